@@ -1,0 +1,69 @@
+# `make run` needs nothing but Python 3.11 or newer and a network: it makes .venv itself.
+# Another interpreter: make PYTHON=python3.12 run. Arguments: make test ARGS="-k floors".
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+# An empty file each, as new as the last installation; pyproject.toml being newer repeats it.
+RUN_READY := $(VENV)/.run-ready
+DEV_READY := $(VENV)/.dev-ready
+# bench/ is checked as soon as there is one.
+SOURCES := clevrd tests $(wildcard bench)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help run test lint types check fmt bench clean
+.DEFAULT_GOAL := help
+
+help: ## List these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+run: $(RUN_READY) ## Start the daemon with its defaults
+	@exec $(BIN)/clevrd serve $(ARGS)
+
+test: $(DEV_READY) ## Run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV_READY) ## Check style and formatting
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+
+types: $(DEV_READY) ## Check types
+	@$(BIN)/mypy $(SOURCES)
+
+check: lint types ## Check style, formatting and types
+
+fmt: $(DEV_READY) ## Format, and fix what can be fixed
+	@$(BIN)/ruff check --fix $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+bench: $(DEV_READY) ## Run the benchmarks
+	@$(BIN)/python -m bench $(ARGS)
+
+clean: ## Remove the environment, caches and build results
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find clevrd tests $(wildcard bench) -name __pycache__ -type d -exec rm -rf {} +
+
+# Developing includes running, so one installation satisfies both stamps.
+$(DEV_READY): pyproject.toml | $(BIN)/pip
+	@echo "Installing clevrd and its development tools into $(VENV)"
+	@$(PIP) install --editable '.[dev]'
+	@touch $(RUN_READY) $@
+
+$(RUN_READY): pyproject.toml | $(BIN)/pip
+	@echo "Installing clevrd into $(VENV)"
+	@$(PIP) install --editable .
+	@touch $@
+
+# pip, because a machine without ensurepip leaves an environment that has python but not pip.
+$(BIN)/pip:
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "clevrd needs Python 3.11 or newer, and there is no $(PYTHON) here." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "clevrd needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1);" \
+	    "name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) can't make virtual environments; on Debian: apt install python3-venv" >&2; \
+	    exit 1; }
+	@echo "Making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)

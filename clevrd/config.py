@@ -1,0 +1,573 @@
+"""Settings: what can be set, what is allowed, and which source won. Nothing is started here.
+
+One struct states every setting's name, type, range, default and help; flags, variables, file
+keys and error texts are derived from it. Sources, weakest first: the default, the TOML file, the
+environment, the command line. Secrets have no place in `Config`: `clevrd checkconfig` prints it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import operator
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from clevrd.errors import ConfigError
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+HOUR_S: Final = 3600.0
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Every setting's effective value.
+
+    Ranges are checked by `load`, not here, so that tests can build small rings and short timers.
+    """
+
+    address: Annotated[
+        str,
+        Meta(
+            description="Where to listen; without a host, on all interfaces.",
+            examples=[":9000", "127.0.0.1:9000", "[::]:9000", "unix:/run/clevrd.sock"],
+        ),
+    ] = ":8080"
+    max_memory_mb: Annotated[
+        int,
+        Meta(
+            ge=64,
+            le=1_048_576,
+            description="Memory in MiB that the recent messages of all topics share.",
+        ),
+    ] = 2048
+    max_message_bytes: Annotated[
+        int,
+        Meta(ge=1 * KIB, le=64 * MIB, description="Largest publish request body accepted."),
+    ] = 1 * MIB
+    publish_rate: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=10_000_000,
+            description="Messages per second that each tenant may publish; 0 is unlimited.",
+        ),
+    ] = 0.0
+    publish_burst: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000_000,
+            description="Messages a tenant may publish at once; 0 is one second's publish_rate.",
+        ),
+    ] = 0
+    ring_messages: Annotated[
+        int,
+        Meta(ge=100, le=1_000_000, description="Recent messages kept per topic, at most."),
+    ] = 10_000
+    ring_bytes: Annotated[
+        int,
+        Meta(
+            ge=1 * MIB,
+            le=1024 * 1024 * MIB,
+            description="Bytes of recent messages kept per topic, at most.",
+        ),
+    ] = 64 * MIB
+    catch_up_messages: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Recent messages a new subscriber gets first, unless it asks otherwise.",
+        ),
+    ] = 50
+    circuit_breaker_threshold: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000_000,
+            description="Drops after which a circuit_breaker subscriber is disconnected.",
+        ),
+    ] = 100
+    max_topics: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="Topics at one time, over all tenants.")
+    ] = 100_000
+    max_topics_per_tenant: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="Topics at one time for each tenant.")
+    ] = 10_000
+    topic_idle_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=365 * 24 * HOUR_S,
+            description="Seconds without readers or publishes after which a topic is forgotten.",
+        ),
+    ] = HOUR_S
+    max_connections: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000_000,
+            description="Connections at one time; 0 is what the descriptor limit allows.",
+        ),
+    ] = 0
+    send_buffer_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1024 * MIB,
+            description="Kernel send buffer of a connection (SO_SNDBUF); 0 is the kernel's own.",
+        ),
+    ] = 128 * KIB
+    write_high_bytes: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1024 * MIB,
+            description="Unsent bytes of a connection at which its subscriber is paused.",
+        ),
+    ] = 64 * KIB
+    write_low_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1024 * MIB,
+            description="Unsent bytes at which a paused subscriber goes on.",
+        ),
+    ] = 16 * KIB
+    ping_interval_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=HOUR_S,
+            description="Seconds between pings to a subscriber; many proxies cut at 60.",
+        ),
+    ] = 25.0
+    pong_timeout_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=HOUR_S,
+            description="Seconds that a subscriber has to answer a ping.",
+        ),
+    ] = 10.0
+    request_timeout_s: Annotated[
+        float,
+        Meta(ge=0.1, le=HOUR_S, description="Seconds that a request has to arrive whole."),
+    ] = 10.0
+    keepalive_timeout_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=24 * HOUR_S,
+            description="Seconds that an idle connection stays open between requests.",
+        ),
+    ] = 75.0
+    shutdown_timeout_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=HOUR_S,
+            description="Seconds that requests and subscribers get to finish at shutdown.",
+        ),
+    ] = 30.0
+    log_level: Annotated[LogLevel, Meta(description="Least severe event that is logged.")] = "info"
+    raw_paths: Annotated[
+        bool,
+        Meta(description="Answer plain publishes and subscribes below aiohttp, which is faster."),
+    ] = True
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One setting as its sources spell it and as help and errors show it."""
+
+    field: str
+    env: str
+    flag: str
+    help: str
+    default: Any
+    type: type
+    allowed: str
+    annotation: Any  # what msgspec checks a value against
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """The effective configuration, and for each field where its value came from."""
+
+    config: Config
+    sources: dict[str, str]
+    warnings: list[str]
+
+
+class TcpAddress(msgspec.Struct, frozen=True):
+    """A TCP address; host None is every interface, IPv4 and where there is one IPv6."""
+
+    host: str | None
+    port: int
+
+
+class UnixAddress(msgspec.Struct, frozen=True):
+    """A Unix socket; the path is absolute."""
+
+    path: str
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+ENV_PREFIX: Final = "CLEVRD_"
+# Two variables are older than the prefix and stay as they are known.
+UNPREFIXED: Final = {"address": "ADDRESS", "max_memory_mb": "MAX_MEMORY_MB"}
+# Read elsewhere (the file's path here, the others by the client commands), so not unknown.
+OTHER_VARIABLES: Final = frozenset({"CLEVRD_CONFIG", "CLEVRD_URL", "CLEVRD_TENANT"})
+
+
+def _allowed(kind: type, base: Any, meta: Meta) -> str:
+    if get_origin(base) is Literal:
+        return "one of " + ", ".join(get_args(base))
+    if kind is bool:
+        return "true or false"
+    if kind is str:
+        return "like " + " or ".join(meta.examples or [])
+    noun = "a whole number" if kind is int else "a number"
+    return f"{noun} from {meta.ge:.15g} to {meta.le:.15g}"
+
+
+def _setting(field: str, default: Any, annotation: Any) -> Setting:
+    base, meta = get_args(annotation)
+    kind = str if get_origin(base) is Literal else base
+    return Setting(
+        field=field,
+        env=UNPREFIXED.get(field, ENV_PREFIX + field.upper()),
+        flag="--" + field.replace("_", "-"),
+        help=meta.description,
+        default=default,
+        type=kind,
+        allowed=_allowed(kind, base, meta),
+        annotation=annotation,
+    )
+
+
+def _table() -> tuple[Setting, ...]:
+    hints = get_type_hints(Config, include_extras=True)
+    return tuple(
+        _setting(field.name, field.default, hints[field.name])
+        for field in msgspec.structs.fields(Config)
+    )
+
+
+SETTINGS: Final[tuple[Setting, ...]] = _table()
+BY_FIELD: Final[Mapping[str, Setting]] = {setting.field: setting for setting in SETTINGS}
+
+
+# --- one value -----------------------------------------------------------------------------------
+
+# Decimal numbers as TOML writes them, 1_000_000 included, so that a value can be copied from the
+# file to a variable; no leading zero, which elsewhere would mean octal; no nan and no inf.
+_INT = re.compile(r"-?(?:0|[1-9](?:_?[0-9])*)", re.ASCII)
+_FLOAT = re.compile(rf"{_INT.pattern}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
+_BOOLS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def _parse_int(text: str) -> int:
+    if not _INT.fullmatch(text):
+        raise ValueError
+    return int(text)
+
+
+def _parse_float(text: str) -> float:
+    if not _FLOAT.fullmatch(text):
+        raise ValueError
+    return float(text)
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() not in _BOOLS:
+        raise ValueError
+    return _BOOLS[text.lower()]
+
+
+_PARSERS: Final[Mapping[type, Callable[[str], object]]] = {
+    int: _parse_int,
+    float: _parse_float,
+    bool: _parse_bool,
+    str: str,
+}
+
+
+class _Given(msgspec.Struct, frozen=True):
+    """A value as a source gives it: text from flags and variables, typed from a file."""
+
+    raw: object
+    source: str
+
+
+class _GivenText(_Given, frozen=True):
+    raw: str
+
+
+def _typed(setting: Setting, given: _Given) -> Any:
+    """Return the value as the setting's type and within its range, or raise ValueError."""
+    parse = _PARSERS[setting.type]
+    value = parse(given.raw) if isinstance(given, _GivenText) else given.raw
+    # Strict: only a whole number may stand for a fraction, nothing else for something else. A nan
+    # or inf in a file is outside of every range.
+    return msgspec.convert(value, setting.annotation, strict=True)
+
+
+def _shown(raw: object) -> str:
+    """Return a value for an error: escaped, so that it stays on its line, and not too long."""
+    try:
+        text = ascii(raw)
+    except ValueError:  # an int of over 4,300 digits, which a file can hold as 0xfff...
+        return "a very long number"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _convert(setting: Setting, given: _Given) -> Any:
+    """Return the value, or raise ConfigError naming the setting, its source and what is allowed."""
+    wrong = (
+        f"{setting.field} = {_shown(given.raw)} ({given.source}) is not allowed:"
+        f" must be {setting.allowed}."
+    )
+    try:
+        value = _typed(setting, given)
+        if setting.field == "address":
+            parse_address(value)
+    except ValueError as error:  # msgspec.ValidationError is a ValueError
+        raise ConfigError(wrong) from error
+    except ConfigError as error:
+        raise ConfigError(f"{wrong} {error}") from error
+    return value
+
+
+# --- all sources ---------------------------------------------------------------------------------
+
+# A file with every setting and its help is under 8 KiB; this bounds a wrong path (/dev/zero).
+MAX_FILE_BYTES: Final = 1 * MIB
+
+
+def load(
+    argv_overrides: Mapping[str, str], environ: Mapping[str, str], toml_path: str | None
+) -> Loaded:
+    """Return the effective settings: defaults < TOML file < environment < command line.
+
+    Args:
+        argv_overrides: text by field name, only what was given.
+        environ: all variables; an empty one counts as not set, since compose and unit files
+            often pass on what they don't have.
+        toml_path: the file; None falls back to CLEVRD_CONFIG.
+
+    Raises:
+        ConfigError: something is wrong; every wrong setting has a line of its own.
+    """
+    problems: list[str] = []
+    path = toml_path or environ.get("CLEVRD_CONFIG") or None
+    given = {
+        **(_from_file(path, problems) if path is not None else {}),
+        **_from_environment(environ),
+        **_from_flags(argv_overrides),
+    }
+    values = _convert_all(given, problems)
+    sources = {field: given[field].source if field in given else "default" for field in BY_FIELD}
+    problems += _conflicts(values, sources)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Loaded(Config(**values), sources, list(_unknown_variables(environ)))
+
+
+def _convert_all(given: Mapping[str, _Given], problems: list[str]) -> dict[str, Any]:
+    """Return every setting's value; a wrong one is left out and adds its line to ``problems``."""
+    values = {setting.field: setting.default for setting in SETTINGS if setting.field not in given}
+    for field, candidate in given.items():
+        try:
+            values[field] = _convert(BY_FIELD[field], candidate)
+        except ConfigError as error:
+            problems.append(str(error))
+    return values
+
+
+def _from_flags(overrides: Mapping[str, str]) -> dict[str, _Given]:
+    return {
+        field: _GivenText(text, f"flag {BY_FIELD[field].flag}") for field, text in overrides.items()
+    }
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
+    return {
+        setting.field: _GivenText(environ[setting.env], f"environment {setting.env}")
+        for setting in SETTINGS
+        if environ.get(setting.env)
+    }
+
+
+def _from_file(path: str, problems: list[str]) -> dict[str, _Given]:
+    table = _read_toml(path)
+    problems += [
+        f"{_shown(key)} (file {path}) is not a setting{_suggestion(_nearest(key, BY_FIELD))}"
+        for key in table
+        if key not in BY_FIELD
+    ]
+    return {key: _Given(raw, f"file {path}") for key, raw in table.items() if key in BY_FIELD}
+
+
+def _read_toml(path: str) -> dict[str, object]:
+    try:
+        return tomllib.loads(_read_bounded(path).decode())
+    except OSError as error:
+        raise ConfigError(f"Can't read the configuration file {path}: {error.strerror}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"The configuration file {path} is nested too deeply.") from error
+    except ValueError as error:  # not TOML, not UTF-8, or a path with a NUL
+        raise ConfigError(f"The configuration file {path} is not TOML: {error}.") from error
+
+
+def _read_bounded(path: str) -> bytes:
+    with open(path, "rb") as file:
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"The configuration file {path} is over {MAX_FILE_BYTES} bytes.")
+    return content
+
+
+def _unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
+    """Warn, no more: Kubernetes sets CLEVRD_SERVICE_HOST and others for a service of this name.
+
+    Values are not shown, since an unknown variable may hold a secret.
+    """
+    fields = {setting.env: setting.field for setting in SETTINGS}
+    for name in sorted(environ):
+        if name.startswith(ENV_PREFIX) and name not in OTHER_VARIABLES and name not in fields:
+            nearest = _nearest(name, BY_FIELD)
+            hint = _suggestion(nearest and BY_FIELD[nearest].env)
+            yield f"{_shown(name)} (environment) is not a setting and is ignored{hint}"
+
+
+def _nearest(name: str, fields: Iterable[str]) -> str | None:
+    """Return the field that a misspelt key or variable most likely means."""
+    plain = name.lower().replace("-", "_").removeprefix(ENV_PREFIX.lower())
+    # 0.75: one or two wrong letters match, SERVICE_HOST matches nothing.
+    close = difflib.get_close_matches(plain, fields, n=1, cutoff=0.75)
+    return close[0] if close else None
+
+
+def _suggestion(name: str | None) -> str:
+    return f"; did you mean {name}?" if name else "."
+
+
+# --- settings that must fit each other -----------------------------------------------------------
+
+
+class _Rule(msgspec.Struct, frozen=True):
+    """What must hold between a setting and another; ``must`` says it to who broke it."""
+
+    field: str
+    other: str
+    fits: Callable[[Any, Any], bool]
+    must: str
+
+
+_RULES: Final = (
+    _Rule("catch_up_messages", "ring_messages", operator.le, "be at most ring_messages"),
+    _Rule("write_low_bytes", "write_high_bytes", operator.lt, "be less than write_high_bytes"),
+    # Else the largest message could never be kept for a reader that is a moment late.
+    _Rule("max_message_bytes", "ring_bytes", operator.le, "be at most ring_bytes"),
+    _Rule(
+        "publish_burst",
+        "publish_rate",
+        lambda burst, rate: burst == 0 or rate > 0,
+        "be 0 unless publish_rate is more than 0",
+    ),
+)
+
+
+def _conflicts(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each broken rule; settings that are wrong in themselves have theirs."""
+    for rule in _RULES:
+        field, other = rule.field, rule.other
+        if not {field, other} <= values.keys() or rule.fits(values[field], values[other]):
+            continue
+        yield (
+            f"{field} = {values[field]} ({sources[field]}) is not allowed: must {rule.must},"
+            f" which is {values[other]} ({sources[other]})."
+        )
+
+
+# --- addresses -----------------------------------------------------------------------------------
+
+# sockaddr_un.sun_path holds 108 bytes with its final NUL on Linux: unix(7).
+MAX_UNIX_PATH_BYTES: Final = 107
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def parse_address(text: str) -> TcpAddress | UnixAddress:
+    """Return the address that ``text`` names.
+
+    ``:9000`` is every interface, IPv4 and where there is one IPv6; port 0 lets the kernel choose.
+
+    Raises:
+        ConfigError: not an address; the sentence says what is missing or wrong.
+    """
+    if text.startswith("unix:"):
+        return UnixAddress(_unix_path(text.removeprefix("unix:")))
+    if "://" in text:
+        raise ConfigError("Write an address, not a URL: 127.0.0.1:9000.")
+    if text.startswith("["):
+        return _bracketed(text)
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise ConfigError("The port is missing: write :9000 or localhost:9000.")
+    if ":" in host:
+        raise ConfigError("An IPv6 address stands in brackets: [::1]:9000.")
+    return TcpAddress(_host(host) if host else None, _port(port))
+
+
+def _unix_path(path: str) -> str:
+    if not path.startswith("/"):
+        raise ConfigError("The path of a Unix socket is absolute: unix:/run/clevrd.sock.")
+    if path.endswith("/") or "\0" in path:
+        raise ConfigError("The path of a Unix socket names a file: unix:/run/clevrd.sock.")
+    if len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
+        raise ConfigError(f"The path of a Unix socket is at most {MAX_UNIX_PATH_BYTES} bytes long.")
+    return path
+
+
+def _bracketed(text: str) -> TcpAddress:
+    host, closing, port = text[1:].partition("]")
+    if not closing or not port.startswith(":"):
+        raise ConfigError("After an IPv6 address in brackets comes the port: [::1]:9000.")
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError as error:
+        raise ConfigError("What stands in brackets is not an IPv6 address.") from error
+    return TcpAddress(host, _port(port[1:]))
+
+
+def _host(host: str) -> str:
+    if not _HOST_NAME.fullmatch(host):
+        raise ConfigError("That is not a host; for all interfaces leave it out: :9000.")
+    # Names never end in a numeric label (RFC 1123 §2.1), so this was meant as an IPv4 address.
+    if host.rpartition(".")[2].isdigit():
+        try:
+            ipaddress.IPv4Address(host)
+        except ValueError as error:
+            raise ConfigError("That is not an IPv4 address.") from error
+    return host
+
+
+def _port(text: str) -> int:
+    if not text:
+        raise ConfigError("The port is missing: write :9000 or localhost:9000.")
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535):
+        raise ConfigError("A port is a whole number from 0 to 65535.")
+    return int(text)

@@ -1,0 +1,182 @@
+"""Every error clevrd can answer with; each class owns its HTTP status, close code and machine code.
+
+Nothing is rendered here: `exchange` turns an error into an HTTP answer, `connections` into a close.
+Status codes: RFC 9110 §15; close codes: RFC 6455 §7.4 and docs/wire.md.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ClevrdError(Exception):
+    """Base of all errors raised on purpose; the message is one sentence for the person at fault."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+    close_code: ClassVar[int] = 1011
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Return the response headers this refusal carries besides its body."""
+        return ()
+
+
+class InvalidRequest(ClevrdError):
+    """The request can't be understood; the same request will fail again."""
+
+    status = 400
+    code = "invalid_request"
+    close_code = 4004
+
+
+class NotFound(ClevrdError):
+    """No such path."""
+
+    status = 404
+    code = "not_found"
+    close_code = 4004
+
+
+class MethodNotAllowed(ClevrdError):
+    """The path exists, the method does not."""
+
+    status = 405
+    code = "method_not_allowed"
+    close_code = 4004
+
+    def __init__(self, method: str, path: str, allowed: tuple[str, ...]) -> None:
+        super().__init__(f"{method} is not allowed on {path}; use {' or '.join(allowed)}.")
+        self.allowed = allowed
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """RFC 9110 §15.5.6: a 405 must list what is allowed."""
+        return (("Allow", ", ".join(self.allowed)),)
+
+
+class RequestTimeout(ClevrdError):
+    """The request did not arrive whole in time."""
+
+    status = 408
+    code = "request_timeout"
+    retryable = True
+
+
+class MessageTooLarge(ClevrdError):
+    """The body is over the limit."""
+
+    status = 413
+    code = "message_too_large"
+    close_code = 1009
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            f"The body is larger than {limit_bytes} bytes; send less,"
+            " or raise CLEVRD_MAX_MESSAGE_BYTES on the server."
+        )
+        self.limit_bytes = limit_bytes
+
+
+class UnsupportedMediaType(ClevrdError):
+    """The body is in an encoding or of a type that is not read here."""
+
+    status = 415
+    code = "unsupported_media_type"
+    close_code = 1003
+
+
+class UpgradeRequired(ClevrdError):
+    """The endpoint speaks WebSocket and the request does not, or not version 13."""
+
+    status = 426
+    code = "upgrade_required"
+    close_code = 4004
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """RFC 9110 §15.5.22 and RFC 6455 §4.4: say which upgrade and which version are spoken."""
+        return (
+            ("Upgrade", "websocket"),
+            ("Connection", "Upgrade"),
+            ("Sec-WebSocket-Version", "13"),
+        )
+
+
+class HeaderTooLarge(ClevrdError):
+    """The request's header section is over the limit."""
+
+    status = 431
+    code = "header_too_large"
+
+
+class RetryLater(ClevrdError):
+    """A refusal that time heals; carries Retry-After (whole seconds, at least 1)."""
+
+    retryable = True
+
+    def __init__(self, sentence: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(sentence)
+        self.retry_after_s = retry_after_s
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """RFC 9110 §10.2.3: delay-seconds is an integer, so it is rounded up."""
+        return (("Retry-After", str(max(1, -int(-self.retry_after_s // 1)))),)
+
+
+class RateLimited(RetryLater):
+    """A tenant spent its publish budget."""
+
+    status = 429
+    code = "rate_limited"
+    close_code = 1013
+
+    def __init__(self, tenant: str, rate_per_s: float, burst: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"Tenant {tenant} is over its publish rate of {rate_per_s:g} messages per second"
+            f" with a burst of {burst} (CLEVRD_PUBLISH_RATE, CLEVRD_PUBLISH_BURST);"
+            " slow down and retry.",
+            retry_after_s,
+        )
+        self.tenant = tenant
+        self.rate_per_s = rate_per_s
+        self.burst = burst
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Add the IETF draft's RateLimit fields (draft-ietf-httpapi-ratelimit-headers)."""
+        window_s = max(1, -int(-self.burst / self.rate_per_s // 1))
+        return (
+            *super().headers(),
+            ("RateLimit-Policy", f'"publish";q={self.burst};w={window_s}'),
+            ("RateLimit", f'"publish";r=0;t={max(1, -int(-self.retry_after_s // 1))}'),
+        )
+
+
+class Throttled(RetryLater):
+    """Too many publishes already wait because the system itself is the bottleneck."""
+
+    status = 429
+    code = "throttled"
+    close_code = 1013
+
+
+class Unavailable(RetryLater):
+    """The daemon can't take this now: it is draining, or at one of its limits."""
+
+    status = 503
+    code = "unavailable"
+    close_code = 1013
+
+
+class ConfigError(ClevrdError):
+    """A setting is wrong; the message names it, where it came from and what is allowed."""
+
+    exit_code: ClassVar[int] = 78  # EX_CONFIG of sysexits.h
+
+    code = "bad_configuration"
+
+
+class CannotStart(ClevrdError):
+    """The configuration is right, but the machine refuses: port in use, no permission."""
+
+    exit_code: ClassVar[int] = 69  # EX_UNAVAILABLE of sysexits.h
+
+    code = "cannot_start"
