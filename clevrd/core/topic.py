@@ -1,0 +1,401 @@
+"""Topic: one ring, its readers, and the rounds that bring the readers up to date.
+
+Pure: the hub calls, writes and keeps time. Offsets are given to ``append``, not made here, and
+all reading by offset goes through ``read``.
+
+A message is *appended* (it has an offset, it is in the ring), then *offered* when the next round
+begins (``edge`` moves over it). Live readers are given a round's frames joined once; lagging
+readers read with their own cursor, up to the edge and never past it, so joining, catching up and
+live delivery are one sequence that can't repeat or reorder.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Final
+
+from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, RecentMessageCache
+from clevrd.core.subscriber import CIRCUIT_BREAKER, DROP_OLDEST, KeptBudget, Losses, Subscriber
+
+# A round carries at most this much, so that one join is no pause and a reader's transport is
+# handed no more than a few socket buffers at once.
+ROUND_MAX_BYTES: Final = 262_144
+
+_NO_CAPTURE: Final = 1 << 62
+
+# Up to this many stale alarms wait until they are reached; more are swept out once they
+# outnumber the others.
+_STALE_ALARMS: Final = 16
+
+
+class Round:
+    """One step forward of a topic's live readers; a value that could be carried out elsewhere."""
+
+    __slots__ = ("end", "messages", "payload", "readers", "start", "topic", "tripped")
+
+    def __init__(
+        self, topic: Topic, start: int, frames: list[bytes], readers: list[Subscriber]
+    ) -> None:
+        self.topic = topic
+        # Readers whose cursor is ``start`` get offsets start + 1 to end.
+        self.start = start
+        self.end = start + len(frames)
+        self.messages = len(frames)
+        self.payload = (frames[0] if len(frames) == 1 else b"".join(frames)) if readers else b""
+        self.readers = readers
+        # Readers whose circuit opened: close them, they are still joined.
+        self.tripped: list[Subscriber] = []
+
+
+class Topic:
+    """One topic of one tenant."""
+
+    __slots__ = (
+        "_alarmed",
+        "_alarms",
+        "_capture_from",
+        "_last_alarm",
+        "_suspects",
+        "_trip_threshold",
+        "budget",
+        "created_at",
+        "delivered",
+        "discarded",
+        "edge",
+        "epoch",
+        "flush_is_scheduled",
+        "lagging",
+        "last_used_s",
+        "live",
+        "losses",
+        "moved_s",
+        "name",
+        "offered",
+        "pending_bytes",
+        "published",
+        "ring",
+        "tenant",
+        "window_cap",
+    )
+
+    def __init__(
+        self,
+        tenant: str,
+        name: str,
+        *,
+        ring: RecentMessageCache,
+        budget: KeptBudget,
+        window_cap: int,
+        trip_threshold: int = 100,
+        epoch: str = "",
+        created_at: str = "",
+        now_s: float = 0.0,
+    ) -> None:
+        self.tenant = tenant
+        self.name = name
+        self.epoch = epoch
+        # RFC 3339, for people.
+        self.created_at = created_at
+        # Monotonic; the last publish, join or leave. Idle topics are evicted by it.
+        self.last_used_s = now_s
+        self.ring = ring
+        self.budget = budget
+        # Highest offset offered; moves in begin_round only, and in append while nobody reads.
+        self.edge = ring.head
+        # Monotonic; when the edge last moved before readers, or the ring gave something up: what a
+        # reader turns out to have lost, it lost then.
+        self.moved_s = now_s
+        # Messages appended but not yet offered, as the ring counts them.
+        self.pending_bytes = 0
+        self.window_cap = min(window_cap, ring.max_messages)
+        # Readers at the edge, or at the running round's start; dicts as ordered sets.
+        self.live: dict[Subscriber, None] = {}
+        # Readers behind: joining, blocked, or catching up.
+        self.lagging: dict[Subscriber, None] = {}
+        # Readers that may be slow: everyone who lagged and was not seen to be well since.
+        self._suspects: dict[Subscriber, None] = {}
+        self._trip_threshold = trip_threshold
+        # Heap of (edge at which a circuit may open, number of the alarm): lower bounds for
+        # lagging CIRCUIT_BREAKERs, so that a round costs nothing for those far from opening.
+        self._alarms: list[tuple[int, int]] = []
+        # Number of the alarm -> its reader; an entry of the heap that is not in here is stale.
+        self._alarmed: dict[int, Subscriber] = {}
+        self._last_alarm = 0
+        # Lowest offset that a lagging DROP_NEWEST or CIRCUIT_BREAKER still reads from the ring.
+        self._capture_from = _NO_CAPTURE
+        # Owned by the hub: a round is running or will be begun this turn.
+        self.flush_is_scheduled = False
+        # Counters; all only rise. offered: messages times the readers they were offered to.
+        self.published = 0
+        self.offered = 0
+        self.delivered = 0
+        self.discarded = 0
+        self.losses = Losses()
+
+    @property
+    def head(self) -> int:
+        """Offset of the newest message; 0 before the first."""
+        return self.ring.head
+
+    @property
+    def pending(self) -> int:
+        """Messages appended but not yet offered."""
+        return self.ring.head - self.edge
+
+    @property
+    def subscribers(self) -> int:
+        """How many readers are joined."""
+        return len(self.live) + len(self.lagging)
+
+    @property
+    def lagging_count(self) -> int:
+        """How many readers are not up to date."""
+        return len(self.lagging)
+
+    def append(self, offset: int, frame: bytes, now_s: float) -> None:
+        """Hold ``frame`` as message ``offset``, which must be ``head + 1``."""
+        ring = self.ring
+        if offset != ring.head + 1:
+            raise ValueError(f"message {offset} can't follow message {ring.head} of {self.name!r}")
+        excess = ring.append(frame)
+        self.published += 1
+        self.last_used_s = now_s
+        if self.live or self.lagging:
+            self.pending_bytes += len(frame) + FRAME_OVERHEAD_BYTES
+        else:
+            self.edge = offset
+        if excess:
+            self._evict(excess, now_s)
+
+    def trim(self, max_bytes: int, now_s: float) -> int:
+        """Evict the oldest messages until the ring holds at most ``max_bytes``; return bytes freed.
+
+        What is yet to be offered stays, whatever its size: that is this turn's business.
+        """
+        before = self.ring.size_bytes
+        excess = self.ring.oldest_over(max_bytes, self.edge)
+        if excess:
+            self._evict(excess, now_s)
+        return before - self.ring.size_bytes
+
+    def join(self, reader: Subscriber, last: int, now_s: float) -> None:
+        """Add ``reader``, to be given the ``last`` messages first (or as many as there are).
+
+        It starts among the lagging: the caller lets it read until it is up to date.
+        """
+        first_wanted = max(self.ring.first, self.ring.head - last + 1)
+        reader.start = reader.cursor = min(self.edge, first_wanted - 1)
+        backlog = self.edge - reader.cursor
+        reader.backlog_limit = backlog
+        reader.is_joined = True
+        self.offered += backlog
+        self.last_used_s = now_s
+        self._add_lagging(reader)
+
+    def leave(self, reader: Subscriber, now_s: float) -> None:
+        """Remove ``reader``; what still waited for it is counted as discarded. Idempotent."""
+        if not reader.is_joined:
+            return
+        reader.forfeit(self, self.moved_s)
+        self.discarded += reader.discarded
+        reader.is_joined = reader.is_live = False
+        self.live.pop(reader, None)
+        self.lagging.pop(reader, None)
+        self._suspects.pop(reader, None)
+        self._forget_alarm(reader)
+        self.last_used_s = now_s
+        if not self.live and not self.lagging:
+            # Nobody is left to be offered what waits; later readers find it in the ring.
+            self.edge = self.ring.head
+            self.pending_bytes = 0
+
+    def mark_lagging(self, reader: Subscriber) -> None:
+        """Take ``reader`` out of the live set, with its cursor: its transport is full."""
+        if reader.is_live:
+            del self.live[reader]
+            reader.is_live = False
+            self._add_lagging(reader)
+
+    def mark_live(self, reader: Subscriber) -> None:
+        """Put ``reader``, which is up to date, among those the next round is for."""
+        if not reader.is_up_to_date(self):
+            # Every round would pass it over, and nobody would know.
+            raise ValueError(f"{reader.lag(self)} messages of {self.name!r} wait for the reader")
+        del self.lagging[reader]
+        self.live[reader] = None
+        reader.is_live = True
+        reader.caught_up()
+        self._forget_alarm(reader)
+
+    def read(self, reader: Subscriber, max_bytes: int, now_s: float) -> list[bytes]:
+        """Return the next frames for a lagging reader, oldest first, up to the edge.
+
+        Its policy is applied first. Empty when it is up to date.
+        """
+        reader.settle(self, min(now_s, self.moved_s))
+        frames = reader.take(self, max_bytes)
+        self.delivered += len(frames)
+        return frames
+
+    def begin_round(self, now_s: float, max_bytes: int = ROUND_MAX_BYTES) -> Round | None:
+        """Offer what was appended since the last round; None when nothing was.
+
+        For each of ``readers`` that is still live with its cursor at ``start`` the caller moves
+        the cursor to ``end``, counts, and then writes ``payload``: in this order, because the
+        write itself may make the reader lag or leave. One round at a time.
+        """
+        ring = self.ring
+        if ring.first - 1 > self.edge:
+            self._lose_unoffered(now_s)
+        start = self.edge
+        if start == ring.head:
+            return None
+        frames = ring.take(start, ring.head, max_bytes)
+        step = Round(self, start, frames, list(self.live))
+        self.edge = step.end
+        if step.end == ring.head:
+            self.pending_bytes = 0
+        else:
+            self.pending_bytes -= sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * step.messages
+        self.moved_s = now_s
+        self.offered += step.messages * (len(self.live) + len(self.lagging))
+        if self._alarms:
+            step.tripped = self._tripped()
+        return step
+
+    def set_window(self, window_cap: int, now_s: float) -> None:
+        """Let readers lag ``window_cap`` messages at most, those that lag now included."""
+        cap, before = min(window_cap, self.ring.max_messages), self.window_cap
+        if cap == before:
+            return
+        affected = [
+            reader for reader in self.lagging if reader.window(cap) != reader.window(before)
+        ]
+        if cap > before:
+            # What the smaller window has cost is lost; the larger one begins now.
+            for reader in affected:
+                reader.settle(self, self.moved_s)
+        self.window_cap = cap
+        if cap < before:
+            for reader in affected:
+                reader.trim_kept(self, now_s)
+                reader.settle(self, now_s)
+            self._reset_alarms()
+
+    def settle(self, now_s: float) -> None:
+        """Bring every reader's counters up to date, as a view of them must be."""
+        # What a lagging reader has lost by now, it lost when the edge last moved.
+        lost_s = min(now_s, self.moved_s)
+        for reader in self.lagging:
+            reader.settle(self, lost_s)
+
+    def slow_count(self, now_s: float) -> int:
+        """Return how many readers are slow: over their window, or dropping within the last 10 s."""
+        slow = 0
+        well: list[Subscriber] = []
+        for reader in self._suspects:
+            if reader.is_slow(self, now_s):
+                slow += 1
+            elif reader.is_live:
+                well.append(reader)
+        for reader in well:
+            del self._suspects[reader]
+        return slow
+
+    def queued(self) -> int:
+        """Return how many offered messages wait, over all readers; exact after ``settle``."""
+        live = sum(self.edge - reader.cursor for reader in self.live)
+        return live + sum(reader.queued(self) for reader in self.lagging)
+
+    def hasten_alarm(self, reader: Subscriber) -> None:
+        """Reckon the reader's alarm anew: it dropped although its window was not full."""
+        if reader.alarm:
+            self._forget_alarm(reader)
+            self._set_alarm(reader)
+
+    def _add_lagging(self, reader: Subscriber) -> None:
+        self.lagging[reader] = None
+        self._suspects[reader] = None
+        if reader.strategy is DROP_OLDEST:
+            return
+        # The ring may have given up parts of a round that this reader was not given yet.
+        reader.settle(self, self.moved_s)
+        self._capture_from = min(self._capture_from, reader.cursor + 1)
+        self._set_alarm(reader)
+
+    def _set_alarm(self, reader: Subscriber) -> None:
+        if reader.strategy is CIRCUIT_BREAKER:
+            self._last_alarm += 1
+            reader.alarm = self._last_alarm
+            self._alarmed[reader.alarm] = reader
+            trips_at = reader.trips_at(self.window_cap, self._trip_threshold)
+            heapq.heappush(self._alarms, (trips_at, reader.alarm))
+
+    def _forget_alarm(self, reader: Subscriber) -> None:
+        """Drop the reader's alarm; its heap entry waits until it is reached or swept out."""
+        if reader.alarm:
+            del self._alarmed[reader.alarm]
+            reader.alarm = 0
+            if len(self._alarms) > 2 * len(self._alarmed) + _STALE_ALARMS:
+                self._alarms = [entry for entry in self._alarms if entry[1] in self._alarmed]
+                heapq.heapify(self._alarms)
+
+    def _reset_alarms(self) -> None:
+        """Reckon all alarms anew: the window has shrunk."""
+        alarmed = list(self._alarmed.values())
+        self._alarmed.clear()
+        self._alarms.clear()
+        for reader in alarmed:
+            self._set_alarm(reader)
+
+    def _tripped(self) -> list[Subscriber]:
+        """Return the readers whose circuit opens at this edge."""
+        tripped: list[Subscriber] = []
+        while self._alarms and self._alarms[0][0] <= self.edge:
+            reader = self._alarmed.pop(heapq.heappop(self._alarms)[1], None)
+            if reader is None:
+                continue
+            reader.alarm = 0
+            # Not settled where it opens: it needn't keep what it will never be given.
+            if reader.drops_in_stall(self) >= self._trip_threshold:
+                tripped.append(reader)
+            else:
+                reader.settle(self, self.moved_s)
+                self._set_alarm(reader)
+        return tripped
+
+    def _lose_unoffered(self, now_s: float) -> None:
+        """Move the edge past what the ring gave up before it could be offered.
+
+        Only a burst larger than the ring within one turn gets that far.
+        """
+        # What was offered before is settled before that is added to it.
+        self.settle(now_s)
+        gone = self.ring.first - 1 - self.edge
+        self.edge += gone
+        self.moved_s = now_s
+        self.pending_bytes = self.ring.size_bytes
+        self.offered += gone * self.subscribers
+        self.losses.retention += gone * self.subscribers
+        for reader in self.live:
+            reader.lose(gone, now_s)
+            self._suspects[reader] = None
+        for reader in self.lagging:
+            reader.lose(gone, now_s)
+            self.hasten_alarm(reader)
+
+    def _evict(self, count: int, now_s: float) -> None:
+        if self._capture_from <= self.edge and self._capture_from < self.ring.first + count:
+            self._capture(now_s)
+        self.ring.evict(count)
+        self.moved_s = now_s
+
+    def _capture(self, now_s: float) -> None:
+        """Let readers that keep the oldest hold their frames before these leave the ring.
+
+        All of them at once, so that the next time is a whole turn of the ring away.
+        """
+        for reader in self.lagging:
+            reader.capture(self, min(now_s, self.moved_s))
+        keeps = any(reader.strategy is not DROP_OLDEST for reader in self.lagging)
+        self._capture_from = self.edge + 1 if keeps else _NO_CAPTURE

@@ -1,0 +1,270 @@
+"""Fakes for the core's edges: sinks that fill up, frames that carry their offset, and a driver
+that moves rounds as the hub does, without a loop.
+
+Importing this module also sets how much hypothesis tries: `ci` unless HYPOTHESIS_PROFILE says
+`long`, which takes many minutes: HYPOTHESIS_PROFILE=long pytest --timeout=0 tests/test_policies.py
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Generator, Iterator
+from typing import Protocol
+
+from hypothesis import HealthCheck, settings
+from websockets.frames import Frame
+
+from clevrd.core.recent_cache import RecentMessageCache
+from clevrd.core.subscriber import KeptBudget, Subscriber
+from clevrd.core.topic import ROUND_MAX_BYTES, Round, Topic
+
+# The same examples in every run, so that a change is judged by what it changed; no deadline and
+# no complaint about slowness, as a shared machine is slow now and then; no database left behind.
+settings.register_profile(
+    "ci",
+    max_examples=150,
+    stateful_step_count=40,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "long",
+    max_examples=10_000,
+    stateful_step_count=100,
+    derandomize=False,
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+class FakeSink:
+    """A Sink that remembers what it was given and, like a transport, says when it is full.
+
+    ``on_pause`` is called from within the write that passes ``room_bytes``, and ``on_resume``
+    from within the drain that leaves room again: the way a transport calls its protocol.
+    """
+
+    def __init__(self, room_bytes: int = 1 << 60) -> None:
+        self.room_bytes = room_bytes
+        # Every write, in order.
+        self.writes: list[bytes] = []
+        # Written and not yet drained.
+        self.buffered_bytes = 0
+        self.is_paused = False
+        # (code, reason) of the first close.
+        self.closed: tuple[int, str] | None = None
+        # Raised by the next writes, as a transport that is gone might.
+        self.error: Exception | None = None
+        self.on_pause: Callable[[], None] = lambda: None
+        self.on_resume: Callable[[], None] = lambda: None
+
+    def write(self, data: bytes) -> None:
+        """Take ``data``, pausing when the buffer is full."""
+        if self.error is not None:
+            raise self.error
+        self.writes.append(data)
+        self.buffered_bytes += len(data)
+        if self.buffered_bytes > self.room_bytes and not self.is_paused:
+            self.is_paused = True
+            self.on_pause()
+
+    def close(self, code: int, reason: str) -> None:
+        """Remember the first goodbye."""
+        if self.closed is None:
+            self.closed = code, reason
+
+    def drain(self, max_bytes: int = 1 << 60) -> None:
+        """Let the peer read ``max_bytes``; resumes when that leaves room."""
+        self.buffered_bytes = max(0, self.buffered_bytes - max_bytes)
+        if self.is_paused and self.buffered_bytes <= self.room_bytes:
+            self.is_paused = False
+            self.on_resume()
+
+    @property
+    def received(self) -> bytes:
+        """Everything written so far."""
+        return b"".join(self.writes)
+
+    @property
+    def offsets(self) -> list[int]:
+        """Offsets of the frames written so far, which `frame_of` made."""
+        return offsets_in(self.received)
+
+
+def sink_of(reader: Subscriber) -> FakeSink:
+    """Return the fake that ``reader`` was made with."""
+    sink = reader.sink
+    assert isinstance(sink, FakeSink)
+    return sink
+
+
+def frame_of(offset: int, size_bytes: int = 64) -> bytes:
+    """Return a stand-in for the frame of message ``offset``, ``size_bytes`` long."""
+    return b"%d" % offset + b"." * (size_bytes - len(b"%d" % offset) - 1) + b"\n"
+
+
+def offsets_in(data: bytes) -> list[int]:
+    """Return the offsets of the frames in ``data``, in order."""
+    return [int(frame.rstrip(b".")) for frame in data.splitlines()]
+
+
+def frames_in(data: bytes, *, masked: bool = False) -> list[Frame]:
+    """Return the WebSocket frames in ``data``, read by a parser that is not ours.
+
+    Raises:
+        EOFError: the last one is incomplete.
+    """
+    stream = io.BytesIO(data)
+
+    def read_exact(size: int) -> Generator[None, None, bytes]:
+        yield from ()
+        part = stream.read(size)
+        if len(part) < size:
+            raise EOFError(f"{size - len(part)} bytes are missing")
+        return part
+
+    frames = []
+    while stream.tell() < len(data):
+        try:
+            next(Frame.parse(read_exact, mask=masked))
+        except StopIteration as parsed:
+            frames.append(parsed.value)
+    return frames
+
+
+def make_topic(
+    *,
+    ring_messages: int = 1_000,
+    ring_bytes: int = 1 << 30,
+    window: int = 100,
+    trip_threshold: int = 100,
+    budget: KeptBudget | None = None,
+) -> Topic:
+    """Return an empty topic."""
+    return Topic(
+        "tenant",
+        "topic",
+        ring=RecentMessageCache(ring_messages, ring_bytes),
+        budget=budget or KeptBudget(1 << 30),
+        window_cap=window,
+        trip_threshold=trip_threshold,
+    )
+
+
+class Append(Protocol):
+    """What takes a message: a topic, or a manager on its behalf."""
+
+    def __call__(self, offset: int, frame: bytes, now_s: float, /) -> None: ...
+
+
+class TopicDriver:
+    """Does with one topic what the hub does: rounds to live readers, catch-up for the others.
+
+    A round can be taken apart: `begin`, some `write_next`, then whatever else, then `finish`.
+    """
+
+    def __init__(self, topic: Topic, append: Append | None = None) -> None:
+        self.topic = topic
+        # Set it to let time pass.
+        self.now_s = 0.0
+        self._append = append or topic.append
+        # Readers that were closed because their circuit opened, in order.
+        self.tripped: list[Subscriber] = []
+        self._step: Round | None = None
+        self._unwritten: Iterator[Subscriber] = iter(())
+
+    def publish(self, count: int = 1, size_bytes: int = 64) -> None:
+        """Append ``count`` messages that no round has offered yet."""
+        for _ in range(count):
+            offset = self.topic.head + 1
+            self._append(offset, frame_of(offset, size_bytes), self.now_s)
+
+    def begin(self, max_bytes: int = ROUND_MAX_BYTES) -> Round | None:
+        """Begin a round, finishing the one before it; nothing is written yet."""
+        self.finish()
+        self._step = step = self.topic.begin_round(self.now_s, max_bytes)
+        if step is not None:
+            self._unwritten = iter(step.readers)
+            for reader in step.tripped:
+                self.topic.leave(reader, self.now_s)
+                reader.sink.close(4101, "circuit_open")
+                self.tripped.append(reader)
+        return step
+
+    def write_next(self) -> bool:
+        """Write the round to its next reader that it is still for; False when there is none."""
+        step = self._step
+        if step is None:
+            return False
+        for reader in self._unwritten:
+            if reader.is_live and reader.cursor == step.start:
+                reader.cursor = step.end
+                reader.delivered += step.messages
+                self.topic.delivered += step.messages
+                reader.write(step.payload)
+                return True
+        self._step = None
+        return False
+
+    def finish(self) -> None:
+        """Write the round to all its readers that are left."""
+        while self.write_next():
+            pass
+
+    def flush(self) -> None:
+        """Run rounds until nothing is pending."""
+        while self.begin() is not None:
+            self.finish()
+
+    def send(self, count: int = 1, size_bytes: int = 64) -> None:
+        """Publish ``count`` messages, one round each."""
+        for _ in range(count):
+            self.publish(1, size_bytes)
+            self.flush()
+
+    def join(self, reader: Subscriber, last: int = 0) -> Subscriber:
+        """Join ``reader``, wire its sink's pauses, and let it catch up."""
+        sink = reader.sink
+        if isinstance(sink, FakeSink):
+            sink.on_pause = lambda: self.block(reader)
+            sink.on_resume = lambda: self.unblock(reader)
+        self.topic.join(reader, last, self.now_s)
+        self.catch_up(reader)
+        return reader
+
+    def block(self, reader: Subscriber) -> None:
+        """Note that the reader's transport is full."""
+        reader.is_blocked = True
+        if reader.is_joined:
+            self.topic.mark_lagging(reader)
+
+    def unblock(self, reader: Subscriber) -> None:
+        """Note that the reader's transport takes more, and let it catch up."""
+        reader.is_blocked = False
+        if reader.is_joined:
+            self.catch_up(reader)
+
+    def catch_up(self, reader: Subscriber, max_bytes: int = 65_536) -> None:
+        """Let a lagging reader read until it is blocked or up to date, and then live."""
+        while not reader.is_blocked and reader.is_joined:
+            if not self.read_once(reader, max_bytes):
+                return
+
+    def read_once(self, reader: Subscriber, max_bytes: int = 65_536) -> bool:
+        """Let a lagging reader read one batch; False, and it is live, when nothing waits."""
+        frames = self.topic.read(reader, max_bytes, self.now_s)
+        if not frames:
+            self.topic.mark_live(reader)
+            return False
+        reader.write(b"".join(frames))
+        return True
+
+    def leave(self, reader: Subscriber) -> None:
+        """Let ``reader`` go."""
+        self.topic.leave(reader, self.now_s)

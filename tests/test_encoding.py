@@ -1,0 +1,161 @@
+"""Frames, read back by an independent parser."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from fakes import frames_in
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.frames import Close, Frame, Opcode
+
+from clevrd.core.encoding import (
+    FrameEncoder,
+    close_frame,
+    frame_payload,
+    ping_frame,
+    pong_frame,
+    text_frame,
+)
+from clevrd.core.message import Message
+
+BOUNDARIES = [125, 126, 127, 2_047, 2_048, 65_535, 65_536, 65_537]
+
+
+def parse(data: bytes) -> Frame:
+    """Return the one frame that ``data`` is, as a client reads it: whole and not masked."""
+    (frame,) = frames_in(data)
+    assert frame.fin
+    return frame
+
+
+def message(data: bytes = b"1", **fields: object) -> Message:
+    """Return a message with ``data`` as it is."""
+    values: dict[str, object] = {
+        "id": "msg-20260131-120000.000042",
+        "topic": "orders",
+        "tenant_id": "default-tenant",
+        "timestamp": "2026-01-31T12:00:00.000042Z",
+        "offset": 42,
+    }
+    return Message(data=msgspec.Raw(data), **{**values, **fields})  # type: ignore[arg-type]
+
+
+def padded_to(size: int) -> Message:
+    """Return a message whose JSON has ``size`` bytes."""
+    bare = len(frame_payload(FrameEncoder().frame(message(b'""'))))
+    return message(b'"' + b"x" * (size - bare) + b'"')
+
+
+def test_message_reads_as_documented() -> None:
+    """The fields, their order and their types are what clients rely on."""
+    frame = parse(FrameEncoder().frame(message(b'{"price":1.50}')))
+
+    assert frame.opcode is Opcode.TEXT
+    assert frame.data == (
+        b'{"id":"msg-20260131-120000.000042","topic":"orders","tenant_id":"default-tenant",'
+        b'"data":{"price":1.50},"timestamp":"2026-01-31T12:00:00.000042Z","offset":42}'
+    )
+
+
+@pytest.mark.parametrize(
+    "data", [b"1.50", b'"\\u0041\\/"', '"grüße 😀\u2028"'.encode(), b'{ "a" :\n[ 1 ,\t2 ] }']
+)
+def test_data_is_sent_byte_for_byte(data: bytes) -> None:
+    """The publisher's JSON is not parsed, sorted, rounded or escaped anew."""
+    frame = parse(FrameEncoder().frame(message(data)))
+
+    assert b'"data":' + data + b',"timestamp"' in frame.data
+
+
+@given(topic=st.text(st.characters(exclude_categories=["Cs"])), offset=st.integers(1, 1 << 53))
+def test_names_are_escaped(topic: str, offset: int) -> None:
+    """Whatever is in a name, the frame stays one JSON object that says it."""
+    frame = parse(FrameEncoder().frame(message(topic=topic, offset=offset)))
+
+    assert json.loads(bytes(frame.data)) == {
+        "id": "msg-20260131-120000.000042",
+        "topic": topic,
+        "tenant_id": "default-tenant",
+        "data": 1,
+        "timestamp": "2026-01-31T12:00:00.000042Z",
+        "offset": offset,
+    }
+
+
+@pytest.mark.parametrize("size", [size for size in BOUNDARIES if size > 127])
+def test_header_fits_every_size_of_message(size: int) -> None:
+    """Across each boundary of the length's encoding the frame is read back whole."""
+    frame = FrameEncoder().frame(padded_to(size))
+
+    assert len(parse(frame).data) == size
+    assert frame_payload(frame) == parse(frame).data
+
+
+@pytest.mark.parametrize("size", [0, 1, *BOUNDARIES])
+def test_text_frame_fits_every_size(size: int) -> None:
+    """The same for a payload that is there already; the smallest are control frames' business."""
+    payload = b"x" * size
+
+    frame = text_frame(payload)
+
+    assert parse(frame).opcode is Opcode.TEXT
+    assert parse(frame).data == payload
+    assert frame_payload(frame) == payload
+
+
+@given(size=st.integers(0, 70_000))
+def test_header_is_the_shortest(size: int) -> None:
+    """RFC 6455 §5.2: the minimal number of bytes must be used to encode the length."""
+    header = len(text_frame(b"x" * size)) - size
+
+    assert header == (2 if size < 126 else 4 if size < 65_536 else 10)
+
+
+def test_encoder_is_used_again_after_any_message() -> None:
+    """A large message, or one that can't be encoded, leaves nothing behind for the next."""
+    encoder = FrameEncoder()
+    small = encoder.frame(message())
+
+    encoder.frame(padded_to(65_536))
+    with pytest.raises(UnicodeEncodeError):
+        encoder.frame(message(topic="\ud800"))
+
+    assert encoder.frame(message()) == small
+
+
+def test_joined_frames_are_read_one_by_one() -> None:
+    """A round is frames joined: the receiver finds each message in it."""
+    frames = [FrameEncoder().frame(message(offset=offset)) for offset in range(1, 4)]
+
+    read = frames_in(b"".join(frames))
+
+    assert [json.loads(bytes(frame.data))["offset"] for frame in read] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("payload", [b"", b"x", b"\xff" * 125])
+def test_pings_and_pongs_carry_their_payload(payload: bytes) -> None:
+    """RFC 6455 §5.5.3: a pong has the bytes of the ping it answers."""
+    ping, pong = parse(ping_frame(payload)), parse(pong_frame(payload))
+
+    assert (ping.opcode, ping.data) == (Opcode.PING, payload)
+    assert (pong.opcode, pong.data) == (Opcode.PONG, payload)
+
+
+def test_close_carries_code_and_reason() -> None:
+    """Both are read back by a client."""
+    assert Close.parse(parse(close_frame(4101, "circuit_open")).data) == Close(4101, "circuit_open")
+    assert Close.parse(parse(close_frame(1012)).data) == Close(1012, "")
+
+
+@given(reason=st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
+def test_close_reason_is_cut_on_a_character(reason: str) -> None:
+    """A control frame holds 125 bytes; what is left of a longer reason is still UTF-8."""
+    frame = parse(close_frame(1001, reason))
+    shown = Close.parse(frame.data).reason
+
+    assert reason.startswith(shown)
+    assert len(frame.data) <= 125
+    assert shown == reason or len(frame.data) > 125 - 4

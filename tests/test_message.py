@@ -1,0 +1,307 @@
+"""Decoding publishes, every refusal with its sentence, and ids that only rise."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from datetime import UTC, datetime, timedelta
+
+import fakes  # noqa: F401  # it sets how much hypothesis tries
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clevrd.core.message import (
+    MAX_TOPIC_BYTES,
+    MessageIds,
+    check_topic,
+    decode_publish,
+    rfc3339,
+)
+from clevrd.errors import InvalidRequest
+
+NESTED = 100_000
+# 2026-01-31 12:00:00 UTC.
+NOON_US = 1_769_860_800 * 1_000_000
+HOUR_US = 3_600 * 1_000_000
+ID = re.compile(r"msg-\d{8}-\d{6}\.\d{6}")
+
+
+def body_of(data: bytes) -> bytes:
+    """Return a publish of ``data``, which is put in as it is."""
+    return b'{"topic":"t","data":' + data + b"}"
+
+
+# --- what passes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"0",
+        b"-0",
+        b"1.50",
+        b"1E+400",
+        b"123456789012345678901234567890.000",
+        b"true",
+        b"false",
+        b'""',
+        b'"null"',
+        b'"\\u0041\\/"',
+        b'"\\ud83d\\ude00"',
+        '"grüße 😀 \u2028"'.encode(),
+        b"[]",
+        b"{}",
+        b'{"b":1,"a":2,"b":3}',
+        b'{ "a" :\n[ 1 ,\t2 ] }',
+    ],
+)
+def test_data_is_kept_byte_for_byte(data: bytes) -> None:
+    """No number is rounded, no key sorted, no escape and no inner whitespace changed."""
+    assert bytes(decode_publish(body_of(data)).data) == data
+
+
+def test_whitespace_around_data_is_not_data() -> None:
+    """What stands between the tokens of the request belongs to the request."""
+    request = decode_publish(b' {\r\n"topic" : "t" ,\n"data" :\t [1,\n 2] \n} \n')
+
+    assert bytes(request.data) == b"[1,\n 2]"
+
+
+def test_unknown_fields_are_ignored() -> None:
+    """A request of a later version, or with a publisher's own notes, is a good request."""
+    request = decode_publish(
+        b'{"x":[{"y":null}],"topic":"t","key":7,"data":1,"idempotency_key":""}'
+    )
+
+    assert (request.topic, bytes(request.data)) == ("t", b"1")
+
+
+def test_last_of_a_repeated_name_counts() -> None:
+    """RFC 8259 §4 leaves this open; browsers and Python take the last one, and so do we."""
+    request = decode_publish(b'{"topic":"a","data":null,"topic":"b","data":2}')
+
+    assert (request.topic, bytes(request.data)) == ("b", b"2")
+
+
+def test_escapes_in_a_topic_are_read() -> None:
+    """The name is what the JSON string means, not how it was written."""
+    assert decode_publish(b'{"topic":"\\u0061\\/b","data":1}').topic == "a/b"
+
+
+@pytest.mark.parametrize("topic", ["a", " ", "a:b", "grüße", "a\u2028b", "x" * 255, "é" * 127])
+def test_names_that_can_be_topics(topic: str) -> None:
+    """1 to 255 bytes of UTF-8, and any character that is no control character."""
+    check_topic(topic)
+
+
+# --- what is refused -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"hello", id="not_json"),
+        pytest.param(b'\xef\xbb\xbf{"topic":"t","data":1}', id="byte_order_mark"),
+        pytest.param(b'{"topic":"t","data":1', id="truncated"),
+        pytest.param(b'{"topic":"t","data":{"a":"b', id="truncated_in_string"),
+        pytest.param(b'{"topic":"t","data":1}{}', id="something_after_it"),
+        pytest.param(b'["topic","data"]', id="array"),
+        pytest.param(b'"topic"', id="string"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b'{"data":1}', id="topic_missing"),
+        pytest.param(b'{"Topic":"t","data":1}', id="topic_in_capitals"),
+        pytest.param(b'{"topic":"","data":1}', id="topic_empty"),
+        pytest.param(b'{"topic":null,"data":1}', id="topic_null"),
+        pytest.param(b'{"topic":7,"data":1}', id="topic_number"),
+        pytest.param(b'{"topic":["t"],"data":1}', id="topic_array"),
+        pytest.param(b'{"topic":"' + b"x" * 256 + b'","data":1}', id="topic_256_bytes"),
+        pytest.param(b'{"topic":"%b","data":1}' % ("é" * 128).encode(), id="topic_256"),
+        pytest.param(b'{"topic":"a\\nb","data":1}', id="topic_newline"),
+        pytest.param(b'{"topic":"a\\u0000","data":1}', id="topic_nul"),
+        pytest.param(b'{"topic":"a\\u007f","data":1}', id="topic_del"),
+        pytest.param(b'{"topic":"a\xc2\x85","data":1}', id="topic_c1"),
+        pytest.param(b'{"topic":"\\ud800","data":1}', id="topic_lone_surrogate"),
+        pytest.param(b'{"topic":"t"}', id="data_missing"),
+        pytest.param(b'{"topic":"t","data":null}', id="data_null"),
+        pytest.param(b'{"topic":"t","data": null }', id="data_null_with_spaces"),
+        pytest.param(b'{"topic":"t","data":1,"data":null}', id="data_null_at_last"),
+        pytest.param(b'{"topic":"t","data":}', id="data_nothing"),
+        pytest.param(b'{"topic":"t","data":"\xff"}', id="bad_utf8_in_data"),
+        pytest.param(b'{"topic":"\xff","data":1}', id="bad_utf8_in_topic"),
+        pytest.param(b'{"topic":"t","data":1,"\xff":1}', id="bad_utf8_in_name"),
+        pytest.param(b'{"topic":"t","data":1,"x":"\xff"}', id="bad_utf8_in_ignored"),
+        pytest.param(b'{"topic":"t","data":"\xc0\xaf"}', id="overlong_utf8"),
+        pytest.param(b'{"topic":"t","data":"\xed\xa0\x80"}', id="surrogate_in_utf8"),
+        pytest.param(b'{"topic":"t","data":"\xf4\x90\x80\x80"}', id="beyond_unicode"),
+        pytest.param(body_of(b"[" * NESTED + b"]" * NESTED), id="nested_data"),
+        pytest.param(body_of(b"[" * NESTED), id="nested_and_truncated"),
+        pytest.param(b"[" * NESTED, id="nested_only"),
+        pytest.param(b'{"topic":"t","data":1,"x":' + b"[" * NESTED, id="nested_ignored"),
+    ],
+)
+def test_bad_request_is_refused(body: bytes) -> None:
+    """Each is a 400 with one sentence, short however long the body."""
+    with pytest.raises(InvalidRequest) as refusal:
+        decode_publish(body)
+
+    assert refusal.value.status == 400
+    assert str(refusal.value).endswith(".")
+    assert len(str(refusal.value)) < 250
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"01", b"1.", b".5", b"-", b"+1", b"1e", b"0x1", b"NaN", b"-Infinity", b"nul", b"True"),
+        *(b"'a'", b'"\\q"', b'"\\u12"', b'"\\ud800"', b'"a\nb"', b'"\t"', b'"\x00"'),
+        *(b"[1,]", b"[1 2]", b"[}", b'{"a":1,}', b'{"a"}', b"{a:1}", b"1//x", b"/**/1", b"1 2"),
+    ],
+)
+def test_data_that_is_no_json_is_refused(data: bytes) -> None:
+    """Though it is only passed on, data is checked: it becomes part of everybody's message."""
+    with pytest.raises(InvalidRequest):
+        decode_publish(body_of(data))
+
+
+@pytest.mark.parametrize("code", [*range(0x20), *range(0x7F, 0xA0)])
+def test_no_control_character_in_a_topic(code: int) -> None:
+    """C0, DEL and C1, each of them, anywhere in the name."""
+    with pytest.raises(InvalidRequest, match="control character"):
+        check_topic(f"a{chr(code)}b")
+
+
+def test_refusal_names_what_was_wrong() -> None:
+    """The sentence says what to send instead."""
+    with pytest.raises(InvalidRequest, match=r"not valid UTF-8 at byte 21"):
+        decode_publish(body_of(b'"\xff"')[:-1])
+    with pytest.raises(InvalidRequest, match=r"Expected `str`, got `int` - at `\$\.topic`"):
+        decode_publish(b'{"topic":1,"data":1}')
+    with pytest.raises(InvalidRequest, match="256 bytes; 255 are allowed"):
+        check_topic("é" * 128)
+
+
+@given(body=st.binary(max_size=60))
+def test_any_bytes_are_a_request_or_a_refusal(body: bytes) -> None:
+    """No input makes the decoder raise anything else."""
+    with contextlib.suppress(InvalidRequest):
+        decode_publish(body)
+
+
+JSON = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=8)
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(), inner)),
+    max_leaves=8,
+)
+
+
+@given(
+    topic=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=60),
+    data=JSON,
+    indent=st.sampled_from([None, 1]),
+    ascii_only=st.booleans(),
+)
+def test_any_json_passes_unchanged(
+    topic: str, data: object, indent: int | None, ascii_only: bool
+) -> None:
+    """What the standard library writes is accepted, and the data comes out as it went in."""
+    spelled = json.dumps(data, indent=indent, ensure_ascii=ascii_only)
+    if re.search(r"(?i)\\ud[89a-f]|[\ud800-\udfff]", spelled) or data is None:
+        return
+    body = f'{{"topic": {json.dumps(topic)}, "data": {spelled}}}'.encode()
+
+    request = decode_publish(body)
+
+    assert request.topic == topic
+    assert bytes(request.data) == spelled.encode()
+
+
+@given(data=JSON, cut=st.integers(0, 100), place=st.integers(0, 100), byte=st.integers(0, 255))
+def test_what_passes_is_json(data: object, cut: int, place: int, byte: int) -> None:
+    """Data from a damaged request, if it passes at all, is JSON to the standard library too."""
+    body = bytearray(
+        json.dumps({"topic": "t", "data": data}, ensure_ascii=False), "utf-8", "replace"
+    )
+    body[place % len(body)] = byte
+    del body[len(body) - cut % 3 :]
+
+    try:
+        request = decode_publish(bytes(body))
+    except InvalidRequest:
+        return
+
+    assert json.loads(bytes(request.data)) is not None
+    assert 1 <= len(request.topic.encode()) <= MAX_TOPIC_BYTES
+
+
+# --- ids and timestamps ----------------------------------------------------------------------
+
+
+def test_id_and_timestamp_spell_the_clock() -> None:
+    """Both are UTC, to the microsecond, with all their zeros."""
+    assert MessageIds().next(NOON_US + 42) == (
+        "msg-20260131-120000.000042",
+        "2026-01-31T12:00:00.000042Z",
+    )
+    assert MessageIds().next(0) == ("msg-19700101-000000.000000", "1970-01-01T00:00:00.000000Z")
+    assert rfc3339(NOON_US - 1) == "2026-01-31T11:59:59.999999Z"
+
+
+def test_ties_move_on_by_a_microsecond() -> None:
+    """A burst within one tick of the clock still has rising ids, across a second's end too."""
+    ids = MessageIds()
+
+    made = [ids.next(NOON_US - 2)[0] for _ in range(4)]
+
+    assert made == [
+        "msg-20260131-115959.999998",
+        "msg-20260131-115959.999999",
+        "msg-20260131-120000.000000",
+        "msg-20260131-120000.000001",
+    ]
+
+
+def test_clock_set_back_leaves_ids_rising_and_times_true() -> None:
+    """After the clock went back an hour, ids creep on and timestamps follow the clock."""
+    ids = MessageIds()
+    before = ids.next(NOON_US)
+
+    after = [ids.next(NOON_US - HOUR_US + tick) for tick in range(3)]
+    later = ids.next(NOON_US + 1_000_000)
+
+    assert before[0] < after[0][0] < after[1][0] < after[2][0] < later[0]
+    assert [time for _, time in after] == [f"2026-01-31T11:00:00.00000{tick}Z" for tick in range(3)]
+    assert later == ("msg-20260131-120001.000000", "2026-01-31T12:00:01.000000Z")
+
+
+def test_long_burst_keeps_its_timestamps_within_a_millisecond() -> None:
+    """However many messages share a tick, their timestamps don't run away from the clock."""
+    ids = MessageIds()
+
+    stamps = [datetime.fromisoformat(ids.next(NOON_US)[1]) for _ in range(5_000)]
+
+    noon = datetime.fromtimestamp(NOON_US / 1e6, UTC)
+    assert all(abs(stamp - noon) <= timedelta(milliseconds=1) for stamp in stamps)
+
+
+@given(steps=st.lists(st.one_of(st.integers(-3, 3), st.integers(-2 * HOUR_US, 2 * HOUR_US))))
+def test_ids_rise_whatever_the_clock_does(steps: list[int]) -> None:
+    """Strictly rising as strings, each of the documented form, each time near the clock's."""
+    ids = MessageIds()
+    wall_us = NOON_US
+    previous = ""
+
+    for step in steps:
+        wall_us += step
+        message_id, timestamp = ids.next(wall_us)
+        shown = datetime.fromisoformat(timestamp)
+        true = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=wall_us)
+
+        assert ID.fullmatch(message_id)
+        assert message_id > previous
+        assert timedelta() <= shown - true <= timedelta(milliseconds=1)
+        previous = message_id
