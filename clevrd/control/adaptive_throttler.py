@@ -1,0 +1,196 @@
+"""Whether publishers are slowed, and why. Nobody is delayed here, and nothing is measured.
+
+The rule: when more than half of the subscribers are slow and CPU or memory is more
+than 80 % used, each publish waits 10 ms, for 5 s; looked at every second. Slow readers alone are
+their own problem, and load alone is no problem: only both together mean that the system can't
+carry what is published.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import msgspec
+
+# Only more than a limit counts, not as much as it.
+SLOW_RATIO: Final = 0.5
+CPU_LIMIT: Final = 0.8
+MEMORY_LIMIT: Final = 0.8
+
+# Throttling lasts this long from the last evaluation that found the condition met.
+DURATION_S: Final = 5.0
+# Added between a publisher's publishes.
+DELAY_S: Final = 0.010
+# How often the timer's owner asks for a new decision.
+INTERVAL_S: Final = 1.0
+
+
+class ThrottleSample(msgspec.Struct, frozen=True):
+    """What is decided from; `cpu` and `memory` are used shares, 0..1."""
+
+    subscribers: int
+    slow_subscribers: int
+    cpu: float
+    memory: float
+
+
+class ThrottleDecision(msgspec.Struct, frozen=True):
+    """Whether publishes are slowed, with the figures it was decided from, so that it can be shown.
+
+    `since_s` and `until_s` are monotonic seconds, None while not throttling. `reason` is a phrase
+    for people: what is met, or which part of the condition is not.
+    """
+
+    is_throttling: bool
+    delay_s: float
+    slow_ratio: float
+    cpu: float
+    memory: float
+    since_s: float | None
+    until_s: float | None
+    reason: str
+    subscribers: int = 0
+    slow_subscribers: int = 0
+
+
+class Verdict(NamedTuple):
+    """Whether a sample meets the condition, and the sentence that says so."""
+
+    is_met: bool
+    reason: str
+
+
+NOT_EVALUATED: Final = ThrottleDecision(
+    is_throttling=False,
+    delay_s=0.0,
+    slow_ratio=0.0,
+    cpu=0.0,
+    memory=0.0,
+    since_s=None,
+    until_s=None,
+    reason="not evaluated yet",
+)
+
+
+def slow_ratio_of(sample: ThrottleSample) -> float:
+    """Return the share of subscribers that are slow, 0..1; 0 when there are none."""
+    if sample.subscribers <= 0:
+        return 0.0
+    return min(1.0, max(0.0, sample.slow_subscribers / sample.subscribers))
+
+
+def judge(sample: ThrottleSample) -> Verdict:
+    """Return whether the system itself is the bottleneck, by this sample alone.
+
+    A figure that is not finite is unknown, and an unknown figure is never a reason to throttle.
+    """
+    slow = _slow_verdict(sample)
+    loads = (
+        _more_than(CPU_LIMIT, sample.cpu, f"CPU at {_percent(sample.cpu)}"),
+        _more_than(MEMORY_LIMIT, sample.memory, f"memory at {_percent(sample.memory)}"),
+    )
+    over = [load for load in loads if load.is_met]
+    if slow.is_met and over:
+        return Verdict(True, " and ".join(part.reason for part in (slow, *over)))
+    missing = [slow] * (not slow.is_met) + list(loads) * (not over)
+    return Verdict(False, "; ".join(part.reason for part in missing))
+
+
+class AdaptiveThrottler:
+    """Starts, extends and ends throttling.
+
+    It starts when an evaluation finds the condition met. Each later evaluation that still finds it
+    met moves the end to DURATION_S after itself, so that a lasting overload is throttled without
+    a break, and an end is never more than DURATION_S away. It ends at that moment by itself,
+    between evaluations too.
+    """
+
+    __slots__ = ("_earlier_s", "_since_s", "_until_s", "decision", "started")
+
+    def __init__(self) -> None:
+        # The current stretch of throttling, or the last one; both change in _hold() alone.
+        self._since_s = -math.inf
+        self._until_s = -math.inf
+        # Seconds of the stretches before it, for throttled_s().
+        self._earlier_s = 0.0
+        # How many times throttling started; an extension is not a start.
+        self.started = 0
+        # What the latest evaluation answered; current() is the view that knows of the end.
+        self.decision = NOT_EVALUATED
+
+    def delay_s(self, now_s: float) -> float:
+        """Return the seconds a publish waits at `now_s`: 0.0 or DELAY_S."""
+        return DELAY_S if now_s < self._until_s else 0.0
+
+    def evaluate(self, sample: ThrottleSample, now_s: float) -> ThrottleDecision:
+        """Decide from `sample` at `now_s` (monotonic), and keep the decision."""
+        verdict = judge(sample)
+        if verdict.is_met:
+            self._hold(now_s)
+        is_throttling = now_s < self._until_s
+        reason = verdict.reason
+        if is_throttling and not verdict.is_met:
+            reason = f"{reason}; ends {DURATION_S:g} s after all of it was last met"
+        self.decision = ThrottleDecision(
+            is_throttling=is_throttling,
+            delay_s=self.delay_s(now_s),
+            slow_ratio=slow_ratio_of(sample),
+            cpu=_finite(sample.cpu),
+            memory=_finite(sample.memory),
+            since_s=self._since_s if is_throttling else None,
+            until_s=self._until_s if is_throttling else None,
+            reason=reason,
+            subscribers=sample.subscribers,
+            slow_subscribers=sample.slow_subscribers,
+        )
+        return self.decision
+
+    def current(self, now_s: float) -> ThrottleDecision:
+        """Return the latest decision as it stands at `now_s`: ended, if its time has run out."""
+        if not self.decision.is_throttling or now_s < self._until_s:
+            return self.decision
+        return msgspec.structs.replace(
+            self.decision,
+            is_throttling=False,
+            delay_s=0.0,
+            since_s=None,
+            until_s=None,
+            reason=f"no evaluation of the last {DURATION_S:g} s found the condition met",
+        )
+
+    def throttled_s(self, now_s: float) -> float:
+        """Return for how many seconds publishes were slowed until `now_s`, since the start."""
+        if self.started == 0:
+            return 0.0
+        return self._earlier_s + max(0.0, min(now_s, self._until_s) - self._since_s)
+
+    def _hold(self, now_s: float) -> None:
+        """Throttle until DURATION_S from now, as a new stretch if none is running."""
+        if now_s >= self._until_s:
+            self._earlier_s = self.throttled_s(now_s)
+            self._since_s = now_s
+            self.started += 1
+        self._until_s = max(self._until_s, now_s + DURATION_S)
+
+
+def _slow_verdict(sample: ThrottleSample) -> Verdict:
+    if sample.subscribers <= 0:
+        return Verdict(False, "no subscribers")
+    ratio = slow_ratio_of(sample)
+    return _more_than(SLOW_RATIO, ratio, f"{_percent(ratio)} of subscribers slow")
+
+
+def _more_than(limit: float, ratio: float, figure: str) -> Verdict:
+    if _finite(ratio) > limit:
+        return Verdict(True, figure)
+    return Verdict(False, f"{figure}, not more than {_percent(limit)}")
+
+
+def _finite(ratio: float) -> float:
+    return ratio if math.isfinite(ratio) else 0.0
+
+
+def _percent(ratio: float) -> str:
+    """Return the ratio in at most three digits, e.g. "85 %" or "62.5 %"."""
+    return f"{ratio * 100.0:.3g} %" if math.isfinite(ratio) else "an unknown share"

@@ -1,0 +1,453 @@
+"""CPU, memory and event-loop load as plain figures. Nothing is decided here.
+
+The one place that reads the machine: psutil, /proc, and the cgroups this process is in, whose
+limits are what a container really has. Sources: kernel Documentation/admin-guide/cgroup-v2.rst
+(memory.*, cpu.max, cpu.stat), cgroup-v1/memory.rst, and cgroups(7) for /proc/self/cgroup.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+import psutil
+
+CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
+PROC_SELF_CGROUP: Final = Path("/proc/self/cgroup")
+PROC_SELF_STATUS: Final = Path("/proc/self/status")
+
+# The kernel counts CPU time in ticks of 10 ms: over less than ten of them a share is noise.
+MIN_INTERVAL_S: Final = 0.1
+
+# cgroup v1 has no word for "no limit": it shows the largest multiple of a page, near 2^63. It would
+# limit nothing either way; knowing it saves reading what is used.
+NO_LIMIT_BYTES: Final = 1 << 62
+
+
+class LoadSample(msgspec.Struct, frozen=True):
+    """How loaded the machine and this process are; the shares are 0..1.
+
+    `cpu_system` is of the whole machine, or of the cgroup's CPU quota where more of that is used.
+    `cpu_loop` is the share of time in which the event loop's thread ran. `memory_system` is of the
+    machine or the tightest cgroup, `memory_process` the resident set against our own limit.
+    `available_bytes` is the least that the machine and any cgroup have left.
+    """
+
+    cpu_system: float
+    cpu_loop: float
+    memory_system: float
+    memory_process: float
+    rss_bytes: int
+    available_bytes: int
+
+    @property
+    def cpu(self) -> float:
+        """The larger: one saturated loop is 6 % of 16 cores, and still the bottleneck."""
+        return max(self.cpu_system, self.cpu_loop)
+
+    @property
+    def memory(self) -> float:
+        """The larger of what the system and what this process uses of their limits."""
+        return max(self.memory_system, self.memory_process)
+
+
+class ProcessFigures(msgspec.Struct, frozen=True):
+    """What this process uses, for people; `gc_collections` counts since its start."""
+
+    rss_bytes: int
+    peak_rss_bytes: int
+    virtual_bytes: int
+    gc_collections: int
+    open_fds: int
+    threads: int
+
+
+class CpuTimes(NamedTuple):
+    """CPU time of all cores together since boot."""
+
+    busy_s: float
+    total_s: float
+
+
+class MachineMemory(NamedTuple):
+    """Memory of the machine; available is what can be had without swapping."""
+
+    total_bytes: int
+    available_bytes: int
+
+
+class MemoryLevel(NamedTuple):
+    """One cgroup that limits memory, and what is used in it apart from idle page cache."""
+
+    limit_bytes: int
+    used_bytes: int
+
+
+class CpuLevel(NamedTuple):
+    """One cgroup that limits CPU: how many CPUs' worth, and what it used since it was made."""
+
+    quota_cpus: float
+    used_s: float
+
+
+class Machine(Protocol):
+    """What a sample needs to know of the machine and of the calling thread and process."""
+
+    def now_s(self) -> float:
+        """Return monotonic seconds."""
+        ...
+
+    def thread_cpu_s(self) -> float:
+        """Return the CPU time of the calling thread."""
+        ...
+
+    def cpu_times(self) -> CpuTimes:
+        """Return the CPU time of all cores."""
+        ...
+
+    def memory(self) -> MachineMemory:
+        """Return the machine's memory, cgroups aside."""
+        ...
+
+    def rss_bytes(self) -> int:
+        """Return this process's resident set."""
+        ...
+
+
+class RealMachine:
+    """The machine we run on."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+
+    def now_s(self) -> float:
+        """Return monotonic seconds."""
+        return time.monotonic()
+
+    def thread_cpu_s(self) -> float:
+        """Return the CPU time of the calling thread."""
+        return time.thread_time()
+
+    def cpu_times(self) -> CpuTimes:
+        """Return the CPU time of all cores; waiting for a disk counts as idle, stolen as busy.
+
+        psutil.cpu_percent(interval=None) would give the share itself, but keeps its last reading
+        in a global that any other caller moves.
+        """
+        times = psutil.cpu_times()._asdict()
+        # Linux counts the time of guests in user and nice already: proc(5), /proc/stat.
+        total_s = sum(times.values()) - times.get("guest", 0.0) - times.get("guest_nice", 0.0)
+        return CpuTimes(total_s - times["idle"] - times.get("iowait", 0.0), total_s)
+
+    def memory(self) -> MachineMemory:
+        """Return the machine's memory, cgroups aside."""
+        memory = psutil.virtual_memory()
+        return MachineMemory(memory.total, memory.available)
+
+    def rss_bytes(self) -> int:
+        """Return this process's resident set."""
+        return int(self._process.memory_info().rss)
+
+
+class _MemoryFiles(NamedTuple):
+    """Names in one cgroup's directory."""
+
+    limit: str
+    used: str
+    idle_cache_field: str
+
+
+_MEMORY_V2: Final = _MemoryFiles("memory.max", "memory.current", "inactive_file")
+_MEMORY_V1: Final = _MemoryFiles(
+    "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+)
+
+
+class Cgroups:
+    """The cgroups this process is in, from its own up to the root: limits in parents bind too.
+
+    Whatever is missing or can't be read sets no limit, so without cgroups there is only the
+    machine. Versions 1, 2 and both side by side are read; where the process is, once, at the
+    start; the limits each time, since they can be changed while it runs.
+    """
+
+    def __init__(self, root: Path = CGROUP_ROOT, proc_self_cgroup: Path = PROC_SELF_CGROUP) -> None:
+        paths = _paths_by_controller(_text(proc_self_cgroup) or "")
+        unified = _levels(root, paths.get("", "/"))
+        self._root = root
+        self._is_cpu_v1 = "cpu" in paths
+        self._memory_files = _MEMORY_V1 if "memory" in paths else _MEMORY_V2
+        # A controller is bound to version 1 or to version 2, never to both: cgroups(7).
+        self._memory_dirs = (
+            _levels(root / "memory", paths["memory"]) if "memory" in paths else unified
+        )
+        self._cpu_dirs = _levels(root / "cpu", paths["cpu"]) if self._is_cpu_v1 else unified
+
+    def memory_levels(self) -> Iterator[MemoryLevel]:
+        """Yield each cgroup that limits memory."""
+        files = self._memory_files
+        for directory in self._memory_dirs:
+            limit_bytes = _limit_bytes(directory / files.limit)
+            used_bytes = _number(directory / files.used)
+            if limit_bytes is None or used_bytes is None:
+                continue
+            # Page cache that nobody touched lately goes as soon as the memory is wanted.
+            idle_bytes = _field(directory / "memory.stat", files.idle_cache_field) or 0
+            yield MemoryLevel(limit_bytes, max(0, used_bytes - idle_bytes))
+
+    def memory_limits(self) -> Iterator[int]:
+        """Yield each limit on memory, in bytes."""
+        for directory in self._memory_dirs:
+            limit_bytes = _limit_bytes(directory / self._memory_files.limit)
+            if limit_bytes is not None:
+                yield limit_bytes
+
+    def cpu_levels(self) -> dict[Path, CpuLevel]:
+        """Return each cgroup that limits CPU, by its directory."""
+        read = self._cpu_level_v1 if self._is_cpu_v1 else _cpu_level_v2
+        levels = {directory: read(directory) for directory in self._cpu_dirs}
+        return {directory: level for directory, level in levels.items() if level is not None}
+
+    def _cpu_level_v1(self, directory: Path) -> CpuLevel | None:
+        quota_us = _number(directory / "cpu.cfs_quota_us")
+        period_us = _number(directory / "cpu.cfs_period_us")
+        # The usage is another controller's file, in a tree of the same shape.
+        path = directory.relative_to(self._root / "cpu")
+        used_ns = _number(self._root / "cpuacct" / path / "cpuacct.usage")
+        return _cpu_level(quota_us, period_us, None if used_ns is None else used_ns / 1e9)
+
+
+class _Marks(NamedTuple):
+    """Counters at one moment; two of them make a share."""
+
+    at_s: float
+    thread_cpu_s: float
+    machine: CpuTimes
+    cgroups: dict[Path, CpuLevel]
+
+
+class SystemStats:
+    """Samples the load; the one object that reads the machine for the control loops.
+
+    Make and ask it on the event loop's thread: the loop's utilisation is that thread's CPU time.
+    One timer owns sample(); whoever else wants the figures reads `latest`, since each sample
+    covers the time since the one before. A sample reads about ten small files and takes about
+    0.2 ms.
+    """
+
+    def __init__(
+        self,
+        max_memory_bytes: int,
+        *,
+        cgroup_root: Path = CGROUP_ROOT,
+        proc_self_cgroup: Path = PROC_SELF_CGROUP,
+        machine: Machine | None = None,
+    ) -> None:
+        """Take the first readings, from which the first sample counts."""
+        if max_memory_bytes <= 0:
+            raise ValueError(f"max_memory_bytes must be above 0, not {max_memory_bytes!r}")
+        self._max_memory_bytes = max_memory_bytes
+        self._machine = machine or RealMachine()
+        self._cgroups = Cgroups(cgroup_root, proc_self_cgroup)
+        self._marks = self._read_marks()
+        # The newest sample; until the first, memory is measured and CPU, unknown, is 0.
+        # sample() alone replaces it.
+        self.latest = self._load(cpu_system=0.0, cpu_loop=0.0)
+
+    def sample(self) -> LoadSample:
+        """Measure the load since the sample before, and keep it as `latest`.
+
+        Called again within MIN_INTERVAL_S it answers `latest` and measures nothing.
+        """
+        before, after = self._marks, self._read_marks()
+        wall_s = after.at_s - before.at_s
+        if wall_s < MIN_INTERVAL_S:
+            return self.latest
+        self._marks = after
+        self.latest = self._load(
+            cpu_system=max(
+                _ratio(
+                    after.machine.busy_s - before.machine.busy_s,
+                    after.machine.total_s - before.machine.total_s,
+                ),
+                _quota_ratio(before.cgroups, after.cgroups, wall_s),
+            ),
+            cpu_loop=_ratio(after.thread_cpu_s - before.thread_cpu_s, wall_s),
+        )
+        return self.latest
+
+    def process_figures(self) -> ProcessFigures:
+        """Return what this process uses; see the function of that name."""
+        return process_figures()
+
+    def memory_limit_bytes(self) -> int:
+        """Return the least of the machine's memory and every cgroup's limit."""
+        return min((self._machine.memory().total_bytes, *self._cgroups.memory_limits()))
+
+    def _read_marks(self) -> _Marks:
+        machine = self._machine
+        return _Marks(
+            at_s=machine.now_s(),
+            thread_cpu_s=machine.thread_cpu_s(),
+            machine=machine.cpu_times(),
+            cgroups=self._cgroups.cpu_levels(),
+        )
+
+    def _load(self, cpu_system: float, cpu_loop: float) -> LoadSample:
+        memory = self._machine.memory()
+        machine_used_bytes = memory.total_bytes - memory.available_bytes
+        levels = [MemoryLevel(memory.total_bytes, machine_used_bytes)]
+        levels += self._cgroups.memory_levels()
+        rss_bytes = self._machine.rss_bytes()
+        return LoadSample(
+            cpu_system=cpu_system,
+            cpu_loop=cpu_loop,
+            memory_system=max(_ratio(level.used_bytes, level.limit_bytes) for level in levels),
+            memory_process=_ratio(rss_bytes, self._max_memory_bytes),
+            rss_bytes=rss_bytes,
+            available_bytes=max(0, min(level.limit_bytes - level.used_bytes for level in levels)),
+        )
+
+
+def memory_limit_bytes(
+    cgroup_root: Path = CGROUP_ROOT, proc_self_cgroup: Path = PROC_SELF_CGROUP
+) -> int:
+    """Return the least of the machine's memory and every cgroup's limit.
+
+    For the check of a configured limit, before there is a SystemStats.
+    """
+    total_bytes = RealMachine().memory().total_bytes
+    return min((total_bytes, *Cgroups(cgroup_root, proc_self_cgroup).memory_limits()))
+
+
+def process_figures(proc_self_status: Path = PROC_SELF_STATUS) -> ProcessFigures:
+    """Return what this process uses now; counting descriptors costs about 0.25 us for each."""
+    process = psutil.Process()
+    memory = process.memory_info()
+    return ProcessFigures(
+        rss_bytes=memory.rss,
+        peak_rss_bytes=max(memory.rss, _peak_rss_bytes(proc_self_status)),
+        virtual_bytes=memory.vms,
+        gc_collections=sum(generation["collections"] for generation in gc.get_stats()),
+        open_fds=process.num_fds(),
+        threads=process.num_threads(),
+    )
+
+
+def _peak_rss_bytes(proc_self_status: Path) -> int:
+    high_water_kib = _field(proc_self_status, "VmHWM:")
+    if high_water_kib is not None:
+        return high_water_kib * 1024
+    # The next best: it also covers what the process was before exec(). getrusage(2): kilobytes
+    # on Linux; bytes on macOS.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _quota_ratio(before: dict[Path, CpuLevel], after: dict[Path, CpuLevel], wall_s: float) -> float:
+    """Return the largest share of a CPU quota used in `wall_s`; 0 without quotas."""
+    return max(
+        (
+            _ratio(level.used_s - before[directory].used_s, level.quota_cpus * wall_s)
+            for directory, level in after.items()
+            if directory in before
+        ),
+        default=0.0,
+    )
+
+
+def _ratio(part: float, whole: float) -> float:
+    """Return part / whole within 0 and 1; 0 of nothing. Kernel counters do step back at times."""
+    if whole <= 0.0:
+        return 0.0
+    return min(1.0, max(0.0, part / whole))
+
+
+def _paths_by_controller(proc_self_cgroup: str) -> dict[str, str]:
+    """Return the process's path in each version 1 hierarchy, and under "" in version 2.
+
+    Lines are `4:cpu,cpuacct:/path` for version 1 and `0::/path` for version 2: cgroups(7).
+    """
+    paths: dict[str, str] = {}
+    for line in proc_self_cgroup.splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        paths.update(dict.fromkeys(controllers.split(","), path))
+    return paths
+
+
+def _levels(root: Path, path: str) -> tuple[Path, ...]:
+    """Return the directories of `path` below `root`, innermost first, and `root` itself.
+
+    In a container the path is often the host's and does not exist below the mount; what is
+    mounted at `root` is then the container's own. A path with ".." is outside of what is mounted.
+    """
+    inner = PurePosixPath(path.lstrip("/"))
+    if ".." in inner.parts:
+        return (root,)
+    # os.path: Path.is_dir raises where a directory may not be entered.
+    directories = (root / part for part in (inner, *inner.parents))
+    return tuple(directory for directory in directories if os.path.isdir(directory))
+
+
+def _cpu_level_v2(directory: Path) -> CpuLevel | None:
+    """Read cpu.max, "<quota> <period>" in microseconds or "max <period>", and the usage."""
+    quota, _, period = (_text(directory / "cpu.max") or "").partition(" ")
+    used_us = _field(directory / "cpu.stat", "usage_usec")
+    return _cpu_level(_int(quota), _int(period), None if used_us is None else used_us / 1e6)
+
+
+def _cpu_level(
+    quota_us: int | None, period_us: int | None, used_s: float | None
+) -> CpuLevel | None:
+    """Return the level, or None where there is no quota (version 1 says -1) or no figure."""
+    if quota_us is None or period_us is None or used_s is None:
+        return None
+    if quota_us <= 0 or period_us <= 0:
+        return None
+    return CpuLevel(quota_us / period_us, used_s)
+
+
+def _limit_bytes(path: Path) -> int | None:
+    """Return the limit in a file, or None if there is none; 0, with us running, is no figure."""
+    limit_bytes = _number(path)
+    if limit_bytes is None or not 0 < limit_bytes < NO_LIMIT_BYTES:
+        return None
+    return limit_bytes
+
+
+def _field(path: Path, name: str) -> int | None:
+    """Return the number after `name` at the start of a line, e.g. of memory.stat."""
+    for line in (_text(path) or "").splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == name:
+            return _int(words[1])
+    return None
+
+
+def _number(path: Path) -> int | None:
+    """Return the number that is all of a file; None for "max", or if it can't be read."""
+    return _int(_text(path) or "")
+
+
+def _int(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+def _text(path: Path) -> str | None:
+    """Return a file of the kernel's; None if it is missing or can't be read."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        # Not an error: which files there are depends on kernel, controllers and permissions.
+        return None

@@ -1,0 +1,213 @@
+"""One request and one answer as small values, the same whichever way the bytes came in.
+
+No sockets here. The raw path and aiohttp both make a Request, ask the same handler, and render
+the same Answer, so a request means the same on both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Mapping
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final, Protocol
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from clevrd.errors import ClevrdError, InvalidRequest
+
+log = logging.getLogger(__name__)
+
+JSON: Final = "application/json; charset=utf-8"
+PROBLEM_JSON: Final = "application/problem+json"
+TEXT: Final = "text/plain; charset=utf-8"
+HTML: Final = "text/html; charset=utf-8"
+
+# A subscribe names few options; more fields than this is a mistake or an attack.
+MAX_QUERY_FIELDS: Final = 64
+
+# A host as clients send it (RFC 9110 §7.2): a name or an address, perhaps with a port.
+HOST: Final = re.compile(r"[A-Za-z0-9._\[\]:-]+", re.ASCII)
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Request:
+    """A request without its body.
+
+    ``target`` is as the client sent it; ``path`` and ``query`` are its two halves, not decoded.
+    Header names are lower case, and each stands for exactly one field line or for a list joined
+    with commas where HTTP allows that (RFC 9110 §5.3).
+    """
+
+    __slots__ = ("headers", "method", "path", "query")
+
+    def __init__(self, method: str, target: str, headers: Mapping[str, str]) -> None:
+        self.method = method
+        self.path, _, self.query = target.partition("?")
+        self.headers = headers
+
+    def options(self) -> dict[str, list[str]]:
+        """Return the query's fields, decoded, each with all its values.
+
+        Raises:
+            InvalidRequest: not UTF-8 once decoded, or too many fields.
+        """
+        if not self.query:
+            return {}
+        try:
+            pairs = parse_qsl(
+                self.query,
+                keep_blank_values=True,
+                errors="strict",
+                max_num_fields=MAX_QUERY_FIELDS,
+            )
+        except UnicodeDecodeError as error:
+            raise InvalidRequest("The query is not UTF-8 once percent-decoded.") from error
+        except ValueError as error:
+            raise InvalidRequest(
+                f"The query has more than {MAX_QUERY_FIELDS} fields; send fewer."
+            ) from error
+        options: dict[str, list[str]] = {}
+        for name, value in pairs:
+            options.setdefault(name, []).append(value)
+        return options
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """A whole response: status, body and the headers that are this answer's own."""
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Attach(Protocol):
+    """Takes over a transport after the 101 has been written to it."""
+
+    def __call__(self, transport: asyncio.Transport, early_data: bytes) -> None: ...
+
+
+class Upgrade(msgspec.Struct, frozen=True, gc=False):
+    """The answer to a WebSocket handshake: write ``head``, then the connection is ``attach``'s."""
+
+    head: bytes
+    attach: Attach
+
+
+Reply = Answer | Upgrade
+
+
+class Endpoint(Protocol):
+    """What answers one method of one path."""
+
+    # Whether a body is read (and waited for) before `answer` is called.
+    reads_body: bool
+
+    def admit(self, request: Request) -> None:
+        """Refuse what can be refused without the body, cheapest first, by raising ClevrdError."""
+
+    def answer(self, request: Request, body: bytes) -> Reply | Awaitable[Answer]:
+        """Return the reply, or something to await for it; raises ClevrdError."""
+
+
+class Router(Protocol):
+    """Which endpoint answers a request."""
+
+    def find(self, request: Request) -> Endpoint:
+        """Return it, or raise NotFound or MethodNotAllowed."""
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A refusal as its publisher reads it."""
+
+    success: bool = False
+    error: str
+    code: str
+    retryable: bool
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    retryable: bool
+
+
+def json_answer(value: object, status: int = 200) -> Answer:
+    """Return ``value`` (a struct or plain containers) as a JSON answer."""
+    return Answer(status, _encode(value))
+
+
+def failure_of(error: ClevrdError) -> Failure:
+    """Return ``error`` as one of several results."""
+    return Failure(error=str(error), code=error.code, retryable=error.retryable)
+
+
+def error_answer(error: ClevrdError, request: Request | None = None) -> Answer:
+    """Return ``error`` as JSON, or as RFC 9457 problem details where the client asks for them."""
+    sentence = str(error)
+    accept = request.headers.get("accept", "") if request is not None else ""
+    if PROBLEM_JSON in accept.lower():
+        title = HTTPStatus(error.status).phrase
+        problem = _Problem(
+            "about:blank", title, error.status, sentence, error.code, error.retryable
+        )
+        return Answer(error.status, _encode(problem), PROBLEM_JSON, error.headers())
+    return Answer(error.status, _encode(failure_of(error)), JSON, error.headers())
+
+
+def on_purpose(error: Exception, request: Request | None) -> ClevrdError:
+    """Return ``error`` if it is a refusal; log it and return an internal error if it is a bug."""
+    if isinstance(error, ClevrdError):
+        return error
+    log.error("request failed path=%s", request.path if request else None, exc_info=error)
+    return ClevrdError("Something went wrong here, not in the request; it has been logged.")
+
+
+class ResponseRenderer:
+    """Answers as HTTP/1.1 bytes, field for field as the aiohttp side sends them."""
+
+    __slots__ = ("_date", "_second", "_starts")
+
+    def __init__(self) -> None:
+        # The wall-clock second that _date spells.
+        self._second = -1
+        self._date = b""
+        # (status, content type) -> everything before the answer's own fields.
+        self._starts: dict[tuple[int, str], bytes] = {}
+
+    def render(self, answer: Answer, *, must_close: bool = False) -> bytes:
+        """Return the whole response."""
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._date = formatdate(second, usegmt=True).encode()
+        key = (answer.status, answer.content_type)
+        start = self._starts.get(key) or self._render_start(key)
+        own = b""
+        if answer.headers:
+            own = "".join(f"{name}: {value}\r\n" for name, value in answer.headers).encode()
+        return b"%b%bServer: clevrd\r\nContent-Length: %d\r\nDate: %b\r\n%b\r\n%b" % (
+            start,
+            own,
+            len(answer.body),
+            self._date,
+            b"Connection: close\r\n" if must_close else b"",
+            answer.body,
+        )
+
+    def _render_start(self, key: tuple[int, str]) -> bytes:
+        status, content_type = key
+        start = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {content_type}\r\n"
+        ).encode()
+        self._starts[key] = start
+        return start

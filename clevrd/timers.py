@@ -1,0 +1,46 @@
+"""Repeating timers that can't die unnoticed. What they do is their owner's."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+
+class Timers:
+    """A set of repeating actions on one loop; a failing one is logged, counted, and goes on."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_error: Callable[[], None]) -> None:
+        self._loop = loop
+        self._on_error = on_error
+        # One handle for each action, replaced every time it runs.
+        self._handles: dict[Callable[[], object], asyncio.TimerHandle] = {}
+
+    def every(self, interval_s: float, action: Callable[[], object]) -> None:
+        """Call ``action`` every ``interval_s``, the first time after one interval, until `stop`.
+
+        Being late does not add up, and what was missed altogether is not made up for.
+        """
+
+        def run(due_s: float) -> None:
+            now_s = self._loop.time()
+            schedule(due_s if due_s + interval_s > now_s else now_s)
+            try:
+                action()
+            except Exception:
+                self._on_error()
+                log.exception("timer failed action=%s", action.__name__)
+
+        def schedule(last_s: float) -> None:
+            due_s = last_s + interval_s
+            self._handles[action] = self._loop.call_at(due_s, run, due_s)
+
+        schedule(self._loop.time())
+
+    def stop(self) -> None:
+        """Cancel all of them."""
+        for handle in self._handles.values():
+            handle.cancel()
+        self._handles.clear()
