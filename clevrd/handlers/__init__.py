@@ -1,0 +1,1 @@
+"""What each endpoint answers. Handlers take a request value and return an answer value."""

@@ -1,0 +1,119 @@
+"""GET /metrics: the daemon's figures as JSON."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from clevrd.control.adaptive_buffer import BufferDecision
+from clevrd.control.system_stats import ProcessFigures, process_figures
+from clevrd.errors import InvalidRequest
+from clevrd.exchange import Answer, Request, json_answer
+from clevrd.hub import Hub
+from clevrd.metrics import (
+    DEFAULT_TOPICS,
+    MAX_TOPICS,
+    MessageTotals,
+    TopicView,
+    busiest,
+    message_totals,
+    topic_view,
+)
+
+
+class ThrottlerView(msgspec.Struct, frozen=True):
+    """The throttler's last decision with its inputs; ratios are 0..1, times are ago and to come."""
+
+    is_throttling: bool
+    cpu_usage: float
+    memory_usage: float
+    slow_ratio: float
+    reason: str
+    delay_ms: float
+    # Seconds since it started and until it ends, null while it does not throttle.
+    since: float | None
+    until: float | None
+    times_started: int
+    seconds_throttled: float
+
+
+class MetricsView(msgspec.Struct, frozen=True):
+    """What /metrics says."""
+
+    total_topics: int
+    total_subscribers: int
+    slow_subscribers: int
+    topics: list[TopicView]
+    throttler_metrics: ThrottlerView
+    buffer_metrics: BufferDecision | None
+    messages: MessageTotals
+    connections: dict[str, Any]
+    process: ProcessFigures
+    uptime_s: float
+
+
+class MetricsEndpoint:
+    """The JSON view; ``?topics=N`` lists the N busiest topics."""
+
+    reads_body = False
+
+    def __init__(self, hub: Hub, started_s: float) -> None:
+        self._hub = hub
+        self._started_s = started_s
+
+    def admit(self, request: Request) -> None:
+        """Refuse nothing."""
+
+    def answer(self, request: Request, body: bytes) -> Answer:
+        """Return the figures as they are now."""
+        hub = self._hub
+        count = _topic_count(request)
+        now_s = hub.settle()
+        return json_answer(
+            MetricsView(
+                total_topics=len(hub.topics),
+                total_subscribers=hub.subscribers,
+                slow_subscribers=hub.slow_subscribers(),
+                topics=[topic_view(topic, now_s) for topic in busiest(hub.topics, count)],
+                throttler_metrics=_throttler_view(hub, now_s),
+                buffer_metrics=hub.buffers.decision,
+                messages=message_totals(hub.topics),
+                connections={
+                    "accepted": hub.counters.connections,
+                    "refused": hub.counters.refused,
+                    "closed": {str(code): n for code, n in hub.counters.closed.items()},
+                    "pings_unanswered": hub.counters.pings_cut,
+                    "background_errors": hub.counters.background_errors,
+                },
+                process=process_figures(),
+                uptime_s=round(time.monotonic() - self._started_s, 3),
+            )
+        )
+
+
+def _topic_count(request: Request) -> int:
+    values = request.options().get("topics")
+    if values is None:
+        return DEFAULT_TOPICS
+    if len(values) > 1 or not (values[0].isdecimal() and values[0].isascii()):
+        raise InvalidRequest("The option topics must be one whole number.")
+    return min(int(values[0][:9]), MAX_TOPICS)
+
+
+def _throttler_view(hub: Hub, now_s: float) -> ThrottlerView:
+    decision = hub.throttler.current(now_s)
+    load = hub.last_load
+    return ThrottlerView(
+        is_throttling=decision.is_throttling,
+        cpu_usage=round(load.cpu if load else 0.0, 4),
+        memory_usage=round(load.memory if load else 0.0, 4),
+        slow_ratio=round(decision.slow_ratio, 4),
+        reason=decision.reason,
+        delay_ms=decision.delay_s * 1000,
+        since=None if decision.since_s is None else round(now_s - decision.since_s, 3),
+        until=None if decision.until_s is None else round(decision.until_s - now_s, 3),
+        times_started=hub.throttler.started,
+        seconds_throttled=round(hub.throttler.throttled_s(now_s), 3),
+    )

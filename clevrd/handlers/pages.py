@@ -1,0 +1,56 @@
+"""GET /: what this is and how to use it, for somebody who typed the address into something."""
+
+from __future__ import annotations
+
+import html
+
+from clevrd import __version__
+from clevrd.exchange import HTML, TEXT, Answer, Request
+
+_TEXT = """clevrd {version}: publish JSON over HTTP, receive it over WebSocket.
+
+Subscribe to a topic:
+    clevrd subscribe orders --url {url}
+    websocat '{ws_url}/subscribe?topic=orders'      (or any WebSocket client)
+
+Publish to it:
+    curl {url}/publish -d '{{"topic":"orders","data":{{"id":1}}}}'
+
+Look at it:
+    {url}/health     state, uptime, memory; /health/live, /health/ready for probes
+    {url}/metrics    topics, subscribers, drops, throttling (JSON)
+
+Options of /subscribe:
+    topic=NAME      required
+    last=N          recent messages to begin with (50 unless configured otherwise)
+    policy=P        drop_oldest (default), drop_newest or circuit_breaker: what you lose
+    buffer=N        when you lag by more than N messages (at most 100 to 1000, by memory)
+    tenant=NAME     whose topic; the header X-Tenant-ID does the same, for /publish too
+
+Each message: {{"id","topic","tenant_id","data","timestamp","offset"}}. A hole in offset is what you
+lost. Nothing is kept on a disk.
+"""
+
+_PAGE = """<!doctype html><meta charset="utf-8"><title>clevrd</title>
+<meta name="viewport" content="width=device-width">
+<style>body{{font:15px/1.5 system-ui;max-width:50rem;margin:3rem auto;padding:0 1rem}}
+pre{{white-space:pre-wrap}}</style>
+<pre>{text}</pre>
+"""
+
+
+class HomeEndpoint:
+    """The home page, as HTML for browsers and as text for everybody else."""
+
+    reads_body = False
+
+    def admit(self, request: Request) -> None:
+        """Refuse nothing."""
+
+    def answer(self, request: Request, body: bytes) -> Answer:
+        """Return the page with the address that the client used."""
+        host = request.headers.get("host", "localhost:8080")
+        text = _TEXT.format(version=__version__, url=f"http://{host}", ws_url=f"ws://{host}")
+        if "text/html" in request.headers.get("accept", ""):
+            return Answer(200, _PAGE.format(text=html.escape(text)).encode(), HTML)
+        return Answer(200, text.encode(), TEXT)

@@ -1,0 +1,478 @@
+"""The heart: publish, subscribe, rounds, control timers, drain. No HTTP and no sockets here.
+
+Everything happens on the loop's thread, and no ``await`` stands between reading and changing
+shared state; that is the only lock there is. Time comes from the loop, wall time from a function.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from itertools import islice
+from typing import Final, Protocol
+
+import msgspec
+
+from clevrd.config import Config
+from clevrd.control import adaptive_buffer, adaptive_throttler
+from clevrd.control.adaptive_buffer import AdaptiveBufferManager, BufferDecision, BufferSample
+from clevrd.control.adaptive_throttler import AdaptiveThrottler, ThrottleDecision, ThrottleSample
+from clevrd.control.rate_limiter import RateLimiter
+from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes
+from clevrd.core.encoding import FrameEncoder
+from clevrd.core.message import Message, MessageIds, PublishRequest, rfc3339
+from clevrd.core.subscriber import Subscriber
+from clevrd.core.topic import Round, Topic
+from clevrd.core.topic_manager import TopicLimits, TopicManager
+from clevrd.errors import Throttled, Unavailable
+from clevrd.metrics import Counters
+from clevrd.tenants import Tenant
+from clevrd.timers import Timers
+
+log = logging.getLogger(__name__)
+
+# 256: a slice of about 1.5 ms at 6 us a write, between which other connections are served.
+WRITES_PER_SLICE: Final = 256
+
+# Bytes a lagging reader is handed at a time; its transport stops it after one or two of them.
+CATCH_UP_BYTES: Final = 65_536
+
+# Of these in one turn of the loop: half a MiB, a fraction of a millisecond on loopback.
+CATCH_UP_CHUNKS: Final = 8
+
+# Publishes that may wait for a throttle or for room at once; each holds one decoded request.
+MAX_WAITING_PUBLISHES: Final = 10_000
+
+# A topic whose waiting messages pass this share of its ring makes publishers wait for the round,
+# so that the ring never gives up what was not offered yet.
+_PENDING_SHARE: Final = 4
+
+IDLE_SWEEP_S: Final = 60.0
+
+# Full token buckets are forgotten a few at a time: a look at 1,000 of them takes 0.3 ms.
+RATE_SWEEP_S: Final = 1.0
+_BUCKETS_PER_SWEEP: Final = 1_000
+
+# At shutdown a reader that took nothing for this long is not waited for.
+_DRAIN_PATIENCE_S: Final = 1.0
+_DRAIN_POLL_S: Final = 0.01
+
+# Close code 41xx: come back, with backoff.
+CLOSE_SLOW_CONSUMER: Final = 4101
+
+
+class Stats(Protocol):
+    """Where load figures come from; the machine, or a test."""
+
+    def sample(self) -> LoadSample:
+        """Return the load now."""
+
+
+class Published(msgspec.Struct, frozen=True, gc=False):
+    """What the publisher is told."""
+
+    success: bool
+    message_id: str
+    offset: int
+    epoch: str
+    subscribers: int
+
+
+class Hub:
+    """All topics, the rounds that bring their readers up to date, and the loops that control."""
+
+    def __init__(
+        self,
+        config: Config,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        stats: Stats | None = None,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.config = config
+        self.counters = Counters()
+        self._loop = loop
+        self._wall_ns = wall_ns
+        # What was configured, and never more than the cgroup or the machine has at all.
+        self.max_memory_bytes = min(config.max_memory_mb << 20, memory_limit_bytes())
+        self.stats: Stats = stats or SystemStats(self.max_memory_bytes)
+        self.topics = TopicManager(
+            _limits(config, self.max_memory_bytes), new_epoch=lambda: secrets.token_hex(4)
+        )
+        self.rate_limiter = RateLimiter(config.publish_rate, config.publish_burst)
+        self.throttler = AdaptiveThrottler()
+        self.buffers = AdaptiveBufferManager()
+        self.last_load: LoadSample | None = None
+        self.is_draining = False
+        self._ids = MessageIds()
+        self._encoder = FrameEncoder()
+        self._max_pending = max(1, config.ring_messages // _PENDING_SHARE)
+        self._max_pending_bytes = max(1, config.ring_bytes // _PENDING_SHARE)
+        # Topic -> publishes waiting for its round to end; at most MAX_WAITING_PUBLISHES in all.
+        self._room_waiters: dict[Topic, dict[asyncio.Future[None], None]] = {}
+        self._waiting_publishes = 0
+        # Topics with a round under way: begun, and not yet written to all its readers.
+        self._running: set[Topic] = set()
+        # Topics with readers, so that the loops that control don't walk through all topics.
+        self._read_topics: dict[Topic, None] = {}
+        self.subscribers = 0
+        self._timers = Timers(loop, self.count_background_error)
+
+    # --- publish ---------------------------------------------------------------------------------
+
+    def refuse_if_draining(self) -> None:
+        """Raise Unavailable once shutdown has begun; what was begun before it is finished."""
+        if self.is_draining:
+            raise Unavailable("The daemon is shutting down; come back in a moment.")
+
+    def check_rate(self, tenant: Tenant, count: int = 1) -> None:
+        """Take ``count`` messages from the tenant's budget.
+
+        Raises:
+            RateLimited: the budget is spent; nothing was taken.
+            InvalidRequest: ``count`` is more than the budget ever holds.
+        """
+        self.rate_limiter.take(tenant.name, count, self._loop.time())
+
+    def topic(self, tenant: Tenant, name: str) -> Topic:
+        """Return the tenant's topic, made now if it is missing.
+
+        Raises:
+            InvalidRequest: the name can't be a topic's.
+            Unavailable: there are as many topics as there may be.
+        """
+        topic = self.topics.find(tenant.name, name)
+        if topic is None:
+            created_at = rfc3339(self._wall_ns() // 1000)
+            topic = self.topics.get_or_create(tenant.name, name, created_at, self._loop.time())
+        return topic
+
+    def must_wait(self, topic: Topic) -> bool:
+        """Whether a publish to ``topic`` has to go through `publish_later`."""
+        if self.throttler.delay_s(self._loop.time()) > 0.0:
+            return True
+        return self._is_full(topic) and not self._makes_room(topic)
+
+    def publish(self, topic: Topic, request: PublishRequest) -> Published:
+        """Append one message and have it offered to all readers this turn; no await.
+
+        Acceptance and delivery follow each other here; a broker would stand between them.
+        """
+        offset = topic.head + 1
+        message_id = self._deliver(topic, offset, request)
+        return Published(True, message_id, offset, topic.epoch, topic.subscribers)
+
+    async def publish_later(self, topic: Topic, request: PublishRequest) -> Published:
+        """Publish once the throttle's delay has passed and the topic has room.
+
+        Raises:
+            Throttled: too many publishes wait already.
+        """
+        if self._waiting_publishes >= MAX_WAITING_PUBLISHES:
+            raise Throttled("Too many publishes are waiting for slow readers; retry later.")
+        self._waiting_publishes += 1
+        try:
+            delay_s = self.throttler.delay_s(self._loop.time())
+            if delay_s > 0.0:
+                await asyncio.sleep(delay_s)
+            while self._is_full(topic) and not self._makes_room(topic):
+                await self._next_round(topic)
+        finally:
+            self._waiting_publishes -= 1
+        # Idle topics are evicted, and this publish may have waited since it was found.
+        return self.publish(self.topic(Tenant(topic.tenant), topic.name), request)
+
+    def _deliver(self, topic: Topic, offset: int, request: PublishRequest) -> str:
+        """Give ``topic`` message ``offset``, encoded once for everyone; return its id."""
+        message_id, timestamp = self._ids.next(self._wall_ns() // 1000)
+        frame = self._encoder.frame(
+            Message(message_id, topic.name, topic.tenant, request.data, timestamp, offset)
+        )
+        self.topics.append(topic, offset, frame, self._loop.time())
+        if not topic.flush_is_scheduled and topic.pending:
+            self._schedule_round(topic)
+        return message_id
+
+    def _is_full(self, topic: Topic) -> bool:
+        return topic.pending >= self._max_pending or topic.pending_bytes >= self._max_pending_bytes
+
+    def _makes_room(self, topic: Topic) -> bool:
+        """Offer what is pending right now where that is short; return whether there is room."""
+        if topic in self._running or len(topic.live) > WRITES_PER_SLICE:
+            return False
+        while self._is_full(topic):
+            if not self._begin_round(topic):
+                break
+        return True
+
+    async def _next_round(self, topic: Topic) -> None:
+        """Wait until a round of ``topic`` has been written to all its readers."""
+        waiter = self._loop.create_future()
+        self._room_waiters.setdefault(topic, {})[waiter] = None
+        try:
+            await waiter
+        finally:
+            # Only a publish that was cancelled is still there.
+            if waiters := self._room_waiters.get(topic):
+                waiters.pop(waiter, None)
+
+    def _wake_waiters(self, topic: Topic) -> None:
+        """Let as many waiting publishes go on as there is room for, longest waiting first."""
+        waiters = self._room_waiters.get(topic)
+        if waiters is None:
+            return
+        for waiter in list(islice(waiters, max(0, self._max_pending - topic.pending))):
+            del waiters[waiter]
+            if not waiter.done():
+                waiter.set_result(None)
+        if not waiters:
+            del self._room_waiters[topic]
+
+    # --- rounds ----------------------------------------------------------------------------------
+
+    def _schedule_round(self, topic: Topic) -> None:
+        topic.flush_is_scheduled = True
+        self._loop.call_soon(self._begin_round, topic)
+
+    def _begin_round(self, topic: Topic) -> bool:
+        """Offer what is pending to all readers of ``topic``, unless a round is under way.
+
+        Returns whether something was offered.
+        """
+        if topic in self._running:
+            return False
+        step = topic.begin_round(self._loop.time())
+        if step is None:
+            self._end_round(topic)
+            return False
+        for reader in step.tripped:
+            self._open_circuit(topic, reader)
+        self._write_slice(step, 0)
+        return True
+
+    def _end_round(self, topic: Topic) -> None:
+        """Let waiting publishes go on, and come back while there is anybody or anything waiting."""
+        self._running.discard(topic)
+        topic.flush_is_scheduled = False
+        self._wake_waiters(topic)
+        if topic.pending or topic in self._room_waiters:
+            self._schedule_round(topic)
+
+    def _write_slice(self, step: Round, first: int) -> None:
+        """Write a round to its next readers, then yield to the loop or end the round."""
+        last = first + WRITES_PER_SLICE
+        readers = step.readers
+        count = len(readers)
+        self._write_to(step, readers if count <= WRITES_PER_SLICE else readers[first:last])
+        topic = step.topic
+        if last < count:
+            self._running.add(topic)
+            self._loop.call_soon(self._write_slice, step, last)
+            return
+        self._end_round(topic)
+
+    def _write_to(self, step: Round, readers: list[Subscriber]) -> None:
+        start, end, messages, payload = step.start, step.end, step.messages, step.payload
+        written = 0
+        for reader in readers:
+            # Whoever left, lags or has read past the start since the round began is not for it.
+            if reader.cursor != start or not reader.is_live:
+                continue
+            # Before the write, in which the transport may call `paused` for this reader.
+            reader.cursor = end
+            reader.delivered += messages
+            written += messages
+            try:
+                reader.write(payload)
+            except Exception:
+                self._write_failed(step.topic, reader)
+        step.topic.delivered += written
+
+    def _write_failed(self, topic: Topic, reader: Subscriber) -> None:
+        """One reader's transport must not stop the round for the others."""
+        log.exception("write to subscriber failed topic=%s", topic.name)
+        self.counters.background_errors += 1
+        self.unsubscribe(topic, reader)
+        reader.sink.close(1011, "write_failed")
+
+    def _open_circuit(self, topic: Topic, reader: Subscriber) -> None:
+        dropped = reader.dropped_in_stall
+        self.unsubscribe(topic, reader)
+        reader.sink.close(CLOSE_SLOW_CONSUMER, "circuit_open")
+        log.debug("circuit opened topic=%s dropped=%d", topic.name, dropped)
+
+    # --- subscribe -------------------------------------------------------------------------------
+
+    def subscribe(self, topic: Topic, reader: Subscriber, last: int) -> None:
+        """Join ``reader`` and hand it the ``last`` messages, then what comes."""
+        now_s = self._loop.time()
+        topic.set_window(self.buffers.window, now_s)
+        topic.join(reader, last, now_s)
+        self._read_topics[topic] = None
+        self.subscribers += 1
+        self._catch_up(topic, reader)
+
+    def unsubscribe(self, topic: Topic, reader: Subscriber) -> None:
+        """Let ``reader`` go; what waited for it is discarded. Idempotent."""
+        if not reader.is_joined:
+            return
+        topic.leave(reader, self._loop.time())
+        self.subscribers -= 1
+        if topic.subscribers == 0:
+            self._read_topics.pop(topic, None)
+
+    def paused(self, topic: Topic, reader: Subscriber) -> None:
+        """Note that the reader's transport is full: nothing is done for it until it `resumed`."""
+        reader.is_blocked = True
+        if reader.is_joined:
+            topic.mark_lagging(reader)
+
+    def resumed(self, topic: Topic, reader: Subscriber) -> None:
+        """Note that the reader's transport takes more: it reads on where its policy puts it."""
+        reader.is_blocked = False
+        if reader.is_joined:
+            self._catch_up(topic, reader)
+
+    def _catch_up(self, topic: Topic, reader: Subscriber) -> None:
+        """Let a lagging reader read up to the edge, and join the live ones when it is there.
+
+        Its transport stops it sooner as a rule; a reader as fast as we are is made to take turns.
+        """
+        now_s = self._loop.time()
+        for _ in range(CATCH_UP_CHUNKS):
+            if reader.is_blocked or reader.is_live or not reader.is_joined:
+                return
+            frames = topic.read(reader, CATCH_UP_BYTES, now_s)
+            if not frames:
+                topic.mark_live(reader)
+                return
+            reader.write(b"".join(frames))
+        self._loop.call_soon(self._catch_up, topic, reader)
+
+    # --- control loops ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the timers: throttle, buffers, idle topics."""
+        self._timers.every(adaptive_throttler.INTERVAL_S, self.evaluate_throttle)
+        self._timers.every(adaptive_buffer.INTERVAL_S, self.evaluate_buffers)
+        self._timers.every(IDLE_SWEEP_S, self.evict_idle_topics)
+        self._timers.every(RATE_SWEEP_S, self.forget_full_buckets)
+
+    def stop(self) -> None:
+        """Stop the timers."""
+        self._timers.stop()
+
+    def evaluate_throttle(self) -> ThrottleDecision:
+        """Sample the load and decide whether publishers are throttled; return why."""
+        now_s = self._loop.time()
+        load = self.last_load = self.stats.sample()
+        slow = self.slow_subscribers()
+        was_throttling = self.throttler.decision.is_throttling
+        decision = self.throttler.evaluate(
+            ThrottleSample(self.subscribers, slow, load.cpu, load.memory), now_s
+        )
+        if decision.is_throttling != was_throttling:
+            log.info(
+                "throttle changed is_throttling=%s reason=%r",
+                decision.is_throttling,
+                decision.reason,
+            )
+        return decision
+
+    def evaluate_buffers(self) -> BufferDecision:
+        """Decide how far readers may lag, and let every reader of every topic know."""
+        now_s = self._loop.time()
+        load = self.last_load or self.stats.sample()
+        before = self.buffers.window
+        decision = self.buffers.evaluate(
+            BufferSample(
+                max_memory_bytes=self.max_memory_bytes,
+                ring_bytes=self.topics.ring_bytes,
+                machine_available_bytes=load.available_bytes,
+                subscribers=self.subscribers,
+                mean_message_bytes=self._mean_message_bytes(),
+            )
+        )
+        for topic in self._read_topics:
+            topic.set_window(decision.window_messages, now_s)
+        if decision.window_messages != before:
+            log.info("window changed from=%d to=%d", before, decision.window_messages)
+        return decision
+
+    def settle(self) -> float:
+        """Bring every reader's counters up to date; return the time they are of."""
+        now_s = self._loop.time()
+        for topic in self._read_topics:
+            topic.settle(now_s)
+        return now_s
+
+    def slow_subscribers(self) -> int:
+        """Return how many subscribers are slow, over all topics."""
+        now_s = self._loop.time()
+        return sum(topic.slow_count(now_s) for topic in self._read_topics)
+
+    def is_throttling(self) -> bool:
+        """Whether publishers are slowed down right now."""
+        return self.throttler.delay_s(self._loop.time()) > 0.0
+
+    def evict_idle_topics(self) -> None:
+        """Forget topics that nobody uses."""
+        count = self.topics.evict_idle(self._loop.time())
+        if count:
+            log.info("idle topics evicted count=%d left=%d", count, len(self.topics))
+
+    def forget_full_buckets(self) -> None:
+        """Give back the memory of tenants that have not published for a while."""
+        self.rate_limiter.sweep(self._loop.time(), at_most=_BUCKETS_PER_SWEEP)
+
+    def _mean_message_bytes(self) -> float:
+        """Return the mean size of the recent messages that anybody reads, 0.0 for none."""
+        messages = sum(len(topic.ring) for topic in self._read_topics)
+        held_bytes = sum(topic.ring.size_bytes for topic in self._read_topics)
+        return held_bytes / messages if messages else 0.0
+
+    def count_background_error(self) -> None:
+        """Count a timer or task that failed; it was logged where it happened."""
+        self.counters.background_errors += 1
+
+    # --- drain -----------------------------------------------------------------------------------
+
+    async def drain(self, deadline_s: float) -> None:
+        """Refuse new publishes, finish waiting ones, and flush what readers can still take.
+
+        Ends when every reader is up to date, when those that lag took nothing for
+        _DRAIN_PATIENCE_S, or at ``deadline_s`` on the loop's clock.
+        """
+        self.is_draining = True
+        delivered = -1
+        patience_ends_s = 0.0
+        while (now_s := self._loop.time()) < deadline_s:
+            busy = self._waiting_publishes or self._running or self._has_pending()
+            lagging = any(topic.lagging for topic in self._read_topics)
+            if not busy and not lagging:
+                return
+            progress = sum(topic.delivered for topic in self._read_topics)
+            if busy or progress != delivered:
+                delivered = progress
+                patience_ends_s = now_s + _DRAIN_PATIENCE_S
+            elif now_s >= patience_ends_s:
+                return
+            await asyncio.sleep(_DRAIN_POLL_S)
+
+    def _has_pending(self) -> bool:
+        return any(topic.pending for topic in self._read_topics)
+
+
+def _limits(config: Config, max_memory_bytes: int) -> TopicLimits:
+    return TopicLimits(
+        max_memory_bytes=max_memory_bytes,
+        ring_messages=config.ring_messages,
+        ring_bytes=config.ring_bytes,
+        max_topics=config.max_topics,
+        max_topics_per_tenant=config.max_topics_per_tenant,
+        circuit_breaker_threshold=config.circuit_breaker_threshold,
+        idle_s=config.topic_idle_s,
+    )

@@ -1,0 +1,207 @@
+"""Listening sockets: opened with a reason when they can't be, watched, and opened again.
+
+What happens on accepted connections is raw_http.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import stat
+from collections.abc import Callable
+from typing import Final
+
+from clevrd.config import TcpAddress, UnixAddress
+from clevrd.errors import CannotStart
+
+log = logging.getLogger(__name__)
+
+# libuv accepts one connection a turn, so a storm of them waits here; the kernel caps it
+# (net.core.somaxconn).
+BACKLOG: Final = 4096
+
+
+class Listeners:
+    """The daemon's listening sockets on one address, each with the loop's server for it."""
+
+    def __init__(
+        self,
+        address: TcpAddress | UnixAddress,
+        send_buffer_bytes: int,
+        make_protocol: Callable[[], asyncio.Protocol],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._address = address
+        self._send_buffer_bytes = send_buffer_bytes
+        self._make_protocol = make_protocol
+        self._loop = loop
+        self._servers: list[tuple[socket.socket, asyncio.Server]] = []
+        self._is_closed = False
+
+    @property
+    def urls(self) -> list[str]:
+        """Where it listens, as URLs without a path."""
+        return [_url_of(bound) for bound, _ in self._servers]
+
+    def is_listening(self) -> bool:
+        """Whether every socket accepts connections.
+
+        A loop closes a listener for good, and says so nowhere, when accepting fails in a way it
+        did not foresee; the kernel knows.
+        """
+        return bool(self._servers) and all(_accepts(bound) for bound, _ in self._servers)
+
+    async def open(self) -> None:
+        """Listen.
+
+        Raises:
+            CannotStart: the address can't be listened on; nothing is left half open.
+        """
+        sockets = open_sockets(self._address, self._send_buffer_bytes)
+        self._pin_port(sockets)
+        self._servers = [(bound, await self._serve(bound)) for bound in sockets]
+
+    async def reopen_if_dead(self) -> bool:
+        """Listen again where listening has ended by itself; return whether it had.
+
+        Raises:
+            CannotStart: the address can't be listened on any more.
+        """
+        if self._is_closed or self.is_listening():
+            return False
+        log.error("listener died address=%s; opening it again", _text_of(self._address))
+        for _, server in self._servers:
+            server.close()
+        await self.open()
+        return True
+
+    def close(self) -> None:
+        """Accept no more connections; a Unix socket's file goes as well."""
+        self._is_closed = True
+        for _, server in self._servers:
+            server.close()
+        self._servers = []
+        if isinstance(self._address, UnixAddress):
+            _remove_socket(self._address.path)
+
+    def _pin_port(self, sockets: list[socket.socket]) -> None:
+        """Keep the port the kernel chose, so that it is the same when it is opened again."""
+        if isinstance(self._address, TcpAddress) and self._address.port == 0:
+            self._address = TcpAddress(self._address.host, sockets[0].getsockname()[1])
+
+    async def _serve(self, bound: socket.socket) -> asyncio.Server:
+        if bound.family == socket.AF_UNIX:
+            return await self._loop.create_unix_server(
+                self._make_protocol, sock=bound, backlog=BACKLOG
+            )
+        return await self._loop.create_server(self._make_protocol, sock=bound, backlog=BACKLOG)
+
+
+def _accepts(bound: socket.socket) -> bool:
+    try:
+        return bool(bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False
+
+
+def open_sockets(address: TcpAddress | UnixAddress, send_buffer_bytes: int) -> list[socket.socket]:
+    """Return bound sockets for ``address``, not listening yet.
+
+    Args:
+        address: where to.
+        send_buffer_bytes: SO_SNDBUF, which accepted TCP connections inherit; 0 for the kernel's.
+
+    Raises:
+        CannotStart: one line saying why not and what to do.
+    """
+    try:
+        if isinstance(address, UnixAddress):
+            return [_unix_socket(address.path)]
+        sockets = _tcp_sockets(address)
+    except OSError as error:
+        raise CannotStart(_why_not(address, error)) from error
+    for each in sockets:
+        if send_buffer_bytes:
+            # A kernel buffer hides a dead reader: at its own limit of 4 MiB it swallowed ten
+            # times as many messages before the first sign of one, at no gain in throughput.
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+    return sockets
+
+
+def _tcp_sockets(address: TcpAddress) -> list[socket.socket]:
+    if address.host is None:
+        if socket.has_dualstack_ipv6():
+            # One socket for both families, so that port 0 is the same port on both.
+            return [
+                socket.create_server(
+                    ("::", address.port), family=socket.AF_INET6, dualstack_ipv6=True
+                )
+            ]
+        return [socket.create_server(("0.0.0.0", address.port))]  # noqa: S104  # asked for
+    infos = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    seen = dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in infos)
+    return [socket.create_server(sockaddr, family=family) for family, sockaddr in seen]
+
+
+def _unix_socket(path: str) -> socket.socket:
+    _clear_stale_socket(path)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        bound.bind(path)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _clear_stale_socket(path: str) -> None:
+    """Remove the socket a killed daemon left behind; leave one that answers, and other files."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise OSError(errno.EEXIST, "a file that is no socket is in the way")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _remove_socket(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        log.debug("socket file is gone already path=%s", path)
+
+
+def _why_not(address: TcpAddress | UnixAddress, error: OSError) -> str:
+    advice = {
+        errno.EADDRINUSE: "stop what listens there, or choose another address (ADDRESS)",
+        errno.EACCES: "choose a port above 1023, or run with the permission",
+        errno.EADDRNOTAVAIL: "choose an address of this machine (ADDRESS)",
+    }.get(error.errno or 0, "choose another address (ADDRESS)")
+    return f"Can't listen on {_text_of(address)}: {error.strerror or error}; {advice}."
+
+
+def _text_of(address: TcpAddress | UnixAddress) -> str:
+    if isinstance(address, UnixAddress):
+        return f"unix:{address.path}"
+    host = address.host or ""
+    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
+
+
+def _url_of(bound: socket.socket) -> str:
+    if bound.family == socket.AF_UNIX:
+        return f"unix:{bound.getsockname()}"
+    host, port = bound.getsockname()[:2]
+    if host in ("::", "0.0.0.0"):  # noqa: S104  # compared, not bound
+        host = "localhost"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,528 @@
+"""The door every connection comes through: plain publishes and subscribes are answered here.
+
+A request is plain when a strict grammar, narrower than HTTP's, recognises all of it. At the first
+thing it does not recognise the connection and its unread bytes go to aiohttp for good: when in
+doubt, hand over, never guess. What a request means is decided by the same endpoints on both ways.
+
+Grammar: RFC 9112 §2 to §6, less everything that has a second reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, cast
+
+from clevrd.config import Config
+from clevrd.errors import ClevrdError, RequestTimeout, Unavailable
+from clevrd.exchange import (
+    HOST,
+    Answer,
+    Endpoint,
+    Request,
+    ResponseRenderer,
+    Upgrade,
+    error_answer,
+    on_purpose,
+)
+from clevrd.metrics import Counters
+from clevrd.timers import Timers
+
+log = logging.getLogger(__name__)
+
+# Request line and header fields together; longer heads are aiohttp's, whose limits are per field.
+MAX_HEAD_BYTES: Final = 8_192
+# As aiohttp's: a head must not have more on one way than on the other.
+MAX_FIELDS: Final = 128
+
+# Publishes of one connection answered before others get a turn: about 2 ms.
+MAX_REQUESTS_PER_TURN: Final = 128
+
+# Heads of publishes that keep-alive connections repeat to the byte, parsed once. Cleared when
+# full: it only saves time.
+MAX_CACHED_HEADS: Final = 1_024
+MAX_CACHED_HEAD_BYTES: Final = 1_024
+
+SWEEP_S: Final = 1.0
+
+# How long what a client still sends is ignored after a last word, so that it can read that word:
+# closing a socket with unread bytes makes the kernel send a reset, which may overtake it.
+LINGER_S: Final = 2.0
+# Connections that linger at once; more are closed right away. Half of the descriptors kept back.
+MAX_LINGERING: Final = 32
+
+# How each plain request begins, and what none holds: a line end that is not CR LF, or a NUL.
+_BEGINNINGS: Final = (b"POST /publish", b"GET /subscribe")
+_NEVER_PLAIN: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\0")
+_PUBLISH_LINE: Final = re.compile(rb"POST (/publish(?:\?[!-~]*)?) HTTP/1\.1")
+_SUBSCRIBE_LINE: Final = re.compile(rb"GET (/subscribe(?:\?[!-~]*)?) HTTP/1\.1")
+# One field line: a token, and a value of visible ASCII with inner spaces (RFC 9110 §5.5).
+_FIELD: Final = re.compile(
+    rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[!-~]+(?:[ \t]+[!-~]+)*)?)[ \t]*"
+)
+_LENGTH: Final = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
+
+# Fields that change how a message is framed or what may follow it, or that aiohttp refuses: never
+# plain.
+_FRAMING: Final = frozenset(
+    {
+        "content-encoding",
+        "expect",
+        "http2-settings",
+        "keep-alive",
+        "proxy-connection",
+        "sec-websocket-key1",
+        "te",
+        "trailer",
+        "transfer-encoding",
+    }
+)
+
+
+class PlainHead:
+    """A request head that the grammar recognised whole."""
+
+    __slots__ = ("content_length", "endpoint", "is_upgrade", "request")
+
+    def __init__(
+        self, request: Request, endpoint: Endpoint, content_length: int, is_upgrade: bool
+    ) -> None:
+        self.request = request
+        self.endpoint = endpoint
+        self.content_length = content_length
+        self.is_upgrade = is_upgrade
+
+
+def read_fields(lines: list[bytes]) -> dict[str, str] | None:
+    """Return field lines by lower-case name; None unless each is plain and no name comes twice."""
+    fields: dict[str, str] = {}
+    if len(lines) > MAX_FIELDS:
+        return None
+    for line in lines:
+        match = _FIELD.fullmatch(line)
+        if match is None:
+            return None
+        name = match[1].decode("ascii").lower()
+        if name in fields or name in _FRAMING:
+            return None
+        fields[name] = match[2].decode("ascii")
+    return fields if HOST.fullmatch(fields.get("host", "")) else None
+
+
+def can_become_plain(part: bytes) -> bool:
+    """Return whether ``part``, in which no head ends yet, may be the beginning of a plain one."""
+    begins = part.startswith(_BEGINNINGS) or any(each.startswith(part) for each in _BEGINNINGS)
+    return begins and _NEVER_PLAIN.search(part) is None
+
+
+class PlainGrammar:
+    """Recognises the two kinds of plain requests."""
+
+    def __init__(self, publish: Endpoint, subscribe: Endpoint, max_message_bytes: int) -> None:
+        self._publish = publish
+        self._subscribe = subscribe
+        self._max_message_bytes = max_message_bytes
+        self._cache: dict[bytes, PlainHead] = {}
+
+    def read(self, head: bytes) -> PlainHead | None:
+        """Return what ``head`` asks, without its final empty line; None when it is not plain."""
+        cached = self._cache.get(head)
+        if cached is not None:
+            return cached
+        line, *lines = head.split(b"\r\n")
+        if match := _PUBLISH_LINE.fullmatch(line):
+            plain = self._read_publish(match[1].decode("ascii"), read_fields(lines))
+            if plain is not None:
+                self._remember(head, plain)
+            return plain
+        if match := _SUBSCRIBE_LINE.fullmatch(line):
+            return self._read_subscribe(match[1].decode("ascii"), read_fields(lines))
+        return None
+
+    def _read_publish(self, target: str, fields: dict[str, str] | None) -> PlainHead | None:
+        if fields is None or "upgrade" in fields:
+            return None
+        if fields.get("connection", "keep-alive").lower() != "keep-alive":
+            return None
+        length = fields.get("content-length", "")
+        if not _LENGTH.fullmatch(length) or int(length) > self._max_message_bytes:
+            return None
+        return PlainHead(Request("POST", target, fields), self._publish, int(length), False)
+
+    def _read_subscribe(self, target: str, fields: dict[str, str] | None) -> PlainHead | None:
+        if fields is None or "content-length" in fields:
+            return None
+        if fields.get("upgrade", "").lower() != "websocket":
+            return None
+        # Firefox sends "keep-alive, Upgrade".
+        connection = fields.get("connection", "").lower().replace(" ", "")
+        if connection not in ("upgrade", "keep-alive,upgrade"):
+            return None
+        return PlainHead(Request("GET", target, fields), self._subscribe, 0, True)
+
+    def _remember(self, head: bytes, plain: PlainHead) -> None:
+        if len(head) > MAX_CACHED_HEAD_BYTES:
+            return
+        if len(self._cache) >= MAX_CACHED_HEADS:
+            self._cache.clear()
+        self._cache[head] = plain
+
+
+class Door:
+    """What all raw connections share: the grammar, the limits, the way to aiohttp, the sweep."""
+
+    def __init__(
+        self,
+        *,
+        grammar: PlainGrammar | None,
+        make_aiohttp_protocol: Callable[[], asyncio.Protocol],
+        count_handed_over: Callable[[], int],
+        counters: Counters,
+        config: Config,
+        max_connections: int,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        # None hands every connection straight over.
+        self.grammar = grammar
+        self.make_aiohttp_protocol = make_aiohttp_protocol
+        self.counters = counters
+        self.renderer = ResponseRenderer()
+        self.request_timeout_s = config.request_timeout_s
+        self.keepalive_timeout_s = config.keepalive_timeout_s
+        self.now_s = loop.time
+        self.loop = loop
+        self.open: set[RawConnection] = set()
+        # Connections that have had a last word and are to see it; at most MAX_LINGERING.
+        self.lingering: set[RawConnection] = set()
+        self._count_handed_over = count_handed_over
+        self._max_connections = max_connections
+        self._timers = Timers(loop, self._count_error)
+        # Publishes that wait; owned here so that none is collected while it does.
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(self) -> RawConnection:
+        """Return the protocol of a connection that has just been accepted."""
+        return RawConnection(self)
+
+    def read_head(self, head: bytes) -> PlainHead | None:
+        """Return what ``head`` asks, None when it is not for the raw path."""
+        return self.grammar.read(head) if self.grammar is not None else None
+
+    def is_full(self) -> bool:
+        """Whether one more connection would be one too many."""
+        return len(self.open) + self._count_handed_over() >= self._max_connections
+
+    def start(self) -> None:
+        """Start the sweep that ends what takes too long."""
+        self._timers.every(SWEEP_S, self.sweep)
+
+    def stop(self) -> None:
+        """Stop the sweep."""
+        self._timers.stop()
+
+    def sweep(self) -> None:
+        """End connections whose request did not arrive whole in time, or that have been idle."""
+        now_s = self.now_s()
+        for connection in self.open | self.lingering:
+            if connection.deadline_s <= now_s:
+                connection.expire()
+
+    def close_idle(self) -> None:
+        """Close connections that are between requests, and the others after theirs."""
+        for connection in list(self.open):
+            connection.close_when_idle()
+
+    def refusal(self, error: Exception, request: Request | None) -> Answer:
+        """Return the answer to a request that raised ``error``, and count it."""
+        error = on_purpose(error, request)
+        self.counters.count_refusal(error.code)
+        return error_answer(error, request)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run ``coroutine`` as a task that is owned and whose failure is not lost."""
+        task = self.loop.create_task(coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._count_error()
+            log.error("raw connection task failed", exc_info=task.exception())
+
+    def _count_error(self) -> None:
+        self.counters.background_errors += 1
+
+
+class RawConnection(asyncio.Protocol):
+    """One connection until it is a subscriber's or aiohttp's; a publisher's for its whole life."""
+
+    __slots__ = (
+        "_buffer",
+        "_door",
+        "_is_busy",
+        "_is_closing",
+        "_is_partial",
+        "_is_write_paused",
+        "_needed_bytes",
+        "deadline_s",
+        "transport",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        # Received and not yet served; empty between whole requests.
+        self._buffer = bytearray()
+        # Bytes the buffer must hold before looking at it again is worth the while.
+        self._needed_bytes = 0
+        # A publish waits for its turn; what follows it waits too.
+        self._is_busy = False
+        self._is_write_paused = False
+        # A request has begun to arrive; its deadline is set.
+        self._is_partial = False
+        # Close after the answers that are due.
+        self._is_closing = False
+        # Loop time by which the request under way must be whole, or the next one must begin.
+        self.deadline_s = 0.0
+
+    # --- asyncio.Protocol ------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Admit the connection, or refuse it while there are descriptors left to do so."""
+        door = self._door
+        self.transport = cast(asyncio.Transport, transport)
+        door.counters.connections += 1
+        if door.is_full():
+            self._refuse_entry()
+            return
+        self.deadline_s = door.now_s() + door.request_timeout_s
+        door.open.add(self)
+        if door.grammar is None:
+            self._hand_over(b"")
+
+    def data_received(self, data: bytes) -> None:
+        """Serve what is whole, keep the rest."""
+        if self._is_closing:
+            return
+        buffer = self._buffer
+        if buffer or self._must_hold:
+            buffer += data
+            if self._must_hold or len(buffer) < self._needed_bytes:
+                return
+            data = bytes(buffer)
+            buffer.clear()
+        self._serve(data)
+
+    def eof_received(self) -> bool:
+        """Answer what waits before closing: a client may shut its side down after its request."""
+        self._is_closing = True
+        if self._buffer and not self._is_busy:
+            # It will never be whole; aiohttp knows what to say to that.
+            self._hand_over(bytes(self._buffer))
+            return True
+        return self._is_busy
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone; a publish that waits is still published."""
+        self._is_closing = True
+        self._door.open.discard(self)
+        self._door.lingering.discard(self)
+
+    def pause_writing(self) -> None:
+        """The client does not read its answers: read no more of its requests."""
+        self._is_write_paused = True
+        self.deadline_s = self._door.now_s() + self._door.keepalive_timeout_s
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._is_write_paused = False
+        self._go_on()
+
+    # --- serving ---------------------------------------------------------------------------------
+
+    @property
+    def _must_hold(self) -> bool:
+        return self._is_busy or self._is_write_paused
+
+    def _serve(self, data: bytes) -> None:
+        """Answer the plain requests that ``data`` holds whole, in order, with one write."""
+        door = self._door
+        answers: list[bytes] = []
+        position = 0
+        while position < len(data):
+            if len(answers) >= MAX_REQUESTS_PER_TURN:
+                self._yield_turn(answers, data[position:])
+                return
+            if data.startswith(b"\r\n", position):
+                # RFC 9112 §2.2: an empty line where a request may begin is ignored.
+                position += 2
+                continue
+            head_end = data.find(b"\r\n\r\n", position, position + MAX_HEAD_BYTES)
+            if head_end < 0 and self._may_wait_for_head(data[position:]):
+                break
+            plain = door.read_head(data[position:head_end]) if head_end >= 0 else None
+            if plain is None:
+                self._flush(answers)
+                self._hand_over(data[position:])
+                return
+            body_end = head_end + 4 + plain.content_length
+            if body_end > len(data):
+                self._needed_bytes = body_end - position
+                break
+            reply = self._reply(plain, data[head_end + 4 : body_end])
+            position = body_end
+            if isinstance(reply, Answer):
+                answers.append(door.renderer.render(reply))
+                continue
+            self._flush(answers)
+            if isinstance(reply, Upgrade):
+                self._upgrade(reply, data[position:])
+            else:
+                self._wait_for(reply, plain.request, data[position:])
+            return
+        self._flush(answers)
+        self._keep(data[position:], is_progress=bool(answers))
+
+    def _may_wait_for_head(self, part: bytes) -> bool:
+        self._needed_bytes = len(part) + 1
+        return len(part) < MAX_HEAD_BYTES and can_become_plain(part)
+
+    def _reply(self, plain: PlainHead, body: bytes) -> Answer | Upgrade | Awaitable[Answer]:
+        try:
+            plain.endpoint.admit(plain.request)
+            return plain.endpoint.answer(plain.request, body)
+        except Exception as error:
+            return self._door.refusal(error, plain.request)
+
+    def _flush(self, answers: list[bytes]) -> None:
+        if answers:
+            self.transport.write(answers[0] if len(answers) == 1 else b"".join(answers))
+
+    def _keep(self, rest: bytes, *, is_progress: bool) -> None:
+        """Hold an incomplete request; its time runs from its first byte."""
+        door = self._door
+        self._buffer += rest
+        if self._is_write_paused:
+            # It has the time that pause_writing set, and is not read meanwhile.
+            self._is_partial = False
+        elif not rest:
+            self._is_partial = False
+            self.deadline_s = door.now_s() + door.keepalive_timeout_s
+        elif is_progress or not self._is_partial:
+            self._is_partial = True
+            self.deadline_s = door.now_s() + door.request_timeout_s
+
+    # --- waiting, upgrading, handing over --------------------------------------------------------
+
+    def _wait_for(self, reply: Awaitable[Answer], request: Request, rest: bytes) -> None:
+        self._is_busy = True
+        self._buffer += rest
+        self.transport.pause_reading()
+        self._door.spawn(self._answer_later(reply, request))
+
+    async def _answer_later(self, reply: Awaitable[Answer], request: Request) -> None:
+        try:
+            answer = await reply
+        except Exception as error:
+            answer = self._door.refusal(error, request)
+        self._is_busy = False
+        if self.transport.is_closing():
+            return
+        self.transport.write(self._door.renderer.render(answer))
+        self._go_on()
+
+    def _yield_turn(self, answers: list[bytes], rest: bytes) -> None:
+        """Let other connections be served before the rest of a long pipeline."""
+        self._flush(answers)
+        self._is_busy = True
+        self._buffer += rest
+        self.transport.pause_reading()
+        self._door.loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._is_busy = False
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Serve what was held back, and read on if nothing holds it back again."""
+        if self._must_hold or self.transport.is_closing():
+            return
+        if not self._is_closing:
+            # First, because whoever takes the connection over expects it to be read.
+            self.transport.resume_reading()
+        if self._buffer:
+            data = bytes(self._buffer)
+            self._buffer.clear()
+            self._serve(data)
+        if self._is_closing:
+            self._close_when_done()
+
+    def _close_when_done(self) -> None:
+        """Close unless an answer is still due, or the connection is not ours now."""
+        if not self._must_hold and self in self._door.open:
+            self.transport.close()
+
+    def _upgrade(self, upgrade: Upgrade, rest: bytes) -> None:
+        self._door.open.discard(self)
+        self.transport.write(upgrade.head)
+        upgrade.attach(self.transport, rest)
+        if self._is_closing:
+            self.transport.close()
+
+    def _hand_over(self, data: bytes) -> None:
+        """Give the connection to aiohttp, with what was read and not served."""
+        self._door.open.discard(self)
+        protocol = self._door.make_aiohttp_protocol()
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+        if data:
+            protocol.data_received(data)
+        if self._is_closing and not protocol.eof_received():
+            self.transport.close()
+
+    # --- ending ----------------------------------------------------------------------------------
+
+    def expire(self) -> None:
+        """End a connection whose time is up, with a word if a request was under way."""
+        if self._is_busy:
+            return
+        if self._is_closing or self._is_write_paused:
+            # It does not even take what it was answered.
+            self.transport.abort()
+        elif self._buffer:
+            timeout_s = self._door.request_timeout_s
+            self._end_with(RequestTimeout(f"The request did not arrive within {timeout_s:g} s."))
+        else:
+            self._is_closing = True
+            self.transport.close()
+
+    def close_when_idle(self) -> None:
+        """Close now, or after the answer that is due."""
+        self._is_closing = True
+        if not self._is_busy:
+            self.transport.close()
+
+    def _refuse_entry(self) -> None:
+        self._end_with(
+            Unavailable("The daemon has as many connections as it may have; retry later.")
+        )
+
+    def _end_with(self, error: ClevrdError) -> None:
+        """Say a last word, and close once the client can have read it."""
+        door = self._door
+        self._is_closing = True
+        self._buffer.clear()
+        door.open.discard(self)
+        answer = door.refusal(error, None)
+        self.transport.write(door.renderer.render(answer, must_close=True))
+        if len(door.lingering) >= MAX_LINGERING:
+            self.transport.close()
+            return
+        door.lingering.add(self)
+        self.deadline_s = door.now_s() + LINGER_S
+        self.transport.write_eof()

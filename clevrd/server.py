@@ -1,0 +1,255 @@
+"""Composition root: builds the parts, listens, and ends in order. The only module that knows all.
+
+Life: listen -> serve -> (SIGINT or SIGTERM) -> stop accepting -> finish requests -> flush readers
+-> close WebSockets with 1012 -> stop background work -> exit. A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from typing import Final
+
+import uvloop
+from aiohttp import http_parser
+
+from clevrd import __version__
+from clevrd.aiohttp_front import AiohttpFront
+from clevrd.config import Config, parse_address
+from clevrd.connections import RESTARTING, Connections
+from clevrd.errors import CannotStart
+from clevrd.handlers.health import HealthEndpoint, ProbeEndpoint
+from clevrd.handlers.metrics import MetricsEndpoint
+from clevrd.handlers.pages import HomeEndpoint
+from clevrd.handlers.publish import PublishEndpoint
+from clevrd.handlers.router import PathRouter
+from clevrd.handlers.subscribe import SubscribeEndpoint
+from clevrd.hub import Hub, Stats
+from clevrd.listeners import Listeners
+from clevrd.raw_http import Door, PlainGrammar
+from clevrd.timers import Timers
+
+log = logging.getLogger(__name__)
+
+# How often the listeners are looked at.
+WATCH_S: Final = 1.0
+
+# Descriptors kept for files, listeners and the refusals themselves.
+RESERVED_DESCRIPTORS: Final = 64
+
+# How long subscribers get to answer the close at shutdown.
+CLOSE_ALL_TIMEOUT_S: Final = 5.0
+
+# Collections of the oldest generation walk everything alive; with every message free of cycles
+# there is next to nothing to find, so they are made rare (CPython's defaults: 700, 10, 10).
+GC_THRESHOLDS: Final = (50_000, 20, 50)
+
+EXIT_FORCED: Final = 1
+
+_POLL_S: Final = 0.02
+# How long connections that have nothing more to get may take to end.
+_CUT_TIMEOUT_S: Final = 0.1
+
+
+class Server:
+    """One daemon in one event loop; tests run several side by side."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        stats: Stats | None = None,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.config = config
+        self._loop = asyncio.get_running_loop()
+        started_s = time.monotonic()
+        self.hub = Hub(config, self._loop, stats=stats, wall_ns=wall_ns)
+        self.connections = Connections(self.hub, config, self._loop)
+        publish = PublishEndpoint(self.hub, config)
+        subscribe = SubscribeEndpoint(self.hub, self.connections, config)
+        health = HealthEndpoint(self.hub, started_s)
+        live = ProbeEndpoint(lambda: True, "never")
+        ready = ProbeEndpoint(self.is_ready, "The daemon is starting or shutting down.")
+        router = PathRouter(
+            {
+                "/": {"GET": HomeEndpoint()},
+                "/publish": {"POST": publish},
+                "/subscribe": {"GET": subscribe},
+                "/health": {"GET": health},
+                "/health/live": {"GET": live},
+                "/health/ready": {"GET": ready},
+                "/metrics": {"GET": MetricsEndpoint(self.hub, started_s)},
+            }
+        )
+        self._front = AiohttpFront(router, self.hub.counters, config)
+        self._http = self._front.make_server(config.keepalive_timeout_s)
+        grammar = PlainGrammar(publish, subscribe, config.max_message_bytes)
+        self.door = Door(
+            grammar=grammar if config.raw_paths else None,
+            make_aiohttp_protocol=self._http,
+            count_handed_over=lambda: self._front.open_connections + len(self.connections),
+            counters=self.hub.counters,
+            config=config,
+            max_connections=config.max_connections or _connections_allowed(),
+            loop=self._loop,
+        )
+        self._listeners = Listeners(
+            parse_address(config.address), config.send_buffer_bytes, self.door, self._loop
+        )
+        self._timers = Timers(self._loop, self.hub.count_background_error)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens, as URLs without a path; empty before `start` and after `stop`."""
+        return self._listeners.urls
+
+    def is_ready(self) -> bool:
+        """Whether it serves: started, listening and not draining."""
+        return self._listeners.is_listening() and not self.hub.is_draining
+
+    async def start(self) -> None:
+        """Listen and serve.
+
+        Raises:
+            CannotStart: the address can't be listened on.
+        """
+        await self._listeners.open()
+        self._timers.every(WATCH_S, self.watch_listeners)
+        self.hub.start()
+        self.connections.start()
+        self.door.start()
+
+    async def stop(self) -> None:
+        """End in order, within the configured time; what was acknowledged reaches who reads."""
+        deadline_s = self._loop.time() + self.config.shutdown_timeout_s
+        self.hub.is_draining = True
+        self._timers.stop()
+        self._listeners.close()
+        self.door.close_idle()
+        await self._finish_requests(deadline_s)
+        await self.hub.drain(deadline_s)
+        timeout_s = min(CLOSE_ALL_TIMEOUT_S, max(_CUT_TIMEOUT_S, deadline_s - self._loop.time()))
+        await self.connections.close_all(RESTARTING, "restarting", timeout_s)
+        await self._close_http(deadline_s)
+        self.door.stop()
+        self.connections.stop()
+        self.hub.stop()
+
+    def watch_listeners(self) -> None:
+        """Open listeners again that have died."""
+        if not self._listeners.is_listening():
+            self.door.spawn(self._reopen_listeners())
+
+    async def _reopen_listeners(self) -> None:
+        try:
+            await self._listeners.reopen_if_dead()
+        except CannotStart as error:
+            # The next look is a second away; until then /health/ready says no.
+            log.error("listener can't be opened again reason=%s", error)
+
+    async def _close_http(self, deadline_s: float) -> None:
+        """Close HTTP connections, once the requests that came meanwhile are answered.
+
+        aiohttp's own shutdown would wait all the time for a request that has only just begun.
+        """
+        self.door.close_idle()
+        self._http.pre_shutdown()
+        await self._finish_requests(deadline_s)
+        await self._http.shutdown(_CUT_TIMEOUT_S)
+
+    async def _finish_requests(self, deadline_s: float) -> None:
+        """Wait for requests whose answers are due."""
+        while self._front.in_flight or self.door.tasks:
+            if self._loop.time() >= deadline_s:
+                log.warning(
+                    "requests cut at shutdown count=%d",
+                    self._front.in_flight + len(self.door.tasks),
+                )
+                return
+            await asyncio.sleep(_POLL_S)
+
+
+# --- the process ---------------------------------------------------------------------------------
+
+
+def run(config: Config) -> int:
+    """Run the daemon until a signal ends it; return the exit code.
+
+    Raises:
+        CannotStart: the address can't be listened on, or aiohttp lacks its C parser.
+    """
+    _check_parser()
+    _raise_descriptor_limit()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(config))
+
+
+async def _serve(config: Config) -> int:
+    loop = asyncio.get_running_loop()
+    server = Server(config)
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _on_signal, number, stopping)
+    await server.start()
+    _quiet_collector()
+    _greet(server)
+    await stopping.wait()
+    await server.stop()
+    log.info("stopped")
+    return 0
+
+
+def _on_signal(number: int, stopping: asyncio.Event) -> None:
+    """Stop in order at the first signal, at once at the second."""
+    name = signal.Signals(number).name
+    if stopping.is_set():
+        log.warning("stopping now signal=%s", name)
+        logging.shutdown()
+        os._exit(EXIT_FORCED)
+    log.info("stopping signal=%s; a second one stops at once", name)
+    stopping.set()
+
+
+def _greet(server: Server) -> None:
+    for url in server.addresses:
+        log.info("listening version=%s address=%s pid=%d", __version__, url, os.getpid())
+    url = server.addresses[0]
+    log.info("try subscribe:  clevrd subscribe demo --url %s", url)
+    log.info("try publish:    clevrd publish demo '{\"hello\":1}' --url %s", url)
+    if not url.startswith("unix:"):
+        log.info("try look:       curl %s/metrics", url)
+
+
+def _check_parser() -> None:
+    """Refuse to run on aiohttp's Python parser: slower, and laxer in what it takes for HTTP."""
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        raise CannotStart(
+            "aiohttp's C parser is missing; install aiohttp from a wheel, without"
+            " AIOHTTP_NO_EXTENSIONS."
+        )
+
+
+def _raise_descriptor_limit() -> None:
+    """Take as many descriptors as the machine gives without asking."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _connections_allowed() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, soft - RESERVED_DESCRIPTORS)
+
+
+def _quiet_collector() -> None:
+    """Keep the collector off what lives as long as the process, and make it rare."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)

@@ -1,0 +1,254 @@
+"""Clients to test with: `websockets` subscribers, and raw sockets for what no library would send.
+
+No daemon here (daemons.py). Framing: RFC 6455 §5.2; the parser is the tests' own on purpose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlencode
+
+from websockets.asyncio.client import ClientConnection, connect
+
+TEXT = 0x1
+CLOSE = 0x8
+PING = 0x9
+PONG = 0xA
+
+# RFC 6455 §1.3: the key of the example and the answer to it.
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+
+
+def subscribe(ws_url: str, topic: str = "t", *, stalls: bool = False, **options: Any) -> connect:
+    """Return a `websockets` client of ``topic``, with ``options`` as its query.
+
+    It answers pings by itself and sends none. One that ``stalls`` reads ahead as little as can
+    be, so that it stops reading as soon as nobody asks it for messages.
+    """
+    url = f"{ws_url}/subscribe?{urlencode({'topic': topic, **options})}"
+    if stalls:
+        return client_of(url, max_queue=1, sock=small_socket(int(ws_url.rsplit(":", 1)[1])))
+    return client_of(url)
+
+
+def client_of(url: str, **settings: Any) -> connect:
+    """Return a `websockets` client of ``url`` that adds nothing of its own to the traffic."""
+    fixed = {"compression": None, "ping_interval": None, "proxy": None, "max_size": None}
+    return connect(url, **{**fixed, "max_queue": None, "close_timeout": 2, **settings})
+
+
+def small_socket(port: int, receive_bytes: int = 4096) -> socket.socket:
+    """Return a connection whose kernel buffer takes little from a sender that is not read."""
+    client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # Before connecting, or the window that was offered stays.
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    client.connect(("127.0.0.1", port))
+    client.setblocking(False)
+    return client
+
+
+async def offsets(reader: ClientConnection, upto: int) -> list[int]:
+    """Return the offsets of the next messages, up to and with offset ``upto``."""
+    seen = [offset_of(await reader.recv())]
+    while seen[-1] < upto:
+        seen.append(offset_of(await reader.recv()))
+    return seen
+
+
+def offset_of(message: str | bytes) -> int:
+    """Return the offset in a message's JSON."""
+    offset: int = json.loads(message)["offset"]
+    return offset
+
+
+def missing(seen: list[int]) -> int:
+    """Return how many offsets lie between the first and the last of ``seen`` without being in it.
+
+    Fails when one came twice or out of order.
+    """
+    assert all(a < b for a, b in itertools.pairwise(seen)), "twice, or out of order"
+    return seen[-1] - seen[0] + 1 - len(seen)
+
+
+# --- publishers ----------------------------------------------------------------------------------
+
+
+def publish_request(topic: str, data_json: bytes) -> bytes:
+    """Return a plain publish as it goes over the wire."""
+    body = b'{"topic":%b,"data":%b}' % (json.dumps(topic).encode(), data_json)
+    head = "POST /publish HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+class PublishRefused(Exception):
+    """A publish was answered with an error."""
+
+
+class RawPublisher:
+    """Publishes over one kept connection, as many requests ahead of their answers as it is told."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        # Offsets of the messages that were acknowledged, in order.
+        self.acknowledged: list[int] = []
+
+    async def send(self, topic: str, count: int, data_json: bytes = b"1") -> None:
+        """Publish ``count`` messages in one go, then wait for all their answers."""
+        self._writer.write(publish_request(topic, data_json) * count)
+        for _ in range(count):
+            self.acknowledged.append(await self._answered_offset())
+
+    async def _answered_offset(self) -> int:
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        size = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
+        answer = json.loads(await self._reader.readexactly(size))
+        if not answer["success"]:
+            raise PublishRefused(answer)
+        offset: int = answer["offset"]
+        return offset
+
+
+@asynccontextmanager
+async def publishing(port: int) -> AsyncIterator[RawPublisher]:
+    """Open a connection to publish over, and close it in the end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield RawPublisher(reader, writer)
+    finally:
+        writer.close()
+
+
+# --- raw subscribers -----------------------------------------------------------------------------
+
+
+class Frame(NamedTuple):
+    """One frame from the daemon."""
+
+    opcode: int
+    payload: bytes
+
+
+class Goodbye(NamedTuple):
+    """How a connection ended: the close frame's code and reason, and what came before it."""
+
+    code: int | None
+    reason: str
+    before: list[Frame]
+
+
+def masked(opcode: int, payload: bytes = b"", *, first: int | None = None) -> bytes:
+    """Return a client's frame; ``first`` replaces its whole first byte (FIN, RSV, opcode)."""
+    mask = b"\x21\x43\x65\x87"
+    size = len(payload)
+    if size < 126:
+        length = bytes((0x80 | size,))
+    elif size < 65_536:
+        length = b"\xfe" + size.to_bytes(2, "big")
+    else:
+        length = b"\xff" + size.to_bytes(8, "big")
+    body = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
+    return bytes((0x80 | opcode if first is None else first,)) + length + mask + body
+
+
+def upgrade_request(query: str = "topic=t", **fields: str | None) -> bytes:
+    """Return a WebSocket handshake; ``fields`` replace its header fields, None leaves one out."""
+    names = {
+        "host": "test",
+        "upgrade": "websocket",
+        "connection": "Upgrade",
+        "sec_websocket_key": KEY,
+        "sec_websocket_version": "13",
+        **fields,
+    }
+    lines = [f"{name.replace('_', '-')}: {text}" for name, text in names.items() if text]
+    return "\r\n".join([f"GET /subscribe?{query} HTTP/1.1", *lines, "", ""]).encode()
+
+
+class RawSubscriber:
+    """A subscriber made of bytes: sends what it is told, answers nothing by itself."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.close()
+
+    def send(self, *frames: bytes) -> None:
+        """Send bytes, in one segment where the kernel can."""
+        self.writer.write(b"".join(frames))
+
+    async def read(self, size: int) -> bytes:
+        """Return at most ``size`` bytes as they come."""
+        return await self._reader.read(size)
+
+    async def frame(self) -> Frame:
+        """Return the next frame; raises IncompleteReadError at the end."""
+        first, second = await self._reader.readexactly(2)
+        assert first & 0x80, "the daemon never fragments"
+        assert not second & 0x80, "the daemon never masks (RFC 6455 §5.1)"
+        size = second & 0x7F
+        if size > 125:
+            size = int.from_bytes(await self._reader.readexactly(2 if size == 126 else 8), "big")
+        return Frame(first & 0x0F, await self._reader.readexactly(size))
+
+    async def _frame_or_end(self) -> Frame | None:
+        """Return the next frame, None when the connection ended behind a whole one."""
+        try:
+            return await self.frame()
+        except asyncio.IncompleteReadError as end:
+            if end.partial:
+                raise
+            return None
+
+    async def goodbye(self) -> Goodbye:
+        """Read to the end of the connection; fails if anything follows the close frame."""
+        before: list[Frame] = []
+        async with asyncio.timeout(5):
+            while (frame := await self._frame_or_end()) is not None:
+                if frame.opcode == CLOSE:
+                    rest = await self._reader.read()
+                    assert rest == b"", "something follows the close frame"
+                    code = int.from_bytes(frame.payload[:2], "big") if frame.payload else 1005
+                    return Goodbye(code, frame.payload[2:].decode(), before)
+                before.append(frame)
+        return Goodbye(None, "", before)
+
+    def vanish(self) -> None:
+        """Reset the connection, without a close frame or a FIN."""
+        linger_0 = struct.pack("ii", 1, 0)
+        self.writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, linger_0
+        )
+        self.writer.transport.abort()
+
+
+async def raw_subscriber(
+    port: int, query: str = "topic=t", *, early: bytes = b"", receive_bytes: int | None = None
+) -> RawSubscriber:
+    """Open a raw subscription; ``early`` is sent right behind the handshake.
+
+    With ``receive_bytes`` it takes little from the daemon while it does not read.
+    """
+    if receive_bytes is None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    else:
+        small = small_socket(port, receive_bytes)
+        reader, writer = await asyncio.open_connection(sock=small, limit=1024)
+    writer.write(upgrade_request(query) + early)
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 101 "), head
+    assert ACCEPT.encode() in head
+    return RawSubscriber(reader, writer)

@@ -1,0 +1,149 @@
+"""Daemons to test against: one in this process's loop, or a real one in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from clevrd.config import Config
+from clevrd.control.system_stats import LoadSample
+from clevrd.server import Server
+
+ROOT = Path(__file__).parent.parent
+GIB = 1 << 30
+
+
+class FakeStats:
+    """Load figures that a test sets."""
+
+    def __init__(self, cpu: float = 0.1, memory: float = 0.1) -> None:
+        self.cpu = cpu
+        self.memory = memory
+
+    def sample(self) -> LoadSample:
+        """Return the figures as they are set now."""
+        return LoadSample(
+            cpu_system=self.cpu,
+            cpu_loop=self.cpu,
+            memory_system=self.memory,
+            memory_process=self.memory,
+            rss_bytes=50 << 20,
+            available_bytes=8 * GIB,
+        )
+
+
+class Daemon:
+    """A running daemon as its clients see it, and its inside for those who must look."""
+
+    def __init__(self, server: Server, http: aiohttp.ClientSession) -> None:
+        self.server = server
+        self.hub = server.hub
+        self.http = http
+        self.url = server.addresses[0]
+        self.port = int(self.url.rsplit(":", 1)[1])
+
+    @property
+    def ws_url(self) -> str:
+        """The address for WebSocket clients, without a path."""
+        return f"ws://127.0.0.1:{self.port}"
+
+    async def publish(self, topic: str, data: Any, **headers: str) -> dict[str, Any]:
+        """Publish, insist on success, and return the answer."""
+        body = msgspec.json.encode({"topic": topic, "data": data})
+        async with self.http.post(f"{self.url}/publish", data=body, headers=headers) as response:
+            answer: dict[str, Any] = await response.json()
+            assert response.status == 200, answer
+            return answer
+
+    async def get_json(self, path: str) -> dict[str, Any]:
+        """GET ``path`` and return its JSON."""
+        async with self.http.get(f"{self.url}{path}") as response:
+            found: dict[str, Any] = await response.json()
+            return found
+
+    async def send_raw(self, data: bytes, *, timeout_s: float = 5.0) -> bytes:
+        """Send ``data`` over a new connection and return all that comes until it is closed."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(data)
+            await writer.drain()
+            async with asyncio.timeout(timeout_s):
+                return await reader.read()
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def running(*, stats: FakeStats | None = None, **settings: Any) -> AsyncIterator[Daemon]:
+    """Run a daemon in this loop on a free port, with ``settings`` as fields of Config."""
+    config = Config(**{"address": "127.0.0.1:0", "shutdown_timeout_s": 2.0, **settings})
+    server = Server(config, stats=stats or FakeStats())
+    await server.start()
+    try:
+        async with aiohttp.ClientSession() as http:
+            yield Daemon(server, http)
+    finally:
+        await server.stop()
+
+
+async def until(claim: Any, *, timeout_s: float = 5.0) -> None:
+    """Wait until ``claim()`` is true; fail when it does not become so in time."""
+    async with asyncio.timeout(timeout_s):
+        while not claim():
+            await asyncio.sleep(0.005)  # noqa: ASYNC110  # the daemon has no event for every claim
+
+
+class DaemonProcess:
+    """A real daemon: `python -m clevrd serve` in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.process = process
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.ws_url = f"ws://127.0.0.1:{port}"
+
+    def stop(self, timeout_s: float = 20.0) -> int:
+        """Ask it to stop and return its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+
+@contextmanager
+def daemon_process(**variables: str) -> Iterator[DaemonProcess]:
+    """Start a daemon process on a free port with ``variables`` in its environment."""
+    environ = {**os.environ, "ADDRESS": "127.0.0.1:0", **variables}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clevrd", "serve"],
+        cwd=ROOT,
+        env=environ,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield DaemonProcess(process, _port_of(process))
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(5)
+        if process.stderr is not None:
+            process.stderr.close()
+
+
+def _port_of(process: subprocess.Popen[str]) -> int:
+    """Return the port that the daemon says it listens on."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if match := re.search(r"listening .*address=http://127\.0\.0\.1:(\d+)", line):
+            return int(match[1])
+    raise AssertionError("the daemon ended before it listened")

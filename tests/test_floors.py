@@ -1,0 +1,136 @@
+"""A module imports only from lower floors. The sources are read, not run, so that imports inside
+functions and under TYPE_CHECKING count too.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "clevrd"
+FLOORS = {
+    "": -1,  # the package itself: its version, nothing else
+    "errors": 0,
+    "config": 0,
+    "core": 1,
+    "exchange": 1,
+    "timers": 1,
+    "control": 2,
+    "tenants": 2,
+    "metrics": 2,
+    "hub": 3,
+    "aiohttp_front": 4,
+    "connections": 4,
+    "listeners": 4,
+    "raw_http": 4,
+    "handlers": 5,
+    "server": 6,
+    "client": 7,
+    "cli": 7,
+    "__main__": 8,
+}
+# The only steps sideways that leave a folder: a wrong setting is one of the errors, and the
+# command line is a user of the client.
+SIDEWAYS = {("config", "errors"), ("cli", "client")}
+# The core is pure: it has no loop, no socket, no clock and no environment.
+NOT_FOR_CORE = {"aiohttp", "asyncio", "os", "socket", "threading", "time", "uvloop"}
+IMPORT_EACH_ALONE = """
+import importlib, sys
+for name in sys.argv[1:]:
+    for loaded in [key for key in sys.modules if key.split(".")[0] == "clevrd"]:
+        del sys.modules[loaded]
+    importlib.import_module(name)
+"""
+
+
+def module_name(path: Path) -> str:
+    """Return the dotted name of the module in ``path``."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the dotted names that ``path`` imports; `from a import b` gives a and a.b."""
+    here = path.relative_to(PACKAGE.parent).parts
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            # One dot is the module's own folder: its path less the file name.
+            base = ".".join([*here[: -node.level or 0], *filter(None, [node.module])])
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return names
+
+
+IMPORTS = {module_name(path): imports_of(path) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def place_of(module: str) -> str:
+    """Return what the map calls ``module``: its own name, or its folder's."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def may_import(importer: str, imported: str) -> bool:
+    """Say whether the floors allow this import."""
+    here, there = place_of(importer), place_of(imported)
+    share_folder = here == there and (PACKAGE / here).is_dir()
+    return FLOORS[there] < FLOORS[here] or share_folder or (here, there) in SIDEWAYS
+
+
+def test_every_module_is_on_the_map() -> None:
+    """A new module gets its floor before it gets importers."""
+    assert {place_of(module) for module in IMPORTS} <= FLOORS.keys()
+
+
+def test_imports_lead_to_lower_floors() -> None:
+    """No import leads up, and sideways only within a folder."""
+    wrong = [
+        f"{importer} imports {imported}"
+        for importer, names in IMPORTS.items()
+        for imported in sorted(names & IMPORTS.keys())
+        if not may_import(importer, imported)
+    ]
+
+    assert wrong == []
+
+
+def test_imports_have_no_cycle() -> None:
+    """Every module can be understood, and loaded, after the ones it imports."""
+    inside = {name: names & IMPORTS.keys() for name, names in IMPORTS.items()}
+
+    try:
+        TopologicalSorter(inside).prepare()
+        cycle = None
+    except CycleError as error:
+        cycle = error.args[1]
+
+    assert cycle is None
+
+
+def test_core_is_pure() -> None:
+    """Nothing in the core can block, wait, or ask what time it is."""
+    impure = {
+        module: banned
+        for module, names in IMPORTS.items()
+        if place_of(module) == "core"
+        if (banned := {name.split(".")[0] for name in names} & NOT_FOR_CORE)
+    }
+
+    assert impure == {}
+
+
+def test_each_module_can_be_imported_first() -> None:
+    """No module relies on another having been imported before it."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_EACH_ALONE, *IMPORTS],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        timeout=25,
+    )
+
+    assert done.returncode == 0, done.stderr
