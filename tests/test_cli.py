@@ -1,0 +1,1294 @@
+"""The commands and the client behind them, against a server that does what each test tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, suppress
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import WSMsgType, web
+from aiohttp.test_utils import TestServer
+from conftest import FakeClock
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clevrd import __version__, cli
+from clevrd.cli import EventFormatter, LineSplitter, Progress, is_journal, main, publish_records
+from clevrd.client import (
+    BACKOFF_CAP_S,
+    RESUME_LAST,
+    RETRY_AFTER_CAP_S,
+    STEADY_S,
+    BadAnswer,
+    BadRecord,
+    BadUrl,
+    Client,
+    ClientError,
+    Closed,
+    Position,
+    Refused,
+    Unreachable,
+    backoff_s,
+    comes_back,
+    publish_body,
+)
+from clevrd.config import SETTINGS
+from clevrd.errors import CannotStart
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.usefixtures("own_logging", "no_settings")
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """One answer to a publish; status 0 cuts the connection instead."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = {}
+
+
+class Feed(msgspec.Struct, frozen=True):
+    """What one subscription gets: frames, then a close code; 0 cuts, None stays open."""
+
+    frames: Sequence[bytes] = ()
+    code: int | None = None
+    reason: bytes = b""
+    refusal: Answer | None = None
+
+
+class FakeServer:
+    """Answers publishes and subscribes as it was told, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        # Set by the fixture, once it listens.
+        self.url = ""
+        # Taken from the left; when there are none, publishes succeed and feeds stay open.
+        self.answers: deque[Answer] = deque()
+        self.feeds: deque[Feed] = deque()
+        self.bodies: list[bytes] = []
+        self.requests: list[web.BaseRequest] = []
+        self.first_publish = asyncio.Event()
+
+    async def publish(self, request: web.Request) -> web.StreamResponse:
+        """Take in a publish and give the next answer."""
+        self.requests.append(request)
+        self.bodies.append(await request.read())
+        self.first_publish.set()
+        answer = self.answers.popleft() if self.answers else Answer(body=self.success())
+        return respond(request, answer)
+
+    async def subscribe(self, request: web.Request) -> web.StreamResponse:
+        """Play the next feed."""
+        self.requests.append(request)
+        feed = self.feeds.popleft() if self.feeds else Feed()
+        if feed.refusal is not None:
+            return respond(request, feed.refusal)
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        for frame in feed.frames:
+            await socket.send_frame(frame, WSMsgType.TEXT)
+        if feed.code is None:
+            await socket.receive()  # until the client closes
+        elif feed.code == 0:
+            cut(request)
+        else:
+            await socket.close(code=feed.code, message=feed.reason)
+        return socket
+
+    def success(self) -> bytes:
+        """Return the body of the answer to the publish that has just come."""
+        number = len(self.bodies)
+        return json.dumps(
+            {"success": True, "message_id": f"msg-{number}", "offset": number, "epoch": "e"}
+        ).encode()
+
+    @property
+    def data(self) -> list[bytes]:
+        """The data of each publish to topic t, cut out of its body byte for byte."""
+        return [body.removeprefix(b'{"topic":"t","data":')[:-1] for body in self.bodies]
+
+
+def respond(request: web.Request, answer: Answer) -> web.Response:
+    """Return what aiohttp is to answer, or cut the connection."""
+    if answer.status == 0:
+        cut(request)
+    return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+
+
+def cut(request: web.Request) -> None:
+    """Drop the connection without a word."""
+    assert request.transport is not None
+    request.transport.abort()
+
+
+def refusal(status: int, sentence: str, **headers: str) -> Answer:
+    """Return an error answer in the form of the wire contract."""
+    body = json.dumps({"success": False, "error": sentence, "code": "x", "retryable": False})
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer(status, body.encode(), names)
+
+
+def message(number: int, offset: int | None = None) -> bytes:
+    """Return the topic's message ``number``, at the offset of that number unless told."""
+    place = number if offset is None else offset
+    return b'{"id":"msg-20260131-120000.%06d","data":{"n":%d},"offset":%d}' % (
+        number,
+        number,
+        place,
+    )
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    """Return a fake server that listens on a free port of this machine."""
+    fake = FakeServer()
+    app = web.Application()
+    app.router.add_post("/publish", fake.publish)
+    app.router.add_get("/subscribe", fake.subscribe)
+    async with TestServer(app, host="127.0.0.1") as running:
+        fake.url = str(running.make_url("")).rstrip("/")
+        yield fake
+
+
+class FakePause:
+    """Sleeps by moving a clock, and keeps how long it was asked to."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self.slept_s: list[float] = []
+
+    async def __call__(self, seconds: float) -> None:
+        """Let ``seconds`` pass at once."""
+        self.slept_s.append(seconds)
+        self._clock.advance(seconds)
+
+
+@pytest.fixture
+def pause(clock: FakeClock) -> FakePause:
+    """Return what a client sleeps with."""
+    return FakePause(clock)
+
+
+@pytest.fixture
+def new_client(server: FakeServer, clock: FakeClock, pause: FakePause) -> Callable[..., Client]:
+    """Return a maker of clients of the fake server, whose waits cost no time and have no jitter."""
+
+    def make(**options: Any) -> Client:
+        options = {"random": lambda: 0.5, "sleep": pause, "clock": clock, **options}
+        return Client(server.url, **options)
+
+    return make
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """Put pytest's log handlers back, which a command replaces with its own."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+
+    yield
+
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the developer's own settings from the commands."""
+    for name in [name for name in os.environ if name.startswith("CLEVRD_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("ADDRESS", raising=False)
+    monkeypatch.delenv("MAX_MEMORY_MB", raising=False)
+
+
+def chunks(*parts: bytes) -> Callable[[], bytes]:
+    """Return what reads ``parts`` one after the other, and then the end."""
+    left = [*parts, b""]
+    return lambda: left.pop(0)
+
+
+async def publish_lines(client: Client, *parts: bytes) -> int:
+    """Publish the lines in ``parts`` to topic t and return the exit code."""
+    progress = Progress(StringIO(), lambda: 0.0)
+    async with client:
+        return await publish_records(client, "t", chunks(*parts), progress)
+
+
+async def take(client: Client, count: int, **options: Any) -> list[bytes]:
+    """Return the first ``count`` messages that a subscription to topic t yields."""
+    taken: list[bytes] = []
+    async with client, aclosing(client.subscribe("t", **options)) as messages:
+        async for text in messages:
+            taken.append(text)
+            if len(taken) == count:
+                break
+    return taken
+
+
+async def run(*argv: str) -> int:
+    """Run a command as the shell would, but in a thread of this process."""
+    return await asyncio.to_thread(main, argv)
+
+
+async def start(*argv: str, **options: Any) -> asyncio.subprocess.Process:
+    """Start a command in a process of its own, its streams piped unless told otherwise."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    # Unbuffered output would hide a missing flush, and what is complained of at exit.
+    environ = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "clevrd", *argv, cwd=ROOT, env=environ, **{**pipes, **options}
+    )
+
+
+# --- usage ---
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["nonsense"], 2, "invalid choice: 'nonsense'"),
+        (["--adress", ":9000"], 2, "unrecognized arguments: --adress"),
+        (["--addr", ":9000"], 2, "unrecognized arguments: --addr"),
+        (["serve", "--address"], 2, "expected one argument"),
+        (["publish"], 2, "required: TOPIC"),
+        (["publish", "t"], 2, "give it as JSON, or - to read"),
+        (["publish", "t", "hello"], 2, "a text stands in quotes"),
+        (["publish", "t", "{} {}"], 2, "Not JSON"),
+        (["publish", "", "1"], 2, "The topic is empty"),
+        (["publish", "a\nb", "1"], 2, "control character"),
+        (["publish", "t" * 256, "1"], 2, "256 bytes"),
+        (["publish", "t", "1", "--url", "ftp://x"], 2, "The URL must be like"),
+        (["publish", "t", "1", "--tenant", "a\nb"], 2, "printable ASCII"),
+        (["publish", "t", "1", "--retry-for", "inf"], 2, "not a number of seconds"),
+        (["publish", "t", "1", "--retry-for", "-1"], 2, "not a number of seconds"),
+        (["publish", "t", "1", "--url", "http://127.0.0.1:1"], 69, "connection refused"),
+        (["publish", "t", "1", "--url", "unix:/nowhere"], 69, "no such file"),
+        (["publish", "t", "1", "--url", "http://u:s3cret@127.0.0.1:1"], 69, "//127.0.0.1:1:"),
+        (["subscribe"], 2, "required: TOPIC"),
+        (["subscribe", "t", "--policy", "drop_all"], 2, "invalid choice: 'drop_all'"),
+        (["subscribe", "t", "--buffer", "0"], 2, "whole number of 1 or more"),
+        (["subscribe", "t", "--last", "-1"], 2, "whole number of 0 or more"),
+        (["subscribe", "t", "--count", "x"], 2, "whole number of 1 or more"),
+        (["subscribe", "t", "--url", "http://127.0.0.1:1"], 69, "connection refused"),
+        (["serve", "--config", "/nowhere"], 78, "Can't read the configuration file /nowhere"),
+        (["--address", "nowhere"], 78, "(flag --address) is not allowed"),
+        (["checkconfig", "--ring-messages", "5"], 78, "(flag --ring-messages) is not allowed"),
+    ],
+)
+def test_failure_is_one_line_and_its_own_exit_code(
+    argv: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scripts tell failures by the code and people by the line; nobody sees a traceback."""
+    result = main(argv)
+
+    output = capsys.readouterr()
+    assert (result, output.out) == (code, "")
+    assert output.err.startswith("clevrd: ")
+    assert output.err.count("\n") == 1
+    assert words in output.err
+    assert "s3cret" not in output.err
+
+
+@pytest.mark.parametrize("argv", [["version"], ["--version"]])
+def test_version_is_printed(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The version is that of the package."""
+    assert main(argv) == 0
+
+    assert capsys.readouterr().out == f"clevrd {__version__}\n"
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    """Help is no failure, and goes to standard output."""
+    assert main(["--help"]) == 0
+
+    assert {"serve", "publish", "subscribe", "checkconfig", "version"} <= set(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_help_of_serve_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each setting is there with its flag and its variable."""
+    assert main(["serve", "--help"]) == 0
+
+    words = set(capsys.readouterr().out.split())
+    assert {setting.flag for setting in SETTINGS} <= words
+    assert {setting.env for setting in SETTINGS} <= words
+
+
+# --- checkconfig ---
+
+
+def test_checkconfig_prints_every_value_and_its_source(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each setting has a line of three columns, in the order of the settings."""
+    monkeypatch.setenv("CLEVRD_PUBLISH_RATE", "2.50")
+
+    code = main(["checkconfig", "--raw-paths", "no"])
+
+    rows = [line.split(None, 2) for line in capsys.readouterr().out.splitlines()]
+    assert code == 0
+    assert [row[0] for row in rows] == ["setting", *(setting.field for setting in SETTINGS)]
+    assert ["address", ":8080", "default"] in rows
+    assert ["publish_rate", "2.5", "environment CLEVRD_PUBLISH_RATE"] in rows
+    assert ["raw_paths", "false", "flag --raw-paths"] in rows
+
+
+def test_checkconfig_warns_of_unknown_variables(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Warnings go to standard error and don't fail the check."""
+    monkeypatch.setenv("CLEVRD_RING_MESAGES", "5")
+
+    code = main(["checkconfig"])
+
+    assert code == 0
+    assert "did you mean CLEVRD_RING_MESSAGES?" in capsys.readouterr().err
+
+
+def test_checkconfig_reports_each_wrong_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    """All mistakes are shown at once, one line each."""
+    code = main(["checkconfig", "--ring-messages", "5", "--log-level", "loud"])
+
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 78
+    assert [line.split()[1] for line in lines] == ["ring_messages", "log_level"]
+
+
+# --- serve ---
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Put a server in place that only keeps the configuration it was started with."""
+    configs: list[Any] = []
+
+    def run_server(config: Any) -> int:
+        configs.append(config)
+        return 0
+
+    monkeypatch.setitem(sys.modules, "clevrd.server", SimpleNamespace(run=run_server))
+    return configs
+
+
+@pytest.mark.parametrize("argv", [["--address", ":9000"], ["serve", "--address=:9000"]])
+def test_serve_is_the_default_command(argv: list[str], served: list[Any]) -> None:
+    """Flags reach the server whether the command is named or not."""
+    assert main(argv) == 0
+
+    assert [config.address for config in served] == [":9000"]
+
+
+def test_nothing_at_all_serves(served: list[Any]) -> None:
+    """The bare command starts the daemon with its defaults."""
+    assert main([]) == 0
+
+    assert [config.address for config in served] == [":8080"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(CannotStart("Port 80 is in use."), 69), (KeyboardInterrupt(), 130)]
+)
+def test_server_that_fails_ends_with_its_code(
+    error: BaseException,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A port in use is no configuration error, and neither leaves a traceback."""
+
+    def fail(_: Any) -> int:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "clevrd.server", SimpleNamespace(run=fail))
+
+    assert main(["serve"]) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_serve_logs_ignored_variables(
+    served: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt variable is seen in the log of the daemon that ignores it."""
+    monkeypatch.setenv("CLEVRD_RING_MESAGES", "5")
+
+    main(["serve"])
+
+    assert "WARNING setting ignored why='CLEVRD_RING_MESAGES'" in capsys.readouterr().err
+    assert len(served) == 1
+
+
+# --- logs ---
+
+
+@pytest.fixture
+def far_from_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let this machine's clock show another zone's time."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "XYZ+5")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+def log_line(text: str, *, for_journal: bool, **fields: Any) -> str:
+    """Return ``text`` as a log line of the server at WARNING, written at time 0."""
+    record = logging.makeLogRecord(
+        {"msg": text, "name": "clevrd.hub", "levelname": "WARNING", "created": 0.25, **fields}
+        | {"msecs": 250.0, "levelno": logging.WARNING}
+    )
+    return EventFormatter(for_journal=for_journal).format(record)
+
+
+@pytest.mark.usefixtures("far_from_utc")
+def test_log_line_is_time_level_event() -> None:
+    """Times are RFC 3339 in UTC, and the values follow the event."""
+    line = log_line("listening port=1", for_journal=False)
+
+    assert line == "1970-01-01T00:00:00.250Z WARNING listening port=1"
+
+
+def test_log_line_of_a_library_names_it() -> None:
+    """Its words alone would not say who speaks."""
+    line = log_line("Unclosed connection", for_journal=True, name="asyncio")
+
+    assert line == "<4>Unclosed connection logger=asyncio"
+
+
+def test_log_line_for_the_journal_has_its_priority_and_no_time() -> None:
+    """Journald stamps each line itself and takes the severity from the prefix."""
+    assert log_line("listening", for_journal=True) == "<4>listening"
+
+
+def test_log_event_stays_on_one_line() -> None:
+    """Neither a client's words nor a traceback can make a second line or move a cursor."""
+    try:
+        raise ValueError("first\nsecond")
+    except ValueError:
+        fields = {"exc_info": sys.exc_info()}
+
+    line = log_line("failed why=a\r\nforged \x1b[2J\x9b", for_journal=False, **fields)
+
+    assert line.isprintable()
+    assert "a\\r\\nforged \\x1b[2J\\x9b" in line
+    assert "Traceback (most recent call last):\\n" in line
+
+
+def test_journal_is_known_by_device_and_inode() -> None:
+    """A terminal started by a service inherits the variable but not the stream."""
+    stat = os.fstat(2)
+
+    assert is_journal({"JOURNAL_STREAM": f"{stat.st_dev}:{stat.st_ino}"})
+    assert not is_journal({"JOURNAL_STREAM": f"{stat.st_dev}:{stat.st_ino + 1}"})
+    assert not is_journal({})
+
+
+# --- publish: one message ---
+
+
+async def test_publish_prints_where_the_message_is(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answer is one JSON line for scripts, and nothing else is said."""
+    code = await run("publish", "t", '{"n": 1}', "--url", server.url, "--tenant", "acme")
+
+    output = capsys.readouterr()
+    assert (code, output.err) == (0, "")
+    assert json.loads(output.out) == {
+        "message_id": "msg-1",
+        "offset": 1,
+        "epoch": "e",
+        "subscribers": 0,
+    }
+    assert server.bodies == [b'{"topic":"t","data":{"n": 1}}']
+    assert server.requests[0].headers["X-Tenant-ID"] == "acme"
+    assert server.requests[0].content_type == "application/json"
+
+
+def test_full_disk_is_one_clear_line() -> None:
+    """Output that can't be written is a failure, told once and not again at exit."""
+    environ = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "clevrd", "version"],
+            cwd=ROOT,
+            env=environ,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    assert (done.returncode, done.stderr) == (
+        1,
+        "clevrd: Standard input or output failed: No space left on device.\n",
+    )
+
+
+async def test_server_and_tenant_come_from_the_environment(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shell that names them once need not repeat them."""
+    monkeypatch.setenv("CLEVRD_URL", server.url)
+    monkeypatch.setenv("CLEVRD_TENANT", "acme")
+
+    code = await run("publish", "t", "-5")
+
+    assert (code, capsys.readouterr().err) == (0, "")
+    assert server.data == [b"-5"]
+    assert server.requests[0].headers["X-Tenant-ID"] == "acme"
+
+
+async def test_refusal_is_told_in_the_servers_words(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server knows best what was wrong; its control characters are not passed on."""
+    server.answers.append(refusal(403, "Not\x1b[2J your topic."))
+
+    code = await run("publish", "t", "1", "--url", server.url)
+
+    assert (code, capsys.readouterr().err) == (1, "clevrd: Not\\x1b[2J your topic.\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Answer(404, b"<html>nothing here</html>"), "The server answered 404 Not Found."),
+        (Answer(500, b'{"error": 5}'), "The server answered 500 Internal Server Error."),
+        (Answer(403, b'{"error":"\xff"}'), "The server answered 403 Forbidden."),
+        (Answer(200, b"<html>welcome</html>"), "answered 200, but not as clevrd does"),
+        (Answer(302, b"", {"Location": "/elsewhere"}), "answered 302, but not as clevrd does"),
+        (Answer(200, b'{"x":' + b"[" * 200_000), "answered 200, but not as clevrd does"),
+    ],
+)
+async def test_answer_of_another_service_is_one_clear_line(
+    answer: Answer, words: str, server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong URL or a proxy in between is recognised as that."""
+    server.answers.append(answer)
+
+    code = await run("publish", "t", "1", "--url", server.url)
+
+    error = capsys.readouterr().err
+    assert code == 1
+    assert words in error
+    assert error.count("\n") == 1
+
+
+async def test_lost_answer_to_the_only_message_is_not_hidden(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody knows whether it arrived, and it is not sent twice behind the user's back."""
+    server.answers.append(Answer(0))
+
+    code = await run("publish", "t", "1", "--url", server.url)
+
+    assert code == 69
+    assert "broke before the answer" in capsys.readouterr().err
+    assert len(server.bodies) == 1
+
+
+# --- publish: a stream ---
+
+RECORDS = [
+    b'{"name": "adduser",  "size" : 1.0e2}',
+    b'"\\u00e9 is \xc3\xa9"',
+    b'{"a":1,"a":2}',
+    b"-0.0",
+    b"[1 ,2, 3]",
+    b'{"topic":"other","data":null}',
+]
+
+
+async def test_records_arrive_byte_for_byte_and_in_order(
+    server: FakeServer, new_client: Callable[..., Client]
+) -> None:
+    """Nothing is parsed and written again, so spaces, escapes, numbers and doubled keys stay."""
+    code = await publish_lines(new_client(), b"\n".join(RECORDS))
+
+    assert code == 0
+    assert server.data == RECORDS
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (b"1\n2\n",),
+        (b"1\n2",),
+        (b"1\r\n2\r\n",),
+        (b"\n\n1\n \t\n2\n\n",),
+        (b"1", b"\n", b"2"),
+        (b" 1 \n\t2\t\n",),
+    ],
+)
+async def test_lines_may_be_blank_unfinished_or_from_windows(
+    parts: tuple[bytes, ...], server: FakeServer, new_client: Callable[..., Client]
+) -> None:
+    """What stands around a value is no part of it."""
+    code = await publish_lines(new_client(), *parts)
+
+    assert (code, server.data) == (0, [b"1", b"2"])
+
+
+async def test_bad_line_is_reported_and_the_rest_goes_on(
+    server: FakeServer,
+    new_client: Callable[..., Client],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each bad line has its number as an editor counts it, and the exit code tells of them."""
+    bad = [b"{", b'"\xff"', b"[" * 100_000, b'1,"topic":"other"', b"nan"]
+
+    code = await publish_lines(new_client(), b"1\n\n", b"\n".join(bad), b"\n2\n")
+
+    lines = capsys.readouterr().err.splitlines()
+    assert (code, server.data) == (1, [b"1", b"2"])
+    assert [line.split(":")[1] for line in lines[:-1]] == [f" line {n}" for n in range(3, 8)]
+    assert lines[-1] == "clevrd: published 2 of 7 records in 0.0 s"
+
+
+async def test_overlong_line_is_refused_and_not_collected(
+    server: FakeServer,
+    new_client: Callable[..., Client],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stream without newlines can't fill the memory."""
+    monkeypatch.setattr(cli, "MAX_LINE_BYTES", 10)
+
+    code = await publish_lines(new_client(), *[b"1234567"] * 3, b"\n1234567890\n")
+
+    assert (code, server.data) == (1, [b"1234567890"])
+    assert "line 1: Longer than 10 bytes." in capsys.readouterr().err
+
+
+@given(st.lists(st.binary(max_size=5) | st.just(b"\n"), max_size=20))
+def test_lines_do_not_depend_on_where_reads_end(parts: list[bytes]) -> None:
+    """However the kernel cuts a stream, its lines are the same."""
+    splitter = LineSplitter()
+
+    lines = [line for part in [*parts, b"\n"] for line in splitter.feed(part)]
+
+    assert lines == b"".join(parts).split(b"\n")
+
+
+def test_unfinished_line_is_held_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte more than may be, so that it is seen to be too long."""
+    monkeypatch.setattr(cli, "MAX_LINE_BYTES", 10)
+    splitter = LineSplitter()
+
+    lines = [line for part in (b"x" * 8, b"y" * 8, b"z\n") for line in splitter.feed(part)]
+
+    assert lines == [b"xxxxxxxxyyy"]
+
+
+@pytest.mark.parametrize("status", [400, 413])
+async def test_record_that_the_server_refuses_is_counted(
+    status: int,
+    server: FakeServer,
+    new_client: Callable[..., Client],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A record too large for this server is no reason to stop."""
+    server.answers.extend([Answer(200, server.success()), refusal(status, "Not this one.")])
+
+    code = await publish_lines(new_client(), b"1\n2\n3\n")
+
+    assert (code, server.data) == (1, [b"1", b"2", b"3"])
+    assert "line 2: Not this one." in capsys.readouterr().err
+
+
+async def test_refusal_of_everything_ends_the_stream(
+    server: FakeServer,
+    new_client: Callable[..., Client],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A million lines don't get the same refusal a million times; the count says where it ended."""
+    server.answers.extend([Answer(200, server.success()), refusal(403, "Not your topic.")])
+
+    with pytest.raises(Refused, match="Not your topic"):
+        await publish_lines(new_client(), b"1\n2\n3\n")
+
+    assert server.data == [b"1", b"2"]
+    assert "published 1 of 2 records in 0.0 s, stopped at line 2" in capsys.readouterr().err
+
+
+async def test_busy_server_gets_each_record_once_and_in_order(
+    server: FakeServer, new_client: Callable[..., Client], pause: FakePause
+) -> None:
+    """A refused record is offered again, before the next, not sooner than the server asks."""
+    server.answers.extend(
+        [
+            refusal(429, "Slow down.", Retry_After="3"),
+            refusal(503, "Restarting."),
+            Answer(502, b"<html>"),
+            Answer(200, server.success()),
+        ]
+    )
+
+    code = await publish_lines(new_client(), b"1\n2\n")
+
+    assert (code, server.data) == (0, [b"1", b"1", b"1", b"1", b"2"])
+    assert pause.slept_s == [3 + 0.125, 0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("header", "least_s"),
+    [("7", 7), ("0", 0), ("soon", 0), ("-5", 0), ("9" * 30, 0), ("86400", RETRY_AFTER_CAP_S)],
+)
+async def test_retry_after_is_honoured_within_reason(
+    header: str,
+    least_s: float,
+    server: FakeServer,
+    new_client: Callable[..., Client],
+    pause: FakePause,
+) -> None:
+    """What can't be read is ignored, and a day is taken for a mistake."""
+    server.answers.append(refusal(503, "Later.", Retry_After=header))
+
+    await publish_lines(new_client(retry_for_s=1000), b"1\n")
+
+    assert pause.slept_s == [least_s + 0.125]
+
+
+async def test_server_that_stays_busy_is_given_up(
+    server: FakeServer, new_client: Callable[..., Client], pause: FakePause
+) -> None:
+    """One message is offered for as long as was asked, then the reason is told."""
+    server.answers.extend([refusal(503, "Draining.", Retry_After="10")] * 9)
+
+    with pytest.raises(Refused, match="Draining"):
+        await publish_lines(new_client(retry_for_s=25), b"1\n")
+
+    assert len(pause.slept_s) == 2
+
+
+@pytest.mark.parametrize("answer", [Answer(0), Answer(502), Answer(504)])
+async def test_lost_connection_loses_no_record(
+    answer: Answer,
+    server: FakeServer,
+    new_client: Callable[..., Client],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A record whose answer was lost is sent again, and the count says it may be there twice."""
+    server.answers.extend([Answer(200, server.success()), answer])
+
+    code = await publish_lines(new_client(), b"1\n2\n3\n")
+
+    assert (code, server.data) == (0, [b"1", b"2", b"2", b"3"])
+    assert "published 3 of 3 records in 0.0 s; 1 sent again" in capsys.readouterr().err
+
+
+async def test_server_that_was_never_there_is_not_waited_for(
+    clock: FakeClock, pause: FakePause
+) -> None:
+    """A wrong port is told at once; waiting is for servers that come back."""
+    client = Client("http://127.0.0.1:1", sleep=pause, clock=clock)
+
+    with pytest.raises(Unreachable) as caught:
+        await publish_lines(client, b"1\n")
+
+    assert pause.slept_s == []
+    assert not caught.value.may_have_arrived
+
+
+async def test_reading_that_fails_ends_the_stream(
+    server: FakeServer, new_client: Callable[..., Client]
+) -> None:
+    """An error from the reading thread reaches the command."""
+
+    def fail() -> bytes:
+        raise IsADirectoryError(21, "Is a directory")
+
+    with pytest.raises(IsADirectoryError):
+        await publish_records(new_client(), "t", fail, Progress(StringIO(), lambda: 0.0))
+
+    assert server.bodies == []
+
+
+async def test_standard_input_is_published_and_counted(server: FakeServer) -> None:
+    """The whole command, in a process of its own."""
+    process = await start("publish", "t", "-", "--url", server.url)
+
+    out, err = await process.communicate(b'{"n":1}\n{"n":2}\nx\n')
+
+    assert (process.returncode, out) == (1, b"")
+    assert server.data == [b'{"n":1}', b'{"n":2}']
+    assert err.splitlines()[0].startswith(b"clevrd: line 3: Not JSON")
+    assert err.splitlines()[-1].startswith(b"clevrd: published 2 of 3 records in ")
+
+
+async def test_interrupted_stream_is_counted(server: FakeServer) -> None:
+    """Ctrl-C ends the command with its own code, and what was published is still told."""
+    process = await start("publish", "t", "-", "--url", server.url)
+    assert process.stdin is not None
+    process.stdin.write(b"1\n")
+    await server.first_publish.wait()
+
+    process.send_signal(signal.SIGINT)
+    code = await process.wait()
+
+    assert process.stderr is not None
+    error = await process.stderr.read()
+    process.stdin.close()
+    assert code == 130
+    assert error.startswith(b"clevrd: published ")
+    assert error.count(b"\n") == 1
+
+
+class BlockedRead:
+    """A read that lasts until the test lets it return, as one from a silent terminal would."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.has_begun = asyncio.Event()
+        self.may_return = threading.Event()
+        self.thread = threading.current_thread()
+
+    def __call__(self) -> bytes:
+        """Say that it has begun, and block."""
+        self.thread = threading.current_thread()
+        self._loop.call_soon_threadsafe(self.has_begun.set)
+        self.may_return.wait()
+        return b"1"
+
+
+async def interrupt_in(read: BlockedRead) -> None:
+    """Start to publish what ``read`` brings, and cancel that while it blocks."""
+    client = Client("http://127.0.0.1:1")
+    progress = Progress(StringIO(), lambda: 0.0)
+    command = asyncio.create_task(publish_records(client, "t", read, progress))
+    await read.has_begun.wait()
+    command.cancel()
+    with suppress(asyncio.CancelledError):
+        await command
+
+
+def test_interrupt_does_not_wait_for_input() -> None:
+    """A command whose standard input is silent ends all the same, its event loop included."""
+    reads: list[BlockedRead] = []
+
+    async def session() -> None:
+        reads.append(BlockedRead())
+        await interrupt_in(reads[0])
+
+    thread = threading.Thread(target=lambda: asyncio.run(session()), daemon=True)
+    thread.start()
+    thread.join(10)
+    has_ended = not thread.is_alive()
+    reads[0].may_return.set()
+
+    assert has_ended
+
+
+async def test_input_after_the_interrupt_is_ignored() -> None:
+    """A read that returns when nobody waits for it any more breaks nothing."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
+    read = BlockedRead()
+    await interrupt_in(read)
+
+    read.may_return.set()
+    await asyncio.to_thread(read.thread.join)
+    await asyncio.sleep(0)
+
+    assert complaints == []
+
+
+def test_terminal_sees_a_moving_line(clock: FakeClock, capsys: pytest.CaptureFixture[str]) -> None:
+    """The line is redrawn at most ten times a second, and gone when something else is said."""
+
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    progress = Progress(stream, clock)
+    for line in range(1, 1001):
+        progress.begin(line)
+        clock.advance(0.001)
+        progress.accept()
+    progress.finish(0)
+
+    drawn = stream.getvalue().split("\r\x1b[K")
+    assert 8 <= len(drawn) - 2 <= 12
+    assert drawn[-2].endswith(" published, 1000/s")
+    assert drawn[-1] == ""
+    assert capsys.readouterr().err == "clevrd: published 1000 of 1000 records in 1.0 s\n"
+
+
+# --- subscribe ---
+
+
+async def test_subscribe_prints_one_line_for_each_message(
+    server: FakeServer, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Newlines between a message's tokens don't break the line; what is in its strings stays."""
+    first = b'{"id":"msg-1",\r\n"data":"a\\nb",\n"offset":1}'
+    server.feeds.append(Feed([first, message(2), message(3)]))
+
+    code = await run("subscribe", "t", "--url", server.url, "--count", "2")
+
+    output = capfdbinary.readouterr()
+    assert (code, output.err) == (0, b"")
+    assert output.out == b'{"id":"msg-1",  "data":"a\\nb", "offset":1}\n' + message(2) + b"\n"
+
+
+async def test_message_is_printed_when_it_comes(server: FakeServer) -> None:
+    """A pipe gets each message at once, not when some buffer is full; Ctrl-C ends it quietly."""
+    server.feeds.append(Feed([message(1)]))
+    process = await start("subscribe", "t", "--url", server.url)
+    assert process.stdout is not None
+
+    line = await process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    rest = await process.communicate()
+
+    assert line == message(1) + b"\n"
+    assert (*rest, process.returncode) == (b"", b"", 130)
+
+
+async def test_options_reach_the_server(server: FakeServer) -> None:
+    """What is not given is left to the server."""
+    server.feeds.extend([Feed([message(1)]), Feed([message(1)])])
+
+    await run("subscribe", "a b&c", "--url", server.url, "--count", "1")
+    options = ["--policy", "drop_newest", "--buffer", "200", "--last", "0", "--tenant", "acme"]
+    await run("subscribe", "t", "--url", server.url, "--count", "1", *options)
+
+    plain, full = server.requests
+    assert dict(plain.query) == {"topic": "a b&c"}
+    assert dict(full.query) == {
+        "topic": "t",
+        "policy": "drop_newest",
+        "buffer": "200",
+        "last": "0",
+    }
+    assert "X-Tenant-ID" not in plain.headers
+    assert full.headers["X-Tenant-ID"] == "acme"
+
+
+@pytest.mark.parametrize("code", [0, 1001, 1012, 1013, 4101, 4103])
+async def test_lost_subscription_resumes_without_repeats(
+    code: int, server: FakeServer, new_client: Callable[..., Client], pause: FakePause
+) -> None:
+    """The reader sees each message once, and waits before it comes back."""
+    server.feeds.append(Feed([message(1), message(2)], code))
+    server.feeds.append(Feed([message(1), message(2), message(3)], code))
+    server.feeds.append(Feed([message(n) for n in range(1, 6)]))
+
+    taken = await take(new_client(), 5)
+
+    assert taken == [message(n) for n in range(1, 6)]
+    assert [request.query.get("last") for request in server.requests] == [
+        None,
+        str(RESUME_LAST),
+        str(RESUME_LAST),
+    ]
+    assert pause.slept_s == [0.125, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("last", "resumed"), [(None, RESUME_LAST), (5, RESUME_LAST), (50_000, 50_000), (0, 0)]
+)
+async def test_reader_that_has_seen_nothing_resumes_unless_it_wanted_no_past(
+    last: int | None, resumed: int, server: FakeServer, new_client: Callable[..., Client]
+) -> None:
+    """An empty topic may have got messages meanwhile; who asked for last=0 has no place in it."""
+    server.feeds.extend([Feed(code=0), Feed([message(9)])])
+
+    await take(new_client(), 1, last=last)
+
+    assert server.requests[1].query["last"] == str(resumed)
+
+
+async def test_hole_is_told(
+    server: FakeServer, new_client: Callable[..., Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Messages that the server no longer had are not missing silently."""
+    server.feeds.append(Feed([message(1), message(2)], 0))
+    server.feeds.append(Feed([message(7)]))
+
+    await take(new_client(), 3)
+
+    assert "messages missed topic=t from=3 count=4" in caplog.text
+
+
+async def test_restarted_topic_is_told(
+    server: FakeServer, new_client: Callable[..., Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Offsets that begin again belong to a new topic; what the old one still had is unknown."""
+    server.feeds.append(Feed([message(1), message(2)], 0))
+    server.feeds.append(Feed([message(3, offset=1)]))
+
+    await take(new_client(), 3)
+
+    assert "topic restarted" in caplog.text
+
+
+async def test_whole_stream_is_not_warned_about(
+    server: FakeServer, new_client: Callable[..., Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catch-up that begins late, or messages without offsets, are no holes."""
+    server.feeds.append(Feed([message(5), message(6), message(7, offset=0), message(8)]))
+
+    await take(new_client(), 4)
+
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("code", [4000, 4001, 4004, 4099, 1009])
+async def test_close_that_says_stay_away_is_final(
+    code: int, server: FakeServer, new_client: Callable[..., Client], pause: FakePause
+) -> None:
+    """Coming back as we are would be refused again."""
+    server.feeds.append(Feed([message(1)], code, b"bad_topic"))
+
+    with pytest.raises(Closed, match=rf"closed with {code} \(bad_topic\)"):
+        await take(new_client(), 2)
+
+    assert pause.slept_s == []
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 426, 431])
+async def test_refused_subscription_is_final_and_told_in_the_servers_words(
+    status: int, server: FakeServer, new_client: Callable[..., Client], pause: FakePause
+) -> None:
+    """The handshake's refusal has a body, and that is what people need to read."""
+    server.feeds.append(Feed(refusal=refusal(status, "No such policy.")))
+
+    with pytest.raises(Refused, match="No such policy") as caught:
+        await take(new_client(), 1)
+
+    assert caught.value.status == status
+    assert pause.slept_s == []
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+async def test_busy_server_is_asked_again(
+    status: int, server: FakeServer, new_client: Callable[..., Client], pause: FakePause
+) -> None:
+    """Not sooner than it asks, and also when it was busy the first time."""
+    server.feeds.append(Feed(refusal=refusal(status, "Later.", Retry_After="2")))
+    server.feeds.append(Feed([message(1)]))
+
+    taken = await take(new_client(), 1)
+
+    assert (taken, pause.slept_s) == ([message(1)], [2.125])
+
+
+async def test_server_said_to_return_at_once(
+    server: FakeServer, new_client: Callable[..., Client], pause: FakePause
+) -> None:
+    """A move costs no wait, but a server that moves its readers in circles does."""
+    server.feeds.extend([Feed([message(1)], 4201), Feed(code=4201), Feed([message(2)])])
+
+    await take(new_client(), 2)
+
+    assert pause.slept_s == [0.0, 0.25]
+
+
+async def test_steady_connection_starts_the_backoff_anew(
+    server: FakeServer, new_client: Callable[..., Client], clock: FakeClock, pause: FakePause
+) -> None:
+    """Three quick cuts raise the wait; one after a good while does not add to them."""
+    server.feeds.extend([Feed([message(n)], 0) for n in range(1, 5)])
+    server.feeds.append(Feed([message(5)]))
+    client = new_client()
+
+    async with client, aclosing(client.subscribe("t")) as messages:
+        async for text in messages:
+            if text == message(4):
+                clock.advance(STEADY_S)
+            if text == message(5):
+                break
+
+    assert pause.slept_s == [0.125, 0.25, 0.5, 0.125]
+
+
+async def test_waiting_for_a_connection_is_no_steady_connection(
+    server: FakeServer, new_client: Callable[..., Client], pause: FakePause
+) -> None:
+    """A server that lets every attempt wait is asked ever more rarely all the same."""
+    server.feeds.extend([Feed(refusal=refusal(503, "Not yet."))] * 3)
+    server.feeds.append(Feed([message(1)]))
+    slow_clock = itertools.count(0, 2 * STEADY_S)
+
+    await take(new_client(clock=lambda: next(slow_clock)), 1)
+
+    assert pause.slept_s == [0.125, 0.25, 0.5]
+
+
+async def test_no_reconnect_ends_with_the_connection(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script that wants to know of every cut is told."""
+    server.feeds.append(Feed([message(1)], 1012, b"restarting"))
+
+    code = await run("subscribe", "t", "--url", server.url, "--no-reconnect")
+
+    output = capsys.readouterr()
+    assert (code, output.out) == (1, message(1).decode() + "\n")
+    assert output.err == "clevrd: The subscription was closed with 1012 (restarting).\n"
+
+
+async def test_server_that_goes_away_and_stays_is_asked_ever_more_rarely(
+    server: FakeServer, new_client: Callable[..., Client], pause: FakePause
+) -> None:
+    """Waits double up to the cap, and there is no last attempt."""
+    server.feeds.extend([Feed(refusal=refusal(503, "Not yet."))] * 10)
+    server.feeds.append(Feed([message(1)]))
+
+    await take(new_client(), 1)
+
+    waits = [0.125, 0.25, 0.5, 1, 2, 4, 8, 15, 15, 15]
+    assert pause.slept_s == waits
+
+
+@pytest.mark.parametrize(
+    "frame", [b"hello", b"[]", b'{"type":"x"}', b'{"id":5}', b'{"x":' + b"[" * 100_000]
+)
+async def test_frame_that_is_no_message_ends_the_subscription(
+    frame: bytes, server: FakeServer, new_client: Callable[..., Client]
+) -> None:
+    """Another service's WebSocket is not printed as messages."""
+    server.feeds.append(Feed([frame]))
+
+    with pytest.raises(BadAnswer, match="not a message"):
+        await take(new_client(), 1)
+
+
+async def test_server_without_websocket_is_told_apart(
+    server: FakeServer, new_client: Callable[..., Client]
+) -> None:
+    """A web server that answers 200 to everything is not clevrd."""
+    server.feeds.append(Feed(refusal=Answer(200, b"<html>")))
+
+    with pytest.raises(BadAnswer, match="does not speak WebSocket"):
+        await take(new_client(), 1)
+
+
+async def test_reader_that_leaves_is_a_quiet_end(server: FakeServer) -> None:
+    """`clevrd subscribe t | head -1` ends without a complaint when head has its line."""
+    server.feeds.append(Feed([message(n) for n in range(1, 20_000)]))
+    reading_end, writing_end = os.pipe()
+    process = await start("subscribe", "t", "--url", server.url, stdout=writing_end)
+    os.close(writing_end)
+
+    line = await asyncio.to_thread(os.read, reading_end, len(message(1)) + 1)
+    os.close(reading_end)
+    _, error = await process.communicate()
+
+    assert (line, error, process.returncode) == (message(1) + b"\n", b"", 0)
+
+
+# --- the client's decisions ---
+
+
+@pytest.mark.parametrize("attempt", [0, 1, 5, 100, 10**9])
+def test_backoff_is_random_between_nothing_and_its_cap(attempt: int) -> None:
+    """Full jitter: readers cut together spread over the whole delay."""
+    longest = min(BACKOFF_CAP_S, 0.25 * 2 ** min(attempt, 20))
+
+    assert [backoff_s(attempt, chance) for chance in (0.0, 0.5, 1.0)] == [
+        0.0,
+        longest / 2,
+        longest,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (Unreachable("x", may_have_arrived=False), True),
+        (Refused("x", status=429, is_transient=True), True),
+        (Refused("x", status=500, is_transient=False), True),
+        (Refused("x", status=408, is_transient=True), False),
+        (Closed(1006, ""), True),
+        (Closed(3999, ""), True),
+        (Closed(4000, ""), False),
+        (Closed(4099, ""), False),
+        (Closed(4100, ""), True),
+        (Closed(1009, ""), False),
+        (BadAnswer("x"), False),
+    ],
+)
+def test_who_comes_back_is_decided_by_code(error: ClientError, answer: bool) -> None:
+    """4000 to 4099 and 4xx but 429 are final; what time heals is not."""
+    assert comes_back(error) is answer
+
+
+def test_position_tells_new_from_seen_and_counts_holes() -> None:
+    """Ids decide what is new, offsets what is missing."""
+    position = Position()
+
+    steps = [position.step(f"msg-{n}", n) for n in (3, 3, 4, 2, 8)]
+
+    assert [step.is_new for step in steps] == [True, False, True, False, True]
+    assert [list(step.missed) for step in steps] == [[], [], [], [], [5, 6, 7]]
+    assert not any(step.is_restart for step in steps)
+
+
+@pytest.mark.parametrize("data", [b"", b"1 2", b'1,"topic":"x"', b'"\xff"', b"nul", b"{'a':1}"])
+def test_body_takes_one_whole_value_only(data: bytes) -> None:
+    """Half a value could smuggle a second field into the request."""
+    with pytest.raises(BadRecord):
+        publish_body("t", data)
+
+
+def test_body_holds_topic_as_json_and_data_as_it_is() -> None:
+    """A topic with quotes can't break out, and the data is not touched."""
+    body = publish_body('a"b\\', b'{ "n" : 1.10 }')
+
+    assert body == b'{"topic":"a\\"b\\\\","data":{ "n" : 1.10 }}'
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "localhost:8080", "ftp://x", "http://", "http://:80", "http://a:b", "http://a:99999"),
+        *("http://a b", "http://a/?x=1", "http://a/#x", "http://[::1", "unix:relative", "unix:"),
+        *("ws://a", "http://a\n"),
+    ],
+)
+def test_url_that_names_no_server_is_refused(url: str) -> None:
+    """A mistyped URL is told before anything is sent."""
+    with pytest.raises(BadUrl):
+        Client(url)
+
+
+async def test_unix_socket_is_spoken_to(tmp_path: Path) -> None:
+    """A daemon that listens on a Unix socket is reached by its path."""
+    fake = FakeServer()
+    app = web.Application()
+    app.router.add_post("/publish", fake.publish)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, str(tmp_path / "s")).start()
+
+    async with Client(f"unix:{tmp_path}/s") as client:
+        answer = await client.publish("t", b"1")
+    await runner.cleanup()
+
+    assert (answer.message_id, fake.data) == ("msg-1", [b"1"])
+
+
+async def test_client_outside_its_block_says_so() -> None:
+    """The mistake is named, not an attribute of None."""
+    with pytest.raises(RuntimeError, match="outside its 'async with' block"):
+        await Client("http://127.0.0.1:1").publish("t", b"1")
