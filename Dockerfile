@@ -1,0 +1,34 @@
+# clevrd in a container: docker build -t clevrd . && docker run -p 127.0.0.1:8080:8080 clevrd
+# The daemon keeps no files, so --read-only --cap-drop=ALL is right for it.
+
+FROM python:3.12-slim-bookworm AS build
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY clevrd clevrd
+# The environment gets no pip of its own: nothing is installed in a running container.
+RUN python -m venv --without-pip /opt/clevrd \
+ && pip --python /opt/clevrd/bin/python install --no-cache-dir --disable-pip-version-check .
+
+FROM python:3.12-slim-bookworm
+LABEL org.opencontainers.image.title="clevrd" \
+      org.opencontainers.image.description="A real-time event streaming daemon" \
+      org.opencontainers.image.licenses="MIT"
+# At the same path as it was made: an environment can't be moved.
+COPY --from=build /opt/clevrd /opt/clevrd
+ENV PATH=/opt/clevrd/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    ADDRESS=:8080
+# By number, so that Kubernetes' runAsNonRoot can see that it is not root.
+USER 10001:10001
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+# Not urllib, which would ask a proxy named in the environment. The last number of ADDRESS is the
+# port in every form but unix:, which wants a check of its own.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 \
+  CMD ["python", "-Ic", "import http.client, os, sys; \
+    c = http.client.HTTPConnection('127.0.0.1', \
+    int(os.environ['ADDRESS'].rpartition(':')[2]), timeout=2); \
+    c.request('GET', '/health/live'); \
+    sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["clevrd"]
+CMD ["serve"]

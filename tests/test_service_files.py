@@ -1,0 +1,218 @@
+"""The service, container and example files agree with the daemon they configure."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from clevrd import config
+from clevrd.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+UNIT = ROOT / "systemd" / "clevrd.service"
+EXAMPLE = ROOT / "systemd" / "clevrd.toml"
+DOCKERFILE = ROOT / "Dockerfile"
+COMPOSE = ROOT / "docker-compose.yml"
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
+)
+
+
+def unit_value(name: str) -> str:
+    """Return what the unit sets ``name`` to; it is set exactly once."""
+    (value,) = re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
+    return str(value)
+
+
+def compose_value(name: str) -> str:
+    """Return what the compose file sets ``name`` to; it is set exactly once."""
+    (value,) = re.findall(rf'^ +{name}: "?([^"\n]*)"?$', COMPOSE.read_text(), re.MULTILINE)
+    return str(value)
+
+
+def compose_environment() -> dict[str, str]:
+    """Return the variables that the compose file gives the daemon."""
+    (block,) = re.findall(r"^    environment:\n((?: {6}.*\n)+)", COMPOSE.read_text(), re.MULTILINE)
+    return dict(re.findall(r'^ +([^#\s]+): "(.*)"$', block, re.MULTILINE))
+
+
+def unit_environment() -> dict[str, str]:
+    """Return the variables that the unit gives the daemon."""
+    return dict([unit_value("Environment").split("=", 1)])
+
+
+def dockerfile_instruction(name: str) -> str:
+    """Return the arguments of the image's own (last) instruction ``name``, as one line."""
+    lines = DOCKERFILE.read_text().replace("\\\n", "").splitlines()
+    return [line for line in lines if line.startswith(f"{name} ")][-1].removeprefix(f"{name} ")
+
+
+def dockerfile_environment() -> dict[str, str]:
+    """Return the variables that the image gives the daemon, less those meant for Python."""
+    pairs = (pair.split("=", 1) for pair in dockerfile_instruction("ENV").split())
+    return {name: value for name, value in pairs if name not in {"PATH", "PYTHONUNBUFFERED"}}
+
+
+def health_check() -> list[str]:
+    """Return the image's health check, to be run by this Python."""
+    command = dockerfile_instruction("HEALTHCHECK").partition("CMD ")[2]
+    return [sys.executable, *json.loads(command)[1:]]
+
+
+@pytest.fixture
+def runnable_unit(tmp_path: Path) -> Path:
+    """Return a copy of the unit that starts a program which this machine has."""
+    command = unit_value("ExecStart")
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text().replace(command.split()[0], sys.executable))
+    return copy
+
+
+@pytest.fixture
+def health_server() -> Iterator[ThreadingHTTPServer]:
+    """Serve an empty 200 on /health/live, and 404 elsewhere, on a free port."""
+
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health/live" else 404)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@needs_systemd
+def test_unit_is_accepted_by_systemd(runnable_unit: Path) -> None:
+    """No misspelt directive, no value that systemd would ignore with a warning."""
+    done = subprocess.run(
+        ["systemd-analyze", "verify", runnable_unit], capture_output=True, text=True
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_systemd
+def test_unit_stays_hardened(runnable_unit: Path) -> None:
+    """systemd's own score of what is exposed, 0 to 10, stays at 2 or less."""
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=20", runnable_unit],
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stdout
+
+
+def test_unit_does_not_retry_what_cannot_heal() -> None:
+    """Bad usage (argparse's 2) and bad configuration end the service at the first start."""
+    never_retried = {int(code) for code in unit_value("RestartPreventExitStatus").split()}
+
+    assert never_retried == {2, ConfigError.exit_code}
+
+
+def test_supervisors_wait_longer_than_the_daemon_drains() -> None:
+    """Nobody kills a daemon that is still within the time it gives itself to stop."""
+    drain_s = config.Config().shutdown_timeout_s
+
+    assert int(unit_value("TimeoutStopSec")) > drain_s
+    assert float(compose_environment()["CLEVRD_SHUTDOWN_TIMEOUT_S"]) == drain_s
+    assert int(compose_value("stop_grace_period").removesuffix("s")) > drain_s
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [compose_environment, unit_environment, dockerfile_environment],
+)
+def test_variables_are_read_by_the_daemon(environment: Callable[[], dict[str, str]]) -> None:
+    """A variable that nobody reads is a setting somebody believes in."""
+    variables = environment()
+
+    read = {setting.env for setting in config.SETTINGS} | config.OTHER_VARIABLES
+
+    assert variables
+    assert variables.keys() <= read
+
+
+@pytest.mark.parametrize("environment", [compose_environment, dockerfile_environment])
+def test_container_values_are_the_defaults(environment: Callable[[], dict[str, str]]) -> None:
+    """The files show where to turn; turning is left to who deploys."""
+    loaded = config.load({}, environment(), None)
+
+    assert loaded.config == config.Config()
+    assert loaded.warnings == []
+
+
+def test_container_memory_leaves_room_for_the_rings() -> None:
+    """Full rings alone don't reach the 80 % of the container's memory where throttling begins."""
+    limit_mb = int(compose_value("mem_limit").removesuffix("m"))
+
+    assert int(compose_environment()["MAX_MEMORY_MB"]) <= 0.8 * limit_mb
+
+
+def test_container_exposes_the_port_it_listens_on() -> None:
+    """EXPOSE, the published port and the daemon's address are the same number."""
+    port = dockerfile_environment()["ADDRESS"].removeprefix(":")
+
+    assert dockerfile_instruction("EXPOSE") == port
+    assert f'- "127.0.0.1:{port}:{port}"' in COMPOSE.read_text()
+
+
+def test_compose_checks_health_as_the_image_does() -> None:
+    """There is one health check, written down twice."""
+    *_, code = health_check()
+
+    assert " ".join(code.split()) in " ".join(COMPOSE.read_text().split())
+
+
+@pytest.mark.parametrize("host", ["", "127.0.0.1", "[::]"])
+def test_health_check_finds_the_daemon(health_server: ThreadingHTTPServer, host: str) -> None:
+    """The image's check asks the port that ADDRESS names, in each of its TCP forms."""
+    address = f"{host}:{health_server.server_port}"
+
+    done = subprocess.run(health_check(), env={"ADDRESS": address}, timeout=20)
+
+    assert done.returncode == 0
+
+
+def test_health_check_fails_without_the_daemon() -> None:
+    """A port that nobody listens on is not healthy."""
+    done = subprocess.run(
+        health_check(), env={"ADDRESS": "127.0.0.1:1"}, timeout=20, stderr=subprocess.DEVNULL
+    )
+
+    assert done.returncode != 0
+
+
+def test_example_shows_every_setting_with_its_default() -> None:
+    """`#name = value` is a setting as it is; `# ` begins prose."""
+    text = EXAMPLE.read_text()
+
+    shown = tomllib.loads(re.sub(r"^#(?=[a-z])", "", text, flags=re.MULTILINE))
+
+    assert shown == {setting.field: setting.default for setting in config.SETTINGS}
+
+
+def test_example_changes_nothing_as_it_is() -> None:
+    """Installed unread, the example leaves every default where it was."""
+    loaded = config.load({}, {}, str(EXAMPLE))
+
+    assert loaded.config == config.Config()
+    assert set(loaded.sources.values()) == {"default"}
