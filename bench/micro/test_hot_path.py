@@ -1,0 +1,134 @@
+"""Where the time of a publish goes, without sockets: decode, encode, append, and the round.
+
+`python -m pytest bench/micro`. Rounds are measured over fake sinks: what is left of a delivery is
+what the daemon adds to the write itself. The scenario `floor` measures both together.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import pytest
+
+from clevrd.config import Config
+from clevrd.core.encoding import FrameEncoder
+from clevrd.core.message import Message, PublishRequest, decode_publish
+from clevrd.core.recent_cache import RecentMessageCache
+from clevrd.core.subscriber import Subscriber
+from clevrd.core.topic import Topic
+from clevrd.hub import Hub
+from clevrd.tenants import Tenant
+
+# pytest-benchmark's fixture, as far as it is used here.
+Benchmark = Callable[[Callable[[], object]], object]
+
+BODY = b'{"topic":"bench-0","data":{"s":1,"t":123456789012,"p":"' + b"x" * 60 + b'"}}'
+
+
+class Turns:
+    """The part of a loop that the hub needs here: a turn costs what its callbacks cost."""
+
+    def __init__(self) -> None:
+        self.ready: list[Callable[[], object]] = []
+
+    def time(self) -> float:
+        """Stand still."""
+        return 1.0
+
+    def call_soon(self, callback: Callable[..., object], *args: object) -> None:
+        """Keep the callback for the next turn."""
+        self.ready.append(partial(callback, *args))
+
+    def run(self) -> None:
+        """Run until nothing is left to do."""
+        while self.ready:
+            ready, self.ready = self.ready, []
+            for callback in ready:
+                callback()
+
+
+class NullSink:
+    """A reader that takes everything at once."""
+
+    def write(self, data: bytes, /) -> None:
+        """Take it."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Never happens here."""
+
+
+def a_message() -> Message:
+    """Return a message of some 250 bytes."""
+    request = decode_publish(BODY)
+    return Message(
+        "msg-20260101-000000.000000",
+        request.topic,
+        "default-tenant",
+        request.data,
+        "2026-01-01T00:00:00.000000Z",
+        1,
+    )
+
+
+class Fixture:
+    """A hub with one topic and so many readers that keep up."""
+
+    def __init__(self, readers: int) -> None:
+        self.turns = Turns()
+        self.hub = Hub(Config(), cast("asyncio.AbstractEventLoop", self.turns))
+        self.topic: Topic = self.hub.topic(Tenant("default-tenant"), "bench-0")
+        self.request: PublishRequest = decode_publish(BODY)
+        for _ in range(readers):
+            self.hub.subscribe(self.topic, Subscriber(NullSink()), 0)
+        self.turns.run()
+
+    def publish(self, count: int) -> None:
+        """Publish this many in one turn, and let the turn end."""
+        for _ in range(count):
+            self.hub.publish(self.topic, self.request)
+        self.turns.run()
+
+
+def test_decode(benchmark: Benchmark) -> None:
+    """A publish's body becomes a request."""
+    benchmark(lambda: decode_publish(BODY))
+
+
+def test_encode(benchmark: Benchmark) -> None:
+    """A message becomes the one frame that all readers get."""
+    encoder = FrameEncoder()
+    message = a_message()
+
+    benchmark(lambda: encoder.frame(message))
+
+
+def test_append(benchmark: Benchmark) -> None:
+    """A frame goes into a topic's full ring."""
+    ring = RecentMessageCache(1000, 1 << 30)
+    frame = FrameEncoder().frame(a_message())
+
+    benchmark(lambda: ring.append(frame))
+
+
+def test_publish_without_readers(benchmark: Benchmark) -> None:
+    """A request is given an id, encoded and appended."""
+    fixture = Fixture(readers=0)
+
+    benchmark(lambda: fixture.publish(1))
+
+
+@pytest.mark.parametrize("readers", [1, 100, 1000, 10_000])
+def test_round_of_one_message(benchmark: Benchmark, readers: int) -> None:
+    """One message to all readers: the cost of a round that carries the least."""
+    fixture = Fixture(readers)
+
+    benchmark(lambda: fixture.publish(1))
+
+
+@pytest.mark.parametrize("messages", [10, 100])
+def test_round_of_many_messages(benchmark: Benchmark, messages: int) -> None:
+    """Many messages of one turn to 100 readers: one write for each reader."""
+    fixture = Fixture(readers=100)
+
+    benchmark(lambda: fixture.publish(messages))

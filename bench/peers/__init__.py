@@ -1,0 +1,1 @@
+"""What clevrd is measured beside. Each module is a server of its own, started as a process."""

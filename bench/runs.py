@@ -1,0 +1,156 @@
+"""What scenarios are made of: the registry, runs against a fresh server, and their figures."""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bench import generator, servers
+from bench.generator import Latency, Option, Report
+from bench.results import Check, Figure, Outcome, Point, at_most, median
+from bench.servers import Kind
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line may change about a scenario."""
+
+    soak_minutes: float = 60.0
+
+
+Scenario = Callable[[Settings], Outcome]
+SCENARIOS: dict[str, Scenario] = {}
+# Run only when named: too long for "all".
+SEPARATE: set[str] = set()
+
+
+def scenario(name: str, *, is_separate: bool = False) -> Callable[[Scenario], Scenario]:
+    """Register a scenario; the first line of its docstring says what it asks."""
+
+    def register(function: Scenario) -> Scenario:
+        SCENARIOS[name] = function
+        if is_separate:
+            SEPARATE.add(name)
+        return function
+
+    return register
+
+
+def about(name: str) -> str:
+    """Return the question a scenario asks."""
+    return (SCENARIOS[name].__doc__ or "").splitlines()[0]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A server and a load on it, under the name that its figures get."""
+
+    name: str
+    kind: Kind
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the generator against a fresh server."""
+
+    name: str
+    report: Report
+    command: list[str]
+
+
+def run(variant: Variant, **options: Option) -> Run:
+    """Start a fresh server, put the load on it, and return what was found.
+
+    A server's own options win over the scenario's, and the variant's over both.
+    """
+    with servers.serving(variant.kind) as server:
+        load = generator.start({**options, **server.options(), **variant.options})
+        return Run(variant.name, load.report(), load.command)
+
+
+def in_turn(variants: Sequence[Variant], times: int, **options: Option) -> dict[str, list[Run]]:
+    """Run each variant `times` times, round after round: a disturbance then meets all of them."""
+    found: dict[str, list[Run]] = {variant.name: [] for variant in variants}
+    for _ in range(times):
+        for variant in variants:
+            found[variant.name].append(run(variant, **options))
+    return found
+
+
+def of_kinds(*kinds: Kind) -> list[Variant]:
+    """Return variants that differ in the server only."""
+    return [Variant(kind.name, kind) for kind in kinds]
+
+
+def installed(outcome: Outcome, *kinds: Kind) -> list[Variant]:
+    """Return variants of the kinds that can run here; the others are noted, one line each."""
+    outcome.skipped += [f"{kind.name}: {why}" for kind in kinds if (why := kind.missing())]
+    return of_kinds(*(kind for kind in kinds if not kind.missing()))
+
+
+# A tenth of a core: below it is the harness itself and what a kernel does anyway.
+QUIET = 0.1
+# A generator that never waited may not have kept up, and its own queueing is in the latencies.
+SATURATED = 0.99
+
+
+def note_of(report: Report) -> str:
+    """Return what was wrong with a run or its surroundings, "" when nothing was."""
+    notes = [report.complaint()]
+    if report.load_utilisation > SATURATED:
+        notes.append("load generator saturated")
+    if report.disturbance > QUIET:
+        notes.append(f"disturbed: others used {report.disturbance:.1f} cores")
+    return "; ".join(note for note in notes if note)
+
+
+def figure(name: str, unit: str, these: Sequence[Run], take: Callable[[Report], float]) -> Figure:
+    """Return one figure over several runs of the same load."""
+    notes = [note for one in these if (note := note_of(one.report))]
+    return Figure(
+        subject=these[0].name,
+        name=name,
+        unit=unit,
+        values=[take(one.report) for one in these],
+        note=notes[0] if notes else "",
+        command=shlex.join(these[0].command),
+    )
+
+
+def latency_figures(these: Sequence[Run], take: Callable[[Report], Latency]) -> list[Figure]:
+    """Return p50, p99, p99.9 and max of one latency."""
+    return [
+        figure("p50", "ms", these, lambda r: take(r).p50),
+        figure("p99", "ms", these, lambda r: take(r).p99),
+        figure("p99.9", "ms", these, lambda r: take(r).p999),
+        figure("max", "ms", these, lambda r: take(r).max),
+    ]
+
+
+def delivery_figures(these: Sequence[Run]) -> list[Figure]:
+    """Return what every fan-out reports: rate, latency, CPU."""
+    return [
+        figure("deliveries", "/s", these, lambda r: r.fast.per_s),
+        *latency_figures(these, lambda r: r.fast.latency_ms),
+        figure("server CPU per delivery", "us", these, lambda r: r.cpu_us_per_delivery),
+    ]
+
+
+def middle(these: Sequence[Run], take: Callable[[Report], float]) -> float:
+    """Return the median over runs."""
+    return median([take(one.report) for one in these])
+
+
+def p99(these: Sequence[Run]) -> float:
+    """Return the median p99 of deliveries, in ms."""
+    return middle(these, lambda report: report.fast.latency_ms.p99)
+
+
+def unclean(these: Sequence[Run]) -> Check:
+    """Return the check that every message came once and in order, and nothing else went wrong."""
+    return at_most("runs with faults", sum(not one.report.is_clean for one in these), 0)
+
+
+def latency_point(one: Run, rate: float) -> Point:
+    """Return a point of the chart of latency against rate."""
+    return Point(x=rate, y=one.report.fast.latency_ms.p99, is_clean=one.report.is_clean)

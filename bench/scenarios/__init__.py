@@ -1,0 +1,27 @@
+"""The scenarios, one file for each question. Importing this package registers them all."""
+
+from bench.scenarios import (
+    connect,
+    fanout,
+    floor,
+    publish,
+    python_client,
+    selfcheck,
+    slow,
+    soak,
+    steady,
+    topics,
+)
+
+__all__ = [
+    "connect",
+    "fanout",
+    "floor",
+    "publish",
+    "python_client",
+    "selfcheck",
+    "slow",
+    "soak",
+    "steady",
+    "topics",
+]
