@@ -325,7 +325,7 @@ class Connections:
             if count % CLOSES_PER_BATCH == 0:
                 await asyncio.sleep(0)
         deadline_s = self.now_s() + timeout_s
-        while self._open and self.now_s() < deadline_s:
+        while self._open and self.now_s() < deadline_s:  # noqa: ASYNC110  # once in a life
             await asyncio.sleep(_CLOSE_POLL_S)
         for connection in list(self._open):
             connection.cut()

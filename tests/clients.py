@@ -10,12 +10,24 @@ import itertools
 import json
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+# Buffers so small that a reader which does not read is noticed after some dozen messages.
+SMALL_BUFFERS: dict[str, Any] = {
+    "send_buffer_bytes": 8192,
+    "write_high_bytes": 8192,
+    "write_low_bytes": 2048,
+}
+# About 250 bytes once it is a message.
+RECORD = b'"%b"' % (b"x" * 100)
 
 TEXT = 0x1
 CLOSE = 0x8
@@ -63,6 +75,23 @@ async def offsets(reader: ClientConnection, upto: int) -> list[int]:
     return seen
 
 
+class Ending(NamedTuple):
+    """All that a subscriber got: the offsets, and the code and reason of the close."""
+
+    offsets: list[int]
+    code: int | None
+    reason: str | None
+
+
+async def read_to_the_end(reader: ClientConnection) -> Ending:
+    """Read until the connection is closed; code 1006 says that it was without a word."""
+    seen: list[int] = []
+    with suppress(ConnectionClosed):
+        async for message in reader:
+            seen.append(offset_of(message))  # noqa: PERF401  # the end raises, and would lose all
+    return Ending(seen, reader.close_code, reader.close_reason)
+
+
 def offset_of(message: str | bytes) -> int:
     """Return the offset in a message's JSON."""
     offset: int = json.loads(message)["offset"]
@@ -76,6 +105,33 @@ def missing(seen: list[int]) -> int:
     """
     assert all(a < b for a, b in itertools.pairwise(seen)), "twice, or out of order"
     return seen[-1] - seen[0] + 1 - len(seen)
+
+
+# A client in a process of its own: subscribes, says so, and answers pings for as long as it runs.
+_SUBSCRIBER = """
+import sys
+from websockets.sync.client import connect
+with connect(sys.argv[1], ping_interval=None, proxy=None) as reader:
+    print("subscribed", flush=True)
+    for _ in reader:
+        pass
+"""
+
+
+@asynccontextmanager
+async def subscriber_process(ws_url: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a subscriber of topic t in a process of its own, which can be stopped like one."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _SUBSCRIBER, f"{ws_url}/subscribe?topic=t"),
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"subscribed\n"
+        yield process
+    finally:
+        process.kill()
+        await process.wait()
 
 
 # --- publishers ----------------------------------------------------------------------------------

@@ -100,8 +100,8 @@ async def running(*, stats: FakeStats | None = None, **settings: Any) -> AsyncIt
 async def until(claim: Any, *, timeout_s: float = 5.0) -> None:
     """Wait until ``claim()`` is true; fail when it does not become so in time."""
     async with asyncio.timeout(timeout_s):
-        while not claim():
-            await asyncio.sleep(0.005)  # noqa: ASYNC110  # the daemon has no event for every claim
+        while not claim():  # noqa: ASYNC110  # the daemon has no event for every claim
+            await asyncio.sleep(0.005)
 
 
 class DaemonProcess:

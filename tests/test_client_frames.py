@@ -205,7 +205,9 @@ def test_declared_length_over_the_limit(size: int) -> None:
         b"\xfe" + struct.pack(">H", size) if size < 65_536 else b"\xff" + struct.pack(">Q", size)
     )
 
-    assert code_for(b"\x82" + length) == 1009
+    codes = [code_for(first + length) for first in (b"\x81", b"\x82", b"\x01")]
+
+    assert codes == [1009, 1009, 1009]
     assert code_for(b"\x82" + length[:-1]) is None
 
 
@@ -299,6 +301,14 @@ def test_what_came_before_a_fault_is_not_lost() -> None:
     assert outcome([data]) == outcome(one_by_one(data)) == ([(PING, b"1"), (TEXT, b"Hello")], 1002)
 
 
+def test_fault_says_what_it_was() -> None:
+    """The reason is a short machine word, for the close frame and for the log."""
+    with pytest.raises(FrameError, match=r"^unmasked_frame$") as fault:
+        ClientFrames(MAX).feed(b"\x81\x00")
+
+    assert (fault.value.reason, fault.value.close_with) == ("unmasked_frame", 1002)
+
+
 # --- any bytes, in any pieces ----------------------------------------------------------------
 
 MASKS = st.binary(min_size=4, max_size=4)
@@ -355,7 +365,10 @@ def test_good_frames_are_read_as_another_parser_reads_them(data: bytes) -> None:
     assert outcome([data]) == (expected, None)
 
 
-@given(code=st.integers(0, 65_535), reason=st.binary(max_size=123))
+@given(
+    code=st.one_of(st.integers(1000, 1015), st.integers(3000, 4999), st.integers(0, 65_535)),
+    reason=st.one_of(st.binary(max_size=123), st.text(max_size=30).map(str.encode)),
+)
 def test_closes_are_judged_as_another_parser_judges_them(code: int, reason: bytes) -> None:
     """A close that is accepted says the same to an independent implementation."""
     payload = struct.pack(">H", code) + reason

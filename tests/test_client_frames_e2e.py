@@ -13,6 +13,8 @@ from clients import (
     CLOSE,
     PING,
     PONG,
+    RECORD,
+    SMALL_BUFFERS,
     TEXT,
     RawSubscriber,
     masked,
@@ -23,7 +25,7 @@ from clients import (
 from daemons import Daemon, running, until
 from websockets.exceptions import ConnectionClosedError
 
-from clevrd import connections
+from clevrd import connections, hub
 from clevrd.connections import BUDGET_BYTES, BUDGET_FRAMES, MAX_CLIENT_MESSAGE_BYTES
 
 BINARY = 0x2
@@ -254,9 +256,15 @@ async def send_for_ever(reader: RawSubscriber, chunk: bytes) -> None:
         await reader.writer.drain()
 
 
-async def test_nothing_is_sent_behind_a_close_frame() -> None:
-    """Messages, pings and pongs stop at the close, in the middle of a flood too."""
-    async with running(ping_interval_s=0.1) as daemon, publishing(daemon.port) as publisher:
+async def test_nothing_is_sent_behind_a_close_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages, pings and pongs stop at the close, in the middle of a flood and of a round too."""
+    monkeypatch.setattr(hub, "WRITES_PER_SLICE", 1)
+    async with (
+        running(ping_interval_s=0.1) as daemon,
+        subscribe(daemon.ws_url),
+        subscribe(daemon.ws_url),
+        publishing(daemon.port) as publisher,
+    ):
         flood = asyncio.create_task(publish_for_ever(daemon.port))
         for number in range(30):
             async with await raw_subscriber(daemon.port) as reader:
@@ -276,6 +284,18 @@ async def publish_for_ever(port: int) -> None:
     async with publishing(port) as publisher:
         while True:
             await publisher.send("t", 20)
+
+
+async def test_pings_behind_the_daemons_close_are_not_answered(
+    daemon: Daemon, reader: RawSubscriber
+) -> None:
+    """RFC 6455 §5.5.1: not even a pong follows; the peer's close ends it."""
+    (connection,) = daemon.server.connections._open
+    connection.close(4321, "because")
+
+    reader.send(masked(PING, b"late"), close_with(4321))
+
+    assert await reader.goodbye() == (4321, "because", [])
 
 
 # --- the closing handshake -----------------------------------------------------------------------
@@ -378,13 +398,13 @@ async def leave_while_stalled(
     monkeypatch.setattr(connections, "CLOSE_SWEEP_S", 0.02)
     monkeypatch.setattr(connections, "CLOSE_FLUSH_TIMEOUT_S", 0.1)
     async with (
-        running(send_buffer_bytes=8192, write_high_bytes=8192, write_low_bytes=1024) as daemon,
+        running(**SMALL_BUFFERS) as daemon,
         await raw_subscriber(daemon.port, receive_bytes=4096) as reader,
         publishing(daemon.port) as publisher,
     ):
         (connection,) = daemon.server.connections._open
         while not connection.reader.is_blocked:
-            await publisher.send("t", 10, b'"%b"' % (b"x" * 1000))
+            await publisher.send("t", 10, RECORD)
 
         leave(reader, connection)
 

@@ -5,29 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import cast
 
 import pytest
-from clients import PING, PONG, masked, publishing, raw_subscriber
+from clients import (
+    PING,
+    PONG,
+    RECORD,
+    SMALL_BUFFERS,
+    masked,
+    publishing,
+    raw_subscriber,
+    subscriber_process,
+)
 from conftest import FakeClock
 from daemons import running, until
 
 from clevrd.config import Config
 from clevrd.control.ping_wheel import SLOTS, PingWheel
 from clevrd.timers import Timers
-
-# A client that subscribes, says so, and answers pings for as long as it runs.
-SUBSCRIBER = """
-import sys
-from websockets.sync.client import connect
-with connect(sys.argv[1], ping_interval=None, proxy=None) as reader:
-    print("subscribed", flush=True)
-    for _ in reader:
-        pass
-"""
 
 
 class FakePeer:
@@ -238,13 +235,13 @@ async def test_peer_that_sends_pongs_unasked_is_kept() -> None:
 async def test_peer_that_reads_on_is_kept_though_the_ping_is_far_behind() -> None:
     """A slow line is no dead one: what it takes shows that somebody is there."""
     async with (
-        running(send_buffer_bytes=8192, write_high_bytes=16_384, write_low_bytes=8192) as daemon,
+        running(**SMALL_BUFFERS) as daemon,
         await raw_subscriber(daemon.port, receive_bytes=4096) as slow,
         publishing(daemon.port) as publisher,
     ):
         (connection,) = daemon.server.connections._open
         while not connection.reader.is_blocked:
-            await publisher.send("t", 10, b'"%b"' % (b"x" * 1000))
+            await publisher.send("t", 10, RECORD)
         connection.ping()
 
         while connection.reader.is_blocked:
@@ -255,27 +252,14 @@ async def test_peer_that_reads_on_is_kept_though_the_ping_is_far_behind() -> Non
 
 async def test_stopped_process_is_cut_and_others_stay() -> None:
     """Its kernel acknowledges everything and sends no FIN, as when a machine hangs."""
-    async with running(ping_interval_s=0.4, pong_timeout_s=0.38) as daemon:
-        url = f"{daemon.ws_url}/subscribe?topic=t"
-        vanishing, healthy = await start_subscriber(url), await start_subscriber(url)
-        try:
-            assert daemon.hub.subscribers == 2
+    async with (
+        running(ping_interval_s=0.4, pong_timeout_s=0.38) as daemon,
+        subscriber_process(daemon.ws_url) as vanishing,
+        subscriber_process(daemon.ws_url),
+    ):
+        assert daemon.hub.subscribers == 2
 
-            os.kill(vanishing.pid, signal.SIGSTOP)
-            await until(lambda: daemon.hub.subscribers == 1)
-            figures = await daemon.get_json("/metrics")
-        finally:
-            for process in (vanishing, healthy):
-                process.kill()
-                await process.wait()
+        os.kill(vanishing.pid, signal.SIGSTOP)
+        await until(lambda: daemon.hub.subscribers == 1)
+        figures = await daemon.get_json("/metrics")
     assert figures["connections"]["pings_unanswered"] == 1
-
-
-async def start_subscriber(url: str) -> asyncio.subprocess.Process:
-    """Start a `websockets` client in a process of its own and wait until it has subscribed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SUBSCRIBER, url, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert await process.stdout.readline() == b"subscribed\n"
-    return process

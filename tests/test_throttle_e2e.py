@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from clients import missing, offsets, publishing, raw_subscriber, subscribe
+from clients import RECORD, SMALL_BUFFERS, missing, offsets, publishing, raw_subscriber, subscribe
 from daemons import Daemon, FakeStats, running, until
 from websockets.asyncio.client import ClientConnection
 
@@ -23,8 +23,6 @@ from clevrd.control.system_stats import LoadSample
 
 # The loop's clock counts whole milliseconds.
 LEAST_DELAY_S = DELAY_S - 0.001
-RECORD = b'"%b"' % (b"x" * 100)
-SMALL = {"send_buffer_bytes": 8192, "write_high_bytes": 8192, "write_low_bytes": 2048}
 
 
 class TightStats(FakeStats):
@@ -44,8 +42,8 @@ async def with_readers(
     """Subscribe readers to topic t, make the stalled ones slow, and return the healthy ones."""
     async with AsyncExitStack() as stack:
         for _ in range(stalled):
-            reader = await raw_subscriber(daemon.port, "topic=t&buffer=10", receive_bytes=4096)
-            await stack.enter_async_context(reader)
+            stalls = await raw_subscriber(daemon.port, "topic=t&buffer=10", receive_bytes=4096)
+            await stack.enter_async_context(stalls)
         good = [await stack.enter_async_context(subscribe(daemon.ws_url)) for _ in range(healthy)]
         publisher = await stack.enter_async_context(publishing(daemon.port))
         while daemon.hub.slow_subscribers() < stalled:
@@ -73,7 +71,7 @@ async def test_overload_slows_publishers_for_a_while_and_is_explained() -> None:
     """60 % slow readers at 85 % CPU: each publish waits 10 ms, /metrics says why, and it ends."""
     stats = FakeStats(cpu=0.3)
     async with (
-        running(stats=stats, **SMALL) as daemon,
+        running(stats=stats, **SMALL_BUFFERS) as daemon,
         with_readers(daemon, stalled=3, healthy=2) as healthy,
         asyncio.timeout(20),
     ):
@@ -111,7 +109,7 @@ async def test_slow_readers_alone_or_load_alone_slow_nobody(
 ) -> None:
     """60 % slow at 30 % CPU: no. 33 % slow at 85 % CPU: no. Exactly half: no."""
     async with (
-        running(stats=FakeStats(cpu, memory), **SMALL) as daemon,
+        running(stats=FakeStats(cpu, memory), **SMALL_BUFFERS) as daemon,
         with_readers(daemon, stalled=stalled, healthy=healthy),
     ):
         daemon.hub.evaluate_throttle()
@@ -127,7 +125,7 @@ async def test_slow_readers_alone_or_load_alone_slow_nobody(
 async def test_memory_alone_is_load_enough() -> None:
     """60 % slow readers and memory over 80 %: throttled, and the reason names memory."""
     async with (
-        running(stats=FakeStats(cpu=0.1, memory=0.9), **SMALL) as daemon,
+        running(stats=FakeStats(cpu=0.1, memory=0.9), **SMALL_BUFFERS) as daemon,
         with_readers(daemon, stalled=3, healthy=2),
     ):
         daemon.hub.evaluate_throttle()
@@ -164,7 +162,7 @@ async def test_shrinking_window_reaches_readers_that_are_connected() -> None:
     """When memory gets short, readers that lag already keep less, and it is counted."""
     stats = TightStats()
     async with (
-        running(stats=stats, **SMALL) as daemon,
+        running(stats=stats, **SMALL_BUFFERS) as daemon,
         subscribe(daemon.ws_url, stalls=True) as reader,
         publishing(daemon.port) as publisher,
     ):
@@ -190,7 +188,7 @@ async def test_growing_window_reaches_readers_that_are_connected() -> None:
     stats = TightStats()
     stats.available_bytes = 0
     async with (
-        running(stats=stats, **SMALL) as daemon,
+        running(stats=stats, **SMALL_BUFFERS) as daemon,
         subscribe(daemon.ws_url, stalls=True) as reader,
         publishing(daemon.port) as publisher,
     ):

@@ -186,10 +186,9 @@ def _extended_length(length_code: int, digits: bytes | bytearray) -> int:
 def _check_close(payload: bytes) -> None:
     if not payload:
         return
-    if len(payload) == 1:
-        raise FrameError(PROTOCOL_ERROR, "close_code_cut")
     code = int.from_bytes(payload[:2], "big")
-    # RFC 6455 §7.4.1 and the registry it opened; 1004-1006 and 1015 must never be sent.
+    # RFC 6455 §7.4.1 and the registry it opened; 1004-1006 and 1015 must never be sent, and half
+    # a code is below 256.
     if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
         raise FrameError(PROTOCOL_ERROR, "close_code_invalid")
     _check_utf8(payload[2:])
@@ -204,8 +203,6 @@ def _check_utf8(payload: bytes) -> None:
 
 def _unmask(buffer: bytearray, header_end: int, frame_end: int) -> bytes:
     size = frame_end - header_end
-    if size == 0:
-        return b""
     # One big-integer XOR: 20 times faster than a loop over bytes at these sizes.
     mask = (buffer[header_end - 4 : header_end] * (size // 4 + 1))[:size]
     whole = int.from_bytes(buffer[header_end:frame_end], "big") ^ int.from_bytes(mask, "big")

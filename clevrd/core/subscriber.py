@@ -185,11 +185,12 @@ class Subscriber:
         """Return how many messages it may lag, where ``cap`` is what is allowed now."""
         wanted = self._wanted_window
         window = cap if wanted is None or wanted > cap else wanted
-        return max(window, self.backlog_limit)
+        return window if window > self.backlog_limit else self.backlog_limit
 
     def lag(self, feed: Feed) -> int:
         """Return how many messages wait for it: kept ones, and offered ones not yet decided."""
-        return feed.edge - self.cursor + self._kept_count()
+        undecided = feed.edge - self.cursor
+        return undecided + len(self.kept) if self.kept else undecided
 
     def overflow(self, feed: Feed) -> int:
         """Return how many waiting messages its policy drops when it is settled now.
@@ -198,7 +199,8 @@ class Subscriber:
         """
         if self.is_live:
             return 0
-        return max(0, self._beyond_window(feed), self._evicted(feed))
+        beyond = self.lag(feed) - self.window(feed.window_cap)
+        return max(0, beyond, self._evicted(feed))
 
     def queued(self, feed: Feed) -> int:
         """Return how many offered messages it will still be given if it reads on now."""
@@ -298,7 +300,7 @@ class Subscriber:
         """
         if self.dropped_in_stall >= threshold:
             return self.cursor
-        room = self.window(cap) - self._kept_count()
+        room = self.window(cap) - (len(self.kept) if self.kept else 0)
         return self.cursor + room + threshold - self.dropped_in_stall
 
     def lose(self, count: int, now_s: float) -> None:
@@ -306,18 +308,12 @@ class Subscriber:
         self.cursor += count
         self._count_drops(count, now_s)
 
-    def _kept_count(self) -> int:
-        return len(self.kept) if self.kept else 0
-
-    def _beyond_window(self, feed: Feed) -> int:
-        return self.lag(feed) - self.window(feed.window_cap)
-
     def _evicted(self, feed: Feed) -> int:
         """Return how many messages after the cursor the ring has given up; may be negative."""
         return min(feed.edge, feed.ring.first - 1) - self.cursor
 
     def _count_losses(self, feed: Feed, overflow: int) -> None:
-        beyond = max(0, self._beyond_window(feed))
+        beyond = max(0, self.lag(feed) - self.window(feed.window_cap))
         feed.losses.slow_consumer += beyond
         feed.losses.retention += overflow - beyond
 

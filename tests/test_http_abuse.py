@@ -1,0 +1,434 @@
+"""What a client can do to an HTTP server: framing, slowness, size, silence; and what it gets.
+
+On the raw path and through aiohttp, over real sockets. Who abuses WebSocket frames is elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import psutil
+import pytest
+from clients import small_socket
+from daemons import Daemon, running, until
+from http_corpus import CHUNKED, hostile
+from http_wire import Response, ask, chunked, get, post, read_response, responses, talk
+
+from clevrd.raw_http import MAX_LINGERING
+
+MIB = 1 << 20
+BODY = b'{"topic":"t","data":1}'
+OK = post(BODY)
+LIVE = get("/health/live")
+HOSTILE = dict(hostile())
+# Shorter than the defaults by as much as a busy machine allows.
+REQUEST_S = 0.4
+IDLE_S = 0.8
+
+
+@pytest.fixture(params=[True, False], ids=["raw", "aiohttp"])
+async def daemon(request: pytest.FixtureRequest) -> AsyncIterator[Daemon]:
+    """A daemon with its default limits; each test has it answer both ways."""
+    async with running(raw_paths=request.param) as running_daemon:
+        yield running_daemon
+
+
+@pytest.fixture(params=[True, False], ids=["raw", "aiohttp"])
+async def impatient(request: pytest.FixtureRequest) -> AsyncIterator[Daemon]:
+    """A daemon that waits for requests, and for readers of answers, less than a second."""
+    async with running(
+        raw_paths=request.param, request_timeout_s=REQUEST_S, keepalive_timeout_s=IDLE_S
+    ) as running_daemon:
+        yield running_daemon
+
+
+# --- framing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", HOSTILE.values(), ids=HOSTILE)
+async def test_ambiguous_framing_is_refused_and_the_connection_closed(
+    daemon: Daemon, sent: bytes
+) -> None:
+    """One 4xx in our own shape, then the end, long before any time limit; nothing is published."""
+    [answer] = responses(await talk(daemon.port, [sent], timeout_s=5))
+
+    assert 400 <= answer.status < 500
+    assert answer.json.keys() == {"success", "error", "code", "retryable"}
+    assert answer.json["error"].endswith(".")
+    assert "Traceback" not in answer.json["error"]
+    assert (
+        answer.version == "HTTP/0.9"
+        or answer.version in ("HTTP/1.0", "HTTP/2.0")
+        or (answer.headers["connection"] == "close")
+    )
+    assert len(daemon.hub.topics) == 0
+    assert sum(daemon.hub.counters.refused.values()) == 1
+
+
+async def test_refused_connections_leave_nothing_behind(daemon: Daemon) -> None:
+    """After all of them at once: no task, no descriptor, no connection more than before."""
+    await ask(daemon.port, LIVE)
+    process = psutil.Process()
+    tasks, descriptors = len(asyncio.all_tasks()), process.num_fds()
+
+    await asyncio.gather(*(talk(daemon.port, [sent]) for sent in HOSTILE.values()))
+
+    await until(lambda: len(asyncio.all_tasks()) <= tasks)
+    await until(lambda: process.num_fds() <= descriptors)
+    assert not daemon.server.door.open | daemon.server.door.lingering
+    assert (await ask(daemon.port, OK)).status == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        post(BODY, "X: " + "a" * 9000),
+        post(BODY, line=f"POST /publish?{'a' * 9000} HTTP/1.1"),
+        get(
+            "/subscribe?topic=t", "Upgrade: websocket", "Sec-WebSocket-Protocol: " + "a, " * 350_000
+        ),
+    ],
+    ids=["field", "line", "a megabyte of subprotocols"],
+)
+async def test_line_over_8_kib_is_431(daemon: Daemon, sent: bytes) -> None:
+    """It is refused before the rest of it is read, and the refusal can be read."""
+    answer = await ask(daemon.port, sent)
+
+    assert (answer.status, answer.code) == (431, "header_too_large")
+    assert "8190 bytes" in answer.json["error"]
+
+
+async def test_http_1_0_is_answered_and_closed_unless_asked_to_stay(daemon: Daemon) -> None:
+    """Old clients and health checkers of load balancers."""
+    line = "POST /publish HTTP/1.0"
+
+    closed = responses(await talk(daemon.port, [post(BODY, line=line)], timeout_s=5))
+    kept = await ask(daemon.port, post(BODY, "Connection: keep-alive", line=line))
+
+    assert [answer.status for answer in closed] == [200]
+    assert (kept.status, kept.headers["connection"]) == (200, "keep-alive")
+
+
+async def test_client_that_shuts_its_side_is_answered(daemon: Daemon) -> None:
+    """As `nc -N` does behind what it sends: every answer comes, also to a publish that waits."""
+    sent = [OK, LIVE, OK + LIVE + OK, OK * 100]
+
+    transcripts = [await talk(daemon.port, [each], shut=True, timeout_s=5) for each in sent]
+
+    assert [len(responses(each)) for each in transcripts] == [1, 1, 3, 100]
+
+
+@pytest.mark.parametrize("broken", [b"zz\r\n", b"2\r\n{}X", b"-1\r\n"])
+async def test_chunk_that_breaks_late_is_refused(impatient: Daemon, broken: bytes) -> None:
+    """Its head was fine and is being waited on: refused when the time is up at the latest."""
+    head = post(b"", CHUNKED, length=None)
+
+    transcript = await talk(impatient.port, [head, chunked(BODY, 9)[:-5], broken + OK])
+
+    answers = responses(transcript)
+    assert {answer.status for answer in answers} <= {400, 408}
+    assert len(answers) >= 1
+    assert len(impatient.hub.topics) == 0
+
+
+# --- expectations --------------------------------------------------------------------------------
+
+
+async def test_continue_is_sent_to_who_waits_for_it(daemon: Daemon) -> None:
+    """RFC 9110 §10.1.1: a 100 once the head is fine, then the answer to the whole."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+    sent = post(BODY, "Expect: 100-continue")
+
+    writer.write(sent[: -len(BODY)])
+    interim = await reader.readuntil(b"\r\n\r\n")
+    writer.write(BODY)
+    answer = await read_response(reader)
+
+    writer.close()
+    assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (post(b"", "Expect: 100-continue", length="99999999"), 413),
+        (post(b"", "Expect: 100-continue", "Content-Encoding: br", length="10"), 415),
+        (post(b"", "Expect: 100-continue", line="POST /nope HTTP/1.1", length="10"), 404),
+    ],
+    ids=["too large", "coded", "nowhere"],
+)
+async def test_continue_is_not_sent_when_the_head_is_refused(
+    daemon: Daemon, head: bytes, status: int
+) -> None:
+    """The final answer comes at once, and the body is never sent."""
+    [answer] = responses(await talk(daemon.port, [head], timeout_s=5))
+
+    assert (answer.status, answer.headers["connection"]) == (status, "close")
+
+
+# --- slowness ------------------------------------------------------------------------------------
+
+BEGUN = {
+    "half a line": b"POST /publ",
+    "half a head": OK[:50],
+    "half a head of aiohttp's": b"GET /health HTTP/1.1\r\nHost: te",
+    "half a body": OK[:-5],
+    "half a body of aiohttp's": post(BODY, "Expect: 100-continue")[:-5],
+    "half a chunk": post(b"16\r\n{", CHUNKED, length=None),
+}
+
+
+async def test_request_that_does_not_arrive_is_408_and_closed(impatient: Daemon) -> None:
+    """On a new connection as on a kept one; time runs from the request's first byte."""
+    cases = [(before, begun) for before in (b"", OK, LIVE) for begun in BEGUN.values()]
+
+    transcripts = await asyncio.gather(
+        # An empty piece is a turn of the loop, in which what came before is answered.
+        *(talk(impatient.port, [before, *[b""] * 20, begun]) for before, begun in cases)
+    )
+
+    for (before, begun), transcript in zip(cases, transcripts, strict=True):
+        answers = [answer for answer in responses(transcript) if answer.status != 100]
+        assert [answer.status for answer in answers] == [200] * bool(before) + [408], begun
+        assert answers[-1].headers["connection"] == "close"
+        assert (answers[-1].code, answers[-1].json["retryable"]) == ("request_timeout", True)
+        assert f"within {REQUEST_S} s" in answers[-1].json["error"]
+
+
+async def test_dripping_bytes_buy_no_time(impatient: Daemon) -> None:
+    """Slowloris: a byte every now and then, in head and body; each is ended all the same."""
+
+    async def drip(sent: bytes, start: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", impatient.port)
+        reading = asyncio.ensure_future(reader.read())
+        writer.write(sent[:start])
+        for byte in sent[start:-1]:
+            writer.write(bytes((byte,)))
+            done, _ = await asyncio.wait([reading], timeout=REQUEST_S / 4)
+            if done:
+                break
+        writer.close()
+        return await reading
+
+    long_head = post(BODY, "X: " + "a" * 1000)
+    page = get("/health", "X: " + "a" * 1000)
+    transcripts = await asyncio.gather(
+        drip(long_head, 40), drip(page, 40), drip(post(b" " * 1000), 80), drip(OK, 1)
+    )
+
+    statuses = [[answer.status for answer in responses(each)] for each in transcripts]
+    assert statuses == [[408]] * 4
+
+
+async def test_slow_clients_keep_nobody_out(impatient: Daemon) -> None:
+    """Hundreds of begun requests: others are served meanwhile, and all of them end."""
+    slow = [
+        asyncio.ensure_future(talk(impatient.port, [begun]))
+        for begun in BEGUN.values()
+        for _ in range(40)
+    ]
+    await until(lambda: impatient.hub.counters.connections >= len(slow))
+
+    answer = await ask(impatient.port, OK)
+
+    transcripts = await asyncio.gather(*slow)
+    assert answer.status == 200
+    ends = [[a.status for a in responses(each) if a.status != 100] for each in transcripts]
+    assert ends == [[408]] * len(slow)
+
+
+async def test_idle_connection_is_closed_without_a_word(impatient: Daemon) -> None:
+    """Between requests nothing is owed; also when the last thing was an empty line."""
+    sent = [b"", OK, LIVE, OK + b"\r\n"]
+
+    transcripts = await asyncio.gather(*(talk(impatient.port, [each]) for each in sent))
+
+    ends = [[answer.status for answer in responses(each)] for each in transcripts]
+    assert ends == [[], [200], [200], [200]]
+
+
+# --- size ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [MIB + 1, 3 * MIB, 12 * MIB])
+async def test_client_that_sends_too_much_can_read_why(daemon: Daemon, size: int) -> None:
+    """It sends all of its body before it reads: a 413 then, not a reset."""
+    sent = [post(b"", length=str(size)), *[b" " * MIB] * (size // MIB), b" " * (size % MIB)]
+
+    [answer] = responses(await talk(daemon.port, sent))
+
+    assert (answer.status, answer.headers["connection"]) == (413, "close")
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 100, 100_000])
+async def test_chunks_over_the_limit_are_413_before_all_is_read(
+    daemon: Daemon, chunk_bytes: int
+) -> None:
+    """Chunks of one byte as well, which are a multiple of their size on the wire."""
+    chunk = b"%x\r\n%b\r\n" % (chunk_bytes, b" " * chunk_bytes)
+    sent = chunk * (3 * MIB // chunk_bytes)
+
+    [answer] = responses(await talk(daemon.port, [post(b"", CHUNKED, length=None), sent]))
+
+    assert (answer.status, answer.code) == (413, "message_too_large")
+    assert answer.headers["connection"] == "close"
+    assert (await ask(daemon.port, OK)).status == 200
+
+
+async def test_body_may_not_be_mostly_framing(daemon: Daemon) -> None:
+    """A mebibyte is allowed, but not in chunks of one byte: six times that on the wire."""
+    body = b'{"topic":"t","data":"%b"}' % (b"x" * (MIB - 100))
+
+    in_ones = await ask(daemon.port, post(b"1\r\n \r\n" * MIB, CHUNKED, length=None))
+    in_hundreds = await ask(daemon.port, post(chunked(body, 100), CHUNKED, length=None))
+
+    assert (in_ones.status, in_hundreds.status) == (413, 200)
+
+
+# --- silence -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", [OK, get("/")], ids=["publishes", "pages"])
+@pytest.mark.parametrize("raw_paths", [True, False], ids=["raw", "aiohttp"])
+async def test_client_that_never_reads_its_answers_is_cut(raw_paths: bool, asked: bytes) -> None:
+    """Its place is free again soon, though it never closes."""
+    async with running(
+        raw_paths=raw_paths, max_connections=1, keepalive_timeout_s=IDLE_S
+    ) as daemon:
+        _, writer = await asyncio.open_connection(sock=small_socket(daemon.port), limit=1024)
+        writer.write(asked * 10_000)
+        await until(lambda: daemon.hub.counters.connections)
+
+        answer = await ask_until_admitted(daemon, LIVE)
+
+        writer.transport.abort()
+        assert answer.status == 200
+
+
+async def ask_until_admitted(daemon: Daemon, request: bytes) -> Response:
+    """Ask again and again until there is a place for one more connection."""
+    async with asyncio.timeout(15):
+        while True:
+            answer = await ask(daemon.port, request)
+            if answer.status != 503:
+                return answer
+
+
+async def test_client_that_goes_away_is_no_error(
+    daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the middle of a head, of a body, of its answers: not a line in the log."""
+    for sent in (b"", OK[:30], OK[:-3], post(b"5\r\nab", CHUNKED, length=None), OK * 50, LIVE * 50):
+        _, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+        seen = daemon.hub.counters.connections
+        writer.write(sent)
+        await until(lambda: daemon.hub.counters.connections >= seen)  # noqa: B023  # awaited here
+        await ask(daemon.port, LIVE)
+
+        writer.transport.abort()
+        await ask(daemon.port, LIVE)
+
+    assert [record for record in caplog.records if record.levelno >= logging.INFO] == []
+    assert daemon.hub.counters.background_errors == 0
+
+
+# --- too many ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("raw_paths", [True, False], ids=["raw", "aiohttp"])
+async def test_connection_over_the_limit_is_told_so(raw_paths: bool) -> None:
+    """503 that says when to come back, although it had sent its request; then there is room."""
+    async with running(raw_paths=raw_paths, max_connections=1) as daemon:
+        _, holder = await asyncio.open_connection("127.0.0.1", daemon.port)
+        await until(lambda: daemon.hub.counters.connections)
+
+        refused = [responses(await talk(daemon.port, [OK])) for _ in range(3)]
+        holder.close()
+        answer = await ask_until_admitted(daemon, OK)
+
+        assert [[each.status for each in answers] for answers in refused] == [[503]] * 3
+        assert refused[0][0].headers["retry-after"] == "1"
+        assert refused[0][0].json["retryable"] is True
+        assert answer.json["offset"] == 1
+
+
+async def test_refusals_at_the_door_are_bounded() -> None:
+    """A crowd of refused connections does not use up the descriptors that are kept back."""
+    async with running(max_connections=1) as daemon:
+        streams = [
+            await asyncio.open_connection("127.0.0.1", daemon.port)
+            for _ in range(3 * MAX_LINGERING)
+        ]
+        await until(lambda: daemon.hub.counters.connections == len(streams))
+
+        lingering = len(daemon.server.door.lingering)
+
+        for _, writer in streams:
+            writer.close()
+        assert lingering == MAX_LINGERING
+        await until(lambda: not daemon.server.door.lingering)
+
+
+# --- secrets -------------------------------------------------------------------------------------
+
+CANARY = "s3cr3t-canary"
+
+
+def with_canary() -> list[bytes]:
+    """Requests of every kind, good and bad, with a secret in all places that may hold one."""
+    query = f"topic=t&token={CANARY}"
+    fields = (f"Authorization: Bearer {CANARY}", f"Cookie: a={CANARY}", f"X: {CANARY}")
+    upgrade = (
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+        *fields,
+    )
+    body = b'{"topic":"t","data":"%b"}' % CANARY.encode()
+    line = f"POST /publish?{query} HTTP/1.1"
+    publish = post(body, *fields, line=line)
+    return [
+        publish,
+        publish[:-5],
+        post(body[:-5], *fields, line=line),
+        post(body, *fields, f"X-Tenant-ID: {CANARY}:", line=line),
+        post(body, *fields, " folded", line=line),
+        post(body, *fields, "Content-Length: 1", line=line),
+        post(body, f"X: {CANARY * 900}", line=line),
+        post(body, line=f"POST /publish?{CANARY * 900} HTTP/1.1"),
+        post(body, line=f"POST /publish?{CANARY}\x01 HTTP/1.1"),
+        post(body, line=f"{CANARY} /publish HTTP/1.1"),
+        post(body, line=f"POST http://{CANARY}@x:x/{CANARY} HTTP/1.1"),
+        post(b"zz" + body, CHUNKED, *fields, length=None, line=line),
+        get(f"/health?{query}", *fields),
+        get(f"/{CANARY}", *fields),
+        get(f"/subscribe?{query}", *upgrade),
+        get(f"/subscribe?{query}", *upgrade, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="),
+        get(f"/subscribe?{query}&policy={CANARY}", *upgrade),
+    ]
+
+
+@pytest.mark.parametrize("shut", [True, False])
+async def test_no_secret_reaches_the_log(
+    impatient: Daemon, shut: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not from a query, a header or a body, however broken the request, at the lowest level."""
+    caplog.set_level(logging.DEBUG)
+
+    async def send(sent: bytes) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", impatient.port)
+        writer.write(sent)
+        if shut:
+            writer.write_eof()
+        await reader.read(1)
+        writer.transport.abort()
+
+    await asyncio.gather(*map(send, with_canary()))
+    await ask(impatient.port, LIVE)
+
+    assert CANARY not in caplog.text
+    metrics = await impatient.get_json("/metrics")
+    assert CANARY not in str(metrics)
