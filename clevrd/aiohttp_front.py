@@ -271,7 +271,6 @@ class AiohttpFront:
         self._router = router
         self._counters = counters
         self._renderer = ResponseRenderer()
-        self._max_message_bytes = config.max_message_bytes
         self.request_timeout_s = config.request_timeout_s
         self.keepalive_timeout_s = config.keepalive_timeout_s
         self.loop = asyncio.get_running_loop()
@@ -349,8 +348,8 @@ class AiohttpFront:
         endpoint = self._router.find(request)
         endpoint.admit(request)
         body = b""
-        if endpoint.reads_body:
-            body = await self._read_body(http_request)
+        if endpoint.max_body_bytes:
+            body = await self._read_body(http_request, endpoint.max_body_bytes)
         elif http_request.body_exists:
             raise InvalidRequest(f"{request.method} {request.path} takes no body; send none.")
         reply = endpoint.answer(request, body)
@@ -360,8 +359,8 @@ class AiohttpFront:
             return reply
         return await reply
 
-    async def _read_body(self, http_request: web.BaseRequest) -> bytes:
-        """Return the whole body.
+    async def _read_body(self, http_request: web.BaseRequest, max_bytes: int) -> bytes:
+        """Return the whole body, of ``max_bytes`` at most.
 
         Raises:
             MessageTooLarge: as soon as it is known, with the rest unread.
@@ -372,13 +371,15 @@ class AiohttpFront:
         if content.is_eof():
             # Arrived with the head, as small ones do: nothing to wait for.
             body = content.read_nowait()
-            self._check_size(len(body))
+            _check_size(len(body), max_bytes)
             return body
         if _expects_continue(http_request):
             open_transport(http_request.transport).write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
             async with asyncio.timeout(self.request_timeout_s):
-                return await self._collect(content, cast(FrontConnection, http_request.protocol))
+                return await _collect(
+                    content, cast(FrontConnection, http_request.protocol), max_bytes
+                )
         except TimeoutError as error:
             raise RequestTimeout(
                 f"The request did not arrive within {self.request_timeout_s:g} s."
@@ -388,19 +389,21 @@ class AiohttpFront:
         except OSError as error:
             raise ConnectionResetError("the client has gone") from error
 
-    async def _collect(self, content: StreamReader, connection: FrontConnection) -> bytes:
-        collected = bytearray()
-        most_bytes = connection.received_bytes + 2 * self._max_message_bytes + CHUNKING_SLACK_BYTES
-        async for chunk in content.iter_any():
-            collected += chunk
-            self._check_size(len(collected))
-            if connection.received_bytes > most_bytes:
-                raise MessageTooLarge(self._max_message_bytes)
-        return bytes(collected)
 
-    def _check_size(self, size: int) -> None:
-        if size > self._max_message_bytes:
-            raise MessageTooLarge(self._max_message_bytes)
+async def _collect(content: StreamReader, connection: FrontConnection, max_bytes: int) -> bytes:
+    collected = bytearray()
+    most_bytes = connection.received_bytes + 2 * max_bytes + CHUNKING_SLACK_BYTES
+    async for chunk in content.iter_any():
+        collected += chunk
+        _check_size(len(collected), max_bytes)
+        if connection.received_bytes > most_bytes:
+            raise MessageTooLarge(max_bytes)
+    return bytes(collected)
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise MessageTooLarge(max_bytes)
 
 
 def to_request(http_request: web.BaseRequest) -> Request:

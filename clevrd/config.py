@@ -53,6 +53,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(ge=1 * KIB, le=64 * MIB, description="Largest publish request body accepted."),
     ] = 1 * MIB
+    max_batch_bytes: Annotated[
+        int,
+        Meta(ge=1 * KIB, le=1024 * MIB, description="Largest batch body accepted."),
+    ] = 8 * MIB
     publish_rate: Annotated[
         float,
         Meta(

@@ -106,8 +106,8 @@ Reply = Answer | Upgrade
 class Endpoint(Protocol):
     """What answers one method of one path."""
 
-    # Whether a body is read (and waited for) before `answer` is called.
-    reads_body: bool
+    # Bytes of body that are read before `answer` is called; 0 where none is taken.
+    max_body_bytes: int
 
     def admit(self, request: Request) -> None:
         """Refuse what can be refused without the body, cheapest first, by raising ClevrdError."""

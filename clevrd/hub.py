@@ -30,7 +30,7 @@ from clevrd.core.topic_manager import TopicLimits, TopicManager
 from clevrd.errors import Throttled, Unavailable
 from clevrd.metrics import Counters
 from clevrd.tenants import Tenant
-from clevrd.timers import Timers
+from clevrd.timers import Tasks, Timers
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,8 @@ class Hub:
         self._read_topics: dict[Topic, None] = {}
         self.subscribers = 0
         self._timers = Timers(loop, self.count_background_error)
+        # Work beside requests and rounds: publishes that wait, above all.
+        self.tasks = Tasks(loop, self.count_background_error)
 
     # --- publish ---------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, cast
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, cast
 
 from clevrd.config import Config
 from clevrd.errors import ClevrdError, RequestTimeout, Unavailable
@@ -28,7 +28,7 @@ from clevrd.exchange import (
     on_purpose,
 )
 from clevrd.metrics import Counters
-from clevrd.timers import Timers
+from clevrd.timers import Tasks, Timers
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +54,10 @@ LINGER_S: Final = 2.0
 MAX_LINGERING: Final = 32
 
 # How each plain request begins, and what none holds: a line end that is not CR LF, or a NUL.
-_BEGINNINGS: Final = (b"POST /publish", b"GET /subscribe")
+_BEGINNINGS: Final = (b"POST /publish", b"GET /subscribe", b"GET /publish")
 _NEVER_PLAIN: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\0")
 _PUBLISH_LINE: Final = re.compile(rb"POST (/publish(?:\?[!-~]*)?) HTTP/1\.1")
-_SUBSCRIBE_LINE: Final = re.compile(rb"GET (/subscribe(?:\?[!-~]*)?) HTTP/1\.1")
+_UPGRADE_LINE: Final = re.compile(rb"GET ((/[a-z]+)(?:\?[!-~]*)?) HTTP/1\.1")
 # One field line: a token, and a value of visible ASCII with inner spaces (RFC 9110 §5.5).
 _FIELD: Final = re.compile(
     rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[!-~]+(?:[ \t]+[!-~]+)*)?)[ \t]*"
@@ -118,11 +118,14 @@ def can_become_plain(part: bytes) -> bool:
 
 
 class PlainGrammar:
-    """Recognises the two kinds of plain requests."""
+    """Recognises the two kinds of plain requests: publishes, and WebSocket upgrades."""
 
-    def __init__(self, publish: Endpoint, subscribe: Endpoint, max_message_bytes: int) -> None:
+    def __init__(
+        self, publish: Endpoint, upgrades: Mapping[str, Endpoint], max_message_bytes: int
+    ) -> None:
         self._publish = publish
-        self._subscribe = subscribe
+        # Path -> what answers its upgrades.
+        self._upgrades = upgrades
         self._max_message_bytes = max_message_bytes
         self._cache: dict[bytes, PlainHead] = {}
 
@@ -137,8 +140,10 @@ class PlainGrammar:
             if plain is not None:
                 self._remember(head, plain)
             return plain
-        if match := _SUBSCRIBE_LINE.fullmatch(line):
-            return self._read_subscribe(match[1].decode("ascii"), read_fields(lines))
+        if match := _UPGRADE_LINE.fullmatch(line):
+            endpoint = self._upgrades.get(match[2].decode("ascii"))
+            if endpoint is not None:
+                return self._read_upgrade(endpoint, match[1].decode("ascii"), read_fields(lines))
         return None
 
     def _read_publish(self, target: str, fields: dict[str, str] | None) -> PlainHead | None:
@@ -151,7 +156,9 @@ class PlainGrammar:
             return None
         return PlainHead(Request("POST", target, fields), self._publish, int(length), False)
 
-    def _read_subscribe(self, target: str, fields: dict[str, str] | None) -> PlainHead | None:
+    def _read_upgrade(
+        self, endpoint: Endpoint, target: str, fields: dict[str, str] | None
+    ) -> PlainHead | None:
         if fields is None or "content-length" in fields:
             return None
         if fields.get("upgrade", "").lower() != "websocket":
@@ -160,7 +167,7 @@ class PlainGrammar:
         connection = fields.get("connection", "").lower().replace(" ", "")
         if connection not in ("upgrade", "keep-alive,upgrade"):
             return None
-        return PlainHead(Request("GET", target, fields), self._subscribe, 0, True)
+        return PlainHead(Request("GET", target, fields), endpoint, 0, True)
 
     def _remember(self, head: bytes, plain: PlainHead) -> None:
         if len(head) > MAX_CACHED_HEAD_BYTES:
@@ -180,6 +187,7 @@ class Door:
         make_aiohttp_protocol: Callable[[], asyncio.Protocol],
         count_handed_over: Callable[[], int],
         counters: Counters,
+        tasks: Tasks,
         config: Config,
         max_connections: int,
         loop: asyncio.AbstractEventLoop,
@@ -199,8 +207,8 @@ class Door:
         self._count_handed_over = count_handed_over
         self._max_connections = max_connections
         self._timers = Timers(loop, self._count_error)
-        # Publishes that wait; owned here so that none is collected while it does.
-        self.tasks: set[asyncio.Task[None]] = set()
+        # Publishes that wait.
+        self.tasks = tasks
 
     def __call__(self) -> RawConnection:
         """Return the protocol of a connection that has just been accepted."""
@@ -239,18 +247,6 @@ class Door:
         error = on_purpose(error, request)
         self.counters.count_refusal(error.code)
         return error_answer(error, request)
-
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run ``coroutine`` as a task that is owned and whose failure is not lost."""
-        task = self.loop.create_task(coroutine)
-        self.tasks.add(task)
-        task.add_done_callback(self._reap)
-
-    def _reap(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._count_error()
-            log.error("raw connection task failed", exc_info=task.exception())
 
     def _count_error(self) -> None:
         self.counters.background_errors += 1
@@ -423,7 +419,7 @@ class RawConnection(asyncio.Protocol):
         self._is_busy = True
         self._buffer += rest
         self.transport.pause_reading()
-        self._door.spawn(self._answer_later(reply, request))
+        self._door.tasks.spawn(self._answer_later(reply, request))
 
     async def _answer_later(self, reply: Awaitable[Answer], request: Request) -> None:
         try:

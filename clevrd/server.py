@@ -22,12 +22,14 @@ from aiohttp import http_parser
 from clevrd import __version__
 from clevrd.aiohttp_front import AiohttpFront
 from clevrd.config import Config, parse_address
-from clevrd.connections import RESTARTING, Connections
+from clevrd.connections.websocket import RESTARTING, WebSockets
 from clevrd.errors import CannotStart
 from clevrd.handlers.health import HealthEndpoint, ProbeEndpoint
 from clevrd.handlers.metrics import MetricsEndpoint
 from clevrd.handlers.pages import HomeEndpoint
 from clevrd.handlers.publish import PublishEndpoint
+from clevrd.handlers.publish_batch import BatchEndpoint
+from clevrd.handlers.publish_socket import PublishSocketEndpoint
 from clevrd.handlers.router import PathRouter
 from clevrd.handlers.subscribe import SubscribeEndpoint
 from clevrd.hub import Hub, Stats
@@ -71,8 +73,9 @@ class Server:
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
         self.hub = Hub(config, self._loop, stats=stats, wall_ns=wall_ns)
-        self.connections = Connections(self.hub, config, self._loop)
+        self.connections = WebSockets(self.hub.counters, self.hub.tasks, config, self._loop)
         publish = PublishEndpoint(self.hub, config)
+        publish_socket = PublishSocketEndpoint(self.hub, self.connections, config)
         subscribe = SubscribeEndpoint(self.hub, self.connections, config)
         health = HealthEndpoint(self.hub, started_s)
         live = ProbeEndpoint(lambda: True, "never")
@@ -80,7 +83,8 @@ class Server:
         router = PathRouter(
             {
                 "/": {"GET": HomeEndpoint()},
-                "/publish": {"POST": publish},
+                "/publish": {"POST": publish, "GET": publish_socket},
+                "/publish/batch": {"POST": BatchEndpoint(self.hub, config)},
                 "/subscribe": {"GET": subscribe},
                 "/health": {"GET": health},
                 "/health/live": {"GET": live},
@@ -90,12 +94,17 @@ class Server:
         )
         self._front = AiohttpFront(router, self.hub.counters, config)
         self._http = self._front.make_server(config.keepalive_timeout_s)
-        grammar = PlainGrammar(publish, subscribe, config.max_message_bytes)
+        grammar = PlainGrammar(
+            publish,
+            {"/publish": publish_socket, "/subscribe": subscribe},
+            config.max_message_bytes,
+        )
         self.door = Door(
             grammar=grammar if config.raw_paths else None,
             make_aiohttp_protocol=self._http,
             count_handed_over=lambda: self._front.open_connections + len(self.connections),
             counters=self.hub.counters,
+            tasks=self.hub.tasks,
             config=config,
             max_connections=config.max_connections or _connections_allowed(),
             loop=self._loop,
@@ -145,7 +154,7 @@ class Server:
     def watch_listeners(self) -> None:
         """Open listeners again that have died."""
         if not self._listeners.is_listening():
-            self.door.spawn(self._reopen_listeners())
+            self.hub.tasks.spawn(self._reopen_listeners())
 
     async def _reopen_listeners(self) -> None:
         try:
@@ -166,12 +175,9 @@ class Server:
 
     async def _finish_requests(self, deadline_s: float) -> None:
         """Wait for requests whose answers are due."""
-        while self._front.in_flight or self.door.tasks:
+        while count := self._front.in_flight + len(self.hub.tasks):
             if self._loop.time() >= deadline_s:
-                log.warning(
-                    "requests cut at shutdown count=%d",
-                    self._front.in_flight + len(self.door.tasks),
-                )
+                log.warning("requests cut at shutdown count=%d", count)
                 return
             await asyncio.sleep(_POLL_S)
 

@@ -1,10 +1,11 @@
-"""Repeating timers that can't die unnoticed. What they do is their owner's."""
+"""Repeating timers and tasks that can't fail unnoticed. What they do is their owner's."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -44,3 +45,28 @@ class Timers:
         for handle in self._handles.values():
             handle.cancel()
         self._handles.clear()
+
+
+class Tasks:
+    """Tasks that run beside everything else: owned, so that none is collected while it waits."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_error: Callable[[], None]) -> None:
+        self._loop = loop
+        self._on_error = on_error
+        self._running: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """Return how many are running."""
+        return len(self._running)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run ``coroutine``; its failure is logged and counted."""
+        task = self._loop.create_task(coroutine)
+        self._running.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._on_error()
+            log.error("task failed", exc_info=task.exception())

@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 
 from clevrd.config import Config
+from clevrd.connections.subscriber import SubscriberConnection
 from clevrd.control.system_stats import LoadSample
 from clevrd.server import Server
 
@@ -52,6 +53,12 @@ class Daemon:
         self.http = http
         self.url = server.addresses[0]
         self.port = int(self.url.rsplit(":", 1)[1])
+
+    def only_subscriber(self) -> SubscriberConnection:
+        """Return the connection of the one subscriber there is."""
+        (connection,) = self.server.connections._open
+        assert isinstance(connection, SubscriberConnection)
+        return connection
 
     @property
     def ws_url(self) -> str:

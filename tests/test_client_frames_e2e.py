@@ -25,8 +25,14 @@ from clients import (
 from daemons import Daemon, running, until
 from websockets.exceptions import ConnectionClosedError
 
-from clevrd import connections, hub
-from clevrd.connections import BUDGET_BYTES, BUDGET_FRAMES, MAX_CLIENT_MESSAGE_BYTES
+from clevrd import hub
+from clevrd.connections import websocket
+from clevrd.connections.subscriber import (
+    BUDGET_BYTES,
+    MAX_CLIENT_MESSAGE_BYTES,
+    SubscriberConnection,
+)
+from clevrd.connections.websocket import BUDGET_FRAMES
 
 BINARY = 0x2
 CONTINUATION = 0x0
@@ -112,7 +118,7 @@ async def test_largest_message_allowed_is_taken(daemon: Daemon, reader: RawSubsc
 
 async def test_answers_to_pings_cost_no_budget(daemon: Daemon, reader: RawSubscriber) -> None:
     """What the daemon asks for is never too much, however often it asks."""
-    (connection,) = daemon.server.connections._open
+    connection = daemon.only_subscriber()
 
     for _ in range(BUDGET_FRAMES + 5):
         connection.ping()
@@ -290,7 +296,7 @@ async def test_pings_behind_the_daemons_close_are_not_answered(
     daemon: Daemon, reader: RawSubscriber
 ) -> None:
     """RFC 6455 §5.5.1: not even a pong follows; the peer's close ends it."""
-    (connection,) = daemon.server.connections._open
+    connection = daemon.only_subscriber()
     connection.close(4321, "because")
 
     reader.send(masked(PING, b"late"), close_with(4321))
@@ -338,7 +344,7 @@ async def test_close_from_the_daemon_is_a_handshake_too(daemon: Daemon) -> None:
     """The peer's answer ends the connection; nothing has to time out."""
     async with subscribe(daemon.ws_url) as client:
         await until(lambda: len(daemon.server.connections) == 1)
-        (connection,) = daemon.server.connections._open
+        connection = daemon.only_subscriber()
 
         connection.close(4321, "because")
         with pytest.raises(ConnectionClosedError) as closed:
@@ -354,10 +360,10 @@ async def test_peer_that_does_not_answer_a_close_is_gone_in_time(
     monkeypatch: pytest.MonkeyPatch, violation: bytes
 ) -> None:
     """Whoever ignores a close is disconnected after a while, and its socket is closed."""
-    monkeypatch.setattr(connections, "CLOSE_SWEEP_S", 0.02)
-    monkeypatch.setattr(connections, "CLOSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(websocket, "CLOSE_SWEEP_S", 0.02)
+    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT_S", 0.1)
     async with running() as daemon, await raw_subscriber(daemon.port) as reader:
-        (connection,) = daemon.server.connections._open
+        connection = daemon.only_subscriber()
 
         reader.send(violation)
         if not violation:
@@ -392,17 +398,17 @@ async def test_stalled_peer_that_shuts_its_side_down_is_gone_in_time(
 
 async def leave_while_stalled(
     monkeypatch: pytest.MonkeyPatch,
-    leave: Callable[[RawSubscriber, connections.SubscriberConnection], None],
+    leave: Callable[[RawSubscriber, SubscriberConnection], None],
 ) -> None:
     """Fill a connection that nobody reads, begin to end it, and wait until it is gone."""
-    monkeypatch.setattr(connections, "CLOSE_SWEEP_S", 0.02)
-    monkeypatch.setattr(connections, "CLOSE_FLUSH_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(websocket, "CLOSE_SWEEP_S", 0.02)
+    monkeypatch.setattr(websocket, "CLOSE_FLUSH_TIMEOUT_S", 0.1)
     async with (
         running(**SMALL_BUFFERS) as daemon,
         await raw_subscriber(daemon.port, receive_bytes=4096) as reader,
         publishing(daemon.port) as publisher,
     ):
-        (connection,) = daemon.server.connections._open
+        connection = daemon.only_subscriber()
         while not connection.reader.is_blocked:
             await publisher.send("t", 10, RECORD)
 

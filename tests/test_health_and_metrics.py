@@ -352,7 +352,7 @@ async def test_malformed_topics_option_is_a_400(daemon: Daemon, option: str) -> 
 
 async def test_refusals_are_counted_by_code(daemon: Daemon) -> None:
     """Each refused request, whichever way it came."""
-    for sent in (post("{"), post("{", "X: ä"), get("/nope"), get("/publish"), b"\0\r\n\r\n"):
+    for sent in (post("{"), post("{", "X: ä"), get("/nope"), get("/publish/batch"), b"\0\r\n\r\n"):
         await ask(daemon.port, sent)
 
     metrics = await daemon.get_json("/metrics")

@@ -27,7 +27,8 @@ OK = post('{"topic":"t","data":1}')
 CURL = shutil.which("curl")
 PATHS = {
     "/": "GET, HEAD",
-    "/publish": "POST",
+    "/publish": "GET, HEAD, POST",
+    "/publish/batch": "POST",
     "/subscribe": "GET, HEAD",
     "/health": "GET, HEAD",
     "/health/live": "GET, HEAD",

@@ -224,7 +224,7 @@ async def test_peer_that_never_answers_is_cut() -> None:
 async def test_peer_that_sends_pongs_unasked_is_kept() -> None:
     """RFC 6455 §5.5.3 allows them; whoever sends them is there."""
     async with running() as daemon, await raw_subscriber(daemon.port) as reader:
-        (connection,) = daemon.server.connections._open
+        connection = daemon.only_subscriber()
         connection.ping()
 
         reader.send(masked(PONG, b"a heartbeat of my own"))
@@ -239,7 +239,7 @@ async def test_peer_that_reads_on_is_kept_though_the_ping_is_far_behind() -> Non
         await raw_subscriber(daemon.port, receive_bytes=4096) as slow,
         publishing(daemon.port) as publisher,
     ):
-        (connection,) = daemon.server.connections._open
+        connection = daemon.only_subscriber()
         while not connection.reader.is_blocked:
             await publisher.send("t", 10, RECORD)
         connection.ping()

@@ -109,7 +109,7 @@ BAD_INPUT = {
     ),
     "wrong method": Bad(
         post('{"topic":"fresh","data":1}', line="PUT /publish HTTP/1.1"),
-        "use POST",
+        "or POST",
         405,
         "method_not_allowed",
     ),
@@ -145,7 +145,7 @@ async def test_connection_outlives_a_refused_body(daemon: Daemon) -> None:
 
 async def test_405_lists_what_is_allowed(daemon: Daemon) -> None:
     """RFC 9110 §15.5.6."""
-    answer = await ask(daemon.port, get("/publish"))
+    answer = await ask(daemon.port, get("/publish/batch"))
 
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
 

@@ -43,8 +43,7 @@ def topic_of(daemon: Daemon) -> Topic:
 
 def only_reader(daemon: Daemon) -> Subscriber:
     """Return the one subscriber there is, as the hub knows it."""
-    (connection,) = daemon.server.connections._open
-    return connection.reader
+    return daemon.only_subscriber().reader
 
 
 async def publish_until_blocked(publisher: RawPublisher, reader: Subscriber) -> None:

@@ -33,6 +33,11 @@ TOO_BIG: Final = 1009
 MAX_FRAMES_PER_FEED: Final = 1_000
 
 
+_FIN_TEXT: Final = 0x81
+# A masked header with a 16-bit length; a frame shorter than that is left to the general way.
+_PLAIN_HEADER_BYTES: Final = 8
+
+
 class FrameError(ClevrdError):
     """The peer broke a rule; ``close_with`` is the code to close with.
 
@@ -54,7 +59,7 @@ class ClientFrames:
     Every rule that a header can break is checked as soon as its bytes are there, before any
     payload is waited for, so a declared length of 2**63 costs nothing. After a close nothing
     more is read (RFC 6455 §5.5.1). What comes out does not depend on how the bytes were split, as
-    long as no read completes more than MAX_FRAMES_PER_FEED frames.
+    long as no read completes more than ``max_frames_per_feed`` frames.
     """
 
     __slots__ = (
@@ -62,12 +67,16 @@ class ClientFrames:
         "_fragment_opcode",
         "_fragments",
         "_is_closed",
+        "_max_frames_per_feed",
         "frames_seen",
         "max_message_bytes",
     )
 
-    def __init__(self, max_message_bytes: int) -> None:
+    def __init__(
+        self, max_message_bytes: int, max_frames_per_feed: int = MAX_FRAMES_PER_FEED
+    ) -> None:
         self.max_message_bytes = max_message_bytes
+        self._max_frames_per_feed = max_frames_per_feed
         # Frames of any kind since the reader was made: what a budget counts.
         self.frames_seen = 0
         # An incomplete frame; grows in place, so that single bytes are not copied again and again.
@@ -92,9 +101,11 @@ class ClientFrames:
         done: list[tuple[int, bytes]] = []
         buffer = self._buffer
         buffer += data
-        last_seen = self.frames_seen + MAX_FRAMES_PER_FEED
+        last_seen = self.frames_seen + self._max_frames_per_feed
         position = 0
         try:
+            if self._fragment_opcode == CONTINUATION and not self._is_closed:
+                position = self._take_texts(done)
             while not self._is_closed and (end := self._frame_end(position)):
                 if self.frames_seen == last_seen:
                     raise FrameError(POLICY_VIOLATION, "too_many_frames")
@@ -106,6 +117,38 @@ class ClientFrames:
             raise
         del buffer[: len(buffer) if self._is_closed else position]
         return done
+
+    def _take_texts(self, done: list[tuple[int, bytes]]) -> int:
+        """Take the whole, plain text frames that the buffer begins with; return where they end.
+
+        What publish sockets send, at 1 us a frame where the general way takes 2.4; whatever is
+        not plainly right is left to that way to judge.
+        """
+        buffer = self._buffer
+        available = len(buffer)
+        start = 0
+        for _ in range(self._max_frames_per_feed):
+            if available - start < _PLAIN_HEADER_BYTES or buffer[start] != _FIN_TEXT:
+                break
+            size = buffer[start + 1] - 0x80
+            payload_start = start + 6
+            if size < 0 or size == 127:
+                break
+            if size == 126:
+                size = buffer[start + 2] << 8 | buffer[start + 3]
+                payload_start = start + 8
+                if size < 126:
+                    break
+            end = payload_start + size
+            if end > available or size > self.max_message_bytes:
+                break
+            payload = _unmask(buffer, payload_start, end)
+            if not payload.isascii():
+                _check_utf8(payload)
+            done.append((TEXT, payload))
+            self.frames_seen += 1
+            start = end
+        return start
 
     def _frame_end(self, start: int) -> tuple[int, int] | None:
         """Return (end of header, end of frame), or None while the frame is incomplete."""

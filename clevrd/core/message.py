@@ -6,7 +6,7 @@ Wire shapes: docs/wire.md. JSON: RFC 8259; UTF-8: RFC 3629; times: RFC 3339 in U
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -23,6 +23,9 @@ _SECOND_US: Final = 1_000_000
 # ties within a burst stay below it, a clock set back does not.
 _MAX_TIE_US: Final = 1_000
 
+# A ref is sent back with every answer, so it is kept as short as an identifier.
+MAX_REF_CHARS: Final = 128
+
 
 class PublishRequest(msgspec.Struct, frozen=True, gc=False):
     """What a publisher asks for. Fields it does not name are ignored.
@@ -33,6 +36,12 @@ class PublishRequest(msgspec.Struct, frozen=True, gc=False):
 
     topic: str
     data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class SocketPublish(PublishRequest, frozen=True, gc=False):
+    """A publish on a publish socket; with ``ref`` its publisher wants an answer carrying it."""
+
+    ref: str | int | None = None
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -47,7 +56,9 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 _publish_decoder = msgspec.json.Decoder(PublishRequest)
+_socket_decoder = msgspec.json.Decoder(SocketPublish)
 _NULL: Final = msgspec.Raw(b"null")
+RequestT = TypeVar("RequestT", bound=PublishRequest)
 
 
 def decode_publish(body: bytes) -> PublishRequest:
@@ -56,13 +67,30 @@ def decode_publish(body: bytes) -> PublishRequest:
     Raises:
         InvalidRequest: not UTF-8, not JSON, not an object, or ``topic`` or ``data`` is wrong.
     """
+    return _decode(body, _publish_decoder)
+
+
+def decode_socket_publish(payload: bytes) -> SocketPublish:
+    """Return the publish in a text frame's ``payload``.
+
+    Raises:
+        InvalidRequest: as `decode_publish`, or ``ref`` is neither a string nor an integer, or
+            longer than MAX_REF_CHARS.
+    """
+    publish = _decode(payload, _socket_decoder)
+    if isinstance(publish.ref, str) and len(publish.ref) > MAX_REF_CHARS:
+        raise InvalidRequest(f"The ref has over {MAX_REF_CHARS} characters; send a shorter one.")
+    return publish
+
+
+def _decode(body: bytes, decoder: msgspec.json.Decoder[RequestT]) -> RequestT:
     try:
         # msgspec.Raw skips over strings without looking at their bytes, and one bad byte would
         # make every browser on the topic close with 1007 (RFC 6455 §8.1). ASCII is a third of
         # the price to recognise, and most bodies are.
         if not body.isascii():
             str(body, "utf-8")
-        request = _publish_decoder.decode(body)
+        request = decoder.decode(body)
     except UnicodeDecodeError as error:
         raise InvalidRequest(
             f"The body is not valid UTF-8 at byte {error.start}; {EXPECTED_BODY} in UTF-8."

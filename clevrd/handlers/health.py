@@ -44,7 +44,7 @@ class HealthView(msgspec.Struct, frozen=True):
 class HealthEndpoint:
     """The whole view, 200 whatever it says: it is for people and dashboards."""
 
-    reads_body = False
+    max_body_bytes = 0
 
     def __init__(self, hub: Hub, started_s: float) -> None:
         self._hub = hub
@@ -79,7 +79,7 @@ class HealthEndpoint:
 class ProbeEndpoint:
     """A probe for an orchestrator: 200 while ``is_well`` says so, 503 otherwise."""
 
-    reads_body = False
+    max_body_bytes = 0
 
     def __init__(self, is_well: Callable[[], bool], refusal: str) -> None:
         self._is_well = is_well

@@ -57,7 +57,7 @@ class MetricsView(msgspec.Struct, frozen=True):
 class MetricsEndpoint:
     """The JSON view; ``?topics=N`` lists the N busiest topics."""
 
-    reads_body = False
+    max_body_bytes = 0
 
     def __init__(self, hub: Hub, started_s: float) -> None:
         self._hub = hub

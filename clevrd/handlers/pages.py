@@ -16,6 +16,9 @@ Subscribe to a topic:
 Publish to it:
     curl {url}/publish -d '{{"topic":"orders","data":{{"id":1}}}}'
 
+    many at once: POST NDJSON or a JSON array of these to {url}/publish/batch
+    a stream of them: WebSocket text frames to {ws_url}/publish
+
 Look at it:
     {url}/health     state, uptime, memory; /health/live, /health/ready for probes
     {url}/metrics    topics, subscribers, drops, throttling (JSON)
@@ -42,7 +45,7 @@ pre{{white-space:pre-wrap}}</style>
 class HomeEndpoint:
     """The home page, as HTML for browsers and as text for everybody else."""
 
-    reads_body = False
+    max_body_bytes = 0
 
     def admit(self, request: Request) -> None:
         """Refuse nothing."""

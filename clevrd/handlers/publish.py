@@ -16,16 +16,14 @@ from clevrd.tenants import identify
 class PublishEndpoint:
     """Answers a publish: refuse what is wrong, cheapest first, then append and say where."""
 
-    reads_body = True
-
     def __init__(self, hub: Hub, config: Config) -> None:
         self._hub = hub
-        self._max_message_bytes = config.max_message_bytes
+        self.max_body_bytes = config.max_message_bytes
 
     def admit(self, request: Request) -> None:
         """Refuse by the head alone: draining, a coded body, or one declared too large."""
         self._hub.refuse_if_draining()
-        check_body_head(request, self._max_message_bytes)
+        check_body_head(request, self.max_body_bytes)
 
     def answer(self, request: Request, body: bytes) -> Answer | Awaitable[Answer]:
         """Publish ``body``; return an awaitable when the publisher has to wait."""
@@ -41,7 +39,9 @@ class PublishEndpoint:
         return json_answer(await self._hub.publish_later(topic, publish))
 
 
-def check_body_head(request: Request, max_bytes: int) -> None:
+def check_body_head(
+    request: Request, max_bytes: int, setting: str = "CLEVRD_MAX_MESSAGE_BYTES"
+) -> None:
     """Refuse a body by its head alone.
 
     Raises:
@@ -54,4 +54,4 @@ def check_body_head(request: Request, max_bytes: int) -> None:
         )
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:
-        raise MessageTooLarge(max_bytes)
+        raise MessageTooLarge(max_bytes, setting)

@@ -1,29 +1,26 @@
-"""GET /subscribe: the options of a subscription and the WebSocket handshake.
+"""GET /subscribe: the options of a subscription.
 
-What happens on the connection afterwards is connections.py's. Handshake: RFC 6455 §4.2.
+What happens on the connection afterwards is connections/subscriber.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import hashlib
 import re
 from typing import Final
 
 import msgspec
 
 from clevrd.config import Config
-from clevrd.connections import Connections
+from clevrd.connections.subscriber import SubscriberConnection
+from clevrd.connections.websocket import WebSockets
 from clevrd.core.subscriber import DropStrategy
-from clevrd.errors import InvalidRequest, UpgradeRequired
+from clevrd.errors import InvalidRequest
 from clevrd.exchange import Request, Upgrade
+from clevrd.handlers.handshake import check_handshake, handshake_head
 from clevrd.hub import Hub
 from clevrd.tenants import identify
 
-# RFC 6455 §1.3.
-_WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _POLICIES: Final = tuple(strategy.value for strategy in DropStrategy)
 # Fits every bound there is; int() is quadratic in the length.
 _NUMBER: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
@@ -43,11 +40,11 @@ class SubscribeOptions(msgspec.Struct, frozen=True):
 class SubscribeEndpoint:
     """Answers a subscribe with the 101 and what to do with the connection then."""
 
-    reads_body = False
+    max_body_bytes = 0
 
-    def __init__(self, hub: Hub, connections: Connections, config: Config) -> None:
+    def __init__(self, hub: Hub, sockets: WebSockets, config: Config) -> None:
         self._hub = hub
-        self._connections = connections
+        self._sockets = sockets
         self._catch_up_messages = config.catch_up_messages
 
     def admit(self, request: Request) -> None:
@@ -63,14 +60,15 @@ class SubscribeEndpoint:
         topic = self._hub.topic(tenant, options.topic)
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
-            self._connections.attach(
+            connection = SubscriberConnection(
+                self._sockets,
                 transport,
-                early_data,
+                self._hub,
                 topic,
                 options.strategy,
                 options.wanted_window,
-                options.last,
             )
+            connection.begin(options.last, early_data)
 
         return Upgrade(handshake_head(key), attach)
 
@@ -94,49 +92,6 @@ def read_options(query: dict[str, list[str]], default_last: int) -> SubscribeOpt
         wanted_window=_number(query, "buffer", least=1),
         last=default_last if last is None else last,
     )
-
-
-def check_handshake(request: Request) -> str:
-    """Return the handshake's key.
-
-    Raises:
-        UpgradeRequired: it is no WebSocket handshake, or not of version 13.
-        InvalidRequest: it is one, and broken.
-    """
-    headers = request.headers
-    connection = {token.strip().lower() for token in headers.get("connection", "").split(",")}
-    upgrades = {token.strip().lower() for token in headers.get("upgrade", "").split(",")}
-    # HEAD comes here wherever GET does, and is no handshake (RFC 6455 §4.1).
-    is_upgrade = request.method == "GET" and "upgrade" in connection and "websocket" in upgrades
-    if not is_upgrade:
-        raise UpgradeRequired(
-            "This endpoint delivers over WebSocket; connect with a WebSocket client."
-        )
-    if headers.get("sec-websocket-version") != "13":
-        raise UpgradeRequired("Only version 13 of WebSocket is spoken here (RFC 6455).")
-    key = headers.get("sec-websocket-key", "")
-    if not _is_key(key):
-        raise InvalidRequest("Sec-WebSocket-Key must be 16 bytes in base64 (RFC 6455 §4.1).")
-    return key
-
-
-def handshake_head(key: str) -> bytes:
-    """Return the 101 that accepts a handshake with ``key`` (RFC 6455 §4.2.2)."""
-    digest = hashlib.sha1(key.encode() + _WEBSOCKET_GUID, usedforsecurity=False).digest()
-    return (
-        b"HTTP/1.1 101 Switching Protocols\r\n"
-        b"Upgrade: websocket\r\n"
-        b"Connection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n"
-        b"Server: clevrd\r\n\r\n"
-    )
-
-
-def _is_key(key: str) -> bool:
-    try:
-        return len(key) == 24 and len(base64.b64decode(key, validate=True)) == 16
-    except (binascii.Error, ValueError):
-        return False
 
 
 def _single(query: dict[str, list[str]], name: str) -> str | None:

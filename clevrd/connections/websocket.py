@@ -1,7 +1,7 @@
-"""Subscriber connections: a transport, a Subscriber, and the few frames that clients send.
+"""What every WebSocket has in common: frames in, pings, closing, and one sweep for all of them.
 
-No handshake here (handlers/subscribe.py decides it) and no timers: one sweep serves all. Rules:
-RFC 6455 §5.5 (control frames), §7 (closing).
+No handshake here (handlers decide it) and no timer per connection. Rules: RFC 6455 §5.5 (control
+frames), §7 (closing).
 """
 
 from __future__ import annotations
@@ -16,21 +16,10 @@ from clevrd.control.ping_wheel import PingWheel
 from clevrd.core import client_frames
 from clevrd.core.client_frames import ClientFrames, FrameError, close_code_of
 from clevrd.core.encoding import close_frame, ping_frame, pong_frame
-from clevrd.core.subscriber import DropStrategy, Subscriber
-from clevrd.core.topic import Topic
-from clevrd.hub import Hub
-from clevrd.timers import Timers
+from clevrd.metrics import Counters
+from clevrd.timers import Tasks, Timers
 
 log = logging.getLogger(__name__)
-
-# A subscriber has nothing to say but pongs, pings and a close; some libraries also send a text
-# now and then to keep a proxy awake. Larger messages are closed with 1009.
-MAX_CLIENT_MESSAGE_BYTES: Final = 4_096
-
-# Frames of any kind, and bytes, within BUDGET_WINDOW_S; beyond either it is closed with 1008.
-BUDGET_FRAMES: Final = 100
-BUDGET_BYTES: Final = 65_536
-BUDGET_WINDOW_S: Final = 10.0
 
 # Once our close frame has left the process, how long the peer may take to answer it.
 CLOSE_TIMEOUT_S: Final = 5.0
@@ -42,6 +31,11 @@ _CLOSE_POLL_S: Final = 0.02
 # A close is a write, so as many of them as a round writes between two turns of the loop.
 CLOSES_PER_BATCH: Final = 256
 
+# Control frames of any kind within BUDGET_WINDOW_S, and all bytes a subscriber sends; beyond
+# either it is closed with 1008.
+BUDGET_FRAMES: Final = 100
+BUDGET_WINDOW_S: Final = 10.0
+
 _PING: Final = ping_frame()
 _CLOSE_WITHOUT_CODE: Final = b"\x88\x00"
 
@@ -49,45 +43,35 @@ POLICY_VIOLATION: Final = 1008
 RESTARTING: Final = 1012
 
 
-class SubscriberConnection(asyncio.Protocol):
-    """One subscriber's WebSocket after the handshake; also the Sink its Subscriber writes to."""
+class WebSocketConnection(asyncio.Protocol):
+    """One WebSocket after the handshake; subclasses say what its messages mean.
+
+    It reads strictly, answers pings, and closes so that the peer can read why.
+    """
 
     __slots__ = (
-        "_budget_bytes",
         "_budget_frames",
         "_budget_until_s",
-        "_connections",
         "_frames",
         "_has_failed",
+        "_sockets",
         "awaits_pong",
         "close_deadline_s",
         "is_closing",
-        "reader",
-        "topic",
         "transport",
         "wheel_slot",
         "write",
     )
 
-    def __init__(
-        self,
-        connections: Connections,
-        transport: asyncio.Transport,
-        topic: Topic,
-        strategy: DropStrategy,
-        wanted_window: int | None,
-    ) -> None:
-        self._connections = connections
+    def __init__(self, sockets: WebSockets, transport: asyncio.Transport) -> None:
+        self._sockets = sockets
         self.transport = transport
-        # The Sink's write: the transport's own, nothing in between.
+        # The transport's own, nothing in between.
         self.write: Callable[[bytes], None] = transport.write
-        self.topic = topic
-        self.reader = Subscriber(self, strategy, wanted_window)
         # Made when bytes come, dropped when none are held back: most peers are silent.
         self._frames: ClientFrames | None = None
         self._budget_until_s = 0.0
         self._budget_frames = 0
-        self._budget_bytes = 0
         self.awaits_pong = False
         self.wheel_slot = 0
         # A close frame or a FIN was sent or received: nothing may follow it (RFC 6455 §5.5.1).
@@ -105,18 +89,18 @@ class SubscriberConnection(asyncio.Protocol):
             return
         frames = self._frames
         if frames is None:
-            frames = self._frames = ClientFrames(MAX_CLIENT_MESSAGE_BYTES)
+            frames = self._frames = self.new_frames()
         seen = frames.frames_seen
         try:
             messages = frames.feed(data)
         except FrameError as error:
+            self.before_fault(error.completed)
             self._fail(error.close_with, error.reason)
             return
-        if not self._is_within_budget(len(data), frames.frames_seen - seen):
-            self._fail(POLICY_VIOLATION, "subscribers_only_receive")
+        if not self._affords(len(data), frames.frames_seen - seen, len(messages)):
+            self.over_budget()
             return
-        for opcode, payload in messages:
-            self._handle(opcode, payload)
+        self._receive(messages)
         if frames.is_idle:
             self._frames = None
 
@@ -128,17 +112,44 @@ class SubscriberConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone, whoever closed it."""
-        self._connections.remove(self)
+        self.leave()
+        self._sockets.remove(self)
 
-    def pause_writing(self) -> None:
-        """The transport's buffer is over its high-water mark."""
-        self._connections.hub.paused(self.topic, self.reader)
+    # --- what subclasses say ---------------------------------------------------------------------
 
-    def resume_writing(self) -> None:
-        """The transport's buffer is below its low-water mark."""
-        # Somebody reads, though the ping may lie far behind what was sent before it.
-        self.awaits_pong = False
-        self._connections.hub.resumed(self.topic, self.reader)
+    def leave(self) -> None:
+        """Stop whatever this connection is for; called once or more, before it ends."""
+
+    def new_frames(self) -> ClientFrames:
+        """Return a reader of frames with this kind of connection's bounds."""
+        raise NotImplementedError
+
+    def message(self, opcode: int, payload: bytes) -> None:
+        """Take one whole text or binary message."""
+
+    def before_fault(self, messages: list[tuple[int, bytes]]) -> None:
+        """Take what the peer sent whole in the read in which it broke a rule; nothing, here."""
+
+    def over_budget(self) -> None:
+        """Close because the peer sends more than it may."""
+        self._fail(POLICY_VIOLATION, "too_many_frames")
+
+    def _affords(self, size: int, frames: int, messages: int) -> bool:
+        """Count what the peer sent against its budget; return whether it is within it."""
+        raise NotImplementedError
+
+    def spend_frames(self, count: int, budget: int) -> bool:
+        """Count ``count`` frames against ``budget`` in BUDGET_WINDOW_S; return whether it holds."""
+        now_s = self._sockets.now_s()
+        if now_s >= self._budget_until_s:
+            self._budget_until_s = now_s + BUDGET_WINDOW_S
+            self.renew_budget()
+        self._budget_frames += count
+        return self._budget_frames <= budget
+
+    def renew_budget(self) -> None:
+        """Begin a new budget window."""
+        self._budget_frames = 0
 
     # --- closing ---------------------------------------------------------------------------------
 
@@ -146,8 +157,8 @@ class SubscriberConnection(asyncio.Protocol):
         """Send a close frame and let the peer answer it; the sweep ends what takes too long."""
         if self.is_closing:
             return
-        self._connections.hub.counters.count_close(code)
-        log.debug("closing subscriber code=%d reason=%s topic=%s", code, reason, self.topic.name)
+        self._sockets.counters.count_close(code)
+        log.debug("closing websocket code=%d reason=%s", code, reason)
         self._say_goodbye(close_frame(code, reason))
 
     def cut(self) -> None:
@@ -178,10 +189,14 @@ class SubscriberConnection(asyncio.Protocol):
 
     def _begin_to_end(self) -> None:
         self.is_closing = True
-        self._connections.leave(self)
-        self._connections.await_close(self)
+        self.leave()
+        self._sockets.await_close(self)
 
-    def _handle(self, opcode: int, payload: bytes) -> None:
+    def _receive(self, messages: list[tuple[int, bytes]]) -> None:
+        for opcode, payload in messages:
+            self._receive_one(opcode, payload)
+
+    def _receive_one(self, opcode: int, payload: bytes) -> None:
         if opcode == client_frames.PONG:
             # The answer to a ping is none of what the peer says of its own accord.
             self._budget_frames -= self.awaits_pong
@@ -195,16 +210,8 @@ class SubscriberConnection(asyncio.Protocol):
             # RFC 6455 §7.1.1: the server closes the TCP connection first.
             self._has_failed = True
             self.transport.close()
-        # Text and binary are within the budget and mean nothing here.
-
-    def _is_within_budget(self, size: int, frames: int) -> bool:
-        now_s = self._connections.now_s()
-        if now_s >= self._budget_until_s:
-            self._budget_until_s = now_s + BUDGET_WINDOW_S
-            self._budget_frames = self._budget_bytes = 0
-        self._budget_frames += frames
-        self._budget_bytes += size
-        return self._budget_frames <= BUDGET_FRAMES and self._budget_bytes <= BUDGET_BYTES
+        elif not self.is_closing:
+            self.message(opcode, payload)
 
 
 def echo_of_close(payload: bytes) -> bytes:
@@ -216,69 +223,49 @@ def echo_of_close(payload: bytes) -> bytes:
     return _CLOSE_WITHOUT_CODE if code is None else close_frame(code)
 
 
-class Connections:
-    """Every subscriber connection: taken over, pinged, swept and closed in one place."""
+class WebSockets:
+    """Every WebSocket there is: taken over, pinged, swept and closed in one place."""
 
-    def __init__(self, hub: Hub, config: Config, loop: asyncio.AbstractEventLoop) -> None:
-        self.hub = hub
+    def __init__(
+        self, counters: Counters, tasks: Tasks, config: Config, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.counters = counters
+        self.loop = loop
         self.now_s = loop.time
         self._high_bytes = config.write_high_bytes
         self._low_bytes = config.write_low_bytes
-        self._wheel: PingWheel[SubscriberConnection] = PingWheel(
+        self._wheel: PingWheel[WebSocketConnection] = PingWheel(
             config.ping_interval_s, config.pong_timeout_s
         )
         # Those that have said goodbye, in the order they did.
-        self._closing: dict[SubscriberConnection, None] = {}
-        self._open: set[SubscriberConnection] = set()
-        self._timers = Timers(loop, hub.count_background_error)
+        self._closing: dict[WebSocketConnection, None] = {}
+        self._open: set[WebSocketConnection] = set()
+        self._timers = Timers(loop, self._count_error)
+        # Publishes that wait.
+        self.tasks = tasks
 
     def __len__(self) -> int:
-        """Return how many subscriber connections there are, closing ones included."""
+        """Return how many WebSockets there are, closing ones included."""
         return len(self._open)
 
-    def attach(
-        self,
-        transport: asyncio.Transport,
-        early_data: bytes,
-        topic: Topic,
-        strategy: DropStrategy,
-        wanted_window: int | None,
-        last: int,
-    ) -> SubscriberConnection:
-        """Take over ``transport``, to which the 101 was written, and begin to deliver.
-
-        Args:
-            transport: an open connection that has sent a valid handshake.
-            early_data: what was received behind the handshake.
-            topic: what to deliver.
-            strategy: what to do when the reader lags.
-            wanted_window: messages it may lag, None for what is allowed.
-            last: recent messages to begin with.
-        """
-        connection = SubscriberConnection(self, transport, topic, strategy, wanted_window)
+    def add(self, connection: WebSocketConnection) -> None:
+        """Take over the transport of ``connection``, to which the 101 was written."""
+        transport = connection.transport
         transport.set_protocol(connection)
         # uvloop's own low-water mark is 16 bytes, which would wake a reader for every message.
         transport.set_write_buffer_limits(self._high_bytes, self._low_bytes)
         self._open.add(connection)
         self._wheel.add(connection)
-        self.hub.subscribe(topic, connection.reader, last)
-        if early_data:
-            connection.data_received(early_data)
-        return connection
 
-    def leave(self, connection: SubscriberConnection) -> None:
-        """Stop delivering to ``connection`` and pinging it. Idempotent."""
-        self.hub.unsubscribe(connection.topic, connection.reader)
-        self._wheel.remove(connection)
-
-    def await_close(self, connection: SubscriberConnection) -> None:
+    def await_close(self, connection: WebSocketConnection) -> None:
         """Give ``connection``, which says goodbye now, the time that takes and no more."""
+        self._wheel.remove(connection)
         connection.close_deadline_s = self.now_s() + CLOSE_FLUSH_TIMEOUT_S
         self._closing[connection] = None
 
-    def remove(self, connection: SubscriberConnection) -> None:
+    def remove(self, connection: WebSocketConnection) -> None:
         """Forget ``connection``, whose transport is gone. Idempotent."""
-        self.leave(connection)
+        self._wheel.remove(connection)
         self._closing.pop(connection, None)
         self._open.discard(connection)
 
@@ -295,9 +282,10 @@ class Connections:
         """Ping who is due, and cut who did not answer in time."""
         to_ping, silent = self._wheel.tick()
         for connection in silent:
-            self.hub.counters.pings_cut += 1
-            log.debug("subscriber did not answer a ping topic=%s", connection.topic.name)
-            self.leave(connection)
+            self.counters.pings_cut += 1
+            log.debug("ping unanswered: cutting a websocket")
+            self._wheel.remove(connection)
+            connection.leave()
             connection.cut()
         for connection in to_ping:
             connection.ping()
@@ -329,3 +317,6 @@ class Connections:
             await asyncio.sleep(_CLOSE_POLL_S)
         for connection in list(self._open):
             connection.cut()
+
+    def _count_error(self) -> None:
+        self.counters.background_errors += 1

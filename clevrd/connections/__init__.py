@@ -1,0 +1,1 @@
+"""WebSocket connections below aiohttp: what all have in common, subscribers', publishers'."""

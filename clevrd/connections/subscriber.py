@@ -1,0 +1,90 @@
+"""Subscriber connections: a WebSocket and the Subscriber that is written to it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from clevrd.connections.websocket import (
+    BUDGET_FRAMES,
+    POLICY_VIOLATION,
+    WebSocketConnection,
+    WebSockets,
+)
+from clevrd.core.client_frames import ClientFrames
+from clevrd.core.subscriber import DropStrategy, Subscriber
+from clevrd.core.topic import Topic
+from clevrd.hub import Hub
+
+# A subscriber has nothing to say but pongs, pings and a close; some libraries also send a text
+# now and then to keep a proxy awake. Larger messages are closed with 1009.
+MAX_CLIENT_MESSAGE_BYTES: Final = 4_096
+
+# Bytes of any kind within the budget's window; beyond them, or too many frames, 1008.
+BUDGET_BYTES: Final = 65_536
+
+
+class SubscriberConnection(WebSocketConnection):
+    """One subscriber's WebSocket; also the Sink that its Subscriber writes to."""
+
+    __slots__ = ("_budget_bytes", "_hub", "reader", "topic")
+
+    def __init__(
+        self,
+        sockets: WebSockets,
+        transport: asyncio.Transport,
+        hub: Hub,
+        topic: Topic,
+        strategy: DropStrategy,
+        wanted_window: int | None,
+    ) -> None:
+        super().__init__(sockets, transport)
+        self._hub = hub
+        self.topic = topic
+        self.reader = Subscriber(self, strategy, wanted_window)
+        self._budget_bytes = 0
+
+    def begin(self, last: int, early_data: bytes) -> None:
+        """Take over the transport, deliver the ``last`` messages and then what comes.
+
+        Args:
+            last: recent messages to begin with.
+            early_data: what was received behind the handshake.
+        """
+        self._sockets.add(self)
+        self._hub.subscribe(self.topic, self.reader, last)
+        if early_data:
+            self.data_received(early_data)
+
+    def leave(self) -> None:
+        """Stop delivering. Idempotent."""
+        self._hub.unsubscribe(self.topic, self.reader)
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is over its high-water mark."""
+        self._hub.paused(self.topic, self.reader)
+
+    def resume_writing(self) -> None:
+        """The transport's buffer is below its low-water mark."""
+        # Somebody reads, though the ping may lie far behind what was sent before it.
+        self.awaits_pong = False
+        self._hub.resumed(self.topic, self.reader)
+
+    def new_frames(self) -> ClientFrames:
+        """Return a reader of frames with a subscriber's bounds."""
+        return ClientFrames(MAX_CLIENT_MESSAGE_BYTES)
+
+    def renew_budget(self) -> None:
+        """Begin a new budget window."""
+        super().renew_budget()
+        self._budget_bytes = 0
+
+    def over_budget(self) -> None:
+        """Close because the peer sends more than a subscriber has to say."""
+        self._fail(POLICY_VIOLATION, "subscribers_only_receive")
+
+    def _affords(self, size: int, frames: int, messages: int) -> bool:
+        # All that a subscriber sends is spent from the budget; texts within it mean nothing.
+        is_within = self.spend_frames(frames, BUDGET_FRAMES)
+        self._budget_bytes += size
+        return is_within and self._budget_bytes <= BUDGET_BYTES

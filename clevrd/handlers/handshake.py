@@ -1,0 +1,57 @@
+"""The WebSocket handshake, for every endpoint that upgrades. Rules: RFC 6455 §4.2."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from typing import Final
+
+from clevrd.errors import InvalidRequest, UpgradeRequired
+from clevrd.exchange import Request
+
+# RFC 6455 §1.3.
+_WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+def check_handshake(request: Request) -> str:
+    """Return the handshake's key.
+
+    Raises:
+        UpgradeRequired: it is no WebSocket handshake, or not of version 13.
+        InvalidRequest: it is one, and broken.
+    """
+    headers = request.headers
+    connection = {token.strip().lower() for token in headers.get("connection", "").split(",")}
+    upgrades = {token.strip().lower() for token in headers.get("upgrade", "").split(",")}
+    # HEAD comes here wherever GET does, and is no handshake (RFC 6455 §4.1).
+    is_upgrade = request.method == "GET" and "upgrade" in connection and "websocket" in upgrades
+    if not is_upgrade:
+        raise UpgradeRequired(
+            "This endpoint delivers over WebSocket; connect with a WebSocket client."
+        )
+    if headers.get("sec-websocket-version") != "13":
+        raise UpgradeRequired("Only version 13 of WebSocket is spoken here (RFC 6455).")
+    key = headers.get("sec-websocket-key", "")
+    if not _is_key(key):
+        raise InvalidRequest("Sec-WebSocket-Key must be 16 bytes in base64 (RFC 6455 §4.1).")
+    return key
+
+
+def handshake_head(key: str) -> bytes:
+    """Return the 101 that accepts a handshake with ``key`` (RFC 6455 §4.2.2)."""
+    digest = hashlib.sha1(key.encode() + _WEBSOCKET_GUID, usedforsecurity=False).digest()
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\n"
+        b"Upgrade: websocket\r\n"
+        b"Connection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n"
+        b"Server: clevrd\r\n\r\n"
+    )
+
+
+def _is_key(key: str) -> bool:
+    try:
+        return len(key) == 24 and len(base64.b64decode(key, validate=True)) == 16
+    except (binascii.Error, ValueError):
+        return False

@@ -1,0 +1,135 @@
+"""POST /publish/batch: every item judged and answered by itself, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from clients import subscribe
+from daemons import Daemon, running, until
+
+from clevrd.errors import InvalidRequest
+from clevrd.handlers.publish_batch import ITEMS_PER_TURN, MAX_ITEMS, split_batch
+
+
+async def send(daemon: Daemon, body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
+    """Post a batch; return status and answer."""
+    url = f"{daemon.url}/publish/batch"
+    async with daemon.http.post(url, data=body, headers=headers) as response:
+        return response.status, await response.json()
+
+
+def lines(count: int) -> bytes:
+    """Return ``count`` publishes into one topic, as NDJSON."""
+    return b"\n".join(b'{"topic":"t","data":%d}' % number for number in range(count))
+
+
+async def test_lines_and_array_mean_the_same() -> None:
+    """Both forms answer one result per item, in the order of the items."""
+    array = b'[{"topic":"a","data":1}, {"topic":"b","data":[2]}]'
+    ndjson = b'{"topic":"a","data":1}\r\n\n{"topic":"b","data":[2]}\n'
+    async with running() as daemon:
+        for round_, body in enumerate((array, ndjson), start=1):
+            status, answer = await send(daemon, body)
+
+            assert status == 200
+            assert (answer["success"], answer["published"], answer["refused"]) == (True, 2, 0)
+            assert [result["offset"] for result in answer["results"]] == [round_, round_]
+
+
+async def test_bad_item_is_refused_by_itself() -> None:
+    """Its neighbours are published, and the result in its place says what is wrong."""
+    body = b'{"topic":"t","data":1}\n{"topic":"t"}\nnonsense\n{"topic":"t","data":"\xff"}\n' + (
+        b'{"topic":"t","data":2}'
+    )
+    async with running() as daemon:
+        status, answer = await send(daemon, body)
+
+    assert status == 200
+    assert (answer["success"], answer["published"], answer["refused"]) == (False, 2, 3)
+    assert [result.get("code") for result in answer["results"]] == [
+        None,
+        "invalid_request",
+        "invalid_request",
+        "invalid_request",
+        None,
+    ]
+
+
+async def test_batch_is_delivered_byte_for_byte_in_order() -> None:
+    """More items than a turn appends, to a reader that was there before."""
+    count = 4 * ITEMS_PER_TURN
+    async with running() as daemon, subscribe(daemon.ws_url, "t") as reader:
+        _, answer = await send(daemon, lines(count))
+        seen = [json.loads(await reader.recv()) for _ in range(count)]
+
+    assert answer["published"] == count
+    assert [message["data"] for message in seen] == list(range(count))
+    assert [message["id"] for message in seen] == [r["message_id"] for r in answer["results"]]
+
+
+async def test_large_batch_gives_others_their_turn() -> None:
+    """The loop watch of these tests fails on a long hold; others are answered in the middle."""
+    async with running() as daemon:
+        batch = asyncio.create_task(send(daemon, lines(MAX_ITEMS)))
+        await until(lambda: daemon.hub.topics.find("default-tenant", "t") is not None)
+        health = await daemon.get_json("/health")
+        was_done = batch.done()
+        _, answer = await batch
+
+    assert health["status"] == "healthy"
+    assert not was_done
+    assert answer["published"] == MAX_ITEMS
+
+
+async def test_rate_limit_applies_to_items() -> None:
+    """What the budget allows is published, the rest is refused one by one."""
+    async with running(publish_rate=0.001, publish_burst=3) as daemon:
+        _, answer = await send(daemon, lines(5))
+
+    assert (answer["published"], answer["refused"]) == (3, 2)
+    assert {result["code"] for result in answer["results"][3:]} == {"rate_limited"}
+
+
+async def test_item_over_the_message_limit_is_refused_by_itself() -> None:
+    """A batch is no way around the limit on a message."""
+    large = b'{"topic":"t","data":"' + b"x" * 2_000 + b'"}'
+    async with running(max_message_bytes=1_024) as daemon:
+        _, answer = await send(daemon, large + b"\n" + lines(1))
+
+    assert [result.get("code") for result in answer["results"]] == ["message_too_large", None]
+
+
+async def test_whole_batch_has_a_limit_of_its_own() -> None:
+    """413 names the setting that raises it."""
+    async with running(max_batch_bytes=4_096) as daemon:
+        status, answer = await send(daemon, b" " * 5_000)
+
+    assert (status, answer["code"]) == (413, "message_too_large")
+    assert "CLEVRD_MAX_BATCH_BYTES" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b" \n ", b"[]", b"[1,", b"[" * 100_000, b"[{}]x", lines(MAX_ITEMS + 1)],
+    ids=["empty", "blank", "no items", "cut", "deep", "trailing", "too many"],
+)
+def test_body_that_is_no_batch_is_refused_whole(body: bytes) -> None:
+    """There is nothing to answer item by item."""
+    with pytest.raises(InvalidRequest):
+        split_batch(body)
+
+
+async def test_throttled_batch_waits_between_items() -> None:
+    """A batch is no way around the throttle: each item waits 10 ms (less the clock's grain)."""
+    async with running() as daemon:
+        loop = asyncio.get_running_loop()
+        daemon.hub.throttler._until_s = loop.time() + 60
+        started_s = loop.time()
+
+        _, answer = await send(daemon, lines(20))
+
+        assert answer["published"] == 20
+        assert loop.time() - started_s >= 19 * 0.010
