@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final, Protocol
 
@@ -36,6 +36,11 @@ log = logging.getLogger(__name__)
 
 # 256: a slice of about 1.5 ms at 6 us a write, between which other connections are served.
 WRITES_PER_SLICE: Final = 256
+
+# Messages appended at once before others get a turn: about 1 ms at 3.5 us each.
+MAX_RUN: Final = 256
+# And their bytes, unless it is a single message.
+RUN_MAX_BYTES: Final = 262_144
 
 # Bytes a lagging reader is handed at a time; its transport stops it after one or two of them.
 CATCH_UP_BYTES: Final = 65_536
@@ -111,6 +116,9 @@ class Hub:
         self._encoder = FrameEncoder()
         self._max_pending = max(1, config.ring_messages // _PENDING_SHARE)
         self._max_pending_bytes = max(1, config.ring_bytes // _PENDING_SHARE)
+        # Messages that may be appended at once: a part of the ring, like what may be pending; with
+        # a rate limit one by one, so that the budget is spent to its last message.
+        self.max_run = 1 if config.publish_rate else min(MAX_RUN, self._max_pending)
         # Topic -> publishes waiting for its round to end; at most MAX_WAITING_PUBLISHES in all.
         self._room_waiters: dict[Topic, dict[asyncio.Future[None], None]] = {}
         self._waiting_publishes = 0
@@ -164,8 +172,19 @@ class Hub:
         Acceptance and delivery follow each other here; a broker would stand between them.
         """
         offset = topic.head + 1
-        message_id = self._deliver(topic, offset, request)
+        (message_id,) = self._deliver(topic, offset, (request,))
         return Published(True, message_id, offset, topic.epoch, topic.subscribers)
+
+    def publish_run(
+        self, topic: Topic, requests: Sequence[PublishRequest]
+    ) -> tuple[int, list[str]]:
+        """Append many messages at once; return the first one's offset and all their ids.
+
+        A run is at most ``max_run`` messages, of RUN_MAX_BYTES in all or a single one, and comes
+        after `must_wait` said no: then the ring holds it beside what is pending.
+        """
+        offset = topic.head + 1
+        return offset, self._deliver(topic, offset, requests)
 
     async def publish_later(self, topic: Topic, request: PublishRequest) -> Published:
         """Publish once the throttle's delay has passed and the topic has room.
@@ -187,16 +206,22 @@ class Hub:
         # Idle topics are evicted, and this publish may have waited since it was found.
         return self.publish(self.topic(Tenant(topic.tenant), topic.name), request)
 
-    def _deliver(self, topic: Topic, offset: int, request: PublishRequest) -> str:
-        """Give ``topic`` message ``offset``, encoded once for everyone; return its id."""
-        message_id, timestamp = self._ids.next(self._wall_ns() // 1000)
-        frame = self._encoder.frame(
-            Message(message_id, topic.name, topic.tenant, request.data, timestamp, offset)
-        )
-        self.topics.append(topic, offset, frame, self._loop.time())
+    def _deliver(self, topic: Topic, offset: int, requests: Sequence[PublishRequest]) -> list[str]:
+        """Give ``topic`` its messages from ``offset`` on, each encoded once; return their ids."""
+        next_id, encode, wall_us = self._ids.next, self._encoder.frame, self._wall_ns() // 1000
+        name, tenant = topic.name, topic.tenant
+        ids: list[str] = []
+        frames: list[bytes] = []
+        for number, request in enumerate(requests, offset):
+            message_id, timestamp = next_id(wall_us)
+            ids.append(message_id)
+            frames.append(
+                encode(Message(message_id, name, tenant, request.data, timestamp, number))
+            )
+        self.topics.extend(topic, offset, frames, self._loop.time())
         if not topic.flush_is_scheduled and topic.pending:
             self._schedule_round(topic)
-        return message_id
+        return ids
 
     def _is_full(self, topic: Topic) -> bool:
         return topic.pending >= self._max_pending or topic.pending_bytes >= self._max_pending_bytes

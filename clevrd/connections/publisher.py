@@ -1,13 +1,13 @@
 """Publish sockets: each text frame is a publish, in order; frames with a ``ref`` are answered.
 
-What a publish means is decided by handlers/publish_socket.py, which gives this its function.
+What a publish means is decided by handlers/publish_socket.py, which gives this its Publisher.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Sequence
+from typing import Final, Protocol
 
 from clevrd.connections.websocket import WebSocketConnection, WebSockets
 from clevrd.core.client_frames import TEXT, ClientFrames
@@ -25,20 +25,30 @@ BUDGET_FRAMES: Final = 2_000
 
 UNSUPPORTED_DATA: Final = 1003
 
-# What to send back for a publish: JSON, None for nothing, or something to await for either.
-PublishFrame = Callable[[bytes], bytes | Awaitable[bytes | None] | None]
+
+class Publisher(Protocol):
+    """What publishes the frames' payloads and says what to answer."""
+
+    @property
+    def answers(self) -> list[bytes]:
+        """JSON to send back, in the order of the frames; taken out by the connection."""
+
+    def take(self, payloads: Sequence[bytes], /) -> int:
+        """Publish ``payloads`` until one has to wait; return how many were taken."""
+
+    def wait_for(self, payload: bytes, /) -> Awaitable[None]:
+        """Publish one payload when its time has come."""
 
 
 class PublishConnection(WebSocketConnection):
     """One publisher's WebSocket."""
 
     __slots__ = (
-        "_answers",
         "_has_eof",
         "_is_held",
         "_is_write_paused",
         "_max_message_bytes",
-        "_publish",
+        "_publisher",
         "_waiting",
     )
 
@@ -46,12 +56,12 @@ class PublishConnection(WebSocketConnection):
         self,
         sockets: WebSockets,
         transport: asyncio.Transport,
-        publish: PublishFrame,
+        publisher: Publisher,
         max_message_bytes: int,
     ) -> None:
         super().__init__(sockets, transport)
         self._max_message_bytes = max_message_bytes
-        self._publish = publish
+        self._publisher = publisher
         # Received and not yet published: what one read brought, at most. Reading is paused then.
         self._waiting: list[tuple[int, bytes]] = []
         # Something is being waited for before the next of _waiting: a publish, or a turn.
@@ -59,8 +69,6 @@ class PublishConnection(WebSocketConnection):
         self._is_write_paused = False
         # It sends nothing more, and may still wait for answers.
         self._has_eof = False
-        # Answers of this turn, written at its end.
-        self._answers: list[bytes] = []
 
     def begin(self, early_data: bytes) -> None:
         """Take over the transport, and read what was received behind the handshake."""
@@ -104,25 +112,37 @@ class PublishConnection(WebSocketConnection):
 
     def _serve(self, messages: Sequence[tuple[int, bytes]]) -> None:
         """Publish ``messages`` in order, until one has to wait or others want their turn."""
-        publish = self._publish
-        for index, (opcode, payload) in enumerate(messages):
+        turn = messages[:FRAMES_PER_TURN]
+        start = 0
+        for index, (opcode, payload) in enumerate(turn):
             if opcode != TEXT:
+                if not self._publish(messages, start, index):
+                    return
                 self._receive_other(opcode, payload)
-                continue
-            if index >= FRAMES_PER_TURN:
-                self._hold(messages[index:])
-                self._sockets.loop.call_soon(self._take_turn)
-                break
-            answer = publish(payload)
-            if answer is None:
-                continue
-            if isinstance(answer, bytes):
-                self._answers.append(text_frame(answer))
-                continue
-            self._hold(messages[index + 1 :])
-            self._sockets.tasks.spawn(self._answer_later(answer))
-            break
-        self._flush_answers()
+                start = index + 1
+        if self._publish(messages, start, len(turn)) and len(messages) > len(turn):
+            self._hold(messages[len(turn) :])
+            self._sockets.loop.call_soon(self._take_turn)
+
+    def _publish(self, messages: Sequence[tuple[int, bytes]], start: int, stop: int) -> bool:
+        """Publish the texts from ``start`` to ``stop``; return False if one has to wait.
+
+        The rest of ``messages`` is held back then.
+        """
+        publisher = self._publisher
+        payloads = [payload for _, payload in messages[start:stop]]
+        taken = publisher.take(payloads)
+        self._write_answers()
+        if taken == len(payloads):
+            return True
+        self._hold(messages[start + taken + 1 :])
+        self._sockets.tasks.spawn(self._wait_for(payloads[taken]))
+        return False
+
+    async def _wait_for(self, payload: bytes) -> None:
+        await self._publisher.wait_for(payload)
+        self._write_answers()
+        self._take_turn()
 
     def _receive_other(self, opcode: int, payload: bytes) -> None:
         if self.spend_frames(1, BUDGET_FRAMES):
@@ -133,12 +153,6 @@ class PublishConnection(WebSocketConnection):
     def message(self, opcode: int, payload: bytes) -> None:
         """Refuse binary: a publish is JSON text."""
         self._fail(UNSUPPORTED_DATA, "text_frames_only")
-
-    async def _answer_later(self, answer: Awaitable[bytes | None]) -> None:
-        frame = await answer
-        if frame is not None:
-            self._answers.append(text_frame(frame))
-        self._take_turn()
 
     def _hold(self, rest: Sequence[tuple[int, bytes]]) -> None:
         self._waiting.extend(rest)
@@ -169,13 +183,13 @@ class PublishConnection(WebSocketConnection):
         else:
             self.transport.resume_reading()
 
-    def _flush_answers(self) -> None:
-        """Write this turn's answers at once, unless the publisher can't read them any more."""
-        answers = self._answers
+    def _write_answers(self) -> None:
+        """Write the answers due, at once, unless the publisher can't read them any more."""
+        answers = self._publisher.answers
         if not answers:
             return
         if not self.is_closing:
-            self.write(answers[0] if len(answers) == 1 else b"".join(answers))
+            self.write(b"".join(map(text_frame, answers)))
         answers.clear()
 
     def _affords(self, size: int, frames: int, messages: int) -> bool:

@@ -265,7 +265,6 @@ class Subscriber:
         if overflow := self.overflow(feed):
             self._count_losses(feed, overflow)
             self._count_drops(overflow, now_s)
-        self.cursor = feed.edge
         feed.budget.left_bytes += self.kept_bytes
         self.kept_bytes = 0
         self.kept = None

@@ -154,16 +154,21 @@ class Topic:
 
     def append(self, offset: int, frame: bytes, now_s: float) -> None:
         """Hold ``frame`` as message ``offset``, which must be ``head + 1``."""
+        self.extend(offset, [frame], now_s)
+
+    def extend(self, offset: int, frames: list[bytes], now_s: float) -> None:
+        """Hold ``frames`` as the messages from ``offset`` on, which must be ``head + 1``."""
         ring = self.ring
         if offset != ring.head + 1:
             raise ValueError(f"message {offset} can't follow message {ring.head} of {self.name!r}")
-        excess = ring.append(frame)
-        self.published += 1
+        before_bytes = ring.size_bytes
+        excess = ring.extend(frames)
+        self.published += len(frames)
         self.last_used_s = now_s
         if self.live or self.lagging:
-            self.pending_bytes += len(frame) + FRAME_OVERHEAD_BYTES
+            self.pending_bytes += ring.size_bytes - before_bytes
         else:
-            self.edge = offset
+            self.edge = ring.head
         if excess:
             self._evict(excess, now_s)
 

@@ -113,8 +113,12 @@ class TopicManager:
 
         Only what is yet to be offered to readers may exceed it, until there is more to append.
         """
+        self.extend(topic, offset, [frame], now_s)
+
+    def extend(self, topic: Topic, offset: int, frames: list[bytes], now_s: float) -> None:
+        """Append ``frames`` from ``offset`` on, under the same bound."""
         before = topic.ring.size_bytes
-        topic.append(offset, frame, now_s)
+        topic.extend(offset, frames, now_s)
         self.ring_bytes += topic.ring.size_bytes - before
         if self.ring_bytes > self.max_ring_bytes:
             self._trim_largest(now_s)

@@ -6,16 +6,18 @@ Every item is judged and answered by itself, in order; one bad item does not hol
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Final
 
 import msgspec
 
 from clevrd.config import Config
-from clevrd.core.message import EXPECTED_BODY, decode_publish
+from clevrd.core.message import EXPECTED_BODY, PublishRequest, decode_publish
+from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest, MessageTooLarge
 from clevrd.exchange import Answer, Failure, Request, failure_of, json_answer
 from clevrd.handlers.publish import check_body_head
+from clevrd.handlers.publish_run import RunPublisher
 from clevrd.hub import Hub, Published
 from clevrd.tenants import Tenant, identify
 
@@ -56,28 +58,54 @@ class BatchEndpoint:
         return self._publish_all(tenant, split_batch(body))
 
     async def _publish_all(self, tenant: Tenant, items: list[bytes]) -> Answer:
-        results: list[Published | Failure] = []
-        for start in range(0, len(items), ITEMS_PER_TURN):
-            if start:
+        results = BatchResults(self._hub)
+        runs = RunPublisher(self._hub, tenant, self._decode, results.published, results.refused)
+        taken = 0
+        while taken < len(items):
+            turn = items[taken : taken + ITEMS_PER_TURN]
+            done = runs.take(turn)
+            taken += done
+            if done < len(turn):
+                await runs.wait_for(items[taken])
+                taken += 1
+            else:
                 await asyncio.sleep(0)
-            for item in items[start : start + ITEMS_PER_TURN]:
-                try:
-                    results.append(await self._publish(tenant, item))
-                except ClevrdError as error:
-                    results.append(failure_of(error))
-        refused = sum(type(result) is Failure for result in results)
-        return json_answer(BatchAnswer(refused == 0, len(results) - refused, refused, results))
+        return results.answer()
 
-    async def _publish(self, tenant: Tenant, item: bytes) -> Published:
-        """Publish one item; waits only where a publish of its own would have to wait."""
+    def _decode(self, item: bytes) -> PublishRequest:
         if len(item) > self._max_message_bytes:
             raise MessageTooLarge(self._max_message_bytes)
-        self._hub.check_rate(tenant)
-        request = decode_publish(item)
-        topic = self._hub.topic(tenant, request.topic)
-        if self._hub.must_wait(topic):
-            return await self._hub.publish_later(topic, request)
-        return self._hub.publish(topic, request)
+        return decode_publish(item)
+
+
+class BatchResults:
+    """What became of a batch's items so far."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._results: list[Published | Failure] = []
+        self._refused = 0
+
+    def published(
+        self, topic: Topic, run: Sequence[PublishRequest], offset: int, ids: Sequence[str]
+    ) -> None:
+        """Note a run that was published."""
+        epoch, subscribers = topic.epoch, topic.subscribers
+        self._results += [
+            Published(True, message_id, number, epoch, subscribers)
+            for number, message_id in enumerate(ids, offset)
+        ]
+
+    def refused(self, error: ClevrdError, item: bytes) -> None:
+        """Note an item that was refused."""
+        self._hub.counters.count_refusal(error.code)
+        self._refused += 1
+        self._results.append(failure_of(error))
+
+    def answer(self) -> Answer:
+        """Return the answer to the whole batch."""
+        published = len(self._results) - self._refused
+        return json_answer(BatchAnswer(self._refused == 0, published, self._refused, self._results))
 
 
 def split_batch(body: bytes) -> list[bytes]:

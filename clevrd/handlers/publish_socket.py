@@ -6,7 +6,7 @@ A frame with a ``ref`` is answered with that ref; without one only a refusal is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Sequence
 
 import msgspec
 
@@ -18,6 +18,7 @@ from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError
 from clevrd.exchange import Failure, Request, Upgrade, failure_of
 from clevrd.handlers.handshake import check_handshake, handshake_head
+from clevrd.handlers.publish_run import RunPublisher
 from clevrd.hub import Hub, Published
 from clevrd.tenants import Tenant, identify
 
@@ -63,9 +64,8 @@ class PublishSocketEndpoint:
         key = check_handshake(request)
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
-            publisher = FramePublisher(self._hub, tenant)
             connection = PublishConnection(
-                self._sockets, transport, publisher.publish, self._max_message_bytes
+                self._sockets, transport, FramePublisher(self._hub, tenant), self._max_message_bytes
             )
             connection.begin(early_data)
 
@@ -73,63 +73,43 @@ class PublishSocketEndpoint:
 
 
 class FramePublisher:
-    """Publishes one socket's frames as one tenant."""
+    """Publishes one socket's frames as one tenant, and collects the answers to them."""
 
-    __slots__ = ("_hub", "_tenant")
+    __slots__ = ("_hub", "answers", "take", "wait_for")
 
     def __init__(self, hub: Hub, tenant: Tenant) -> None:
         self._hub = hub
-        self._tenant = tenant
+        # JSON, in the order of the frames; whoever writes them takes them out.
+        self.answers: list[bytes] = []
+        runs = RunPublisher(hub, tenant, decode_socket_publish, self._published, self._refused)
+        self.take = runs.take
+        self.wait_for = runs.wait_for
 
-    def publish(self, payload: bytes) -> bytes | Awaitable[bytes | None] | None:
-        """Publish one frame's payload; return its answer, None where none is due.
+    def _published(
+        self, topic: Topic, run: Sequence[SocketPublish], offset: int, ids: Sequence[str]
+    ) -> None:
+        for index, request in enumerate(run):
+            if request.ref is not None:
+                answer = PublishedWithRef(
+                    True,
+                    ids[index],
+                    offset + index,
+                    topic.epoch,
+                    topic.subscribers,
+                    request.ref,
+                )
+                self.answers.append(_encode(answer))
 
-        An awaitable when the publisher is throttled or has to wait for room. Raises nothing.
-        """
-        hub = self._hub
-        try:
-            hub.refuse_if_draining()
-            hub.check_rate(self._tenant)
-            request = decode_socket_publish(payload)
-            topic = hub.topic(self._tenant, request.topic)
-            if hub.must_wait(topic):
-                return self._publish_later(topic, request)
-            published = hub.publish(topic, request)
-        except ClevrdError as error:
-            return self._refusal(error, payload)
-        return None if request.ref is None else _answer(published, request.ref)
-
-    async def _publish_later(self, topic: Topic, request: SocketPublish) -> bytes | None:
-        try:
-            published = await self._hub.publish_later(topic, request)
-        except ClevrdError as error:
-            return self._refusal(error, b"" if request.ref is None else _encode(request))
-        return None if request.ref is None else _answer(published, request.ref)
-
-    def _refusal(self, error: ClevrdError, payload: bytes) -> bytes:
+    def _refused(self, error: ClevrdError, payload: bytes) -> None:
         self._hub.counters.count_refusal(error.code)
         failure = failure_of(error)
-        return _encode(
-            FailureWithRef(
-                error=failure.error,
-                code=failure.code,
-                retryable=failure.retryable,
-                ref=_ref_of(payload),
-            )
+        answer = FailureWithRef(
+            error=failure.error,
+            code=failure.code,
+            retryable=failure.retryable,
+            ref=_ref_of(payload),
         )
-
-
-def _answer(published: Published, ref: str | int) -> bytes:
-    return _encode(
-        PublishedWithRef(
-            published.success,
-            published.message_id,
-            published.offset,
-            published.epoch,
-            published.subscribers,
-            ref,
-        )
-    )
+        self.answers.append(_encode(answer))
 
 
 def _ref_of(payload: bytes) -> str | int | msgspec.UnsetType:
