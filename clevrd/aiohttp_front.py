@@ -20,10 +20,12 @@ from clevrd.errors import (
     InvalidRequest,
     MessageTooLarge,
     RequestTimeout,
+    Unavailable,
     UpgradeRequired,
 )
 from clevrd.exchange import (
     HOST,
+    TOO_MUCH_INPUT,
     Answer,
     Reply,
     Request,
@@ -33,6 +35,7 @@ from clevrd.exchange import (
     error_answer,
     on_purpose,
 )
+from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
 
 # How long the rest of a refused request is read and ignored, so that the refusal is not lost to a
@@ -106,8 +109,9 @@ class FrontConnection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Have `pause_writing` called as soon as anything is left unsent."""
-        cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)
         super().connection_made(transport)
+        # After it, since what the raw path left unsent calls `pause_writing` at once.
+        cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)
 
     def data_received(self, data: bytes) -> None:
         """Start the clock of a request with its first bytes."""
@@ -148,8 +152,8 @@ class FrontConnection(RequestHandler):
     def pause_writing(self) -> None:
         """Give the client time to read what it was answered, and no more."""
         super().pause_writing()
-        transport = open_transport(self.transport)
-        self._watch_stall(transport, transport.get_write_buffer_size())
+        if self.transport is not None:
+            self._watch_stall(self.transport, self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """The client has read it all."""
@@ -195,7 +199,7 @@ class FrontConnection(RequestHandler):
         self._gone = loop.create_future()
         self._is_ending = True
         self._cancel_limit()
-        if self.transport is None:
+        if self.transport is None or self.transport.is_closing():
             self._gone.set_result(None)
             return self._gone
         self.transport.write_eof()
@@ -205,10 +209,13 @@ class FrontConnection(RequestHandler):
 
     def _expire_head(self) -> None:
         self._limit = None
-        if self.transport is None:
-            return
         timeout_s = self._front.request_timeout_s
-        error = RequestTimeout(f"The request did not arrive within {timeout_s:g} s.")
+        self._end_early(RequestTimeout(f"The request did not arrive within {timeout_s:g} s."))
+
+    def _end_early(self, error: ClevrdError) -> None:
+        """Refuse a request whose head is not whole, which aiohttp knows nothing of yet."""
+        if self.transport is None or self.transport.is_closing():
+            return
         self.transport.write(self._front.render(error))
         self.close()
         self.linger()
@@ -234,7 +241,8 @@ class FrontConnection(RequestHandler):
 
     def _check_stall(self, transport: asyncio.Transport, unsent_bytes: int) -> None:
         left_bytes = transport.get_write_buffer_size()
-        if left_bytes >= unsent_bytes:
+        # Half of it each time, so that a byte now and then does not hold the connection for ever.
+        if 2 * left_bytes > unsent_bytes:
             transport.abort()
         else:
             self._watch_stall(transport, left_bytes)
@@ -247,7 +255,13 @@ class FrontServer(web.Server):
         super().__init__(front.handle)
         self._front = front
         self._options = options
-        self.open_connections = 0
+        # Of the connections that are aiohttp's now.
+        self._transports: dict[RequestHandler, asyncio.Transport] = {}
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections there are."""
+        return len(self._transports)
 
     def __call__(self) -> RequestHandler:
         """Return the protocol of one connection."""
@@ -255,20 +269,29 @@ class FrontServer(web.Server):
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         """One more."""
-        self.open_connections += 1
+        self._transports[handler] = transport
         super().connection_made(handler, transport)
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """One less; also when a connection is handed on."""
-        self.open_connections -= 1
+        self._transports.pop(handler, None)
         super().connection_lost(handler, exc)
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # aiohttp's
+        """End all connections; those that don't take their last answer without it."""
+        await super().shutdown(timeout)
+        for transport in self._transports.values():
+            transport.abort()
 
 
 class AiohttpFront:
     """Answers aiohttp's requests through a Router."""
 
-    def __init__(self, router: Router, counters: Counters, config: Config) -> None:
+    def __init__(
+        self, router: Router, counters: Counters, budget: InputBudget, config: Config
+    ) -> None:
         self._router = router
+        self.budget = budget
         self._counters = counters
         self._renderer = ResponseRenderer()
         self.request_timeout_s = config.request_timeout_s
@@ -378,7 +401,7 @@ class AiohttpFront:
         try:
             async with asyncio.timeout(self.request_timeout_s):
                 return await _collect(
-                    content, cast(FrontConnection, http_request.protocol), max_bytes
+                    content, cast(FrontConnection, http_request.protocol), max_bytes, self.budget
                 )
         except TimeoutError as error:
             raise RequestTimeout(
@@ -390,15 +413,23 @@ class AiohttpFront:
             raise ConnectionResetError("the client has gone") from error
 
 
-async def _collect(content: StreamReader, connection: FrontConnection, max_bytes: int) -> bytes:
+async def _collect(
+    content: StreamReader, connection: FrontConnection, max_bytes: int, budget: InputBudget
+) -> bytes:
     collected = bytearray()
     most_bytes = connection.received_bytes + 2 * max_bytes + CHUNKING_SLACK_BYTES
-    async for chunk in content.iter_any():
-        collected += chunk
-        _check_size(len(collected), max_bytes)
-        if connection.received_bytes > most_bytes:
-            raise MessageTooLarge(max_bytes)
-    return bytes(collected)
+    try:
+        async for chunk in content.iter_any():
+            fits = budget.change(len(collected), len(collected) + len(chunk))
+            collected += chunk
+            _check_size(len(collected), max_bytes)
+            if connection.received_bytes > most_bytes:
+                raise MessageTooLarge(max_bytes)
+            if not fits:
+                raise Unavailable(TOO_MUCH_INPUT)
+        return bytes(collected)
+    finally:
+        budget.change(len(collected), 0)
 
 
 def _check_size(size: int, max_bytes: int) -> None:
@@ -525,6 +556,6 @@ def _take_over(http_request: web.BaseRequest, upgrade: Upgrade) -> web.StreamRes
 
 def open_transport(transport: asyncio.Transport | None) -> asyncio.Transport:
     """Return ``transport``, or end the request as aiohttp ends those whose client has gone."""
-    if transport is None:
+    if transport is None or transport.is_closing():
         raise ConnectionResetError("the client has gone")
     return transport

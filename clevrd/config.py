@@ -46,7 +46,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=64,
             le=1_048_576,
-            description="Memory in MiB that the recent messages of all topics share.",
+            description="Memory in MiB that the daemon may use; the rings get three fifths of it.",
         ),
     ] = 2048
     max_message_bytes: Annotated[
@@ -480,9 +480,17 @@ class _Rule(msgspec.Struct, frozen=True):
 
 _RULES: Final = (
     _Rule("catch_up_messages", "ring_messages", operator.le, "be at most ring_messages"),
+    # One turn of the ping wheel is an interval, and an answer is looked for within it.
+    _Rule("pong_timeout_s", "ping_interval_s", operator.lt, "be less than ping_interval_s"),
     _Rule("write_low_bytes", "write_high_bytes", operator.lt, "be less than write_high_bytes"),
-    # Else the largest message could never be kept for a reader that is a moment late.
-    _Rule("max_message_bytes", "ring_bytes", operator.le, "be at most ring_bytes"),
+    # Else a large message could push others out of the ring before any reader was offered them:
+    # publishers wait when a quarter of it is pending.
+    _Rule(
+        "max_message_bytes",
+        "ring_bytes",
+        lambda message, ring: message * 4 <= ring,
+        "be at most a quarter of ring_bytes",
+    ),
     _Rule(
         "publish_burst",
         "publish_rate",

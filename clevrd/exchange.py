@@ -27,6 +27,10 @@ PROBLEM_JSON: Final = "application/problem+json"
 TEXT: Final = "text/plain; charset=utf-8"
 HTML: Final = "text/html; charset=utf-8"
 
+TOO_MUCH_INPUT: Final = (
+    "Too much is arriving at once from all clients together; send it again in a moment."
+)
+
 # A subscribe names few options; more fields than this is a mistake or an attack.
 MAX_QUERY_FIELDS: Final = 64
 

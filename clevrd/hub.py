@@ -28,6 +28,7 @@ from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Round, Topic
 from clevrd.core.topic_manager import TopicLimits, TopicManager
 from clevrd.errors import Throttled, Unavailable
+from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
 from clevrd.tenants import Tenant
 from clevrd.timers import Tasks, Timers
@@ -58,11 +59,15 @@ MAX_WAITING_PUBLISHES: Final = 10_000
 # so that the ring never gives up what was not offered yet.
 _PENDING_SHARE: Final = 4
 
-IDLE_SWEEP_S: Final = 60.0
+# A bounded number of topics each time, half a millisecond for 1,000 of them.
+IDLE_SWEEP_S: Final = 1.0
 
 # Full token buckets are forgotten a few at a time: a look at 1,000 of them takes 0.3 ms.
 RATE_SWEEP_S: Final = 1.0
 _BUCKETS_PER_SWEEP: Final = 1_000
+
+# When a round has failed, which only a bug can do.
+_ROUND_RETRY_S: Final = 1.0
 
 # At shutdown a reader that took nothing for this long is not waited for.
 _DRAIN_PATIENCE_S: Final = 1.0
@@ -115,6 +120,7 @@ class Hub:
         self.buffers = AdaptiveBufferManager()
         self.last_load: LoadSample | None = None
         self.is_draining = False
+        self.input_budget = InputBudget(_input_bytes(config, self.max_memory_bytes))
         self._ids = MessageIds()
         self._encoder = FrameEncoder()
         self._max_pending = max(1, config.ring_messages // _PENDING_SHARE)
@@ -265,7 +271,20 @@ class Hub:
 
     def _schedule_round(self, topic: Topic) -> None:
         topic.flush_is_scheduled = True
-        self._loop.call_soon(self._begin_round, topic)
+        self._loop.call_soon(self._guarded, topic, self._begin_round, topic)
+
+    def _guarded(self, topic: Topic, action: Callable[..., object], *arguments: object) -> None:
+        """Do a step of a round; should it fail, the topic goes on a second later.
+
+        Without this a bug would leave the topic marked as busy, and its publishers waiting.
+        """
+        try:
+            action(*arguments)
+        except Exception:
+            self.count_background_error()
+            log.exception("round failed topic=%s", topic.name)
+            self._running.discard(topic)
+            self._loop.call_later(_ROUND_RETRY_S, self._end_round, topic)
 
     def _begin_round(self, topic: Topic) -> bool:
         """Offer what is pending to all readers of ``topic``, unless a round is under way.
@@ -288,7 +307,7 @@ class Hub:
         self._running.discard(topic)
         topic.flush_is_scheduled = False
         self._wake_waiters(topic)
-        if topic.pending or topic in self._room_waiters:
+        if topic.needs_round or topic in self._room_waiters:
             self._schedule_round(topic)
 
     def _write_slice(self, step: Round, first: int) -> None:
@@ -300,7 +319,7 @@ class Hub:
         topic = step.topic
         if last < count:
             self._running.add(topic)
-            self._loop.call_soon(self._write_slice, step, last)
+            self._loop.call_soon(self._guarded, topic, self._write_slice, step, last)
             return
         self._end_round(topic)
 
@@ -494,6 +513,12 @@ class Hub:
 
     def _has_pending(self) -> bool:
         return any(topic.pending for topic in self._read_topics)
+
+
+def _input_bytes(config: Config, max_memory_bytes: int) -> int:
+    """Return what unfinished input may hold: a tenth of memory, or two of the largest bodies."""
+    largest_bytes = max(config.max_batch_bytes, config.max_message_bytes)
+    return max(max_memory_bytes // 10, 2 * largest_bytes)
 
 
 def _limits(config: Config, max_memory_bytes: int) -> TopicLimits:

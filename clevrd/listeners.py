@@ -76,6 +76,9 @@ class Listeners:
         for _, server in self._servers:
             server.close()
         await self.open()
+        if self._is_closed:
+            # The daemon began to stop while this was opening.
+            self.close()
         return True
 
     def close(self) -> None:
@@ -145,7 +148,15 @@ def _tcp_sockets(address: TcpAddress) -> list[socket.socket]:
         address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
     seen = dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in infos)
-    return [socket.create_server(sockaddr, family=family) for family, sockaddr in seen]
+    opened: list[socket.socket] = []
+    try:
+        for family, sockaddr in seen:
+            opened.append(socket.create_server(sockaddr, family=family))
+    except OSError:
+        for each in opened:
+            each.close()
+        raise
+    return opened
 
 
 def _unix_socket(path: str) -> socket.socket:
@@ -188,7 +199,12 @@ def _why_not(address: TcpAddress | UnixAddress, error: OSError) -> str:
         errno.EACCES: "choose a port above 1023, or run with the permission",
         errno.EADDRNOTAVAIL: "choose an address of this machine (ADDRESS)",
     }.get(error.errno or 0, "choose another address (ADDRESS)")
-    return f"Can't listen on {_text_of(address)}: {error.strerror or error}; {advice}."
+    return f"Can't listen on {_text_of(address)}: {_reason(error)}; {advice}."
+
+
+def _reason(error: OSError) -> str:
+    # socket.create_server adds the address to strerror, as a tuple; it stands in ours already.
+    return (error.strerror or str(error)).partition(" (while")[0]
 
 
 def _text_of(address: TcpAddress | UnixAddress) -> str:

@@ -5,14 +5,12 @@ Nothing is measured here; the hub and the connections count, handlers render.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
 from clevrd.core.topic import Topic
-from clevrd.core.topic_manager import TopicManager, Totals
+from clevrd.core.topic_manager import TopicManager
 
 # /metrics lists this many topics unless asked otherwise: about 50 KB of JSON.
 DEFAULT_TOPICS: Final = 100
@@ -97,24 +95,14 @@ def topic_view(topic: Topic, now_s: float) -> TopicView:
     )
 
 
-def busiest(topics: Iterable[Topic], count: int) -> list[Topic]:
-    """Return the ``count`` topics with the most publishes and deliveries, busiest first."""
-    return heapq.nlargest(count, topics, key=lambda topic: topic.published + topic.delivered)
-
-
 def message_totals(topics: TopicManager) -> MessageTotals:
     """Return the sums over all topics there are and were."""
-    sums = Totals()
-    queued = 0
-    for topic in topics:
-        sums.add(topic)
-        queued += topic.queued()
-    gone = topics.evicted
+    totals = topics.totals()
     return MessageTotals(
-        published=sums.published + gone.published,
-        offered=sums.offered + gone.offered,
-        delivered=sums.delivered + gone.delivered,
-        dropped={reason: count + gone.lost[reason] for reason, count in sums.lost.items()},
-        discarded=sums.discarded + gone.discarded,
-        queued=queued,
+        published=totals.published,
+        offered=totals.offered,
+        delivered=totals.delivered,
+        dropped=dict(totals.lost),
+        discarded=totals.discarded,
+        queued=totals.queued,
     )

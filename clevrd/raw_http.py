@@ -19,6 +19,7 @@ from clevrd.config import Config
 from clevrd.errors import ClevrdError, RequestTimeout, Unavailable
 from clevrd.exchange import (
     HOST,
+    TOO_MUCH_INPUT,
     Answer,
     Endpoint,
     Request,
@@ -27,6 +28,7 @@ from clevrd.exchange import (
     error_answer,
     on_purpose,
 )
+from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
 from clevrd.timers import Tasks, Timers
 
@@ -46,6 +48,10 @@ MAX_CACHED_HEADS: Final = 1_024
 MAX_CACHED_HEAD_BYTES: Final = 1_024
 
 SWEEP_S: Final = 1.0
+
+# How long the rest of a request may take that had begun when the daemon began to drain: half a
+# request must neither be lost nor hold up the stop.
+LAST_REQUEST_S: Final = 1.0
 
 # How long what a client still sends is ignored after a last word, so that it can read that word:
 # closing a socket with unread bytes makes the kernel send a reset, which may overtake it.
@@ -188,6 +194,7 @@ class Door:
         count_handed_over: Callable[[], int],
         counters: Counters,
         tasks: Tasks,
+        budget: InputBudget,
         config: Config,
         max_connections: int,
         loop: asyncio.AbstractEventLoop,
@@ -209,6 +216,7 @@ class Door:
         self._timers = Timers(loop, self._count_error)
         # Publishes that wait.
         self.tasks = tasks
+        self.budget = budget
 
     def __call__(self) -> RawConnection:
         """Return the protocol of a connection that has just been accepted."""
@@ -227,8 +235,10 @@ class Door:
         self._timers.every(SWEEP_S, self.sweep)
 
     def stop(self) -> None:
-        """Stop the sweep."""
+        """Stop the sweep, and end what is still open: clients that don't take their last answer."""
         self._timers.stop()
+        for connection in self.open | self.lingering:
+            connection.transport.abort()
 
     def sweep(self) -> None:
         """End connections whose request did not arrive whole in time, or that have been idle."""
@@ -241,6 +251,10 @@ class Door:
         """Close connections that are between requests, and the others after theirs."""
         for connection in list(self.open):
             connection.close_when_idle()
+
+    def count_under_way(self) -> int:
+        """Return how many connections have a request that is not answered yet."""
+        return sum(connection.is_under_way for connection in self.open)
 
     def refusal(self, error: Exception, request: Request | None) -> Answer:
         """Return the answer to a request that raised ``error``, and count it."""
@@ -258,8 +272,10 @@ class RawConnection(asyncio.Protocol):
     __slots__ = (
         "_buffer",
         "_door",
+        "_held_bytes",
         "_is_busy",
         "_is_closing",
+        "_is_last",
         "_is_partial",
         "_is_write_paused",
         "_needed_bytes",
@@ -280,6 +296,10 @@ class RawConnection(asyncio.Protocol):
         self._is_write_paused = False
         # A request has begun to arrive; its deadline is set.
         self._is_partial = False
+        # The daemon is draining: close once nothing is under way.
+        self._is_last = False
+        # What the budget of all connections was told that the buffer holds.
+        self._held_bytes = 0
         # Close after the answers that are due.
         self._is_closing = False
         # Loop time by which the request under way must be whole, or the next one must begin.
@@ -308,10 +328,12 @@ class RawConnection(asyncio.Protocol):
         if buffer or self._must_hold:
             buffer += data
             if self._must_hold or len(buffer) < self._needed_bytes:
+                self._account()
                 return
             data = bytes(buffer)
             buffer.clear()
         self._serve(data)
+        self._account()
 
     def eof_received(self) -> bool:
         """Answer what waits before closing: a client may shut its side down after its request."""
@@ -325,6 +347,7 @@ class RawConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone; a publish that waits is still published."""
         self._is_closing = True
+        self._let_go()
         self._door.open.discard(self)
         self._door.lingering.discard(self)
 
@@ -354,16 +377,18 @@ class RawConnection(asyncio.Protocol):
             if len(answers) >= MAX_REQUESTS_PER_TURN:
                 self._yield_turn(answers, data[position:])
                 return
-            if data.startswith(b"\r\n", position):
-                # RFC 9112 §2.2: an empty line where a request may begin is ignored.
-                position += 2
-                continue
             head_end = data.find(b"\r\n\r\n", position, position + MAX_HEAD_BYTES)
             if head_end < 0 and self._may_wait_for_head(data[position:]):
                 break
             plain = door.read_head(data[position:head_end]) if head_end >= 0 else None
-            if plain is None:
+            if plain is None or plain.is_upgrade:
+                # Whoever takes the connection over expects it to be read, and not to be paused.
                 self._flush(answers)
+                answers = []
+                if self._is_write_paused:
+                    self._needed_bytes = 0
+                    break
+            if plain is None:
                 self._hand_over(data[position:])
                 return
             body_end = head_end + 4 + plain.content_length
@@ -381,8 +406,24 @@ class RawConnection(asyncio.Protocol):
             else:
                 self._wait_for(reply, plain.request, data[position:])
             return
+        is_progress = position > 0
         self._flush(answers)
-        self._keep(data[position:], is_progress=bool(answers))
+        self._keep(data[position:], is_progress=is_progress)
+        self._close_if_last()
+
+    def _account(self) -> None:
+        """Settle what the buffer holds with the budget of all connections."""
+        held_bytes = len(self._buffer)
+        if held_bytes == self._held_bytes:
+            return
+        fits = self._door.budget.change(self._held_bytes, held_bytes)
+        self._held_bytes = held_bytes
+        if not fits and not self._is_busy and self in self._door.open:
+            self._end_with(Unavailable(TOO_MUCH_INPUT))
+
+    def _let_go(self) -> None:
+        self._buffer.clear()
+        self._account()
 
     def _may_wait_for_head(self, part: bytes) -> bool:
         self._needed_bytes = len(part) + 1
@@ -390,7 +431,10 @@ class RawConnection(asyncio.Protocol):
 
     def _reply(self, plain: PlainHead, body: bytes) -> Answer | Upgrade | Awaitable[Answer]:
         try:
-            plain.endpoint.admit(plain.request)
+            # A request that began before the daemon drained is still answered as it was meant;
+            # what else `admit` refuses is not plain.
+            if not self._is_last:
+                plain.endpoint.admit(plain.request)
             return plain.endpoint.answer(plain.request, body)
         except Exception as error:
             return self._door.refusal(error, plain.request)
@@ -451,12 +495,14 @@ class RawConnection(asyncio.Protocol):
         if not self._is_closing:
             # First, because whoever takes the connection over expects it to be read.
             self.transport.resume_reading()
-        if self._buffer:
-            data = bytes(self._buffer)
-            self._buffer.clear()
-            self._serve(data)
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        # With nothing held back it only begins the time until the next request.
+        self._serve(data)
+        self._account()
         if self._is_closing:
             self._close_when_done()
+        self._close_if_last()
 
     def _close_when_done(self) -> None:
         """Close unless an answer is still due, or the connection is not ours now."""
@@ -464,6 +510,7 @@ class RawConnection(asyncio.Protocol):
             self.transport.close()
 
     def _upgrade(self, upgrade: Upgrade, rest: bytes) -> None:
+        self._let_go()
         self._door.open.discard(self)
         self.transport.write(upgrade.head)
         upgrade.attach(self.transport, rest)
@@ -472,6 +519,9 @@ class RawConnection(asyncio.Protocol):
 
     def _hand_over(self, data: bytes) -> None:
         """Give the connection to aiohttp, with what was read and not served."""
+        if self.transport.is_closing():
+            return
+        self._let_go()
         self._door.open.discard(self)
         protocol = self._door.make_aiohttp_protocol()
         self.transport.set_protocol(protocol)
@@ -487,7 +537,7 @@ class RawConnection(asyncio.Protocol):
         """End a connection whose time is up, with a word if a request was under way."""
         if self._is_busy:
             return
-        if self._is_closing or self._is_write_paused:
+        if self._is_closing or self._is_write_paused or self.transport.is_closing():
             # It does not even take what it was answered.
             self.transport.abort()
         elif self._buffer:
@@ -498,9 +548,19 @@ class RawConnection(asyncio.Protocol):
             self.transport.close()
 
     def close_when_idle(self) -> None:
-        """Close now, or after the answer that is due."""
-        self._is_closing = True
-        if not self._is_busy:
+        """Close now, or after the request that is under way, which had better come soon."""
+        self._is_last = True
+        self.deadline_s = min(self.deadline_s, self._door.now_s() + LAST_REQUEST_S)
+        self._close_if_last()
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a request has begun to arrive, or an answer is due."""
+        return self._is_busy or bool(self._buffer)
+
+    def _close_if_last(self) -> None:
+        if self._is_last and not self.is_under_way and self in self._door.open:
+            self._is_closing = True
             self.transport.close()
 
     def _refuse_entry(self) -> None:
@@ -512,7 +572,7 @@ class RawConnection(asyncio.Protocol):
         """Say a last word, and close once the client can have read it."""
         door = self._door
         self._is_closing = True
-        self._buffer.clear()
+        self._let_go()
         door.open.discard(self)
         answer = door.refusal(error, None)
         self.transport.write(door.renderer.render(answer, must_close=True))

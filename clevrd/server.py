@@ -12,9 +12,10 @@ import logging
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 from aiohttp import http_parser
@@ -74,7 +75,9 @@ class Server:
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
         self.hub = Hub(config, self._loop, stats=stats, wall_ns=wall_ns)
-        self.connections = WebSockets(self.hub.counters, self.hub.tasks, config, self._loop)
+        self.connections = WebSockets(
+            self.hub.counters, self.hub.tasks, self.hub.input_budget, config, self._loop
+        )
         publish = PublishEndpoint(self.hub, config)
         publish_socket = PublishSocketEndpoint(self.hub, self.connections, config)
         subscribe = SubscribeEndpoint(self.hub, self.connections, config)
@@ -93,7 +96,7 @@ class Server:
                 "/metrics": {"GET": MetricsEndpoint(self.hub, started_s)},
             }
         )
-        self._front = AiohttpFront(router, self.hub.counters, config)
+        self._front = AiohttpFront(router, self.hub.counters, self.hub.input_budget, config)
         self._http = self._front.make_server(config.keepalive_timeout_s)
         grammar = PlainGrammar(
             publish,
@@ -106,6 +109,7 @@ class Server:
             count_handed_over=lambda: self._front.open_connections + len(self.connections),
             counters=self.hub.counters,
             tasks=self.hub.tasks,
+            budget=self.hub.input_budget,
             config=config,
             max_connections=config.max_connections or _connections_allowed(),
             loop=self._loop,
@@ -152,6 +156,11 @@ class Server:
         self.connections.stop()
         self.hub.stop()
 
+    def on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Count what failed in a callback or a task that nobody waits for, and log it."""
+        self.hub.count_background_error()
+        loop.default_exception_handler(context)
+
     def watch_listeners(self) -> None:
         """Open listeners again that have died."""
         if not self._listeners.is_listening():
@@ -174,9 +183,12 @@ class Server:
         await self._finish_requests(deadline_s)
         await self._http.shutdown(_CUT_TIMEOUT_S)
 
+    def _requests_under_way(self) -> int:
+        return self._front.in_flight + len(self.hub.tasks) + self.door.count_under_way()
+
     async def _finish_requests(self, deadline_s: float) -> None:
         """Wait for requests whose answers are due."""
-        while count := self._front.in_flight + len(self.hub.tasks):
+        while count := self._requests_under_way():
             if self._loop.time() >= deadline_s:
                 log.warning("requests cut at shutdown count=%d", count)
                 return
@@ -204,6 +216,7 @@ async def _serve(config: Config) -> int:
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _on_signal, number, stopping)
+    loop.set_exception_handler(server.on_loop_error)
     await server.start()
     _quiet_collector()
     _greet(server)
@@ -228,10 +241,17 @@ def _greet(server: Server) -> None:
     for url in server.addresses:
         log.info("listening version=%s address=%s pid=%d", __version__, url, os.getpid())
     url = server.addresses[0]
-    log.info("try subscribe:  clevrd subscribe demo --url %s", url)
-    log.info("try publish:    clevrd publish demo '{\"hello\":1}' --url %s", url)
+    command = _own_command()
+    log.info("try subscribe:  %s subscribe demo --url %s", command, url)
+    log.info("try publish:    %s publish demo '{\"hello\":1}' --url %s", command, url)
     if not url.startswith("unix:"):
         log.info("try look:       curl %s/metrics", url)
+
+
+def _own_command() -> str:
+    """Return how this program was called, for examples that work when they are copied."""
+    name = sys.argv[0]
+    return name if os.path.basename(name) == "clevrd" else f"{sys.executable} -m clevrd"
 
 
 def _check_parser() -> None:

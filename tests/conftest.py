@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import fakes  # noqa: F401  # registers the hypothesis profiles
 import pytest
 import uvloop
 

@@ -15,8 +15,9 @@ from typing import Protocol
 from hypothesis import HealthCheck, settings
 from websockets.frames import Frame
 
+from clevrd.core.kept_frames import KeptBudget
 from clevrd.core.recent_cache import RecentMessageCache
-from clevrd.core.subscriber import KeptBudget, Subscriber
+from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import ROUND_MAX_BYTES, Round, Topic
 
 # The same examples in every run, so that a change is judged by what it changed; no deadline and
@@ -33,7 +34,7 @@ settings.register_profile(
 settings.register_profile(
     "long",
     max_examples=10_000,
-    stateful_step_count=100,
+    stateful_step_count=50,
     derandomize=False,
     deadline=None,
     database=None,
@@ -157,10 +158,10 @@ def make_topic(
     )
 
 
-class Append(Protocol):
-    """What takes a message: a topic, or a manager on its behalf."""
+class Extend(Protocol):
+    """What takes messages: a topic, or a manager on its behalf."""
 
-    def __call__(self, offset: int, frame: bytes, now_s: float, /) -> None: ...
+    def __call__(self, offset: int, frames: list[bytes], now_s: float, /) -> None: ...
 
 
 class TopicDriver:
@@ -169,11 +170,11 @@ class TopicDriver:
     A round can be taken apart: `begin`, some `write_next`, then whatever else, then `finish`.
     """
 
-    def __init__(self, topic: Topic, append: Append | None = None) -> None:
+    def __init__(self, topic: Topic, extend: Extend | None = None) -> None:
         self.topic = topic
         # Set it to let time pass.
         self.now_s = 0.0
-        self._append = append or topic.append
+        self._extend = extend or topic.extend
         # Readers that were closed because their circuit opened, in order.
         self.tripped: list[Subscriber] = []
         self._step: Round | None = None
@@ -183,7 +184,7 @@ class TopicDriver:
         """Append ``count`` messages that no round has offered yet."""
         for _ in range(count):
             offset = self.topic.head + 1
-            self._append(offset, frame_of(offset, size_bytes), self.now_s)
+            self._extend(offset, [frame_of(offset, size_bytes)], self.now_s)
 
     def begin(self, max_bytes: int = ROUND_MAX_BYTES) -> Round | None:
         """Begin a round, finishing the one before it; nothing is written yet."""

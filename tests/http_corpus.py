@@ -195,6 +195,7 @@ def paths_and_methods() -> Iterator[Case]:
         "POST /subscribe HTTP/1.1",
     ):
         yield line, post(BODY, line=line)
+    yield "batch", post(f"[{BODY},{{}}]", line="POST /publish/batch HTTP/1.1")
     yield "OPTIONS *", get("*", method="OPTIONS")
     yield "HEAD", get("/health/live", method="HEAD")
 
@@ -268,6 +269,14 @@ def upgrades() -> Iterator[Case]:
     yield "upgrade of POST", upgrade(line=f"POST /subscribe?topic={TOPIC} HTTP/1.1")
     yield "upgrade of a publish", upgrade(line=PUBLISH_LINE, Content_Length="0")
     yield "upgrade elsewhere", upgrade(line="GET /health/live HTTP/1.1")
+    yield "upgrade nowhere", upgrade(line="GET /nope HTTP/1.1")
+    for query in ("", "?tenant=acme", "?tenant=a:b", f"?topic={TOPIC}", "?tenant=%ff"):
+        yield f"publish socket {query}", upgrade(line=f"GET /publish{query} HTTP/1.1")
+    frame = masked(0x1, BODY[:-1].encode() + b',"ref":1}')
+    socket = upgrade(line="GET /publish HTTP/1.1").removesuffix(GOODBYE)
+    yield "publish socket, a frame", socket + frame + GOODBYE
+    yield "publish socket, a bad frame", socket + masked(0x1, b'{"ref":"a"}') + GOODBYE
+    yield "publish socket, a request", socket + OK
 
 
 def chunked_publishes() -> Iterator[Case]:
@@ -385,6 +394,12 @@ def hostile() -> Iterator[Case]:
         yield f"{count + 2} fields", post(behind, *["a:"] * count, length=str(size))
     yield "field of 9,000 bytes", post(behind, "X: " + "a" * 9000, length=str(size))
     yield "name of 9,000 bytes", post(behind, "a" * 9000 + ": b", length=str(size))
+    for form in ("http://test/publish", "https://test/publish", "//test/publish:", "publish"):
+        absolute = f"POST {form} HTTP/1.1"
+        yield f"target {form}", post(behind, line=absolute, length=str(size))
+    yield "page of a bad host", get("/").replace(b"test", b"a b") + INNER
+    yield "page in 2.0", get("/health/live", version="2.0") + INNER
+    yield "options of all", get("*", method="OPTIONS") + INNER
     yield "zeros", b"\0" * 100
     yield "0.9", b"GET /health\r\n\r\n" + INNER
 
@@ -465,6 +480,7 @@ SHORT = {
     "aiohttp's": get("/health/live") + OK,
     "chunked": post(chunked(BODY.encode(), CHUNK), CHUNKED, length=None),
     "upgrade": upgrade(),
+    "publish socket": upgrade(line="GET /publish HTTP/1.1"),
     "upgrade of aiohttp's": upgrade(Connection="Upgrade, keep-alive"),
     "no upgrade": upgrade("topic=").removesuffix(GOODBYE) + OK,
     "CL and TE": post(b"0\r\n\r\n" + INNER, CHUNKED),

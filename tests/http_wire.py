@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 PUBLISH_LINE = "POST /publish HTTP/1.1"
@@ -157,6 +157,21 @@ async def read_response(reader: asyncio.StreamReader, *, timeout_s: float = 10.0
         size = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
         body = await reader.readexactly(int(size[1]) if size else 0)
     return responses(head + body)[0]
+
+
+class Steady:
+    """A claim for `until`: true once a number has stayed the same for 20 looks at it."""
+
+    def __init__(self, number: Callable[[], int]) -> None:
+        self._number = number
+        self._last = -1
+        self._looks = 0
+
+    def __call__(self) -> bool:
+        now = self._number()
+        self._looks = self._looks + 1 if now == self._last else 0
+        self._last = now
+        return self._looks >= 20
 
 
 def split_each(data: bytes, at: Sequence[int]) -> list[bytes]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 
 import pytest
 from clients import (
@@ -265,12 +266,10 @@ async def send_for_ever(reader: RawSubscriber, chunk: bytes) -> None:
 async def test_nothing_is_sent_behind_a_close_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages, pings and pongs stop at the close, in the middle of a flood and of a round too."""
     monkeypatch.setattr(hub, "WRITES_PER_SLICE", 1)
-    async with (
-        running(ping_interval_s=0.1) as daemon,
-        subscribe(daemon.ws_url),
-        subscribe(daemon.ws_url),
-        publishing(daemon.port) as publisher,
-    ):
+    async with running(ping_interval_s=0.1) as daemon, AsyncExitStack() as stack:
+        for _ in range(20):
+            await stack.enter_async_context(await raw_subscriber(daemon.port))
+        publisher = await stack.enter_async_context(publishing(daemon.port))
         flood = asyncio.create_task(publish_for_ever(daemon.port))
         for number in range(30):
             async with await raw_subscriber(daemon.port) as reader:

@@ -243,7 +243,7 @@ def test_text_that_is_not_exactly_a_value_is_refused(field: str, text: str) -> N
     [
         ("publish_rate = 5", 5.0),
         ("publish_rate = 0.25", 0.25),
-        ("ring_bytes = 0x100000", 1 << 20),
+        ("ring_bytes = 0x800000", 8 << 20),
         ("raw_paths = false", False),
         ('log_level = "error"', "error"),
     ],
@@ -359,9 +359,9 @@ def test_address_error_says_what_is_wrong_with_it() -> None:
             " write_high_bytes, which is 65536 (default).",
         ),
         (
-            {"max_message_bytes": "1048577", "ring_bytes": "1048576"},
-            "max_message_bytes = 1048577 (flag --max-message-bytes) is not allowed: must be at"
-            " most ring_bytes, which is 1048576 (flag --ring-bytes).",
+            {"max_message_bytes": "262145", "ring_bytes": "1048576"},
+            "max_message_bytes = 262145 (flag --max-message-bytes) is not allowed: must be at"
+            " most a quarter of ring_bytes, which is 1048576 (flag --ring-bytes).",
         ),
         (
             {"publish_burst": "1"},
@@ -380,7 +380,7 @@ def test_settings_that_contradict_each_other_are_refused(flags: dict[str, str], 
     [
         {"catch_up_messages": "100", "ring_messages": "100"},
         {"write_low_bytes": "65535"},
-        {"max_message_bytes": "1048576", "ring_bytes": "1048576"},
+        {"max_message_bytes": "262144", "ring_bytes": "1048576"},
         {"publish_burst": "1", "publish_rate": "0.1"},
     ],
 )

@@ -227,7 +227,7 @@ def with_urllib(url: str) -> list[tuple[int, Any]]:
     for path, body in (
         ("/publish", b'{"topic":"t","data":1}'),
         ("/publish", b"{"),
-        ("/publish", b" " * (3 << 20)),
+        ("/publish", b" " * (24 << 20)),
         ("/health/live", None),
     ):
         request = urllib.request.Request(url + path, body)  # noqa: S310  # http, our own

@@ -15,6 +15,7 @@ from fakes import FakeSink, TopicDriver, make_topic, sink_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clevrd.core.kept_frames import KeptBudget
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES
 from clevrd.core.subscriber import (
     CIRCUIT_BREAKER,
@@ -22,7 +23,6 @@ from clevrd.core.subscriber import (
     DROP_OLDEST,
     SLOW_MEMORY_S,
     DropStrategy,
-    KeptBudget,
     Subscriber,
 )
 
@@ -130,7 +130,7 @@ class Lab:
             trip_threshold=THRESHOLD,
         )
         self.driver = TopicDriver(self.topic)
-        self.budget_bytes = self.topic.budget.left_bytes
+        self.budget_bytes = self.topic.kept.budget.left_bytes
         self.ring = PlainRing(ring_messages, ring_bytes)
         self.edge = 0
         self.cap = min(window, ring_messages)
@@ -326,7 +326,7 @@ class Lab:
         for who in list(self.readers):
             self.leave(who)
             self.compare()
-        assert self.topic.budget.left_bytes == self.budget_bytes
+        assert self.topic.kept.budget.left_bytes == self.budget_bytes
 
 
 SIZES = st.sampled_from([64, 64, 100, 700])
@@ -442,6 +442,22 @@ def test_kept_messages_outlive_the_ring(strategy: DropStrategy) -> None:
 
     assert driver.topic.ring.first == 46
     assert sink_of(reader).offsets == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("strategy", [DROP_NEWEST, CIRCUIT_BREAKER])
+def test_round_that_the_ring_gave_up_in_part(strategy: DropStrategy) -> None:
+    """Who blocks before its turn in such a round still keeps the oldest of what is left of it."""
+    driver = TopicDriver(make_topic(ring_messages=10, window=3))
+    reader = driver.join(Subscriber(FakeSink(), strategy))
+    driver.publish(10)
+    driver.begin()
+
+    driver.publish(4)
+    driver.block(reader)
+    driver.unblock(reader)
+
+    assert sink_of(reader).offsets == [5, 6, 7]
+    assert driver.topic.losses.slow_consumer == 7
 
 
 def test_window_wanted_is_capped_by_the_window_allowed() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import pytest
-from clients import small_socket, subscribe
+from clients import small_socket, subscribe, upgrade_request
 from daemons import Daemon, running, until
-from http_wire import ask, chunked, get, post, read_response, responses, talk
+from http_wire import Steady, ask, chunked, get, post, read_response, responses, talk
 
 from clevrd.control.adaptive_throttler import ThrottleSample
 from clevrd.core.message import PublishRequest
@@ -303,21 +303,6 @@ async def test_pipelined_publishes_over_the_rate_are_refused_in_order(limited: D
     assert [answer.status for answer in answers] == [200, 200, 429, 429, 429, 200]
 
 
-class Steady:
-    """True once a number has stayed the same for 20 looks at it."""
-
-    def __init__(self, number: Callable[[], int]) -> None:
-        self._number = number
-        self._last = -1
-        self._looks = 0
-
-    def __call__(self) -> bool:
-        now = self._number()
-        self._looks = self._looks + 1 if now == self._last else 0
-        self._last = now
-        return self._looks >= 20
-
-
 # --- pipelines -----------------------------------------------------------------------------------
 
 
@@ -400,6 +385,52 @@ async def test_subscription_behind_a_throttled_publish_is_read_on(daemon: Daemon
     assert accepted.startswith(b"HTTP/1.1 101 ")
     assert caught_up[2:4] == len(caught_up[4:]).to_bytes(2, "big")
     assert pong == b"\x8a\x00"
+
+
+async def test_client_that_shuts_its_side_while_a_publish_waits_is_answered(
+    daemon: Daemon,
+) -> None:
+    """Whatever stands behind the publish: a page, a subscription, a request that is cut."""
+    throttle(daemon)
+    ends = {"page": get("/health/live"), "cut": OK[:30], "socket": upgrade_request()}
+
+    found = {
+        name: await talk(daemon.port, [OK + end], shut=True, timeout_s=5)
+        for name, end in ends.items()
+    }
+
+    statuses = {name: [each.status for each in responses(found[name])] for name in found}
+    assert statuses == {"page": [200, 200], "cut": [200], "socket": [200, 101]}
+
+
+async def test_publisher_that_waits_is_not_read_meanwhile(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much it sends, and however long it waits: it is held, not swallowed, and not cut."""
+    waits = asyncio.Event()
+    publish = daemon.hub.publish
+
+    async def publish_later(topic: Topic, request: PublishRequest) -> Published:
+        await waits.wait()
+        return publish(topic, request)
+
+    monkeypatch.setattr(daemon.hub, "must_wait", lambda topic: not waits.is_set())
+    monkeypatch.setattr(daemon.hub, "publish_later", publish_later)
+    count = 8 * MIB // len(OK)
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+    writer.write(OK * count)
+    await until(Steady(writer.transport.get_write_buffer_size), timeout_s=15)
+    held_back_bytes = writer.transport.get_write_buffer_size()
+
+    monkeypatch.setattr(daemon.server.door, "now_s", lambda: asyncio.get_running_loop().time() + 99)
+    daemon.server.door.sweep()
+    waits.set()
+    first = await read_response(reader)
+
+    writer.transport.abort()
+    # The rest is in the kernel, whose buffers grow to some MiB on loopback, and in one read.
+    assert held_back_bytes > MIB
+    assert first.json["offset"] == 1
 
 
 async def test_publish_counts_although_its_client_has_gone(daemon: Daemon) -> None:

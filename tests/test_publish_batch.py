@@ -113,13 +113,34 @@ async def test_whole_batch_has_a_limit_of_its_own() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b" \n ", b"[]", b"[1,", b"[" * 100_000, b"[{}]x", lines(MAX_ITEMS + 1)],
-    ids=["empty", "blank", "no items", "cut", "deep", "trailing", "too many"],
+    [
+        b"",
+        b" \n ",
+        b"[]",
+        b"[1,",
+        b"[" * 100_000,
+        b"[{}]x",
+        lines(MAX_ITEMS + 1),
+        b"[" + b"1," * 4_000_000 + b"1]",
+        b"\n" * 8_000_000,
+    ],
+    ids=["empty", "blank", "no items", "cut", "deep", "trailing", "too many", "commas", "lines"],
 )
 def test_body_that_is_no_batch_is_refused_whole(body: bytes) -> None:
     """There is nothing to answer item by item."""
     with pytest.raises(InvalidRequest):
         split_batch(body)
+
+
+async def test_batch_that_is_under_way_outlives_the_beginning_of_a_stop() -> None:
+    """It was admitted, so every item of it is published."""
+    async with running() as daemon:
+        batch = asyncio.create_task(send(daemon, lines(4 * ITEMS_PER_TURN)))
+        await until(lambda: daemon.hub.topics.find("default-tenant", "t") is not None)
+        await daemon.server.stop()
+        _, answer = await batch
+
+    assert answer["published"] == 4 * ITEMS_PER_TURN
 
 
 async def test_throttled_batch_waits_between_items() -> None:

@@ -176,7 +176,7 @@ async def test_publisher_that_leaves_abruptly_has_published_what_it_sent() -> No
         daemon.hub.throttler._until_s = daemon.server._loop.time() + 60
         async with subscribe(daemon.ws_url, "t") as reader:
             socket = await publish_socket(daemon)
-            frames = masked(TEXT, b'{"topic":"t","data":1}') * 5
+            frames = masked(TEXT, b'{"topic":"t","data":1,"ref":1}') * 5
             socket.transport.write(frames)
             await until(lambda: daemon.hub._waiting_publishes > 0)
             socket.transport.abort()
@@ -233,3 +233,17 @@ async def test_draining_daemon_refuses_new_sockets_and_closes_old_ones() -> None
     assert refused.value.response.status_code == 503
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1012
+
+
+async def test_publisher_that_is_held_back_owes_no_pong() -> None:
+    """Its pong can't be read while its frames wait for the throttle, so it is not cut for that."""
+    async with running(ping_interval_s=0.3, pong_timeout_s=0.1) as daemon:
+        daemon.hub.throttler._until_s = daemon.server._loop.time() + 60
+        async with (
+            subscribe(daemon.ws_url, "t") as reader,
+            publish_socket(daemon) as socket,
+        ):
+            socket.transport.write(masked(TEXT, b'{"topic":"t","data":1}') * 80)
+
+            assert await offsets(reader, 80) == list(range(1, 81))
+        assert daemon.hub.counters.pings_cut == 0

@@ -157,7 +157,7 @@ async def test_cpu_figure_is_measured_and_not_guessed_from_threads() -> None:
 
     assert idle is not None
     assert busy is not None
-    assert idle.cpu_loop < 0.25 < busy.cpu_loop
+    assert idle.cpu_loop < busy.cpu_loop / 2
     assert figures["throttler_metrics"]["cpu_usage"] == round(busy.cpu, 4)
 
 

@@ -18,7 +18,7 @@ def filled(
     """Return a ring after ``count`` appends, each followed by the evictions it asked for."""
     ring = RecentMessageCache(max_messages, max_bytes)
     for offset in range(1, count + 1):
-        ring.evict(ring.append(frame_of(offset, SIZE)))
+        ring.evict(ring.extend([frame_of(offset, SIZE)]))
     return ring
 
 
@@ -54,16 +54,16 @@ def test_newest_is_kept_however_large() -> None:
     """One message over the bound in bytes pushes out all others, but not itself."""
     ring = filled(5, max_bytes=4 * HELD)
 
-    ring.evict(ring.append(frame_of(6, 10_000)))
+    ring.evict(ring.extend([frame_of(6, 10_000)]))
 
     assert all_of(ring) == [frame_of(6, 10_000)]
 
 
-def test_append_does_not_evict() -> None:
+def test_extending_does_not_evict() -> None:
     """What is too much stays readable until the topic has prepared its readers."""
     ring = filled(10, max_messages=10)
 
-    excess = ring.append(frame_of(11, SIZE))
+    excess = ring.extend([frame_of(11, SIZE)])
 
     assert excess == 1
     assert ring.take(0, 1, 1_000) == [frame_of(1, SIZE)]
@@ -74,7 +74,7 @@ def test_evicting_all_leaves_the_offsets_going_on() -> None:
     ring = filled(10)
 
     ring.evict(10)
-    ring.append(frame_of(11, SIZE))
+    ring.extend([frame_of(11, SIZE)])
 
     assert (ring.first, ring.head, all_of(ring)) == (11, 11, [frame_of(11, SIZE)])
 
@@ -139,7 +139,7 @@ def test_ring_equals_a_plain_list(
         else:
             head += 1
             held.append(frame_of(head, size))
-            ring.evict(ring.append(held[-1]))
+            ring.evict(ring.extend(held[-1:]))
             while len(held) > 1 and (
                 len(held) > max_messages
                 or sum(map(len, held)) + len(held) * FRAME_OVERHEAD_BYTES > max_bytes

@@ -25,6 +25,7 @@ from clients import (
     missing,
     offset_of,
     offsets,
+    publish_request,
     publishing,
     raw_subscriber,
     subscribe,
@@ -303,6 +304,23 @@ async def test_handshake_a_byte_at_a_time_is_a_handshake(daemon: Daemon) -> None
     writer.close()
     assert head.startswith(b"HTTP/1.1 101 ")
     assert frame == (PONG, b"x")
+
+
+@pytest.mark.parametrize("ahead", [1, 300])
+async def test_handshake_behind_publishes_on_one_connection(daemon: Daemon, ahead: int) -> None:
+    """A connection that published may subscribe, and is read from as any other."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+    writer.write(publish_request("t", b"1") * ahead + upgrade_request("topic=t&last=1"))
+    while b" 101 " not in await reader.readuntil(b"\r\n\r\n"):
+        await reader.readuntil(b"}")
+
+    async with RawSubscriber(reader, writer) as subscriber:
+        newest = await subscriber.frame()
+        subscriber.send(masked(PING, b"heard?"))
+        answer = await subscriber.frame()
+
+    assert b'"offset":%d}' % ahead in newest.payload
+    assert answer == (PONG, b"heard?")
 
 
 # --- a flood -------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from clevrd.control.system_stats import (
     SystemStats,
     memory_limit_bytes,
     process_figures,
+    process_memory,
 )
 
 MIB = 1024 * 1024
@@ -260,7 +261,7 @@ def test_v2_group_without_limits_leaves_the_machine(machine: FakeMachine, v2: Fa
     assert sample.memory_system == pytest.approx(0.25)
     assert sample.available_bytes == 12 * GIB
     assert sample.cpu_system == pytest.approx(0.5)
-    assert stats.memory_limit_bytes() == 16 * GIB
+    assert memory_limit_bytes(v2.root, v2.proc, machine) == 16 * GIB
 
 
 def test_v2_memory_limit_counts_without_idle_page_cache(
@@ -278,7 +279,7 @@ def test_v2_memory_limit_counts_without_idle_page_cache(
 
     assert stats.latest.memory_system == pytest.approx(0.25)  # the machine's, still the larger
     assert stats.latest.available_bytes == (1024 - 200) * MIB
-    assert stats.memory_limit_bytes() == 1 * GIB
+    assert memory_limit_bytes(v2.root, v2.proc, machine) == 1 * GIB
 
 
 def test_v2_nearly_full_group_counts_on_an_empty_machine(
@@ -317,7 +318,7 @@ def test_v2_limit_of_a_parent_counts(machine: FakeMachine, v2: FakeCgroups) -> N
 
     assert stats.latest.memory_system == pytest.approx(0.95)
     assert stats.latest.available_bytes == 40 * MIB
-    assert stats.memory_limit_bytes() == 800 * MIB
+    assert memory_limit_bytes(v2.root, v2.proc, machine) == 800 * MIB
 
 
 def test_v2_limit_changed_while_running_is_seen(machine: FakeMachine, v2: FakeCgroups) -> None:
@@ -447,7 +448,7 @@ def test_v1_sentinel_is_no_limit(machine: FakeMachine, v1: FakeCgroups) -> None:
     stats = v1.stats(machine)
 
     assert stats.latest.memory_system == pytest.approx(0.25)
-    assert stats.memory_limit_bytes() == 16 * GIB
+    assert memory_limit_bytes(v1.root, v1.proc, machine) == 16 * GIB
 
 
 def test_v1_memory_limit_counts_without_idle_page_cache(
@@ -465,7 +466,7 @@ def test_v1_memory_limit_counts_without_idle_page_cache(
 
     assert stats.latest.memory_system == pytest.approx(0.85)
     assert stats.latest.available_bytes == 150 * MIB
-    assert stats.memory_limit_bytes() == 1000 * MIB
+    assert memory_limit_bytes(v1.root, v1.proc, machine) == 1000 * MIB
 
 
 def test_v1_cpu_is_relative_to_the_quota(machine: FakeMachine, v1: FakeCgroups) -> None:
@@ -498,7 +499,7 @@ def test_unreadable_files_leave_the_machine(machine: FakeMachine, v2: FakeCgroup
 
     assert sample.memory_system == pytest.approx(0.25)
     assert sample.cpu_system == pytest.approx(0.5)
-    assert stats.memory_limit_bytes() == 16 * GIB
+    assert memory_limit_bytes(v2.root, v2.proc, machine) == 16 * GIB
 
 
 def test_group_that_vanishes_leaves_the_machine(machine: FakeMachine, v2: FakeCgroups) -> None:
@@ -527,7 +528,7 @@ def test_no_cgroups_at_all_leaves_the_machine(machine: FakeMachine, tmp_path: Pa
     )
 
     assert stats.latest.memory_system == pytest.approx(0.25)
-    assert stats.memory_limit_bytes() == 16 * GIB
+    assert memory_limit_bytes(tmp_path / "none", tmp_path / "none either", machine) == 16 * GIB
 
 
 def test_memory_limit_is_known_before_there_is_a_daemon(v2: FakeCgroups) -> None:
@@ -549,7 +550,7 @@ def test_real_machine_gives_figures_that_hang_together() -> None:
     assert 0.0 < latest.memory_process < 1.0
     assert latest.rss_bytes > 1 * MIB
     assert 0 < latest.available_bytes < psutil.virtual_memory().total
-    assert latest.rss_bytes < stats.memory_limit_bytes() <= psutil.virtual_memory().total
+    assert latest.rss_bytes < memory_limit_bytes() <= psutil.virtual_memory().total
 
 
 def test_real_counters_rise_by_the_time_that_is_spent() -> None:
@@ -606,7 +607,7 @@ def test_peak_is_the_high_water_mark_of_the_kernel(tmp_path: Path) -> None:
     status = tmp_path / "status"
     status.write_text("Name:\tclevrd\nVmPeak:\t 999999999 kB\nVmHWM:\t  50000000 kB\nThreads:\t1\n")
 
-    figures = process_figures(status)
+    figures = process_memory(status)
 
     assert figures.peak_rss_bytes == 50_000_000 * 1024
 
@@ -616,14 +617,20 @@ def test_peak_without_proc_is_that_of_getrusage(tmp_path: Path) -> None:
     once_used = b"x" * (64 * MIB)
     del once_used
 
-    figures = process_figures(tmp_path / "missing")
+    figures = process_memory(tmp_path / "missing")
 
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert math.isclose(figures.peak_rss_bytes, peak_kib * 1024, rel_tol=0.05)
 
 
-def test_stats_hand_out_the_process_figures(machine: FakeMachine, v2: FakeCgroups) -> None:
-    """Whoever holds the statistics needs nothing else of the machine."""
-    figures = v2.stats(machine).process_figures()
+def test_memory_is_known_without_counting_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 10,000 connections that takes 8 ms, and /health is asked often and shows none."""
 
-    assert figures.rss_bytes > 1 * MIB
+    def refuse(process: psutil.Process) -> int:
+        raise AssertionError("descriptors were counted")
+
+    monkeypatch.setattr(psutil.Process, "num_fds", refuse)
+
+    memory = process_memory()
+
+    assert 1 * MIB < memory.rss_bytes <= memory.peak_rss_bytes

@@ -9,7 +9,9 @@ from itertools import cycle, islice
 import pytest
 from fakes import FakeSink, TopicDriver, frame_of, make_topic, sink_of
 
-from clevrd.core.subscriber import DropStrategy, KeptBudget, Subscriber
+from clevrd.core.kept_frames import KeptBudget
+from clevrd.core.recent_cache import RecentMessageCache
+from clevrd.core.subscriber import DropStrategy, Subscriber
 
 STRATEGIES = list(DropStrategy)
 
@@ -53,7 +55,7 @@ def test_single_frame_is_not_copied() -> None:
     (reader,) = live_readers(driver, 1)
     frame = frame_of(1)
 
-    topic.append(1, frame, now_s=0.0)
+    topic.extend(1, [frame], now_s=0.0)
     driver.flush()
 
     assert sink_of(reader).writes[0] is frame
@@ -102,11 +104,11 @@ def test_nothing_pending_is_no_round() -> None:
 def test_messages_must_come_in_order() -> None:
     """An offset that doesn't follow the head is refused, and nothing is changed by it."""
     topic = make_topic()
-    topic.append(1, frame_of(1), now_s=0.0)
+    topic.extend(1, [frame_of(1)], now_s=0.0)
 
     for offset in (0, 1, 3):
         with pytest.raises(ValueError, match=f"message {offset} can't follow message 1"):
-            topic.append(offset, frame_of(offset), now_s=0.0)
+            topic.extend(offset, [frame_of(offset)], now_s=0.0)
 
     assert (topic.head, topic.published, len(topic.ring)) == (1, 1, 1)
 
@@ -270,9 +272,10 @@ def test_burst_larger_than_the_ring_is_counted(strategy: DropStrategy) -> None:
     assert driver.topic.offered == 50
 
 
-def test_losses_are_counted_by_reason() -> None:
+@pytest.mark.parametrize(("window", "slow", "retention"), [(10, 20, 5), (100, 0, 25)])
+def test_losses_are_counted_by_reason(window: int, slow: int, retention: int) -> None:
     """Beyond the window is the reader's doing; within it, the ring's."""
-    driver = TopicDriver(make_topic(window=10, ring_bytes=5 * (64 + 56)))
+    driver = TopicDriver(make_topic(window=window, ring_bytes=5 * (64 + 56)))
     (reader,) = live_readers(driver, 1)
     driver.block(reader)
 
@@ -280,19 +283,19 @@ def test_losses_are_counted_by_reason() -> None:
     driver.unblock(reader)
 
     assert sink_of(reader).offsets == list(range(26, 31))
-    assert driver.topic.losses.slow_consumer == 20
-    assert driver.topic.losses.retention == 5
+    assert driver.topic.losses.slow_consumer == slow
+    assert driver.topic.losses.retention == retention
 
 
 def test_keeping_costs_nothing_while_a_burst_is_pending() -> None:
     """A burst of many ring turns asks the stalled readers for their frames once, not each time."""
-    captures = 0
+    asked = 0
 
     class CountingReader(Subscriber):
-        def capture(self, *arguments: object) -> None:
-            nonlocal captures
-            captures += 1
-            super().capture(*arguments)  # type: ignore[arg-type]
+        def room(self, cap: int) -> int:
+            nonlocal asked
+            asked += 1
+            return super().room(cap)
 
     driver = TopicDriver(make_topic(ring_messages=10))
     driver.block(driver.join(CountingReader(FakeSink(), DropStrategy.DROP_NEWEST)))
@@ -300,7 +303,87 @@ def test_keeping_costs_nothing_while_a_burst_is_pending() -> None:
 
     driver.publish(500)
 
-    assert captures == 1
+    assert asked == 1
+
+
+@pytest.mark.parametrize("strategy", [DropStrategy.DROP_NEWEST, DropStrategy.CIRCUIT_BREAKER])
+def test_readers_that_stall_together_are_kept_for_together(strategy: DropStrategy) -> None:
+    """The ring is read once for a hundred of them, and what they keep is there once."""
+    reads: list[tuple[int, int]] = []
+
+    class CountingRing(RecentMessageCache):
+        def frames(self, after: int, upto: int) -> list[bytes]:
+            reads.append((after, upto))
+            return super().frames(after, upto)
+
+    topic = make_topic(ring_messages=50, window=20)
+    topic.ring = CountingRing(50, 1 << 30)
+    driver = TopicDriver(topic)
+    readers = [driver.join(Subscriber(FakeSink(), strategy)) for _ in range(100)]
+    for reader in readers:
+        driver.block(reader)
+    driver.send(50)
+    reads.clear()
+
+    driver.publish(1)
+    seen, kept_bytes = list(reads), topic.kept.size_bytes
+    for reader in readers:
+        driver.unblock(reader)
+
+    assert seen == [(0, 20)]
+    assert kept_bytes == 20 * 120
+    assert [sink_of(reader).offsets for reader in readers] == [list(range(1, 21))] * 100
+    assert topic.kept.size_bytes == 0
+
+
+def test_readers_that_stall_one_after_the_other_are_asked_in_turn() -> None:
+    """What is far from leaving the ring is not looked at yet; all get what they keep."""
+    asked: list[Subscriber] = []
+
+    class CountingReader(Subscriber):
+        def room(self, cap: int) -> int:
+            asked.append(self)
+            return super().room(cap)
+
+    driver = TopicDriver(make_topic(ring_messages=80, window=5))
+    readers = [driver.join(CountingReader(FakeSink(), DropStrategy.DROP_NEWEST)) for _ in range(80)]
+    for reader in readers:
+        driver.block(reader)
+        driver.send(1)
+
+    driver.send(1)
+    at_first = list(asked)
+    driver.send(200)
+    for reader in readers:
+        driver.unblock(reader)
+
+    assert at_first == readers[:12]
+    for number, reader in enumerate(readers):
+        given = sink_of(reader).offsets
+        assert given == list(range(1, number + 6))
+
+
+def test_circuits_open_a_bounded_number_at_a_time() -> None:
+    """Thousands of them don't hold the loop; those that wait come with rounds of their own."""
+    driver = TopicDriver(make_topic(window=3, trip_threshold=5))
+    topic = driver.topic
+    for _ in range(600):
+        driver.block(driver.join(Subscriber(FakeSink(), DropStrategy.CIRCUIT_BREAKER)))
+    stays = driver.join(Subscriber(FakeSink()))
+    driver.publish(10)
+
+    opened = []
+    while topic.needs_round:
+        before = len(driver.tripped)
+        driver.begin()
+        opened.append(len(driver.tripped) - before)
+        driver.finish()
+
+    assert sum(opened) == 600
+    assert 0 < max(opened) <= 256
+    assert driver.begin() is None
+    assert list(topic.live) == [stays]
+    assert sink_of(stays).offsets == list(range(1, 11))
 
 
 # --- pending, trimming -----------------------------------------------------------------------
@@ -461,7 +544,7 @@ def test_kept_frames_are_paid_back_when_readers_leave() -> None:
     for reader in readers:
         driver.leave(reader)
 
-    assert spent == 6 * 10 * 120
+    assert spent == 10 * 120  # The six that keep the oldest share what they keep.
     assert budget.left_bytes == 1 << 20
 
 

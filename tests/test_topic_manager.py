@@ -35,7 +35,7 @@ def topic_of(manager: TopicManager, tenant: str, name: str, now_s: float = 0.0) 
 def fill(manager: TopicManager, topic: Topic, messages: int, size: int = 64) -> None:
     """Append ``messages`` of ``size`` bytes each."""
     for offset in range(topic.head + 1, topic.head + 1 + messages):
-        manager.append(topic, offset, frame_of(offset, size), 0.0)
+        manager.extend(topic, offset, [frame_of(offset, size)], 0.0)
 
 
 def real_bytes(topic: Topic) -> int:
@@ -114,7 +114,7 @@ def test_idle_topics_are_forgotten() -> None:
     manager = make_manager(idle_s=60.0, max_topics_per_tenant=2)
     idle, used = topic_of(manager, "acme", "idle"), topic_of(manager, "acme", "used")
     fill(manager, idle, 3)
-    manager.append(used, 1, frame_of(1), 30.0)
+    manager.extend(used, 1, [frame_of(1)], 30.0)
 
     early = manager.evict_idle(59.9)
     late = manager.evict_idle(60.0)
@@ -149,13 +149,14 @@ def test_topic_made_anew_is_another_epoch() -> None:
     topic = topic_of(manager, "acme", "orders")
 
     assert (topic.head, topic.epoch) == (0, "epoch2")
+    assert manager.busiest(1) == manager.busiest(9) == [topic]
 
 
 def test_totals_do_not_fall_with_eviction() -> None:
     """What evicted topics counted is kept, by reason too."""
     manager = make_manager(idle_s=1.0, ring_messages=10)
     topic = topic_of(manager, "acme", "orders")
-    driver = TopicDriver(topic, partial(manager.append, topic))
+    driver = TopicDriver(topic, partial(manager.extend, topic))
     reader = driver.join(Subscriber(FakeSink(), wanted_window=4))
     driver.send(5)
     driver.block(reader)
@@ -166,16 +167,16 @@ def test_totals_do_not_fall_with_eviction() -> None:
 
     manager.evict_idle(1.0)
 
-    gone = manager.evicted
-    assert gone.lost == {"slow_consumer": 9, "retention": 14, "memory": 0}
-    assert (gone.published, gone.offered, gone.delivered, gone.discarded) == (32, 32, 5, 4)
+    totals = manager.totals()
+    assert totals.lost == {"slow_consumer": 9, "retention": 14, "memory": 0}
+    assert (totals.published, totals.offered, totals.delivered, totals.discarded) == (32, 32, 5, 4)
 
 
 def test_sweep_cuts_what_was_pending() -> None:
     """What could not be given up while it was yet to be offered is, though nobody publishes."""
     manager = make_manager(max_memory_bytes=100 * HELD)
     topic = topic_of(manager, "acme", "orders")
-    driver = TopicDriver(topic, partial(manager.append, topic))
+    driver = TopicDriver(topic, partial(manager.extend, topic))
     reader = driver.join(Subscriber(FakeSink()))
     driver.publish(80)
     driver.flush()
@@ -186,6 +187,59 @@ def test_sweep_cuts_what_was_pending() -> None:
     assert sink_of(reader).offsets == list(range(1, 81))
     assert held_before == 80 * HELD
     assert manager.ring_bytes == real_bytes(topic) == 54 * HELD
+
+
+def test_sweep_looks_at_a_bounded_number_of_topics() -> None:
+    """One after the other, so that in the end all have been looked at."""
+    manager = make_manager(idle_s=60.0)
+    topics = [topic_of(manager, "acme", f"topic{number}") for number in range(5)]
+    for topic in topics[::2]:
+        manager.extend(topic, 1, [frame_of(1)], 60.0)
+
+    evicted = [manager.evict_idle(100.0, at_most=2) for _ in range(3)]
+
+    assert evicted == [1, 1, 0]
+    assert set(manager) == set(topics[::2])
+
+
+# --- who is busy -----------------------------------------------------------------------------
+
+
+def test_busiest_are_those_of_all_topics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever was busy when, few are kept in mind and none of the busiest is missing."""
+    monkeypatch.setattr("clevrd.core.topic_manager._BUSY_TOPICS", 10)
+    manager = make_manager()
+    topics = [topic_of(manager, "acme", f"topic{number}") for number in range(100)]
+    for number, topic in enumerate(topics):
+        fill(manager, topic, 1 + number * 37 % 100)
+    # Published to once, and read by many.
+    driver = TopicDriver(topics[0], partial(manager.extend, topics[0]))
+    readers = [driver.join(Subscriber(FakeSink())) for _ in range(500)]
+    driver.send(1)
+    read = manager.busiest(3)
+    for reader in readers:
+        driver.leave(reader)
+    manager.totals()
+
+    messages = [topic.published + topic.delivered for topic in manager.busiest(10)]
+
+    assert read[0] is topics[0]
+    assert manager.busiest(1) == [topics[0]]
+    assert messages == [502, *range(100, 91, -1)]
+    assert len(manager._busy) <= 20
+    assert set(manager.busiest(1_000)) == set(topics)
+
+
+def test_few_topics_are_all_listed() -> None:
+    """Also those where nothing ever happened."""
+    manager = make_manager()
+    topics = [topic_of(manager, "acme", f"topic{number}") for number in range(4)]
+    fill(manager, topics[2], 1)
+
+    listed = manager.busiest(100)
+
+    assert listed[0] is topics[2]
+    assert set(listed) == set(topics)
 
 
 # --- memory ----------------------------------------------------------------------------------
@@ -231,30 +285,24 @@ def test_topics_of_one_message_are_bounded_too() -> None:
     assert 0.9 * 60 * HELD - HELD <= manager.ring_bytes <= 60 * HELD
 
 
-def test_mean_size_is_measured() -> None:
-    """Over all rings, with what a message costs besides its bytes; nothing held is nothing."""
-    manager = make_manager()
-    empty = manager.mean_message_bytes()
+def test_very_many_rings_are_cut_a_few_at_a_time() -> None:
+    """A publish pays for some of them, by half at most; the next one goes on."""
+    manager = make_manager(max_memory_bytes=20_000 * HELD)
+    topics = [topic_of(manager, "acme", f"topic{number}") for number in range(3_000)]
+    for topic in topics:
+        fill(manager, topic, 4)
 
-    fill(manager, topic_of(manager, "acme", "small"), 3, size=100)
-    fill(manager, topic_of(manager, "acme", "large"), 1, size=1_000)
+    fill(manager, topics[0], 1)
+    after_one = [len(topic.ring) for topic in topics]
+    for _ in range(5):
+        for topic in topics:
+            fill(manager, topic, 1)
+            assert manager.ring_bytes <= manager.max_ring_bytes
 
-    assert empty == 0.0
-    assert manager.mean_message_bytes() == (3 * 100 + 1_000) / 4 + FRAME_OVERHEAD_BYTES
-
-
-def test_window_reaches_all_topics() -> None:
-    """Those there are and those to come; never more than a ring holds."""
-    manager = make_manager(ring_messages=500)
-    before = topic_of(manager, "acme", "before")
-
-    manager.set_window(200, 0.0)
-    after = topic_of(manager, "acme", "after")
-    windows = [before.window_cap, after.window_cap]
-    manager.set_window(1_000, 0.0)
-
-    assert windows == [200, 200]
-    assert [before.window_cap, after.window_cap] == [500, 500]
+    assert sum(length < 4 for length in after_one) <= 256
+    assert min(after_one) == 2
+    assert manager.ring_bytes == sum(map(real_bytes, manager))
+    assert min(len(topic.ring) for topic in topics) >= 1
 
 
 # --- everything at once ----------------------------------------------------------------------
@@ -295,10 +343,11 @@ class TopicsUnderPressure(RuleBasedStateMachine):
             circuit_breaker_threshold=TRIPS_AT,
             idle_s=0.0,
         )
-        self.manager.set_window(window, 0.0)
         self.budget_bytes = self.manager.budget.left_bytes
         topics = [topic_of(self.manager, tenant, "orders") for tenant in ("acme", "other")]
-        self.drivers = [TopicDriver(topic, partial(self.manager.append, topic)) for topic in topics]
+        for topic in topics:
+            topic.set_window(window, 0.0)
+        self.drivers = [TopicDriver(topic, partial(self.manager.extend, topic)) for topic in topics]
         # Readers that are joined -> how much they were offered, reckoned here.
         self.offered: list[dict[Subscriber, int]] = [{}, {}]
         self.offered_ever = [0, 0]
@@ -394,7 +443,8 @@ class TopicsUnderPressure(RuleBasedStateMachine):
 
     @rule(window=st.integers(1, 30))
     def set_window(self, window: int) -> None:
-        self.manager.set_window(window, 0.0)
+        for topic in self.manager:
+            topic.set_window(window, 0.0)
 
     @rule(which=which)
     def look(self, which: int) -> None:
@@ -411,7 +461,7 @@ class TopicsUnderPressure(RuleBasedStateMachine):
         offered = self.offered[which].pop(reader)
         self.check_order(reader)
         assert offered == reader.delivered + reader.dropped + reader.discarded
-        assert (reader.kept, reader.kept_bytes) == (None, 0)
+        assert (reader.kept, reader.kept_messages) == ((), 0)
 
     def check_order(self, reader: Subscriber) -> None:
         given = sink_of(reader).offsets
@@ -444,11 +494,21 @@ class TopicsUnderPressure(RuleBasedStateMachine):
     def memory_is_accounted_for(self) -> None:
         manager = self.manager
         assert manager.ring_bytes == sum(map(real_bytes, manager))
-        kept = [
-            frame for offered in self.offered for reader in offered for frame in reader.kept or ()
-        ]
-        held = sum(len(frame) + FRAME_OVERHEAD_BYTES for frame in kept)
+        held = sum(topic.kept.size_bytes for topic in manager)
         assert manager.budget.left_bytes == self.budget_bytes - held >= 0
+        for offered in self.offered:
+            for reader in offered:
+                assert reader.kept_messages == sum(upto - after for after, upto in reader.kept)
+
+    @invariant()
+    def sums_are_those_of_all_topics(self) -> None:
+        totals, topics = self.manager.totals(), list(self.manager)
+        assert totals.published == sum(topic.published for topic in topics)
+        assert totals.offered == sum(topic.offered for topic in topics)
+        assert totals.delivered == sum(topic.delivered for topic in topics)
+        assert totals.discarded == sum(topic.discarded for topic in topics)
+        assert sum(totals.lost.values()) == sum(topic.losses.total for topic in topics)
+        assert totals.queued == sum(topic.queued() for topic in topics)
 
     def teardown(self) -> None:
         if not hasattr(self, "manager"):

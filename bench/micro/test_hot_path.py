@@ -108,7 +108,7 @@ def test_append(benchmark: Benchmark) -> None:
     ring = RecentMessageCache(1000, 1 << 30)
     frame = FrameEncoder().frame(a_message())
 
-    benchmark(lambda: ring.append(frame))
+    benchmark(lambda: ring.extend([frame]))
 
 
 def test_publish_without_readers(benchmark: Benchmark) -> None:

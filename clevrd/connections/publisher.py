@@ -76,6 +76,11 @@ class PublishConnection(WebSocketConnection):
         if early_data:
             self.data_received(early_data)
 
+    def ping(self) -> None:
+        """Ask whether the publisher is there, unless it is we who don't read."""
+        if not self._is_held:
+            super().ping()
+
     def pause_writing(self) -> None:
         """The publisher does not read its answers: read no more of its publishes."""
         self._is_write_paused = True
@@ -157,6 +162,8 @@ class PublishConnection(WebSocketConnection):
     def _hold(self, rest: Sequence[tuple[int, bytes]]) -> None:
         self._waiting.extend(rest)
         self._is_held = True
+        # Its pong can't be read meanwhile, so it owes none.
+        self.awaits_pong = False
         self.transport.pause_reading()
 
     def _take_turn(self) -> None:
@@ -188,7 +195,7 @@ class PublishConnection(WebSocketConnection):
         answers = self._publisher.answers
         if not answers:
             return
-        if not self.is_closing:
+        if not self.is_closing and not self.transport.is_closing():
             self.write(b"".join(map(text_frame, answers)))
         answers.clear()
 

@@ -16,6 +16,7 @@ from clevrd.control.ping_wheel import PingWheel
 from clevrd.core import client_frames
 from clevrd.core.client_frames import ClientFrames, FrameError, close_code_of
 from clevrd.core.encoding import close_frame, ping_frame, pong_frame
+from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
 from clevrd.timers import Tasks, Timers
 
@@ -40,6 +41,7 @@ _PING: Final = ping_frame()
 _CLOSE_WITHOUT_CODE: Final = b"\x88\x00"
 
 POLICY_VIOLATION: Final = 1008
+TRY_AGAIN_LATER: Final = 1013
 RESTARTING: Final = 1012
 
 
@@ -54,6 +56,7 @@ class WebSocketConnection(asyncio.Protocol):
         "_budget_until_s",
         "_frames",
         "_has_failed",
+        "_held_bytes",
         "_sockets",
         "awaits_pong",
         "close_deadline_s",
@@ -72,6 +75,8 @@ class WebSocketConnection(asyncio.Protocol):
         self._frames: ClientFrames | None = None
         self._budget_until_s = 0.0
         self._budget_frames = 0
+        # What the budget of all connections was told that _frames holds; the registry's own.
+        self._held_bytes = 0
         self.awaits_pong = False
         self.wheel_slot = 0
         # A close frame or a FIN was sent or received: nothing may follow it (RFC 6455 §5.5.1).
@@ -101,8 +106,22 @@ class WebSocketConnection(asyncio.Protocol):
             self.over_budget()
             return
         self._receive(messages)
+        self._keep_unfinished(frames, has_progress=bool(messages))
+
+    def _keep_unfinished(self, frames: ClientFrames, *, has_progress: bool) -> None:
+        """Hold an unfinished message within its time and the budget of all connections."""
         if frames.is_idle:
+            if self._held_bytes:
+                self._sockets.settle_unfinished(self, 0, has_progress=True)
             self._frames = None
+        elif not self._sockets.settle_unfinished(
+            self, frames.held_bytes, has_progress=has_progress
+        ):
+            self._fail(TRY_AGAIN_LATER, "too_much_unfinished")
+
+    def end_unfinished(self) -> None:
+        """Close because a message did not arrive whole in time."""
+        self._fail(POLICY_VIOLATION, "message_too_slow")
 
     def eof_received(self) -> bool | None:
         """Let the transport close: the peer sends no more, so it can't even answer a ping."""
@@ -179,6 +198,7 @@ class WebSocketConnection(asyncio.Protocol):
         """
         self._has_failed = True
         self._frames = None
+        self._sockets.settle_unfinished(self, 0, has_progress=True)
         self.close(code, reason)
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
@@ -227,7 +247,12 @@ class WebSockets:
     """Every WebSocket there is: taken over, pinged, swept and closed in one place."""
 
     def __init__(
-        self, counters: Counters, tasks: Tasks, config: Config, loop: asyncio.AbstractEventLoop
+        self,
+        counters: Counters,
+        tasks: Tasks,
+        budget: InputBudget,
+        config: Config,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.counters = counters
         self.loop = loop
@@ -237,6 +262,10 @@ class WebSockets:
         self._wheel: PingWheel[WebSocketConnection] = PingWheel(
             config.ping_interval_s, config.pong_timeout_s
         )
+        # Those with an unfinished message, and the loop time by which it must be whole.
+        self._unfinished: dict[WebSocketConnection, float] = {}
+        self._message_timeout_s = config.request_timeout_s
+        self._budget = budget
         # Those that have said goodbye, in the order they did.
         self._closing: dict[WebSocketConnection, None] = {}
         self._open: set[WebSocketConnection] = set()
@@ -266,13 +295,37 @@ class WebSockets:
     def remove(self, connection: WebSocketConnection) -> None:
         """Forget ``connection``, whose transport is gone. Idempotent."""
         self._wheel.remove(connection)
+        self.settle_unfinished(connection, 0, has_progress=True)
         self._closing.pop(connection, None)
         self._open.discard(connection)
 
+    def settle_unfinished(
+        self, connection: WebSocketConnection, held_bytes: int, *, has_progress: bool
+    ) -> bool:
+        """Note what ``connection`` holds of an unfinished message; return whether that may be.
+
+        The message's time runs from its first bytes, or from the last message before it.
+        """
+        fits = self._budget.change(connection._held_bytes, held_bytes)
+        connection._held_bytes = held_bytes
+        if not held_bytes:
+            self._unfinished.pop(connection, None)
+        elif has_progress or connection not in self._unfinished:
+            self._unfinished[connection] = self.now_s() + self._message_timeout_s
+        return fits
+
+    def end_unfinished(self) -> None:
+        """Close those whose message did not arrive whole in time."""
+        now_s = self.now_s()
+        for connection, deadline_s in list(self._unfinished.items()):
+            if deadline_s <= now_s:
+                connection.end_unfinished()
+
     def start(self) -> None:
-        """Start the two sweeps: pings, and closes that take too long."""
+        """Start the sweeps: pings, messages and closes that take too long."""
         self._timers.every(self._wheel.tick_s, self.ping_due)
         self._timers.every(CLOSE_SWEEP_S, self.end_overdue_closes)
+        self._timers.every(CLOSE_SWEEP_S, self.end_unfinished)
 
     def stop(self) -> None:
         """Stop the sweeps."""

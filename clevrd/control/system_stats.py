@@ -58,13 +58,18 @@ class LoadSample(msgspec.Struct, frozen=True):
         return max(self.memory_system, self.memory_process)
 
 
-class ProcessFigures(msgspec.Struct, frozen=True):
-    """What this process uses, for people; `gc_collections` counts since its start."""
+class ProcessMemory(msgspec.Struct, frozen=True):
+    """The memory this process uses, for people; `gc_collections` counts since its start."""
 
     rss_bytes: int
     peak_rss_bytes: int
     virtual_bytes: int
     gc_collections: int
+
+
+class ProcessFigures(ProcessMemory, frozen=True):
+    """All that this process uses, for people."""
+
     open_fds: int
     threads: int
 
@@ -283,14 +288,6 @@ class SystemStats:
         )
         return self.latest
 
-    def process_figures(self) -> ProcessFigures:
-        """Return what this process uses; see the function of that name."""
-        return process_figures()
-
-    def memory_limit_bytes(self) -> int:
-        """Return the least of the machine's memory and every cgroup's limit."""
-        return min((self._machine.memory().total_bytes, *self._cgroups.memory_limits()))
-
     def _read_marks(self) -> _Marks:
         machine = self._machine
         return _Marks(
@@ -317,25 +314,34 @@ class SystemStats:
 
 
 def memory_limit_bytes(
-    cgroup_root: Path = CGROUP_ROOT, proc_self_cgroup: Path = PROC_SELF_CGROUP
+    cgroup_root: Path = CGROUP_ROOT,
+    proc_self_cgroup: Path = PROC_SELF_CGROUP,
+    machine: Machine | None = None,
 ) -> int:
     """Return the least of the machine's memory and every cgroup's limit.
 
     For the check of a configured limit, before there is a SystemStats.
     """
-    total_bytes = RealMachine().memory().total_bytes
+    total_bytes = (machine or RealMachine()).memory().total_bytes
     return min((total_bytes, *Cgroups(cgroup_root, proc_self_cgroup).memory_limits()))
 
 
-def process_figures(proc_self_status: Path = PROC_SELF_STATUS) -> ProcessFigures:
-    """Return what this process uses now; counting descriptors costs about 0.25 us for each."""
-    process = psutil.Process()
-    memory = process.memory_info()
-    return ProcessFigures(
+def process_memory(proc_self_status: Path = PROC_SELF_STATUS) -> ProcessMemory:
+    """Return the memory this process uses now, in some 60 us."""
+    memory = psutil.Process().memory_info()
+    return ProcessMemory(
         rss_bytes=memory.rss,
         peak_rss_bytes=max(memory.rss, _peak_rss_bytes(proc_self_status)),
         virtual_bytes=memory.vms,
         gc_collections=sum(generation["collections"] for generation in gc.get_stats()),
+    )
+
+
+def process_figures() -> ProcessFigures:
+    """Return all that this process uses now; counting descriptors costs about 0.8 us for each."""
+    process = psutil.Process()
+    return ProcessFigures(
+        **msgspec.structs.asdict(process_memory()),
         open_fds=process.num_fds(),
         threads=process.num_threads(),
     )

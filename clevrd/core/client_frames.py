@@ -92,6 +92,11 @@ class ClientFrames:
         """Whether nothing is held back, so that the reader can be thrown away."""
         return not self._buffer and self._fragment_opcode == CONTINUATION and not self._is_closed
 
+    @property
+    def held_bytes(self) -> int:
+        """How much of what is not whole yet is held back."""
+        return len(self._buffer) + len(self._fragments)
+
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """Return the (opcode, payload) of what ``data`` completes, unmasked, in order.
 

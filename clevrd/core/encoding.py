@@ -58,14 +58,6 @@ class FrameEncoder:
         return (_HEADERS[size] if size < _TABLED_BYTES else _text_header(size)) + payload
 
 
-def frame_payload(frame: bytes) -> bytes:
-    """Return the JSON inside a frame that ``FrameEncoder.frame`` made."""
-    length_code = frame[1]
-    if length_code < 126:
-        return frame[2:]
-    return frame[4:] if length_code == 126 else frame[10:]
-
-
 def ping_frame(payload: bytes = b"") -> bytes:
     """Return a ping; ``payload`` is at most 125 bytes (RFC 6455 §5.5)."""
     return bytes((_FIN_PING, len(payload))) + payload

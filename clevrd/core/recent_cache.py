@@ -46,18 +46,8 @@ class RecentMessageCache:
         """Return how many frames are held."""
         return self.head - self.first + 1
 
-    def append(self, frame: bytes) -> int:
-        """Hold ``frame`` under the offset ``head + 1``; return how many of the oldest must go."""
-        self._frames.append(frame)
-        self.size_bytes += len(frame) + FRAME_OVERHEAD_BYTES
-        self.head += 1
-        return self._excess()
-
     def extend(self, frames: list[bytes]) -> int:
-        """Hold ``frames`` under the offsets after ``head``; return how many of the oldest must go.
-
-        One call for many, at a fifth of what `append` costs for each.
-        """
+        """Hold ``frames`` under the offsets after ``head``; return how many first ones must go."""
         self._frames += frames
         self.size_bytes += sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * len(frames)
         self.head += len(frames)

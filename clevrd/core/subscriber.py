@@ -1,8 +1,8 @@
 """Subscriber: a cursor into a topic's ring, and the drop policy that moves it when it lags.
 
 A subscriber is not a queue. While it keeps up it is one integer; while it lags, DROP_OLDEST is
-still that integer, and DROP_NEWEST and CIRCUIT_BREAKER hold references to the shared frames they
-kept once the ring is about to move on beneath them. Each behaves message for message like the
+still that integer, and DROP_NEWEST and CIRCUIT_BREAKER hold runs of offsets that the topic keeps
+for them once the ring is about to move on beneath them. Each behaves message for message like the
 bounded queue it stands for (tests/test_policies.py). No sockets here: frames go to a Sink.
 
 Terms: the topic's *edge* is the highest offset offered to its readers so far; a reader's *lag* is
@@ -12,10 +12,10 @@ how many offered messages it has neither been given nor lost.
 from __future__ import annotations
 
 import enum
-from collections import deque
 from typing import Final, Protocol
 
-from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, RecentMessageCache
+from clevrd.core.kept_frames import KeptFrames
+from clevrd.core.recent_cache import RecentMessageCache
 
 # A reader that dropped counts as slow for this long after its last drop.
 SLOW_MEMORY_S: Final = 10.0
@@ -57,18 +57,6 @@ class WriteFrames(Protocol):
     def __call__(self, data: bytes, /) -> None: ...
 
 
-class KeptBudget:
-    """Bytes that lagging readers may hold beyond the rings, all readers together.
-
-    Counted per reader, so frames that several readers share count once for each: an upper bound.
-    """
-
-    __slots__ = ("left_bytes",)
-
-    def __init__(self, max_bytes: int) -> None:
-        self.left_bytes = max_bytes
-
-
 class Losses:
     """Messages that readers of one topic lost, by reason; they only ever rise."""
 
@@ -108,8 +96,8 @@ class Feed(Protocol):
         """Where drops are counted."""
 
     @property
-    def budget(self) -> KeptBudget:
-        """What kept frames are paid from."""
+    def kept(self) -> KeptFrames:
+        """What its readers keep although the ring may have moved on."""
 
     @property
     def moved_s(self) -> float:
@@ -139,7 +127,7 @@ class Subscriber:
         "is_joined",
         "is_live",
         "kept",
-        "kept_bytes",
+        "kept_messages",
         "last_drop_s",
         "sink",
         "start",
@@ -168,9 +156,11 @@ class Subscriber:
         # Drops since the reader was last up to date: what opens the circuit.
         self.dropped_in_stall = 0
         self.last_drop_s = _NEVER_S
-        # Frames DROP_NEWEST and CIRCUIT_BREAKER hold, oldest first, all before cursor.
-        self.kept: deque[bytes] | None = None
-        self.kept_bytes = 0
+        # Runs (after, upto) that DROP_NEWEST and CIRCUIT_BREAKER hold of the topic's kept frames,
+        # oldest first, none after cursor. A tuple: most readers hold none, or one.
+        self.kept: tuple[tuple[int, int], ...] = ()
+        # Offsets in them.
+        self.kept_messages = 0
         # Catch-up that was asked for may exceed the window until the reader is first up to date.
         self.backlog_limit = 0
         # In the topic's live set: cursor equals the edge, or the running round's start.
@@ -189,8 +179,7 @@ class Subscriber:
 
     def lag(self, feed: Feed) -> int:
         """Return how many messages wait for it: kept ones, and offered ones not yet decided."""
-        undecided = feed.edge - self.cursor
-        return undecided + len(self.kept) if self.kept else undecided
+        return feed.edge - self.cursor + self.kept_messages
 
     def overflow(self, feed: Feed) -> int:
         """Return how many waiting messages its policy drops when it is settled now.
@@ -199,8 +188,12 @@ class Subscriber:
         """
         if self.is_live:
             return 0
-        beyond = self.lag(feed) - self.window(feed.window_cap)
-        return max(0, beyond, self._evicted(feed))
+        edge, cursor = feed.edge, self.cursor
+        overflow = edge - cursor + self.kept_messages - self.window(feed.window_cap)
+        evicted = feed.ring.first - 1 - cursor
+        if evicted > overflow:
+            overflow = min(evicted, edge - cursor)
+        return overflow if overflow > 0 else 0
 
     def queued(self, feed: Feed) -> int:
         """Return how many offered messages it will still be given if it reads on now."""
@@ -215,7 +208,7 @@ class Subscriber:
 
     def is_up_to_date(self, feed: Feed) -> bool:
         """Whether nothing waits for it."""
-        return self.cursor == feed.edge and not self.kept
+        return self.cursor == feed.edge and not self.kept_messages
 
     def settle(self, feed: Feed, now_s: float) -> None:
         """Drop what the policy drops, given what has been offered so far.
@@ -227,7 +220,7 @@ class Subscriber:
         if overflow == 0:
             return
         self._count_losses(feed, overflow)
-        if self.strategy is DROP_OLDEST:
+        if self.strategy is DROP_OLDEST or overflow == feed.edge - self.cursor:
             self.lose(overflow, now_s)
             return
         # Frames are kept before the ring evicts them, so that only what was evicted before this
@@ -237,24 +230,45 @@ class Subscriber:
         if overflow > evicted:
             self._keep(feed, feed.edge - (overflow - evicted), now_s)
 
-    def capture(self, feed: Feed, now_s: float) -> None:
-        """Hold the frames it keeps itself, because the ring is about to evict them."""
-        if self.strategy is DROP_OLDEST:
-            return
-        self.settle(feed, now_s)
-        self._keep(feed, feed.edge, now_s)
+    def room(self, cap: int) -> int:
+        """Return how many more messages its policy keeps, where ``cap`` is the window allowed."""
+        return self.window(cap) - self.kept_messages
+
+    def keep(self, run: tuple[int, int]) -> None:
+        """Note that the topic holds for it a run that begins after the cursor."""
+        after, upto = run
+        self.kept = (*self.kept, run) if self.kept else (run,)
+        self.kept_messages += upto - after
+        self.cursor = upto
+
+    def refuse(self, feed: Feed, unpaid: int, now_s: float) -> None:
+        """Lose what comes after the cursor: the budget couldn't pay for ``unpaid`` of it."""
+        lost = feed.edge - self.cursor
+        feed.losses.memory += unpaid
+        feed.losses.slow_consumer += lost - unpaid
+        self.lose(lost, now_s)
+        feed.hasten_alarm(self)
 
     def trim_kept(self, feed: Feed, now_s: float) -> None:
         """Refuse the newest of what it kept until it fits the window, which has shrunk."""
-        kept = self.kept
-        if not kept:
+        if not self.kept:
             return
-        excess = len(kept) - self.window(feed.window_cap)
-        if excess > 0:
-            for _ in range(excess):
-                self._free(kept.pop(), feed.budget)
-            feed.losses.slow_consumer += excess
-            self._count_drops(excess, now_s)
+        excess = self.kept_messages - self.window(feed.window_cap)
+        if excess <= 0:
+            return
+        self.kept_messages -= excess
+        feed.losses.slow_consumer += excess
+        self._count_drops(excess, now_s)
+        while excess:
+            *others, (after, upto) = self.kept
+            end = max(after, upto - excess)
+            excess -= upto - end
+            if end > after:
+                feed.kept.cut(end, upto)
+                others.append((after, end))
+            else:
+                feed.kept.release(after, upto)
+            self.kept = tuple(others)
 
     def forfeit(self, feed: Feed, now_s: float) -> None:
         """Give up all that waits, as the reader is leaving: some was lost, the rest is discarded.
@@ -265,9 +279,10 @@ class Subscriber:
         if overflow := self.overflow(feed):
             self._count_losses(feed, overflow)
             self._count_drops(overflow, now_s)
-        feed.budget.left_bytes += self.kept_bytes
-        self.kept_bytes = 0
-        self.kept = None
+        for after, upto in self.kept:
+            feed.kept.release(after, upto)
+        self.kept = ()
+        self.kept_messages = 0
 
     def take(self, feed: Feed, max_bytes: int) -> list[bytes]:
         """Return the next frames for the sink, oldest first, and count them as delivered.
@@ -275,7 +290,7 @@ class Subscriber:
         Call ``settle`` first. Empty when nothing waits; at least one frame otherwise.
         """
         if self.kept:
-            frames = self._take_kept(self.kept, max_bytes, feed.budget)
+            frames = self._take_kept(feed.kept, max_bytes)
         else:
             frames = feed.ring.take(self.cursor, feed.edge, max_bytes)
             self.cursor += len(frames)
@@ -286,7 +301,6 @@ class Subscriber:
         """Note that nothing waits: a stall is over, and so is the catch-up's larger window."""
         self.backlog_limit = 0
         self.dropped_in_stall = 0
-        self.kept = None
 
     def drops_in_stall(self, feed: Feed) -> int:
         """Return ``dropped_in_stall`` as it is once the reader is settled."""
@@ -299,8 +313,7 @@ class Subscriber:
         """
         if self.dropped_in_stall >= threshold:
             return self.cursor
-        room = self.window(cap) - (len(self.kept) if self.kept else 0)
-        return self.cursor + room + threshold - self.dropped_in_stall
+        return self.cursor + self.room(cap) + threshold - self.dropped_in_stall
 
     def lose(self, count: int, now_s: float) -> None:
         """Count ``count`` messages after the cursor as lost and move past them."""
@@ -312,9 +325,13 @@ class Subscriber:
         return min(feed.edge, feed.ring.first - 1) - self.cursor
 
     def _count_losses(self, feed: Feed, overflow: int) -> None:
-        beyond = max(0, self.lag(feed) - self.window(feed.window_cap))
-        feed.losses.slow_consumer += beyond
-        feed.losses.retention += overflow - beyond
+        beyond = feed.edge - self.cursor + self.kept_messages - self.window(feed.window_cap)
+        losses = feed.losses
+        if beyond == overflow:
+            losses.slow_consumer += overflow
+        else:
+            losses.slow_consumer += max(0, beyond)
+            losses.retention += overflow - max(0, beyond)
 
     def _count_drops(self, count: int, now_s: float) -> None:
         if count:
@@ -325,38 +342,30 @@ class Subscriber:
                 self.dropped_in_stall += count
 
     def _keep(self, feed: Feed, upto: int, now_s: float) -> None:
-        """Hold the frames after the cursor up to offset ``upto``, and refuse the rest.
+        """Hold the frames after the cursor up to offset ``upto``, and lose the rest.
 
         Those that the budget can't pay for are refused like any newest.
         """
-        frames = feed.ring.frames(self.cursor, upto)
-        size_bytes = sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * len(frames)
-        unpaid = 0
-        while size_bytes > feed.budget.left_bytes:
-            size_bytes -= len(frames.pop()) + FRAME_OVERHEAD_BYTES
-            unpaid += 1
-        feed.budget.left_bytes -= size_bytes
-        self.kept_bytes += size_bytes
-        if self.kept is None:
-            self.kept = deque()
-        self.kept.extend(frames)
-        self.cursor += len(frames)
+        paid = upto
+        if upto > self.cursor:
+            paid = feed.kept.hold(feed.ring, self.cursor, upto)
+            if paid > self.cursor:
+                self.keep((self.cursor, paid))
         self.lose(feed.edge - self.cursor, now_s)
-        if unpaid:
-            feed.losses.memory += unpaid
+        if paid < upto:
+            feed.losses.memory += upto - paid
             feed.hasten_alarm(self)
 
-    def _free(self, frame: bytes, budget: KeptBudget) -> None:
-        size = len(frame) + FRAME_OVERHEAD_BYTES
-        self.kept_bytes -= size
-        budget.left_bytes += size
-
-    def _take_kept(self, kept: deque[bytes], max_bytes: int, budget: KeptBudget) -> list[bytes]:
-        frames: list[bytes] = []
-        left_bytes = max_bytes
-        while kept and (not frames or len(kept[0]) <= left_bytes):
-            frame = kept.popleft()
-            left_bytes -= len(frame)
-            self._free(frame, budget)
-            frames.append(frame)
+    def _take_kept(self, kept: KeptFrames, max_bytes: int) -> list[bytes]:
+        """Return frames of the oldest run it holds, and let go of them."""
+        (after, upto), *others = self.kept
+        frames = kept.take(after, upto, max_bytes)
+        end = after + len(frames)
+        if end == upto:
+            kept.release(after, upto)
+            self.kept = tuple(others)
+        else:
+            kept.advance(after, end)
+            self.kept = ((end, upto), *others)
+        self.kept_messages -= len(frames)
         return frames

@@ -1,6 +1,6 @@
 """Topic: one ring, its readers, and the rounds that bring the readers up to date.
 
-Pure: the hub calls, writes and keeps time. Offsets are given to ``append``, not made here, and
+Pure: the hub calls, writes and keeps time. Offsets are given to ``extend``, not made here, and
 all reading by offset goes through ``read``.
 
 A message is *appended* (it has an offset, it is in the ring), then *offered* when the next round
@@ -12,10 +12,11 @@ live delivery are one sequence that can't repeat or reorder.
 from __future__ import annotations
 
 import heapq
-from typing import Final
+from typing import Final, NamedTuple
 
+from clevrd.core.kept_frames import KeptBudget, KeptFrames
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, RecentMessageCache
-from clevrd.core.subscriber import CIRCUIT_BREAKER, DROP_OLDEST, KeptBudget, Losses, Subscriber
+from clevrd.core.subscriber import CIRCUIT_BREAKER, DROP_OLDEST, Losses, Subscriber
 
 # A round carries at most this much, so that one join is no pause and a reader's transport is
 # handed no more than a few socket buffers at once.
@@ -26,6 +27,24 @@ _NO_CAPTURE: Final = 1 << 62
 # Up to this many stale alarms wait until they are reached; more are swept out once they
 # outnumber the others.
 _STALE_ALARMS: Final = 16
+
+# In a turn of the ring, readers that keep the oldest are asked for their frames so many times, each
+# time those that are next: of 10,000 that stalled one message apart all at once would take 30 ms.
+_CAPTURES: Final = 8
+
+# Alarms looked at in one round, at about 5 us for each circuit that opens; others wait a turn.
+_CIRCUITS_PER_ROUND: Final = 256
+
+
+class Counts(NamedTuple):
+    """Messages a topic counted since it was made; each number only rises."""
+
+    offered: int
+    delivered: int
+    discarded: int
+    slow_consumer: int
+    retention: int
+    memory: int
 
 
 class Round:
@@ -43,27 +62,35 @@ class Round:
         self.messages = len(frames)
         self.payload = (frames[0] if len(frames) == 1 else b"".join(frames)) if readers else b""
         self.readers = readers
-        # Readers whose circuit opened: close them, they are still joined.
+        # Readers whose circuit opened: close them, they are still joined. A round may carry
+        # nothing but these, when there were too many for the one before.
         self.tripped: list[Subscriber] = []
+
+
+_NO_COUNTS: Final = Counts(0, 0, 0, 0, 0, 0)
 
 
 class Topic:
     """One topic of one tenant."""
 
     __slots__ = (
+        "_active",
         "_alarmed",
         "_alarms",
         "_capture_from",
+        "_circuits_wait",
+        "_keepers",
         "_last_alarm",
         "_suspects",
         "_trip_threshold",
-        "budget",
         "created_at",
         "delivered",
         "discarded",
         "edge",
         "epoch",
         "flush_is_scheduled",
+        "is_noted",
+        "kept",
         "lagging",
         "last_used_s",
         "live",
@@ -73,7 +100,9 @@ class Topic:
         "offered",
         "pending_bytes",
         "published",
+        "reported",
         "ring",
+        "size_class",
         "tenant",
         "window_cap",
     )
@@ -90,6 +119,7 @@ class Topic:
         epoch: str = "",
         created_at: str = "",
         now_s: float = 0.0,
+        active: dict[Topic, None] | None = None,
     ) -> None:
         self.tenant = tenant
         self.name = name
@@ -99,8 +129,17 @@ class Topic:
         # Monotonic; the last publish, join or leave. Idle topics are evicted by it.
         self.last_used_s = now_s
         self.ring = ring
-        self.budget = budget
-        # Highest offset offered; moves in begin_round only, and in append while nobody reads.
+        # What lagging readers keep beyond the ring.
+        self.kept = KeptFrames(budget)
+        # Topics whose counts may have changed since they were last summed up: this one adds itself
+        # when readers join.
+        self._active: dict[Topic, None] = {} if active is None else active
+        # Owned by the manager: the counts that its sums contain, whether it is kept in mind as
+        # busy, and the ring's order of size.
+        self.reported = _NO_COUNTS
+        self.is_noted = False
+        self.size_class = 0
+        # Highest offset offered; moves in begin_round only, and in extend while nobody reads.
         self.edge = ring.head
         # Monotonic; when the edge last moved before readers, or the ring gave something up: what a
         # reader turns out to have lost, it lost then.
@@ -112,6 +151,8 @@ class Topic:
         self.live: dict[Subscriber, None] = {}
         # Readers behind: joining, blocked, or catching up.
         self.lagging: dict[Subscriber, None] = {}
+        # Those of them that keep the oldest.
+        self._keepers: dict[Subscriber, None] = {}
         # Readers that may be slow: everyone who lagged and was not seen to be well since.
         self._suspects: dict[Subscriber, None] = {}
         self._trip_threshold = trip_threshold
@@ -121,6 +162,8 @@ class Topic:
         # Number of the alarm -> its reader; an entry of the heap that is not in here is stale.
         self._alarmed: dict[int, Subscriber] = {}
         self._last_alarm = 0
+        # The last round reached more alarms than it could look at.
+        self._circuits_wait = False
         # Lowest offset that a lagging DROP_NEWEST or CIRCUIT_BREAKER still reads from the ring.
         self._capture_from = _NO_CAPTURE
         # Owned by the hub: a round is running or will be begun this turn.
@@ -148,13 +191,22 @@ class Topic:
         return len(self.live) + len(self.lagging)
 
     @property
-    def lagging_count(self) -> int:
-        """How many readers are not up to date."""
-        return len(self.lagging)
+    def needs_round(self) -> bool:
+        """Whether there is anything to offer, or circuits that the round before left waiting."""
+        return self.ring.head != self.edge or self._circuits_wait
 
-    def append(self, offset: int, frame: bytes, now_s: float) -> None:
-        """Hold ``frame`` as message ``offset``, which must be ``head + 1``."""
-        self.extend(offset, [frame], now_s)
+    @property
+    def counts(self) -> Counts:
+        """What was counted so far; losses are exact after ``settle``."""
+        losses = self.losses
+        return Counts(
+            self.offered,
+            self.delivered,
+            self.discarded,
+            losses.slow_consumer,
+            losses.retention,
+            losses.memory,
+        )
 
     def extend(self, offset: int, frames: list[bytes], now_s: float) -> None:
         """Hold ``frames`` as the messages from ``offset`` on, which must be ``head + 1``."""
@@ -195,6 +247,7 @@ class Topic:
         reader.is_joined = True
         self.offered += backlog
         self.last_used_s = now_s
+        self._active[self] = None
         self._add_lagging(reader)
 
     def leave(self, reader: Subscriber, now_s: float) -> None:
@@ -206,6 +259,7 @@ class Topic:
         reader.is_joined = reader.is_live = False
         self.live.pop(reader, None)
         self.lagging.pop(reader, None)
+        self._keepers.pop(reader, None)
         self._suspects.pop(reader, None)
         self._forget_alarm(reader)
         self.last_used_s = now_s
@@ -227,6 +281,7 @@ class Topic:
             # Every round would pass it over, and nobody would know.
             raise ValueError(f"{reader.lag(self)} messages of {self.name!r} wait for the reader")
         del self.lagging[reader]
+        self._keepers.pop(reader, None)
         self.live[reader] = None
         reader.is_live = True
         reader.caught_up()
@@ -243,7 +298,7 @@ class Topic:
         return frames
 
     def begin_round(self, now_s: float, max_bytes: int = ROUND_MAX_BYTES) -> Round | None:
-        """Offer what was appended since the last round; None when nothing was.
+        """Offer what was appended since the last round; None when there is nothing to be done.
 
         For each of ``readers`` that is still live with its cursor at ``start`` the caller moves
         the cursor to ``end``, counts, and then writes ``payload``: in this order, because the
@@ -254,7 +309,7 @@ class Topic:
             self._lose_unoffered(now_s)
         start = self.edge
         if start == ring.head:
-            return None
+            return self._overdue_circuits()
         frames = ring.take(start, ring.head, max_bytes)
         step = Round(self, start, frames, list(self.live))
         self.edge = step.end
@@ -266,6 +321,14 @@ class Topic:
         self.offered += step.messages * (len(self.live) + len(self.lagging))
         if self._alarms:
             step.tripped = self._tripped()
+        return step
+
+    def _overdue_circuits(self) -> Round | None:
+        """Return a round that carries no message, if the one before left circuits waiting."""
+        if not self._circuits_wait:
+            return None
+        step = Round(self, self.edge, [], [])
+        step.tripped = self._tripped()
         return step
 
     def set_window(self, window_cap: int, now_s: float) -> None:
@@ -325,6 +388,7 @@ class Topic:
             return
         # The ring may have given up parts of a round that this reader was not given yet.
         reader.settle(self, self.moved_s)
+        self._keepers[reader] = None
         self._capture_from = min(self._capture_from, reader.cursor + 1)
         self._set_alarm(reader)
 
@@ -353,10 +417,15 @@ class Topic:
         for reader in alarmed:
             self._set_alarm(reader)
 
+    def _is_alarmed(self) -> bool:
+        return bool(self._alarms) and self._alarms[0][0] <= self.edge
+
     def _tripped(self) -> list[Subscriber]:
-        """Return the readers whose circuit opens at this edge."""
+        """Return readers whose circuit opens at this edge; what it does not look at stays due."""
         tripped: list[Subscriber] = []
-        while self._alarms and self._alarms[0][0] <= self.edge:
+        for _ in range(_CIRCUITS_PER_ROUND):
+            if not self._is_alarmed():
+                break
             reader = self._alarmed.pop(heapq.heappop(self._alarms)[1], None)
             if reader is None:
                 continue
@@ -367,6 +436,7 @@ class Topic:
             else:
                 reader.settle(self, self.moved_s)
                 self._set_alarm(reader)
+        self._circuits_wait = self._is_alarmed()
         return tripped
 
     def _lose_unoffered(self, now_s: float) -> None:
@@ -391,16 +461,43 @@ class Topic:
 
     def _evict(self, count: int, now_s: float) -> None:
         if self._capture_from <= self.edge and self._capture_from < self.ring.first + count:
-            self._capture(now_s)
+            self._capture(self.ring.first + count, now_s)
         self.ring.evict(count)
         self.moved_s = now_s
 
-    def _capture(self, now_s: float) -> None:
-        """Let readers that keep the oldest hold their frames before these leave the ring.
+    def _capture(self, first: int, now_s: float) -> None:
+        """Keep for the readers what they keep, before what precedes ``first`` leaves the ring.
 
-        All of them at once, so that the next time is a whole turn of the ring away.
+        And what follows soon, so that the next time is some way off; those that lack the same
+        messages together, as most do when they stall together. What is beyond their windows they
+        lose when they are settled: it costs nothing here.
         """
-        for reader in self.lagging:
-            reader.capture(self, min(now_s, self.moved_s))
-        keeps = any(reader.strategy is not DROP_OLDEST for reader in self.lagging)
-        self._capture_from = self.edge + 1 if keeps else _NO_CAPTURE
+        lost_s = min(now_s, self.moved_s)
+        for (after, upto), readers in self._needs(first + len(self.ring) // _CAPTURES).items():
+            paid = self.kept.hold(self.ring, after, upto, len(readers))
+            if paid > after:
+                run = (after, paid)
+                for reader in readers:
+                    reader.keep(run)
+            if paid < upto:
+                for reader in readers:
+                    reader.refuse(self, upto - paid, lost_s)
+
+    def _needs(self, horizon: int) -> dict[tuple[int, int], list[Subscriber]]:
+        """Return runs of the ring and the readers that keep them, of who reads before ``horizon``.
+
+        Notes where the others begin to read.
+        """
+        edge, cap = self.edge, self.window_cap
+        needs: dict[tuple[int, int], list[Subscriber]] = {}
+        others = edge
+        for reader in self._keepers:
+            after = reader.cursor
+            if after >= horizon:
+                others = min(others, after)
+                continue
+            upto = min(edge, after + reader.room(cap))
+            if upto > after:
+                needs.setdefault((after, upto), []).append(reader)
+        self._capture_from = others + 1 if self._keepers else _NO_CAPTURE
+        return needs

@@ -5,15 +5,18 @@ Keys are tuples, never joined strings: "a:b" of tenant "x" is not "b" of tenant 
 
 from __future__ import annotations
 
+import heapq
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from typing import Final
 
 import msgspec
 
+from clevrd.core.kept_frames import KeptBudget
 from clevrd.core.message import check_topic
 from clevrd.core.recent_cache import RecentMessageCache
-from clevrd.core.subscriber import KeptBudget
-from clevrd.core.topic import Topic
+from clevrd.core.topic import Counts, Topic
 from clevrd.errors import Unavailable
 
 # When all rings together are over their bound they are cut to this share of it, so that the
@@ -25,7 +28,17 @@ _TRIM_TO: Final = 0.9
 _RINGS_SHARE: Final = 0.6
 _KEPT_SHARE: Final = 0.15
 
-# Idle topics are evicted by the minute at best, so sooner is no use.
+# Rings cut at a time, about 3 us each. Where more are alike, the next publish cuts the next.
+_RINGS_PER_TRIM: Final = 256
+
+# Topics looked at in one sweep, about 0.3 us each and 2 us for one that is evicted: where there are
+# 100,000, one that is idle is found within as many seconds.
+TOPICS_PER_SWEEP: Final = 1_000
+
+# Topics that are kept in mind as busy, so that the busiest are found among them and not among all.
+_BUSY_TOPICS: Final = 1_000
+
+# Idle topics go by the minute at best, so sooner is no use.
 _LIMIT_RETRY_S: Final = 60.0
 
 
@@ -42,9 +55,9 @@ class TopicLimits(msgspec.Struct, frozen=True):
 
 
 class Totals:
-    """Counters of topics that are gone, so that sums over all topics never fall."""
+    """Sums over all topics there are and were; they never fall."""
 
-    __slots__ = ("delivered", "discarded", "lost", "offered", "published")
+    __slots__ = ("delivered", "discarded", "lost", "offered", "published", "queued")
 
     def __init__(self) -> None:
         self.published = 0
@@ -53,15 +66,17 @@ class Totals:
         self.discarded = 0
         # By reason, as Losses names them.
         self.lost = {"slow_consumer": 0, "retention": 0, "memory": 0}
+        # What waits at the moment; this one does fall.
+        self.queued = 0
 
-    def add(self, topic: Topic) -> None:
-        """Take over the counters of ``topic``."""
-        self.published += topic.published
-        self.offered += topic.offered
-        self.delivered += topic.delivered
-        self.discarded += topic.discarded
-        for reason in self.lost:
-            self.lost[reason] += getattr(topic.losses, reason)
+    def add(self, now: Counts, before: Counts) -> None:
+        """Add what a topic counted between two looks at it."""
+        self.offered += now.offered - before.offered
+        self.delivered += now.delivered - before.delivered
+        self.discarded += now.discarded - before.discarded
+        self.lost["slow_consumer"] += now.slow_consumer - before.slow_consumer
+        self.lost["retention"] += now.retention - before.retention
+        self.lost["memory"] += now.memory - before.memory
 
 
 class TopicManager:
@@ -70,14 +85,23 @@ class TopicManager:
     def __init__(self, limits: TopicLimits, new_epoch: Callable[[], str]) -> None:
         self.limits = limits
         self._new_epoch = new_epoch
-        self._topics: dict[tuple[str, str], Topic] = {}
+        # In the order in which the sweep will look at them.
+        self._topics: OrderedDict[tuple[str, str], Topic] = OrderedDict()
         self._per_tenant: dict[str, int] = {}
-        self._window = limits.ring_messages
         self.max_ring_bytes = int(limits.max_memory_bytes * _RINGS_SHARE)
         self.budget = KeptBudget(int(limits.max_memory_bytes * _KEPT_SHARE))
-        # Bytes all rings hold; kept current by append and trim.
+        # Bytes all rings hold; kept current by extend and trim.
         self.ring_bytes = 0
-        self.evicted = Totals()
+        # Bit length of a ring's size -> the topics with rings of that order; dicts as ordered sets.
+        self._by_size: dict[int, dict[Topic, None]] = {}
+        # Topics that had readers since the sums were last taken: of the others only ``published``
+        # can have changed, which is counted as it happens.
+        self._active: dict[Topic, None] = {}
+        self._totals = Totals()
+        self._published = 0
+        # Every topic with more publishes and deliveries than the bar, unless it is active.
+        self._busy: dict[Topic, None] = {}
+        self._busy_bar = 0
 
     def __len__(self) -> int:
         """Return how many topics there are."""
@@ -108,45 +132,66 @@ class TopicManager:
         self._per_tenant[tenant] = self._per_tenant.get(tenant, 0) + 1
         return topic
 
-    def append(self, topic: Topic, offset: int, frame: bytes, now_s: float) -> None:
-        """Append to ``topic`` and hold the bound on all rings together: the largest gives first.
+    def extend(self, topic: Topic, offset: int, frames: list[bytes], now_s: float) -> None:
+        """Append ``frames`` and hold the bound on all rings together: the largest give first.
 
         Only what is yet to be offered to readers may exceed it, until there is more to append.
         """
-        self.extend(topic, offset, [frame], now_s)
-
-    def extend(self, topic: Topic, offset: int, frames: list[bytes], now_s: float) -> None:
-        """Append ``frames`` from ``offset`` on, under the same bound."""
-        before = topic.ring.size_bytes
+        ring = topic.ring
+        before = ring.size_bytes
         topic.extend(offset, frames, now_s)
-        self.ring_bytes += topic.ring.size_bytes - before
+        size = ring.size_bytes
+        self.ring_bytes += size - before
+        self._published += len(frames)
+        if size.bit_length() != topic.size_class:
+            self._reclass(topic)
+        if not topic.is_noted and topic.published + topic.delivered > self._busy_bar:
+            self._note_busy(topic)
         if self.ring_bytes > self.max_ring_bytes:
             self._trim_largest(now_s)
 
-    def set_window(self, window: int, now_s: float) -> None:
-        """Set the window of every reader of every topic, and of those to come."""
-        if window == self._window:
-            return
-        self._window = window
-        for topic in self._topics.values():
-            topic.set_window(window, now_s)
+    def totals(self) -> Totals:
+        """Return the sums as they are now; losses are exact after ``settle`` of what is read.
 
-    def evict_idle(self, now_s: float) -> int:
-        """Forget topics without readers that were not used for ``idle_s``; return how many.
-
-        Also cuts the rings, should they hold too much: see `append`.
+        What was summed up of topics without readers is not looked at again.
         """
-        idle = [topic for topic in self._topics.values() if self._is_idle(topic, now_s)]
+        self._totals.published = self._published
+        self._totals.queued = 0
+        for topic in list(self._active):
+            self._sum_up(topic)
+            if topic.subscribers:
+                self._totals.queued += topic.queued()
+            else:
+                del self._active[topic]
+                self._note_busy(topic)
+        return self._totals
+
+    def busiest(self, count: int) -> list[Topic]:
+        """Return the ``count`` topics with the most publishes and deliveries, busiest first."""
+        # Below the bar there may be others as busy as those in mind.
+        if count > _BUSY_TOPICS:
+            return heapq.nlargest(count, self._topics.values(), key=_messages)
+        known = {**self._busy, **self._active}
+        if len(known) < count:
+            known.update(islice(((topic, None) for topic in self._topics.values()), count))
+        return heapq.nlargest(count, known, key=_messages)
+
+    def evict_idle(self, now_s: float, at_most: int = TOPICS_PER_SWEEP) -> int:
+        """Forget those of the next ``at_most`` topics that nobody reads or used for ``idle_s``.
+
+        Returns how many that were. Also cuts the rings, should they hold too much: see `extend`.
+        """
+        topics = self._topics
+        idle: list[Topic] = []
+        for key in list(islice(topics, at_most)):
+            topics.move_to_end(key)
+            if self._is_idle(topics[key], now_s):
+                idle.append(topics[key])
         for topic in idle:
             self._forget(topic)
         if self.ring_bytes > self.max_ring_bytes:
             self._trim_largest(now_s)
         return len(idle)
-
-    def mean_message_bytes(self) -> float:
-        """Return the mean size of the messages in all rings, 0.0 when they are empty."""
-        messages = sum(len(topic.ring) for topic in self._topics.values())
-        return self.ring_bytes / messages if messages else 0.0
 
     def _new_topic(self, tenant: str, name: str, created_at: str, now_s: float) -> Topic:
         limits = self.limits
@@ -155,11 +200,12 @@ class TopicManager:
             name,
             ring=RecentMessageCache(limits.ring_messages, limits.ring_bytes),
             budget=self.budget,
-            window_cap=self._window,
+            window_cap=limits.ring_messages,
             trip_threshold=limits.circuit_breaker_threshold,
             epoch=self._new_epoch(),
             created_at=created_at,
             now_s=now_s,
+            active=self._active,
         )
 
     def _check_limits(self, tenant: str) -> None:
@@ -183,24 +229,82 @@ class TopicManager:
     def _forget(self, topic: Topic) -> None:
         del self._topics[topic.tenant, topic.name]
         self.ring_bytes -= topic.ring.size_bytes
-        self.evicted.add(topic)
+        self._sum_up(topic)
+        self._active.pop(topic, None)
+        self._busy.pop(topic, None)
+        if topic.size_class:
+            self._unclass(topic)
         left = self._per_tenant[topic.tenant] - 1
         if left:
             self._per_tenant[topic.tenant] = left
         else:
             del self._per_tenant[topic.tenant]
 
+    def _sum_up(self, topic: Topic) -> None:
+        counts = topic.counts
+        self._totals.add(counts, topic.reported)
+        topic.reported = counts
+
+    def _note_busy(self, topic: Topic) -> None:
+        """Keep the topic in mind; when these are too many raise the bar, and forget the rest."""
+        self._busy[topic] = None
+        topic.is_noted = True
+        if len(self._busy) > 2 * _BUSY_TOPICS:
+            busiest = heapq.nlargest(_BUSY_TOPICS, self._busy, key=_messages)
+            for other in self._busy:
+                other.is_noted = False
+            for other in busiest:
+                other.is_noted = True
+            self._busy = dict.fromkeys(busiest)
+            self._busy_bar = _messages(busiest[-1])
+
+    def _reclass(self, topic: Topic) -> None:
+        """Put the topic among those whose rings are of the same order of size."""
+        if topic.size_class:
+            self._unclass(topic)
+        topic.size_class = topic.ring.size_bytes.bit_length()
+        if topic.size_class:
+            self._by_size.setdefault(topic.size_class, {})[topic] = None
+
+    def _unclass(self, topic: Topic) -> None:
+        alike = self._by_size[topic.size_class]
+        del alike[topic]
+        if not alike:
+            del self._by_size[topic.size_class]
+
     def _trim_largest(self, now_s: float) -> None:
-        """Cut the largest rings to one size, the largest first, until the rest is small enough."""
+        """Cut the largest rings to one size, the largest first, until the rest is small enough.
+
+        Of very many that are alike some are cut now, by half at most: the others' turn comes.
+        """
+        largest = self._largest()
+        sizes = [topic.ring.size_bytes for topic in largest]
         target = int(self.max_ring_bytes * _TRIM_TO)
-        sizes = sorted((topic.ring.size_bytes for topic in self._topics.values()), reverse=True)
         level = _level(sizes, self.ring_bytes - target)
-        largest = [topic for topic in self._topics.values() if topic.ring.size_bytes > level]
-        for topic in sorted(largest, key=lambda topic: topic.ring.size_bytes, reverse=True):
+        if len(largest) == _RINGS_PER_TRIM:
+            level = max(level, sizes[-1] // 2)
+        for topic in largest:
             # Rings give whole messages, so a few may have given enough for all.
-            if self.ring_bytes <= target:
+            if self.ring_bytes <= target or topic.ring.size_bytes <= level:
                 return
             self.ring_bytes -= topic.trim(level, now_s)
+            # Also when it remains of its order: others come first the next time.
+            self._reclass(topic)
+
+    def _largest(self) -> list[Topic]:
+        """Return up to _RINGS_PER_TRIM topics with the largest rings, the largest first.
+
+        Among rings of the same order of size, twice one another at most, it picks any.
+        """
+        orders = sorted(self._by_size, reverse=True)
+        topics = islice(
+            chain.from_iterable(self._by_size[order] for order in orders), _RINGS_PER_TRIM
+        )
+        return sorted(topics, key=lambda topic: topic.ring.size_bytes, reverse=True)
+
+
+def _messages(topic: Topic) -> int:
+    return topic.published + topic.delivered
 
 
 def _level(sizes: list[int], excess: int) -> int:

@@ -28,7 +28,8 @@ def check_handshake(request: Request) -> str:
     is_upgrade = request.method == "GET" and "upgrade" in connection and "websocket" in upgrades
     if not is_upgrade:
         raise UpgradeRequired(
-            "This endpoint delivers over WebSocket; connect with a WebSocket client."
+            f"GET {request.path} is a WebSocket; connect with a WebSocket client"
+            " (a single message is published with POST /publish)."
         )
     if headers.get("sec-websocket-version") != "13":
         raise UpgradeRequired("Only version 13 of WebSocket is spoken here (RFC 6455).")

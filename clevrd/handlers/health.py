@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from clevrd import __version__
-from clevrd.control.system_stats import process_figures
+from clevrd.control.system_stats import process_memory
 from clevrd.core.message import rfc3339
 from clevrd.errors import Unavailable
 from clevrd.exchange import Answer, Request, json_answer
@@ -105,7 +105,7 @@ def format_uptime(seconds: float) -> str:
 
 
 def _memory() -> MemoryView:
-    figures = process_figures()
+    figures = process_memory()
     return MemoryView(
         alloc_mb=round(figures.rss_bytes / _MIB, 2),
         total_alloc_mb=round(figures.peak_rss_bytes / _MIB, 2),

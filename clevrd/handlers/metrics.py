@@ -17,7 +17,6 @@ from clevrd.metrics import (
     MAX_TOPICS,
     MessageTotals,
     TopicView,
-    busiest,
     message_totals,
     topic_view,
 )
@@ -76,7 +75,7 @@ class MetricsEndpoint:
                 total_topics=len(hub.topics),
                 total_subscribers=hub.subscribers,
                 slow_subscribers=hub.slow_subscribers(),
-                topics=[topic_view(topic, now_s) for topic in busiest(hub.topics, count)],
+                topics=[topic_view(topic, now_s) for topic in hub.topics.busiest(count)],
                 throttler_metrics=_throttler_view(hub, now_s),
                 buffer_metrics=hub.buffers.decision,
                 messages=message_totals(hub.topics),

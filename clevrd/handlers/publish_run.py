@@ -92,7 +92,6 @@ class RunPublisher(Generic[RequestT]):
         """Append ``run``, or refuse all of it; return False if it has to wait."""
         hub = self._hub
         try:
-            hub.refuse_if_draining()
             topic = hub.topic(self._tenant, run[0].topic)
             if hub.must_wait(topic):
                 return False

@@ -15,7 +15,7 @@ from clevrd.connections.publisher import PublishConnection
 from clevrd.connections.websocket import WebSockets
 from clevrd.core.message import MAX_REF_CHARS, SocketPublish, decode_socket_publish
 from clevrd.core.topic import Topic
-from clevrd.errors import ClevrdError
+from clevrd.errors import ClevrdError, Unavailable
 from clevrd.exchange import Failure, Request, Upgrade, failure_of
 from clevrd.handlers.handshake import check_handshake, handshake_head
 from clevrd.handlers.publish_run import RunPublisher
@@ -75,15 +75,29 @@ class PublishSocketEndpoint:
 class FramePublisher:
     """Publishes one socket's frames as one tenant, and collects the answers to them."""
 
-    __slots__ = ("_hub", "answers", "take", "wait_for")
+    __slots__ = ("_hub", "_runs", "answers", "wait_for")
 
     def __init__(self, hub: Hub, tenant: Tenant) -> None:
         self._hub = hub
         # JSON, in the order of the frames; whoever writes them takes them out.
         self.answers: list[bytes] = []
-        runs = RunPublisher(hub, tenant, decode_socket_publish, self._published, self._refused)
-        self.take = runs.take
-        self.wait_for = runs.wait_for
+        self._runs = RunPublisher(
+            hub, tenant, decode_socket_publish, self._published, self._refused
+        )
+        self.wait_for = self._runs.wait_for
+
+    def take(self, payloads: Sequence[bytes]) -> int:
+        """Publish ``payloads`` until one has to wait; return how many were taken.
+
+        While the daemon drains all are refused; a publisher that never pauses must not delay it.
+        """
+        try:
+            self._hub.refuse_if_draining()
+        except Unavailable as error:
+            for payload in payloads:
+                self._refused(error, payload)
+            return len(payloads)
+        return self._runs.take(payloads)
 
     def _published(
         self, topic: Topic, run: Sequence[SocketPublish], offset: int, ids: Sequence[str]

@@ -1,0 +1,106 @@
+"""What has begun to arrive is bounded: each by size and time, all together by a budget."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from clients import masked
+from daemons import Daemon, running, until
+
+from clevrd.input_budget import InputBudget
+
+TEXT = 0x1
+HANDSHAKE = (
+    b"GET /publish HTTP/1.1\r\nHost: t\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+HALF_A_POST = b"POST /publish HTTP/1.1\r\nHost: t\r\nContent-Length: 60000\r\n\r\n" + b"x" * 50_000
+CHUNKED_POST = (
+    b"POST /publish HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"C350\r\n" + b"x" * 50_000 + b"\r\n"
+)
+HALF_A_FRAME = HANDSHAKE + masked(TEXT, b"x" * 60_000)[:50_000]
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+def test_giving_back_is_always_right() -> None:
+    """A full budget refuses to grow and never refuses to shrink."""
+    budget = InputBudget(100)
+
+    assert budget.change(0, 100)
+    assert not budget.change(0, 1)
+    assert budget.change(1, 0)
+    assert budget.change(100, 50)
+    assert budget.used_bytes == 50
+
+
+@pytest.fixture
+async def tight() -> AsyncIterator[Daemon]:
+    """A daemon that has room for two and a half of the unfinished inputs below."""
+    async with running(request_timeout_s=60.0) as daemon:
+        daemon.hub.input_budget.max_bytes = 125_000
+        yield daemon
+
+
+async def begin(daemon: Daemon, sent: bytes) -> Streams:
+    """Send what is not whole and keep the connection open."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+    writer.write(sent)
+    await writer.drain()
+    return reader, writer
+
+
+@pytest.mark.parametrize(
+    ("sent", "refusal"),
+    [(HALF_A_POST, b" 503 "), (CHUNKED_POST, b" 503 "), (HALF_A_FRAME, b"too_much_unfinished")],
+    ids=["raw", "aiohttp", "websocket"],
+)
+async def test_input_over_the_budget_is_refused_and_given_back(
+    tight: Daemon, sent: bytes, refusal: bytes
+) -> None:
+    """The third is told so; the two before it go on; when all have gone nothing is counted."""
+    budget = tight.hub.input_budget
+    first, second = await begin(tight, sent), await begin(tight, sent)
+    await until(lambda: budget.used_bytes >= 2 * 49_000)
+
+    third = await begin(tight, sent)
+    async with asyncio.timeout(5):
+        said = await third[0].read()
+
+    assert refusal in said
+    assert 2 * 49_000 <= budget.used_bytes <= budget.max_bytes
+    for _, writer in (first, second, third):
+        writer.close()
+    await until(lambda: budget.used_bytes == 0)
+
+
+@pytest.mark.parametrize("sent", [HALF_A_POST, CHUNKED_POST, HALF_A_FRAME])
+async def test_unfinished_input_ends_in_time_and_is_given_back(sent: bytes) -> None:
+    """Nobody holds memory by never finishing: 408, or 1008 on a socket."""
+    async with running(request_timeout_s=0.2) as daemon:
+        reader, writer = await begin(daemon, sent)
+        async with asyncio.timeout(5):
+            said = await reader.read()
+
+        assert b" 408 " in said or b"message_too_slow" in said
+        assert daemon.hub.input_budget.used_bytes == 0
+        writer.close()
+
+
+async def test_finished_messages_owe_nothing() -> None:
+    """Publishes that arrive in pieces, on every way in, leave the budget as it was."""
+    body = b'{"topic":"t","data":"' + b"x" * 60_000 + b'"}'
+    post = b"POST /publish HTTP/1.1\r\nHost: t\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    async with running() as daemon:
+        for sent in (post, HANDSHAKE + masked(TEXT, body)):
+            _, writer = await begin(daemon, sent[:30_000])
+            await until(lambda: daemon.hub.input_budget.used_bytes > 0)
+            writer.write(sent[30_000:])
+            await until(lambda: daemon.hub.input_budget.used_bytes == 0)
+            writer.close()
+
+        (topic,) = daemon.hub.topics
+        await until(lambda: topic.published == 2)
