@@ -69,10 +69,10 @@ class MessageTooLarge(ClevrdError):
     code = "message_too_large"
     close_code = 1009
 
-    def __init__(self, limit_bytes: int, setting: str = "CLEVRD_MAX_MESSAGE_BYTES") -> None:
+    def __init__(self, limit_bytes: int) -> None:
         super().__init__(
-            f"The body is larger than {limit_bytes} bytes; send less,"
-            f" or raise {setting} on the server."
+            f"The body is larger than {limit_bytes} bytes; send less, or raise the server's"
+            " limit (CLEVRD_MAX_MESSAGE_BYTES, for a batch CLEVRD_MAX_BATCH_BYTES)."
         )
         self.limit_bytes = limit_bytes
 

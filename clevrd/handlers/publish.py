@@ -39,9 +39,7 @@ class PublishEndpoint:
         return json_answer(await self._hub.publish_later(topic, publish))
 
 
-def check_body_head(
-    request: Request, max_bytes: int, setting: str = "CLEVRD_MAX_MESSAGE_BYTES"
-) -> None:
+def check_body_head(request: Request, max_bytes: int) -> None:
     """Refuse a body by its head alone.
 
     Raises:
@@ -54,4 +52,4 @@ def check_body_head(
         )
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:
-        raise MessageTooLarge(max_bytes, setting)
+        raise MessageTooLarge(max_bytes)

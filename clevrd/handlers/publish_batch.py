@@ -62,7 +62,7 @@ class BatchEndpoint:
     def admit(self, request: Request) -> None:
         """Refuse by the head alone: draining, a coded body, or one declared too large."""
         self._hub.refuse_if_draining()
-        check_body_head(request, self.max_body_bytes, "CLEVRD_MAX_BATCH_BYTES")
+        check_body_head(request, self.max_body_bytes)
 
     def answer(self, request: Request, body: bytes) -> Awaitable[Answer]:
         """Return the work to await: a batch gives up the loop every few items."""
