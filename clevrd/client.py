@@ -43,7 +43,13 @@ CLOSE_TIMEOUT_S: Final = 5.0
 MAX_MESSAGE_BYTES: Final = 64 * MIB + 4096
 # An answer is some hundred bytes; a proxy's error page is not read to its end.
 MAX_ANSWER_BYTES: Final = 65_536
-# Asked for after a lost connection: the server's default for what it keeps of a topic.
+# Asks for positions and gaps between the messages; no message begins as they do.
+CONTROL_PROTOCOL: Final = "clevrd.v1"
+_CONTROL_BEGINS: Final = b'{"type":'
+# A wait beyond this that a server asks for is taken for a mistake.
+RECONNECT_AFTER_CAP_S: Final = 60.0
+# Asked for after a lost connection where there are no positions: the server's default for what it
+# keeps of a topic.
 RESUME_LAST: Final = 10_000
 
 # Statuses that time heals and that a proxy may send without a body of ours.
@@ -130,9 +136,39 @@ class _Head(msgspec.Struct, frozen=True):
     offset: int = 0
 
 
+class _Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"):
+    """The position that a subscription begins at."""
+
+    epoch: str
+    offset: int
+
+
+class Gap(
+    msgspec.Struct, frozen=True, tag_field="type", tag="gap", rename={"first": "from", "last": "to"}
+):
+    """Messages that a subscription is missing for good, as the server tells it.
+
+    ``first``, ``last`` and ``count`` are None where nobody can know them: the topic began a new
+    life (reason ``epoch``).
+    """
+
+    topic: str
+    first: int | None = None
+    last: int | None = None
+    count: int | None = None
+    reason: str = ""
+
+
+class _GoingAway(msgspec.Struct, frozen=True, tag_field="type", tag="going_away"):
+    """The server closes next, and says when to come back."""
+
+    reconnect_after_ms: int = 0
+
+
 _decode_answer = msgspec.json.Decoder(PublishAnswer).decode
 _decode_refusal = msgspec.json.Decoder(_Refusal).decode
 _decode_head = msgspec.json.Decoder(_Head).decode
+_decode_control = msgspec.json.Decoder(_Subscribed | Gap | _GoingAway).decode
 _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 # What a decoder raises: not JSON or not this shape; bad UTF-8 in a key; nested too deeply.
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -194,13 +230,29 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Position:
-    """The last message that was seen of a topic; tells what is new and what is missing."""
+    """The last message that was seen of a topic; tells what is new and what is missing.
 
-    __slots__ = ("last_id", "last_offset")
+    With an ``epoch`` it is the server's: what is missing is told, and nothing comes twice.
+    """
+
+    __slots__ = ("epoch", "last_id", "last_offset")
 
     def __init__(self) -> None:
         self.last_id = ""
         self.last_offset = 0
+        # Empty as long as no server has told it.
+        self.epoch = ""
+
+    def begin(self, epoch: str, offset: int) -> None:
+        """Take the position at which the server begins."""
+        self.epoch, self.last_offset = epoch, offset
+
+    def move(self, message_id: str, offset: int) -> bool:
+        """Take in a message of a connection with positions; return whether it is new."""
+        if offset <= self.last_offset:
+            return False
+        self.last_id, self.last_offset = message_id, offset
+        return True
 
     def step(self, message_id: str, offset: int) -> Step:
         """Take in a message and say what it is.
@@ -347,11 +399,14 @@ class Client:
         buffer: int | None = None,
         last: int | None = None,
         reconnect: bool = True,
+        on_gap: Callable[[Gap], None] | None = None,
     ) -> AsyncGenerator[bytes]:
         """Yield each message's JSON as received, oldest first, across lost connections.
 
-        After a lost connection the topic's recent messages are asked for and those already seen
-        are left out, so each comes once; a hole that remains is logged as a warning. Nothing is
+        After a lost connection it goes on behind the position it had, so each message comes once,
+        and what is missing for good is told as a gap, before the message that follows it. From a
+        server without positions the topic's recent messages are asked for, those already seen
+        are left out, and a hole that remains is logged as a warning. Nothing is
         buffered beyond one connection's read buffer: whoever consumes slowly is a slow reader to
         the server, and one that stops for longer than the server's ping timeout is cut and
         resumes.
@@ -361,6 +416,7 @@ class Client:
             buffer: messages that this reader may lag behind; None: the server's.
             last: recent messages wanted first; None: the server's.
             reconnect: False raises `Closed` or `Unreachable` at the first lost connection.
+            on_gap: called with each `Gap`; None logs it as a warning.
 
         Raises:
             Refused, Closed: the server said not to come back, in its words.
@@ -369,14 +425,14 @@ class Client:
         """
         query = _query(topic, policy=policy, buffer=buffer, last=last)
         position = Position()
+        tell = on_gap or _warn_of
         attempt = 0
         while True:
             started = self._clock()
             try:
-                async with aclosing(self._receive(query)) as frames:
+                async with aclosing(self._receive(query, position, tell)) as frames:
                     async for text in frames:
-                        if self._is_new(topic, position, text):
-                            yield text
+                        yield text
             except (Refused, Unreachable, Closed) as error:
                 if not reconnect or not self._is_outage(error):
                     raise
@@ -387,8 +443,11 @@ class Client:
                 log.info("subscription lost topic=%s delay_s=%.2f why=%s", topic, delay_s, error)
                 await self._sleep(delay_s)
             attempt += 1
+            if position.epoch:
+                query.pop("last", None)
+                query |= {"offset": str(position.last_offset), "epoch": position.epoch}
             # Who wanted no past and has seen nothing has no place to resume from.
-            if last != 0 or position.last_id:
+            elif last != 0 or position.last_id:
                 query["last"] = str(max(RESUME_LAST, last or 0))
 
     # --- one attempt ---
@@ -413,8 +472,10 @@ class Client:
                 f"{self._name} answered {response.status}, but not as clevrd does."
             ) from error
 
-    async def _receive(self, query: dict[str, str]) -> AsyncGenerator[bytes]:
-        """Yield one connection's text frames; always ends by raising, `Closed` at the least."""
+    async def _receive(
+        self, query: dict[str, str], position: Position, tell: Callable[[Gap], None]
+    ) -> AsyncGenerator[bytes]:
+        """Yield one connection's new messages; always ends by raising, `Closed` at the least."""
         try:
             socket = await self._open_session().ws_connect(
                 f"{self._base}/subscribe",
@@ -422,6 +483,7 @@ class Client:
                 timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
                 heartbeat=HEARTBEAT_S,
                 max_msg_size=MAX_MESSAGE_BYTES,
+                protocols=(CONTROL_PROTOCOL,),
                 decode_text=False,
             )
         except aiohttp.WSServerHandshakeError as error:
@@ -429,12 +491,21 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(error) from error
         self._was_reached = True
+        has_control = socket.protocol == CONTROL_PROTOCOL
+        if not has_control:
+            position.epoch = ""
+        reconnect_after_s = 0.0
         async with socket:
             while True:
                 frame = await socket.receive()
                 if frame.type is not aiohttp.WSMsgType.TEXT:
-                    raise _closed(frame.type, frame.data, frame.extra, socket.close_code)
-                yield frame.data
+                    end = _closed(frame.type, frame.data, frame.extra, socket.close_code)
+                    end.retry_after_s = reconnect_after_s
+                    raise end
+                if has_control and frame.data.startswith(_CONTROL_BEGINS):
+                    reconnect_after_s = self._follow(frame.data, position, tell)
+                elif self._is_new(query["topic"], position, frame.data):
+                    yield frame.data
 
     async def _raise_refusals(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -473,11 +544,30 @@ class Client:
             return
         log.warning("publish interrupted delay_s=%.2f why=%s", delay_s, error)
 
+    def _follow(self, text: bytes, position: Position, tell: Callable[[Gap], None]) -> float:
+        """Do what a control frame says; return the seconds to stay away after the close."""
+        try:
+            control = _decode_control(text)
+        except _UNREADABLE as error:
+            raise BadAnswer(f"{self._name} sent what is not a message ({error}).") from error
+        match control:
+            case _Subscribed():
+                position.begin(control.epoch, control.offset)
+            case Gap():
+                if control.last is not None:
+                    position.last_offset = control.last
+                tell(control)
+            case _GoingAway():
+                return min(control.reconnect_after_ms / 1000, RECONNECT_AFTER_CAP_S)
+        return 0.0
+
     def _is_new(self, topic: str, position: Position, text: bytes) -> bool:
         try:
             head = _decode_head(text)
         except _UNREADABLE as error:
             raise BadAnswer(f"{self._name} sent what is not a message ({error}).") from error
+        if position.epoch:
+            return position.move(head.id, head.offset)
         step = position.step(head.id, head.offset)
         if step.missed:
             first, count = step.missed[0], len(step.missed)
@@ -499,6 +589,16 @@ class Client:
             f"The connection to {self._name} broke before the answer: {_reason(error)}.",
             may_have_arrived=True,
         )
+
+
+def _warn_of(gap: Gap) -> None:
+    if gap.reason == "epoch":
+        log.warning("topic restarted, some messages may be missing topic=%s", gap.topic)
+        return
+    log.warning(
+        "messages missed topic=%s from=%s to=%s count=%s reason=%s",
+        *(gap.topic, gap.first, gap.last, gap.count, gap.reason),
+    )
 
 
 def _query(topic: str, **options: str | int | None) -> dict[str, str]:

@@ -22,8 +22,10 @@ from clevrd.control.adaptive_buffer import AdaptiveBufferManager, BufferDecision
 from clevrd.control.adaptive_throttler import AdaptiveThrottler, ThrottleDecision, ThrottleSample
 from clevrd.control.rate_limiter import RateLimiter
 from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes
+from clevrd.core.control_frames import Subscribed, control_frame
 from clevrd.core.encoding import FrameEncoder
 from clevrd.core.message import Message, MessageIds, PublishRequest, rfc3339
+from clevrd.core.positions import Start, Wish, start_of
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Round, Topic
 from clevrd.core.topic_manager import TopicLimits, TopicManager
@@ -140,6 +142,10 @@ class Hub:
         # Work beside requests and rounds: publishes that wait, above all.
         self.tasks = Tasks(loop, self.count_background_error)
 
+    def wall_us(self) -> int:
+        """Return the wall clock, microseconds since 1970."""
+        return self._wall_ns() // 1000
+
     # --- publish ---------------------------------------------------------------------------------
 
     def refuse_if_draining(self) -> None:
@@ -165,7 +171,7 @@ class Hub:
         """
         topic = self.topics.find(tenant.name, name)
         if topic is None:
-            created_at = rfc3339(self._wall_ns() // 1000)
+            created_at = rfc3339(self.wall_us())
             topic = self.topics.get_or_create(tenant.name, name, created_at, self._loop.time())
         return topic
 
@@ -355,13 +361,19 @@ class Hub:
 
     # --- subscribe -------------------------------------------------------------------------------
 
-    def subscribe(self, topic: Topic, reader: Subscriber, last: int) -> None:
-        """Join ``reader`` and hand it the ``last`` messages, then what comes."""
+    def subscribe(self, topic: Topic, reader: Subscriber, wish: Wish) -> None:
+        """Join ``reader`` and hand it what it wishes of the past, then what comes."""
         now_s = self._loop.time()
         topic.set_window(self.buffers.window, now_s)
-        topic.join(reader, last, now_s)
+        start = start_of(topic, wish)
+        if start.after > topic.edge:
+            # It has this turn's message already, from a publish answer perhaps.
+            self._begin_round(topic)
+        topic.join_after(reader, start.after, now_s)
         self._read_topics[topic] = None
         self.subscribers += 1
+        if reader.gaps is not None:
+            reader.sink.write(_greeting(topic, reader, start))
         self._catch_up(topic, reader)
 
     def unsubscribe(self, topic: Topic, reader: Subscriber) -> None:
@@ -519,6 +531,18 @@ def _input_bytes(config: Config, max_memory_bytes: int) -> int:
     """Return what unfinished input may hold: a tenth of memory, or two of the largest bodies."""
     largest_bytes = max(config.max_batch_bytes, config.max_message_bytes)
     return max(max_memory_bytes // 10, 2 * largest_bytes)
+
+
+def _greeting(topic: Topic, reader: Subscriber, start: Start) -> bytes:
+    """Return what a reader that asked for control frames gets first."""
+    gap = start.gap
+    # Before what is missing, where that is known: the gap is all that lies between.
+    offset = gap.first - 1 if gap is not None and gap.first is not None else reader.cursor
+    window = reader.granted_window(topic.window_cap)
+    greeting = control_frame(
+        Subscribed(topic.name, topic.epoch, offset, start.is_recovered, window)
+    )
+    return greeting if gap is None else greeting + control_frame(gap)
 
 
 def _limits(config: Config, max_memory_bytes: int) -> TopicLimits:

@@ -224,6 +224,12 @@ def upgrades() -> Iterator[Case]:
         f"topic={TOPIC}&last=1&last=2",
         f"topic={TOPIC}&tenant=a:b",
         f"topic={TOPIC}&unknown=1",
+        f"topic={TOPIC}&control=1",
+        f"topic={TOPIC}&control=2",
+        f"topic={TOPIC}&offset=3",
+        f"topic={TOPIC}&offset=3&epoch=e",
+        f"topic={TOPIC}&last_event_id=e:3&since=all",
+        f"topic={TOPIC}&since=2026-01-01T00:00:00%2B01:00",
         "a&" * 80,
         f"topic={TOPIC}#fragment",
     ):
@@ -252,6 +258,9 @@ def upgrades() -> Iterator[Case]:
         yield f"upgrade {name} {text}", upgrade(**{name: text})
     for field in (
         "Sec-WebSocket-Protocol: clevrd.v1",
+        "Sec-WebSocket-Protocol: x,clevrd.v1",
+        "Last-Event-ID: e:3",
+        "Last-Event-ID: e",
         "Sec-WebSocket-Protocol: " + "a, " * 3000,
         "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits",
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",

@@ -71,6 +71,7 @@ class Feed(msgspec.Struct, frozen=True):
     code: int | None = None
     reason: bytes = b""
     refusal: Answer | None = None
+    has_control: bool = False
 
 
 class FakeServer:
@@ -100,7 +101,7 @@ class FakeServer:
         feed = self.feeds.popleft() if self.feeds else Feed()
         if feed.refusal is not None:
             return respond(request, feed.refusal)
-        socket = web.WebSocketResponse()
+        socket = web.WebSocketResponse(protocols=["clevrd.v1"] if feed.has_control else [])
         await socket.prepare(request)
         for frame in feed.frames:
             await socket.send_frame(frame, WSMsgType.TEXT)
@@ -158,6 +159,8 @@ def message(number: int, offset: int | None = None) -> bytes:
 @pytest.fixture
 async def server() -> AsyncIterator[FakeServer]:
     """Return a fake server that listens on a free port of this machine."""
+    # It complains, in the command's own output, where it does not take the subprotocol.
+    logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
     fake = FakeServer()
     app = web.Application()
     app.router.add_post("/publish", fake.publish)
@@ -1050,6 +1053,101 @@ async def test_whole_stream_is_not_warned_about(
     await take(new_client(), 4)
 
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+def subscribed(epoch: str, offset: int) -> bytes:
+    """Return the greeting of a server with positions."""
+    return json.dumps(
+        {"type": "subscribed", "topic": "t", "epoch": epoch, "offset": offset, "recovered": True}
+    ).encode()
+
+
+def gap(first: int | None, last: int | None, reason: str) -> bytes:
+    """Return a gap as it is sent."""
+    count = None if first is None or last is None else last - first + 1
+    return json.dumps(
+        {"type": "gap", "topic": "t", "from": first, "to": last, "count": count, "reason": reason}
+    ).encode()
+
+
+async def test_positions_are_resumed_from(
+    server: FakeServer, new_client: Callable[..., Client]
+) -> None:
+    """With control frames nothing is guessed: each return names the place behind what is had."""
+    server.feeds.append(Feed([subscribed("e", 4)], 0, has_control=True))
+    server.feeds.append(Feed([subscribed("e", 4), message(5)], 0, has_control=True))
+    server.feeds.append(
+        Feed([subscribed("e", 5), gap(6, 8, "retention")], 0, has_control=True),
+    )
+    server.feeds.append(Feed([subscribed("e", 8), message(9)], has_control=True))
+
+    taken = await take(new_client(), 2, last=0, on_gap=lambda gap: None)
+
+    assert taken == [message(5), message(9)]
+    queries = [dict(request.query) for request in server.requests]
+    assert queries[0] == {"topic": "t", "last": "0"}
+    assert queries[1:] == [
+        {"topic": "t", "offset": offset, "epoch": "e"} for offset in ("4", "5", "8")
+    ]
+
+
+async def test_gaps_are_handed_to_who_wants_them(
+    server: FakeServer, new_client: Callable[..., Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A gap is a value with its range and reason, told before the message that follows it."""
+    server.feeds.append(
+        Feed(
+            [
+                *(subscribed("e", 0), gap(1, 3, "slow_consumer"), message(4)),
+                *(gap(None, None, "epoch"), message(5)),
+            ],
+            has_control=True,
+        )
+    )
+    told: list[tuple[int | None, int | None, int | None, str]] = []
+
+    await take(
+        new_client(),
+        2,
+        on_gap=lambda gap: told.append((gap.first, gap.last, gap.count, gap.reason)),
+    )
+
+    assert told == [(1, 3, 3, "slow_consumer"), (None, None, None, "epoch")]
+    assert "missed" not in caplog.text
+
+
+async def test_gaps_are_warned_of_on_standard_error(
+    server: FakeServer, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """`clevrd subscribe` prints messages byte for byte, and what is missing beside them."""
+    server.feeds.append(
+        Feed(
+            [subscribed("e", 0), gap(None, None, "epoch"), gap(1, 3, "retention"), message(4)],
+            has_control=True,
+        )
+    )
+
+    code = await run("subscribe", "t", "--url", server.url, "--count", "1")
+
+    output = capfdbinary.readouterr()
+    assert (code, output.out) == (0, message(4) + b"\n")
+    assert output.err.splitlines() == [
+        b"clevrd: topic restarted, some messages may be missing topic=t",
+        b"clevrd: messages missed topic=t from=1 to=3 count=3 reason=retention",
+    ]
+
+
+async def test_server_that_goes_away_says_when_to_return(
+    server: FakeServer, new_client: Callable[..., Client], pause: FakePause
+) -> None:
+    """The wait that was asked for, and the client's own jitter on it."""
+    away = b'{"type":"going_away","reconnect_after_ms":1500,"positions":{}}'
+    server.feeds.append(Feed([subscribed("e", 0), away], 1012, has_control=True))
+    server.feeds.append(Feed([subscribed("e", 0), message(1)], has_control=True))
+
+    await take(new_client(), 1)
+
+    assert pause.slept_s == [1.625]
 
 
 @pytest.mark.parametrize("code", [4000, 4001, 4004, 4099, 1009])

@@ -21,6 +21,7 @@ from clevrd.config import SETTINGS, Setting
 from clevrd.control.adaptive_buffer import BufferDecision
 from clevrd.control.system_stats import ProcessFigures
 from clevrd.core.client_frames import FrameError
+from clevrd.core.control_frames import Gap, GoingAway, Subscribed
 from clevrd.core.message import Message
 from clevrd.core.subscriber import DropStrategy
 from clevrd.errors import CannotStart, ClevrdError, ConfigError
@@ -41,6 +42,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Everything that is sent as JSON; its fields are the contract.
 WIRE_STRUCTS = (
     Message,
+    Subscribed,
+    Gap,
+    GoingAway,
     Published,
     HealthView,
     MemoryView,
@@ -241,7 +245,7 @@ def test_every_field_on_the_wire_is_documented(struct: type[msgspec.Struct]) -> 
 
     missing = [
         field
-        for field in struct.__struct_fields__
+        for field in struct.__struct_encode_fields__
         if f"`{field}`" not in text and f'"{field}":' not in text
     ]
 

@@ -14,6 +14,7 @@ import pytest
 from clevrd.config import Config
 from clevrd.core.encoding import FrameEncoder
 from clevrd.core.message import Message, PublishRequest, decode_publish
+from clevrd.core.positions import Last
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
@@ -80,7 +81,7 @@ class Fixture:
         self.topic: Topic = self.hub.topic(Tenant("default-tenant"), "bench-0")
         self.request: PublishRequest = decode_publish(BODY)
         for _ in range(readers):
-            self.hub.subscribe(self.topic, Subscriber(NullSink()), 0)
+            self.hub.subscribe(self.topic, Subscriber(NullSink()), Last(0))
         self.turns.run()
 
     def publish(self, count: int) -> None:

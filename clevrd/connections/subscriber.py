@@ -12,6 +12,9 @@ from clevrd.connections.websocket import (
     WebSockets,
 )
 from clevrd.core.client_frames import ClientFrames
+from clevrd.core.control_frames import GoingAway, Position, control_frame
+from clevrd.core.gap_log import GapLog
+from clevrd.core.positions import Wish
 from clevrd.core.subscriber import DropStrategy, Subscriber
 from clevrd.core.topic import Topic
 from clevrd.hub import Hub
@@ -37,28 +40,39 @@ class SubscriberConnection(WebSocketConnection):
         topic: Topic,
         strategy: DropStrategy,
         wanted_window: int | None,
+        *,
+        has_control: bool,
     ) -> None:
         super().__init__(sockets, transport)
         self._hub = hub
         self.topic = topic
-        self.reader = Subscriber(self, strategy, wanted_window)
+        gaps = GapLog(topic.name) if has_control else None
+        self.reader = Subscriber(self, strategy, wanted_window, gaps)
         self._budget_bytes = 0
 
-    def begin(self, last: int, early_data: bytes) -> None:
-        """Take over the transport, deliver the ``last`` messages and then what comes.
+    def begin(self, wish: Wish, early_data: bytes) -> None:
+        """Take over the transport, deliver what is wished of the past and then what comes.
 
         Args:
-            last: recent messages to begin with.
+            wish: where to begin.
             early_data: what was received behind the handshake.
         """
         self._sockets.add(self)
-        self._hub.subscribe(self.topic, self.reader, last)
+        self._hub.subscribe(self.topic, self.reader, wish)
         if early_data:
             self.data_received(early_data)
 
     def leave(self) -> None:
         """Stop delivering. Idempotent."""
         self._hub.unsubscribe(self.topic, self.reader)
+
+    def announce_end(self, reconnect_after_ms: int) -> None:
+        """Give who asked for control frames its position, before a planned close."""
+        reader = self.reader
+        if reader.gaps is None or not reader.is_joined:
+            return
+        position = Position(self.topic.epoch, reader.position())
+        self.write(control_frame(GoingAway(reconnect_after_ms, {self.topic.name: position})))
 
     def pause_writing(self) -> None:
         """The transport's buffer is over its high-water mark."""

@@ -13,6 +13,9 @@ from clevrd.core.message import Message
 
 MAX_CONTROL_PAYLOAD_BYTES: Final = 125
 
+_BEFORE_ID: Final = b'{"id":"'
+_ID_BYTES: Final = len("msg-YYYYMMDD-HHMMSS.ffffff")
+
 _FIN_TEXT: Final = 0x81
 _FIN_CLOSE: Final = 0x88
 _FIN_PING: Final = 0x89
@@ -56,6 +59,22 @@ class FrameEncoder:
         payload = self._encode(message)
         size = len(payload)
         return (_HEADERS[size] if size < _TABLED_BYTES else _text_header(size)) + payload
+
+
+def message_id_of(frame: bytes) -> bytes:
+    """Return the id of the message in a frame that ``FrameEncoder.frame`` made.
+
+    It is the first field and always as long, so nothing has to be decoded.
+    """
+    start = _header_bytes(frame) + len(_BEFORE_ID)
+    return frame[start : start + _ID_BYTES]
+
+
+def _header_bytes(frame: bytes) -> int:
+    length_code = frame[1]
+    if length_code < 126:
+        return 2
+    return 4 if length_code == 126 else 10
 
 
 def ping_frame(payload: bytes = b"") -> bytes:

@@ -55,6 +55,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     offset: int
 
 
+_NO_PUNCTUATION: Final = str.maketrans("", "", "-T:.Z")
 _publish_decoder = msgspec.json.Decoder(PublishRequest)
 _socket_decoder = msgspec.json.Decoder(SocketPublish)
 _NULL: Final = msgspec.Raw(b"null")
@@ -162,6 +163,20 @@ class MessageIds:
         self._id_prefix = moment.strftime("msg-%Y%m%d-%H%M%S.")
         self._time_prefix = moment.strftime("%Y-%m-%dT%H:%M:%S.")
         return micro
+
+
+def id_at(wall_us: int) -> str:
+    """Return the id of a message made at ``wall_us``, microseconds since 1970, without a tie."""
+    return id_of_timestamp(rfc3339(wall_us))
+
+
+def id_of_timestamp(timestamp: str) -> str:
+    """Return the id that a message with this ``rfc3339`` timestamp has where there is no tie.
+
+    An empty timestamp gives an id before all others.
+    """
+    digits = timestamp.translate(_NO_PUNCTUATION)
+    return f"msg-{digits[:8]}-{digits[8:14]}.{digits[14:]}" if digits else ""
 
 
 def rfc3339(wall_us: int) -> str:

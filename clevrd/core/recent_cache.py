@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from typing import Final
+
+from clevrd.core.encoding import message_id_of
 
 # What a frame costs besides its bytes: the bytes object's header, the allocator's rounding and
 # the ring's pointer (sys.getsizeof(b"") is 33 on CPython 3.11 to 3.13).
@@ -90,6 +92,15 @@ class RecentMessageCache:
         ``after`` must not lie before ``first - 1``: the caller has settled what was lost.
         """
         return self._frames[after + 1 - self._base : upto + 1 - self._base]
+
+    def last_before(self, message_id: bytes, *, or_at: bool) -> int:
+        """Return the offset of the newest message before ``message_id``, ``or_at`` it.
+
+        ``first - 1`` when none that is held is. Ids rise with offsets.
+        """
+        search = bisect_right if or_at else bisect_left
+        start = self.first - self._base
+        return self._base + search(self._frames, message_id, lo=start, key=message_id_of) - 1
 
     def take(self, after: int, upto: int, max_bytes: int) -> list[bytes]:
         """Return as many ``frames`` as fit ``max_bytes``, and at least one when there is one."""

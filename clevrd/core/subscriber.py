@@ -14,6 +14,8 @@ from __future__ import annotations
 import enum
 from typing import Final, Protocol
 
+from clevrd.core.control_frames import RETENTION, SLOW_CONSUMER, GapReason, control_frame
+from clevrd.core.gap_log import GapLog
 from clevrd.core.kept_frames import KeptFrames
 from clevrd.core.recent_cache import RecentMessageCache
 
@@ -123,6 +125,7 @@ class Subscriber:
         "discarded",
         "dropped",
         "dropped_in_stall",
+        "gaps",
         "is_blocked",
         "is_joined",
         "is_live",
@@ -136,11 +139,18 @@ class Subscriber:
     )
 
     def __init__(
-        self, sink: Sink, strategy: DropStrategy = DROP_OLDEST, wanted_window: int | None = None
+        self,
+        sink: Sink,
+        strategy: DropStrategy = DROP_OLDEST,
+        wanted_window: int | None = None,
+        gaps: GapLog | None = None,
     ) -> None:
         self.sink = sink
-        # The sink's own bound method: one call less per delivery.
-        self.write = sink.write
+        # The sink's own bound method: one call less per delivery. While a gap is due it is
+        # `_write_behind_gap`, so that readers without one pay nothing for it.
+        self.write: WriteFrames = sink.write
+        # What it is to be told of its losses; None for who did not ask.
+        self.gaps = gaps
         self.strategy = strategy
         # Messages; None takes whatever is allowed.
         self._wanted_window = wanted_window
@@ -176,6 +186,17 @@ class Subscriber:
         wanted = self._wanted_window
         window = cap if wanted is None or wanted > cap else wanted
         return window if window > self.backlog_limit else self.backlog_limit
+
+    def granted_window(self, cap: int) -> int:
+        """Return ``window`` as it is without a catch-up."""
+        wanted = self._wanted_window
+        return cap if wanted is None else min(cap, wanted)
+
+    def position(self) -> int:
+        """Return the offset up to which everything was handed to the sink, or told as lost."""
+        if self.gaps is None:
+            return self.kept[0][0] if self.kept else self.cursor
+        return self.gaps.offset_before(self.delivered, self.cursor, self.kept_messages)
 
     def lag(self, feed: Feed) -> int:
         """Return how many messages wait for it: kept ones, and offered ones not yet decided."""
@@ -219,14 +240,14 @@ class Subscriber:
         overflow = self.overflow(feed)
         if overflow == 0:
             return
-        self._count_losses(feed, overflow)
+        beyond = self._count_losses(feed, overflow)
         if self.strategy is DROP_OLDEST or overflow == feed.edge - self.cursor:
-            self.lose(overflow, now_s)
+            self.lose(overflow, now_s, SLOW_CONSUMER if beyond > 0 else RETENTION)
             return
         # Frames are kept before the ring evicts them, so that only what was evicted before this
         # reader lagged, or before it was offered, comes too late.
         evicted = max(0, self._evicted(feed))
-        self.lose(evicted, now_s)
+        self.lose(evicted, now_s, RETENTION)
         if overflow > evicted:
             self._keep(feed, feed.edge - (overflow - evicted), now_s)
 
@@ -246,7 +267,7 @@ class Subscriber:
         lost = feed.edge - self.cursor
         feed.losses.memory += unpaid
         feed.losses.slow_consumer += lost - unpaid
-        self.lose(lost, now_s)
+        self.lose(lost, now_s, SLOW_CONSUMER)
         feed.hasten_alarm(self)
 
     def trim_kept(self, feed: Feed, now_s: float) -> None:
@@ -259,6 +280,9 @@ class Subscriber:
         self.kept_messages -= excess
         feed.losses.slow_consumer += excess
         self._count_drops(excess, now_s)
+        if self.gaps is not None:
+            place = self.delivered + self.kept_messages
+            self.gaps.refuse_newest(place, excess, self.cursor)
         while excess:
             *others, (after, upto) = self.kept
             end = max(after, upto - excess)
@@ -287,8 +311,12 @@ class Subscriber:
     def take(self, feed: Feed, max_bytes: int) -> list[bytes]:
         """Return the next frames for the sink, oldest first, and count them as delivered.
 
-        Call ``settle`` first. Empty when nothing waits; at least one frame otherwise.
+        Call ``settle`` first. Empty when nothing waits; at least one frame otherwise. No hole
+        that is to be told lies between them: one before them, or before what is to come when
+        there are none, is told by the next ``write``.
         """
+        if self.gaps is not None:
+            self._prepare_gap(self.gaps)
         if self.kept:
             frames = self._take_kept(feed.kept, max_bytes)
         else:
@@ -315,16 +343,22 @@ class Subscriber:
             return self.cursor
         return self.cursor + self.room(cap) + threshold - self.dropped_in_stall
 
-    def lose(self, count: int, now_s: float) -> None:
+    def lose(self, count: int, now_s: float, reason: GapReason) -> None:
         """Count ``count`` messages after the cursor as lost and move past them."""
         self.cursor += count
         self._count_drops(count, now_s)
+        if count and self.gaps is not None:
+            place = self.delivered + self.kept_messages
+            self.gaps.note(place, self.cursor - count + 1, self.cursor, reason)
+            if self.is_live:
+                self._prepare_gap(self.gaps)
 
     def _evicted(self, feed: Feed) -> int:
         """Return how many messages after the cursor the ring has given up; may be negative."""
         return min(feed.edge, feed.ring.first - 1) - self.cursor
 
-    def _count_losses(self, feed: Feed, overflow: int) -> None:
+    def _count_losses(self, feed: Feed, overflow: int) -> int:
+        """Count ``overflow`` lost messages by reason; return how far they are beyond the window."""
         beyond = feed.edge - self.cursor + self.kept_messages - self.window(feed.window_cap)
         losses = feed.losses
         if beyond == overflow:
@@ -332,6 +366,17 @@ class Subscriber:
         else:
             losses.slow_consumer += max(0, beyond)
             losses.retention += overflow - max(0, beyond)
+        return beyond
+
+    def _prepare_gap(self, gaps: GapLog) -> None:
+        if gaps.is_due(self.delivered):
+            self.write = self._write_behind_gap
+
+    def _write_behind_gap(self, data: bytes, /) -> None:
+        """Stand in for the sink's ``write`` once: tell of the hole that ``data`` follows."""
+        # Before the write, in which the transport may pause this reader.
+        self.write = self.sink.write
+        self.write(control_frame(self.gaps.take()) + data if self.gaps else data)
 
     def _count_drops(self, count: int, now_s: float) -> None:
         if count:
@@ -351,13 +396,17 @@ class Subscriber:
             paid = feed.kept.hold(feed.ring, self.cursor, upto)
             if paid > self.cursor:
                 self.keep((self.cursor, paid))
-        self.lose(feed.edge - self.cursor, now_s)
+        # For want of memory too: it is lagging readers that need any.
+        self.lose(feed.edge - self.cursor, now_s, SLOW_CONSUMER)
         if paid < upto:
             feed.losses.memory += upto - paid
             feed.hasten_alarm(self)
 
     def _take_kept(self, kept: KeptFrames, max_bytes: int) -> list[bytes]:
-        """Return frames of the oldest run it holds, and let go of them."""
+        """Return frames of the oldest run it holds, and let go of them.
+
+        Of one run only: what lies behind a hole is a write of its own, and holes part runs.
+        """
         (after, upto), *others = self.kept
         frames = kept.take(after, upto, max_bytes)
         end = after + len(frames)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 from typing import Final, NamedTuple
 
+from clevrd.core.control_frames import RETENTION
 from clevrd.core.kept_frames import KeptBudget, KeptFrames
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, RecentMessageCache
 from clevrd.core.subscriber import CIRCUIT_BREAKER, DROP_OLDEST, Losses, Subscriber
@@ -240,8 +241,14 @@ class Topic:
 
         It starts among the lagging: the caller lets it read until it is up to date.
         """
-        first_wanted = max(self.ring.first, self.ring.head - last + 1)
-        reader.start = reader.cursor = min(self.edge, first_wanted - 1)
+        self.join_after(reader, max(self.ring.first, self.ring.head - last + 1) - 1, now_s)
+
+    def join_after(self, reader: Subscriber, after: int, now_s: float) -> None:
+        """Add ``reader``, to be given what follows offset ``after``, which the ring must reach.
+
+        It begins at the edge at the latest: what is yet to be offered is offered to it too.
+        """
+        reader.start = reader.cursor = min(self.edge, after)
         backlog = self.edge - reader.cursor
         reader.backlog_limit = backlog
         reader.is_joined = True
@@ -453,10 +460,10 @@ class Topic:
         self.offered += gone * self.subscribers
         self.losses.retention += gone * self.subscribers
         for reader in self.live:
-            reader.lose(gone, now_s)
+            reader.lose(gone, now_s, RETENTION)
             self._suspects[reader] = None
         for reader in self.lagging:
-            reader.lose(gone, now_s)
+            reader.lose(gone, now_s, RETENTION)
             self.hasten_alarm(reader)
 
     def _evict(self, count: int, now_s: float) -> None:

@@ -10,6 +10,9 @@ from typing import Final
 from clevrd.errors import InvalidRequest, UpgradeRequired
 from clevrd.exchange import Request
 
+# The subprotocol of who wants control frames between the messages.
+CONTROL_PROTOCOL: Final = "clevrd.v1"
+
 # RFC 6455 §1.3.
 _WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -39,15 +42,24 @@ def check_handshake(request: Request) -> str:
     return key
 
 
-def handshake_head(key: str) -> bytes:
-    """Return the 101 that accepts a handshake with ``key`` (RFC 6455 §4.2.2)."""
+def offers_control(request: Request) -> bool:
+    """Whether the client offers the subprotocol with control frames (RFC 6455 §4.2.2, /4/)."""
+    offered = request.headers.get("sec-websocket-protocol", "")
+    return CONTROL_PROTOCOL in {name.strip() for name in offered.split(",")}
+
+
+def handshake_head(key: str, protocol: str = "") -> bytes:
+    """Return the 101 that accepts a handshake with ``key`` and ``protocol`` (RFC 6455 §4.2.2)."""
     digest = hashlib.sha1(key.encode() + _WEBSOCKET_GUID, usedforsecurity=False).digest()
     return (
         b"HTTP/1.1 101 Switching Protocols\r\n"
         b"Upgrade: websocket\r\n"
         b"Connection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n"
-        b"Server: clevrd\r\n\r\n"
+        b"Sec-WebSocket-Accept: "
+        + base64.b64encode(digest)
+        + b"\r\n"
+        + (f"Sec-WebSocket-Protocol: {protocol}\r\n".encode() if protocol else b"")
+        + b"Server: clevrd\r\n\r\n"
     )
 
 

@@ -6,7 +6,6 @@ What happens on the connection afterwards is connections/subscriber.py's.
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Final
 
 import msgspec
@@ -14,16 +13,22 @@ import msgspec
 from clevrd.config import Config
 from clevrd.connections.subscriber import SubscriberConnection
 from clevrd.connections.websocket import WebSockets
+from clevrd.core.positions import Last, Wish, check_wish
 from clevrd.core.subscriber import DropStrategy
 from clevrd.errors import InvalidRequest
 from clevrd.exchange import Request, Upgrade
-from clevrd.handlers.handshake import check_handshake, handshake_head
+from clevrd.handlers.handshake import (
+    CONTROL_PROTOCOL,
+    check_handshake,
+    handshake_head,
+    offers_control,
+)
+from clevrd.handlers.options import number_option, single_option
+from clevrd.handlers.resume import read_resume
 from clevrd.hub import Hub
 from clevrd.tenants import identify
 
 _POLICIES: Final = tuple(strategy.value for strategy in DropStrategy)
-# Fits every bound there is; int() is quadratic in the length.
-_NUMBER: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
 class SubscribeOptions(msgspec.Struct, frozen=True):
@@ -33,8 +38,10 @@ class SubscribeOptions(msgspec.Struct, frozen=True):
     strategy: DropStrategy
     # Messages it may lag; None takes what is allowed.
     wanted_window: int | None
-    # Recent messages to begin with.
-    last: int
+    # Where to begin.
+    wish: Wish
+    # Control frames are wanted.
+    has_control: bool
 
 
 class SubscribeEndpoint:
@@ -55,9 +62,11 @@ class SubscribeEndpoint:
         self._hub.refuse_if_draining()
         query = request.options()
         tenant = identify(request, query)
-        options = read_options(query, self._catch_up_messages)
+        options = read_options(request, query, self._catch_up_messages, self._hub.wall_us())
         key = check_handshake(request)
         topic = self._hub.topic(tenant, options.topic)
+        check_wish(topic, options.wish)
+        has_protocol = offers_control(request)
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
             connection = SubscriberConnection(
@@ -67,48 +76,43 @@ class SubscribeEndpoint:
                 topic,
                 options.strategy,
                 options.wanted_window,
+                has_control=options.has_control or has_protocol,
             )
-            connection.begin(options.last, early_data)
+            connection.begin(options.wish, early_data)
 
-        return Upgrade(handshake_head(key), attach)
+        return Upgrade(handshake_head(key, CONTROL_PROTOCOL if has_protocol else ""), attach)
 
 
-def read_options(query: dict[str, list[str]], default_last: int) -> SubscribeOptions:
-    """Return the subscription that ``query`` asks for.
+def read_options(
+    request: Request, query: dict[str, list[str]], default_last: int, now_us: int
+) -> SubscribeOptions:
+    """Return the subscription that ``request`` with this ``query`` asks for.
+
+    Args:
+        default_last: recent messages for who does not say where to begin.
+        now_us: wall clock, which durations are reckoned from.
 
     Raises:
-        InvalidRequest: an option is missing, malformed or given twice; the sentence says which.
+        InvalidRequest: an option is missing, malformed, given twice or against another; the
+            sentence says which.
     """
-    topic = _single(query, "topic")
+    topic = single_option(query, "topic")
     if topic is None:
         raise InvalidRequest("The topic is missing; connect to /subscribe?topic=NAME.")
-    policy = _single(query, "policy")
+    policy = single_option(query, "policy")
     if policy is not None and policy not in _POLICIES:
         raise InvalidRequest(f"Unknown policy; use one of {', '.join(_POLICIES)}.")
-    last = _number(query, "last", least=0)
+    control = single_option(query, "control")
+    if control not in (None, "0", "1"):
+        raise InvalidRequest("The option control must be 1 for control frames, or 0 for none.")
+    last = number_option(query, "last", least=0)
+    resume = read_resume(request, query, now_us)
+    if resume is not None and last is not None:
+        raise InvalidRequest("The option last begins anew; leave it out to resume.")
     return SubscribeOptions(
         topic=topic,
         strategy=DropStrategy(policy) if policy else DropStrategy.DROP_OLDEST,
-        wanted_window=_number(query, "buffer", least=1),
-        last=default_last if last is None else last,
+        wanted_window=number_option(query, "buffer", least=1),
+        wish=resume or Last(default_last if last is None else last),
+        has_control=control == "1",
     )
-
-
-def _single(query: dict[str, list[str]], name: str) -> str | None:
-    values = query.get(name)
-    if values is None:
-        return None
-    if len(values) > 1:
-        raise InvalidRequest(f"The option {name} is given {len(values)} times; give it once.")
-    return values[0]
-
-
-def _number(query: dict[str, list[str]], name: str, least: int) -> int | None:
-    text = _single(query, name)
-    if text is None:
-        return None
-    if not _NUMBER.fullmatch(text) or int(text) < least:
-        raise InvalidRequest(
-            f"The option {name} must be a whole number of messages, {least} or more."
-        )
-    return int(text)

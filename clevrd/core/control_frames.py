@@ -1,0 +1,67 @@
+"""Control frames: what a subscriber that asked for them is told between its messages.
+
+Shapes: docs/wire.md. They are no messages: no offset, not in the ring, not counted as delivered.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from clevrd.core.encoding import text_frame
+
+# `epoch`: continuity with the position that was asked for can't be proven.
+GapReason = Literal["slow_consumer", "retention", "epoch"]
+SLOW_CONSUMER: Final = "slow_consumer"
+RETENTION: Final = "retention"
+EPOCH: Final = "epoch"
+
+
+class Position(msgspec.Struct, frozen=True):
+    """A place in a topic: behind the message ``offset`` of the topic's life ``epoch``."""
+
+    epoch: str
+    offset: int
+
+
+class Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"):
+    """The first frame: all that lies behind (``epoch``, ``offset``) follows, or is told lost."""
+
+    topic: str
+    epoch: str
+    offset: int
+    # A position was asked for and everything behind it follows.
+    recovered: bool
+    # Messages it may lag, as of now.
+    window: int
+
+
+class Gap(
+    msgspec.Struct, frozen=True, tag_field="type", tag="gap", rename={"first": "from", "last": "to"}
+):
+    """Messages that are not coming; stands right before the message that follows them.
+
+    ``first`` and ``count`` are None where nobody can know them.
+    """
+
+    topic: str
+    first: int | None
+    last: int | None
+    count: int | None
+    reason: GapReason
+
+
+class GoingAway(msgspec.Struct, frozen=True, tag_field="type", tag="going_away"):
+    """A planned close follows; ``positions`` are by topic, what was sent up to now."""
+
+    reconnect_after_ms: int
+    positions: dict[str, Position]
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def control_frame(control: Subscribed | Gap | GoingAway) -> bytes:
+    """Return ``control`` as a finished text frame."""
+    return text_frame(_encode(control))
