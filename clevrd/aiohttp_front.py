@@ -32,8 +32,7 @@ from clevrd.exchange import (
     ResponseRenderer,
     Router,
     Upgrade,
-    error_answer,
-    on_purpose,
+    refusal_answer,
 )
 from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
@@ -344,9 +343,7 @@ class AiohttpFront:
         return self._renderer.render(self._refusal(error, None), must_close=True)
 
     def _refusal(self, error: Exception, request: Request | None) -> Answer:
-        error = on_purpose(error, request)
-        self._counters.count_refusal(error.code)
-        return error_answer(error, request)
+        return refusal_answer(error, request, self._counters.count_refusal)
 
     async def _handle(
         self, http_request: web.BaseRequest, connection: FrontConnection

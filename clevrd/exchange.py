@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -168,12 +168,21 @@ def error_answer(error: ClevrdError, request: Request | None = None) -> Answer:
     return Answer(error.status, _encode(failure_of(error)), JSON, error.headers())
 
 
-def on_purpose(error: Exception, request: Request | None) -> ClevrdError:
+def _on_purpose(error: Exception, request: Request | None) -> ClevrdError:
     """Return ``error`` if it is a refusal; log it and return an internal error if it is a bug."""
     if isinstance(error, ClevrdError):
         return error
     log.error("request failed path=%s", request.path if request else None, exc_info=error)
     return ClevrdError("Something went wrong here, not in the request; it has been logged.")
+
+
+def refusal_answer(
+    error: Exception, request: Request | None, count: Callable[[str], None]
+) -> Answer:
+    """Return the answer to a request that raised ``error``, and ``count`` its machine code."""
+    refused = _on_purpose(error, request)
+    count(refused.code)
+    return error_answer(refused, request)
 
 
 class ResponseRenderer:

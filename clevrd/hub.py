@@ -138,9 +138,9 @@ class Hub:
         # Topics with readers, so that the loops that control don't walk through all topics.
         self._read_topics: dict[Topic, None] = {}
         self.subscribers = 0
-        self._timers = Timers(loop, self.count_background_error)
+        self._timers = Timers(loop, self.counters.count_background_error)
         # Work beside requests and rounds: publishes that wait, above all.
-        self.tasks = Tasks(loop, self.count_background_error)
+        self.tasks = Tasks(loop, self.counters.count_background_error)
 
     def wall_us(self) -> int:
         """Return the wall clock, microseconds since 1970."""
@@ -287,7 +287,7 @@ class Hub:
         try:
             action(*arguments)
         except Exception:
-            self.count_background_error()
+            self.counters.count_background_error()
             log.exception("round failed topic=%s", topic.name)
             self._running.discard(topic)
             self._loop.call_later(_ROUND_RETRY_S, self._end_round, topic)
@@ -349,7 +349,7 @@ class Hub:
     def _write_failed(self, topic: Topic, reader: Subscriber) -> None:
         """One reader's transport must not stop the round for the others."""
         log.exception("write to subscriber failed topic=%s", topic.name)
-        self.counters.background_errors += 1
+        self.counters.count_background_error()
         self.unsubscribe(topic, reader)
         reader.sink.close(1011, "write_failed")
 
@@ -494,10 +494,6 @@ class Hub:
         messages = sum(len(topic.ring) for topic in self._read_topics)
         held_bytes = sum(topic.ring.size_bytes for topic in self._read_topics)
         return held_bytes / messages if messages else 0.0
-
-    def count_background_error(self) -> None:
-        """Count a timer or task that failed; it was logged where it happened."""
-        self.counters.background_errors += 1
 
     # --- drain -----------------------------------------------------------------------------------
 

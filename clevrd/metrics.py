@@ -34,6 +34,10 @@ class Counters:
         # Timers and tasks that failed; each is logged as well.
         self.background_errors = 0
 
+    def count_background_error(self) -> None:
+        """Count a timer, task or callback that failed; it was logged where it happened."""
+        self.background_errors += 1
+
     def count_refusal(self, code: str) -> None:
         """Count one refused request or connection under its machine code."""
         self.refused[code] = self.refused.get(code, 0) + 1

@@ -25,8 +25,7 @@ from clevrd.exchange import (
     Request,
     ResponseRenderer,
     Upgrade,
-    error_answer,
-    on_purpose,
+    refusal_answer,
 )
 from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
@@ -213,7 +212,7 @@ class Door:
         self.lingering: set[RawConnection] = set()
         self._count_handed_over = count_handed_over
         self._max_connections = max_connections
-        self._timers = Timers(loop, self._count_error)
+        self._timers = Timers(loop, counters.count_background_error)
         # Publishes that wait.
         self.tasks = tasks
         self.budget = budget
@@ -258,12 +257,7 @@ class Door:
 
     def refusal(self, error: Exception, request: Request | None) -> Answer:
         """Return the answer to a request that raised ``error``, and count it."""
-        error = on_purpose(error, request)
-        self.counters.count_refusal(error.code)
-        return error_answer(error, request)
-
-    def _count_error(self) -> None:
-        self.counters.background_errors += 1
+        return refusal_answer(error, request, self.counters.count_refusal)
 
 
 class RawConnection(asyncio.Protocol):

@@ -117,7 +117,7 @@ class Server:
         self._listeners = Listeners(
             parse_address(config.address), config.send_buffer_bytes, self.door, self._loop
         )
-        self._timers = Timers(self._loop, self.hub.count_background_error)
+        self._timers = Timers(self._loop, self.hub.counters.count_background_error)
 
     @property
     def addresses(self) -> list[str]:
@@ -158,7 +158,7 @@ class Server:
 
     def on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Count what failed in a callback or a task that nobody waits for, and log it."""
-        self.hub.count_background_error()
+        self.hub.counters.count_background_error()
         loop.default_exception_handler(context)
 
     def watch_listeners(self) -> None:

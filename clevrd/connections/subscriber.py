@@ -7,11 +7,10 @@ from typing import Final
 
 from clevrd.connections.websocket import (
     BUDGET_FRAMES,
-    POLICY_VIOLATION,
     WebSocketConnection,
     WebSockets,
 )
-from clevrd.core.client_frames import ClientFrames
+from clevrd.core.client_frames import POLICY_VIOLATION, ClientFrames
 from clevrd.core.control_frames import GoingAway, Position, control_frame
 from clevrd.core.gap_log import GapLog
 from clevrd.core.positions import Wish

@@ -15,7 +15,7 @@ from typing import Final
 from clevrd.config import Config
 from clevrd.control.ping_wheel import PingWheel
 from clevrd.core import client_frames
-from clevrd.core.client_frames import ClientFrames, FrameError, close_code_of
+from clevrd.core.client_frames import POLICY_VIOLATION, ClientFrames, FrameError, close_code_of
 from clevrd.core.encoding import close_frame, ping_frame, pong_frame
 from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
@@ -47,7 +47,6 @@ BUDGET_WINDOW_S: Final = 10.0
 _PING: Final = ping_frame()
 _CLOSE_WITHOUT_CODE: Final = b"\x88\x00"
 
-POLICY_VIOLATION: Final = 1008
 TRY_AGAIN_LATER: Final = 1013
 RESTARTING: Final = 1012
 
@@ -279,7 +278,7 @@ class WebSockets:
         # Those that have said goodbye, in the order they did.
         self._closing: dict[WebSocketConnection, None] = {}
         self._open: set[WebSocketConnection] = set()
-        self._timers = Timers(loop, self._count_error)
+        self._timers = Timers(loop, counters.count_background_error)
         # Publishes that wait.
         self.tasks = tasks
 
@@ -382,6 +381,3 @@ class WebSockets:
             await asyncio.sleep(_CLOSE_POLL_S)
         for connection in list(self._open):
             connection.cut()
-
-    def _count_error(self) -> None:
-        self.counters.background_errors += 1
