@@ -107,6 +107,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_topics_per_tenant: Annotated[
         int, Meta(ge=1, le=10_000_000, description="Topics at one time for each tenant.")
     ] = 10_000
+    max_topics_per_connection: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Topics that one connection may subscribe to, patterns included.",
+        ),
+    ] = 1_000
+    match_all_patterns: Annotated[
+        bool,
+        Meta(description="Allow patterns whose first word is a star, which can match everything."),
+    ] = False
     topic_idle_s: Annotated[
         float,
         Meta(

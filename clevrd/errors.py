@@ -30,6 +30,14 @@ class InvalidRequest(ClevrdError):
     close_code = 4004
 
 
+class Forbidden(ClevrdError):
+    """The request is understood, and not allowed."""
+
+    status = 403
+    code = "forbidden"
+    close_code = 4003
+
+
 class NotFound(ClevrdError):
     """No such path."""
 

@@ -31,8 +31,8 @@ TOO_MUCH_INPUT: Final = (
     "Too much is arriving at once from all clients together; send it again in a moment."
 )
 
-# A subscribe names few options; more fields than this is a mistake or an attack.
-MAX_QUERY_FIELDS: Final = 64
+# A subscribe to 50 topics with a position each has 150; more than this is a mistake or an attack.
+MAX_QUERY_FIELDS: Final = 256
 
 # A host as clients send it (RFC 9110 §7.2): a name or an address, perhaps with a port.
 HOST: Final = re.compile(r"[A-Za-z0-9._\[\]:-]+", re.ASCII)

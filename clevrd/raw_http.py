@@ -59,7 +59,7 @@ LINGER_S: Final = 2.0
 MAX_LINGERING: Final = 32
 
 # How each plain request begins, and what none holds: a line end that is not CR LF, or a NUL.
-_BEGINNINGS: Final = (b"POST /publish", b"GET /subscribe", b"GET /publish")
+_BEGINNINGS: Final = (b"POST /publish", b"GET /subscribe", b"GET /publish", b"GET /ws")
 _NEVER_PLAIN: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\0")
 _PUBLISH_LINE: Final = re.compile(rb"POST (/publish(?:\?[!-~]*)?) HTTP/1\.1")
 _UPGRADE_LINE: Final = re.compile(rb"GET ((/[a-z]+)(?:\?[!-~]*)?) HTTP/1\.1")

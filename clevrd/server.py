@@ -27,6 +27,7 @@ from clevrd.connections.websocket import RESTARTING, WebSockets
 from clevrd.errors import CannotStart
 from clevrd.handlers.health import HealthEndpoint, ProbeEndpoint
 from clevrd.handlers.metrics import MetricsEndpoint
+from clevrd.handlers.multiplex import MultiplexEndpoint
 from clevrd.handlers.pages import HomeEndpoint
 from clevrd.handlers.publish import PublishEndpoint
 from clevrd.handlers.publish_batch import BatchEndpoint
@@ -81,6 +82,7 @@ class Server:
         publish = PublishEndpoint(self.hub, config)
         publish_socket = PublishSocketEndpoint(self.hub, self.connections, config)
         subscribe = SubscribeEndpoint(self.hub, self.connections, config)
+        multiplex = MultiplexEndpoint(self.hub, self.connections, config)
         health = HealthEndpoint(self.hub, started_s)
         live = ProbeEndpoint(lambda: True, "never")
         ready = ProbeEndpoint(self.is_ready, "The daemon is starting or shutting down.")
@@ -90,6 +92,7 @@ class Server:
                 "/publish": {"POST": publish, "GET": publish_socket},
                 "/publish/batch": {"POST": BatchEndpoint(self.hub, config)},
                 "/subscribe": {"GET": subscribe},
+                "/ws": {"GET": multiplex},
                 "/health": {"GET": health},
                 "/health/live": {"GET": live},
                 "/health/ready": {"GET": ready},
@@ -100,7 +103,7 @@ class Server:
         self._http = self._front.make_server(config.keepalive_timeout_s)
         grammar = PlainGrammar(
             publish,
-            {"/publish": publish_socket, "/subscribe": subscribe},
+            {"/publish": publish_socket, "/subscribe": subscribe, "/ws": multiplex},
             config.max_message_bytes,
         )
         self.door = Door(

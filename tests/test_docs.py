@@ -21,10 +21,19 @@ from clevrd.config import SETTINGS, Setting
 from clevrd.control.adaptive_buffer import BufferDecision
 from clevrd.control.system_stats import ProcessFigures
 from clevrd.core.client_frames import FrameError
-from clevrd.core.control_frames import Gap, GoingAway, Subscribed
+from clevrd.core.control_frames import (
+    ErrorNotice,
+    Gap,
+    GoingAway,
+    Pong,
+    Subscribed,
+    Unsubscribed,
+    Watching,
+)
 from clevrd.core.message import Message
 from clevrd.core.subscriber import DropStrategy
 from clevrd.errors import CannotStart, ClevrdError, ConfigError
+from clevrd.handlers.commands import Ping, PublishedNotice, Subscribe, Unsubscribe
 from clevrd.handlers.health import HealthView, MemoryView
 from clevrd.handlers.metrics import MetricsView, ThrottlerView
 from clevrd.hub import Published
@@ -45,6 +54,14 @@ WIRE_STRUCTS = (
     Subscribed,
     Gap,
     GoingAway,
+    Watching,
+    Unsubscribed,
+    Pong,
+    ErrorNotice,
+    PublishedNotice,
+    Subscribe,
+    Unsubscribe,
+    Ping,
     Published,
     HealthView,
     MemoryView,

@@ -143,7 +143,7 @@ async def test_message_as_large_as_allowed_comes_through() -> None:
         ("topic=" + "x" * 256, "256 bytes"),
         ("topic=a%0Ab", "control character"),
         ("topic=%FF", "not UTF-8"),
-        ("topic=a&topic=b", "given 2 times"),
+        ("topic=a&topic=a", "given twice"),
         ("topic=t&policy=foo", "drop_oldest, drop_newest, circuit_breaker"),
         ("topic=t&policy=", "Unknown policy"),
         ("topic=t&buffer=-1", "option buffer"),

@@ -116,8 +116,8 @@ def test_idle_topics_are_forgotten() -> None:
     fill(manager, idle, 3)
     manager.extend(used, 1, [frame_of(1)], 30.0)
 
-    early = manager.evict_idle(59.9)
-    late = manager.evict_idle(60.0)
+    early = len(manager.evict_idle(59.9))
+    late = len(manager.evict_idle(60.0))
 
     assert (early, late) == (0, 1)
     assert list(manager) == [used]
@@ -132,12 +132,12 @@ def test_topics_with_readers_are_never_idle() -> None:
     reader = Subscriber(FakeSink())
     topic.join(reader, 0, 0.0)
 
-    while_read = manager.evict_idle(1e6)
+    while_read = len(manager.evict_idle(1e6))
     topic.leave(reader, 1e6)
 
     assert while_read == 0
-    assert manager.evict_idle(1e6 + 59.9) == 0
-    assert manager.evict_idle(1e6 + 60.0) == 1
+    assert len(manager.evict_idle(1e6 + 59.9)) == 0
+    assert len(manager.evict_idle(1e6 + 60.0)) == 1
 
 
 def test_topic_made_anew_is_another_epoch() -> None:
@@ -196,7 +196,7 @@ def test_sweep_looks_at_a_bounded_number_of_topics() -> None:
     for topic in topics[::2]:
         manager.extend(topic, 1, [frame_of(1)], 60.0)
 
-    evicted = [manager.evict_idle(100.0, at_most=2) for _ in range(3)]
+    evicted = [len(manager.evict_idle(100.0, at_most=2)) for _ in range(3)]
 
     assert evicted == [1, 1, 0]
     assert set(manager) == set(topics[::2])
@@ -518,7 +518,7 @@ class TopicsUnderPressure(RuleBasedStateMachine):
             topic = self.drivers[which].topic
             assert topic.offered == topic.delivered + topic.losses.total + topic.discarded
         assert self.manager.budget.left_bytes == self.budget_bytes
-        assert self.manager.evict_idle(0.0) == 2
+        assert len(self.manager.evict_idle(0.0)) == 2
         assert self.manager.ring_bytes == 0
 
 

@@ -26,10 +26,39 @@ MAX_CLIENT_MESSAGE_BYTES: Final = 4_096
 BUDGET_BYTES: Final = 65_536
 
 
-class SubscriberConnection(WebSocketConnection):
-    """One subscriber's WebSocket; also the Sink that its Subscriber writes to."""
+class ReceivingConnection(WebSocketConnection):
+    """A WebSocket whose peer only receives: what it may send is little."""
 
-    __slots__ = ("_budget_bytes", "_hub", "reader", "topic")
+    __slots__ = ("_budget_bytes",)
+
+    def __init__(self, sockets: WebSockets, transport: asyncio.Transport) -> None:
+        super().__init__(sockets, transport)
+        self._budget_bytes = 0
+
+    def new_frames(self) -> ClientFrames:
+        """Return a reader of frames with a subscriber's bounds."""
+        return ClientFrames(MAX_CLIENT_MESSAGE_BYTES)
+
+    def renew_budget(self) -> None:
+        """Begin a new budget window."""
+        super().renew_budget()
+        self._budget_bytes = 0
+
+    def over_budget(self) -> None:
+        """Close because the peer sends more than a subscriber has to say."""
+        self._fail(POLICY_VIOLATION, "subscribers_only_receive")
+
+    def _affords(self, size: int, frames: int, messages: int) -> bool:
+        # All that a subscriber sends is spent from the budget; texts within it mean nothing.
+        is_within = self.spend_frames(frames, BUDGET_FRAMES)
+        self._budget_bytes += size
+        return is_within and self._budget_bytes <= BUDGET_BYTES
+
+
+class SubscriberConnection(ReceivingConnection):
+    """One subscriber of one topic; also the Sink that its Subscriber writes to."""
+
+    __slots__ = ("_hub", "reader", "topic")
 
     def __init__(
         self,
@@ -47,7 +76,6 @@ class SubscriberConnection(WebSocketConnection):
         self.topic = topic
         gaps = GapLog(topic.name) if has_control else None
         self.reader = Subscriber(self, strategy, wanted_window, gaps)
-        self._budget_bytes = 0
 
     def begin(self, wish: Wish, early_data: bytes) -> None:
         """Take over the transport, deliver what is wished of the past and then what comes.
@@ -82,22 +110,3 @@ class SubscriberConnection(WebSocketConnection):
         # Somebody reads, though the ping may lie far behind what was sent before it.
         self.awaits_pong = False
         self._hub.resumed(self.topic, self.reader)
-
-    def new_frames(self) -> ClientFrames:
-        """Return a reader of frames with a subscriber's bounds."""
-        return ClientFrames(MAX_CLIENT_MESSAGE_BYTES)
-
-    def renew_budget(self) -> None:
-        """Begin a new budget window."""
-        super().renew_budget()
-        self._budget_bytes = 0
-
-    def over_budget(self) -> None:
-        """Close because the peer sends more than a subscriber has to say."""
-        self._fail(POLICY_VIOLATION, "subscribers_only_receive")
-
-    def _affords(self, size: int, frames: int, messages: int) -> bool:
-        # All that a subscriber sends is spent from the budget; texts within it mean nothing.
-        is_within = self.spend_frames(frames, BUDGET_FRAMES)
-        self._budget_bytes += size
-        return is_within and self._budget_bytes <= BUDGET_BYTES

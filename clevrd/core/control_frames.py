@@ -11,6 +11,9 @@ import msgspec
 
 from clevrd.core.encoding import text_frame
 
+# What a client calls one of its commands; unset where it gave it no name.
+Ref = str | int | msgspec.UnsetType
+
 # `epoch`: continuity with the position that was asked for can't be proven.
 GapReason = Literal["slow_consumer", "retention", "epoch"]
 SLOW_CONSUMER: Final = "slow_consumer"
@@ -35,6 +38,9 @@ class Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"
     recovered: bool
     # Messages it may lag, as of now.
     window: int
+    # The pattern by which the topic was found, and what the command that asked is called.
+    pattern: str | msgspec.UnsetType = msgspec.UNSET
+    ref: Ref = msgspec.UNSET
 
 
 class Gap(
@@ -59,9 +65,40 @@ class GoingAway(msgspec.Struct, frozen=True, tag_field="type", tag="going_away")
     positions: dict[str, Position]
 
 
+class Watching(msgspec.Struct, frozen=True, tag_field="type", tag="watching"):
+    """The answer to a subscribe with a pattern; each topic's `Subscribed` follows."""
+
+    pattern: str
+    ref: Ref = msgspec.UNSET
+
+
+class Unsubscribed(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscribed"):
+    """No more comes; ``positions`` are by topic, what was sent up to now."""
+
+    positions: dict[str, Position]
+    ref: Ref = msgspec.UNSET
+
+
+class Pong(msgspec.Struct, frozen=True, tag_field="type", tag="pong"):
+    """The answer to a ping command: what was sent before it has been read."""
+
+    ref: Ref = msgspec.UNSET
+
+
+class ErrorNotice(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
+    """Something was refused; the connection goes on."""
+
+    code: str
+    error: str
+    retryable: bool
+    ref: Ref = msgspec.UNSET
+
+
+Control = Subscribed | Gap | GoingAway | Watching | Unsubscribed | Pong | ErrorNotice
+
 _encode = msgspec.json.Encoder().encode
 
 
-def control_frame(control: Subscribed | Gap | GoingAway) -> bytes:
+def control_frame(control: Control) -> bytes:
     """Return ``control`` as a finished text frame."""
     return text_frame(_encode(control))

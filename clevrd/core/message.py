@@ -79,18 +79,19 @@ def decode_socket_publish(payload: bytes) -> SocketPublish:
             longer than MAX_REF_CHARS.
     """
     publish = _decode(payload, _socket_decoder)
-    if isinstance(publish.ref, str) and len(publish.ref) > MAX_REF_CHARS:
-        raise InvalidRequest(f"The ref has over {MAX_REF_CHARS} characters; send a shorter one.")
+    check_ref(publish.ref)
     return publish
 
 
+def check_ref(ref: object) -> None:
+    """Raise InvalidRequest if ``ref`` is longer than MAX_REF_CHARS."""
+    if isinstance(ref, str) and len(ref) > MAX_REF_CHARS:
+        raise InvalidRequest(f"The ref has over {MAX_REF_CHARS} characters; send a shorter one.")
+
+
 def _decode(body: bytes, decoder: msgspec.json.Decoder[RequestT]) -> RequestT:
+    check_utf8(body)
     try:
-        # msgspec.Raw skips over strings without looking at their bytes, and one bad byte would
-        # make every browser on the topic close with 1007 (RFC 6455 §8.1). ASCII is a third of
-        # the price to recognise, and most bodies are.
-        if not body.isascii():
-            str(body, "utf-8")
         request = decoder.decode(body)
     except UnicodeDecodeError as error:
         raise InvalidRequest(
@@ -100,10 +101,32 @@ def _decode(body: bytes, decoder: msgspec.json.Decoder[RequestT]) -> RequestT:
         raise InvalidRequest("The JSON is nested too deeply; flatten it.") from error
     except msgspec.MsgspecError as error:
         raise InvalidRequest(f"The body can't be used ({error}); {EXPECTED_BODY}.") from error
+    check_publish(request)
+    return request
+
+
+def check_utf8(body: bytes) -> None:
+    """Raise InvalidRequest unless ``body`` is UTF-8.
+
+    msgspec.Raw skips over strings without looking at their bytes, and one bad byte would make
+    every browser on the topic close with 1007 (RFC 6455 §8.1).
+    """
+    # ASCII is a third of the price to recognise, and most bodies are.
+    if body.isascii():
+        return
+    try:
+        str(body, "utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"The body is not valid UTF-8 at byte {error.start}; {EXPECTED_BODY} in UTF-8."
+        ) from error
+
+
+def check_publish(request: PublishRequest) -> None:
+    """Raise InvalidRequest if ``request`` has no data, or its topic can't be one."""
     if request.data == _NULL:
         raise InvalidRequest(f"The data is missing or null; {EXPECTED_BODY}.")
     check_topic(request.topic)
-    return request
 
 
 def check_topic(topic: str) -> None:

@@ -129,6 +129,7 @@ class Subscriber:
         "is_blocked",
         "is_joined",
         "is_live",
+        "is_watching",
         "kept",
         "kept_messages",
         "last_drop_s",
@@ -144,8 +145,12 @@ class Subscriber:
         strategy: DropStrategy = DROP_OLDEST,
         wanted_window: int | None = None,
         gaps: GapLog | None = None,
+        *,
+        is_watching: bool = False,
     ) -> None:
         self.sink = sink
+        # It came by a pattern, so it does not keep its topic from being forgotten.
+        self.is_watching = is_watching
         # The sink's own bound method: one call less per delivery. While a gap is due it is
         # `_write_behind_gap`, so that readers without one pay nothing for it.
         self.write: WriteFrames = sink.write

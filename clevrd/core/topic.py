@@ -105,6 +105,7 @@ class Topic:
         "ring",
         "size_class",
         "tenant",
+        "watchers",
         "window_cap",
     )
 
@@ -154,6 +155,8 @@ class Topic:
         self.lagging: dict[Subscriber, None] = {}
         # Those of them that keep the oldest.
         self._keepers: dict[Subscriber, None] = {}
+        # How many readers came by a pattern.
+        self.watchers = 0
         # Readers that may be slow: everyone who lagged and was not seen to be well since.
         self._suspects: dict[Subscriber, None] = {}
         self._trip_threshold = trip_threshold
@@ -190,6 +193,11 @@ class Topic:
     def subscribers(self) -> int:
         """How many readers are joined."""
         return len(self.live) + len(self.lagging)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nobody would miss it: only watchers of patterns, and those have everything."""
+        return self.subscribers == self.watchers and not self.lagging
 
     @property
     def needs_round(self) -> bool:
@@ -252,6 +260,7 @@ class Topic:
         backlog = self.edge - reader.cursor
         reader.backlog_limit = backlog
         reader.is_joined = True
+        self.watchers += reader.is_watching
         self.offered += backlog
         self.last_used_s = now_s
         self._active[self] = None
@@ -264,6 +273,7 @@ class Topic:
         reader.forfeit(self, self.moved_s)
         self.discarded += reader.discarded
         reader.is_joined = reader.is_live = False
+        self.watchers -= reader.is_watching
         self.live.pop(reader, None)
         self.lagging.pop(reader, None)
         self._keepers.pop(reader, None)

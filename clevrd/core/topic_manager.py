@@ -176,10 +176,11 @@ class TopicManager:
             known.update(islice(((topic, None) for topic in self._topics.values()), count))
         return heapq.nlargest(count, known, key=_messages)
 
-    def evict_idle(self, now_s: float, at_most: int = TOPICS_PER_SWEEP) -> int:
+    def evict_idle(self, now_s: float, at_most: int = TOPICS_PER_SWEEP) -> list[Topic]:
         """Forget those of the next ``at_most`` topics that nobody reads or used for ``idle_s``.
 
-        Returns how many that were. Also cuts the rings, should they hold too much: see `extend`.
+        Returns these; who watches them by a pattern is still joined. Also cuts the rings, should
+        they hold too much: see `extend`.
         """
         topics = self._topics
         idle: list[Topic] = []
@@ -191,7 +192,7 @@ class TopicManager:
             self._forget(topic)
         if self.ring_bytes > self.max_ring_bytes:
             self._trim_largest(now_s)
-        return len(idle)
+        return idle
 
     def _new_topic(self, tenant: str, name: str, created_at: str, now_s: float) -> Topic:
         limits = self.limits
@@ -224,7 +225,7 @@ class TopicManager:
             )
 
     def _is_idle(self, topic: Topic, now_s: float) -> bool:
-        return topic.subscribers == 0 and now_s - topic.last_used_s >= self.limits.idle_s
+        return topic.is_unused and now_s - topic.last_used_s >= self.limits.idle_s
 
     def _forget(self, topic: Topic) -> None:
         del self._topics[topic.tenant, topic.name]

@@ -121,12 +121,12 @@ class FramePublisher:
             error=failure.error,
             code=failure.code,
             retryable=failure.retryable,
-            ref=_ref_of(payload),
+            ref=ref_of(payload),
         )
         self.answers.append(_encode(answer))
 
 
-def _ref_of(payload: bytes) -> str | int | msgspec.UnsetType:
+def ref_of(payload: bytes) -> str | int | msgspec.UnsetType:
     """Return the ref of a frame that was refused, if that much of it can be read."""
     try:
         ref = _ref_decoder.decode(payload).ref

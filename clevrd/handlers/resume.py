@@ -32,14 +32,58 @@ _UNIX_EPOCH: Final = datetime.fromisoformat("1970-01-01T00:00:00Z")
 # The last microsecond that RFC 3339 can spell.
 _MAX_US: Final = 253_402_300_800 * _SECOND_US - 1
 
+EVENT_ID_HEADER: Final = "last-event-id"
+
 _SINCE_FORMS: Final = (
     "a duration (90s, 5m, 1h, 2d), unix seconds, an RFC 3339 time (with + as %2B), a message id"
     " or all"
 )
 
 
-def read_resume(request: Request, query: dict[str, list[str]], now_us: int) -> Wish | None:
-    """Return where the subscriber resumes; None when it does not say.
+def read_resumes(
+    request: Request, query: dict[str, list[str]], topics: int, now_us: int
+) -> list[Wish | None]:
+    """Return for each of so many topics where its subscriber resumes.
+
+    Of positions there is one for each topic, in the order of the topics: `offset` and `epoch` are
+    repeated, and event ids stand in one list with commas between. The other forms hold for all.
+
+    Raises:
+        InvalidRequest: as `read_resume`, or there are more or fewer positions than topics.
+    """
+    if topics == 1:
+        return [read_resume(request.headers.get(EVENT_ID_HEADER), query, now_us)]
+    lists: dict[str, list[str]] = {
+        name: query[name] for name in ("offset", "epoch") if name in query
+    }
+    for name in ("last_event_id", "lastEventId"):
+        if (value := single_option(query, name)) is not None:
+            lists[name] = value.split(",")
+    header = request.headers.get(EVENT_ID_HEADER)
+    if header is not None:
+        lists["Last-Event-ID"] = header.split(",")
+    for name, values in lists.items():
+        if len(values) != topics:
+            raise InvalidRequest(
+                f"{name} has {len(values)} values for {topics} topics; give one for each topic,"
+                " in the order of the topics."
+            )
+    headers = lists.pop("Last-Event-ID", None)
+    shared = {"since": query["since"]} if "since" in query else {}
+    return [
+        read_resume(
+            headers[index] if headers is not None else None,
+            {**shared, **{name: [values[index]] for name, values in lists.items()}},
+            now_us,
+        )
+        for index in range(topics)
+    ]
+
+
+def read_resume(
+    event_id_header: str | None, query: dict[str, list[str]], now_us: int
+) -> Wish | None:
+    """Return where the subscriber of one topic resumes; None when it does not say.
 
     Raises:
         InvalidRequest: it says so in two ways, half, or in none of the forms there are.
@@ -51,7 +95,7 @@ def read_resume(request: Request, query: dict[str, list[str]], now_us: int) -> W
         "since": since,
         "last_event_id": single_option(query, "last_event_id"),
         "lastEventId": single_option(query, "lastEventId"),
-        "Last-Event-ID": request.headers.get("last-event-id"),
+        "Last-Event-ID": event_id_header,
     }
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
@@ -63,22 +107,32 @@ def read_resume(request: Request, query: dict[str, list[str]], now_us: int) -> W
     if not names:
         return None
     if since is not None:
-        return _since(since, now_us)
+        return since_wish(since, now_us)
     if offset is not None and epoch is not None:
-        return _position(epoch, offset, "offset and epoch")
+        return position_wish(epoch, offset, "offset and epoch")
     event_id = given[names[0]] or ""
     epoch, _, offset = event_id.rpartition(":")
-    return _position(epoch, offset, names[0])
+    return position_wish(epoch, offset, names[0])
 
 
-def _position(epoch: str, offset: str, name: str) -> After:
+def position_wish(epoch: str, offset: str, name: str) -> After:
+    """Return the wish to resume at a position, which the client calls ``name``.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
     if not _EPOCH.fullmatch(epoch) or not _OFFSET.fullmatch(offset):
         form = "epoch:offset" if name != "offset and epoch" else "a whole number and a short text"
         raise InvalidRequest(f"{name} must be {form}, as you received it.")
     return After(int(offset), epoch)
 
 
-def _since(text: str, now_us: int) -> Wish:
+def since_wish(text: str, now_us: int) -> Wish:
+    """Return the wish to begin at a time, a duration ago or behind a message.
+
+    Raises:
+        InvalidRequest: it is none of the forms there are.
+    """
     if text == "all":
         return After(0)
     if _MESSAGE_ID.fullmatch(text):

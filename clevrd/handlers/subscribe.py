@@ -11,11 +11,16 @@ from typing import Final
 import msgspec
 
 from clevrd.config import Config
+from clevrd.connections.multi import MultiConnection
 from clevrd.connections.subscriber import SubscriberConnection
+from clevrd.connections.subscriptions import Manner, PatternWish
 from clevrd.connections.websocket import WebSockets
-from clevrd.core.positions import Last, Wish, check_wish
+from clevrd.core.message import check_topic
+from clevrd.core.patterns import is_narrow, parse_pattern
+from clevrd.core.positions import After, Last, Wish, check_wish
 from clevrd.core.subscriber import DropStrategy
-from clevrd.errors import InvalidRequest
+from clevrd.core.topic import Topic
+from clevrd.errors import Forbidden, InvalidRequest
 from clevrd.exchange import Request, Upgrade
 from clevrd.handlers.handshake import (
     CONTROL_PROTOCOL,
@@ -24,24 +29,24 @@ from clevrd.handlers.handshake import (
     offers_control,
 )
 from clevrd.handlers.options import number_option, single_option
-from clevrd.handlers.resume import read_resume
+from clevrd.handlers.resume import read_resumes
 from clevrd.hub import Hub
-from clevrd.tenants import identify
+from clevrd.tenants import Tenant, identify
 
-_POLICIES: Final = tuple(strategy.value for strategy in DropStrategy)
+POLICIES: Final = tuple(strategy.value for strategy in DropStrategy)
+
+# Topics and patterns on one URL, which has 8 KiB; commands on /ws take more.
+MAX_URL_TOPICS: Final = 50
 
 
 class SubscribeOptions(msgspec.Struct, frozen=True):
     """What a subscriber asks for."""
 
-    topic: str
-    strategy: DropStrategy
-    # Messages it may lag; None takes what is allowed.
-    wanted_window: int | None
-    # Where to begin.
-    wish: Wish
-    # Control frames are wanted.
-    has_control: bool
+    # Topic -> where to begin.
+    topics: dict[str, Wish]
+    # Pattern -> where to begin.
+    patterns: dict[str, PatternWish]
+    manner: Manner
 
 
 class SubscribeEndpoint:
@@ -53,6 +58,8 @@ class SubscribeEndpoint:
         self._hub = hub
         self._sockets = sockets
         self._catch_up_messages = config.catch_up_messages
+        self._max_topics = config.max_topics_per_connection
+        self._may_match_all = config.match_all_patterns
 
     def admit(self, request: Request) -> None:
         """Refuse nothing: the whole request is its head."""
@@ -62,25 +69,73 @@ class SubscribeEndpoint:
         self._hub.refuse_if_draining()
         query = request.options()
         tenant = identify(request, query)
-        options = read_options(request, query, self._catch_up_messages, self._hub.wall_us())
+        options = self._read_options(request, query)
         key = check_handshake(request)
-        topic = self._hub.topic(tenant, options.topic)
-        check_wish(topic, options.wish)
-        has_protocol = offers_control(request)
+        topics = self._open_topics(tenant, options)
+        protocol = CONTROL_PROTOCOL if offers_control(request) else ""
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
-            connection = SubscriberConnection(
-                self._sockets,
-                transport,
-                self._hub,
-                topic,
-                options.strategy,
-                options.wanted_window,
-                has_control=options.has_control or has_protocol,
-            )
-            connection.begin(options.wish, early_data)
+            if len(topics) == 1 and not options.patterns:
+                ((topic, wish),) = topics
+                self._attach_one(transport, topic, wish, options.manner, early_data)
+            else:
+                self._attach_many(transport, tenant, options, early_data)
 
-        return Upgrade(handshake_head(key, CONTROL_PROTOCOL if has_protocol else ""), attach)
+        return Upgrade(handshake_head(key, protocol), attach)
+
+    def _read_options(self, request: Request, query: dict[str, list[str]]) -> SubscribeOptions:
+        options = read_options(request, query, self._catch_up_messages, self._hub.wall_us())
+        for text in options.patterns:
+            check_pattern(text, may_match_all=self._may_match_all)
+        if len(options.topics) + len(options.patterns) > self._max_topics:
+            raise InvalidRequest(
+                f"A connection may have {self._max_topics} subscriptions"
+                " (CLEVRD_MAX_TOPICS_PER_CONNECTION); open another one, or raise the limit."
+            )
+        return options
+
+    def _open_topics(self, tenant: Tenant, options: SubscribeOptions) -> list[tuple[Topic, Wish]]:
+        """Make the topics that are missing; nothing is refused after the 101."""
+        topics = [(self._hub.topic(tenant, name), wish) for name, wish in options.topics.items()]
+        for topic, wish in topics:
+            check_wish(topic, wish)
+        return topics
+
+    def _attach_one(
+        self,
+        transport: asyncio.Transport,
+        topic: Topic,
+        wish: Wish,
+        manner: Manner,
+        early_data: bytes,
+    ) -> None:
+        connection = SubscriberConnection(
+            self._sockets,
+            transport,
+            self._hub,
+            topic,
+            manner.strategy,
+            manner.wanted_window,
+            has_control=manner.has_control,
+        )
+        connection.begin(wish, early_data)
+
+    def _attach_many(
+        self,
+        transport: asyncio.Transport,
+        tenant: Tenant,
+        options: SubscribeOptions,
+        early_data: bytes,
+    ) -> None:
+        connection = MultiConnection(
+            self._sockets,
+            transport,
+            self._hub,
+            tenant,
+            self._max_topics,
+            has_control=options.manner.has_control,
+        )
+        connection.begin(options.topics, options.patterns, options.manner, early_data)
 
 
 def read_options(
@@ -96,23 +151,64 @@ def read_options(
         InvalidRequest: an option is missing, malformed, given twice or against another; the
             sentence says which.
     """
-    topic = single_option(query, "topic")
-    if topic is None:
-        raise InvalidRequest("The topic is missing; connect to /subscribe?topic=NAME.")
-    policy = single_option(query, "policy")
-    if policy is not None and policy not in _POLICIES:
-        raise InvalidRequest(f"Unknown policy; use one of {', '.join(_POLICIES)}.")
+    names, patterns = query.get("topic", []), query.get("pattern", [])
+    _check_names(names, patterns)
     control = single_option(query, "control")
     if control not in (None, "0", "1"):
         raise InvalidRequest("The option control must be 1 for control frames, or 0 for none.")
     last = number_option(query, "last", least=0)
-    resume = read_resume(request, query, now_us)
-    if resume is not None and last is not None:
+    # Patterns have no positions on a URL: what they match is known only when it is there.
+    resumes = read_resumes(request, query, max(1, len(names)), now_us)
+    if last is not None and any(resumes):
         raise InvalidRequest("The option last begins anew; leave it out to resume.")
+    if patterns and any(isinstance(wish, After) and wish.epoch for wish in resumes):
+        raise InvalidRequest("A pattern can't resume by a position here; use /ws, or since.")
+    default = Last(default_last if last is None else last)
     return SubscribeOptions(
-        topic=topic,
-        strategy=DropStrategy(policy) if policy else DropStrategy.DROP_OLDEST,
-        wanted_window=number_option(query, "buffer", least=1),
-        wish=resume or Last(default_last if last is None else last),
-        has_control=control == "1",
+        topics={name: resumes[index] or default for index, name in enumerate(names)},
+        patterns={text: PatternWish(resumes[0] or default) for text in patterns},
+        manner=Manner(
+            read_policy(single_option(query, "policy")),
+            number_option(query, "buffer", least=1),
+            control == "1" or offers_control(request),
+        ),
     )
+
+
+def _check_names(names: list[str], patterns: list[str]) -> None:
+    if not names and not patterns:
+        raise InvalidRequest("The topic is missing; connect to /subscribe?topic=NAME.")
+    if len(names) + len(patterns) > MAX_URL_TOPICS:
+        raise InvalidRequest(
+            f"A URL may name {MAX_URL_TOPICS} topics and patterns; subscribe to more over /ws."
+        )
+    for given in (names, patterns):
+        if len(set(given)) < len(given):
+            raise InvalidRequest("A topic or pattern is given twice; give each once.")
+    for name in names:
+        check_topic(name)
+
+
+def read_policy(policy: str | None) -> DropStrategy:
+    """Return the policy of this name, the default for None.
+
+    Raises:
+        InvalidRequest: there is none.
+    """
+    if policy is not None and policy not in POLICIES:
+        raise InvalidRequest(f"Unknown policy; use one of {', '.join(POLICIES)}.")
+    return DropStrategy(policy) if policy else DropStrategy.DROP_OLDEST
+
+
+def check_pattern(text: str, *, may_match_all: bool) -> None:
+    """Raise unless ``text`` is a pattern that may be watched.
+
+    Raises:
+        InvalidRequest: it is no pattern.
+        Forbidden: it could match everything, and nothing here may.
+    """
+    if not is_narrow(parse_pattern(text)) and not may_match_all:
+        raise Forbidden(
+            "A pattern must name its first word, like orders.*; one that can match everything is"
+            " allowed by CLEVRD_MATCH_ALL_PATTERNS."
+        )

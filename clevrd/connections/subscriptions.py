@@ -1,0 +1,306 @@
+"""The subscriptions of one connection: by topic, by pattern, all on one sink.
+
+What a full transport does to them it does to all at once; what each loses is counted by its topic.
+Who asks and how is the handlers' business, what it looks like on the wire the connection's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+import msgspec
+
+from clevrd.core.control_frames import Position, Ref
+from clevrd.core.gap_log import GapLog
+from clevrd.core.patterns import Words, matches, parse_pattern
+from clevrd.core.positions import After, Wish, check_wish
+from clevrd.core.subscriber import DropStrategy, Sink, Subscriber
+from clevrd.core.topic import Topic
+from clevrd.errors import ClevrdError, InvalidRequest
+from clevrd.hub import Hub
+from clevrd.tenants import Tenant
+
+# Everything that the topic ever had.
+_FROM_THE_START: Final = After(0)
+
+
+class Manner(msgspec.Struct, frozen=True):
+    """How a subscriber wants its messages, of whichever topic."""
+
+    strategy: DropStrategy
+    # Messages it may lag; None takes what is allowed.
+    wanted_window: int | None
+    has_control: bool
+
+
+class Owner(Sink, Protocol):
+    """The connection: where everything is written, and who hears of what can't be."""
+
+    def refused(self, error: ClevrdError) -> None:
+        """Hear that a topic which a pattern matches can't be joined."""
+
+
+class PatternWish(msgspec.Struct, frozen=True):
+    """Where the subscriptions of a pattern begin: in topics that exist, and where it had been."""
+
+    wish: Wish
+    # By topic; what is not among these began while the subscriber was away. None begins anew.
+    positions: dict[str, After] | None = None
+
+
+class Watch:
+    """One pattern of one connection."""
+
+    __slots__ = ("_positions", "_subscriptions", "_wish", "has_refused", "manner", "text", "words")
+
+    def __init__(
+        self, subscriptions: Subscriptions, text: str, manner: Manner, wishes: PatternWish
+    ) -> None:
+        self.text = text
+        self.words: Words = parse_pattern(text)
+        self.manner = manner
+        # Told once that there were more topics than the connection may have.
+        self.has_refused = False
+        self._subscriptions = subscriptions
+        self._wish = wishes.wish
+        # Those that were not used yet: a topic may come back later, in a new life.
+        self._positions = wishes.positions if wishes.positions is None else {**wishes.positions}
+
+    def topic_made(self, topic: Topic) -> None:
+        """Join a topic that has just been made, from its first message on."""
+        self._subscriptions.join_match(self, topic, self._known(topic.name) or _FROM_THE_START)
+
+    def topic_found(self, topic: Topic) -> None:
+        """Join a topic that was there before the pattern."""
+        self._subscriptions.join_match(self, topic, self._wish_for(topic.name))
+
+    def topic_forgotten(self, topic: Topic) -> None:
+        """Let go of a topic that nobody used."""
+        self._subscriptions.let_go(topic)
+
+    def _wish_for(self, name: str) -> Wish:
+        if self._positions is None:
+            return self._wish
+        return self._known(name) or _FROM_THE_START
+
+    def _known(self, name: str) -> After | None:
+        return self._positions.pop(name, None) if self._positions else None
+
+
+class _Entry:
+    """One topic, its reader, and the pattern that brought it; None for who named it."""
+
+    __slots__ = ("reader", "topic", "watch")
+
+    def __init__(self, topic: Topic, reader: Subscriber, watch: Watch | None) -> None:
+        self.topic = topic
+        self.reader = reader
+        self.watch = watch
+
+
+class Subscriptions:
+    """All subscriptions of one connection, at most ``limit``."""
+
+    __slots__ = ("_by_name", "_hub", "_is_paused", "_limit", "_owner", "_tenant", "_watches")
+
+    def __init__(self, hub: Hub, tenant: Tenant, owner: Owner, limit: int) -> None:
+        self._hub = hub
+        self._tenant = tenant
+        self._owner = owner
+        self._limit = limit
+        # In the order in which they get their turns after a pause.
+        self._by_name: dict[str, _Entry] = {}
+        # By the pattern's text.
+        self._watches: dict[str, Watch] = {}
+        # The transport is full: all of them are blocked.
+        self._is_paused = False
+
+    # --- topics ----------------------------------------------------------------------------------
+
+    def subscribe(self, name: str, manner: Manner, wish: Wish, ref: Ref = msgspec.UNSET) -> None:
+        """Subscribe to the topic ``name``, made now if it is missing.
+
+        Raises:
+            InvalidRequest: it is subscribed already, by name or by a pattern; there are as many as
+                there may be; the position is none of the topic's; it is no name.
+            Unavailable: the daemon, or the tenant, has as many topics as it may have.
+        """
+        self._check_new(name)
+        self._check_room()
+        topic = self._hub.topic(self._tenant, name)
+        check_wish(topic, wish)
+        self._join(topic, manner, wish, None, ref)
+
+    def unsubscribe(self, name: str) -> dict[str, Position]:
+        """End the subscription of a topic that was named; return where it was.
+
+        Raises:
+            InvalidRequest: there is none, or a pattern brought it.
+        """
+        entry = self._by_name.get(name)
+        if entry is None:
+            raise InvalidRequest("That topic is not subscribed on this connection.")
+        if entry.watch is not None:
+            raise InvalidRequest(
+                f"That topic came by the pattern {entry.watch.text}; unsubscribe the pattern."
+            )
+        return {name: self._drop(name)}
+
+    def _check_new(self, name: str) -> None:
+        if name in self._by_name:
+            raise InvalidRequest("That topic is subscribed already; unsubscribe it first.")
+        for watch in self._watches.values():
+            if matches(watch.words, name):
+                raise InvalidRequest(f"That topic comes by the pattern {watch.text} already.")
+
+    def _check_room(self) -> None:
+        if len(self._by_name) + len(self._watches) >= self._limit:
+            raise InvalidRequest(
+                f"A connection may have {self._limit} subscriptions"
+                " (CLEVRD_MAX_TOPICS_PER_CONNECTION); open another one, or raise the limit."
+            )
+
+    # --- patterns --------------------------------------------------------------------------------
+
+    def watch(self, text: str, manner: Manner, wishes: PatternWish) -> Watch:
+        """Subscribe to every topic that the pattern will match; for those there are `join_found`.
+
+        Topics that were subscribed before stay as they are.
+
+        Raises:
+            InvalidRequest: it is no pattern, or watched already; there are as many as may be.
+        """
+        if text in self._watches:
+            raise InvalidRequest("That pattern is subscribed already; unsubscribe it first.")
+        self._check_room()
+        watch = Watch(self, text, manner, wishes)
+        self._watches[text] = watch
+        self._hub.watch(self._tenant, watch.words, watch)
+        return watch
+
+    def join_found(self, watch: Watch) -> None:
+        """Subscribe to the topics that match and exist; where there are many, in turns."""
+        self._hub.each_match(self._tenant, watch.words, watch.topic_found)
+
+    def unwatch(self, text: str) -> dict[str, Position]:
+        """End a pattern and the subscriptions it brought; return where they were, by topic.
+
+        Those that another pattern of the connection matches go on by that one.
+
+        Raises:
+            InvalidRequest: it is not watched.
+        """
+        watch = self._watches.pop(text, None)
+        if watch is None:
+            raise InvalidRequest("That pattern is not subscribed on this connection.")
+        self._hub.unwatch(self._tenant, watch.words, watch)
+        left: dict[str, Position] = {}
+        for name, entry in list(self._by_name.items()):
+            if entry.watch is watch:
+                entry.watch = self._other_watch(name)
+                if entry.watch is None:
+                    left[name] = self._drop(name)
+        return left
+
+    def join_match(self, watch: Watch, topic: Topic, wish: Wish) -> None:
+        """Join a topic that ``watch`` matches, unless it is joined or the watch has ended."""
+        if self._watches.get(watch.text) is not watch:
+            return
+        entry = self._by_name.get(topic.name)
+        if entry is not None:
+            if entry.topic is topic:
+                return
+            # The same name in a life before this one.
+            self._drop(topic.name)
+        try:
+            self._check_room()
+            check_wish(topic, wish)
+        except InvalidRequest as error:
+            self._refuse_match(watch, error)
+        else:
+            self._join(topic, watch.manner, wish, watch, msgspec.UNSET)
+
+    def let_go(self, topic: Topic) -> None:
+        """Drop the subscription of a topic that is forgotten."""
+        entry = self._by_name.get(topic.name)
+        if entry is not None and entry.topic is topic:
+            self._drop(topic.name)
+
+    def _other_watch(self, name: str) -> Watch | None:
+        return next((each for each in self._watches.values() if matches(each.words, name)), None)
+
+    def _refuse_match(self, watch: Watch, error: InvalidRequest) -> None:
+        """Say once for each pattern that something is missing from what it matches."""
+        if not watch.has_refused:
+            watch.has_refused = True
+            self._owner.refused(error)
+
+    # --- the connection --------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Return how many topics are subscribed."""
+        return len(self._by_name)
+
+    def pause(self) -> None:
+        """The transport is full: all wait, each at its place."""
+        self._is_paused = True
+        for entry in self._by_name.values():
+            self._hub.paused(entry.topic, entry.reader)
+
+    def resume(self) -> None:
+        """The transport takes more: each reads on, those first that waited longest."""
+        self._is_paused = False
+        for name in list(self._by_name):
+            if self._is_paused:
+                return
+            entry = self._by_name.pop(name, None)
+            if entry is not None:
+                self._by_name[name] = entry
+                self._hub.resumed(entry.topic, entry.reader)
+
+    def leave(self) -> None:
+        """End all of them. Idempotent."""
+        for watch in self._watches.values():
+            self._hub.unwatch(self._tenant, watch.words, watch)
+        self._watches.clear()
+        for entry in self._by_name.values():
+            self._hub.unsubscribe(entry.topic, entry.reader)
+        self._by_name.clear()
+
+    def positions(self) -> dict[str, Position]:
+        """Return by topic up to where everything was handed to the transport, or told as lost."""
+        return {name: _position_of(entry) for name, entry in self._by_name.items()}
+
+    def _join(
+        self, topic: Topic, manner: Manner, wish: Wish, watch: Watch | None, ref: Ref
+    ) -> None:
+        gaps = GapLog(topic.name) if manner.has_control else None
+        reader = Subscriber(
+            self._owner,
+            manner.strategy,
+            manner.wanted_window,
+            gaps,
+            is_watching=watch is not None,
+        )
+        # It begins as blocked as the others are.
+        reader.is_blocked = self._is_paused
+        # Before it is joined: the transport may pause while it catches up.
+        self._by_name[topic.name] = _Entry(topic, reader, watch)
+        pattern = msgspec.UNSET if watch is None else watch.text
+        self._hub.subscribe(topic, reader, wish, pattern=pattern, ref=ref)
+
+    def _drop(self, name: str) -> Position:
+        entry = self._by_name.pop(name)
+        position = _position_of(entry)
+        self._hub.unsubscribe(entry.topic, entry.reader)
+        return position
+
+
+def _position_of(entry: _Entry) -> Position:
+    return Position(entry.topic.epoch, entry.reader.position())
+
+
+def positions_wish(positions: Mapping[str, After]) -> PatternWish:
+    """Return the wish of a subscriber that had these positions, and knows of no other topic."""
+    return PatternWish(_FROM_THE_START, dict(positions))

@@ -1,0 +1,279 @@
+"""Commands of a multiplexed socket: subscribe, unsubscribe, publish, ping; each answered by `ref`.
+
+Shapes: docs/wire.md. The socket itself is connections/multi.py's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from clevrd.connections.multi import CommandConnection
+from clevrd.connections.subscriptions import Manner, PatternWish, positions_wish
+from clevrd.core.control_frames import ErrorNotice, Pong, Position, Ref, Unsubscribed, Watching
+from clevrd.core.message import SocketPublish, check_publish, check_ref, check_utf8
+from clevrd.core.positions import After, Last, Wish
+from clevrd.core.topic import Topic
+from clevrd.errors import ClevrdError, InvalidRequest
+from clevrd.handlers.publish_run import RunPublisher
+from clevrd.handlers.publish_socket import PublishedWithRef, ref_of
+from clevrd.handlers.resume import position_wish, since_wish
+from clevrd.handlers.subscribe import check_pattern, read_policy
+from clevrd.hub import Hub
+from clevrd.tenants import Tenant
+
+# As on a URL: nine digits.
+_MAX_MESSAGES: Final = 999_999_999
+_MAX_OFFSET: Final = 10**18 - 1
+
+EXPECTED: Final = (
+    'send {"type": "subscribe", "unsubscribe", "publish" or "ping", …}, as docs/wire.md has it'
+)
+# msgspec ends its sentence with the place: at `$.topic`, or `$.positions[...].epoch`.
+_FIELD: Final = re.compile(r"`\$\.([a-z_]+)")
+
+
+class Publish(SocketPublish, frozen=True, gc=False, tag_field="type", tag="publish"):
+    """Publish one message."""
+
+
+class Subscribe(msgspec.Struct, frozen=True, tag_field="type", tag="subscribe"):
+    """Subscribe to a topic, or to all that a pattern matches."""
+
+    topic: str | None = None
+    pattern: str | None = None
+    ref: Ref = msgspec.UNSET
+    policy: str | None = None
+    buffer: int | None = None
+    last: int | None = None
+    since: str | None = None
+    epoch: str | None = None
+    offset: int | None = None
+    positions: dict[str, Position] | None = None
+
+
+class Unsubscribe(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscribe"):
+    """End a subscription."""
+
+    topic: str | None = None
+    pattern: str | None = None
+    ref: Ref = msgspec.UNSET
+
+
+class Ping(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
+    """Ask for a pong behind everything that was sent before it."""
+
+    ref: Ref = msgspec.UNSET
+
+
+class PublishedNotice(PublishedWithRef, frozen=True, gc=False, tag_field="type", tag="published"):
+    """The answer to a publish with a ref."""
+
+
+class _Aside(ClevrdError):
+    """A command that is no publish; it ends a run of these and is carried out after it."""
+
+    def __init__(self, command: Subscribe | Unsubscribe | Ping) -> None:
+        super().__init__("not a publish")
+        self.command = command
+
+
+Command = Publish | Subscribe | Unsubscribe | Ping
+
+_decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+_encode = msgspec.json.Encoder().encode
+
+
+def decode_command(payload: bytes) -> Command:
+    """Return the command in a text frame's ``payload``.
+
+    Raises:
+        InvalidRequest: it is none, or one of its fields is wrong.
+    """
+    check_utf8(payload)
+    try:
+        command = _decoder.decode(payload)
+    except RecursionError as error:
+        raise InvalidRequest("The JSON is nested too deeply; flatten it.") from error
+    except msgspec.ValidationError as error:
+        field = _FIELD.search(str(error))
+        what = f"has a wrong {field[1]}" if field else "is none"
+        raise InvalidRequest(f"The command {what}; {EXPECTED}.") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"The frame is not JSON; {EXPECTED}.") from error
+    check_ref(command.ref)
+    if isinstance(command, Publish):
+        check_publish(command)
+    return command
+
+
+class Commands:
+    """Carries out one socket's commands as one tenant, and collects the answers to them."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        tenant: Tenant,
+        connection: CommandConnection,
+        *,
+        default_last: int,
+        max_topics: int,
+        may_match_all: bool,
+    ) -> None:
+        self._hub = hub
+        self._connection = connection
+        self._default_last = default_last
+        self._max_topics = max_topics
+        self._may_match_all = may_match_all
+        # JSON, in the order of the commands; the connection takes them out.
+        self.answers: list[bytes] = []
+        self._runs: RunPublisher[Publish] = RunPublisher(
+            hub, tenant, self._decode, self._published, self._other
+        )
+        self.wait_for = self._runs.wait_for
+        self.take = self._runs.take
+
+    def _decode(self, payload: bytes) -> Publish:
+        command = decode_command(payload)
+        if not isinstance(command, Publish):
+            raise _Aside(command)
+        # A publisher that never pauses must not delay the shutdown.
+        self._hub.refuse_if_draining()
+        return command
+
+    def _published(
+        self, topic: Topic, run: Sequence[Publish], offset: int, ids: Sequence[str]
+    ) -> None:
+        for index, request in enumerate(run):
+            if request.ref is not None:
+                self._answer(
+                    PublishedNotice(
+                        True,
+                        ids[index],
+                        offset + index,
+                        topic.epoch,
+                        topic.subscribers,
+                        request.ref,
+                    )
+                )
+
+    def _other(self, error: ClevrdError, payload: bytes) -> None:
+        """Carry out what is no publish; answer what is refused."""
+        ref = ref_of(payload)
+        if isinstance(error, _Aside):
+            try:
+                self._carry_out(error.command)
+                return
+            except ClevrdError as refusal:
+                error = refusal
+        self._hub.counters.count_refusal(error.code)
+        self._answer(ErrorNotice(error.code, str(error), error.retryable, ref))
+
+    def _answer(self, answer: msgspec.Struct) -> None:
+        self.answers.append(_encode(answer))
+
+    def _carry_out(self, command: Subscribe | Unsubscribe | Ping) -> None:
+        match command:
+            case Ping():
+                self._answer(Pong(command.ref))
+            case Subscribe():
+                self._hub.refuse_if_draining()
+                self._subscribe(command)
+            case Unsubscribe():
+                self._unsubscribe(command)
+
+    # --- subscriptions ---------------------------------------------------------------------------
+
+    def _subscribe(self, command: Subscribe) -> None:
+        manner = Manner(
+            read_policy(command.policy), _number(command.buffer, "buffer", least=1), True
+        )
+        wish = self._wish(command)
+        subscriptions = self._connection.subscriptions
+        if command.pattern is None:
+            name = _one_of(command)
+            # What it brings is written at once, behind what is due before it.
+            self._connection.flush_answers()
+            subscriptions.subscribe(name, manner, wish or self._default(), command.ref)
+            return
+        _one_of(command)
+        check_pattern(command.pattern, may_match_all=self._may_match_all)
+        wishes = self._pattern_wish(command, wish)
+        watch = subscriptions.watch(command.pattern, manner, wishes)
+        self._answer(Watching(command.pattern, command.ref))
+        self._connection.flush_answers()
+        subscriptions.join_found(watch)
+
+    def _unsubscribe(self, command: Unsubscribe) -> None:
+        name = _one_of(command)
+        subscriptions = self._connection.subscriptions
+        end: Callable[[str], dict[str, Position]] = (
+            subscriptions.unwatch if command.pattern is not None else subscriptions.unsubscribe
+        )
+        self._answer(Unsubscribed(end(name), command.ref))
+
+    def _default(self) -> Last:
+        return Last(self._default_last)
+
+    def _wish(self, command: Subscribe) -> Wish | None:
+        """Return where the command says to begin; None when it does not.
+
+        Raises:
+            InvalidRequest: it says so in two ways, or half.
+        """
+        ways = {
+            "last": command.last,
+            "since": command.since,
+            "offset": command.offset,
+            "positions": command.positions,
+        }
+        given = [name for name, value in ways.items() if value is not None]
+        if len(given) > 1:
+            raise InvalidRequest(f"{' and '.join(given)} each say where to begin; give one.")
+        if (command.offset is None) != (command.epoch is None):
+            raise InvalidRequest(
+                "A position is offset and epoch together; give both, as you received them."
+            )
+        last = _number(command.last, "last", least=0)
+        if last is not None:
+            return Last(last)
+        if command.since is not None:
+            return since_wish(command.since, self._hub.wall_us())
+        if command.offset is not None and command.epoch is not None:
+            return _after(Position(command.epoch, command.offset))
+        return None
+
+    def _pattern_wish(self, command: Subscribe, wish: Wish | None) -> PatternWish:
+        if isinstance(wish, After) and wish.epoch:
+            raise InvalidRequest("A pattern resumes by positions, one for each topic.")
+        if command.positions is None:
+            return PatternWish(wish or self._default())
+        if len(command.positions) > self._max_topics:
+            raise InvalidRequest(f"A pattern may have {self._max_topics} positions.")
+        return positions_wish({name: _after(at) for name, at in command.positions.items()})
+
+
+def _one_of(command: Subscribe | Unsubscribe) -> str:
+    """Return the topic or the pattern, of which there is to be one."""
+    given = [name for name in (command.topic, command.pattern) if name is not None]
+    if len(given) != 1:
+        raise InvalidRequest("Name a topic or a pattern, and only one of them.")
+    if isinstance(command, Subscribe) and command.positions is not None and command.topic:
+        raise InvalidRequest("A topic resumes by offset and epoch; positions are for a pattern.")
+    return given[0]
+
+
+def _after(at: Position) -> After:
+    return position_wish(at.epoch, str(min(at.offset, _MAX_OFFSET + 1)), "offset and epoch")
+
+
+def _number(value: int | None, name: str, least: int) -> int | None:
+    """Return a number of messages; raise InvalidRequest if it can be none."""
+    if value is not None and not least <= value <= _MAX_MESSAGES:
+        raise InvalidRequest(
+            f"The field {name} must be a whole number of messages, {least} or more."
+        )
+    return value

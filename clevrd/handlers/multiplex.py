@@ -1,0 +1,72 @@
+"""GET /ws: one WebSocket for any number of subscriptions and publishes, by commands."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from clevrd.config import Config
+from clevrd.connections.multi import CommandConnection
+from clevrd.connections.websocket import WebSockets
+from clevrd.errors import InvalidRequest
+from clevrd.exchange import Request, Upgrade
+from clevrd.handlers.commands import Commands
+from clevrd.handlers.handshake import (
+    CONTROL_PROTOCOL,
+    check_handshake,
+    handshake_head,
+    offers_control,
+)
+from clevrd.hub import Hub
+from clevrd.tenants import identify
+
+
+class MultiplexEndpoint:
+    """Answers the handshake of a socket for commands."""
+
+    max_body_bytes = 0
+
+    def __init__(self, hub: Hub, sockets: WebSockets, config: Config) -> None:
+        self._hub = hub
+        self._sockets = sockets
+        self._config = config
+
+    def admit(self, request: Request) -> None:
+        """Refuse nothing: the whole request is its head."""
+
+    def answer(self, request: Request, body: bytes) -> Upgrade:
+        """Return the upgrade after which commands are carried out.
+
+        Raises:
+            InvalidRequest: the client does not offer the protocol that the commands are of.
+        """
+        self._hub.refuse_if_draining()
+        tenant = identify(request, request.options())
+        key = check_handshake(request)
+        if not offers_control(request):
+            raise InvalidRequest(
+                f"GET {request.path} takes commands of {CONTROL_PROTOCOL}; offer it in"
+                " Sec-WebSocket-Protocol."
+            )
+        config = self._config
+
+        def attach(transport: asyncio.Transport, early_data: bytes) -> None:
+            connection = CommandConnection(
+                self._sockets,
+                transport,
+                self._hub,
+                tenant,
+                config.max_topics_per_connection,
+                config.max_message_bytes,
+                partial(
+                    Commands,
+                    self._hub,
+                    tenant,
+                    default_last=config.catch_up_messages,
+                    max_topics=config.max_topics_per_connection,
+                    may_match_all=config.match_all_patterns,
+                ),
+            )
+            connection.begin(early_data)
+
+        return Upgrade(handshake_head(key, CONTROL_PROTOCOL), attach)
