@@ -25,7 +25,6 @@ from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_by
 from clevrd.core.control_frames import Ref, Subscribed, control_frame
 from clevrd.core.encoding import FrameEncoder
 from clevrd.core.message import Message, MessageIds, PublishRequest, rfc3339
-from clevrd.core.patterns import PatternTree, Words, matches
 from clevrd.core.positions import Start, Wish, start_of
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Round, Topic
@@ -34,7 +33,8 @@ from clevrd.errors import Throttled, Unavailable
 from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
 from clevrd.tenants import Tenant
-from clevrd.timers import Tasks, Timers, Turns
+from clevrd.timers import Tasks, Timers
+from clevrd.watches import Watches
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +57,6 @@ CATCH_UP_CHUNKS: Final = 8
 
 # Publishes that may wait for a throttle or for room at once; each holds one decoded request.
 MAX_WAITING_PUBLISHES: Final = 10_000
-
-# Readers that join by a pattern in one turn: 10 us each, and more for what they catch up on.
-WATCHERS_PER_TURN: Final = 64
-
-# Topics compared with a new pattern in one turn: 0.3 us each.
-_TOPICS_PER_TURN: Final = 5_000
 
 # A topic whose waiting messages pass this share of its ring makes publishers wait for the round,
 # so that the ring never gives up what was not offered yet.
@@ -91,16 +85,6 @@ class Stats(Protocol):
 
     def sample(self) -> LoadSample:
         """Return the load now."""
-
-
-class Watcher(Protocol):
-    """Who watches a pattern."""
-
-    def topic_made(self, topic: Topic, /) -> None:
-        """A topic that matches has been made; it may have its first messages already."""
-
-    def topic_forgotten(self, topic: Topic, /) -> None:
-        """A topic that matches is gone; nothing of it waits for this watcher."""
 
 
 class Published(msgspec.Struct, frozen=True, gc=False):
@@ -155,8 +139,7 @@ class Hub:
         # Topics with readers, so that the loops that control don't walk through all topics.
         self._read_topics: dict[Topic, None] = {}
         self.subscribers = 0
-        self._watches: PatternTree[Watcher] = PatternTree()
-        self._turns = Turns(loop, self.counters.count_background_error)
+        self.watches = Watches(self.topics, loop, self.counters.count_background_error)
         self._timers = Timers(loop, self.counters.count_background_error)
         # Work beside requests and rounds: publishes that wait, above all.
         self.tasks = Tasks(loop, self.counters.count_background_error)
@@ -192,8 +175,7 @@ class Hub:
         if topic is None:
             created_at = rfc3339(self.wall_us())
             topic = self.topics.get_or_create(tenant.name, name, created_at, self._loop.time())
-            if self._watches.size:
-                self._tell_watchers(topic, lambda watcher: watcher.topic_made(topic))
+            self.watches.topic_made(topic)
         return topic
 
     def must_wait(self, topic: Topic) -> bool:
@@ -445,46 +427,6 @@ class Hub:
             reader.write(b"".join(frames))
         self._loop.call_soon(self._catch_up, topic, reader)
 
-    # --- patterns --------------------------------------------------------------------------------
-
-    @property
-    def watches(self) -> int:
-        """How many patterns are watched."""
-        return self._watches.size
-
-    def watch(self, tenant: Tenant, words: Words, watcher: Watcher) -> None:
-        """Tell ``watcher`` of each topic that is made and matches, until `unwatch`."""
-        self._watches.add(tenant.name, words, watcher)
-
-    def unwatch(self, tenant: Tenant, words: Words, watcher: Watcher) -> None:
-        """Forget what `watch` was told."""
-        self._watches.remove(tenant.name, words, watcher)
-
-    def each_match(self, tenant: Tenant, words: Words, join: Callable[[Topic], None]) -> None:
-        """Call ``join`` with each topic there is that matches; where there are many, in turns."""
-        topics = list(self.topics)
-
-        def look_from(start: int) -> None:
-            found = [
-                topic
-                for topic in topics[start : start + _TOPICS_PER_TURN]
-                if topic.tenant == tenant.name and matches(words, topic.name)
-            ]
-            self._turns.each(found, join_if_there, WATCHERS_PER_TURN)
-
-        def join_if_there(topic: Topic) -> None:
-            if self.topics.find(tenant.name, topic.name) is topic:
-                join(topic)
-
-        self._turns.each(range(0, len(topics), _TOPICS_PER_TURN), look_from, 1)
-
-    def _tell_watchers(self, topic: Topic, tell: Callable[[Watcher], None]) -> None:
-        watchers = self._watches.find(topic.tenant, topic.name)
-        self._turns.each(watchers, tell, WATCHERS_PER_TURN)
-
-    def _tell_forgotten(self, topic: Topic) -> None:
-        self._tell_watchers(topic, lambda watcher: watcher.topic_forgotten(topic))
-
     # --- control loops ---------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -557,8 +499,7 @@ class Hub:
         if forgotten:
             log.info("idle topics evicted count=%d left=%d", len(forgotten), len(self.topics))
         for topic in forgotten:
-            if topic.watchers:
-                self._tell_forgotten(topic)
+            self.watches.topic_forgotten(topic)
 
     def forget_full_buckets(self) -> None:
         """Give back the memory of tenants that have not published for a while."""

@@ -1,15 +1,13 @@
-"""Repeating timers, tasks and work in turns that can't fail unnoticed. What they do is not here."""
+"""Repeating timers and tasks that can't fail unnoticed. What they do is their owner's."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 log = logging.getLogger(__name__)
-
-ItemT = TypeVar("ItemT")
 
 
 class Timers:
@@ -72,31 +70,3 @@ class Tasks:
         if not task.cancelled() and task.exception() is not None:
             self._on_error()
             log.error("task failed", exc_info=task.exception())
-
-
-class Turns:
-    """Work on many items, a few in each turn of the loop, so that it holds up nobody."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_error: Callable[[], None]) -> None:
-        self._loop = loop
-        self._on_error = on_error
-
-    def each(
-        self,
-        items: Sequence[ItemT],
-        action: Callable[[ItemT], object],
-        per_turn: int,
-        first: int = 0,
-    ) -> None:
-        """Call ``action`` with each item from ``first`` on, ``per_turn`` of them right now.
-
-        One that fails is logged and counted, and does not stop the others.
-        """
-        for item in items[first : first + per_turn]:
-            try:
-                action(item)
-            except Exception:
-                self._on_error()
-                log.exception("work in turns failed")
-        if first + per_turn < len(items):
-            self._loop.call_soon(self.each, items, action, per_turn, first + per_turn)

@@ -22,6 +22,7 @@ FLOORS = {
     "control": 2,
     "tenants": 2,
     "metrics": 2,
+    "watches": 2,
     "hub": 3,
     "aiohttp_front": 4,
     "connections": 4,

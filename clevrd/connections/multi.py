@@ -52,7 +52,7 @@ class MultiConnection(ReceivingConnection):
         for name, wish in topics.items():
             self.subscriptions.subscribe(name, manner, wish)
         for text, wishes in patterns.items():
-            self.subscriptions.join_found(self.subscriptions.watch(text, manner, wishes))
+            self.subscriptions.watch(text, manner, wishes)
         if early_data:
             self.data_received(early_data)
 

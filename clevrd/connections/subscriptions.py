@@ -6,7 +6,7 @@ Who asks and how is the handlers' business, what it looks like on the wire the c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 import msgspec
@@ -163,10 +163,17 @@ class Subscriptions:
 
     # --- patterns --------------------------------------------------------------------------------
 
-    def watch(self, text: str, manner: Manner, wishes: PatternWish) -> Watch:
-        """Subscribe to every topic that the pattern will match; for those there are `join_found`.
+    def watch(
+        self,
+        text: str,
+        manner: Manner,
+        wishes: PatternWish,
+        announce: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Subscribe to every topic that the pattern matches, now and later.
 
-        Topics that were subscribed before stay as they are.
+        Topics that were subscribed before stay as they are. ``announce`` is called before the
+        first one is joined, if nothing is raised.
 
         Raises:
             InvalidRequest: it is no pattern, or watched already; there are as many as may be.
@@ -176,12 +183,8 @@ class Subscriptions:
         self._check_room()
         watch = Watch(self, text, manner, wishes)
         self._watches[text] = watch
-        self._hub.watch(self._tenant, watch.words, watch)
-        return watch
-
-    def join_found(self, watch: Watch) -> None:
-        """Subscribe to the topics that match and exist; where there are many, in turns."""
-        self._hub.each_match(self._tenant, watch.words, watch.topic_found)
+        announce()
+        self._hub.watches.add(self._tenant.name, watch.words, watch)
 
     def unwatch(self, text: str) -> dict[str, Position]:
         """End a pattern and the subscriptions it brought; return where they were, by topic.
@@ -194,7 +197,7 @@ class Subscriptions:
         watch = self._watches.pop(text, None)
         if watch is None:
             raise InvalidRequest("That pattern is not subscribed on this connection.")
-        self._hub.unwatch(self._tenant, watch.words, watch)
+        self._hub.watches.remove(self._tenant.name, watch.words, watch)
         left: dict[str, Position] = {}
         for name, entry in list(self._by_name.items()):
             if entry.watch is watch:
@@ -262,7 +265,7 @@ class Subscriptions:
     def leave(self) -> None:
         """End all of them. Idempotent."""
         for watch in self._watches.values():
-            self._hub.unwatch(self._tenant, watch.words, watch)
+            self._hub.watches.remove(self._tenant.name, watch.words, watch)
         self._watches.clear()
         for entry in self._by_name.values():
             self._hub.unsubscribe(entry.topic, entry.reader)

@@ -202,10 +202,13 @@ class Commands:
         _one_of(command)
         check_pattern(command.pattern, may_match_all=self._may_match_all)
         wishes = self._pattern_wish(command, wish)
-        watch = subscriptions.watch(command.pattern, manner, wishes)
-        self._answer(Watching(command.pattern, command.ref))
-        self._connection.flush_answers()
-        subscriptions.join_found(watch)
+        answer = Watching(command.pattern, command.ref)
+
+        def announce() -> None:
+            self._answer(answer)
+            self._connection.flush_answers()
+
+        subscriptions.watch(command.pattern, manner, wishes, announce)
 
     def _unsubscribe(self, command: Unsubscribe) -> None:
         name = _one_of(command)

@@ -1,0 +1,132 @@
+"""Who watches which patterns, and the telling of topics that are found, made and forgotten.
+
+Each watcher costs a few microseconds to tell, and there may be thousands of them for one topic, or
+thousands of topics for one: what is to be told waits in one queue, and the loop gets its turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol, TypeVar
+
+from clevrd.core.patterns import PatternTree, Words, matches
+from clevrd.core.topic import Topic
+from clevrd.core.topic_manager import TopicManager
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Of work in one turn of the loop; a unit is a watcher that joins, about 10 us.
+_UNITS_PER_TURN: Final = 64
+
+# Topics compared with a pattern before the next look at the time, and what they cost.
+_TOPICS_PER_STEP: Final = 500
+_UNITS_PER_STEP: Final = 15
+
+
+class Watcher(Protocol):
+    """Who watches a pattern."""
+
+    def topic_made(self, topic: Topic, /) -> None:
+        """A topic that matches has been made; it may have its first messages already."""
+
+    def topic_found(self, topic: Topic, /) -> None:
+        """A topic that matches was there before the watch."""
+
+    def topic_forgotten(self, topic: Topic, /) -> None:
+        """A topic that matches is gone; nothing of it waits for this watcher."""
+
+
+class Watches:
+    """All patterns that are watched."""
+
+    def __init__(
+        self,
+        topics: TopicManager,
+        loop: asyncio.AbstractEventLoop,
+        on_error: Callable[[], None],
+    ) -> None:
+        self._topics = topics
+        self._loop = loop
+        self._on_error = on_error
+        self._tree: PatternTree[Watcher] = PatternTree()
+        self._watching: set[Watcher] = set()
+        # Work under way and to come, each yielding what it has cost; at most one for each watcher,
+        # and one for each topic that was made or forgotten since.
+        self._work: deque[Iterator[int]] = deque()
+
+    def __len__(self) -> int:
+        """Return how many patterns are watched; one that two watch counts twice."""
+        return self._tree.size
+
+    def add(self, tenant: str, words: Words, watcher: Watcher) -> None:
+        """Tell ``watcher``, which has this one pattern, of each topic that is and that comes."""
+        self._tree.add(tenant, words, watcher)
+        self._watching.add(watcher)
+        self._do(self._find(tenant, words, watcher))
+
+    def remove(self, tenant: str, words: Words, watcher: Watcher) -> None:
+        """Tell ``watcher`` no more."""
+        self._tree.remove(tenant, words, watcher)
+        self._watching.discard(watcher)
+
+    def topic_made(self, topic: Topic) -> None:
+        """Tell who watches that ``topic`` is there."""
+        if self._tree.size:
+            self._do(self._announce(topic, lambda watcher: watcher.topic_made(topic)))
+
+    def topic_forgotten(self, topic: Topic) -> None:
+        """Tell who watches that ``topic`` is gone."""
+        if topic.watchers:
+            self._do(self._announce(topic, lambda watcher: watcher.topic_forgotten(topic)))
+
+    def _announce(self, topic: Topic, tell: Callable[[Watcher], None]) -> Iterator[int]:
+        for watcher in self._tree.find(topic.tenant, topic.name):
+            self._tell(tell, watcher)
+            yield 1
+
+    def _find(self, tenant: str, words: Words, watcher: Watcher) -> Iterator[int]:
+        if watcher not in self._watching:
+            return
+        topics = list(self._topics)
+        for start in range(0, len(topics), _TOPICS_PER_STEP):
+            for topic in topics[start : start + _TOPICS_PER_STEP]:
+                if watcher not in self._watching:
+                    return
+                if topic.tenant == tenant and matches(words, topic.name) and self._is_there(topic):
+                    self._tell(watcher.topic_found, topic)
+                    yield 1
+            yield _UNITS_PER_STEP
+
+    def _is_there(self, topic: Topic) -> bool:
+        return self._topics.find(topic.tenant, topic.name) is topic
+
+    def _tell(self, tell: Callable[[T], None], item: T) -> None:
+        """Tell one; what fails is counted and logged, and does not keep the others from it."""
+        try:
+            tell(item)
+        except Exception:
+            self._on_error()
+            log.exception("watcher failed")
+
+    def _do(self, work: Iterator[int]) -> None:
+        """Take ``work`` on: right now if nothing waits, so that a few watchers wait for nothing."""
+        self._work.append(work)
+        if len(self._work) == 1:
+            self._take_turn()
+
+    def _take_turn(self) -> None:
+        """Go on with the oldest work until this turn's units are spent."""
+        units = 0
+        while self._work and units < _UNITS_PER_TURN:
+            cost = next(self._work[0], None)
+            if cost is None:
+                self._work.popleft()
+            else:
+                units += cost
+        if self._work:
+            self._loop.call_soon(self._take_turn)
