@@ -1,0 +1,187 @@
+"""Many subscriptions on one connection, over random schedules.
+
+A connection that names topics and patterns, stalls, drains and changes its mind must have, for each
+topic and each of its lives, exactly what was published: once and in order, or told as lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import uvloop
+from fakes import FakeSink, frames_in
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clevrd.config import Config
+from clevrd.connections.subscriptions import Manner, PatternWish, Subscriptions
+from clevrd.core.message import PublishRequest
+from clevrd.core.positions import Last
+from clevrd.core.subscriber import DropStrategy
+from clevrd.errors import ClevrdError, InvalidRequest
+from clevrd.hub import Hub
+from clevrd.tenants import Tenant
+
+TENANT = Tenant("t")
+TOPICS = ("a.1", "a.2", "a.b.1", "c")
+PATTERNS = ("a.*", "a.**", "*.*.1")
+
+TOPIC = st.sampled_from(TOPICS)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("publish"), TOPIC, st.integers(1, 12)),
+        st.tuples(st.just("subscribe"), TOPIC, st.sampled_from([None, 1, 3])),
+        st.tuples(st.just("unsubscribe"), TOPIC),
+        st.tuples(st.just("watch"), st.sampled_from(PATTERNS), st.sampled_from([None, 2])),
+        st.tuples(st.just("unwatch"), st.sampled_from(PATTERNS)),
+        st.tuples(st.just("drain"), st.integers(100, 4000)),
+        st.tuples(st.just("forget")),
+        st.tuples(st.just("turn")),
+    ),
+    max_size=40,
+)
+
+
+class FakeOwner(FakeSink):
+    """A connection with many subscriptions and a transport of 1,500 bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(room_bytes=1_500)
+        self.refusals: list[ClevrdError] = []
+
+    def refused(self, error: ClevrdError) -> None:
+        """Remember it."""
+        self.refusals.append(error)
+
+
+class World:
+    """A hub, one connection, and what was published of each life of a topic."""
+
+    def __init__(self, strategy: DropStrategy) -> None:
+        config = Config(ring_messages=100, catch_up_messages=5)
+        # Two hours idle, and no timer that runs by itself: `forget` decides.
+        self.hub = Hub(config, asyncio.get_running_loop())
+        self.owner = FakeOwner()
+        self.subscriptions = Subscriptions(self.hub, TENANT, self.owner, limit=100)
+        self.owner.on_pause = self.subscriptions.pause
+        self.owner.on_resume = self.subscriptions.resume
+        self.strategy = strategy
+        self.heads: dict[tuple[str, str], int] = {}
+
+    def publish(self, name: str, count: int) -> None:
+        """Publish some messages in one turn."""
+        topic = self.hub.topic(TENANT, name)
+        for _ in range(count):
+            self.hub.publish(topic, PublishRequest(name, msgspec.Raw(b'"12345678"')))
+        self.heads[name, topic.epoch] = topic.head
+
+    def subscribe(self, name: str, window: int | None) -> None:
+        """Name a topic."""
+        self.subscriptions.subscribe(name, Manner(self.strategy, window, True), Last(5))
+
+    def unsubscribe(self, name: str) -> None:
+        """Have no more of a topic."""
+        self.subscriptions.unsubscribe(name)
+
+    def watch(self, pattern: str, window: int | None) -> None:
+        """Name a pattern."""
+        manner = Manner(self.strategy, window, True)
+        self.subscriptions.watch(pattern, manner, PatternWish(Last(5)))
+
+    def unwatch(self, pattern: str) -> None:
+        """Have no more of a pattern."""
+        self.subscriptions.unwatch(pattern)
+
+    def drain(self, size: int) -> None:
+        """Let the peer read."""
+        self.owner.drain(size)
+
+    def forget(self) -> None:
+        """Forget topics that nobody uses, as after an hour."""
+        for topic in self.hub.topics.evict_idle(float("inf")):
+            self.hub.watches.topic_forgotten(topic)
+
+    async def turn(self) -> None:
+        """Let everything happen that was put off."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    async def do(self, name: str, arguments: tuple[Any, ...]) -> None:
+        """Take one step; a refusal is an answer."""
+        if name == "turn":
+            await self.turn()
+            return
+        step: Callable[..., None] = getattr(self, name)
+        try:
+            step(*arguments)
+        except InvalidRequest:
+            # Twice, or not at all: what was there stays as it was.
+            return
+
+    def follow(self) -> dict[tuple[str, str], int]:
+        """Read all frames as a client does; return its positions by topic and epoch.
+
+        Fails on a message or a gap that does not follow the position before it.
+        """
+        epochs: dict[str, str] = {}
+        positions: dict[tuple[str, str], int] = {}
+        for raw in frames_in(self.owner.received):
+            frame = json.loads(bytes(raw.data))
+            name = frame["topic"]
+            if frame.get("type") == "subscribed":
+                epochs[name] = frame["epoch"]
+                positions[name, frame["epoch"]] = frame["offset"]
+                continue
+            key = (name, epochs[name])
+            if frame.get("type") == "gap":
+                assert frame["from"] == positions[key] + 1
+                assert frame["count"] == frame["to"] - frame["from"] + 1
+                positions[key] = frame["to"]
+            else:
+                assert frame["offset"] == positions[key] + 1
+                positions[key] = frame["offset"]
+        return positions
+
+
+@given(STEPS, st.sampled_from(list(DropStrategy)[:2]))
+def test_connection_has_or_knows_everything(
+    steps: list[tuple[Any, ...]], strategy: DropStrategy
+) -> None:
+    """Per topic and life nothing is missing in silence, twice or out of order; in the end all is
+    there, and the hub's sums are what they must be.
+    """
+
+    async def run() -> None:
+        world = World(strategy)
+        for name, *arguments in steps:
+            await world.do(name, tuple(arguments))
+        world.drain(1 << 30)
+        await world.turn()
+        # One more message of each shows every hole there is.
+        for name in TOPICS:
+            world.publish(name, 1)
+        await world.turn()
+        world.drain(1 << 30)
+        await world.turn()
+
+        told = world.follow()
+        have = world.subscriptions.positions()
+
+        for name, position in have.items():
+            key = (name, position.epoch)
+            assert told[key] == position.offset == world.heads[key]
+        assert world.owner.refusals == []
+        assert world.hub.subscribers == len(have)
+        totals = world.hub.topics.totals()
+        lost = sum(totals.lost.values())
+        assert totals.offered == totals.delivered + lost + totals.discarded + totals.queued
+        world.subscriptions.leave()
+        assert world.hub.subscribers == 0
+        assert len(world.hub.watches) == 0
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
