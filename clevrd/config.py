@@ -73,6 +73,23 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             description="Messages a tenant may publish at once; 0 is one second's publish_rate.",
         ),
     ] = 0
+    idempotency_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=24 * HOUR_S,
+            description="Seconds for which a publish with the same idempotency key is a repeat;"
+            " 0 is never.",
+        ),
+    ] = 300.0
+    max_idempotency_keys: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=10_000_000,
+            description="Idempotency keys remembered at one time, over all tenants.",
+        ),
+    ] = 100_000
     ring_messages: Annotated[
         int,
         Meta(ge=100, le=1_000_000, description="Recent messages kept per topic, at most."),

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final, Protocol
@@ -24,6 +25,7 @@ from clevrd.control.rate_limiter import RateLimiter
 from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes
 from clevrd.core.control_frames import Ref, Subscribed, control_frame
 from clevrd.core.encoding import FrameEncoder
+from clevrd.core.idempotency import KEY_COST_BYTES, RememberedAnswers, Slot
 from clevrd.core.message import Message, MessageIds, PublishRequest, rfc3339
 from clevrd.core.positions import Start, Wish, start_of
 from clevrd.core.subscriber import Subscriber
@@ -69,6 +71,13 @@ IDLE_SWEEP_S: Final = 1.0
 RATE_SWEEP_S: Final = 1.0
 _BUCKETS_PER_SWEEP: Final = 1_000
 
+# Share of the memory bound for the answers to publishes with an idempotency key.
+_KEYS_SHARE: Final = 0.05
+
+# Remembered answers whose time is up are forgotten a few at a time, at 2.6 us each.
+KEY_SWEEP_S: Final = 1.0
+_KEYS_PER_SWEEP: Final = 1_000
+
 # When a round has failed, which only a bug can do.
 _ROUND_RETRY_S: Final = 1.0
 
@@ -87,14 +96,20 @@ class Stats(Protocol):
         """Return the load now."""
 
 
-class Published(msgspec.Struct, frozen=True, gc=False):
+class Published(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What the publisher is told."""
 
     success: bool
     message_id: str
     offset: int
     epoch: str
+    # How many the topic has; those of them that are behind; and those that were slow at the last
+    # evaluation, a second ago at most.
     subscribers: int
+    lagging: int
+    slow: int
+    # This is the answer to an earlier publish with the same key; it was not published again.
+    repeated: bool = False
 
 
 class Hub:
@@ -131,9 +146,15 @@ class Hub:
         # Messages that may be appended at once: a part of the ring, like what may be pending; with
         # a rate limit one by one, so that the budget is spent to its last message.
         self.max_run = 1 if config.publish_rate else min(MAX_RUN, self._max_pending)
-        # Topic -> publishes waiting for its round to end; at most MAX_WAITING_PUBLISHES in all.
-        self._room_waiters: dict[Topic, dict[asyncio.Future[None], None]] = {}
+        # Topic -> publishes waiting for room in it, in the order in which they came, each with what
+        # wakes it; at most MAX_WAITING_PUBLISHES in all.
+        self._room_waiters: dict[Topic, OrderedDict[object, asyncio.Future[None]]] = {}
         self._waiting_publishes = 0
+        self.answers: RememberedAnswers[Published] = RememberedAnswers(
+            _max_keys(config, self.max_memory_bytes), config.idempotency_s
+        )
+        # Publishes with a key that wait: set when it is decided what became of them.
+        self._under_way: dict[Slot, asyncio.Event] = {}
         # Topics with a round under way: begun, and not yet written to all its readers.
         self._running: set[Topic] = set()
         # Topics with readers, so that the loops that control don't walk through all topics.
@@ -179,10 +200,10 @@ class Hub:
         return topic
 
     def must_wait(self, topic: Topic) -> bool:
-        """Whether a publish to ``topic`` has to go through `publish_later`."""
+        """Whether a publish to ``topic`` has to go through `publish_later` or `turn`."""
         if self.throttler.delay_s(self._loop.time()) > 0.0:
             return True
-        return self._is_full(topic) and not self._makes_room(topic)
+        return self._has_no_room(topic)
 
     def publish(self, topic: Topic, request: PublishRequest) -> Published:
         """Append one message and have it offered to all readers this turn; no await.
@@ -191,7 +212,9 @@ class Hub:
         """
         offset = topic.head + 1
         (message_id,) = self._deliver(topic, offset, (request,))
-        return Published(True, message_id, offset, topic.epoch, topic.subscribers)
+        lagging = len(topic.lagging)
+        subscribers = len(topic.live) + lagging
+        return Published(True, message_id, offset, topic.epoch, subscribers, lagging, topic.slow)
 
     def publish_run(
         self, topic: Topic, requests: Sequence[PublishRequest]
@@ -199,7 +222,7 @@ class Hub:
         """Append many messages at once; return the first one's offset and all their ids.
 
         A run is at most ``max_run`` messages, of RUN_MAX_BYTES in all or a single one, and comes
-        after `must_wait` said no: then the ring holds it beside what is pending.
+        after `must_wait` said no, or its `turn`: then the ring holds it beside what is pending.
         """
         offset = topic.head + 1
         return offset, self._deliver(topic, offset, requests)
@@ -210,19 +233,97 @@ class Hub:
         Raises:
             Throttled: too many publishes wait already.
         """
-        if self._waiting_publishes >= MAX_WAITING_PUBLISHES:
-            raise Throttled("Too many publishes are waiting for slow readers; retry later.")
-        self._waiting_publishes += 1
+        return self.publish(await self.turn(topic), request)
+
+    async def turn(self, topic: Topic) -> Topic:
+        """Wait until what comes next may be appended to ``topic``, and return the topic.
+
+        What is appended then has to be appended at once. Who came first is served first.
+
+        Raises:
+            Throttled: too many publishes wait already.
+        """
+        self._begin_to_wait()
         try:
             delay_s = self.throttler.delay_s(self._loop.time())
             if delay_s > 0.0:
                 await asyncio.sleep(delay_s)
-            while self._is_full(topic) and not self._makes_room(topic):
-                await self._next_round(topic)
+            if self._has_no_room(topic):
+                await self._room_in(topic)
         finally:
             self._waiting_publishes -= 1
         # Idle topics are evicted, and this publish may have waited since it was found.
-        return self.publish(self.topic(Tenant(topic.tenant), topic.name), request)
+        return self.topic(Tenant(topic.tenant), topic.name)
+
+    def _begin_to_wait(self) -> None:
+        if self._waiting_publishes >= MAX_WAITING_PUBLISHES:
+            raise Throttled("Too many publishes are waiting for slow readers; retry later.")
+        self._waiting_publishes += 1
+
+    # --- publish once ----------------------------------------------------------------------------
+
+    def publish_once(self, tenant: Tenant, request: PublishRequest, key: str) -> Published | None:
+        """Publish, or return the first answer if a publish with this key was taken before.
+
+        Returns None when it has to go through `publish_once_later`.
+
+        Raises:
+            InvalidRequest: the key was used for other data.
+        """
+        slot = (tenant.name, request.topic, key)
+        if first := self._first_answer(slot, request):
+            return first
+        if slot in self._under_way:
+            return None
+        topic = self.topic(tenant, request.topic)
+        return None if self.must_wait(topic) else self._publish_first(topic, request, slot)
+
+    async def publish_once_later(
+        self, tenant: Tenant, request: PublishRequest, key: str
+    ) -> Published:
+        """Publish when its time has come, unless a publish with this key is taken before that.
+
+        One that fails is not remembered: the next that waits with the same key takes its place.
+
+        Raises:
+            Throttled: too many publishes wait already.
+            InvalidRequest: the key was used for other data.
+        """
+        slot = (tenant.name, request.topic, key)
+        await self._end_of(slot)
+        if first := self._first_answer(slot, request):
+            return first
+        self._under_way[slot] = decided = asyncio.Event()
+        try:
+            topic = self.topic(tenant, request.topic)
+            if self.must_wait(topic):
+                topic = await self.turn(topic)
+            return self._publish_first(topic, request, slot)
+        finally:
+            del self._under_way[slot]
+            decided.set()
+
+    async def _end_of(self, slot: Slot) -> None:
+        """Wait until no publish with this key is under way."""
+        if slot not in self._under_way:
+            return
+        self._begin_to_wait()
+        try:
+            while decided := self._under_way.get(slot):
+                await decided.wait()
+        finally:
+            self._waiting_publishes -= 1
+
+    def _first_answer(self, slot: Slot, request: PublishRequest) -> Published | None:
+        first = self.answers.find(slot, bytes(request.data), self._loop.time())
+        return msgspec.structs.replace(first, repeated=True) if first is not None else None
+
+    def _publish_first(self, topic: Topic, request: PublishRequest, slot: Slot) -> Published:
+        answer = self.publish(topic, request)
+        self.answers.remember(slot, bytes(request.data), answer, self._loop.time())
+        return answer
+
+    # --- appending, and room for it --------------------------------------------------------------
 
     def _deliver(self, topic: Topic, offset: int, requests: Sequence[PublishRequest]) -> list[str]:
         """Give ``topic`` its messages from ``offset`` on, each encoded once; return their ids."""
@@ -253,28 +354,44 @@ class Hub:
                 break
         return True
 
-    async def _next_round(self, topic: Topic) -> None:
-        """Wait until a round of ``topic`` has been written to all its readers."""
-        waiter = self._loop.create_future()
-        self._room_waiters.setdefault(topic, {})[waiter] = None
+    def _has_no_room(self, topic: Topic) -> bool:
+        """Whether a publish to ``topic`` has to wait for a round, or for others that wait."""
+        if self._room_waiters and topic in self._room_waiters:
+            return True
+        return self._is_full(topic) and not self._makes_room(topic)
+
+    async def _room_in(self, topic: Topic) -> None:
+        """Wait until ``topic`` has room and nobody else has waited for it longer."""
+        waiters = self._room_waiters.setdefault(topic, OrderedDict())
+        me = object()
         try:
-            await waiter
+            while True:
+                waiters[me] = woken = self._loop.create_future()
+                await woken
+                # They are woken in their order, so who looks first has waited longest.
+                if not self._is_full(topic) or self._makes_room(topic):
+                    return
         finally:
-            # Only a publish that was cancelled is still there.
-            if waiters := self._room_waiters.get(topic):
-                waiters.pop(waiter, None)
+            del waiters[me]
+            self._pass_on(topic, waiters)
+
+    def _pass_on(self, topic: Topic, waiters: OrderedDict[object, asyncio.Future[None]]) -> None:
+        """Let the next one look whether there is room for it too."""
+        if not waiters:
+            del self._room_waiters[topic]
+            return
+        woken = next(iter(waiters.values()))
+        if not woken.done():
+            woken.set_result(None)
 
     def _wake_waiters(self, topic: Topic) -> None:
         """Let as many waiting publishes go on as there is room for, longest waiting first."""
         waiters = self._room_waiters.get(topic)
         if waiters is None:
             return
-        for waiter in list(islice(waiters, max(0, self._max_pending - topic.pending))):
-            del waiters[waiter]
-            if not waiter.done():
-                waiter.set_result(None)
-        if not waiters:
-            del self._room_waiters[topic]
+        for woken in islice(waiters.values(), max(0, self._max_pending - topic.pending)):
+            if not woken.done():
+                woken.set_result(None)
 
     # --- rounds ----------------------------------------------------------------------------------
 
@@ -435,6 +552,7 @@ class Hub:
         self._timers.every(adaptive_buffer.INTERVAL_S, self.evaluate_buffers)
         self._timers.every(IDLE_SWEEP_S, self.evict_idle_topics)
         self._timers.every(RATE_SWEEP_S, self.forget_full_buckets)
+        self._timers.every(KEY_SWEEP_S, self.forget_old_answers)
 
     def stop(self) -> None:
         """Stop the timers."""
@@ -505,6 +623,10 @@ class Hub:
         """Give back the memory of tenants that have not published for a while."""
         self.rate_limiter.sweep(self._loop.time(), at_most=_BUCKETS_PER_SWEEP)
 
+    def forget_old_answers(self) -> None:
+        """Give back the memory of idempotency keys whose time is up."""
+        self.answers.sweep(self._loop.time(), at_most=_KEYS_PER_SWEEP)
+
     def _mean_message_bytes(self) -> float:
         """Return the mean size of the recent messages that anybody reads, 0.0 for none."""
         messages = sum(len(topic.ring) for topic in self._read_topics)
@@ -537,6 +659,12 @@ class Hub:
 
     def _has_pending(self) -> bool:
         return any(topic.pending for topic in self._read_topics)
+
+
+def _max_keys(config: Config, max_memory_bytes: int) -> int:
+    """Return how many idempotency keys are remembered: what is set, or what memory allows."""
+    affordable = int(max_memory_bytes * _KEYS_SHARE) // KEY_COST_BYTES
+    return min(config.max_idempotency_keys, affordable)
 
 
 def _input_bytes(config: Config, max_memory_bytes: int) -> int:

@@ -142,7 +142,8 @@ class PlainGrammar:
         line, *lines = head.split(b"\r\n")
         if match := _PUBLISH_LINE.fullmatch(line):
             plain = self._read_publish(match[1].decode("ascii"), read_fields(lines))
-            if plain is not None:
+            # A head with a key of its own comes once, and would push out those that come again.
+            if plain is not None and "idempotency-key" not in plain.request.headers:
                 self._remember(head, plain)
             return plain
         if match := _UPGRADE_LINE.fullmatch(line):

@@ -99,11 +99,23 @@ def headed_publishes() -> Iterator[Case]:
         "X-Long: " + "a" * 8000,
         "X-Long: " + "a" * 9000,
         "Forwarded: for=1.2.3.4",
+        "Idempotency-Key: abc",
+        'Idempotency-Key: "a b"',
+        'Idempotency-Key: "a',
+        "Idempotency-Key: a\tb",
+        "Idempotency-Key: é",
+        "Idempotency-Key:",
+        "Idempotency-Key: " + "k" * 256,
     ):
         yield field[:40], post(BODY, field)
     yield "two connections", post(BODY, "Connection: keep-alive", "Connection: keep-alive")
     yield "two tenants", post(BODY, "X-Tenant-ID: a", "X-Tenant-ID: b")
     yield "the same tenant twice", post(BODY, "X-Tenant-ID: a", "x-tenant-id: a")
+    yield "two keys", post(BODY, "Idempotency-Key: a", "Idempotency-Key: a")
+    keyed = BODY[:-1] + ',"idempotency_key":"a"}'
+    yield "the same key twice", post(keyed) + post(BODY, 'Idempotency-Key: "a"')
+    yield "keys that differ", post(keyed, "Idempotency-Key: b")
+    yield "other data", post(keyed) + post(keyed.replace("2.5", "2.6"))
     yield "tenant in the query", post(BODY, line="POST /publish?tenant=acme HTTP/1.1")
     yield "tenant in both", post(BODY, "X-Tenant-ID: b", line="POST /publish?tenant=a HTTP/1.1")
     for count in (100, 126, 127):

@@ -35,7 +35,7 @@ from clevrd.core.subscriber import DropStrategy
 from clevrd.errors import CannotStart, ClevrdError, ConfigError
 from clevrd.handlers.commands import Ping, PublishedNotice, Subscribe, Unsubscribe
 from clevrd.handlers.health import HealthView, MemoryView
-from clevrd.handlers.metrics import MetricsView, ThrottlerView
+from clevrd.handlers.metrics import IdempotencyView, MetricsView, ThrottlerView
 from clevrd.hub import Published
 from clevrd.metrics import MessageTotals, TopicView
 
@@ -68,6 +68,7 @@ WIRE_STRUCTS = (
     MetricsView,
     TopicView,
     ThrottlerView,
+    IdempotencyView,
     BufferDecision,
     MessageTotals,
     ProcessFigures,

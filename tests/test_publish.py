@@ -21,6 +21,7 @@ from clevrd.raw_http import MAX_REQUESTS_PER_TURN
 
 MIB = 1 << 20
 OK = post('{"topic":"t","data":1}')
+BODY = '{"topic":"fresh","data":1}'
 
 
 @pytest.fixture(params=[True, False], ids=["raw", "aiohttp"])
@@ -46,18 +47,18 @@ class Bad(NamedTuple):
 
 
 BAD_INPUT = {
-    "no body": Bad(post(""), "truncated"),
-    "no length": Bad(post("", length=None), "truncated"),
-    "not JSON": Bad(post("topic=t&data=1"), "malformed"),
-    "truncated": Bad(post('{"topic":"fresh","data":'), "truncated"),
-    "two values": Bad(post('{"topic":"fresh","data":1}{}'), "trailing"),
-    "array": Bad(post('[{"topic":"fresh","data":1}]'), "`object`"),
-    "string": Bad(post('"fresh"'), "`object`"),
-    "null": Bad(post("null"), "`object`"),
-    "topic missing": Bad(post('{"data":1}'), "`topic`"),
-    "topic null": Bad(body(topic=None), "`str`"),
-    "topic a number": Bad(body(topic=7), "`str`"),
-    "topic an array": Bad(body(topic=["a"]), "`str`"),
+    "no body": Bad(post(""), "body is empty; send"),
+    "no length": Bad(post("", length=None), "body is empty; send"),
+    "not JSON": Bad(post("topic=t&data=1"), "not JSON at byte 4; send"),
+    "truncated": Bad(post('{"topic":"fresh","data":'), "not complete JSON; send"),
+    "two values": Bad(post('{"topic":"fresh","data":1}{}'), "not JSON at byte 27; send"),
+    "array": Bad(post('[{"topic":"fresh","data":1}]'), "body is an array, not an object; send"),
+    "string": Bad(post('"fresh"'), "body is a string, not an object; send"),
+    "null": Bad(post("null"), "body is null, not an object; send"),
+    "topic missing": Bad(post('{"data":1}'), "topic is missing; send"),
+    "topic null": Bad(body(topic=None), "topic is null; send"),
+    "topic a number": Bad(body(topic=7), "topic is a number; send"),
+    "topic an array": Bad(body(topic=["a"]), "topic is an array; send"),
     "topic empty": Bad(body(topic=""), "1 to 255 bytes"),
     "topic of 256 bytes": Bad(body(topic="t" * 256), "has 256 bytes; 255 are allowed"),
     "topic of 128 letters": Bad(post('{"topic":"%s","data":1}' % ("é" * 128)), "has 256 bytes"),
@@ -65,17 +66,29 @@ BAD_INPUT = {
     "topic with a newline": Bad(body(topic="a\nb"), "control character; remove"),
     "topic with DEL": Bad(body(topic="a\x7f"), "control character; remove"),
     "topic with C1": Bad(body(topic="\x85"), "control character; remove"),
-    "topic half a pair": Bad(post('{"topic":"\\ud800","data":1}'), "malformed"),
+    "topic half a pair": Bad(post('{"topic":"\\ud800","data":1}'), "not JSON at byte 16; send"),
     "data missing": Bad(post('{"topic":"fresh"}'), "missing or null"),
     "data null": Bad(body(data=None), "missing or null"),
-    "data NaN": Bad(post('{"topic":"fresh","data":NaN}'), "malformed"),
+    "data NaN": Bad(post('{"topic":"fresh","data":NaN}'), "not JSON at byte 24; send"),
     "bad UTF-8 in data": Bad(post(b'{"topic":"fresh","data":"\xff"}'), "UTF-8 at byte 25"),
     "bad UTF-8 in a topic": Bad(post(b'{"topic":"\xc3(","data":1}'), "UTF-8 at byte 10"),
     "bad UTF-8 in a key": Bad(post(b'{"topic":"fresh","\xff":1,"data":1}'), "UTF-8"),
     "overlong UTF-8": Bad(post(b'{"topic":"fresh","data":"\xc0\xaf"}'), "UTF-8"),
     "surrogate in UTF-8": Bad(post(b'{"topic":"fresh","data":"\xed\xa0\x80"}'), "UTF-8"),
     "bad UTF-8 behind": Bad(post(b'{"topic":"fresh","data":1}\xff'), "UTF-8"),
-    "100,000 brackets": Bad(post("[" * 100_000), "`object`"),
+    "key empty": Bad(body(idempotency_key=""), "key must be 1 to 255 printable"),
+    "key of 256": Bad(body(idempotency_key="k" * 256), "key must be 1 to 255 printable"),
+    "key with a newline": Bad(body(idempotency_key="a\nb"), "key must be 1 to 255 printable"),
+    "key not ASCII": Bad(body(idempotency_key="é"), "key must be 1 to 255 printable"),
+    "key a number": Bad(body(idempotency_key=7), "idempotency_key is a number; send a string"),
+    "key header empty": Bad(post(BODY, "Idempotency-Key:"), "key must be 1 to 255 printable"),
+    "key header quoted badly": Bad(post(BODY, 'Idempotency-Key: "a'), 'one string, "KEY"'),
+    "key header twice": Bad(post(BODY, "Idempotency-Key: a", "Idempotency-Key: a"), "sent twice"),
+    "keys that differ": Bad(
+        post('{"topic":"fresh","data":1,"idempotency_key":"a"}', 'Idempotency-Key: "b"'),
+        "differ; send one",
+    ),
+    "100,000 brackets": Bad(post("[" * 100_000), "body is an array, not an object; send"),
     "100,000 brackets as data": Bad(
         post('{"topic":"fresh","data":' + "[" * 100_000 + "]" * 100_000 + "}"), "flatten"
     ),
@@ -158,7 +171,7 @@ async def test_refusal_is_problem_json_for_who_asks(daemon: Daemon) -> None:
 
     assert answer.headers["content-type"] == "application/problem+json"
     detail = answer.json.pop("detail")
-    assert "truncated" in detail
+    assert "not complete JSON" in detail
     assert answer.json | {"detail": detail} == {
         "type": "about:blank",
         "title": "Bad Request",
@@ -170,12 +183,20 @@ async def test_refusal_is_problem_json_for_who_asks(daemon: Daemon) -> None:
 
 
 async def test_accepted_publish_says_where_the_message_is(daemon: Daemon) -> None:
-    """Id, offset, epoch and how many subscribers it was offered to."""
+    """Id, offset, epoch, and how many subscribers there were: in all, behind, slow."""
     first = (await ask(daemon.port, OK)).json
     async with subscribe(daemon.ws_url):
         second = (await ask(daemon.port, OK)).json
 
-    assert first.keys() == {"success", "message_id", "offset", "epoch", "subscribers"}
+    assert first.keys() == {
+        "success",
+        "message_id",
+        "offset",
+        "epoch",
+        "subscribers",
+        "lagging",
+        "slow",
+    }
     assert (first["success"], first["offset"], first["subscribers"]) == (True, 1, 0)
     assert (second["success"], second["offset"], second["subscribers"]) == (True, 2, 1)
     assert first["epoch"] == second["epoch"]

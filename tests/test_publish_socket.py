@@ -52,6 +52,8 @@ async def test_frame_with_ref_is_answered_with_it(raw_paths: bool) -> None:
         "offset",
         "epoch",
         "subscribers",
+        "lagging",
+        "slow",
         "ref",
     }
 
@@ -168,6 +170,22 @@ async def test_throttled_frames_wait_in_order() -> None:
                 await socket.send(f'{{"topic":"t","data":{number}}}')
 
         assert await offsets(reader, 10) == list(range(1, 11))
+
+
+async def test_frames_that_waited_together_are_published_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What goes with the first frame that waits is not held back as well."""
+    async with running() as daemon, publish_socket(daemon) as socket:
+        must_wait = iter([True])
+        monkeypatch.setattr(daemon.hub, "must_wait", lambda topic: next(must_wait, False))
+
+        socket.transport.write(masked(TEXT, b'{"topic":"t","data":1}') * 10)
+        last = await ask(socket, topic="t", data=1, ref="last")
+        after = await ask(socket, topic="t", data=1, ref="after")
+
+    assert (last["offset"], last["ref"]) == (11, "last")
+    assert (after["offset"], after["ref"]) == (12, "after")
 
 
 async def test_publisher_that_leaves_abruptly_has_published_what_it_sent() -> None:

@@ -7,6 +7,7 @@ what the daemon adds to the write itself. The scenario `floor` measures both tog
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import cast
 
 import pytest
@@ -117,6 +118,25 @@ def test_publish_without_readers(benchmark: Benchmark) -> None:
     fixture = Fixture(readers=0)
 
     benchmark(lambda: fixture.publish(1))
+
+
+def test_publish_with_a_key(benchmark: Benchmark) -> None:
+    """The same with an idempotency key that is new, while as many are remembered as may be."""
+    fixture = Fixture(readers=0)
+    tenant, keys = Tenant("default-tenant"), count()
+    for _ in range(fixture.hub.answers.max_keys):
+        fixture.hub.publish_once(tenant, fixture.request, f"key-{next(keys)}")
+
+    benchmark(lambda: fixture.hub.publish_once(tenant, fixture.request, f"key-{next(keys)}"))
+
+
+def test_repeat(benchmark: Benchmark) -> None:
+    """A publish whose key is known gets the first answer."""
+    fixture = Fixture(readers=0)
+    tenant = Tenant("default-tenant")
+    fixture.hub.publish_once(tenant, fixture.request, "key")
+
+    benchmark(lambda: fixture.hub.publish_once(tenant, fixture.request, "key"))
 
 
 @pytest.mark.parametrize("readers", [1, 100, 1000, 10_000])

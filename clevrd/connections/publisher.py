@@ -36,8 +36,8 @@ class Publisher(Protocol):
     def take(self, payloads: Sequence[bytes], /) -> int:
         """Publish ``payloads`` until one has to wait; return how many were taken."""
 
-    def wait_for(self, payload: bytes, /) -> Awaitable[None]:
-        """Publish one payload when its time has come."""
+    def wait_for(self, payloads: Sequence[bytes], /) -> Awaitable[int]:
+        """Publish the first when its time has come, and some more; return how many were taken."""
 
 
 class PublishConnection(WebSocketConnection):
@@ -140,12 +140,14 @@ class PublishConnection(WebSocketConnection):
         self._write_answers()
         if taken == len(payloads):
             return True
-        self._hold(messages[start + taken + 1 :])
-        self._sockets.tasks.spawn(self._wait_for(payloads[taken]))
+        self._hold(messages[start + taken :])
+        self._sockets.tasks.spawn(self._wait_for(payloads[taken:]))
         return False
 
-    async def _wait_for(self, payload: bytes) -> None:
-        await self._publisher.wait_for(payload)
+    async def _wait_for(self, payloads: Sequence[bytes]) -> None:
+        """Have the first of what is held back published, of which ``payloads`` are the texts."""
+        taken = await self._publisher.wait_for(payloads)
+        del self._waiting[:taken]
         self._write_answers()
         self._take_turn()
 

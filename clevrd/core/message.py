@@ -5,11 +5,13 @@ Wire shapes: docs/wire.md. JSON: RFC 8259; UTF-8: RFC 3629; times: RFC 3339 in U
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 import msgspec
 
+from clevrd.core.idempotency import EXPECTED_KEY, check_key
 from clevrd.errors import InvalidRequest
 
 # A topic is part of a URL and of every message; 255 bytes is what file systems and brokers take.
@@ -36,6 +38,8 @@ class PublishRequest(msgspec.Struct, frozen=True, gc=False):
 
     topic: str
     data: msgspec.Raw = msgspec.Raw(b"null")
+    # Who publishes again with the same one, topic and data is given the first answer.
+    idempotency_key: str | None = None
 
 
 class SocketPublish(PublishRequest, frozen=True, gc=False):
@@ -59,6 +63,36 @@ _NO_PUNCTUATION: Final = str.maketrans("", "", "-T:.Z")
 _publish_decoder = msgspec.json.Decoder(PublishRequest)
 _socket_decoder = msgspec.json.Decoder(SocketPublish)
 _NULL: Final = msgspec.Raw(b"null")
+_AT_BYTE: Final = re.compile(r"\(byte (\d+)\)")
+
+# A JSON value's first byte -> what it is; the others begin numbers.
+_KINDS: Final = {
+    b"{": "an object",
+    b"[": "an array",
+    b'"': "a string",
+    b"t": "a boolean",
+    b"f": "a boolean",
+    b"n": "null",
+}
+
+
+# What to do about a field that is not a string; the ref, which only sockets have, comes last.
+_ADVICE: Final = {
+    "topic": EXPECTED_BODY,
+    "idempotency_key": f"send a string of {EXPECTED_KEY}",
+    "ref": f"send a string of at most {MAX_REF_CHARS} characters or an integer",
+}
+
+
+class _Fields(msgspec.Struct, frozen=True):
+    """The fields as they stand in a body that is refused, empty where they don't."""
+
+    topic: msgspec.Raw = msgspec.Raw(b"")
+    idempotency_key: msgspec.Raw = msgspec.Raw(b"")
+    ref: msgspec.Raw = msgspec.Raw(b"")
+
+
+_fields_decoder = msgspec.json.Decoder(_Fields)
 RequestT = TypeVar("RequestT", bound=PublishRequest)
 
 
@@ -97,10 +131,8 @@ def _decode(body: bytes, decoder: msgspec.json.Decoder[RequestT]) -> RequestT:
         raise InvalidRequest(
             f"The body is not valid UTF-8 at byte {error.start}; {EXPECTED_BODY} in UTF-8."
         ) from error
-    except RecursionError as error:
-        raise InvalidRequest("The JSON is nested too deeply; flatten it.") from error
-    except msgspec.MsgspecError as error:
-        raise InvalidRequest(f"The body can't be used ({error}); {EXPECTED_BODY}.") from error
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidRequest(_fault(body, error)) from error
     check_publish(request)
     return request
 
@@ -123,10 +155,53 @@ def check_utf8(body: bytes) -> None:
 
 
 def check_publish(request: PublishRequest) -> None:
-    """Raise InvalidRequest if ``request`` has no data, or its topic can't be one."""
+    """Raise InvalidRequest if ``request`` has no data, or its topic or key can't be one."""
     if request.data == _NULL:
         raise InvalidRequest(f"The data is missing or null; {EXPECTED_BODY}.")
     check_topic(request.topic)
+    if request.idempotency_key is not None:
+        check_key(request.idempotency_key)
+
+
+def _fault(body: bytes, error: Exception) -> str:
+    """Return the sentence about ``body``, whose decoding raised ``error``."""
+    try:
+        if isinstance(error, msgspec.ValidationError):
+            return _wrong_shape(body)
+    except (msgspec.DecodeError, RecursionError) as worse:
+        error = worse
+    return f"The body {json_fault(body, error)}; {EXPECTED_BODY}."
+
+
+def json_fault(text: bytes, error: Exception) -> str:
+    """Return what is wrong with ``text``, which is no JSON, as the rest of a sentence about it."""
+    if isinstance(error, RecursionError):
+        return "is nested too deeply, flatten it"
+    if not text.strip():
+        return "is empty"
+    # msgspec takes half a surrogate pair at a string's end for the end of the body.
+    at = _AT_BYTE.search(str(error))
+    return f"is not JSON at byte {at[1]}" if at else "is not complete JSON"
+
+
+def _wrong_shape(body: bytes) -> str:
+    """Return the sentence about ``body``, which begins as JSON and is not a publish."""
+    kind = _kind_of(body.lstrip())
+    if kind != "an object":
+        return f"The body is {kind}, not an object; {EXPECTED_BODY}."
+    fields = _fields_decoder.decode(body)
+    if not bytes(fields.topic):
+        return f"The topic is missing; {EXPECTED_BODY}."
+    for name, advice in _ADVICE.items():
+        kind = _kind_of(bytes(getattr(fields, name)))
+        if kind not in ("a string", ""):
+            return f"The {name} is {kind}; {advice}."
+    return f"A field of the body can't have the value it has; {EXPECTED_BODY}."
+
+
+def _kind_of(json: bytes) -> str:
+    """Return what ``json``, one value without whitespace before it, is; empty where it is."""
+    return _KINDS.get(json[:1], "a number") if json else ""
 
 
 def check_topic(topic: str) -> None:

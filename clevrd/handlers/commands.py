@@ -19,10 +19,10 @@ from clevrd.core.positions import After, Last, Wish
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest
 from clevrd.handlers.publish_run import RunPublisher
-from clevrd.handlers.publish_socket import PublishedWithRef, ref_of
+from clevrd.handlers.publish_socket import PublishedWithRef, ref_of, run_answers, with_ref
 from clevrd.handlers.resume import position_wish, since_wish
 from clevrd.handlers.subscribe import check_pattern, read_policy
-from clevrd.hub import Hub
+from clevrd.hub import Hub, Published
 from clevrd.tenants import Tenant
 
 # As on a URL: nine digits.
@@ -131,7 +131,7 @@ class Commands:
         # JSON, in the order of the commands; the connection takes them out.
         self.answers: list[bytes] = []
         self._runs: RunPublisher[Publish] = RunPublisher(
-            hub, tenant, self._decode, self._published, self._other
+            hub, tenant, self._decode, self._run_published, self._published, self._other
         )
         self.wait_for = self._runs.wait_for
         self.take = self._runs.take
@@ -144,21 +144,14 @@ class Commands:
         self._hub.refuse_if_draining()
         return command
 
-    def _published(
+    def _run_published(
         self, topic: Topic, run: Sequence[Publish], offset: int, ids: Sequence[str]
     ) -> None:
-        for index, request in enumerate(run):
-            if request.ref is not None:
-                self._answer(
-                    PublishedNotice(
-                        True,
-                        ids[index],
-                        offset + index,
-                        topic.epoch,
-                        topic.subscribers,
-                        request.ref,
-                    )
-                )
+        self.answers += map(_encode, run_answers(PublishedNotice, topic, run, offset, ids))
+
+    def _published(self, request: Publish, answer: Published) -> None:
+        if request.ref is not None:
+            self._answer(with_ref(PublishedNotice, answer, request.ref))
 
     def _other(self, error: ClevrdError, payload: bytes) -> None:
         """Carry out what is no publish; answer what is refused."""

@@ -38,6 +38,15 @@ class ThrottlerView(msgspec.Struct, frozen=True):
     seconds_throttled: float
 
 
+class IdempotencyView(msgspec.Struct, frozen=True):
+    """What became of publishes with an idempotency key."""
+
+    keys: int
+    max_keys: int
+    repeats: int
+    pushed_out: int
+
+
 class MetricsView(msgspec.Struct, frozen=True):
     """What /metrics says."""
 
@@ -48,6 +57,7 @@ class MetricsView(msgspec.Struct, frozen=True):
     throttler_metrics: ThrottlerView
     buffer_metrics: BufferDecision | None
     messages: MessageTotals
+    idempotency: IdempotencyView
     connections: dict[str, Any]
     process: ProcessFigures
     uptime_s: float
@@ -79,6 +89,7 @@ class MetricsEndpoint:
                 throttler_metrics=_throttler_view(hub, now_s),
                 buffer_metrics=hub.buffers.decision,
                 messages=message_totals(hub.topics),
+                idempotency=_idempotency_view(hub),
                 connections={
                     "accepted": hub.counters.connections,
                     "refused": hub.counters.refused,
@@ -99,6 +110,11 @@ def _topic_count(request: Request) -> int:
     if len(values) > 1 or not (values[0].isdecimal() and values[0].isascii()):
         raise InvalidRequest("The option topics must be one whole number.")
     return min(int(values[0][:9]), MAX_TOPICS)
+
+
+def _idempotency_view(hub: Hub) -> IdempotencyView:
+    answers = hub.answers
+    return IdempotencyView(len(answers), answers.max_keys, answers.repeats, answers.pushed_out)
 
 
 def _throttler_view(hub: Hub, now_s: float) -> ThrottlerView:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import Final
+
+import msgspec
 
 from clevrd.config import Config
+from clevrd.core.idempotency import key_of_header
 from clevrd.core.message import PublishRequest, decode_publish
 from clevrd.core.topic import Topic
-from clevrd.errors import MessageTooLarge, UnsupportedMediaType
+from clevrd.errors import InvalidRequest, MessageTooLarge, UnsupportedMediaType
 from clevrd.exchange import Answer, Request, json_answer
-from clevrd.hub import Hub
-from clevrd.tenants import identify
+from clevrd.hub import Hub, Published
+from clevrd.tenants import Tenant, identify
+
+KEY_HEADER: Final = "idempotency-key"
 
 
 class PublishEndpoint:
@@ -30,6 +36,8 @@ class PublishEndpoint:
         tenant = identify(request, request.options())
         self._hub.check_rate(tenant)
         publish = decode_publish(body)
+        if publish.idempotency_key is not None or KEY_HEADER in request.headers:
+            return self._once(tenant, publish, idempotency_key(request, publish))
         topic = self._hub.topic(tenant, publish.topic)
         if self._hub.must_wait(topic):
             return self._later(topic, publish)
@@ -37,6 +45,42 @@ class PublishEndpoint:
 
     async def _later(self, topic: Topic, publish: PublishRequest) -> Answer:
         return json_answer(await self._hub.publish_later(topic, publish))
+
+    def _once(
+        self, tenant: Tenant, publish: PublishRequest, key: str
+    ) -> Answer | Awaitable[Answer]:
+        published = self._hub.publish_once(tenant, publish, key)
+        if published is None:
+            return self._once_later(tenant, publish, key)
+        return _answer_once(published)
+
+    async def _once_later(self, tenant: Tenant, publish: PublishRequest, key: str) -> Answer:
+        return _answer_once(await self._hub.publish_once_later(tenant, publish, key))
+
+
+def idempotency_key(request: Request, publish: PublishRequest) -> str:
+    """Return the key that stands in the publish's body, in its head, or in both.
+
+    Raises:
+        InvalidRequest: the header holds no key, or another one than the body.
+    """
+    in_body = publish.idempotency_key
+    field = request.headers.get(KEY_HEADER)
+    if field is None and in_body is not None:
+        return in_body
+    key = key_of_header(field or "")
+    if in_body not in (None, key):
+        raise InvalidRequest(
+            "The header Idempotency-Key and the field idempotency_key differ; send one of them."
+        )
+    return key
+
+
+def _answer_once(published: Published) -> Answer:
+    answer = json_answer(published)
+    if not published.repeated:
+        return answer
+    return msgspec.structs.replace(answer, headers=(("Idempotency-Replayed", "true"),))
 
 
 def check_body_head(request: Request, max_bytes: int) -> None:

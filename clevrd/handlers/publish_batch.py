@@ -14,11 +14,11 @@ from typing import Final
 import msgspec
 
 from clevrd.config import Config
-from clevrd.core.message import EXPECTED_BODY, PublishRequest, decode_publish
+from clevrd.core.message import EXPECTED_BODY, PublishRequest, decode_publish, json_fault
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest, MessageTooLarge
 from clevrd.exchange import Answer, Failure, Request, failure_of, json_answer
-from clevrd.handlers.publish import check_body_head
+from clevrd.handlers.publish import KEY_HEADER, check_body_head
 from clevrd.handlers.publish_run import RunPublisher
 from clevrd.hub import Hub, Published
 from clevrd.tenants import Tenant, identify
@@ -62,6 +62,11 @@ class BatchEndpoint:
     def admit(self, request: Request) -> None:
         """Refuse by the head alone: draining, a coded body, or one declared too large."""
         self._hub.refuse_if_draining()
+        if KEY_HEADER in request.headers:
+            # Ignored, it would leave who sent it with less than they believe to have.
+            raise InvalidRequest(
+                "A batch has no Idempotency-Key header; put an idempotency_key into each item."
+            )
         check_body_head(request, self.max_body_bytes)
 
     def answer(self, request: Request, body: bytes) -> Awaitable[Answer]:
@@ -71,17 +76,23 @@ class BatchEndpoint:
 
     async def _publish_all(self, tenant: Tenant, items: list[bytes]) -> Answer:
         results = BatchResults(self._hub)
-        runs = RunPublisher(self._hub, tenant, self._decode, results.published, results.refused)
+        runs = RunPublisher(
+            self._hub,
+            tenant,
+            self._decode,
+            results.run_published,
+            results.published,
+            results.refused,
+        )
         taken = 0
         while taken < len(items):
             turn = _turn(items, taken)
             done = runs.take(turn)
-            taken += done
             if done < len(turn):
-                await runs.wait_for(items[taken])
-                taken += 1
+                done += await runs.wait_for(turn[done:])
             else:
                 await asyncio.sleep(0)
+            taken += done
         return results.answer()
 
     def _decode(self, item: bytes) -> PublishRequest:
@@ -105,15 +116,20 @@ class BatchResults:
         self._results: list[Published | Failure] = []
         self._refused = 0
 
-    def published(
+    def run_published(
         self, topic: Topic, run: Sequence[PublishRequest], offset: int, ids: Sequence[str]
     ) -> None:
         """Note a run that was published."""
         epoch, subscribers = topic.epoch, topic.subscribers
+        lagging, slow = len(topic.lagging), topic.slow
         self._results += [
-            Published(True, message_id, number, epoch, subscribers)
+            Published(True, message_id, number, epoch, subscribers, lagging, slow)
             for number, message_id in enumerate(ids, offset)
         ]
+
+    def published(self, request: PublishRequest, answer: Published) -> None:
+        """Note an item that was published by itself, or before."""
+        self._results.append(answer)
 
     def refused(self, error: ClevrdError, item: bytes) -> None:
         """Note an item that was refused."""
@@ -151,10 +167,12 @@ def _array_items(body: bytes) -> list[bytes]:
         )
     try:
         return [bytes(item) for item in _array_decoder.decode(body)]
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"The batch is no JSON array ({error}).") from error
-    except RecursionError as error:
-        raise InvalidRequest("The batch is nested too deeply; flatten it.") from error
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidRequest(
+            f"The batch {json_fault(body, error)}; send an array or lines of JSON."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("The batch is not valid UTF-8; send UTF-8.") from error
 
 
 def _lines(body: bytes) -> list[bytes]:

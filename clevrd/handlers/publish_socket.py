@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -25,10 +26,13 @@ from clevrd.tenants import Tenant, identify
 _encode = msgspec.json.Encoder().encode
 
 
-class PublishedWithRef(Published, frozen=True, gc=False):
+class PublishedWithRef(Published, frozen=True, gc=False, omit_defaults=True):
     """What the publisher of a frame with a ref is told."""
 
-    ref: str | int
+    ref: str | int | msgspec.UnsetType = msgspec.UNSET
+
+
+AnswerT = TypeVar("AnswerT", bound=PublishedWithRef)
 
 
 class FailureWithRef(Failure, frozen=True, kw_only=True):
@@ -82,7 +86,7 @@ class FramePublisher:
         # JSON, in the order of the frames; whoever writes them takes them out.
         self.answers: list[bytes] = []
         self._runs = RunPublisher(
-            hub, tenant, decode_socket_publish, self._published, self._refused
+            hub, tenant, decode_socket_publish, self._run_published, self._published, self._refused
         )
         self.wait_for = self._runs.wait_for
 
@@ -99,20 +103,14 @@ class FramePublisher:
             return len(payloads)
         return self._runs.take(payloads)
 
-    def _published(
+    def _run_published(
         self, topic: Topic, run: Sequence[SocketPublish], offset: int, ids: Sequence[str]
     ) -> None:
-        for index, request in enumerate(run):
-            if request.ref is not None:
-                answer = PublishedWithRef(
-                    True,
-                    ids[index],
-                    offset + index,
-                    topic.epoch,
-                    topic.subscribers,
-                    request.ref,
-                )
-                self.answers.append(_encode(answer))
+        self.answers += map(_encode, run_answers(PublishedWithRef, topic, run, offset, ids))
+
+    def _published(self, request: SocketPublish, answer: Published) -> None:
+        if request.ref is not None:
+            self.answers.append(_encode(with_ref(PublishedWithRef, answer, request.ref)))
 
     def _refused(self, error: ClevrdError, payload: bytes) -> None:
         self._hub.counters.count_refusal(error.code)
@@ -124,6 +122,38 @@ class FramePublisher:
             ref=ref_of(payload),
         )
         self.answers.append(_encode(answer))
+
+
+def run_answers(
+    kind: type[AnswerT],
+    topic: Topic,
+    run: Sequence[SocketPublish],
+    offset: int,
+    ids: Sequence[str],
+) -> list[AnswerT]:
+    """Return what a run's publishers that want an answer are told, as so many ``kind``."""
+    epoch, subscribers = topic.epoch, topic.subscribers
+    lagging, slow = len(topic.lagging), topic.slow
+    return [
+        kind(
+            True,
+            ids[index],
+            offset + index,
+            epoch,
+            subscribers,
+            lagging,
+            slow,
+            False,
+            request.ref,
+        )
+        for index, request in enumerate(run)
+        if request.ref is not None
+    ]
+
+
+def with_ref(kind: type[AnswerT], answer: Published, ref: str | int) -> AnswerT:
+    """Return ``answer`` as a ``kind`` that carries ``ref``."""
+    return kind(**msgspec.structs.asdict(answer), ref=ref)
 
 
 def ref_of(payload: bytes) -> str | int | msgspec.UnsetType:
