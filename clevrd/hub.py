@@ -81,7 +81,7 @@ _KEYS_PER_SWEEP: Final = 1_000
 # When a round has failed, which only a bug can do.
 _ROUND_RETRY_S: Final = 1.0
 
-# At shutdown a reader that took nothing for this long is not waited for.
+# At shutdown readers that took nothing for this long are not waited for.
 _DRAIN_PATIENCE_S: Final = 1.0
 _DRAIN_POLL_S: Final = 0.01
 
@@ -642,20 +642,33 @@ class Hub:
         _DRAIN_PATIENCE_S, or at ``deadline_s`` on the loop's clock.
         """
         self.is_draining = True
-        delivered = -1
+        progress = (-1, -1)
         patience_ends_s = 0.0
         while (now_s := self._loop.time()) < deadline_s:
             busy = self._waiting_publishes or self._running or self._has_pending()
             lagging = any(topic.lagging for topic in self._read_topics)
             if not busy and not lagging:
                 return
-            progress = sum(topic.delivered for topic in self._read_topics)
-            if busy or progress != delivered:
-                delivered = progress
-                patience_ends_s = now_s + _DRAIN_PATIENCE_S
+            if busy:
+                patience_ends_s = 0.0
             elif now_s >= patience_ends_s:
-                return
+                before, progress = progress, self._drained()
+                if progress == before:
+                    return
+                patience_ends_s = now_s + _DRAIN_PATIENCE_S
             await asyncio.sleep(_DRAIN_POLL_S)
+
+    def _drained(self) -> tuple[int, int]:
+        """Return what changes when any lagging reader takes anything: 1 us for each of them.
+
+        Messages handed over, and bytes that were handed over before and are not taken yet: a
+        reader at some KB/s lives on what its connection holds for many seconds.
+        """
+        delivered = sum(topic.delivered for topic in self._read_topics)
+        unsent_bytes = sum(
+            reader.sink.unsent_bytes() for topic in self._read_topics for reader in topic.lagging
+        )
+        return delivered, unsent_bytes
 
     def _has_pending(self) -> bool:
         return any(topic.pending for topic in self._read_topics)

@@ -38,6 +38,8 @@ class Listeners:
         self._send_buffer_bytes = send_buffer_bytes
         self._make_protocol = make_protocol
         self._loop = loop
+        # Bound, and not served yet.
+        self._bound: list[socket.socket] = []
         self._servers: list[tuple[socket.socket, asyncio.Server]] = []
         self._is_closed = False
 
@@ -54,14 +56,26 @@ class Listeners:
         """
         return bool(self._servers) and all(_accepts(bound) for bound, _ in self._servers)
 
-    async def open(self) -> None:
-        """Listen.
+    async def bind(self) -> None:
+        """Take the address: who connects from here on waits until it is served.
 
         Raises:
             CannotStart: the address can't be listened on; nothing is left half open.
         """
-        sockets = open_sockets(self._address, self._send_buffer_bytes)
-        self._pin_port(sockets)
+        self._bound = await open_sockets(self._address, self._send_buffer_bytes, self._loop)
+        self._pin_port(self._bound)
+        for bound in self._bound:
+            bound.listen(BACKLOG)
+
+    async def open(self) -> None:
+        """Listen.
+
+        Raises:
+            CannotStart: as `bind`, which it does where that was not done before.
+        """
+        if not self._bound:
+            await self.bind()
+        sockets, self._bound = self._bound, []
         self._servers = [(bound, await self._serve(bound)) for bound in sockets]
 
     async def reopen_if_dead(self) -> bool:
@@ -86,7 +100,9 @@ class Listeners:
         self._is_closed = True
         for _, server in self._servers:
             server.close()
-        self._servers = []
+        for bound in self._bound:
+            bound.close()
+        self._servers, self._bound = [], []
         if isinstance(self._address, UnixAddress):
             _remove_socket(self._address.path)
 
@@ -110,12 +126,15 @@ def _accepts(bound: socket.socket) -> bool:
         return False
 
 
-def open_sockets(address: TcpAddress | UnixAddress, send_buffer_bytes: int) -> list[socket.socket]:
-    """Return bound sockets for ``address``, not listening yet.
+async def open_sockets(
+    address: TcpAddress | UnixAddress, send_buffer_bytes: int, loop: asyncio.AbstractEventLoop
+) -> list[socket.socket]:
+    """Return bound sockets for ``address``, which nobody accepts from yet.
 
     Args:
         address: where to.
         send_buffer_bytes: SO_SNDBUF, which accepted TCP connections inherit; 0 for the kernel's.
+        loop: what looks a host's name up, beside everything else.
 
     Raises:
         CannotStart: one line saying why not and what to do.
@@ -123,7 +142,7 @@ def open_sockets(address: TcpAddress | UnixAddress, send_buffer_bytes: int) -> l
     try:
         if isinstance(address, UnixAddress):
             return [_unix_socket(address.path)]
-        sockets = _tcp_sockets(address)
+        sockets = await _tcp_sockets(address, loop)
     except OSError as error:
         raise CannotStart(_why_not(address, error)) from error
     for each in sockets:
@@ -134,7 +153,7 @@ def open_sockets(address: TcpAddress | UnixAddress, send_buffer_bytes: int) -> l
     return sockets
 
 
-def _tcp_sockets(address: TcpAddress) -> list[socket.socket]:
+async def _tcp_sockets(address: TcpAddress, loop: asyncio.AbstractEventLoop) -> list[socket.socket]:
     if address.host is None:
         if socket.has_dualstack_ipv6():
             # One socket for both families, so that port 0 is the same port on both.
@@ -144,7 +163,7 @@ def _tcp_sockets(address: TcpAddress) -> list[socket.socket]:
                 )
             ]
         return [socket.create_server(("0.0.0.0", address.port))]  # noqa: S104  # asked for
-    infos = socket.getaddrinfo(
+    infos = await loop.getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
     seen = dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in infos)
@@ -178,11 +197,15 @@ def _clear_stale_socket(path: str) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # One whose backlog is full would hold the loop.
+        probe.setblocking(False)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
             return
+        except BlockingIOError:
+            log.debug("socket answers path=%s; its backlog is full", path)
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 

@@ -58,6 +58,15 @@ LINGER_S: Final = 2.0
 # Connections that linger at once; more are closed right away. Half of the descriptors kept back.
 MAX_LINGERING: Final = 32
 
+# Connections over the limit that may ask for the daemon's health and nothing else: a full daemon is
+# not one to be killed by its liveness probe. A quarter of the descriptors kept back; when there are
+# more, the one that has said nothing for the longest goes.
+MAX_PROBES: Final = 16
+# A probe sends its request with its connection.
+PROBE_S: Final = 2.0
+_PROBE_LINE: Final = re.compile(r"GET (/[!-~]*) HTTP/1\.[01]", re.ASCII)
+_PROBE_BEGINNING: Final = b"GET /health"
+
 # How each plain request begins, and what none holds: a line end that is not CR LF, or a NUL.
 _BEGINNINGS: Final = (b"POST /publish", b"GET /subscribe", b"GET /publish", b"GET /ws")
 _NEVER_PLAIN: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\0")
@@ -102,6 +111,12 @@ class PlainHead:
 
 def read_fields(lines: list[bytes]) -> dict[str, str] | None:
     """Return field lines by lower-case name; None unless each is plain and no name comes twice."""
+    fields = _read_lines(lines)
+    return fields if fields is not None and HOST.fullmatch(fields.get("host", "")) else None
+
+
+def _read_lines(lines: list[bytes]) -> dict[str, str] | None:
+    """Return ``read_fields`` also where there is no host, as HTTP/1.0 has none."""
     fields: dict[str, str] = {}
     if len(lines) > MAX_FIELDS:
         return None
@@ -113,13 +128,23 @@ def read_fields(lines: list[bytes]) -> dict[str, str] | None:
         if name in fields or name in _FRAMING:
             return None
         fields[name] = match[2].decode("ascii")
-    return fields if HOST.fullmatch(fields.get("host", "")) else None
+    return fields
 
 
 def can_become_plain(part: bytes) -> bool:
     """Return whether ``part``, in which no head ends yet, may be the beginning of a plain one."""
     begins = part.startswith(_BEGINNINGS) or any(each.startswith(part) for each in _BEGINNINGS)
     return begins and _NEVER_PLAIN.search(part) is None
+
+
+def read_probe(head: bytes) -> Request | None:
+    """Return the GET without a body that ``head`` is; None when it is anything else."""
+    line, *lines = head.split(b"\r\n")
+    match = _PROBE_LINE.fullmatch(line.decode("latin-1"))
+    fields = _read_lines(lines)
+    if match is None or fields is None or "content-length" in fields or "upgrade" in fields:
+        return None
+    return Request("GET", match[1], fields)
 
 
 class PlainGrammar:
@@ -190,6 +215,7 @@ class Door:
         self,
         *,
         grammar: PlainGrammar | None,
+        probes: Mapping[str, Endpoint],
         make_aiohttp_protocol: Callable[[], asyncio.Protocol],
         count_handed_over: Callable[[], int],
         counters: Counters,
@@ -211,6 +237,11 @@ class Door:
         self.open: set[RawConnection] = set()
         # Connections that have had a last word and are to see it; at most MAX_LINGERING.
         self.lingering: set[RawConnection] = set()
+        # Path -> what answers it also over the limit of connections.
+        self.probes = probes
+        # Connections over the limit that have not said yet what they want; at most MAX_PROBES, and
+        # the one that has waited longest first.
+        self.probing: dict[RawConnection, None] = {}
         self._count_handed_over = count_handed_over
         self._max_connections = max_connections
         self._timers = Timers(loop, counters.count_background_error)
@@ -237,13 +268,13 @@ class Door:
     def stop(self) -> None:
         """Stop the sweep, and end what is still open: clients that don't take their last answer."""
         self._timers.stop()
-        for connection in self.open | self.lingering:
+        for connection in self.open | self.lingering | self.probing.keys():
             connection.transport.abort()
 
     def sweep(self) -> None:
         """End connections whose request did not arrive whole in time, or that have been idle."""
         now_s = self.now_s()
-        for connection in self.open | self.lingering:
+        for connection in self.open | self.lingering | self.probing.keys():
             if connection.deadline_s <= now_s:
                 connection.expire()
 
@@ -272,6 +303,7 @@ class RawConnection(asyncio.Protocol):
         "_is_closing",
         "_is_last",
         "_is_partial",
+        "_is_probe",
         "_is_write_paused",
         "_needed_bytes",
         "deadline_s",
@@ -293,6 +325,8 @@ class RawConnection(asyncio.Protocol):
         self._is_partial = False
         # The daemon is draining: close once nothing is under way.
         self._is_last = False
+        # It came over the limit and may ask for the daemon's health.
+        self._is_probe = False
         # What the budget of all connections was told that the buffer holds.
         self._held_bytes = 0
         # Close after the answers that are due.
@@ -308,7 +342,7 @@ class RawConnection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         door.counters.connections += 1
         if door.is_full():
-            self._refuse_entry()
+            self._await_probe()
             return
         self.deadline_s = door.now_s() + door.request_timeout_s
         door.open.add(self)
@@ -318,6 +352,9 @@ class RawConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Serve what is whole, keep the rest."""
         if self._is_closing:
+            return
+        if self._is_probe:
+            self._serve_probe(data)
             return
         buffer = self._buffer
         if buffer or self._must_hold:
@@ -333,6 +370,8 @@ class RawConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Answer what waits before closing: a client may shut its side down after its request."""
         self._is_closing = True
+        if self._is_probe:
+            return False
         if self._buffer and not self._is_busy:
             # It will never be whole; aiohttp knows what to say to that.
             self._hand_over(bytes(self._buffer))
@@ -345,6 +384,7 @@ class RawConnection(asyncio.Protocol):
         self._let_go()
         self._door.open.discard(self)
         self._door.lingering.discard(self)
+        self._door.probing.pop(self, None)
 
     def pause_writing(self) -> None:
         """The client does not read its answers: read no more of its requests."""
@@ -452,6 +492,49 @@ class RawConnection(asyncio.Protocol):
             self._is_partial = True
             self.deadline_s = door.now_s() + door.request_timeout_s
 
+    # --- over the limit --------------------------------------------------------------------------
+
+    def _await_probe(self) -> None:
+        """Wait for what it asks, in the place of who has waited longest if there are too many."""
+        door = self._door
+        self._is_probe = True
+        if len(door.probing) >= MAX_PROBES:
+            next(iter(door.probing)).refuse_entry()
+        self.deadline_s = door.now_s() + PROBE_S
+        door.probing[self] = None
+
+    def _serve_probe(self, data: bytes) -> None:
+        """Answer a question for the daemon's health, and refuse everything else."""
+        self._buffer += data
+        part = bytes(self._buffer)
+        if not (part.startswith(_PROBE_BEGINNING) or _PROBE_BEGINNING.startswith(part)):
+            self.refuse_entry()
+            return
+        head, end, _ = part.partition(b"\r\n\r\n")
+        if not end:
+            if len(part) > MAX_HEAD_BYTES:
+                self.refuse_entry()
+            return
+        request = read_probe(head)
+        endpoint = self._door.probes.get(request.path) if request is not None else None
+        if request is None or endpoint is None:
+            self.refuse_entry()
+            return
+        self._say_last(self._probe_answer(endpoint, request))
+
+    def _probe_answer(self, endpoint: Endpoint, request: Request) -> Answer:
+        try:
+            endpoint.admit(request)
+            return cast(Answer, endpoint.answer(request, b""))
+        except Exception as error:
+            return self._door.refusal(error, request)
+
+    def refuse_entry(self) -> None:
+        """Say that there is no room."""
+        self._end_with(
+            Unavailable("The daemon has as many connections as it may have; retry later.")
+        )
+
     # --- waiting, upgrading, handing over --------------------------------------------------------
 
     def _wait_for(self, reply: Awaitable[Answer], request: Request, rest: bytes) -> None:
@@ -535,6 +618,8 @@ class RawConnection(asyncio.Protocol):
         if self._is_closing or self._is_write_paused or self.transport.is_closing():
             # It does not even take what it was answered.
             self.transport.abort()
+        elif self._is_probe:
+            self.refuse_entry()
         elif self._buffer:
             timeout_s = self._door.request_timeout_s
             self._end_with(RequestTimeout(f"The request did not arrive within {timeout_s:g} s."))
@@ -558,18 +643,16 @@ class RawConnection(asyncio.Protocol):
             self._is_closing = True
             self.transport.close()
 
-    def _refuse_entry(self) -> None:
-        self._end_with(
-            Unavailable("The daemon has as many connections as it may have; retry later.")
-        )
-
     def _end_with(self, error: ClevrdError) -> None:
+        self._say_last(self._door.refusal(error, None))
+
+    def _say_last(self, answer: Answer) -> None:
         """Say a last word, and close once the client can have read it."""
         door = self._door
         self._is_closing = True
         self._let_go()
         door.open.discard(self)
-        answer = door.refusal(error, None)
+        door.probing.pop(self, None)
         self.transport.write(door.renderer.render(answer, must_close=True))
         if len(door.lingering) >= MAX_LINGERING:
             self.transport.close()

@@ -108,6 +108,7 @@ class Server:
         )
         self.door = Door(
             grammar=grammar if config.raw_paths else None,
+            probes={"/health": health, "/health/live": live, "/health/ready": ready},
             make_aiohttp_protocol=self._http,
             count_handed_over=lambda: self._front.open_connections + len(self.connections),
             counters=self.hub.counters,

@@ -81,6 +81,10 @@ class FakeSink:
         if self.closed is None:
             self.closed = code, reason
 
+    def unsent_bytes(self) -> int:
+        """Return what was written and not drained."""
+        return self.buffered_bytes
+
     def drain(self, max_bytes: int = 1 << 60) -> None:
         """Let the peer read ``max_bytes``; resumes when that leaves room."""
         self.buffered_bytes = max(0, self.buffered_bytes - max_bytes)

@@ -18,7 +18,7 @@ from daemons import Daemon, running, until
 from http_corpus import CHUNKED, hostile
 from http_wire import Response, Steady, ask, chunked, get, post, read_response, responses, talk
 
-from clevrd.raw_http import MAX_LINGERING
+from clevrd.raw_http import MAX_LINGERING, MAX_PROBES
 
 MIB = 1 << 20
 BODY = b'{"topic":"t","data":1}'
@@ -410,6 +410,93 @@ async def test_refusals_at_the_door_are_bounded() -> None:
             writer.close()
         assert lingering == MAX_LINGERING
         await until(lambda: not daemon.server.door.lingering)
+
+
+@pytest.mark.parametrize("raw_paths", [True, False], ids=["raw", "aiohttp"])
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready"])
+async def test_full_daemon_still_says_how_it_is(raw_paths: bool, path: str) -> None:
+    """A liveness probe is answered over the limit, as below it, and its connection closed."""
+    asked = get(path, "User-Agent: kube-probe/1.29", "Accept: */*")
+    async with running(raw_paths=raw_paths, max_connections=1) as daemon:
+        _, holder = await asyncio.open_connection("127.0.0.1", daemon.port)
+        await until(lambda: daemon.hub.counters.connections)
+
+        (full,) = responses(await talk(daemon.port, [asked]))
+        (in_parts,) = responses(await talk(daemon.port, [asked[:9], asked[9:40], asked[40:]]))
+        (old,) = responses(await talk(daemon.port, [b"GET %b HTTP/1.0\r\n\r\n" % path.encode()]))
+
+        assert [each.status for each in (full, in_parts, old)] == [200] * 3
+        assert full.json["status"] in ("ok", "healthy")
+        assert full.headers["connection"] == "close"
+        assert daemon.hub.counters.refused == {}
+        assert daemon.server.door.probing == {}
+        holder.close()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        OK,
+        get("/metrics"),
+        get("/healthy"),
+        get("/health/../publish"),
+        get("/health", "Content-Length: 2") + b"{}",
+        get("/health", "Upgrade: websocket"),
+        get("/health", "Transfer-Encoding: chunked"),
+        b"GET /health\r\n\r\n",
+        b"GET /health HTTP/1.1\nHost: a\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nX: " + b"a" * 10_000,
+        b"\0",
+    ],
+)
+async def test_probe_over_the_limit_may_ask_nothing_else(sent: bytes) -> None:
+    """Whatever is not plainly a question for the daemon's health gets the 503 at once."""
+    async with running(max_connections=1) as daemon:
+        _, holder = await asyncio.open_connection("127.0.0.1", daemon.port)
+        await until(lambda: daemon.hub.counters.connections)
+
+        answers = responses(await talk(daemon.port, [sent]))
+
+        assert [each.status for each in answers] == [503]
+        assert daemon.hub.counters.refused == {"unavailable": 1}
+        assert len(daemon.hub.topics) == 0
+        holder.close()
+
+
+async def test_probe_over_the_limit_is_one_question() -> None:
+    """What is pipelined behind it is not served."""
+    async with running(max_connections=1) as daemon:
+        _, holder = await asyncio.open_connection("127.0.0.1", daemon.port)
+        await until(lambda: daemon.hub.counters.connections)
+
+        answers = responses(await talk(daemon.port, [get("/health/live") + OK]))
+
+        assert [each.status for each in answers] == [200]
+        assert len(daemon.hub.topics) == 0
+        holder.close()
+
+
+async def test_silent_crowd_does_not_keep_a_probe_out() -> None:
+    """There are so many places for probes; who has said nothing for the longest makes room."""
+    async with running(max_connections=1) as daemon:
+        streams = [
+            await asyncio.open_connection("127.0.0.1", daemon.port) for _ in range(3 * MAX_PROBES)
+        ]
+        await until(lambda: daemon.hub.counters.connections == len(streams))
+        probing = len(daemon.server.door.probing)
+
+        (answer,) = responses(await talk(daemon.port, [get("/health/live")]))
+
+        assert probing == MAX_PROBES
+        assert answer.status == 200
+        daemon.server.door.sweep()
+        assert len(daemon.server.door.probing) == MAX_PROBES - 1
+        for connection in daemon.server.door.probing:
+            connection.deadline_s = 0.0
+        daemon.server.door.sweep()
+        assert daemon.server.door.probing == {}
+        for _, writer in streams:
+            writer.close()
 
 
 # --- secrets -------------------------------------------------------------------------------------

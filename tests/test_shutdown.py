@@ -187,6 +187,38 @@ async def test_stalled_reader_that_wakes_up_gets_what_it_was_promised() -> None:
     assert code == 1012
 
 
+async def test_reader_of_some_kilobytes_a_second_is_waited_for() -> None:
+    """It lives on what its connection holds for seconds; while that shrinks it is waited for.
+
+    Every look is the last before patience ends, and no message is handed over between two.
+    """
+    async with running(**SMALL_BUFFERS) as daemon, stalled_reader(daemon.port):
+        left = [5_000, 4_990, 4_980, 4_980, 0]
+        connection = daemon.only_subscriber()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("clevrd.hub._DRAIN_PATIENCE_S", 0.0)
+            patch.setattr("clevrd.hub._DRAIN_POLL_S", 0.0)
+            patch.setattr(type(connection), "unsent_bytes", lambda _: left.pop(0))
+
+            await daemon.hub.drain(asyncio.get_running_loop().time() + 5.0)
+
+        assert connection.reader.is_joined
+        assert left == [0]
+
+
+async def test_unsent_bytes_are_also_what_the_kernel_holds() -> None:
+    """A kernel's buffer hides a slow reader's progress from everyone who doesn't ask it."""
+    async with running(**SMALL_BUFFERS) as daemon, stalled_reader(daemon.port) as reader:
+        connection = daemon.only_subscriber()
+        unsent_bytes = connection.unsent_bytes()
+        in_daemon_bytes = connection.transport.get_write_buffer_size()
+
+        await reader.read(1 << 20)
+        await until(lambda: connection.unsent_bytes() != unsent_bytes)
+
+        assert unsent_bytes > in_daemon_bytes > 0
+
+
 async def test_not_ready_as_soon_as_it_drains() -> None:
     """While it drains: probes on kept connections say so, and new connections are refused."""
     async with (

@@ -56,6 +56,10 @@ class NullSink:
     def write(self, data: bytes, /) -> None:
         """Take it."""
 
+    def unsent_bytes(self) -> int:
+        """Return nothing: it never lags."""
+        return 0
+
     def close(self, code: int, reason: str) -> None:
         """Never happens here."""
 

@@ -49,6 +49,9 @@ class Sink(Protocol):
     def write(self) -> WriteFrames:
         """Hand frames to the transport."""
 
+    def unsent_bytes(self) -> int:
+        """Return how much of what was written the peer has not taken yet."""
+
     def close(self, code: int, reason: str) -> None:
         """Say goodbye with ``code`` and let the connection end."""
 
