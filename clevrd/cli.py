@@ -154,7 +154,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             default=argparse.SUPPRESS,  # so that what was given can be told from what was not
             metavar="VALUE",
             help=f"{setting.help} {setting.allowed.capitalize()};"
-            f" default {_value(setting.default)}; {setting.env}",
+            f" default {_value(setting.default) or 'none'}; {setting.env}",
         )
 
 

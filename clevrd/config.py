@@ -212,6 +212,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             description="Seconds that requests and subscribers get to finish at shutdown.",
         ),
     ] = 30.0
+    state_dir: Annotated[
+        str,
+        Meta(
+            description="Directory that carries topics over a planned restart; empty for none.",
+            examples=["/var/lib/clevrd"],
+        ),
+    ] = ""
     log_level: Annotated[LogLevel, Meta(description="Least severe event that is logged.")] = "info"
     raw_paths: Annotated[
         bool,
@@ -335,6 +342,18 @@ _PARSERS: Final[Mapping[type, Callable[[str], object]]] = {
 }
 
 
+def _check_state_dir(path: str) -> None:
+    if path and (not path.startswith("/") or "\0" in path):
+        raise ConfigError("Write an absolute path, or nothing to keep no state.")
+
+
+# What a text means, where its setting's type doesn't say it.
+_CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
+    "address": lambda text: parse_address(text),
+    "state_dir": _check_state_dir,
+}
+
+
 class _Given(msgspec.Struct, frozen=True):
     """A value as a source gives it: text from flags and variables, typed from a file."""
 
@@ -372,8 +391,8 @@ def _convert(setting: Setting, given: _Given) -> Any:
     )
     try:
         value = _typed(setting, given)
-        if setting.field == "address":
-            parse_address(value)
+        if check := _CHECKS.get(setting.field):
+            check(value)
     except ValueError as error:  # msgspec.ValidationError is a ValueError
         raise ConfigError(wrong) from error
     except ConfigError as error:

@@ -28,10 +28,12 @@ from clevrd.core.encoding import FrameEncoder
 from clevrd.core.idempotency import KEY_COST_BYTES, RememberedAnswers, Slot
 from clevrd.core.message import Message, MessageIds, PublishRequest, rfc3339
 from clevrd.core.positions import Start, Wish, start_of
+from clevrd.core.recent_cache import RecentMessageCache
+from clevrd.core.state_format import SavedTopic, StateReader
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Round, Topic
 from clevrd.core.topic_manager import TopicLimits, TopicManager
-from clevrd.errors import Throttled, Unavailable
+from clevrd.errors import InvalidRequest, Throttled, Unavailable
 from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
 from clevrd.tenants import Tenant
@@ -84,6 +86,8 @@ _ROUND_RETRY_S: Final = 1.0
 # At shutdown readers that took nothing for this long are not waited for.
 _DRAIN_PATIENCE_S: Final = 1.0
 _DRAIN_POLL_S: Final = 0.01
+
+_SHUTTING_DOWN: Final = "The daemon is shutting down; come back in a moment."
 
 # Close code 41xx: come back, with backoff.
 CLOSE_SLOW_CONSUMER: Final = 4101
@@ -138,6 +142,8 @@ class Hub:
         self.buffers = AdaptiveBufferManager()
         self.last_load: LoadSample | None = None
         self.is_draining = False
+        # Nothing is appended any more: what `saved` gives is all that was acknowledged.
+        self.is_sealed = False
         self.input_budget = InputBudget(_input_bytes(config, self.max_memory_bytes))
         self._ids = MessageIds()
         self._encoder = FrameEncoder()
@@ -174,7 +180,7 @@ class Hub:
     def refuse_if_draining(self) -> None:
         """Raise Unavailable once shutdown has begun; what was begun before it is finished."""
         if self.is_draining:
-            raise Unavailable("The daemon is shutting down; come back in a moment.")
+            raise Unavailable(_SHUTTING_DOWN)
 
     def check_rate(self, tenant: Tenant, count: int = 1) -> None:
         """Take ``count`` messages from the tenant's budget.
@@ -194,7 +200,9 @@ class Hub:
         """
         topic = self.topics.find(tenant.name, name)
         if topic is None:
-            created_at = rfc3339(self.wall_us())
+            # Never before an id that was made: `since` an id of the name's life before would
+            # pass for one of this life, had the clock been set back.
+            created_at = rfc3339(max(self.wall_us(), self._ids.last_us))
             topic = self.topics.get_or_create(tenant.name, name, created_at, self._loop.time())
             self.watches.topic_made(topic)
         return topic
@@ -327,6 +335,8 @@ class Hub:
 
     def _deliver(self, topic: Topic, offset: int, requests: Sequence[PublishRequest]) -> list[str]:
         """Give ``topic`` its messages from ``offset`` on, each encoded once; return their ids."""
+        if self.is_sealed:
+            raise Unavailable(_SHUTTING_DOWN)
         next_id, encode, wall_us = self._ids.next, self._encoder.frame, self._wall_ns() // 1000
         name, tenant = topic.name, topic.tenant
         ids: list[str] = []
@@ -672,6 +682,43 @@ class Hub:
 
     def _has_pending(self) -> bool:
         return any(topic.pending for topic in self._read_topics)
+
+    # --- over a planned restart ------------------------------------------------------------------
+
+    def seal(self) -> None:
+        """Append nothing more: publishes that were cut at shutdown fail from here on."""
+        self.is_sealed = True
+
+    def saved(self) -> list[tuple[SavedTopic, RecentMessageCache]]:
+        """Return where every topic stands and its ring, the last used first. `seal` first."""
+        topics = sorted(self.topics, key=lambda topic: topic.last_used_s, reverse=True)
+        return [(_saved(topic), topic.ring) for topic in topics]
+
+    @property
+    def last_id_us(self) -> int:
+        """The last message's id, in microseconds since 1970; 0 before the first."""
+        return max(0, self._ids.last_us)
+
+    def restore(self, reader: StateReader) -> None:
+        """Go on with the topics in a file, as far as the limits allow. Nothing is served yet."""
+        self._ids.go_on_after(reader.last_id_us)
+        now_s = self._loop.time()
+        left_out, reason = 0, ""
+        for saved, ring in reader.topics(self.topics.ring_for):
+            try:
+                self.topics.restore(saved, ring, now_s)
+            except (Unavailable, InvalidRequest) as error:
+                left_out += 1
+                reason = str(error)
+        if left_out:
+            log.warning("topics not restored count=%d last_reason=%r", left_out, reason)
+
+
+def _saved(topic: Topic) -> SavedTopic:
+    ring = topic.ring
+    return SavedTopic(
+        topic.tenant, topic.name, topic.epoch, topic.created_at, ring.first, len(ring)
+    )
 
 
 def _max_keys(config: Config, max_memory_bytes: int) -> int:

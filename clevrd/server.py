@@ -1,7 +1,8 @@
 """Composition root: builds the parts, listens, and ends in order. The only module that knows all.
 
-Life: listen -> serve -> (SIGINT or SIGTERM) -> stop accepting -> finish requests -> flush readers
--> close WebSockets with 1012 -> stop background work -> exit. A second signal ends it at once.
+Life: restore the state -> listen -> serve -> (SIGINT or SIGTERM) -> stop accepting -> finish
+requests -> flush readers -> close WebSockets with 1012 -> stop background work -> save the state
+-> exit. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final, TypeVar, cast
 
 import uvloop
 from aiohttp import http_parser
@@ -37,6 +40,7 @@ from clevrd.handlers.subscribe import SubscribeEndpoint
 from clevrd.hub import Hub, Stats
 from clevrd.listeners import Listeners
 from clevrd.raw_http import Door, PlainGrammar
+from clevrd.state_dir import StateDir
 from clevrd.timers import Timers
 
 log = logging.getLogger(__name__)
@@ -55,11 +59,21 @@ CLOSE_ALL_TIMEOUT_S: Final = 5.0
 # messages are free of cycles, so the second is made rare (CPython's own: 700, 10, 10).
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 
+# What saving the state is reckoned to take of the time to stop in: a slow disk's 100 MB/s, 20 us
+# a topic, and a second for the positions of those whose time is up and for the last flush.
+SAVE_BYTES_PER_S: Final = 100_000_000
+SAVE_TOPIC_S: Final = 20e-6
+SAVE_FINISH_S: Final = 1.0
+# Beyond the time to stop in: what supervisors add to it is 10 s (systemd/clevrd.service).
+SAVE_GRACE_S: Final = 5.0
+
 EXIT_FORCED: Final = 1
 
 _POLL_S: Final = 0.02
 # How long connections that have nothing more to get may take to end.
 _CUT_TIMEOUT_S: Final = 0.1
+
+ResultT = TypeVar("ResultT")
 
 
 class Server:
@@ -122,6 +136,7 @@ class Server:
             parse_address(config.address), config.send_buffer_bytes, self.door, self._loop
         )
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)
+        self._state = StateDir(config.state_dir, self._loop.time) if config.state_dir else None
 
     @property
     def addresses(self) -> list[str]:
@@ -133,11 +148,16 @@ class Server:
         return self._listeners.is_listening() and not self.hub.is_draining
 
     async def start(self) -> None:
-        """Listen and serve.
+        """Listen and serve, from where the process before left off if it saved its state.
 
         Raises:
-            CannotStart: the address can't be listened on.
+            CannotStart: the address can't be listened on, or the state directory not used.
         """
+        # In this order: what was saved is used up only by a daemon that has its address, and is
+        # gone before a message can be accepted.
+        await self._listeners.bind()
+        if self._state is not None:
+            await self._restore_state(self._state)
         await self._listeners.open()
         self._timers.every(WATCH_S, self.watch_listeners)
         self.hub.start()
@@ -146,7 +166,8 @@ class Server:
 
     async def stop(self) -> None:
         """End in order, within the configured time; what was acknowledged reaches who reads."""
-        deadline_s = self._loop.time() + self.config.shutdown_timeout_s
+        end_s = self._loop.time() + self.config.shutdown_timeout_s
+        deadline_s = end_s - self._saving_takes_s()
         self.hub.is_draining = True
         self._timers.stop()
         self._listeners.close()
@@ -159,6 +180,8 @@ class Server:
         self.door.stop()
         self.connections.stop()
         self.hub.stop()
+        if self._state is not None and self._state.is_open:
+            await self._save_state(self._state, end_s)
 
     def on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Count what failed in a callback or a task that nobody waits for, and log it."""
@@ -176,6 +199,64 @@ class Server:
         except CannotStart as error:
             # The next look is a second away; until then /health/ready says no.
             log.error("listener can't be opened again reason=%s", error)
+
+    # --- over a planned restart ------------------------------------------------------------------
+
+    async def _restore_state(self, state: StateDir) -> None:
+        """Go on with the topics of the process before.
+
+        Raises:
+            CannotStart: the directory can't be used; nothing is left half open.
+        """
+        began_s = self._loop.time()
+        try:
+            await asyncio.to_thread(state.open)
+            await asyncio.to_thread(state.take, self.hub.restore)
+        except CannotStart:
+            state.close()
+            self._listeners.close()
+            raise
+        log.info(
+            "state restored topics=%d ring_bytes=%d took_s=%.3f",
+            len(self.hub.topics),
+            self.hub.topics.ring_bytes,
+            self._loop.time() - began_s,
+        )
+
+    def _saving_takes_s(self) -> float:
+        """Return what saving is given of the time to stop in: what it takes, or half of it."""
+        if self._state is None or not self._state.is_open:
+            return 0.0
+        topics = self.hub.topics
+        wanted_s = SAVE_FINISH_S + topics.ring_bytes / SAVE_BYTES_PER_S
+        return min(self.config.shutdown_timeout_s / 2, wanted_s + len(topics) * SAVE_TOPIC_S)
+
+    async def _save_state(self, state: StateDir, end_s: float) -> None:
+        """Write down where every topic stands, and what fits the time of its messages."""
+        # What was cut short may not publish after it was written down how far it came.
+        self.hub.seal()
+        began_s = self._loop.time()
+        until_s = end_s - min(SAVE_FINISH_S, self.config.shutdown_timeout_s / 4)
+        try:
+            report = await asyncio.wait_for(
+                _in_daemon_thread(
+                    lambda: state.save(self.hub.last_id_us, self.hub.saved(), until_s), self._loop
+                ),
+                max(end_s - began_s, 0.0) + SAVE_GRACE_S,
+            )
+        except (OSError, TimeoutError) as error:
+            reason = str(error) or "the disk took too long"
+            log.error("state not saved reason=%r; every topic begins a new epoch", reason)
+            # The lock goes with the process: it may still be writing.
+            return
+        log.info(
+            "state saved topics=%d without_messages=%d bytes=%d took_s=%.3f",
+            report.topics,
+            report.without_messages,
+            report.size_bytes,
+            self._loop.time() - began_s,
+        )
+        state.close()
 
     async def _close_http(self, deadline_s: float) -> None:
         """Close HTTP connections, once the requests that came meanwhile are answered.
@@ -197,6 +278,34 @@ class Server:
                 log.warning("requests cut at shutdown count=%d", count)
                 return
             await asyncio.sleep(_POLL_S)
+
+
+def _in_daemon_thread(
+    call: Callable[[], ResultT], loop: asyncio.AbstractEventLoop
+) -> Awaitable[ResultT]:
+    """Run ``call`` beside the loop, in a thread that a disk which hangs can't make us wait for."""
+    done: asyncio.Future[ResultT] = loop.create_future()
+
+    def settle(result: ResultT | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast(ResultT, result))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = call()
+        except Exception as raised:
+            error = raised
+        # A loop that is closed by now has said goodbye without us.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="clevrd-save", daemon=True).start()
+    return done
 
 
 # --- the process ---------------------------------------------------------------------------------
@@ -221,6 +330,8 @@ async def _serve(config: Config) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _on_signal, number, stopping)
     loop.set_exception_handler(server.on_loop_error)
+    # Before it as well: 100,000 topics that are restored would be looked at again and again.
+    gc.set_threshold(*GC_THRESHOLDS)
     await server.start()
     _quiet_collector()
     _greet(server)
@@ -280,7 +391,6 @@ def _connections_allowed() -> int:
 
 
 def _quiet_collector() -> None:
-    """Keep the collector off what lives as long as the process, and make it rare."""
+    """Keep the collector off what lives as long as the process."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)

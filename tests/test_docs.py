@@ -131,6 +131,7 @@ def table_row(setting: Setting) -> list[str]:
     elif isinstance(default, float):
         default = f"{default:.15g}"
     name, env, value = (f"`{cell}`" for cell in (setting.field, setting.env, default))
+    value = "empty" if default == "" else value
     return [name, env, value, setting.allowed, setting.help]
 
 

@@ -23,6 +23,7 @@ FLOORS = {
     "tenants": 2,
     "metrics": 2,
     "watches": 2,
+    "state_dir": 2,
     "hub": 3,
     "aiohttp_front": 4,
     "connections": 4,

@@ -2,11 +2,13 @@
 
 Real hub, real frames, no loop and no sockets: clients publish, join in every way there is, stall,
 lose what was under way, come back by their last position, while the ring is small and the daemon
-restarts. Each client checks every frame against what was published as it reads it.
+restarts, as planned or not. Each client checks every frame against what was published as it reads
+it.
 """
 
 from __future__ import annotations
 
+import io
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
@@ -24,12 +26,20 @@ from clevrd.config import Config
 from clevrd.core.gap_log import GapLog
 from clevrd.core.message import PublishRequest
 from clevrd.core.positions import After, Last, Since, Wish, check_wish
+from clevrd.core.state_format import (
+    MARKER_BYTES,
+    StateReader,
+    end_record,
+    file_head,
+    topic_record,
+)
 from clevrd.core.subscriber import DropStrategy, Subscriber
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
 
 CLIENTS = 3
 TENANT = Tenant("acme")
+MARKER = b"m" * MARKER_BYTES
 # A step's name and arguments.
 Step = tuple[str, tuple[Any, ...]]
 
@@ -80,6 +90,12 @@ class World:
     def restart(self) -> None:
         """Begin anew: empty ring, new epoch."""
         self.wall_us += 1_000_000
+        self.new_hub()
+        self.topic = self.hub.topic(TENANT, "t")
+        self.published[self.topic.epoch] = []
+
+    def new_hub(self) -> None:
+        """Begin a process, without any topic."""
         self.hub = Hub(
             self._config,
             cast(Any, self.loop),
@@ -87,8 +103,20 @@ class World:
             wall_ns=lambda: self.wall_us * 1000,
         )
         self.hub.buffers = cast(Any, self.buffers)
+
+    def restart_as_planned(self) -> None:
+        """Go on in another process with what this one writes down, while the clock is set back."""
+        self.loop.run()
+        self.hub.seal()
+        saved = self.hub.saved()
+        records = (part for each in saved for part in topic_record(MARKER, *each))
+        head, end = file_head(MARKER, self.hub.last_id_us), end_record(MARKER, len(saved))
+        content = b"".join([head, *records, end])
+        epoch, self.wall_us = self.topic.epoch, self.wall_us - 500
+        self.new_hub()
+        self.hub.restore(StateReader(io.BytesIO(content), len(content)))
         self.topic = self.hub.topic(TENANT, "t")
-        self.published[self.topic.epoch] = []
+        assert self.topic.epoch == epoch
 
     def publish(self, count: int, tick_us: int) -> None:
         """Publish ``count`` messages, which the next turn offers."""
@@ -295,6 +323,12 @@ class Model:
             peer.cut()
         self.world.restart()
 
+    def restart_as_planned(self) -> None:
+        """What was under way to the peers is lost with their connections."""
+        for peer in self.peers:
+            peer.cut()
+        self.world.restart_as_planned()
+
     def drop_closed(self) -> None:
         """Who was closed, by its circuit, has read what came before."""
         for peer in self.peers:
@@ -345,7 +379,10 @@ def schedules() -> st.SearchStrategy[list[Step]]:
     come_back = step("come_back", WHO, COUNTS, hows, *options)
     publish = step("publish", st.integers(1, 9), st.sampled_from([0, 1, 1, 1_000]))
     rare = st.one_of(
-        step("trim", st.integers(0, 1_500)), step("window", st.integers(1, 9)), step("restart")
+        step("trim", st.integers(0, 1_500)),
+        step("window", st.integers(1, 9)),
+        step("restart"),
+        step("restart_as_planned"),
     )
     some = st.one_of(
         *(publish, step("turn"), publish, step("turn"), join, come_back),

@@ -226,8 +226,9 @@ def check_topic(topic: str) -> None:
 class MessageIds:
     """Makes the ids ``msg-YYYYMMDD-HHMMSS.ffffff`` and the timestamps of messages.
 
-    Ids rise strictly within the process, so they are unique in it: on a tie, or when the wall
-    clock is set back, the id moves on by a microsecond. The timestamp is the clock's, to within
+    Ids rise strictly within the process, so they are unique in it (and beyond it, where the next
+    process is told the last one): on a tie, or when the wall clock is set back, the id moves on by
+    a microsecond. The timestamp is the clock's, to within
     the millisecond by which a burst's ids may run ahead of it.
     """
 
@@ -239,6 +240,15 @@ class MessageIds:
         self._second_us = -_SECOND_US
         self._id_prefix = ""
         self._time_prefix = ""
+
+    @property
+    def last_us(self) -> int:
+        """The last id, in microseconds since 1970; -1 before the first."""
+        return self._last_us
+
+    def go_on_after(self, last_us: int) -> None:
+        """Make only ids after ``last_us``: an earlier process made ids up to it."""
+        self._last_us = max(self._last_us, last_us)
 
     def next(self, wall_us: int) -> tuple[str, str]:
         """Return (id, timestamp) for a message made at ``wall_us``, microseconds since 1970."""

@@ -16,8 +16,9 @@ import msgspec
 from clevrd.core.kept_frames import KeptBudget
 from clevrd.core.message import check_topic
 from clevrd.core.recent_cache import RecentMessageCache
+from clevrd.core.state_format import SavedTopic
 from clevrd.core.topic import Counts, Topic
-from clevrd.errors import Unavailable
+from clevrd.errors import InvalidRequest, Unavailable
 
 # When all rings together are over their bound they are cut to this share of it, so that the
 # search for the largest is paid once per tenth of the memory and not once per message.
@@ -129,10 +130,47 @@ class TopicManager:
             return topic
         check_topic(name)
         self._check_limits(tenant)
-        topic = self._new_topic(tenant, name, created_at, now_s)
-        self._topics[tenant, name] = topic
-        self._to_sweep.append(topic)
-        self._per_tenant[tenant] = self._per_tenant.get(tenant, 0) + 1
+        ring = RecentMessageCache(self.limits.ring_messages, self.limits.ring_bytes)
+        return self._add(tenant, name, ring, self._new_epoch(), created_at, now_s)
+
+    def ring_for(self, saved: SavedTopic) -> RecentMessageCache | None:
+        """Return an empty ring for what there was of a topic; None once memory is spent."""
+        left_bytes = self.max_ring_bytes - self.ring_bytes
+        if left_bytes <= 0:
+            return None
+        limits = self.limits
+        return RecentMessageCache(
+            limits.ring_messages, min(limits.ring_bytes, left_bytes), saved.first
+        )
+
+    def restore(self, saved: SavedTopic, ring: RecentMessageCache | None, now_s: float) -> Topic:
+        """Go on with a topic of the process before, in its epoch and behind its newest message.
+
+        Args:
+            ring: what `ring_for` returned, filled; None for a topic without its messages.
+
+        Raises:
+            InvalidRequest: it is there already, or the name can't be a topic's.
+            Unavailable: the tenant, or the daemon, has as many topics as it may have.
+        """
+        if (saved.tenant, saved.name) in self._topics:
+            raise InvalidRequest("The topic is there already.")
+        check_topic(saved.name)
+        self._check_limits(saved.tenant)
+        limits = self.limits
+        if ring is None:
+            ring = RecentMessageCache(limits.ring_messages, limits.ring_bytes, saved.head + 1)
+        ring.max_bytes = limits.ring_bytes
+        topic = self._add(saved.tenant, saved.name, ring, saved.epoch, saved.created_at, now_s)
+        # As its offsets do; what readers were offered and lost is counted by each process anew.
+        topic.published = ring.head
+        self.ring_bytes += ring.size_bytes
+        self._reclass(topic)
+        if topic.published > self._busy_bar:
+            self._note_busy(topic)
+        if self.ring_bytes > self.max_ring_bytes:
+            # Its newest message alone was more than there was room for.
+            self._trim_largest(now_s)
         return topic
 
     def extend(self, topic: Topic, offset: int, frames: list[bytes], now_s: float) -> None:
@@ -196,20 +234,32 @@ class TopicManager:
             self._trim_largest(now_s)
         return idle
 
-    def _new_topic(self, tenant: str, name: str, created_at: str, now_s: float) -> Topic:
+    def _add(
+        self,
+        tenant: str,
+        name: str,
+        ring: RecentMessageCache,
+        epoch: str,
+        created_at: str,
+        now_s: float,
+    ) -> Topic:
         limits = self.limits
-        return Topic(
+        topic = Topic(
             tenant,
             name,
-            ring=RecentMessageCache(limits.ring_messages, limits.ring_bytes),
+            ring=ring,
             budget=self.budget,
             window_cap=limits.ring_messages,
             trip_threshold=limits.circuit_breaker_threshold,
-            epoch=self._new_epoch(),
+            epoch=epoch,
             created_at=created_at,
             now_s=now_s,
             active=self._active,
         )
+        self._topics[tenant, name] = topic
+        self._to_sweep.append(topic)
+        self._per_tenant[tenant] = self._per_tenant.get(tenant, 0) + 1
+        return topic
 
     def _check_limits(self, tenant: str) -> None:
         limits = self.limits
