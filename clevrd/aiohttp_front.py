@@ -31,6 +31,7 @@ from clevrd.exchange import (
     Request,
     ResponseRenderer,
     Router,
+    Takeover,
     Upgrade,
     refusal_answer,
 )
@@ -83,6 +84,7 @@ class FrontConnection(RequestHandler):
         "_is_ending",
         "_limit",
         "_stall",
+        "awaited",
         "current",
         "has_eof",
         "received_bytes",
@@ -93,6 +95,8 @@ class FrontConnection(RequestHandler):
         self._front = front
         # The request being handled.
         self.current: web.BaseRequest | None = None
+        # What it waits for, where that is of no use to anybody else.
+        self.awaited: asyncio.Future[Answer] | None = None
         self.received_bytes = 0
         # How many requests were begun.
         self._handled = 0
@@ -163,6 +167,8 @@ class FrontConnection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stop the clocks; also when the connection is handed on."""
         super().connection_lost(exc)
+        if self.awaited is not None:
+            self.awaited.cancel()
         self._cancel_limit()
         if self._stall is not None:
             self._stall.cancel()
@@ -360,7 +366,7 @@ class AiohttpFront:
             if request is None or http_request.can_read_body:
                 return self.last_word(connection, error, request)
             return to_response(self._refusal(error, request))
-        if isinstance(reply, Upgrade):
+        if isinstance(reply, Takeover):
             return _take_over(http_request, reply)
         return to_response(reply)
 
@@ -375,8 +381,10 @@ class AiohttpFront:
         reply = endpoint.answer(request, body)
         if isinstance(reply, Upgrade):
             _check_upgrade(http_request)
-        if isinstance(reply, Answer | Upgrade):
+        if isinstance(reply, Answer | Takeover):
             return reply
+        if isinstance(reply, asyncio.Future):
+            return await _unless_gone(cast(FrontConnection, http_request.protocol), reply)
         return await reply
 
     async def _read_body(self, http_request: web.BaseRequest, max_bytes: int) -> bytes:
@@ -408,6 +416,19 @@ class AiohttpFront:
             raise InvalidRequest("The body is cut short; send all of it.") from error
         except OSError as error:
             raise ConnectionResetError("the client has gone") from error
+
+
+async def _unless_gone(connection: FrontConnection, reply: asyncio.Future[Answer]) -> Answer:
+    """Return the reply, or end the request when its client goes first."""
+    connection.awaited = reply
+    try:
+        return await reply
+    except asyncio.CancelledError:
+        if connection.transport is not None:
+            raise
+        raise ConnectionResetError("the client has gone") from None
+    finally:
+        connection.awaited = None
 
 
 async def _collect(
@@ -457,7 +478,8 @@ def to_request(http_request: web.BaseRequest) -> Request:
     if host and not HOST.fullmatch(host):
         raise InvalidRequest("The Host header is not a host; send a name or an address.")
     _check_framing(http_request.version, headers)
-    return Request(http_request.method, target, headers)
+    is_http_1_0 = http_request.version == HttpVersion10
+    return Request(http_request.method, target, headers, is_http_1_0=is_http_1_0)
 
 
 def _check_framing(version: HttpVersion, headers: dict[str, str]) -> None:
@@ -535,8 +557,8 @@ class _HandedOver(web.StreamResponse):
         raise ConnectionResetError("handed over")
 
 
-def _take_over(http_request: web.BaseRequest, upgrade: Upgrade) -> web.StreamResponse:
-    """Write the 101 and give the transport to the upgrade's protocol."""
+def _take_over(http_request: web.BaseRequest, upgrade: Takeover) -> web.StreamResponse:
+    """Write the head and give the transport to the protocol of what follows it."""
     protocol = cast(FrontConnection, http_request.protocol)
     transport = open_transport(http_request.transport)
     early = _EarlyData()

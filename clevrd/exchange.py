@@ -48,9 +48,12 @@ class Request:
     with commas where HTTP allows that (RFC 9110 §5.3).
     """
 
-    __slots__ = ("headers", "method", "path", "query")
+    __slots__ = ("headers", "is_http_1_0", "method", "path", "query")
 
-    def __init__(self, method: str, target: str, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, method: str, target: str, headers: Mapping[str, str], *, is_http_1_0: bool = False
+    ) -> None:
+        self.is_http_1_0 = is_http_1_0
         self.method = method
         self.path, _, self.query = target.partition("?")
         self.headers = headers
@@ -92,19 +95,23 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
 
 class Attach(Protocol):
-    """Takes over a transport after the 101 has been written to it."""
+    """Takes over a transport after a head has been written to it."""
 
     def __call__(self, transport: asyncio.Transport, early_data: bytes) -> None: ...
 
 
-class Upgrade(msgspec.Struct, frozen=True, gc=False):
-    """The answer to a WebSocket handshake: write ``head``, then the connection is ``attach``'s."""
+class Takeover(msgspec.Struct, frozen=True, gc=False):
+    """An answer that does not end: write ``head``, then the connection is ``attach``'s."""
 
     head: bytes
     attach: Attach
 
 
-Reply = Answer | Upgrade
+class Upgrade(Takeover, frozen=True, gc=False):
+    """The answer to a WebSocket handshake."""
+
+
+Reply = Answer | Takeover
 
 
 class Endpoint(Protocol):
@@ -117,7 +124,10 @@ class Endpoint(Protocol):
         """Refuse what can be refused without the body, cheapest first, by raising ClevrdError."""
 
     def answer(self, request: Request, body: bytes) -> Reply | Awaitable[Answer]:
-        """Return the reply, or something to await for it; raises ClevrdError."""
+        """Return the reply, or something to await for it; raises ClevrdError.
+
+        A Future is cancelled when the client goes; anything else is awaited to its end.
+        """
 
 
 class Router(Protocol):

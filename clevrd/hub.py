@@ -23,7 +23,7 @@ from clevrd.control.adaptive_buffer import AdaptiveBufferManager, BufferDecision
 from clevrd.control.adaptive_throttler import AdaptiveThrottler, ThrottleDecision, ThrottleSample
 from clevrd.control.rate_limiter import RateLimiter
 from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes
-from clevrd.core.control_frames import Ref, Subscribed, control_frame
+from clevrd.core.control_frames import Ref, Subscribed
 from clevrd.core.encoding import FrameEncoder
 from clevrd.core.idempotency import KEY_COST_BYTES, RememberedAnswers, Slot
 from clevrd.core.message import Message, MessageIds, PublishRequest, rfc3339
@@ -456,8 +456,13 @@ class Hub:
         if last < count:
             self._running.add(topic)
             self._loop.call_soon(self._guarded, topic, self._write_slice, step, last)
-            return
-        self._end_round(topic)
+        elif step.then is None:
+            self._end_round(topic)
+        elif count + len(step.then.readers) <= WRITES_PER_SLICE:
+            self._write_slice(step.then, 0)
+        else:
+            self._running.add(topic)
+            self._loop.call_soon(self._guarded, topic, self._write_slice, step.then, 0)
 
     def _write_to(self, step: Round, readers: list[Subscriber]) -> None:
         start, end, messages, payload = step.start, step.end, step.messages, step.payload
@@ -517,6 +522,10 @@ class Hub:
             reader.sink.write(_greeting(topic, reader, start, pattern, ref))
         self._catch_up(topic, reader)
 
+    def serve(self, topic: Topic, after: int, max_messages: int, max_bytes: int) -> list[bytes]:
+        """Return what ``topic`` has behind offset ``after``, for a reader that does not stay."""
+        return topic.serve(after, after + max_messages, max_bytes, self._loop.time())
+
     def unsubscribe(self, topic: Topic, reader: Subscriber) -> None:
         """Let ``reader`` go; what waited for it is discarded. Idempotent."""
         if not reader.is_joined:
@@ -551,7 +560,7 @@ class Hub:
             if not frames:
                 topic.mark_live(reader)
                 return
-            reader.write(b"".join(frames))
+            reader.write(reader.spelling.joined(frames))
         self._loop.call_soon(self._catch_up, topic, reader)
 
     # --- control loops ---------------------------------------------------------------------------
@@ -745,10 +754,12 @@ def _greeting(
     # Before what is missing, where that is known: the gap is all that lies between.
     offset = gap.first - 1 if gap is not None and gap.first is not None else reader.cursor
     window = reader.granted_window(topic.window_cap)
-    greeting = control_frame(
-        Subscribed(topic.name, topic.epoch, offset, start.is_recovered, window, pattern, ref)
-    )
-    return greeting if gap is None else greeting + control_frame(gap)
+    greeting = Subscribed(topic.name, topic.epoch, offset, start.is_recovered, window, pattern, ref)
+    spelling = reader.spelling
+    if gap is None:
+        return spelling.control(greeting, offset)
+    # Who is cut between the two comes back from where it was, and is told again.
+    return spelling.control(greeting) + spelling.control(gap, reader.cursor)
 
 
 def _limits(config: Config, max_memory_bytes: int) -> TopicLimits:

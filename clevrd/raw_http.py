@@ -24,7 +24,7 @@ from clevrd.exchange import (
     Endpoint,
     Request,
     ResponseRenderer,
-    Upgrade,
+    Takeover,
     refusal_answer,
 )
 from clevrd.input_budget import InputBudget
@@ -436,7 +436,7 @@ class RawConnection(asyncio.Protocol):
                 answers.append(door.renderer.render(reply))
                 continue
             self._flush(answers)
-            if isinstance(reply, Upgrade):
+            if isinstance(reply, Takeover):
                 self._upgrade(reply, data[position:])
             else:
                 self._wait_for(reply, plain.request, data[position:])
@@ -464,7 +464,7 @@ class RawConnection(asyncio.Protocol):
         self._needed_bytes = len(part) + 1
         return len(part) < MAX_HEAD_BYTES and can_become_plain(part)
 
-    def _reply(self, plain: PlainHead, body: bytes) -> Answer | Upgrade | Awaitable[Answer]:
+    def _reply(self, plain: PlainHead, body: bytes) -> Answer | Takeover | Awaitable[Answer]:
         try:
             # A request that began before the daemon drained is still answered as it was meant;
             # what else `admit` refuses is not plain.
@@ -587,7 +587,7 @@ class RawConnection(asyncio.Protocol):
         if not self._must_hold and self in self._door.open:
             self.transport.close()
 
-    def _upgrade(self, upgrade: Upgrade, rest: bytes) -> None:
+    def _upgrade(self, upgrade: Takeover, rest: bytes) -> None:
         self._let_go()
         self._door.open.discard(self)
         self.transport.write(upgrade.head)

@@ -32,6 +32,7 @@ from clevrd.handlers.health import HealthEndpoint, ProbeEndpoint
 from clevrd.handlers.metrics import MetricsEndpoint
 from clevrd.handlers.multiplex import MultiplexEndpoint
 from clevrd.handlers.pages import HomeEndpoint
+from clevrd.handlers.poll import Polls
 from clevrd.handlers.publish import PublishEndpoint
 from clevrd.handlers.publish_batch import BatchEndpoint
 from clevrd.handlers.publish_socket import PublishSocketEndpoint
@@ -95,7 +96,8 @@ class Server:
         )
         publish = PublishEndpoint(self.hub, config)
         publish_socket = PublishSocketEndpoint(self.hub, self.connections, config)
-        subscribe = SubscribeEndpoint(self.hub, self.connections, config)
+        self._polls = Polls(self.hub, self._loop)
+        subscribe = SubscribeEndpoint(self.hub, self.connections, self._polls, config)
         multiplex = MultiplexEndpoint(self.hub, self.connections, config)
         health = HealthEndpoint(self.hub, started_s)
         live = ProbeEndpoint(lambda: True, "never")
@@ -172,6 +174,7 @@ class Server:
         self._timers.stop()
         self._listeners.close()
         self.door.close_idle()
+        self._polls.end_all()
         await self._finish_requests(deadline_s)
         await self.hub.drain(deadline_s)
         timeout_s = min(CLOSE_ALL_TIMEOUT_S, max(_CUT_TIMEOUT_S, deadline_s - self._loop.time()))

@@ -215,7 +215,10 @@ class TopicDriver:
                 self.topic.delivered += step.messages
                 reader.write(step.payload)
                 return True
-        self._step = None
+        self._step = step.then
+        if self._step is not None:
+            self._unwritten = iter(self._step.readers)
+            return self.write_next()
         return False
 
     def finish(self) -> None:
@@ -268,7 +271,7 @@ class TopicDriver:
         if not frames:
             self.topic.mark_live(reader)
             return False
-        reader.write(b"".join(frames))
+        reader.write(reader.spelling.joined(frames))
         return True
 
     def leave(self, reader: Subscriber) -> None:

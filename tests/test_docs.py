@@ -36,6 +36,7 @@ from clevrd.errors import CannotStart, ClevrdError, ConfigError
 from clevrd.handlers.commands import Ping, PublishedNotice, Subscribe, Unsubscribe
 from clevrd.handlers.health import HealthView, MemoryView
 from clevrd.handlers.metrics import IdempotencyView, MetricsView, ThrottlerView
+from clevrd.handlers.poll import PollView
 from clevrd.hub import Published
 from clevrd.metrics import MessageTotals, TopicView
 
@@ -63,6 +64,7 @@ WIRE_STRUCTS = (
     Unsubscribe,
     Ping,
     Published,
+    PollView,
     HealthView,
     MemoryView,
     MetricsView,

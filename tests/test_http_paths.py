@@ -156,7 +156,7 @@ async def test_home_shows_no_host_that_is_none(daemon: Daemon, host: str) -> Non
 async def test_commands_on_the_home_page_work(daemon: Daemon) -> None:
     """The curl line, as it stands there."""
     home = await ask(daemon.port, get("/").replace(b"test", f"127.0.0.1:{daemon.port}".encode()))
-    line = next(line for line in home.body.decode().splitlines() if "curl" in line)
+    line = next(line for line in home.body.decode().splitlines() if " -d " in line)
     url, body = line.split("curl ")[1].split(" -d ")
 
     async with daemon.http.post(url, data=body.strip("'")) as response:

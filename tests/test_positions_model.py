@@ -34,6 +34,7 @@ from clevrd.core.state_format import (
     topic_record,
 )
 from clevrd.core.subscriber import DropStrategy, Subscriber
+from clevrd.core.wire_forms import SSE_BARE, StreamForm
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
 
@@ -129,9 +130,12 @@ class World:
 class Peer:
     """A client: reads frames when it likes, and checks that nothing is missing unannounced."""
 
-    def __init__(self, world: World, *, has_control: bool) -> None:
+    def __init__(self, world: World, *, has_control: bool, form: StreamForm | None = None) -> None:
         self.world = world
         self.has_control = has_control
+        # None for WebSocket; an EventSource comes back by the last id that an event carried.
+        self.form = form
+        self.last_event_id = ""
         self.sink = FakeSink()
         self.reader: Subscriber | None = None
         # What was read last; None before anything.
@@ -151,7 +155,7 @@ class Peer:
         world = self.world
         self.sink = FakeSink(room)
         gaps = GapLog("t") if self.has_control else None
-        self.reader = reader = Subscriber(self.sink, strategy, wanted, gaps)
+        self.reader = reader = Subscriber(self.sink, strategy, wanted, gaps, form=self.form)
         daemon, topic = world.hub, world.topic
         self.sink.on_pause = lambda: daemon.paused(topic, reader)
         self.sink.on_resume = lambda: daemon.resumed(topic, reader)
@@ -167,10 +171,32 @@ class Peer:
         place = 0
         while count and place < len(received):
             count -= 1
+            if self.form is not None:
+                place = self.take_event(received, place)
+                continue
             start, end = payload_at(received, place)
             self.take(msgspec.json.decode(received[start:end]))
             place = end
         self.sink.writes = [received[place:]]
+
+    def take_event(self, received: bytes, place: int) -> int:
+        """Take the event at ``place``; return where the next one begins."""
+        end = received.index(b"\n\n", place)
+        fields = dict(line.split(": ", 1) for line in received[place:end].decode().split("\n"))
+        frame = msgspec.json.decode(fields["data"])
+        assert fields.get("event") == frame.get("type")
+        self.take(frame)
+        if "id" in fields:
+            assert not self.owes_gap, "cut here, it would come back behind what it was not told of"
+            self.last_event_id = fields["id"]
+            assert self.last_event_id == f"{self.epoch}:{self.offset}"
+        return end + 2
+
+    def forget_unidentified(self) -> None:
+        """Be where the last id says: what an EventSource was told besides, it has no memory of."""
+        if self.form is not None and self.last_event_id:
+            epoch, _, offset = self.last_event_id.rpartition(":")
+            self.epoch, self.offset = epoch, int(offset)
 
     def cut(self) -> None:
         """Lose the connection and everything that was not read from it."""
@@ -252,7 +278,10 @@ class Model:
     def __init__(self, ring: int, window: int, threshold: int) -> None:
         self.world = World(ring, window, threshold)
         # The first one is plain.
-        self.peers = [Peer(self.world, has_control=number > 0) for number in range(CLIENTS)]
+        self.peers = [
+            Peer(self.world, has_control=number > 0, form=SSE_BARE if number == 2 else None)
+            for number in range(CLIENTS)
+        ]
 
     def publish(self, count: int, tick_us: int) -> None:
         self.world.publish(count, tick_us)
@@ -267,6 +296,7 @@ class Model:
         peer = self.peers[who]
         if peer.reader is not None:
             return
+        peer.forget_unidentified()
         wish: Wish = {
             "all": After(0),
             "id": peer.resume_by_id(),
@@ -275,7 +305,7 @@ class Model:
         if not peer.last_id or (how == "position" and peer.epoch is None) or how in ("all", "last"):
             # No resume: what it had before counts no more.
             wish = wish if how in ("all", "last") else Last(3)
-            peer.epoch, peer.offset, peer.last_id = None, 0, ""
+            peer.epoch, peer.offset, peer.last_id, peer.last_event_id = None, 0, "", ""
         elif how == "id" and self.is_behind_id(peer):
             return
         peer.connect(wish, strategy, wanted, room)

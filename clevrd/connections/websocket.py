@@ -13,7 +13,7 @@ import secrets
 import struct
 import termios
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol, cast
 
 from clevrd.config import Config
 from clevrd.control.ping_wheel import PingWheel
@@ -270,8 +270,36 @@ def echo_of_close(payload: bytes) -> bytes:
     return _CLOSE_WITHOUT_CODE if code is None else close_frame(code)
 
 
+class Swept(Protocol):
+    """A connection as the registry sees it: a WebSocket, or a stream."""
+
+    transport: asyncio.Transport
+    awaits_pong: bool
+    wheel_slot: int
+    close_deadline_s: float
+    _held_bytes: int
+
+    def ping(self) -> None:
+        """Show that the connection is alive, and ask whether the peer is."""
+
+    def leave(self) -> None:
+        """Stop whatever the connection is for."""
+
+    def end_unfinished(self) -> None:
+        """Close because a message did not arrive whole in time."""
+
+    def announce_end(self, reconnect_after_ms: int) -> None:
+        """Tell the peer that a planned close follows."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Say goodbye."""
+
+    def cut(self) -> None:
+        """End the connection without a word."""
+
+
 class WebSockets:
-    """Every WebSocket there is: taken over, pinged, swept and closed in one place."""
+    """Every WebSocket and stream there is: taken over, pinged, swept and closed in one place."""
 
     def __init__(
         self,
@@ -286,49 +314,46 @@ class WebSockets:
         self.now_s = loop.time
         self._high_bytes = config.write_high_bytes
         self._low_bytes = config.write_low_bytes
-        self._wheel: PingWheel[WebSocketConnection] = PingWheel(
-            config.ping_interval_s, config.pong_timeout_s
-        )
+        self.pong_timeout_s = config.pong_timeout_s
+        self._wheel: PingWheel[Swept] = PingWheel(config.ping_interval_s, config.pong_timeout_s)
         # Those with an unfinished message, and the loop time by which it must be whole.
-        self._unfinished: dict[WebSocketConnection, float] = {}
+        self._unfinished: dict[Swept, float] = {}
         self._message_timeout_s = config.request_timeout_s
         self._budget = budget
         # Those that have said goodbye, in the order they did.
-        self._closing: dict[WebSocketConnection, None] = {}
-        self._open: set[WebSocketConnection] = set()
+        self._closing: dict[Swept, None] = {}
+        self._open: set[Swept] = set()
         self._timers = Timers(loop, counters.count_background_error)
         # Publishes that wait.
         self.tasks = tasks
 
     def __len__(self) -> int:
-        """Return how many WebSockets there are, closing ones included."""
+        """Return how many there are, closing ones included."""
         return len(self._open)
 
-    def add(self, connection: WebSocketConnection) -> None:
-        """Take over the transport of ``connection``, to which the 101 was written."""
+    def add(self, connection: Swept) -> None:
+        """Take over the transport of ``connection``, to which its head was written."""
         transport = connection.transport
-        transport.set_protocol(connection)
+        transport.set_protocol(cast(asyncio.Protocol, connection))
         # uvloop's own low-water mark is 16 bytes, which would wake a reader for every message.
         transport.set_write_buffer_limits(self._high_bytes, self._low_bytes)
         self._open.add(connection)
         self._wheel.add(connection)
 
-    def await_close(self, connection: WebSocketConnection) -> None:
+    def await_close(self, connection: Swept) -> None:
         """Give ``connection``, which says goodbye now, the time that takes and no more."""
         self._wheel.remove(connection)
         connection.close_deadline_s = self.now_s() + CLOSE_FLUSH_TIMEOUT_S
         self._closing[connection] = None
 
-    def remove(self, connection: WebSocketConnection) -> None:
+    def remove(self, connection: Swept) -> None:
         """Forget ``connection``, whose transport is gone. Idempotent."""
         self._wheel.remove(connection)
         self.settle_unfinished(connection, 0, has_progress=True)
         self._closing.pop(connection, None)
         self._open.discard(connection)
 
-    def settle_unfinished(
-        self, connection: WebSocketConnection, held_bytes: int, *, has_progress: bool
-    ) -> bool:
+    def settle_unfinished(self, connection: Swept, held_bytes: int, *, has_progress: bool) -> bool:
         """Note what ``connection`` holds of an unfinished message; return whether that may be.
 
         The message's time runs from its first bytes, or from the last message before it.

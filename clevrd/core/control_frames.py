@@ -86,7 +86,7 @@ class Pong(msgspec.Struct, frozen=True, tag_field="type", tag="pong"):
 
 
 class ErrorNotice(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
-    """Something was refused; the connection goes on."""
+    """Something was refused, and the connection goes on; or why a stream ends."""
 
     code: str
     error: str
@@ -97,6 +97,11 @@ class ErrorNotice(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
 Control = Subscribed | Gap | GoingAway | Watching | Unsubscribed | Pong | ErrorNotice
 
 _encode = msgspec.json.Encoder().encode
+
+
+def control_json(control: Control) -> bytes:
+    """Return ``control`` as JSON, on one line."""
+    return _encode(control)
 
 
 def control_frame(control: Control) -> bytes:

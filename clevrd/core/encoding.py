@@ -70,6 +70,24 @@ def message_id_of(frame: bytes) -> bytes:
     return frame[start : start + _ID_BYTES]
 
 
+def payload_of(frame: bytes) -> bytes:
+    """Return the JSON in a frame that ``FrameEncoder.frame`` made."""
+    return frame[_header_bytes(frame) :]
+
+
+def payloads_in(frames: bytes) -> list[bytes]:
+    """Return the payloads of several of our text frames, joined."""
+    payloads = []
+    start = 0
+    while start < len(frames):
+        begin = start + _header_bytes(frames[start : start + 2])
+        code = frames[start + 1]
+        size = code if code < 126 else int.from_bytes(frames[start + 2 : begin], "big")
+        start = begin + size
+        payloads.append(frames[begin:start])
+    return payloads
+
+
 def _header_bytes(frame: bytes) -> int:
     length_code = frame[1]
     if length_code < 126:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import enum
 from typing import Final, Protocol
 
-from clevrd.core.control_frames import RETENTION, SLOW_CONSUMER, GapReason, control_frame
+from clevrd.core.control_frames import RETENTION, SLOW_CONSUMER, GapReason
 from clevrd.core.gap_log import GapLog
 from clevrd.core.kept_frames import KeptFrames
 from clevrd.core.recent_cache import RecentMessageCache
+from clevrd.core.wire_forms import FRAMES, Spelling, StreamForm
 
 # A reader that dropped counts as slow for this long after its last drop.
 SLOW_MEMORY_S: Final = 10.0
@@ -128,6 +129,7 @@ class Subscriber:
         "discarded",
         "dropped",
         "dropped_in_stall",
+        "form",
         "gaps",
         "is_blocked",
         "is_joined",
@@ -137,6 +139,7 @@ class Subscriber:
         "kept_messages",
         "last_drop_s",
         "sink",
+        "spelling",
         "start",
         "strategy",
         "write",
@@ -150,10 +153,15 @@ class Subscriber:
         gaps: GapLog | None = None,
         *,
         is_watching: bool = False,
+        form: StreamForm | None = None,
     ) -> None:
         self.sink = sink
         # It came by a pattern, so it does not keep its topic from being forgotten.
         self.is_watching = is_watching
+        # What its connection speaks; None for WebSocket.
+        self.form = form
+        # How it is given this topic's messages; set by the topic when it joins.
+        self.spelling: Spelling = FRAMES
         # The sink's own bound method: one call less per delivery. While a gap is due it is
         # `_write_behind_gap`, so that readers without one pay nothing for it.
         self.write: WriteFrames = sink.write
@@ -317,21 +325,23 @@ class Subscriber:
         self.kept_messages = 0
 
     def take(self, feed: Feed, max_bytes: int) -> list[bytes]:
-        """Return the next frames for the sink, oldest first, and count them as delivered.
+        """Return the next messages for the sink, oldest first, and count them as delivered.
 
+        They are in its wire form, and ``spelling`` joins them.
         Call ``settle`` first. Empty when nothing waits; at least one frame otherwise. No hole
         that is to be told lies between them: one before them, or before what is to come when
         there are none, is told by the next ``write``.
         """
         if self.gaps is not None:
             self._prepare_gap(self.gaps)
+        first = (self.kept[0][0] if self.kept else self.cursor) + 1
         if self.kept:
             frames = self._take_kept(feed.kept, max_bytes)
         else:
             frames = feed.ring.take(self.cursor, feed.edge, max_bytes)
             self.cursor += len(frames)
         self.delivered += len(frames)
-        return frames
+        return self.spelling.texts(frames, first)
 
     def caught_up(self) -> None:
         """Note that nothing waits: a stall is over, and so is the catch-up's larger window."""
@@ -384,7 +394,10 @@ class Subscriber:
         """Stand in for the sink's ``write`` once: tell of the hole that ``data`` follows."""
         # Before the write, in which the transport may pause this reader.
         self.write = self.sink.write
-        self.write(control_frame(self.gaps.take()) + data if self.gaps else data)
+        if self.gaps:
+            gap = self.gaps.take()
+            data = self.spelling.control(gap, gap.last) + data
+        self.write(data)
 
     def _count_drops(self, count: int, now_s: float) -> None:
         if count:

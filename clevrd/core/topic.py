@@ -18,6 +18,7 @@ from clevrd.core.control_frames import RETENTION
 from clevrd.core.kept_frames import KeptBudget, KeptFrames
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, RecentMessageCache
 from clevrd.core.subscriber import CIRCUIT_BREAKER, DROP_OLDEST, Losses, Subscriber
+from clevrd.core.wire_forms import FRAMES, SharedTexts, Spelling, StreamForm, TextBudget
 
 # A round carries at most this much, so that one join is no pause and a reader's transport is
 # handed no more than a few socket buffers at once.
@@ -49,20 +50,30 @@ class Counts(NamedTuple):
 
 
 class Round:
-    """One step forward of a topic's live readers; a value that could be carried out elsewhere."""
+    """One step forward of a topic's live readers; a value that could be carried out elsewhere.
 
-    __slots__ = ("end", "messages", "payload", "readers", "start", "topic", "tripped")
+    Of those of one wire form: ``then`` is the same step of the next form's.
+    """
+
+    __slots__ = ("end", "messages", "payload", "readers", "start", "then", "topic", "tripped")
 
     def __init__(
-        self, topic: Topic, start: int, frames: list[bytes], readers: list[Subscriber]
+        self,
+        topic: Topic,
+        start: int,
+        frames: list[bytes],
+        readers: list[Subscriber],
+        spelling: Spelling = FRAMES,
+        then: Round | None = None,
     ) -> None:
         self.topic = topic
         # Readers whose cursor is ``start`` get offsets start + 1 to end.
         self.start = start
         self.end = start + len(frames)
         self.messages = len(frames)
-        self.payload = (frames[0] if len(frames) == 1 else b"".join(frames)) if readers else b""
+        self.payload = spelling.joined(spelling.texts(frames, start + 1)) if readers else b""
         self.readers = readers
+        self.then = then
         # Readers whose circuit opened: close them, they are still joined. A round may carry
         # nothing but these, when there were too many for the one before.
         self.tripped: list[Subscriber] = []
@@ -82,7 +93,9 @@ class Topic:
         "_circuits_wait",
         "_keepers",
         "_last_alarm",
+        "_shared_texts",
         "_suspects",
+        "_text_budget",
         "_trip_threshold",
         "created_at",
         "delivered",
@@ -123,6 +136,7 @@ class Topic:
         created_at: str = "",
         now_s: float = 0.0,
         active: dict[Topic, None] | None = None,
+        text_budget: TextBudget | None = None,
     ) -> None:
         self.tenant = tenant
         self.name = name
@@ -158,6 +172,9 @@ class Topic:
         self._keepers: dict[Subscriber, None] = {}
         # How many readers came by a pattern.
         self.watchers = 0
+        # Wire form -> its messages, for each form but WebSocket that somebody reads.
+        self._shared_texts: dict[StreamForm, SharedTexts] = {}
+        self._text_budget = text_budget or TextBudget(0)
         # Readers that may be slow: everyone who lagged and was not seen to be well since.
         self._suspects: dict[Subscriber, None] = {}
         # How many of them were slow when slow_count was last asked, and have not left since.
@@ -264,6 +281,8 @@ class Topic:
         reader.backlog_limit = backlog
         reader.is_joined = True
         self.watchers += reader.is_watching
+        if reader.form is not None:
+            reader.spelling = self._join_form(reader.form)
         self.offered += backlog
         self.last_used_s = now_s
         self._active[self] = None
@@ -277,6 +296,8 @@ class Topic:
         self.discarded += reader.discarded
         reader.is_joined = reader.is_live = False
         self.watchers -= reader.is_watching
+        if reader.form is not None:
+            self._leave_form(reader.form)
         self.live.pop(reader, None)
         self.lagging.pop(reader, None)
         self._keepers.pop(reader, None)
@@ -309,9 +330,10 @@ class Topic:
         self._forget_alarm(reader)
 
     def read(self, reader: Subscriber, max_bytes: int, now_s: float) -> list[bytes]:
-        """Return the next frames for a lagging reader, oldest first, up to the edge.
+        """Return the next messages for a lagging reader, oldest first, up to the edge.
 
-        Its policy is applied first. Empty when it is up to date.
+        Its policy is applied first. They are in its wire form, for its ``spelling`` to join. Empty
+        when it is up to date.
         """
         reader.settle(self, min(now_s, self.moved_s))
         frames = reader.take(self, max_bytes)
@@ -332,7 +354,7 @@ class Topic:
         if start == ring.head:
             return self._overdue_circuits()
         frames = ring.take(start, ring.head, max_bytes)
-        step = Round(self, start, frames, list(self.live))
+        step = self._round_of(start, frames)
         self.edge = step.end
         if step.end == ring.head:
             self.pending_bytes = 0
@@ -344,6 +366,24 @@ class Topic:
             step.tripped = self._tripped()
         return step
 
+    def _round_of(self, start: int, frames: list[bytes]) -> Round:
+        """Return the round that brings ``frames`` to all live readers, form by form."""
+        readers = list(self.live)
+        forms = self._shared_texts
+        if not forms:
+            return Round(self, start, frames, readers)
+        if len(forms) == 1:
+            (only,) = forms.values()
+            if only.readers == self.subscribers:
+                return Round(self, start, frames, readers, only)
+        by_spelling: dict[Spelling, list[Subscriber]] = {}
+        for reader in readers:
+            by_spelling.setdefault(reader.spelling, []).append(reader)
+        step: Round | None = None
+        for spelling, alike in by_spelling.items():
+            step = Round(self, start, frames, alike, spelling, step)
+        return step or Round(self, start, frames, [])
+
     def _overdue_circuits(self) -> Round | None:
         """Return a round that carries no message, if the one before left circuits waiting."""
         if not self._circuits_wait:
@@ -351,6 +391,19 @@ class Topic:
         step = Round(self, self.edge, [], [])
         step.tripped = self._tripped()
         return step
+
+    def serve(self, after: int, upto: int, max_bytes: int, now_s: float) -> list[bytes]:
+        """Return frames behind offset ``after``, up to ``upto``, for who does not stay to read.
+
+        They are offered to it and delivered at once. Empty when there are none; at least one
+        otherwise. ``after`` must not lie before what the ring has.
+        """
+        frames = self.ring.take(after, min(upto, self.ring.head), max_bytes)
+        self.offered += len(frames)
+        self.delivered += len(frames)
+        self._active[self] = None
+        self.last_used_s = now_s
+        return frames
 
     def set_window(self, window_cap: int, now_s: float) -> None:
         """Let readers lag ``window_cap`` messages at most, those that lag now included."""
@@ -416,6 +469,21 @@ class Topic:
         self._keepers[reader] = None
         self._capture_from = min(self._capture_from, reader.cursor + 1)
         self._set_alarm(reader)
+
+    def _join_form(self, form: StreamForm) -> SharedTexts:
+        shared = self._shared_texts.get(form)
+        if shared is None:
+            shared = SharedTexts(form, self.epoch, self._text_budget)
+            self._shared_texts[form] = shared
+        shared.readers += 1
+        return shared
+
+    def _leave_form(self, form: StreamForm) -> None:
+        shared = self._shared_texts[form]
+        shared.readers -= 1
+        if not shared.readers:
+            shared.clear()
+            del self._shared_texts[form]
 
     def _set_alarm(self, reader: Subscriber) -> None:
         if reader.strategy is CIRCUIT_BREAKER:

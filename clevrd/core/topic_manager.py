@@ -18,6 +18,7 @@ from clevrd.core.message import check_topic
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.state_format import SavedTopic
 from clevrd.core.topic import Counts, Topic
+from clevrd.core.wire_forms import TextBudget
 from clevrd.errors import InvalidRequest, Unavailable
 
 # When all rings together are over their bound they are cut to this share of it, so that the
@@ -28,6 +29,8 @@ _TRIM_TO: Final = 0.9
 # oldest, and the rest is connections, transport buffers and the interpreter.
 _RINGS_SHARE: Final = 0.6
 _KEPT_SHARE: Final = 0.15
+# And for messages spelled for SSE and NDJSON readers, beyond which each reader's are its own.
+_TEXTS_SHARE: Final = 0.05
 
 # Rings cut at a time, about 3 us each. Where more are alike, the next publish cuts the next.
 _RINGS_PER_TRIM: Final = 256
@@ -93,6 +96,7 @@ class TopicManager:
         self._per_tenant: dict[str, int] = {}
         self.max_ring_bytes = int(limits.max_memory_bytes * _RINGS_SHARE)
         self.budget = KeptBudget(int(limits.max_memory_bytes * _KEPT_SHARE))
+        self.text_budget = TextBudget(int(limits.max_memory_bytes * _TEXTS_SHARE))
         # Bytes all rings hold; kept current by extend and trim.
         self.ring_bytes = 0
         # Bit length of a ring's size -> the topics with rings of that order; dicts as ordered sets.
@@ -255,6 +259,7 @@ class TopicManager:
             created_at=created_at,
             now_s=now_s,
             active=self._active,
+            text_budget=self.text_budget,
         )
         self._topics[tenant, name] = topic
         self._to_sweep.append(topic)

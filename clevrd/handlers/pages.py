@@ -7,11 +7,14 @@ import html
 from clevrd import __version__
 from clevrd.exchange import HTML, TEXT, Answer, Request
 
-_TEXT = """clevrd {version}: publish JSON over HTTP, receive it over WebSocket.
+_TEXT = """clevrd {version}: publish JSON over HTTP, receive it over WebSocket or streams.
 
 Subscribe to a topic:
     clevrd subscribe orders --url {url}
     websocat '{ws_url}/subscribe?topic=orders'      (or any WebSocket client)
+    curl -N -H 'Accept: application/x-ndjson' '{url}/subscribe?topic=orders'
+    new EventSource("/subscribe?topic=orders")      (text/event-stream)
+    curl '{url}/subscribe?topic=orders&poll=1'      (long-poll)
 
 Publish to it:
     curl {url}/publish -d '{{"topic":"orders","data":{{"id":1}}}}'

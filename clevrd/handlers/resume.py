@@ -34,10 +34,21 @@ _MAX_US: Final = 253_402_300_800 * _SECOND_US - 1
 
 EVENT_ID_HEADER: Final = "last-event-id"
 
+# Options that say where to begin.
+BEGINNINGS: Final = frozenset({"epoch", "last", "lastEventId", "last_event_id", "offset", "since"})
+
 _SINCE_FORMS: Final = (
     "a duration (90s, 5m, 1h, 2d), unix seconds, an RFC 3339 time (with + as %2B), a message id"
     " or all"
 )
+
+
+def overrides(request: Request) -> bool:
+    """Whether the request says in its header where it is, whatever its URL began with.
+
+    Only for an EventSource, which can't change its URL when it comes back.
+    """
+    return bool(request.headers.get(EVENT_ID_HEADER))
 
 
 def read_resumes(

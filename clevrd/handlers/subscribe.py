@@ -1,6 +1,6 @@
 """GET /subscribe: the options of a subscription.
 
-What happens on the connection afterwards is connections/subscriber.py's.
+What happens on the connection afterwards is connections/subscriber.py's, or http_stream.py's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from clevrd.config import Config
+from clevrd.connections.http_stream import StreamConnection, stream_head
 from clevrd.connections.multi import MultiConnection
 from clevrd.connections.subscriber import SubscriberConnection
 from clevrd.connections.subscriptions import Manner, PatternWish
@@ -20,8 +21,9 @@ from clevrd.core.patterns import is_narrow, parse_pattern
 from clevrd.core.positions import After, Last, Wish, check_wish
 from clevrd.core.subscriber import DropStrategy
 from clevrd.core.topic import Topic
-from clevrd.errors import Forbidden, InvalidRequest
-from clevrd.exchange import Request, Upgrade
+from clevrd.core.wire_forms import StreamForm
+from clevrd.errors import Forbidden, InvalidRequest, RetryLater, UpgradeRequired
+from clevrd.exchange import Answer, Request, Takeover, Upgrade
 from clevrd.handlers.handshake import (
     CONTROL_PROTOCOL,
     check_handshake,
@@ -29,9 +31,23 @@ from clevrd.handlers.handshake import (
     offers_control,
 )
 from clevrd.handlers.options import number_option, single_option
-from clevrd.handlers.resume import read_resumes
+from clevrd.handlers.poll import POLL_HEAD, Polls, is_poll, read_timeout
+from clevrd.handlers.resume import BEGINNINGS, overrides, read_resumes
+from clevrd.handlers.transports import (
+    events_refusal,
+    is_events,
+    is_upgrade,
+    retry_ms,
+    stream_form,
+)
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant, identify
+
+NO_TRANSPORT: Final = (
+    "GET /subscribe is a WebSocket; connect with a WebSocket client, or ask for another transport:"
+    " Accept: text/event-stream (SSE), Accept: application/x-ndjson (a line per message), or poll=1"
+    " (long-poll)."
+)
 
 POLICIES: Final = tuple(strategy.value for strategy in DropStrategy)
 
@@ -50,13 +66,14 @@ class SubscribeOptions(msgspec.Struct, frozen=True):
 
 
 class SubscribeEndpoint:
-    """Answers a subscribe with the 101 and what to do with the connection then."""
+    """Answers a subscribe with a head and what to do with the connection then, or a poll."""
 
     max_body_bytes = 0
 
-    def __init__(self, hub: Hub, sockets: WebSockets, config: Config) -> None:
+    def __init__(self, hub: Hub, sockets: WebSockets, polls: Polls, config: Config) -> None:
         self._hub = hub
         self._sockets = sockets
+        self._polls = polls
         self._catch_up_messages = config.catch_up_messages
         self._max_topics = config.max_topics_per_connection
         self._may_match_all = config.match_all_patterns
@@ -64,8 +81,68 @@ class SubscribeEndpoint:
     def admit(self, request: Request) -> None:
         """Refuse nothing: the whole request is its head."""
 
-    def answer(self, request: Request, body: bytes) -> Upgrade:
-        """Return the upgrade that begins the subscription."""
+    def answer(self, request: Request, body: bytes) -> Answer | Takeover | asyncio.Future[Answer]:
+        """Return what begins the subscription, or the answer to a poll."""
+        if is_upgrade(request):
+            return self._upgrade(request)
+        form = stream_form(request)
+        try:
+            return self._answer(request, form)
+        except RetryLater as error:
+            if not is_events(form):
+                raise
+            self._hub.counters.count_refusal(error.code)
+            return events_refusal(error)
+
+    def _answer(
+        self, request: Request, form: StreamForm | None
+    ) -> Answer | Takeover | asyncio.Future[Answer]:
+        self._hub.refuse_if_draining()
+        query = request.options()
+        tenant = identify(request, query)
+        if is_events(form) and overrides(request):
+            query = {name: query[name] for name in query.keys() - BEGINNINGS}
+        options = self._read_options(request, query)
+        polls = is_poll(query)
+        if not polls and form is None:
+            raise UpgradeRequired(NO_TRANSPORT)
+        if options.patterns or len(options.topics) > 1:
+            raise InvalidRequest(
+                "A stream or a poll has one topic; subscribe to several over WebSocket."
+            )
+        timeout_s = read_timeout(query)
+        ((topic, wish),) = self._open_topics(tenant, options)
+        if form is not None and not polls:
+            return self._stream(request, topic, wish, options.manner, form)
+        if request.method == "HEAD":
+            return POLL_HEAD
+        return self._polls.answer(topic, wish, timeout_s)
+
+    def _stream(
+        self, request: Request, topic: Topic, wish: Wish, manner: Manner, form: StreamForm
+    ) -> Takeover:
+        """Return the head of the stream and what writes the rest."""
+        head = stream_head(form)
+        if request.method == "HEAD":
+            return Takeover(head, lambda transport, early_data: transport.close())
+
+        def attach(transport: asyncio.Transport, early_data: bytes) -> None:
+            connection = StreamConnection(
+                self._sockets,
+                transport,
+                self._hub,
+                topic,
+                manner.strategy,
+                manner.wanted_window,
+                form,
+                has_control=manner.has_control or is_events(form),
+            )
+            connection.begin(wish, early_data)
+
+        retry = form.retry(retry_ms())
+        return Takeover(head + form.framed(retry) if retry else head, attach)
+
+    def _upgrade(self, request: Request) -> Upgrade:
         self._hub.refuse_if_draining()
         query = request.options()
         tenant = identify(request, query)

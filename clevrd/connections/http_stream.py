@@ -1,0 +1,204 @@
+"""Subscriptions over a response that does not end: SSE and NDJSON streams.
+
+What the texts look like is core/wire_forms.py's, and the sweep is that of all connections. Nothing
+is read here: what a client sends behind its request means nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Final
+
+from clevrd.connections.websocket import RESTARTING, WebSockets
+from clevrd.core.client_frames import POLICY_VIOLATION
+from clevrd.core.control_frames import ErrorNotice, GoingAway, Position
+from clevrd.core.gap_log import GapLog
+from clevrd.core.positions import Wish
+from clevrd.core.subscriber import DropStrategy, Subscriber
+from clevrd.core.topic import Topic
+from clevrd.core.wire_forms import StreamForm
+from clevrd.hub import CLOSE_SLOW_CONSUMER, Hub
+
+# What a client may send behind its request, in all: requests that it pipelined won't be answered.
+MAX_IGNORED_BYTES: Final = 65_536
+
+# Close code -> what a client is told that has no close code.
+_SENTENCES: Final = {
+    RESTARTING: "The daemon is shutting down; come back in a moment.",
+    CLOSE_SLOW_CONSUMER: "You read too slowly, and too much was lost; come back with a backoff.",
+    POLICY_VIOLATION: "A subscriber only receives; send nothing behind the request.",
+    1011: "Writing to this connection failed; come back with a backoff.",
+}
+
+
+def stream_head(form: StreamForm) -> bytes:
+    """Return the head of a response in ``form``; the connection is of no use after it."""
+    return (
+        "HTTP/1.1 200 OK\r\n"
+        f"Content-Type: {form.content_type}\r\n"
+        "Cache-Control: no-cache, no-transform\r\n"
+        # nginx buffers responses unless it is asked not to.
+        "X-Accel-Buffering: no\r\n"
+        "Server: clevrd\r\n"
+        f"Date: {formatdate(usegmt=True)}\r\n"
+        + ("Transfer-Encoding: chunked\r\n" if form.is_chunked else "")
+        + "Connection: close\r\n\r\n"
+    ).encode()
+
+
+class StreamConnection(asyncio.Protocol):
+    """One subscriber's response; also the Sink that its Subscriber writes to."""
+
+    __slots__ = (
+        "_form",
+        "_has_said_why",
+        "_held_bytes",
+        "_hub",
+        "_ignored_bytes",
+        "_sockets",
+        "awaits_pong",
+        "close_deadline_s",
+        "is_closing",
+        "reader",
+        "topic",
+        "transport",
+        "wheel_slot",
+        "write",
+    )
+
+    def __init__(
+        self,
+        sockets: WebSockets,
+        transport: asyncio.Transport,
+        hub: Hub,
+        topic: Topic,
+        strategy: DropStrategy,
+        wanted_window: int | None,
+        form: StreamForm,
+        *,
+        has_control: bool,
+    ) -> None:
+        self._sockets = sockets
+        self.transport = transport
+        # The transport's own, nothing in between.
+        self.write: Callable[[bytes], None] = transport.write
+        self._hub = hub
+        self._form = form
+        self.topic = topic
+        gaps = GapLog(topic.name) if has_control else None
+        self.reader = Subscriber(self, strategy, wanted_window, gaps, form=form)
+        self._ignored_bytes = 0
+        # The registry's own, as of every connection it sweeps. Nobody answers a keep-alive: the
+        # kernel waits for its acknowledgement instead.
+        self.awaits_pong = False
+        self.wheel_slot = 0
+        self._held_bytes = 0
+        self.close_deadline_s = 0.0
+        # The last word was written, or the client has gone.
+        self.is_closing = False
+        # It was told that, and when, to come back.
+        self._has_said_why = False
+
+    def begin(self, wish: Wish, early_data: bytes) -> None:
+        """Take over the transport, deliver what is wished of the past and then what comes.
+
+        Args:
+            wish: where to begin.
+            early_data: what was received behind the request.
+        """
+        self._sockets.add(self)
+        give_up_after(self.transport, self._sockets.pong_timeout_s)
+        self._hub.subscribe(self.topic, self.reader, wish)
+        if early_data:
+            self.data_received(early_data)
+
+    # --- asyncio.Protocol ------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Ignore what the client sends, within bounds."""
+        self._ignored_bytes += len(data)
+        if self._ignored_bytes > MAX_IGNORED_BYTES:
+            self.close(POLICY_VIOLATION, "subscribers_only_receive")
+
+    def eof_received(self) -> bool | None:
+        """Let the transport close: a client that leaves looks no different."""
+        if not self.is_closing:
+            self._begin_to_end()
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is gone, whoever closed it."""
+        self.leave()
+        self._sockets.remove(self)
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is over its high-water mark."""
+        self._hub.paused(self.topic, self.reader)
+
+    def resume_writing(self) -> None:
+        """The transport's buffer is below its low-water mark."""
+        self._hub.resumed(self.topic, self.reader)
+
+    # --- what the sweep and the hub ask for ------------------------------------------------------
+
+    def leave(self) -> None:
+        """Stop delivering. Idempotent."""
+        self._hub.unsubscribe(self.topic, self.reader)
+
+    def ping(self) -> None:
+        """Show that the connection is alive; one that is stalled has enough to take."""
+        if not self.reader.is_blocked:
+            self.write(self._form.framed(self._form.keep_alive))
+
+    def announce_end(self, reconnect_after_ms: int) -> None:
+        """Give who is told such things its position, and when to come back."""
+        reader = self.reader
+        if reader.gaps is None or not reader.is_joined:
+            return
+        self._has_said_why = True
+        position = Position(self.topic.epoch, reader.position())
+        going = GoingAway(reconnect_after_ms, {self.topic.name: position})
+        retry = self._form.retry(reconnect_after_ms)
+        self.write((self._form.framed(retry) if retry else b"") + reader.spelling.control(going))
+
+    def close(self, code: int, reason: str) -> None:
+        """Say why, since there is no close code, and end the response so that it is whole."""
+        if self.is_closing:
+            return
+        self._sockets.counters.count_close(code)
+        last = b"" if self._has_said_why else self._why(code, reason)
+        self._begin_to_end()
+        if last := last + self._form.end:
+            self.write(last)
+        self.transport.close()
+
+    def cut(self) -> None:
+        """End the connection without a word: the client is not listening."""
+        self.transport.abort()
+
+    def end_unfinished(self) -> None:
+        """Do nothing: nothing that a client sends is waited for."""
+
+    def _why(self, code: int, reason: str) -> bytes:
+        notice = ErrorNotice(reason, _SENTENCES.get(code, reason), code != POLICY_VIOLATION)
+        return self.reader.spelling.control(notice)
+
+    def _begin_to_end(self) -> None:
+        self.is_closing = True
+        self.leave()
+        self._sockets.await_close(self)
+
+
+def give_up_after(transport: asyncio.Transport, timeout_s: float) -> None:
+    """Have the kernel end the connection when what it sent is not acknowledged for so long.
+
+    So a peer that is gone is found by the next keep-alive, without an answer to it. RFC 5482; only
+    Linux has it, and only for TCP: elsewhere the kernel's own patience counts.
+    """
+    known = transport.get_extra_info("socket")
+    if hasattr(socket, "TCP_USER_TIMEOUT") and known.family != socket.AF_UNIX:
+        timeout_ms = max(1, int(timeout_s * 1000))
+        known.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)

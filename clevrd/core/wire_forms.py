@@ -1,0 +1,231 @@
+"""Wire forms: how each transport spells messages and control frames, each message once per form.
+
+A form is made from the ring's finished WebSocket frames, so who reads those pays nothing for the
+others. No sockets here. SSE: WHATWG HTML §9.2.6; NDJSON: one JSON text a line; chunks:
+RFC 9112 §7.1.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from clevrd.core.control_frames import Control, control_frame, control_json
+from clevrd.core.encoding import payload_of
+
+# Messages of a topic that are kept spelled in one form, for readers that lag together or come back
+# together: the largest window. Those of who reads further back are spelled for it alone.
+SHARED_MESSAGES: Final = 1_024
+
+# What a kept text costs besides its bytes: the object's header, its key and the dict's entry.
+TEXT_OVERHEAD_BYTES: Final = 160
+
+# Line ends can only stand between the tokens of JSON, where a space means the same.
+_SPACES: Final = bytes.maketrans(b"\r\n", b"  ")
+
+
+def one_line(json: bytes) -> bytes:
+    """Return ``json`` without the line ends between its tokens, which would end a line or event."""
+    return json.translate(_SPACES) if b"\n" in json or b"\r" in json else json
+
+
+def chunk(data: bytes) -> bytes:
+    """Return ``data`` as one chunk of a chunked body; it must not be empty."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class StreamForm:
+    """A response body that does not end: its texts one after the other, each whole in one write.
+
+    ``is_chunked`` in HTTP/1.1, where a body that was cut can be told from one that ended; HTTP/1.0
+    has the same texts bare, and ends with the connection.
+    """
+
+    __slots__ = ("is_chunked",)
+
+    # What the response is called.
+    content_type: str
+    # Sent over a silent connection so that nobody in between takes it for a dead one.
+    keep_alive: bytes
+
+    def __init__(self, *, is_chunked: bool) -> None:
+        self.is_chunked = is_chunked
+
+    def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
+        """Return the text of the message in ``frame``, whose position is (epoch, offset)."""
+        raise NotImplementedError
+
+    def control(self, control: Control, epoch: bytes, offset: int | None) -> bytes:
+        """Return the text of ``control``, behind which a client is at (epoch, offset) if given."""
+        raise NotImplementedError
+
+    def retry(self, delay_ms: int) -> bytes:
+        """Return what asks the client to come back so long after the end; b"" where nothing can.
+
+        It stands right before a control frame.
+        """
+        raise NotImplementedError
+
+    def framed(self, text: bytes) -> bytes:
+        """Return ``text`` as it goes over the connection; it must not be empty."""
+        return chunk(text) if self.is_chunked else text
+
+    @property
+    def end(self) -> bytes:
+        """What says that the body is whole; an HTTP/1.0 body ends with the connection only."""
+        return b"0\r\n\r\n" if self.is_chunked else b""
+
+
+class ServerSentEvents(StreamForm):
+    """text/event-stream: messages as plain events with their position as id, the rest named."""
+
+    __slots__ = ()
+
+    content_type = "text/event-stream; charset=utf-8"
+    # A comment, and no empty line behind it: some clients take that for the end of an empty event.
+    keep_alive = b":\n"
+
+    def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
+        """Return the event of one message."""
+        return b"id: %b:%d\ndata: %b\n\n" % (epoch, offset, one_line(payload_of(frame)))
+
+    def control(self, control: Control, epoch: bytes, offset: int | None) -> bytes:
+        """Return the event of ``control``, with an id where a reconnect may resume behind it."""
+        kind = type(control).__struct_config__.tag
+        place = b"" if offset is None else b"id: %b:%d\n" % (epoch, offset)
+        return b"%bevent: %b\ndata: %b\n\n" % (place, str(kind).encode(), control_json(control))
+
+    def retry(self, delay_ms: int) -> bytes:
+        """Return the field that sets the client's reconnection time, of the event that follows."""
+        return b"retry: %d\n" % delay_ms
+
+
+class JsonLines(StreamForm):
+    """application/x-ndjson: a line for each message, and one for each control frame."""
+
+    __slots__ = ()
+
+    content_type = "application/x-ndjson; charset=utf-8"
+    # Whitespace before the next line's JSON: an empty line would be a record to many readers.
+    keep_alive = b" "
+
+    def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
+        """Return the line of one message."""
+        return one_line(payload_of(frame)) + b"\n"
+
+    def control(self, control: Control, epoch: bytes, offset: int | None) -> bytes:
+        """Return the line of ``control``, which holds its position itself."""
+        return control_json(control) + b"\n"
+
+    def retry(self, delay_ms: int) -> bytes:
+        """Return nothing: it is in `going_away`."""
+        return b""
+
+
+SSE: Final = ServerSentEvents(is_chunked=True)
+SSE_BARE: Final = ServerSentEvents(is_chunked=False)
+NDJSON: Final = JsonLines(is_chunked=True)
+NDJSON_BARE: Final = JsonLines(is_chunked=False)
+
+
+class Spelling(Protocol):
+    """How the readers of one form are given one topic's messages."""
+
+    def texts(self, frames: list[bytes], first: int) -> list[bytes]:
+        """Return the messages in ``frames``, of offsets from ``first`` on, in this form."""
+
+    def joined(self, texts: list[bytes]) -> bytes:
+        """Return ``texts``, of which there are some, as they are written at once."""
+
+    def control(self, control: Control, offset: int | None = None) -> bytes:
+        """Return what tells ``control``, as it is written; see `StreamForm.control`."""
+
+
+class FrameSpelling:
+    """WebSocket: the ring's own frames, with nothing made of them."""
+
+    __slots__ = ()
+
+    def texts(self, frames: list[bytes], first: int) -> list[bytes]:
+        """Return ``frames``."""
+        return frames
+
+    def joined(self, texts: list[bytes]) -> bytes:
+        """Return the frames behind one another."""
+        return texts[0] if len(texts) == 1 else b"".join(texts)
+
+    def control(self, control: Control, offset: int | None = None) -> bytes:
+        """Return a text frame."""
+        return control_frame(control)
+
+
+FRAMES: Final = FrameSpelling()
+
+
+class TextBudget:
+    """Bytes that spelled messages may take, all topics and forms together."""
+
+    __slots__ = ("left_bytes",)
+
+    def __init__(self, max_bytes: int) -> None:
+        self.left_bytes = max_bytes
+
+
+class SharedTexts:
+    """One topic's messages in one form, shared by its readers of that form.
+
+    The last SHARED_MESSAGES that were made are kept, while there is budget; which they are decides
+    only who pays for making them.
+    """
+
+    __slots__ = ("_budget", "_epoch", "_form", "_made", "readers", "size_bytes")
+
+    def __init__(self, form: StreamForm, epoch: str, budget: TextBudget) -> None:
+        self._form = form
+        self._epoch = epoch.encode()
+        self._budget = budget
+        # Offset -> text, in the order in which they were made.
+        self._made: dict[int, bytes] = {}
+        # What is kept, and was taken from the budget.
+        self.size_bytes = 0
+        # How many joined readers there are; the topic's own.
+        self.readers = 0
+
+    def texts(self, frames: list[bytes], first: int) -> list[bytes]:
+        """Return the messages in ``frames``, of offsets from ``first`` on, in this form."""
+        made = self._made
+        return [
+            made.get(offset) or self._make(frame, offset)
+            for offset, frame in enumerate(frames, first)
+        ]
+
+    def joined(self, texts: list[bytes]) -> bytes:
+        """Return ``texts`` as one piece of the body, for all who are given the same."""
+        return self._form.framed(texts[0] if len(texts) == 1 else b"".join(texts))
+
+    def control(self, control: Control, offset: int | None = None) -> bytes:
+        """Return ``control`` as one piece of the body."""
+        return self._form.framed(self._form.control(control, self._epoch, offset))
+
+    def clear(self) -> None:
+        """Forget what was made: nobody reads this form any more."""
+        self._made.clear()
+        self._budget.left_bytes += self.size_bytes
+        self.size_bytes = 0
+
+    def _make(self, frame: bytes, offset: int) -> bytes:
+        text = self._form.message(frame, self._epoch, offset)
+        cost = len(text) + TEXT_OVERHEAD_BYTES
+        if len(self._made) >= SHARED_MESSAGES:
+            self._forget_oldest()
+        if cost <= self._budget.left_bytes:
+            self._made[offset] = text
+            self._change(cost)
+        return text
+
+    def _forget_oldest(self) -> None:
+        oldest = next(iter(self._made))
+        self._change(-len(self._made.pop(oldest)) - TEXT_OVERHEAD_BYTES)
+
+    def _change(self, size_bytes: int) -> None:
+        self.size_bytes += size_bytes
+        self._budget.left_bytes -= size_bytes
