@@ -13,7 +13,7 @@ CFLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wshadow", 
 PROGRAMS = {
     "load": (
         *("main", "options", "conn", "sub", "pub", "nats", "report"),
-        *("http", "hist", "payload", "wsframe"),
+        *("http", "hist", "payload", "stream", "wsframe"),
     ),
     "floor": ("floor", "http"),
 }

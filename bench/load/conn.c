@@ -155,6 +155,16 @@ bool conn_upgrade(struct run *run, struct conn *conn, const char *path) {
     return conn_flush(run, conn);
 }
 
+bool conn_request(struct run *run, struct conn *conn, const char *path, const char *type) {
+    char request[2048];
+    int length = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: %s\r\nAccept: %s\r\n\r\n",
+                          path, run->options.target, type);
+    if (length < 0 || (size_t)length >= sizeof request) abort();
+    bytes_append(&conn->out, request, (size_t)length);
+    conn->state = CONN_UPGRADING;
+    return conn_flush(run, conn);
+}
+
 void conn_established(struct conn *conn, struct connecting *stats) {
     conn->state = CONN_OPEN;
     stats->established++;

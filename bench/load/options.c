@@ -106,7 +106,8 @@ static void check(const struct options *o) {
         refuse("topics, pubs, depth and batch", "at least 1 each");
     if (o->data_bytes < PAYLOAD_MIN_BYTES) refuse("data-bytes", "too few for a stamp");
     bool is_nats = !strcmp(o->proto, "nats");
-    if (!is_nats && strcmp(o->proto, "ws") != 0) refuse("unknown proto", o->proto);
+    bool is_stream = !strcmp(o->proto, "events") || !strcmp(o->proto, "lines");
+    if (!is_nats && !is_stream && strcmp(o->proto, "ws") != 0) refuse("unknown proto", o->proto);
     if (is_nats && (!strcmp(o->pub_kind, "batch") || !strcmp(o->pub_kind, "http")))
         refuse("nats publishes over its socket: pub-kind must be ws or none", o->pub_kind);
     if (is_nats && o->data_bytes > NATS_MAX_DATA) refuse("data-bytes", "too many for proto nats");

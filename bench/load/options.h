@@ -4,7 +4,8 @@
 
 struct options {
     const char *target; /* HOST:PORT, IPv4 */
-    const char *proto;  /* ws: one message per frame; nats: the NATS protocol over WebSocket */
+    const char *proto;  /* ws: one message per frame; nats: the NATS protocol over WebSocket;
+                           events, lines: subscribers read SSE or NDJSON */
 
     long subs;          /* subscribers that read all they get */
     long stalled;       /* subscribers that never read */

@@ -178,6 +178,8 @@ ssize_t conn_receive(struct run *run, struct conn *conn, size_t limit, uint8_t *
 void conn_carry(struct conn *conn, const uint8_t *rest, size_t length);
 void conn_close(struct run *run, struct conn *conn);
 bool conn_upgrade(struct run *run, struct conn *conn, const char *path);
+/* Ask for a stream of this media type; the answer is checked like an upgrade's. */
+bool conn_request(struct run *run, struct conn *conn, const char *path, const char *type);
 void conn_established(struct conn *conn, struct connecting *stats);
 /* Wait for events until wake_ns at the latest, and handle them. */
 void conn_turn(struct run *run, uint64_t wake_ns);

@@ -1,4 +1,5 @@
 /* Subscribers: every message is counted, checked for its place in the order, and timed. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -6,6 +7,7 @@
 #include "clock.h"
 #include "http.h"
 #include "run.h"
+#include "stream.h"
 
 static enum role role_of(const struct options *o, long index) {
     if (index < o->subs) return ROLE_READER;
@@ -14,6 +16,16 @@ static enum role role_of(const struct options *o, long index) {
 
 static struct deliveries *deliveries_of(struct run *run, const struct sub *sub) {
     return sub->conn.role == ROLE_READER ? &run->fast : &run->slow;
+}
+
+static bool is_events(const struct run *run) { return run->options.proto[0] == 'e'; }
+
+static bool is_stream(const struct run *run) {
+    return is_events(run) || run->options.proto[0] == 'l';
+}
+
+static const char *media_type(const struct run *run) {
+    return is_events(run) ? "text/event-stream" : "application/x-ndjson";
 }
 
 void subs_open(struct run *run) {
@@ -30,7 +42,10 @@ void sub_connected(struct run *run, struct sub *sub) {
     char path[1024];
     topic_name(run, sub->conn.topic, topic, sizeof topic);
     http_fill_path(path, sizeof path, run->options.sub_path, topic);
-    conn_upgrade(run, &sub->conn, path);
+    if (is_stream(run))
+        conn_request(run, &sub->conn, path, media_type(run));
+    else
+        conn_upgrade(run, &sub->conn, path);
 }
 
 void sub_established(struct run *run, struct sub *sub) {
@@ -155,9 +170,43 @@ static void handle_frames(struct run *run, struct sub *sub, const uint8_t *bytes
     conn_carry(&sub->conn, bytes, (size_t)(end - bytes));
 }
 
-/* Bytes of the 101 answer; 0 when it isn't whole (then all is carried over) or was refused. */
+static void handle_chunk(struct run *run, struct sub *sub, struct span chunk, uint64_t now) {
+    struct span message;
+    bool is_broken = false;
+    while (is_events(run) ? stream_next_event(&chunk, &message, &is_broken)
+                          : stream_next_line(&chunk, &message, &is_broken))
+        sub_message(run, sub, message.start, message.length, now);
+    if (is_broken) deliveries_of(run, sub)->malformed++;
+}
+
+static void handle_chunks(struct run *run, struct sub *sub, const uint8_t *bytes, size_t count) {
+    uint64_t now = now_ns();
+    const uint8_t *end = bytes + count;
+    while (bytes < end && sub->conn.state != CONN_CLOSED) {
+        struct span chunk;
+        long used = stream_parse_chunk((const char *)bytes, (size_t)(end - bytes), &chunk);
+        if (used == 0) break;
+        if (used < 0) {
+            deliveries_of(run, sub)->malformed++;
+            conn_close(run, &sub->conn);
+            return;
+        }
+        handle_chunk(run, sub, chunk, now);
+        bytes += used;
+    }
+    conn_carry(&sub->conn, bytes, (size_t)(end - bytes));
+}
+
+static long check_answer(const struct run *run, const char *bytes, size_t count) {
+    char type[64];
+    if (!is_stream(run)) return http_check_upgrade(bytes, count);
+    snprintf(type, sizeof type, "Content-Type: %s", media_type(run));
+    return stream_check_head(bytes, count, type);
+}
+
+/* Bytes of the answer's head; 0 when it isn't whole (then all is carried over) or was refused. */
 static size_t finish_upgrade(struct run *run, struct sub *sub, const uint8_t *bytes, size_t count) {
-    long used = http_check_upgrade((const char *)bytes, count);
+    long used = check_answer(run, (const char *)bytes, count);
     if (used < 0) conn_close(run, &sub->conn);
     if (used == 0) conn_carry(&sub->conn, bytes, count);
     if (used <= 0) return 0;
@@ -177,7 +226,10 @@ static void read_once(struct run *run, struct sub *sub, size_t limit) {
     size_t used = 0;
     if (sub->conn.state == CONN_UPGRADING && !(used = finish_upgrade(run, sub, bytes, (size_t)count)))
         return;
-    handle_frames(run, sub, bytes + used, (size_t)count - used);
+    if (is_stream(run))
+        handle_chunks(run, sub, bytes + used, (size_t)count - used);
+    else
+        handle_frames(run, sub, bytes + used, (size_t)count - used);
 }
 
 void sub_readable(struct run *run, struct sub *sub) { read_once(run, sub, READ_BYTES); }

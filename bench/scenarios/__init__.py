@@ -11,6 +11,7 @@ from bench.scenarios import (
     soak,
     steady,
     topics,
+    transports,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "soak",
     "steady",
     "topics",
+    "transports",
 ]
