@@ -12,7 +12,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 from typing import Final
 
-from clevrd.connections.websocket import RESTARTING, WebSockets
+from clevrd.connections.websocket import RESTARTING, WebSockets, unsent_bytes_of
 from clevrd.core.client_frames import POLICY_VIOLATION
 from clevrd.core.control_frames import ErrorNotice, GoingAway, Position
 from clevrd.core.gap_log import GapLog
@@ -143,6 +143,10 @@ class StreamConnection(asyncio.Protocol):
         self._hub.resumed(self.topic, self.reader)
 
     # --- what the sweep and the hub ask for ------------------------------------------------------
+
+    def unsent_bytes(self) -> int:
+        """Return how much of what was written the peer has not acknowledged, as far as is known."""
+        return unsent_bytes_of(self.transport)
 
     def leave(self) -> None:
         """Stop delivering. Idempotent."""

@@ -198,18 +198,8 @@ class WebSocketConnection(asyncio.Protocol):
         self.transport.abort()
 
     def unsent_bytes(self) -> int:
-        """Return how much of what was written the peer has not acknowledged, as far as is known.
-
-        What the kernel holds counts: it asks for more only when a third of its buffer is free,
-        which a reader at some KB/s takes many seconds for. tcp(7), SIOCOUTQ.
-        """
-        unsent_bytes = self.transport.get_write_buffer_size()
-        sock = self.transport.get_extra_info("socket")
-        try:
-            (in_kernel,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
-        except (OSError, ValueError):
-            return unsent_bytes
-        return unsent_bytes + int(in_kernel)
+        """Return how much of what was written the peer has not acknowledged, as far as is known."""
+        return unsent_bytes_of(self.transport)
 
     def ping(self) -> None:
         """Ask whether the peer is there."""
@@ -259,6 +249,21 @@ class WebSocketConnection(asyncio.Protocol):
             self.transport.close()
         elif not self.is_closing:
             self.message(opcode, payload)
+
+
+def unsent_bytes_of(transport: asyncio.Transport) -> int:
+    """Return how much of what was written to ``transport`` is not acknowledged, as far as is known.
+
+    What the kernel holds counts: it asks for more only when a third of its buffer is free, which a
+    reader at some KB/s takes many seconds for. tcp(7), SIOCOUTQ.
+    """
+    unsent_bytes = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    try:
+        (in_kernel,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+    except (OSError, ValueError):
+        return unsent_bytes
+    return unsent_bytes + int(in_kernel)
 
 
 def echo_of_close(payload: bytes) -> bytes:

@@ -132,6 +132,10 @@ class WaitingPoll:
         self._timer = self._loop.call_later(timeout_s, self.give_up)
         self._hub.subscribe(self._topic, self._reader, After(self._start.after, self._topic.epoch))
 
+    def unsent_bytes(self) -> int:
+        """Return 0: what it writes becomes an answer at once."""
+        return 0
+
     def write(self, data: bytes) -> None:
         """Answer with the messages in ``data``, unless the client has them already."""
         payloads = payloads_in(data)
