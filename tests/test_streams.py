@@ -277,7 +277,7 @@ async def test_unix_socket_serves_streams(tmp_path: Path) -> None:
 async def test_stream_counts_as_a_connection() -> None:
     """`max_connections` holds for streams as for everything."""
     async with running(max_connections=1) as daemon, await open_stream(daemon.port):
-        refused = await talk(daemon.port, [get("/health")])
+        refused = await talk(daemon.port, [get("/metrics")])
 
     assert responses(refused)[0].code == "unavailable"
 
