@@ -412,7 +412,8 @@ class Client:
         resumes.
 
         Args:
-            policy: ``drop_oldest``, ``drop_newest`` or ``circuit_breaker``; None: the server's.
+            policy: ``drop_oldest``, ``drop_newest``, ``circuit_breaker`` or ``latest``; None: the
+                server's.
             buffer: messages that this reader may lag behind; None: the server's.
             last: recent messages wanted first; None: the server's.
             reconnect: False raises `Closed` or `Unreachable` at the first lost connection.

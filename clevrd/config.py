@@ -115,9 +115,35 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=1,
             le=1_000_000_000,
-            description="Drops after which a circuit_breaker subscriber is disconnected.",
+            description="Drops in one stall that open the circuit of a circuit_breaker subscriber.",
         ),
     ] = 100
+    circuit_breaker_openings: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000,
+            description=(
+                "Times a circuit may open within circuit_breaker_period_s; the next disconnects."
+            ),
+        ),
+    ] = 3
+    circuit_breaker_period_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=24 * HOUR_S,
+            description="Seconds after which an opening of a circuit counts no more.",
+        ),
+    ] = 60.0
+    circuit_breaker_open_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=HOUR_S,
+            description="Seconds that a circuit may stay open before it disconnects.",
+        ),
+    ] = 30.0
     max_topics: Annotated[
         int, Meta(ge=1, le=10_000_000, description="Topics at one time, over all tenants.")
     ] = 100_000

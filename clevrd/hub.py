@@ -23,10 +23,11 @@ from clevrd.control.adaptive_buffer import AdaptiveBufferManager, BufferDecision
 from clevrd.control.adaptive_throttler import AdaptiveThrottler, ThrottleDecision, ThrottleSample
 from clevrd.control.rate_limiter import RateLimiter
 from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes
+from clevrd.core.circuit import CircuitBudget
 from clevrd.core.control_frames import Ref, Subscribed
 from clevrd.core.encoding import FrameEncoder
 from clevrd.core.idempotency import KEY_COST_BYTES, RememberedAnswers, Slot
-from clevrd.core.message import Message, MessageIds, PublishRequest, rfc3339
+from clevrd.core.message import KeyedMessage, Message, MessageIds, PublishRequest, rfc3339
 from clevrd.core.positions import Start, Wish, start_of
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.state_format import SavedTopic, StateReader
@@ -79,6 +80,11 @@ _KEYS_SHARE: Final = 0.05
 # Remembered answers whose time is up are forgotten a few at a time, at 2.6 us each.
 KEY_SWEEP_S: Final = 1.0
 _KEYS_PER_SWEEP: Final = 1_000
+
+# Circuits that have been open for too long are looked for this often, and so many closed between
+# two turns of the loop: a close is a write.
+CIRCUIT_SWEEP_S: Final = 1.0
+_CIRCUITS_PER_SWEEP: Final = 256
 
 # When a round has failed, which only a bug can do.
 _ROUND_RETRY_S: Final = 1.0
@@ -167,6 +173,13 @@ class Hub:
         self._read_topics: dict[Topic, None] = {}
         self.subscribers = 0
         self.watches = Watches(self.topics, loop, self.counters.count_background_error)
+        self._circuit_budget = CircuitBudget(
+            config.circuit_breaker_openings,
+            config.circuit_breaker_period_s,
+            config.circuit_breaker_open_s,
+        )
+        # Readers whose circuit is open, the one that opened first first, and their topics.
+        self._open_circuits: dict[Subscriber, Topic] = {}
         self._timers = Timers(loop, self.counters.count_background_error)
         # Work beside requests and rounds: publishes that wait, above all.
         self.tasks = Tasks(loop, self.counters.count_background_error)
@@ -344,8 +357,13 @@ class Hub:
         for number, request in enumerate(requests, offset):
             message_id, timestamp = next_id(wall_us)
             ids.append(message_id)
+            data, key = request.data, request.key
             frames.append(
-                encode(Message(message_id, name, tenant, request.data, timestamp, number))
+                encode(
+                    Message(message_id, name, tenant, data, timestamp, number)
+                    if key is None
+                    else KeyedMessage(message_id, name, tenant, data, timestamp, number, key)
+                )
             )
         self.topics.extend(topic, offset, frames, self._loop.time())
         if not topic.flush_is_scheduled and topic.pending:
@@ -488,11 +506,49 @@ class Hub:
         self.unsubscribe(topic, reader)
         reader.sink.close(1011, "write_failed")
 
+    # --- circuits --------------------------------------------------------------------------------
+
+    @property
+    def open_circuits(self) -> int:
+        """How many readers are given nothing until their transport has room again."""
+        return len(self._open_circuits)
+
     def _open_circuit(self, topic: Topic, reader: Subscriber) -> None:
-        dropped = reader.dropped_in_stall
+        """Stop buffering for ``reader``, or disconnect it when it has done so too often."""
+        if not reader.is_joined:
+            # It left with another one that was on its connection.
+            return
+        openings = self._circuit_budget.spend(reader.openings, self._loop.time())
+        if openings is None:
+            self._break_circuit(topic, reader)
+            return
+        reader.openings = openings
+        topic.suspend(reader)
+        self._open_circuits[reader] = topic
+        self.counters.circuits_opened += 1
+        log.debug("circuit opened topic=%s openings=%d", topic.name, len(openings))
+        if not reader.is_blocked:
+            # It is given more than it can read in its turns, and no transport will call for it.
+            self._loop.call_soon(self._retry_circuit, topic, reader)
+
+    def _retry_circuit(self, topic: Topic, reader: Subscriber) -> None:
+        if not reader.is_blocked:
+            self.resumed(topic, reader)
+
+    def _break_circuit(self, topic: Topic, reader: Subscriber) -> None:
         self.unsubscribe(topic, reader)
         reader.sink.close(CLOSE_SLOW_CONSUMER, "circuit_open")
-        log.debug("circuit opened topic=%s dropped=%d", topic.name, dropped)
+        log.debug("circuit broken topic=%s openings=%d", topic.name, len(reader.openings))
+
+    def break_overdue_circuits(self) -> None:
+        """Disconnect the readers whose circuit has been open for too long."""
+        now_s = self._loop.time()
+        for reader, topic in list(islice(self._open_circuits.items(), _CIRCUITS_PER_SWEEP)):
+            if not self._circuit_budget.is_overdue(reader.openings, now_s):
+                return
+            self._break_circuit(topic, reader)
+        if self._open_circuits:
+            self._loop.call_soon(self.break_overdue_circuits)
 
     # --- subscribe -------------------------------------------------------------------------------
 
@@ -530,6 +586,7 @@ class Hub:
         """Let ``reader`` go; what waited for it is discarded. Idempotent."""
         if not reader.is_joined:
             return
+        self._open_circuits.pop(reader, None)
         topic.leave(reader, self._loop.time())
         self.subscribers -= 1
         if topic.subscribers == 0:
@@ -544,14 +601,20 @@ class Hub:
     def resumed(self, topic: Topic, reader: Subscriber) -> None:
         """Note that the reader's transport takes more: it reads on where its policy puts it."""
         reader.is_blocked = False
-        if reader.is_joined:
-            self._catch_up(topic, reader)
+        if not reader.is_joined:
+            return
+        if self._open_circuits.pop(reader, None) is not None:
+            topic.resume(reader, self._loop.time())
+        self._catch_up(topic, reader)
 
     def _catch_up(self, topic: Topic, reader: Subscriber) -> None:
         """Let a lagging reader read up to the edge, and join the live ones when it is there.
 
         Its transport stops it sooner as a rule; a reader as fast as we are is made to take turns.
         """
+        if reader in self._open_circuits:
+            # Its circuit opened between two of its turns.
+            return
         now_s = self._loop.time()
         for _ in range(CATCH_UP_CHUNKS):
             if reader.is_blocked or reader.is_live or not reader.is_joined:
@@ -572,6 +635,7 @@ class Hub:
         self._timers.every(IDLE_SWEEP_S, self.evict_idle_topics)
         self._timers.every(RATE_SWEEP_S, self.forget_full_buckets)
         self._timers.every(KEY_SWEEP_S, self.forget_old_answers)
+        self._timers.every(CIRCUIT_SWEEP_S, self.break_overdue_circuits)
 
     def stop(self) -> None:
         """Stop the timers."""
@@ -752,14 +816,14 @@ def _greeting(
     """Return what a reader that asked for control frames gets first."""
     gap = start.gap
     # Before what is missing, where that is known: the gap is all that lies between.
-    offset = gap.first - 1 if gap is not None and gap.first is not None else reader.cursor
+    offset = gap.first - 1 if gap is not None and gap.first is not None else reader.position()
     window = reader.granted_window(topic.window_cap)
     greeting = Subscribed(topic.name, topic.epoch, offset, start.is_recovered, window, pattern, ref)
     spelling = reader.spelling
     if gap is None:
         return spelling.control(greeting, offset)
     # Who is cut between the two comes back from where it was, and is told again.
-    return spelling.control(greeting) + spelling.control(gap, reader.cursor)
+    return spelling.control(greeting) + spelling.control(gap, reader.position())
 
 
 def _limits(config: Config, max_memory_bytes: int) -> TopicLimits:

@@ -21,7 +21,14 @@ MAX_TOPICS: Final = 10_000
 class Counters:
     """What happened since the start; each number only rises."""
 
-    __slots__ = ("background_errors", "closed", "connections", "pings_cut", "refused")
+    __slots__ = (
+        "background_errors",
+        "circuits_opened",
+        "closed",
+        "connections",
+        "pings_cut",
+        "refused",
+    )
 
     def __init__(self) -> None:
         self.connections = 0
@@ -29,6 +36,8 @@ class Counters:
         self.refused: dict[str, int] = {}
         # Close code -> WebSockets the daemon closed with it.
         self.closed: dict[int, int] = {}
+        # Circuits of circuit_breaker subscribers that opened, without those that disconnected.
+        self.circuits_opened = 0
         # Subscribers cut because they did not answer a ping.
         self.pings_cut = 0
         # Timers and tasks that failed; each is logged as well.
@@ -61,6 +70,7 @@ class TopicView(msgspec.Struct, frozen=True):
     messages_discarded: int
     messages_queued: int
     slow_subscribers: int
+    open_circuits: int
     offset: int
     epoch: str
     buffered_messages: int
@@ -92,6 +102,7 @@ def topic_view(topic: Topic, now_s: float) -> TopicView:
         messages_discarded=topic.discarded,
         messages_queued=topic.queued(),
         slow_subscribers=topic.slow_count(now_s),
+        open_circuits=len(topic.suspended),
         offset=topic.head,
         epoch=topic.epoch,
         buffered_messages=len(topic.ring),

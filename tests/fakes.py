@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
@@ -110,14 +111,22 @@ def sink_of(reader: Subscriber) -> FakeSink:
     return sink
 
 
-def frame_of(offset: int, size_bytes: int = 64) -> bytes:
-    """Return a stand-in for the frame of message ``offset``, ``size_bytes`` long."""
-    return b"%d" % offset + b"." * (size_bytes - len(b"%d" % offset) - 1) + b"\n"
+_FAKE_FRAME = re.compile(rb"([0-9]+)\.*(?:\n|,\"key\":\"[a-z]+\"})")
+
+
+def frame_of(offset: int, size_bytes: int = 64, key: str = "") -> bytes:
+    """Return a stand-in for the frame of message ``offset``, ``size_bytes`` long.
+
+    It ends like a real one with that key, made of letters, or with none.
+    """
+    number, end = b"%d" % offset, b',"key":"%b"}' % key.encode() if key else b"\n"
+    return number + b"." * (size_bytes - len(number) - len(end)) + end
 
 
 def offsets_in(data: bytes) -> list[int]:
     """Return the offsets of the frames in ``data``, in order."""
-    return [int(frame.rstrip(b".")) for frame in data.splitlines()]
+    assert not _FAKE_FRAME.sub(b"", data)
+    return [int(offset) for offset in _FAKE_FRAME.findall(data)]
 
 
 def frames_in(data: bytes, *, masked: bool = False) -> list[Frame]:
@@ -180,16 +189,18 @@ class TopicDriver:
         # Set it to let time pass.
         self.now_s = 0.0
         self._extend = extend or topic.extend
-        # Readers that were closed because their circuit opened, in order.
+        # Readers whose circuit opened, in order; they are closed, or where they `may_half_open`
+        # suspended until they take more.
         self.tripped: list[Subscriber] = []
+        self.may_half_open = False
         self._step: Round | None = None
         self._unwritten: Iterator[Subscriber] = iter(())
 
-    def publish(self, count: int = 1, size_bytes: int = 64) -> None:
+    def publish(self, count: int = 1, size_bytes: int = 64, key: str = "") -> None:
         """Append ``count`` messages that no round has offered yet."""
         for _ in range(count):
             offset = self.topic.head + 1
-            self._extend(offset, [frame_of(offset, size_bytes)], self.now_s)
+            self._extend(offset, [frame_of(offset, size_bytes, key)], self.now_s)
 
     def begin(self, max_bytes: int = ROUND_MAX_BYTES) -> Round | None:
         """Begin a round, finishing the one before it; nothing is written yet."""
@@ -198,9 +209,12 @@ class TopicDriver:
         if step is not None:
             self._unwritten = iter(step.readers)
             for reader in step.tripped:
+                self.tripped.append(reader)
+                if self.may_half_open:
+                    self.topic.suspend(reader)
+                    continue
                 self.topic.leave(reader, self.now_s)
                 reader.sink.close(4101, "circuit_open")
-                self.tripped.append(reader)
         return step
 
     def write_next(self) -> bool:
@@ -237,6 +251,12 @@ class TopicDriver:
             self.publish(1, size_bytes)
             self.flush()
 
+    def send_keys(self, keys: str) -> None:
+        """Publish a message for each letter, which is its key; a blank is none. One round each."""
+        for key in keys:
+            self.publish(key=key.strip())
+            self.flush()
+
     def join(self, reader: Subscriber, last: int = 0) -> Subscriber:
         """Join ``reader``, wire its sink's pauses, and let it catch up."""
         sink = reader.sink
@@ -256,6 +276,8 @@ class TopicDriver:
     def unblock(self, reader: Subscriber) -> None:
         """Note that the reader's transport takes more, and let it catch up."""
         reader.is_blocked = False
+        if reader in self.topic.suspended:
+            self.topic.resume(reader, self.now_s)
         if reader.is_joined:
             self.catch_up(reader)
 

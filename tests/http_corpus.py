@@ -218,6 +218,7 @@ def upgrades() -> Iterator[Case]:
     for query in (
         f"topic={TOPIC}&last=0&buffer=7&policy=drop_newest",
         f"topic={TOPIC}&policy=circuit_breaker&tenant=acme",
+        f"topic={TOPIC}&policy=latest",
         f"topic={TOPIC}+a%2fb%C3%A9",
         "",
         "topic=",

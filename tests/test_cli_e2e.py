@@ -139,10 +139,10 @@ def test_options_of_subscribe_are_understood_by_the_daemon(daemon: DaemonProcess
 
     codes = [
         clevrd("subscribe", "options", "--policy", policy, "--buffer", "10", *at).returncode
-        for policy in ("drop_oldest", "drop_newest", "circuit_breaker")
+        for policy in ("drop_oldest", "drop_newest", "circuit_breaker", "latest")
     ]
 
-    assert codes == [0, 0, 0]
+    assert codes == [0, 0, 0, 0]
 
 
 def test_subscribe_survives_a_restart_of_the_daemon() -> None:

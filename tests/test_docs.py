@@ -30,7 +30,7 @@ from clevrd.core.control_frames import (
     Unsubscribed,
     Watching,
 )
-from clevrd.core.message import Message
+from clevrd.core.message import KeyedMessage, Message
 from clevrd.core.subscriber import DropStrategy
 from clevrd.errors import CannotStart, ClevrdError, ConfigError
 from clevrd.handlers.commands import Ping, PublishedNotice, Subscribe, Unsubscribe
@@ -52,6 +52,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Everything that is sent as JSON; its fields are the contract.
 WIRE_STRUCTS = (
     Message,
+    KeyedMessage,
     Subscribed,
     Gap,
     GoingAway,

@@ -255,7 +255,7 @@ async def test_metrics_count_what_happened(daemon: Daemon) -> None:
     assert_conserved(metrics)
 
 
-@pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest", "circuit_breaker"])
+@pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest", "circuit_breaker", "latest"])
 async def test_no_message_is_unaccounted_for(daemon: Daemon, policy: str) -> None:
     """A reader that stalls, one that reads, one that leaves: the sums hold at every moment."""
     stalled = await raw_subscriber(daemon.port, f"topic=t&policy={policy}", receive_bytes=4096)

@@ -73,7 +73,7 @@ def test_whitespace_around_data_is_not_data() -> None:
 def test_unknown_fields_are_ignored() -> None:
     """A request of a later version, or with a publisher's own notes, is a good request."""
     request = decode_publish(
-        b'{"x":[{"y":null}],"topic":"t","key":7,"data":1,"ref":{},"Idempotency_Key":""}'
+        b'{"x":[{"y":null}],"topic":"t","keys":7,"data":1,"ref":{},"Idempotency_Key":""}'
     )
 
     assert (request.topic, bytes(request.data)) == ("t", b"1")

@@ -21,6 +21,7 @@ from clevrd.core.subscriber import (
     CIRCUIT_BREAKER,
     DROP_NEWEST,
     DROP_OLDEST,
+    LATEST,
     SLOW_MEMORY_S,
     DropStrategy,
     Subscriber,
@@ -34,19 +35,24 @@ READERS = 3
 
 
 class PlainRing:
-    """The messages that are held: offsets and sizes, bounded by count and by bytes."""
+    """The messages that are held: offsets and sizes, bounded by count and by bytes.
+
+    And the keys of all there ever were.
+    """
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         self.max_messages = max_messages
         self.max_bytes = max_bytes
         self.sizes: deque[int] = deque()
+        self.keys: list[str] = []
         self.first = 1
 
     @property
     def head(self) -> int:
         return self.first + len(self.sizes) - 1
 
-    def append(self, size: int) -> None:
+    def append(self, size: int, key: str) -> None:
+        self.keys.append(key)
         self.sizes.append(size + FRAME_OVERHEAD_BYTES)
         while len(self.sizes) > 1 and self.is_over():
             self.evict()
@@ -73,6 +79,13 @@ class PlainQueue:
         self.dropped_in_stall = 0
         self.last_drop_s = float("-inf")
         self.is_live = False
+        self.discarded = 0
+        self.is_half_open = False
+
+    @property
+    def reads_ring(self) -> bool:
+        """Whether what the ring gives up is lost to it, unless it is being written."""
+        return self.strategy is DROP_OLDEST and not self.is_live
 
     def window(self, cap: int) -> int:
         window = cap if self.wanted is None else min(cap, self.wanted)
@@ -114,6 +127,48 @@ class PlainQueue:
     def caught_up(self) -> None:
         self.is_live = True
         self.backlog_limit = self.dropped_in_stall = 0
+        self.is_half_open = False
+
+    def suspend(self) -> None:
+        self.discarded += len(self.waiting)
+        self.waiting.clear()
+
+    def resume(self, missing: int, backlog: list[int], now_s: float) -> None:
+        """Offered again: what is still there, and what is not."""
+        self.offered += missing + len(backlog)
+        for _ in range(missing):
+            self.lose(now_s)
+        self.waiting.extend(backlog)
+        self.backlog_limit = len(backlog)
+        self.dropped_in_stall = 0
+        self.is_half_open = True
+
+
+class PlainNewest(PlainQueue):
+    """A reader that while it is behind has the newest message of each key waiting, no others."""
+
+    def __init__(self, keys: list[str], wanted: int | None, backlog: list[int]) -> None:
+        super().__init__(LATEST, wanted, backlog)
+        # By offset, from 1 on; the ring's own.
+        self.keys = keys
+        self.waiting = deque(self.newest())
+        self.offered = len(self.waiting)
+
+    @property
+    def reads_ring(self) -> bool:
+        return not self.is_live
+
+    def newest(self) -> list[int]:
+        return sorted({self.keys[offset - 1]: offset for offset in self.waiting}.values())
+
+    def cut(self, cap: int, now_s: float) -> None:
+        if self.is_live:
+            return
+        newest = self.newest()
+        kept = newest[max(0, len(newest) - self.window(cap)) :]
+        for _ in range(len(self.waiting) - len(kept)):
+            self.lose(now_s)
+        self.waiting = deque(kept)
 
 
 class Lab:
@@ -122,7 +177,9 @@ class Lab:
     Readers are known by a number. A step for a reader that can't take it is no step.
     """
 
-    def __init__(self, ring_messages: int, ring_bytes: int, window: int) -> None:
+    def __init__(
+        self, ring_messages: int, ring_bytes: int, window: int, may_half_open: bool
+    ) -> None:
         self.topic = make_topic(
             ring_messages=ring_messages,
             ring_bytes=ring_bytes,
@@ -130,32 +187,38 @@ class Lab:
             trip_threshold=THRESHOLD,
         )
         self.driver = TopicDriver(self.topic)
+        self.driver.may_half_open = may_half_open
         self.budget_bytes = self.topic.kept.budget.left_bytes
         self.ring = PlainRing(ring_messages, ring_bytes)
         self.edge = 0
         self.cap = min(window, ring_messages)
         self.readers: dict[int, Subscriber] = {}
         self.queues: dict[int, PlainQueue] = {}
+        # Those whose circuit is open, which are in neither.
+        self.suspended: dict[int, tuple[Subscriber, PlainQueue]] = {}
         # Of readers that left.
         self.offered = self.delivered = self.dropped = self.discarded = 0
 
     # --- steps -----------------------------------------------------------------------------------
 
     def join(self, who: int, strategy: DropStrategy, wanted: int | None, last: int) -> None:
-        if who in self.readers:
+        if who in self.readers or who in self.suspended:
             return
         first = max(self.ring.first, self.ring.head - last + 1)
         if not self.readers:
             self.edge = self.ring.head
         backlog = list(range(first, self.edge + 1))
-        self.queues[who] = PlainQueue(strategy, wanted, backlog)
+        if strategy is LATEST:
+            self.queues[who] = PlainNewest(self.ring.keys, wanted, backlog)
+        else:
+            self.queues[who] = PlainQueue(strategy, wanted, backlog)
         self.readers[who] = Subscriber(FakeSink(), strategy, wanted)
         self.topic.join(self.readers[who], last, self.driver.now_s)
 
-    def publish(self, count: int, size: int) -> None:
-        for _ in range(count):
-            self.driver.publish(1, size)
-            self.ring.append(size)
+    def publish(self, keys: str, size: int) -> None:
+        for key in keys:
+            self.driver.publish(1, size, key.strip())
+            self.ring.append(size, key)
             self.follow_ring()
 
     def trim(self, max_bytes: int) -> None:
@@ -168,7 +231,7 @@ class Lab:
 
     def follow_ring(self) -> None:
         for queue in self.queues.values():
-            if queue.strategy is DROP_OLDEST and not queue.is_live:
+            if queue.reads_ring:
                 queue.evict(self.ring.first, self.driver.now_s)
 
     def begin(self, max_bytes: int) -> None:
@@ -190,11 +253,34 @@ class Lab:
                 queue.offer(offset, self.cap, self.driver.now_s)
         self.edge = step.end
         for who, queue in list(self.queues.items()):
-            if queue.strategy is CIRCUIT_BREAKER and queue.dropped_in_stall >= THRESHOLD:
+            threshold = 1 if queue.is_half_open else THRESHOLD
+            if queue.strategy is CIRCUIT_BREAKER and queue.dropped_in_stall >= threshold:
                 expected_trips += 1
                 assert self.readers[who] in self.driver.tripped
-                self.forget(who)
+                self.trip(who)
         assert len(self.driver.tripped) == expected_trips
+
+    def trip(self, who: int) -> None:
+        if not self.driver.may_half_open:
+            self.forget(who)
+            return
+        reader, queue = self.readers.pop(who), self.queues.pop(who)
+        assert (queue.delivered or [0])[-1] <= reader.cursor
+        assert not queue.waiting or reader.cursor < queue.waiting[0]
+        queue.suspend()
+        self.suspended[who] = reader, queue
+
+    def resume(self, who: int) -> None:
+        if who not in self.suspended:
+            return
+        if not self.readers:
+            self.edge = self.ring.head
+        reader, queue = self.suspended.pop(who)
+        after = max(reader.cursor, min(self.edge, self.ring.first - 1))
+        backlog = list(range(after + 1, self.edge + 1))
+        queue.resume(after - reader.cursor, backlog, self.driver.now_s)
+        self.readers[who], self.queues[who] = reader, queue
+        self.topic.resume(reader, self.driver.now_s)
 
     def fitting(self, start: int, max_bytes: int) -> int:
         """Return how many frames after ``start`` fit, at least one."""
@@ -226,6 +312,9 @@ class Lab:
             return
         self.driver.block(self.readers[who])
         queue.is_live = False
+        if queue.strategy is LATEST:
+            # What is superseded is no loss to the ring.
+            queue.cut(self.cap, self.driver.now_s)
         queue.evict(self.ring.first, self.driver.now_s)
         queue.cut(self.cap, self.driver.now_s)
 
@@ -257,6 +346,8 @@ class Lab:
             queue.cut(self.cap, self.driver.now_s)
 
     def leave(self, who: int) -> None:
+        if who in self.suspended:
+            self.readers[who], self.queues[who] = self.suspended.pop(who)
         if who in self.readers:
             self.driver.leave(self.readers[who])
             self.forget(who)
@@ -276,7 +367,7 @@ class Lab:
         assert not reader.is_joined
         assert reader.delivered == len(queue.delivered)
         assert reader.dropped == queue.dropped
-        assert reader.discarded == len(queue.waiting)
+        assert reader.discarded == queue.discarded + len(queue.waiting)
         self.offered += queue.offered
         self.delivered += reader.delivered
         self.dropped += reader.dropped
@@ -289,7 +380,8 @@ class Lab:
         assert topic.ring.first == self.ring.first
         assert topic.head == self.ring.head
         assert topic.ring.size_bytes == sum(self.ring.sizes)
-        assert topic.subscribers == len(self.readers)
+        assert topic.subscribers == len(self.readers) + len(self.suspended)
+        assert {*topic.live, *topic.lagging} == {*self.readers.values()}
         for who, reader in self.readers.items():
             self.compare_reader(reader, self.queues[who])
         self.compare_sums()
@@ -302,18 +394,22 @@ class Lab:
         assert reader.queued(topic) == len(queue.waiting)
         assert reader.is_live == queue.is_live
         assert reader.drops_in_stall(topic) == queue.dropped_in_stall
-        assert queue.offered == len(queue.delivered) + queue.dropped + len(queue.waiting)
+        assert queue.offered == (
+            len(queue.delivered) + queue.dropped + queue.discarded + len(queue.waiting)
+        )
+        assert queue.offered == topic.edge - reader.start
         if self.driver.now_s - queue.last_drop_s < SLOW_MEMORY_S:
             assert reader.is_slow(topic, self.driver.now_s)
 
     def compare_sums(self) -> None:
         topic = self.topic
-        readers = self.readers.values()
-        unsettled = sum(reader.overflow(topic) for reader in readers)
-        assert topic.offered == self.offered + sum(q.offered for q in self.queues.values())
+        unsettled = sum(reader.overflow(topic) for reader in self.readers.values())
+        readers = [*self.readers.values(), *(reader for reader, _ in self.suspended.values())]
+        queues = [*self.queues.values(), *(queue for _, queue in self.suspended.values())]
+        assert topic.offered == self.offered + sum(queue.offered for queue in queues)
         assert topic.delivered == self.delivered + sum(reader.delivered for reader in readers)
         assert topic.losses.total == self.dropped + sum(reader.dropped for reader in readers)
-        assert topic.discarded == self.discarded
+        assert topic.discarded == self.discarded + sum(queue.discarded for queue in queues)
         assert topic.queued() == sum(len(queue.waiting) for queue in self.queues.values())
         lost = topic.losses.total + unsettled
         assert topic.offered == topic.delivered + lost + topic.discarded + topic.queued()
@@ -323,12 +419,15 @@ class Lab:
         for name, arguments in steps:
             getattr(self, name)(*arguments)
             self.compare()
-        for who in list(self.readers):
+        for who in [*self.readers, *self.suspended]:
             self.leave(who)
             self.compare()
+        assert not self.topic.newest.readers
         assert self.topic.kept.budget.left_bytes == self.budget_bytes
 
 
+# The key of each message to publish; a blank is none. Some are rare.
+KEYS = st.text("aaabbcdefg  ", min_size=1, max_size=8)
 SIZES = st.sampled_from([64, 64, 100, 700])
 BYTES = st.one_of(st.just(1 << 30), st.integers(64, 2_000))
 WINDOWS = st.one_of(st.integers(1, 12), st.just(100))
@@ -341,11 +440,11 @@ def steps_for(strategies: list[DropStrategy]) -> st.SearchStrategy[list[Step]]:
     join = st.tuples(
         st.just("join"), st.tuples(WHO, st.sampled_from(strategies), wanted, st.integers(0, 30))
     )
-    publish = st.tuples(st.just("publish"), st.tuples(st.integers(1, 8), SIZES))
+    publish = st.tuples(st.just("publish"), st.tuples(KEYS, SIZES))
     begin = st.tuples(st.just("begin"), st.tuples(BYTES))
     read = st.tuples(st.just("read"), st.tuples(WHO, BYTES))
     block = st.tuples(st.just("block"), st.tuples(WHO))
-    catch_up = st.tuples(st.just("catch_up"), st.tuples(WHO))
+    catch_up = st.tuples(st.sampled_from(["catch_up", "resume"]), st.tuples(WHO))
     rare = st.one_of(
         st.tuples(st.just("leave"), st.tuples(WHO)),
         st.tuples(st.just("window"), st.tuples(WINDOWS)),
@@ -367,6 +466,7 @@ LABS = st.builds(
     ring_messages=st.sampled_from([1_000, 1_000, 20, 8, 3, 1]),
     ring_bytes=st.sampled_from([1 << 30, 1 << 30, 3_000, 1_000, 300]),
     window=WINDOWS,
+    may_half_open=st.booleans(),
 )
 
 

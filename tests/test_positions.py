@@ -334,7 +334,7 @@ async def test_times_beyond_reason_are_no_crash(daemon: Daemon, since: str) -> N
 # --- gaps while connected ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest", "circuit_breaker"])
+@pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest", "circuit_breaker", "latest"])
 async def test_stalled_reader_is_told_what_it_lost(daemon: Daemon, policy: str) -> None:
     """Gaps stand exactly where messages are missing, and account for all of them."""
     topic = daemon.hub.topic(TENANT, "t")
@@ -352,6 +352,9 @@ async def test_stalled_reader_is_told_what_it_lost(daemon: Daemon, policy: str) 
     if policy == "drop_oldest":
         assert before[0] == gap(1, 25, 25, "slow_consumer")
         assert [frame["offset"] for frame in after[1:]] == [26, 27, 28, 29, 30, 31]
+    elif policy == "latest":
+        assert before[0] == gap(1, 29, 29, "slow_consumer")
+        assert [frame["offset"] for frame in after[1:]] == [30, 31]
     else:
         # What was lost last is told with the message that follows it, not before there is one.
         assert [frame["offset"] for frame in before] == [1, 2, 3, 4, 5]

@@ -36,7 +36,7 @@ from websockets.asyncio.client import ClientConnection
 from clevrd.control.adaptive_throttler import ThrottleSample
 from clevrd.control.system_stats import SystemStats
 
-POLICIES = ("drop_oldest", "drop_newest", "circuit_breaker")
+POLICIES = ("drop_oldest", "drop_newest", "circuit_breaker", "latest")
 
 
 # --- subscriptions last --------------------------------------------------------------------------
@@ -68,9 +68,9 @@ async def test_subscriber_that_answers_pings_stays() -> None:
 
 
 async def test_breaker_opens() -> None:
-    """A reader that asked for a circuit breaker and stalls is closed with its own code."""
+    """A reader that asked for a circuit breaker and stalls is closed in time, with its own code."""
     async with (
-        running(**SMALL_BUFFERS) as daemon,
+        running(**SMALL_BUFFERS, circuit_breaker_open_s=0.2) as daemon,
         subscribe(daemon.ws_url, stalls=True, policy="circuit_breaker", buffer=10) as reader,
         publishing(daemon.port) as publisher,
     ):

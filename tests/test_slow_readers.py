@@ -130,9 +130,11 @@ async def test_drop_newest_keeps_the_first_and_counts_the_refused() -> None:
 
 
 async def test_circuit_breaker_opens_and_tells_who_reads_on() -> None:
-    """After so many drops it is closed with 4101, behind everything it was promised."""
+    """Without openings it is closed with 4101 after so many drops, behind what was sent to it."""
     async with (
-        running(**SMALL_BUFFERS, circuit_breaker_threshold=50) as daemon,
+        running(
+            **SMALL_BUFFERS, circuit_breaker_threshold=50, circuit_breaker_openings=0
+        ) as daemon,
         subscribe(daemon.ws_url, stalls=True, buffer=20, policy="circuit_breaker") as reader,
         publishing(daemon.port) as publisher,
     ):
@@ -256,7 +258,7 @@ async def crawl(reader: RawSubscriber) -> None:
         await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest", "circuit_breaker"])
+@pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest", "circuit_breaker", "latest"])
 async def test_two_hundred_stalled_readers_of_large_messages_stay_in_bounds(policy: str) -> None:
     """What they hold is the ring and a budget, not a copy for each; who reads misses nothing."""
     readers, messages = 200, 2000

@@ -382,7 +382,7 @@ async def test_open_circuit_says_why(accept: str) -> None:
     """There is no close code, so the last event or line has the word of it."""
     query = "topic=t&policy=circuit_breaker&buffer=20"
     async with (
-        running(**SMALL_BUFFERS) as daemon,
+        running(**SMALL_BUFFERS, circuit_breaker_openings=0) as daemon,
         await open_stream(daemon.port, accept, query, receive_bytes=4096) as stream,
         publishing(daemon.port) as publisher,
     ):

@@ -144,7 +144,7 @@ async def test_message_as_large_as_allowed_comes_through() -> None:
         ("topic=a%0Ab", "control character"),
         ("topic=%FF", "not UTF-8"),
         ("topic=a&topic=a", "given twice"),
-        ("topic=t&policy=foo", "drop_oldest, drop_newest, circuit_breaker"),
+        ("topic=t&policy=foo", "drop_oldest, drop_newest, circuit_breaker, latest"),
         ("topic=t&policy=", "Unknown policy"),
         ("topic=t&buffer=-1", "option buffer"),
         ("topic=t&buffer=0", "option buffer"),

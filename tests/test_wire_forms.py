@@ -209,7 +209,7 @@ def real_driver(*, ring_messages: int = 1_000, window: int = 100) -> TopicDriver
             offset = topic.head + 1
             topic.extend(offset, [message_of(b'"%b"' % (b"x" * size_bytes), offset)], driver.now_s)
 
-    driver.publish = publish  # type: ignore[method-assign]
+    driver.publish = publish  # type: ignore[method-assign, assignment]
     return driver
 
 

@@ -14,6 +14,8 @@ from clevrd.core.message import Message
 MAX_CONTROL_PAYLOAD_BYTES: Final = 125
 
 _BEFORE_ID: Final = b'{"id":"'
+_BEFORE_KEY: Final = b',"key":"'
+_QUOTE: Final = ord('"')
 _ID_BYTES: Final = len("msg-YYYYMMDD-HHMMSS.ffffff")
 
 _FIN_TEXT: Final = 0x81
@@ -86,6 +88,17 @@ def payloads_in(frames: bytes) -> list[bytes]:
         start = begin + size
         payloads.append(frames[begin:start])
     return payloads
+
+
+def key_of(frame: bytes) -> bytes:
+    """Return the key of the message in such a frame, as JSON spells it; empty when it has none.
+
+    It is the last field, behind a number. Quotes within a string are escaped, so that the last
+    place that looks like the field's name is it.
+    """
+    if frame[-2] != _QUOTE:
+        return b""
+    return frame[frame.rindex(_BEFORE_KEY) + len(_BEFORE_KEY) : -2]
 
 
 def _header_bytes(frame: bytes) -> int:

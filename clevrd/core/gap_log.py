@@ -69,6 +69,10 @@ class GapLog:
             count += holes.pop().count
         holes.append(Hole(place, upto - count + 1, upto, SLOW_CONSUMER))
 
+    def forget(self) -> None:
+        """Tell nothing of what was lost so far: it may yet be given."""
+        self._holes.clear()
+
     def is_due(self, delivered: int) -> bool:
         """Whether a hole lies right before the next delivery."""
         return bool(self._holes) and self._holes[0].place == delivered
@@ -77,6 +81,10 @@ class GapLog:
         """Return the first hole as it is told, and forget it."""
         hole = self._holes.popleft()
         return Gap(self.topic, hole.first, hole.last, hole.count, hole.reason)
+
+    def between(self, after: int, offset: int, reason: GapReason) -> Gap:
+        """Return what lies between two offsets that are told one after the other."""
+        return Gap(self.topic, after + 1, offset - 1, offset - after - 1, reason)
 
     def offset_before(self, delivered: int, decided: int, kept: int) -> int:
         """Return the offset up to which everything was delivered or told.

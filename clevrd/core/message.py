@@ -11,11 +11,15 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from clevrd.core.idempotency import EXPECTED_KEY, check_key
+from clevrd.core.idempotency import EXPECTED_KEY
+from clevrd.core.idempotency import check_key as check_idempotency_key
 from clevrd.errors import InvalidRequest
 
 # A topic is part of a URL and of every message; 255 bytes is what file systems and brokers take.
 MAX_TOPIC_BYTES: Final = 255
+
+# A key names what a message is about, an instrument or a vehicle: an identifier like a topic.
+MAX_KEY_BYTES: Final = 255
 
 EXPECTED_BODY: Final = 'send {"topic": string, "data": any JSON value but null}'
 
@@ -40,6 +44,8 @@ class PublishRequest(msgspec.Struct, frozen=True, gc=False):
     data: msgspec.Raw = msgspec.Raw(b"null")
     # Who publishes again with the same one, topic and data is given the first answer.
     idempotency_key: str | None = None
+    # What the message is about: readers with the policy `latest` want the newest of each key.
+    key: str | None = None
 
 
 class SocketPublish(PublishRequest, frozen=True, gc=False):
@@ -57,6 +63,15 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     data: msgspec.Raw
     timestamp: str
     offset: int
+
+
+class KeyedMessage(Message, frozen=True, gc=False):
+    """A message that was published with a key.
+
+    A class of its own: a field that may be left out costs every message 150 ns to encode.
+    """
+
+    key: str
 
 
 _NO_PUNCTUATION: Final = str.maketrans("", "", "-T:.Z")
@@ -159,8 +174,10 @@ def check_publish(request: PublishRequest) -> None:
     if request.data == _NULL:
         raise InvalidRequest(f"The data is missing or null; {EXPECTED_BODY}.")
     check_topic(request.topic)
+    if request.key is not None:
+        check_key(request.key)
     if request.idempotency_key is not None:
-        check_key(request.idempotency_key)
+        check_idempotency_key(request.idempotency_key)
 
 
 def _fault(body: bytes, error: Exception) -> str:
@@ -213,14 +230,27 @@ def check_topic(topic: str) -> None:
         return
     if not topic:
         raise InvalidRequest("The topic is empty; name one of 1 to 255 bytes.")
+    _check_name("topic", topic, MAX_TOPIC_BYTES)
+
+
+def check_key(key: str) -> None:
+    """Raise InvalidRequest unless ``key`` is 1 to 255 bytes of UTF-8 without control characters."""
+    if key.isascii() and key.isprintable() and 0 < len(key) <= MAX_KEY_BYTES:
+        return
+    if not key:
+        raise InvalidRequest("The key is empty; give one of 1 to 255 bytes, or leave it out.")
+    _check_name("key", key, MAX_KEY_BYTES)
+
+
+def _check_name(what: str, name: str, max_bytes: int) -> None:
     try:
-        size_bytes = len(topic.encode())
+        size_bytes = len(name.encode())
     except UnicodeEncodeError as error:
-        raise InvalidRequest("The topic holds a lone surrogate; use valid Unicode.") from error
-    if size_bytes > MAX_TOPIC_BYTES:
-        raise InvalidRequest(f"The topic has {size_bytes} bytes; {MAX_TOPIC_BYTES} are allowed.")
-    if any(ord(char) < 0x20 or 0x7F <= ord(char) <= 0x9F for char in topic):
-        raise InvalidRequest("The topic holds a control character; remove it.")
+        raise InvalidRequest(f"The {what} holds a lone surrogate; use valid Unicode.") from error
+    if size_bytes > max_bytes:
+        raise InvalidRequest(f"The {what} has {size_bytes} bytes; {max_bytes} are allowed.")
+    if any(ord(char) < 0x20 or 0x7F <= ord(char) <= 0x9F for char in name):
+        raise InvalidRequest(f"The {what} holds a control character; remove it.")
 
 
 class MessageIds:

@@ -93,6 +93,10 @@ class RecentMessageCache:
         """
         return self._frames[after + 1 - self._base : upto + 1 - self._base]
 
+    def frame(self, offset: int) -> bytes:
+        """Return the frame of ``offset``, which must be held."""
+        return self._frames[offset - self._base]
+
     def last_before(self, message_id: bytes, *, or_at: bool) -> int:
         """Return the offset of the newest message before ``message_id``, ``or_at`` it.
 

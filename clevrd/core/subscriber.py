@@ -2,8 +2,9 @@
 
 A subscriber is not a queue. While it keeps up it is one integer; while it lags, DROP_OLDEST is
 still that integer, and DROP_NEWEST and CIRCUIT_BREAKER hold runs of offsets that the topic keeps
-for them once the ring is about to move on beneath them. Each behaves message for message like the
-bounded queue it stands for (tests/test_policies.py). No sockets here: frames go to a Sink.
+for them once the ring is about to move on beneath them. LATEST is the integer and a count: what it
+is to be given the topic knows for all of them. Each behaves message for message like the bounded
+queue it stands for (tests/test_policies.py). No sockets here: frames go to a Sink.
 
 Terms: the topic's *edge* is the highest offset offered to its readers so far; a reader's *lag* is
 how many offered messages it has neither been given nor lost.
@@ -17,6 +18,7 @@ from typing import Final, Protocol
 from clevrd.core.control_frames import RETENTION, SLOW_CONSUMER, GapReason
 from clevrd.core.gap_log import GapLog
 from clevrd.core.kept_frames import KeptFrames
+from clevrd.core.newest import NewestByKey
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.wire_forms import FRAMES, Spelling, StreamForm
 
@@ -32,11 +34,13 @@ class DropStrategy(enum.Enum):
     DROP_OLDEST = "drop_oldest"
     DROP_NEWEST = "drop_newest"
     CIRCUIT_BREAKER = "circuit_breaker"
+    LATEST = "latest"
 
 
 DROP_OLDEST: Final = DropStrategy.DROP_OLDEST
 DROP_NEWEST: Final = DropStrategy.DROP_NEWEST
 CIRCUIT_BREAKER: Final = DropStrategy.CIRCUIT_BREAKER
+LATEST: Final = DropStrategy.LATEST
 
 
 class Sink(Protocol):
@@ -106,6 +110,10 @@ class Feed(Protocol):
         """What its readers keep although the ring may have moved on."""
 
     @property
+    def newest(self) -> NewestByKey:
+        """The newest message of each key, for every lagging LATEST."""
+
+    @property
     def moved_s(self) -> float:
         """When readers were last offered something, or the ring last gave something up."""
 
@@ -117,7 +125,8 @@ class Subscriber:
     """One reader of one topic: its cursor, its policy, its counters.
 
     Conservation, at every instant: ``offered = delivered + dropped + discarded + queued``, where
-    ``offered`` is what the topic offered since the reader joined (catch-up included).
+    ``offered`` is what the topic offered since the reader joined (catch-up included). Nothing is
+    offered to it while its circuit is open; what is replayed then is offered again.
     """
 
     __slots__ = (
@@ -132,13 +141,16 @@ class Subscriber:
         "form",
         "gaps",
         "is_blocked",
+        "is_half_open",
         "is_joined",
         "is_live",
         "is_watching",
         "kept",
         "kept_messages",
         "last_drop_s",
+        "openings",
         "sink",
+        "skipped",
         "spelling",
         "start",
         "strategy",
@@ -173,7 +185,7 @@ class Subscriber:
         # Highest offset that was decided: given to the sink, kept, or dropped. Set by join and
         # moved by the topic and by the hub's rounds; never passes the topic's edge.
         self.cursor = 0
-        # The cursor at join, so that offered = edge - start while joined.
+        # Such that offered = edge - start while it is joined and its circuit is not open.
         self.start = 0
         self.delivered = 0
         self.dropped = 0
@@ -187,6 +199,13 @@ class Subscriber:
         self.kept: tuple[tuple[int, int], ...] = ()
         # Offsets in them.
         self.kept_messages = 0
+        # Messages after the cursor that LATEST has dropped already: they lie between those that
+        # it is still to be given.
+        self.skipped = 0
+        # When its circuit opened, as far as that counts; and whether it has not been up to date
+        # since: then the next drop opens it again.
+        self.openings: tuple[float, ...] = ()
+        self.is_half_open = False
         # Catch-up that was asked for may exceed the window until the reader is first up to date.
         self.backlog_limit = 0
         # In the topic's live set: cursor equals the edge, or the running round's start.
@@ -216,7 +235,7 @@ class Subscriber:
 
     def lag(self, feed: Feed) -> int:
         """Return how many messages wait for it: kept ones, and offered ones not yet decided."""
-        return feed.edge - self.cursor + self.kept_messages
+        return feed.edge - self.cursor + self.kept_messages - self.skipped
 
     def overflow(self, feed: Feed) -> int:
         """Return how many waiting messages its policy drops when it is settled now.
@@ -225,6 +244,8 @@ class Subscriber:
         """
         if self.is_live:
             return 0
+        if self.strategy is LATEST:
+            return self.lag(feed) - self._newest_waiting(feed)[0]
         edge, cursor = feed.edge, self.cursor
         overflow = edge - cursor + self.kept_messages - self.window(feed.window_cap)
         evicted = feed.ring.first - 1 - cursor
@@ -253,6 +274,9 @@ class Subscriber:
         Lazy and idempotent: nothing happens at publish time, and asking twice changes nothing.
         Must come before every read, before the window grows and after it has shrunk.
         """
+        if self.strategy is LATEST and not self.is_live:
+            self._supersede(feed, now_s)
+            return
         overflow = self.overflow(feed)
         if overflow == 0:
             return
@@ -310,12 +334,24 @@ class Subscriber:
                 feed.kept.release(after, upto)
             self.kept = tuple(others)
 
-    def forfeit(self, feed: Feed, now_s: float) -> None:
-        """Give up all that waits, as the reader is leaving: some was lost, the rest is discarded.
+    def pass_over(self, feed: Feed) -> int:
+        """Skip what of its backlog LATEST has no use for, uncounted; return how much that is.
+
+        It was never offered to it: who joins is not slow.
+        """
+        count, first = self._newest_waiting(feed)
+        passed = self.lag(feed) - count
+        self._skip_to(first - 1 if count else feed.edge, gone=0)
+        self.skipped = feed.edge - self.cursor - count
+        return passed
+
+    def forfeit(self, feed: Feed, now_s: float) -> int:
+        """Give up all that waits: some was lost, the rest is discarded; return how much that is.
 
         Unlike `settle` this keeps nothing for it any more.
         """
-        self.discarded += self.queued(feed)
+        discarded = self.queued(feed)
+        self.discarded += discarded
         if overflow := self.overflow(feed):
             self._count_losses(feed, overflow)
             self._count_drops(overflow, now_s)
@@ -323,6 +359,26 @@ class Subscriber:
             feed.kept.release(after, upto)
         self.kept = ()
         self.kept_messages = 0
+        return discarded
+
+    def suspend(self, position: int, edge: int) -> None:
+        """Note that its circuit opened: it has its ``position`` and nothing else any more."""
+        self.cursor = position
+        # With the cursor at which it goes on added, offered is edge - start again.
+        self.start -= edge
+        self.dropped_in_stall = 0
+        if self.gaps is not None:
+            self.gaps.forget()
+            self.write = self.sink.write
+
+    def half_open(self, after: int, now_s: float) -> int:
+        """Go on behind ``after``, or its own position; return how many messages lie between."""
+        missing = max(0, after - self.cursor)
+        self.start -= missing
+        self.lose(missing, now_s, RETENTION)
+        self.dropped_in_stall = 0
+        self.is_half_open = True
+        return missing
 
     def take(self, feed: Feed, max_bytes: int) -> list[bytes]:
         """Return the next messages for the sink, oldest first, and count them as delivered.
@@ -335,6 +391,10 @@ class Subscriber:
         if self.gaps is not None:
             self._prepare_gap(self.gaps)
         first = (self.kept[0][0] if self.kept else self.cursor) + 1
+        if self.strategy is LATEST:
+            texts = self._take_newest(feed, max_bytes)
+            self.delivered += len(texts)
+            return texts
         if self.kept:
             frames = self._take_kept(feed.kept, max_bytes)
         else:
@@ -347,16 +407,22 @@ class Subscriber:
         """Note that nothing waits: a stall is over, and so is the catch-up's larger window."""
         self.backlog_limit = 0
         self.dropped_in_stall = 0
+        self.is_half_open = False
 
     def drops_in_stall(self, feed: Feed) -> int:
         """Return ``dropped_in_stall`` as it is once the reader is settled."""
         return self.dropped_in_stall + self.overflow(feed)
 
+    def trips_after(self, threshold: int) -> int:
+        """Return how many drops in one stall open its circuit: ``threshold``, or one half-open."""
+        return 1 if self.is_half_open else threshold
+
     def trips_at(self, cap: int, threshold: int) -> int:
-        """Return the edge at which its drops in this stall reach ``threshold`` if it reads nothing.
+        """Return the edge at which its circuit opens if it reads nothing.
 
         Of a settled reader; ``cap`` is the window allowed now.
         """
+        threshold = self.trips_after(threshold)
         if self.dropped_in_stall >= threshold:
             return self.cursor
         return self.cursor + self.room(cap) + threshold - self.dropped_in_stall
@@ -376,7 +442,16 @@ class Subscriber:
         return min(feed.edge, feed.ring.first - 1) - self.cursor
 
     def _count_losses(self, feed: Feed, overflow: int) -> int:
-        """Count ``overflow`` lost messages by reason; return how far they are beyond the window."""
+        """Count ``overflow`` lost messages by reason; return how far they are beyond the window.
+
+        For LATEST, how many of them are no longer wanted.
+        """
+        if self.strategy is LATEST:
+            # Newest of their keys as of now, and no longer there.
+            gone = self._newest_gone(feed)
+            feed.losses.retention += gone
+            feed.losses.slow_consumer += overflow - gone
+            return overflow - gone
         beyond = feed.edge - self.cursor + self.kept_messages - self.window(feed.window_cap)
         losses = feed.losses
         if beyond == overflow:
@@ -398,6 +473,64 @@ class Subscriber:
             gap = self.gaps.take()
             data = self.spelling.control(gap, gap.last) + data
         self.write(data)
+
+    # --- LATEST ----------------------------------------------------------------------------------
+
+    def _newest_waiting(self, feed: Feed) -> tuple[int, int]:
+        """Return how many messages LATEST is to be given, and the first one's offset."""
+        after = max(self.cursor, feed.ring.first - 1)
+        return feed.newest.waiting(after, self.window(feed.window_cap))
+
+    def _newest_gone(self, feed: Feed) -> int:
+        """Return how many messages LATEST would be given if the ring still had them."""
+        if feed.ring.first - 1 <= self.cursor:
+            return 0
+        wanted, _ = feed.newest.waiting(self.cursor, self.window(feed.window_cap))
+        return wanted - self._newest_waiting(feed)[0]
+
+    def _supersede(self, feed: Feed, now_s: float) -> None:
+        """Drop what LATEST has no use for, and what the ring gave up."""
+        count, first = self._newest_waiting(feed)
+        overflow = self.lag(feed) - count
+        if overflow:
+            gone = overflow - self._count_losses(feed, overflow)
+            self._count_drops(overflow, now_s)
+            self._skip_to(first - 1 if count else feed.edge, gone)
+            self.skipped = feed.edge - self.cursor - count
+
+    def _skip_to(self, before: int, gone: int) -> None:
+        """Move the cursor ``before`` the first message that waits.
+
+        Of what lies between, ``gone`` were newest that the ring gave up: they lie before all that
+        waits.
+        """
+        hole = before - self.cursor
+        if self.gaps is not None and hole:
+            reason: GapReason = RETENTION if hole == gone else SLOW_CONSUMER
+            self.gaps.note(self.delivered, self.cursor + 1, before, reason)
+        self.cursor = before
+
+    def _take_newest(self, feed: Feed, max_bytes: int) -> list[bytes]:
+        """Return what LATEST is to be given, in its wire form, each behind the gap that it follows.
+
+        Here holes are told within a write: there can be one before every message.
+        """
+        offsets = feed.newest.after(self.cursor, self.window(feed.window_cap))
+        texts: list[bytes] = []
+        for offset in offsets:
+            (text,) = self.spelling.texts([feed.ring.frame(offset)], offset)
+            if self.gaps is not None and offset > self.cursor + 1:
+                gap = self.gaps.between(self.cursor, offset, SLOW_CONSUMER)
+                text = self.spelling.told(gap, gap.last) + text
+            max_bytes -= len(text)
+            if max_bytes < 0 and texts:
+                break
+            texts.append(text)
+            self.cursor = offset
+        self.skipped = feed.edge - self.cursor - (len(offsets) - len(texts))
+        return texts
+
+    # --- losses and what is kept -----------------------------------------------------------------
 
     def _count_drops(self, count: int, now_s: float) -> None:
         if count:

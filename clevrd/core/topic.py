@@ -16,8 +16,9 @@ from typing import Final, NamedTuple
 
 from clevrd.core.control_frames import RETENTION
 from clevrd.core.kept_frames import KeptBudget, KeptFrames
+from clevrd.core.newest import NewestByKey
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, RecentMessageCache
-from clevrd.core.subscriber import CIRCUIT_BREAKER, DROP_OLDEST, Losses, Subscriber
+from clevrd.core.subscriber import CIRCUIT_BREAKER, DROP_OLDEST, LATEST, Losses, Subscriber
 from clevrd.core.wire_forms import FRAMES, SharedTexts, Spelling, StreamForm, TextBudget
 
 # A round carries at most this much, so that one join is no pause and a reader's transport is
@@ -25,6 +26,9 @@ from clevrd.core.wire_forms import FRAMES, SharedTexts, Spelling, StreamForm, Te
 ROUND_MAX_BYTES: Final = 262_144
 
 _NO_CAPTURE: Final = 1 << 62
+
+# Stands for the newest messages of topics in which no LATEST lags; nothing is noted in it.
+_NOBODYS_NEWEST: Final = NewestByKey(0)
 
 # Up to this many stale alarms wait until they are reached; more are swept out once they
 # outnumber the others.
@@ -74,7 +78,7 @@ class Round:
         self.payload = spelling.joined(spelling.texts(frames, start + 1)) if readers else b""
         self.readers = readers
         self.then = then
-        # Readers whose circuit opened: close them, they are still joined. A round may carry
+        # Readers whose circuit opens: suspend or close them, they still lag. A round may carry
         # nothing but these, when there were too many for the one before.
         self.tripped: list[Subscriber] = []
 
@@ -111,6 +115,7 @@ class Topic:
         "losses",
         "moved_s",
         "name",
+        "newest",
         "offered",
         "pending_bytes",
         "published",
@@ -118,6 +123,7 @@ class Topic:
         "ring",
         "size_class",
         "slow",
+        "suspended",
         "tenant",
         "watchers",
         "window_cap",
@@ -175,6 +181,10 @@ class Topic:
         # Wire form -> its messages, for each form but WebSocket that somebody reads.
         self._shared_texts: dict[StreamForm, SharedTexts] = {}
         self._text_budget = text_budget or TextBudget(0)
+        # For those of them that want the newest.
+        self.newest = _NOBODYS_NEWEST
+        # Readers whose circuit is open: nothing is offered to them, nor kept for them.
+        self.suspended: dict[Subscriber, None] = {}
         # Readers that may be slow: everyone who lagged and was not seen to be well since.
         self._suspects: dict[Subscriber, None] = {}
         # How many of them were slow when slow_count was last asked, and have not left since.
@@ -212,12 +222,12 @@ class Topic:
     @property
     def subscribers(self) -> int:
         """How many readers are joined."""
-        return len(self.live) + len(self.lagging)
+        return len(self.live) + len(self.lagging) + len(self.suspended)
 
     @property
     def is_unused(self) -> bool:
         """Whether nobody would miss it: only watchers of patterns, and those have everything."""
-        return self.subscribers == self.watchers and not self.lagging
+        return len(self.live) == self.subscribers == self.watchers
 
     @property
     def needs_round(self) -> bool:
@@ -276,39 +286,64 @@ class Topic:
 
         It begins at the edge at the latest: what is yet to be offered is offered to it too.
         """
-        reader.start = reader.cursor = min(self.edge, after)
-        backlog = self.edge - reader.cursor
-        reader.backlog_limit = backlog
         reader.is_joined = True
         self.watchers += reader.is_watching
         if reader.form is not None:
             reader.spelling = self._join_form(reader.form)
-        self.offered += backlog
         self.last_used_s = now_s
         self._active[self] = None
+        self._offer_behind(reader, after)
+
+    def _offer_behind(self, reader: Subscriber, after: int) -> None:
+        """Put ``reader`` among the lagging, its backlog what follows offset ``after``."""
+        reader.cursor = min(self.edge, after)
+        reader.start += reader.cursor
+        backlog = self.edge - reader.cursor
+        reader.backlog_limit = backlog
         self._add_lagging(reader)
+        if reader.strategy is LATEST:
+            passed = reader.pass_over(self)
+            reader.start += passed
+            backlog -= passed
+        self.offered += backlog
 
     def leave(self, reader: Subscriber, now_s: float) -> None:
         """Remove ``reader``; what still waited for it is counted as discarded. Idempotent."""
         if not reader.is_joined:
             return
-        reader.forfeit(self, self.moved_s)
-        self.discarded += reader.discarded
-        reader.is_joined = reader.is_live = False
+        if reader in self.suspended:
+            del self.suspended[reader]
+        else:
+            self._offer_no_more(reader)
+        reader.is_joined = False
         self.watchers -= reader.is_watching
         if reader.form is not None:
             self._leave_form(reader.form)
-        self.live.pop(reader, None)
-        self.lagging.pop(reader, None)
-        self._keepers.pop(reader, None)
-        self._suspects.pop(reader, None)
-        self._forget_alarm(reader)
         self.slow = min(self.slow, self.subscribers)
         self.last_used_s = now_s
-        if not self.live and not self.lagging:
-            # Nobody is left to be offered what waits; later readers find it in the ring.
-            self.edge = self.ring.head
-            self.pending_bytes = 0
+
+    def suspend(self, reader: Subscriber) -> None:
+        """Open the circuit of ``reader``: it stays, at the place up to which it has everything.
+
+        Until `resume` nothing is offered to it and it costs nothing. What waited for it is
+        discarded, and what it was still to be told is forgotten: it may yet be given.
+        """
+        position, edge = reader.position(), self.edge
+        self._offer_no_more(reader)
+        reader.suspend(position, edge)
+        self.suspended[reader] = None
+
+    def resume(self, reader: Subscriber, now_s: float) -> None:
+        """Let a suspended ``reader`` go on where it stopped, as if it joined with that position.
+
+        What the ring no longer has is offered to it as well, and lost. Until it is up to date its
+        circuit is half-open.
+        """
+        del self.suspended[reader]
+        missing = reader.half_open(min(self.edge, self.ring.first - 1), now_s)
+        self.offered += missing
+        self.losses.retention += missing
+        self._offer_behind(reader, reader.cursor)
 
     def mark_lagging(self, reader: Subscriber) -> None:
         """Take ``reader`` out of the live set, with its cursor: its transport is full."""
@@ -322,12 +357,10 @@ class Topic:
         if not reader.is_up_to_date(self):
             # Every round would pass it over, and nobody would know.
             raise ValueError(f"{reader.lag(self)} messages of {self.name!r} wait for the reader")
-        del self.lagging[reader]
-        self._keepers.pop(reader, None)
+        self._remove_lagging(reader)
         self.live[reader] = None
         reader.is_live = True
         reader.caught_up()
-        self._forget_alarm(reader)
 
     def read(self, reader: Subscriber, max_bytes: int, now_s: float) -> list[bytes]:
         """Return the next messages for a lagging reader, oldest first, up to the edge.
@@ -362,6 +395,8 @@ class Topic:
             self.pending_bytes -= sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * step.messages
         self.moved_s = now_s
         self.offered += step.messages * (len(self.live) + len(self.lagging))
+        if self.newest.readers:
+            self.newest.note(start + 1, frames)
         if self._alarms:
             step.tripped = self._tripped()
         return step
@@ -418,6 +453,8 @@ class Topic:
             for reader in affected:
                 reader.settle(self, self.moved_s)
         self.window_cap = cap
+        if self.newest.readers:
+            self.newest.limit = max(self.newest.limit, cap)
         if cap < before:
             for reader in affected:
                 reader.trim_kept(self, now_s)
@@ -434,7 +471,8 @@ class Topic:
     def slow_count(self, now_s: float) -> int:
         """Return how many readers are slow: over their window, or dropping within the last 10 s.
 
-        It looks at every reader that may be, at up to 0.3 us each; ``slow`` keeps the result.
+        And those whose circuit is open. It looks at every reader that may be, at up to 0.3 us each;
+        ``slow`` keeps the result.
         """
         slow = 0
         well: list[Subscriber] = []
@@ -445,8 +483,8 @@ class Topic:
                 well.append(reader)
         for reader in well:
             del self._suspects[reader]
-        self.slow = slow
-        return slow
+        self.slow = slow + len(self.suspended)
+        return self.slow
 
     def queued(self) -> int:
         """Return how many offered messages wait, over all readers; exact after ``settle``."""
@@ -463,6 +501,9 @@ class Topic:
         self.lagging[reader] = None
         self._suspects[reader] = None
         if reader.strategy is DROP_OLDEST:
+            return
+        if reader.strategy is LATEST:
+            self._follow_newest(reader)
             return
         # The ring may have given up parts of a round that this reader was not given yet.
         reader.settle(self, self.moved_s)
@@ -484,6 +525,36 @@ class Topic:
         if not shared.readers:
             shared.clear()
             del self._shared_texts[form]
+
+    def _remove_lagging(self, reader: Subscriber) -> None:
+        del self.lagging[reader]
+        self._keepers.pop(reader, None)
+        self._forget_alarm(reader)
+        if reader.strategy is LATEST:
+            self.newest.readers -= 1
+            if not self.newest.readers:
+                self.newest = _NOBODYS_NEWEST
+
+    def _follow_newest(self, reader: Subscriber) -> None:
+        """Know the newest message of each key behind the reader's cursor from now on."""
+        if not self.newest.readers:
+            self.newest = NewestByKey(self.edge)
+        self.newest.readers += 1
+        self.newest.reach_back(self.ring, reader.cursor, reader.window(self.window_cap))
+
+    def _offer_no_more(self, reader: Subscriber) -> None:
+        """Take ``reader`` out of the live or the lagging; what waited for it is discarded."""
+        self.discarded += reader.forfeit(self, self.moved_s)
+        if reader.is_live:
+            del self.live[reader]
+            reader.is_live = False
+        else:
+            self._remove_lagging(reader)
+        self._suspects.pop(reader, None)
+        if not self.live and not self.lagging:
+            # Nobody is left to be offered what waits; later readers find it in the ring.
+            self.edge = self.ring.head
+            self.pending_bytes = 0
 
     def _set_alarm(self, reader: Subscriber) -> None:
         if reader.strategy is CIRCUIT_BREAKER:
@@ -524,7 +595,7 @@ class Topic:
                 continue
             reader.alarm = 0
             # Not settled where it opens: it needn't keep what it will never be given.
-            if reader.drops_in_stall(self) >= self._trip_threshold:
+            if reader.drops_in_stall(self) >= reader.trips_after(self._trip_threshold):
                 tripped.append(reader)
             else:
                 reader.settle(self, self.moved_s)
@@ -543,8 +614,9 @@ class Topic:
         self.edge += gone
         self.moved_s = now_s
         self.pending_bytes = self.ring.size_bytes
-        self.offered += gone * self.subscribers
-        self.losses.retention += gone * self.subscribers
+        readers = len(self.live) + len(self.lagging)
+        self.offered += gone * readers
+        self.losses.retention += gone * readers
         for reader in self.live:
             reader.lose(gone, now_s, RETENTION)
             self._suspects[reader] = None

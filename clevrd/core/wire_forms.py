@@ -136,8 +136,11 @@ class Spelling(Protocol):
     def joined(self, texts: list[bytes]) -> bytes:
         """Return ``texts``, of which there are some, as they are written at once."""
 
+    def told(self, control: Control, offset: int | None = None) -> bytes:
+        """Return what tells ``control``, to be joined; see `StreamForm.control`."""
+
     def control(self, control: Control, offset: int | None = None) -> bytes:
-        """Return what tells ``control``, as it is written; see `StreamForm.control`."""
+        """Return what tells ``control``, as it is written by itself."""
 
 
 class FrameSpelling:
@@ -153,9 +156,11 @@ class FrameSpelling:
         """Return the frames behind one another."""
         return texts[0] if len(texts) == 1 else b"".join(texts)
 
-    def control(self, control: Control, offset: int | None = None) -> bytes:
+    def told(self, control: Control, offset: int | None = None) -> bytes:
         """Return a text frame."""
         return control_frame(control)
+
+    control = told
 
 
 FRAMES: Final = FrameSpelling()
@@ -202,9 +207,13 @@ class SharedTexts:
         """Return ``texts`` as one piece of the body, for all who are given the same."""
         return self._form.framed(texts[0] if len(texts) == 1 else b"".join(texts))
 
+    def told(self, control: Control, offset: int | None = None) -> bytes:
+        """Return ``control`` as a part of a piece."""
+        return self._form.control(control, self._epoch, offset)
+
     def control(self, control: Control, offset: int | None = None) -> bytes:
         """Return ``control`` as one piece of the body."""
-        return self._form.framed(self._form.control(control, self._epoch, offset))
+        return self._form.framed(self.told(control, offset))
 
     def clear(self) -> None:
         """Forget what was made: nobody reads this form any more."""

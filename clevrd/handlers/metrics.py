@@ -53,6 +53,7 @@ class MetricsView(msgspec.Struct, frozen=True):
     total_topics: int
     total_subscribers: int
     slow_subscribers: int
+    open_circuits: int
     topics: list[TopicView]
     throttler_metrics: ThrottlerView
     buffer_metrics: BufferDecision | None
@@ -85,6 +86,7 @@ class MetricsEndpoint:
                 total_topics=len(hub.topics),
                 total_subscribers=hub.subscribers,
                 slow_subscribers=hub.slow_subscribers(),
+                open_circuits=hub.open_circuits,
                 topics=[topic_view(topic, now_s) for topic in hub.topics.busiest(count)],
                 throttler_metrics=_throttler_view(hub, now_s),
                 buffer_metrics=hub.buffers.decision,
@@ -94,6 +96,7 @@ class MetricsEndpoint:
                     "accepted": hub.counters.connections,
                     "refused": hub.counters.refused,
                     "closed": {str(code): n for code, n in hub.counters.closed.items()},
+                    "circuits_opened": hub.counters.circuits_opened,
                     "pings_unanswered": hub.counters.pings_cut,
                     "background_errors": hub.counters.background_errors,
                 },

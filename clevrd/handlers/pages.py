@@ -19,6 +19,7 @@ Subscribe to a topic:
 Publish to it:
     curl {url}/publish -d '{{"topic":"orders","data":{{"id":1}}}}'
 
+    with "key":"EUR/USD" beside them, policy=latest keeps the newest of each key
     many at once: POST NDJSON or a JSON array of these to {url}/publish/batch
     a stream of them: WebSocket text frames to {ws_url}/publish
 
@@ -29,12 +30,12 @@ Look at it:
 Options of /subscribe:
     topic=NAME      required
     last=N          recent messages to begin with (50 unless configured otherwise)
-    policy=P        drop_oldest (default), drop_newest or circuit_breaker: what you lose
+    policy=P        drop_oldest (default), drop_newest, circuit_breaker or latest: what you lose
     buffer=N        when you lag by more than N messages (at most 100 to 1000, by memory)
     tenant=NAME     whose topic; the header X-Tenant-ID does the same, for /publish too
 
-Each message: {{"id","topic","tenant_id","data","timestamp","offset"}}. A hole in offset is what you
-lost. Nothing is kept on a disk.
+Each message: {{"id","topic","tenant_id","data","timestamp","offset"}}, and "key" where it was
+published with one. A hole in offset is what you lost. Nothing is kept on a disk.
 """
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>clevrd</title>
