@@ -27,6 +27,8 @@ from clevrd.client import (
     BadUrl,
     Client,
     ClientError,
+    Gap,
+    Message,
     Refused,
     Unreachable,
 )
@@ -164,7 +166,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         "--url",
         default=os.environ.get("CLEVRD_URL") or DEFAULT_URL,
         # The fixed default, not the variable's value, which may hold a password.
-        help="the server: http://host:port, https://host or unix:/path (CLEVRD_URL;"
+        help="the server: http://host:port, host:port, https://host or unix:/path (CLEVRD_URL;"
         f" default {DEFAULT_URL})",
     )
     parser.add_argument(
@@ -207,6 +209,11 @@ def _add_subscribe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--last", type=_count_or_zero, metavar="N", help="recent messages wanted first"
+    )
+    parser.add_argument(
+        "--since",
+        metavar="WHEN",
+        help="begin in the past: 90s, 5m, 2h, a time (RFC 3339 or unix), a message's id, or all",
     )
     parser.add_argument("--count", type=_count, metavar="N", help="stop after N messages")
     parser.add_argument(
@@ -314,12 +321,15 @@ def _publish(options: argparse.Namespace) -> int:
 async def _publish_one(client: Client, topic: str, data_json: bytes) -> int:
     try:
         async with client:
-            answer = await client.publish(topic, data_json)
+            answer = await client.publish_raw(topic, data_json)
     except BadRecord as error:
         raise UsageError(
             f"{error} The data is JSON; a text stands in quotes: '\"hello\"'"
         ) from None
-    _print(msgspec.json.encode(answer).decode())
+    fields = msgspec.structs.asdict(answer).items()
+    # What an older server does not tell, and what is not so, is left out.
+    told = {name: value for name, value in fields if value is not None and value is not False}
+    _print(msgspec.json.encode(told).decode())
     return 0
 
 
@@ -346,7 +356,7 @@ async def publish_records(
         read: returns the next bytes, b"" at the end; may block, since it is called in a thread.
 
     Raises:
-        Refused, Unreachable, BadAnswer: as `Client.publish`, for what ends it.
+        Refused, Unreachable, BadAnswer: as `Client.publish_raw`, for what ends it.
     """
     try:
         async with aclosing(_numbered_records(read)) as records:
@@ -362,7 +372,7 @@ async def _publish_record(client: Client, topic: str, record: bytes, progress: P
     try:
         if len(record) > MAX_LINE_BYTES:
             raise BadRecord(f"Longer than {MAX_LINE_BYTES} bytes.")
-        await client.publish(topic, record)
+        await client.publish_raw(topic, record)
     except BadRecord as error:
         progress.refuse(error)
     except Refused as error:
@@ -504,28 +514,47 @@ _NEWLINES_TO_SPACES: Final = bytes.maketrans(b"\r\n", b"  ")
 
 def _subscribe(options: argparse.Namespace) -> int:
     check_topic(options.topic)
+    if options.last is not None and options.since is not None:
+        raise UsageError("--last and --since each say where to begin; give one of them")
     _log_for_people()
     client = Client(options.url, options.tenant)
     return asyncio.run(_print_messages(client, options))
 
 
 async def _print_messages(client: Client, options: argparse.Namespace) -> int:
-    messages = client.subscribe(
+    items = client.subscribe(
         options.topic,
         policy=options.policy,
         buffer=options.buffer,
         last=options.last,
+        since=options.since,
         reconnect=not options.no_reconnect,
     )
     printed = 0
-    async with client, aclosing(messages):
-        async for message in messages:
-            sys.stdout.buffer.write(message.translate(_NEWLINES_TO_SPACES) + b"\n")
-            sys.stdout.buffer.flush()  # who reads a live stream wants the message, not a block
+    async with client, items:
+        async for item in items:
+            if isinstance(item, Gap):
+                _say(_gap_sentence(item))
+                continue
+            _print_message(item)
             printed += 1
             if printed == options.count:
                 break
     return 0
+
+
+def _print_message(message: Message) -> None:
+    sys.stdout.buffer.write(message.json.translate(_NEWLINES_TO_SPACES) + b"\n")
+    sys.stdout.buffer.flush()  # who reads a live stream wants the message, not a block
+
+
+def _gap_sentence(gap: Gap) -> str:
+    """Return what is missing, for people and for who greps."""
+    if gap.reason == "epoch":
+        return f"topic restarted, some messages may be missing topic={gap.topic}"
+    values = {"from": gap.first, "to": gap.last, "count": gap.count, "reason": gap.reason}
+    told = " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
+    return f"messages missed topic={gap.topic} {told}"
 
 
 # --- what is said --------------------------------------------------------------------------------

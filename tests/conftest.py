@@ -14,6 +14,7 @@ from typing import Any
 import fakes  # noqa: F401  # registers the hypothesis profiles
 import pytest
 import uvloop
+from fake_server import new_client, pause, server  # noqa: F401  # fixtures
 
 # The daemon's own limit is 10 ms. This one only has to catch what blocks (a sleep, a file, a
 # subprocess), with room for a debug build, a garbage collection and a virtual machine's hiccups.

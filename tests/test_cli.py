@@ -1,9 +1,8 @@
-"""The commands and the client behind them, against a server that does what each test tells it."""
+"""The commands, against a server that does what each test tells it."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
 import os
@@ -12,192 +11,29 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
-from aiohttp import WSMsgType, web
-from aiohttp.test_utils import TestServer
 from conftest import FakeClock
+from fake_server import Answer, FakePause, FakeServer, Feed, gap, message, refusal, subscribed
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clevrd import __version__, cli
 from clevrd.cli import EventFormatter, LineSplitter, Progress, is_journal, main, publish_records
-from clevrd.client import (
-    BACKOFF_CAP_S,
-    RESUME_LAST,
-    RETRY_AFTER_CAP_S,
-    STEADY_S,
-    BadAnswer,
-    BadRecord,
-    BadUrl,
-    Client,
-    ClientError,
-    Closed,
-    Position,
-    Refused,
-    Unreachable,
-    backoff_s,
-    comes_back,
-    publish_body,
-)
+from clevrd.client import Client, Refused, Unreachable
+from clevrd.client.backoff import RETRY_AFTER_CAP_S
 from clevrd.config import SETTINGS
 from clevrd.errors import CannotStart
 
 ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.usefixtures("own_logging", "no_settings")
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """One answer to a publish; status 0 cuts the connection instead."""
-
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = {}
-
-
-class Feed(msgspec.Struct, frozen=True):
-    """What one subscription gets: frames, then a close code; 0 cuts, None stays open."""
-
-    frames: Sequence[bytes] = ()
-    code: int | None = None
-    reason: bytes = b""
-    refusal: Answer | None = None
-    has_control: bool = False
-
-
-class FakeServer:
-    """Answers publishes and subscribes as it was told, and keeps what it was asked."""
-
-    def __init__(self) -> None:
-        # Set by the fixture, once it listens.
-        self.url = ""
-        # Taken from the left; when there are none, publishes succeed and feeds stay open.
-        self.answers: deque[Answer] = deque()
-        self.feeds: deque[Feed] = deque()
-        self.bodies: list[bytes] = []
-        self.requests: list[web.BaseRequest] = []
-        self.first_publish = asyncio.Event()
-
-    async def publish(self, request: web.Request) -> web.StreamResponse:
-        """Take in a publish and give the next answer."""
-        self.requests.append(request)
-        self.bodies.append(await request.read())
-        self.first_publish.set()
-        answer = self.answers.popleft() if self.answers else Answer(body=self.success())
-        return respond(request, answer)
-
-    async def subscribe(self, request: web.Request) -> web.StreamResponse:
-        """Play the next feed."""
-        self.requests.append(request)
-        feed = self.feeds.popleft() if self.feeds else Feed()
-        if feed.refusal is not None:
-            return respond(request, feed.refusal)
-        socket = web.WebSocketResponse(protocols=["clevrd.v1"] if feed.has_control else [])
-        await socket.prepare(request)
-        for frame in feed.frames:
-            await socket.send_frame(frame, WSMsgType.TEXT)
-        if feed.code is None:
-            await socket.receive()  # until the client closes
-        elif feed.code == 0:
-            cut(request)
-        else:
-            await socket.close(code=feed.code, message=feed.reason)
-        return socket
-
-    def success(self) -> bytes:
-        """Return the body of the answer to the publish that has just come."""
-        number = len(self.bodies)
-        return json.dumps(
-            {"success": True, "message_id": f"msg-{number}", "offset": number, "epoch": "e"}
-        ).encode()
-
-    @property
-    def data(self) -> list[bytes]:
-        """The data of each publish to topic t, cut out of its body byte for byte."""
-        return [body.removeprefix(b'{"topic":"t","data":')[:-1] for body in self.bodies]
-
-
-def respond(request: web.Request, answer: Answer) -> web.Response:
-    """Return what aiohttp is to answer, or cut the connection."""
-    if answer.status == 0:
-        cut(request)
-    return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
-
-
-def cut(request: web.Request) -> None:
-    """Drop the connection without a word."""
-    assert request.transport is not None
-    request.transport.abort()
-
-
-def refusal(status: int, sentence: str, **headers: str) -> Answer:
-    """Return an error answer in the form of the wire contract."""
-    body = json.dumps({"success": False, "error": sentence, "code": "x", "retryable": False})
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(status, body.encode(), names)
-
-
-def message(number: int, offset: int | None = None) -> bytes:
-    """Return the topic's message ``number``, at the offset of that number unless told."""
-    place = number if offset is None else offset
-    return b'{"id":"msg-20260131-120000.%06d","data":{"n":%d},"offset":%d}' % (
-        number,
-        number,
-        place,
-    )
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[FakeServer]:
-    """Return a fake server that listens on a free port of this machine."""
-    # It complains, in the command's own output, where it does not take the subprotocol.
-    logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
-    fake = FakeServer()
-    app = web.Application()
-    app.router.add_post("/publish", fake.publish)
-    app.router.add_get("/subscribe", fake.subscribe)
-    async with TestServer(app, host="127.0.0.1") as running:
-        fake.url = str(running.make_url("")).rstrip("/")
-        yield fake
-
-
-class FakePause:
-    """Sleeps by moving a clock, and keeps how long it was asked to."""
-
-    def __init__(self, clock: FakeClock) -> None:
-        self._clock = clock
-        self.slept_s: list[float] = []
-
-    async def __call__(self, seconds: float) -> None:
-        """Let ``seconds`` pass at once."""
-        self.slept_s.append(seconds)
-        self._clock.advance(seconds)
-
-
-@pytest.fixture
-def pause(clock: FakeClock) -> FakePause:
-    """Return what a client sleeps with."""
-    return FakePause(clock)
-
-
-@pytest.fixture
-def new_client(server: FakeServer, clock: FakeClock, pause: FakePause) -> Callable[..., Client]:
-    """Return a maker of clients of the fake server, whose waits cost no time and have no jitter."""
-
-    def make(**options: Any) -> Client:
-        options = {"random": lambda: 0.5, "sleep": pause, "clock": clock, **options}
-        return Client(server.url, **options)
-
-    return make
 
 
 @pytest.fixture
@@ -232,17 +68,6 @@ async def publish_lines(client: Client, *parts: bytes) -> int:
     progress = Progress(StringIO(), lambda: 0.0)
     async with client:
         return await publish_records(client, "t", chunks(*parts), progress)
-
-
-async def take(client: Client, count: int, **options: Any) -> list[bytes]:
-    """Return the first ``count`` messages that a subscription to topic t yields."""
-    taken: list[bytes] = []
-    async with client, aclosing(client.subscribe("t", **options)) as messages:
-        async for text in messages:
-            taken.append(text)
-            if len(taken) == count:
-                break
-    return taken
 
 
 async def run(*argv: str) -> int:
@@ -520,7 +345,7 @@ async def test_publish_prints_where_the_message_is(
         "epoch": "e",
         "subscribers": 0,
     }
-    assert server.bodies == [b'{"topic":"t","data":{"n": 1}}']
+    assert server.data == [b'{"n": 1}']
     assert server.requests[0].headers["X-Tenant-ID"] == "acme"
     assert server.requests[0].content_type == "application/json"
 
@@ -986,136 +811,6 @@ async def test_options_reach_the_server(server: FakeServer) -> None:
     assert full.headers["X-Tenant-ID"] == "acme"
 
 
-@pytest.mark.parametrize("code", [0, 1001, 1012, 1013, 4101, 4103])
-async def test_lost_subscription_resumes_without_repeats(
-    code: int, server: FakeServer, new_client: Callable[..., Client], pause: FakePause
-) -> None:
-    """The reader sees each message once, and waits before it comes back."""
-    server.feeds.append(Feed([message(1), message(2)], code))
-    server.feeds.append(Feed([message(1), message(2), message(3)], code))
-    server.feeds.append(Feed([message(n) for n in range(1, 6)]))
-
-    taken = await take(new_client(), 5)
-
-    assert taken == [message(n) for n in range(1, 6)]
-    assert [request.query.get("last") for request in server.requests] == [
-        None,
-        str(RESUME_LAST),
-        str(RESUME_LAST),
-    ]
-    assert pause.slept_s == [0.125, 0.25]
-
-
-@pytest.mark.parametrize(
-    ("last", "resumed"), [(None, RESUME_LAST), (5, RESUME_LAST), (50_000, 50_000), (0, 0)]
-)
-async def test_reader_that_has_seen_nothing_resumes_unless_it_wanted_no_past(
-    last: int | None, resumed: int, server: FakeServer, new_client: Callable[..., Client]
-) -> None:
-    """An empty topic may have got messages meanwhile; who asked for last=0 has no place in it."""
-    server.feeds.extend([Feed(code=0), Feed([message(9)])])
-
-    await take(new_client(), 1, last=last)
-
-    assert server.requests[1].query["last"] == str(resumed)
-
-
-async def test_hole_is_told(
-    server: FakeServer, new_client: Callable[..., Client], caplog: pytest.LogCaptureFixture
-) -> None:
-    """Messages that the server no longer had are not missing silently."""
-    server.feeds.append(Feed([message(1), message(2)], 0))
-    server.feeds.append(Feed([message(7)]))
-
-    await take(new_client(), 3)
-
-    assert "messages missed topic=t from=3 count=4" in caplog.text
-
-
-async def test_restarted_topic_is_told(
-    server: FakeServer, new_client: Callable[..., Client], caplog: pytest.LogCaptureFixture
-) -> None:
-    """Offsets that begin again belong to a new topic; what the old one still had is unknown."""
-    server.feeds.append(Feed([message(1), message(2)], 0))
-    server.feeds.append(Feed([message(3, offset=1)]))
-
-    await take(new_client(), 3)
-
-    assert "topic restarted" in caplog.text
-
-
-async def test_whole_stream_is_not_warned_about(
-    server: FakeServer, new_client: Callable[..., Client], caplog: pytest.LogCaptureFixture
-) -> None:
-    """Catch-up that begins late, or messages without offsets, are no holes."""
-    server.feeds.append(Feed([message(5), message(6), message(7, offset=0), message(8)]))
-
-    await take(new_client(), 4)
-
-    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
-
-
-def subscribed(epoch: str, offset: int) -> bytes:
-    """Return the greeting of a server with positions."""
-    return json.dumps(
-        {"type": "subscribed", "topic": "t", "epoch": epoch, "offset": offset, "recovered": True}
-    ).encode()
-
-
-def gap(first: int | None, last: int | None, reason: str) -> bytes:
-    """Return a gap as it is sent."""
-    count = None if first is None or last is None else last - first + 1
-    return json.dumps(
-        {"type": "gap", "topic": "t", "from": first, "to": last, "count": count, "reason": reason}
-    ).encode()
-
-
-async def test_positions_are_resumed_from(
-    server: FakeServer, new_client: Callable[..., Client]
-) -> None:
-    """With control frames nothing is guessed: each return names the place behind what is had."""
-    server.feeds.append(Feed([subscribed("e", 4)], 0, has_control=True))
-    server.feeds.append(Feed([subscribed("e", 4), message(5)], 0, has_control=True))
-    server.feeds.append(
-        Feed([subscribed("e", 5), gap(6, 8, "retention")], 0, has_control=True),
-    )
-    server.feeds.append(Feed([subscribed("e", 8), message(9)], has_control=True))
-
-    taken = await take(new_client(), 2, last=0, on_gap=lambda gap: None)
-
-    assert taken == [message(5), message(9)]
-    queries = [dict(request.query) for request in server.requests]
-    assert queries[0] == {"topic": "t", "last": "0"}
-    assert queries[1:] == [
-        {"topic": "t", "offset": offset, "epoch": "e"} for offset in ("4", "5", "8")
-    ]
-
-
-async def test_gaps_are_handed_to_who_wants_them(
-    server: FakeServer, new_client: Callable[..., Client], caplog: pytest.LogCaptureFixture
-) -> None:
-    """A gap is a value with its range and reason, told before the message that follows it."""
-    server.feeds.append(
-        Feed(
-            [
-                *(subscribed("e", 0), gap(1, 3, "slow_consumer"), message(4)),
-                *(gap(None, None, "epoch"), message(5)),
-            ],
-            has_control=True,
-        )
-    )
-    told: list[tuple[int | None, int | None, int | None, str]] = []
-
-    await take(
-        new_client(),
-        2,
-        on_gap=lambda gap: told.append((gap.first, gap.last, gap.count, gap.reason)),
-    )
-
-    assert told == [(1, 3, 3, "slow_consumer"), (None, None, None, "epoch")]
-    assert "missed" not in caplog.text
-
-
 async def test_gaps_are_warned_of_on_standard_error(
     server: FakeServer, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -1137,101 +832,6 @@ async def test_gaps_are_warned_of_on_standard_error(
     ]
 
 
-async def test_server_that_goes_away_says_when_to_return(
-    server: FakeServer, new_client: Callable[..., Client], pause: FakePause
-) -> None:
-    """The wait that was asked for, and the client's own jitter on it."""
-    away = b'{"type":"going_away","reconnect_after_ms":1500,"positions":{}}'
-    server.feeds.append(Feed([subscribed("e", 0), away], 1012, has_control=True))
-    server.feeds.append(Feed([subscribed("e", 0), message(1)], has_control=True))
-
-    await take(new_client(), 1)
-
-    assert pause.slept_s == [1.625]
-
-
-@pytest.mark.parametrize("code", [4000, 4001, 4004, 4099, 1009])
-async def test_close_that_says_stay_away_is_final(
-    code: int, server: FakeServer, new_client: Callable[..., Client], pause: FakePause
-) -> None:
-    """Coming back as we are would be refused again."""
-    server.feeds.append(Feed([message(1)], code, b"bad_topic"))
-
-    with pytest.raises(Closed, match=rf"closed with {code} \(bad_topic\)"):
-        await take(new_client(), 2)
-
-    assert pause.slept_s == []
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 426, 431])
-async def test_refused_subscription_is_final_and_told_in_the_servers_words(
-    status: int, server: FakeServer, new_client: Callable[..., Client], pause: FakePause
-) -> None:
-    """The handshake's refusal has a body, and that is what people need to read."""
-    server.feeds.append(Feed(refusal=refusal(status, "No such policy.")))
-
-    with pytest.raises(Refused, match="No such policy") as caught:
-        await take(new_client(), 1)
-
-    assert caught.value.status == status
-    assert pause.slept_s == []
-
-
-@pytest.mark.parametrize("status", [429, 500, 502, 503])
-async def test_busy_server_is_asked_again(
-    status: int, server: FakeServer, new_client: Callable[..., Client], pause: FakePause
-) -> None:
-    """Not sooner than it asks, and also when it was busy the first time."""
-    server.feeds.append(Feed(refusal=refusal(status, "Later.", Retry_After="2")))
-    server.feeds.append(Feed([message(1)]))
-
-    taken = await take(new_client(), 1)
-
-    assert (taken, pause.slept_s) == ([message(1)], [2.125])
-
-
-async def test_server_said_to_return_at_once(
-    server: FakeServer, new_client: Callable[..., Client], pause: FakePause
-) -> None:
-    """A move costs no wait, but a server that moves its readers in circles does."""
-    server.feeds.extend([Feed([message(1)], 4201), Feed(code=4201), Feed([message(2)])])
-
-    await take(new_client(), 2)
-
-    assert pause.slept_s == [0.0, 0.25]
-
-
-async def test_steady_connection_starts_the_backoff_anew(
-    server: FakeServer, new_client: Callable[..., Client], clock: FakeClock, pause: FakePause
-) -> None:
-    """Three quick cuts raise the wait; one after a good while does not add to them."""
-    server.feeds.extend([Feed([message(n)], 0) for n in range(1, 5)])
-    server.feeds.append(Feed([message(5)]))
-    client = new_client()
-
-    async with client, aclosing(client.subscribe("t")) as messages:
-        async for text in messages:
-            if text == message(4):
-                clock.advance(STEADY_S)
-            if text == message(5):
-                break
-
-    assert pause.slept_s == [0.125, 0.25, 0.5, 0.125]
-
-
-async def test_waiting_for_a_connection_is_no_steady_connection(
-    server: FakeServer, new_client: Callable[..., Client], pause: FakePause
-) -> None:
-    """A server that lets every attempt wait is asked ever more rarely all the same."""
-    server.feeds.extend([Feed(refusal=refusal(503, "Not yet."))] * 3)
-    server.feeds.append(Feed([message(1)]))
-    slow_clock = itertools.count(0, 2 * STEADY_S)
-
-    await take(new_client(clock=lambda: next(slow_clock)), 1)
-
-    assert pause.slept_s == [0.125, 0.25, 0.5]
-
-
 async def test_no_reconnect_ends_with_the_connection(
     server: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1242,43 +842,7 @@ async def test_no_reconnect_ends_with_the_connection(
 
     output = capsys.readouterr()
     assert (code, output.out) == (1, message(1).decode() + "\n")
-    assert output.err == "clevrd: The subscription was closed with 1012 (restarting).\n"
-
-
-async def test_server_that_goes_away_and_stays_is_asked_ever_more_rarely(
-    server: FakeServer, new_client: Callable[..., Client], pause: FakePause
-) -> None:
-    """Waits double up to the cap, and there is no last attempt."""
-    server.feeds.extend([Feed(refusal=refusal(503, "Not yet."))] * 10)
-    server.feeds.append(Feed([message(1)]))
-
-    await take(new_client(), 1)
-
-    waits = [0.125, 0.25, 0.5, 1, 2, 4, 8, 15, 15, 15]
-    assert pause.slept_s == waits
-
-
-@pytest.mark.parametrize(
-    "frame", [b"hello", b"[]", b'{"type":"x"}', b'{"id":5}', b'{"x":' + b"[" * 100_000]
-)
-async def test_frame_that_is_no_message_ends_the_subscription(
-    frame: bytes, server: FakeServer, new_client: Callable[..., Client]
-) -> None:
-    """Another service's WebSocket is not printed as messages."""
-    server.feeds.append(Feed([frame]))
-
-    with pytest.raises(BadAnswer, match="not a message"):
-        await take(new_client(), 1)
-
-
-async def test_server_without_websocket_is_told_apart(
-    server: FakeServer, new_client: Callable[..., Client]
-) -> None:
-    """A web server that answers 200 to everything is not clevrd."""
-    server.feeds.append(Feed(refusal=Answer(200, b"<html>")))
-
-    with pytest.raises(BadAnswer, match="does not speak WebSocket"):
-        await take(new_client(), 1)
+    assert output.err == "clevrd: The connection was closed with 1012 (restarting).\n"
 
 
 async def test_reader_that_leaves_is_a_quiet_end(server: FakeServer) -> None:
@@ -1293,100 +857,3 @@ async def test_reader_that_leaves_is_a_quiet_end(server: FakeServer) -> None:
     _, error = await process.communicate()
 
     assert (line, error, process.returncode) == (message(1) + b"\n", b"", 0)
-
-
-# --- the client's decisions ---
-
-
-@pytest.mark.parametrize("attempt", [0, 1, 5, 100, 10**9])
-def test_backoff_is_random_between_nothing_and_its_cap(attempt: int) -> None:
-    """Full jitter: readers cut together spread over the whole delay."""
-    longest = min(BACKOFF_CAP_S, 0.25 * 2 ** min(attempt, 20))
-
-    assert [backoff_s(attempt, chance) for chance in (0.0, 0.5, 1.0)] == [
-        0.0,
-        longest / 2,
-        longest,
-    ]
-
-
-@pytest.mark.parametrize(
-    ("error", "answer"),
-    [
-        (Unreachable("x", may_have_arrived=False), True),
-        (Refused("x", status=429, is_transient=True), True),
-        (Refused("x", status=500, is_transient=False), True),
-        (Refused("x", status=408, is_transient=True), False),
-        (Closed(1006, ""), True),
-        (Closed(3999, ""), True),
-        (Closed(4000, ""), False),
-        (Closed(4099, ""), False),
-        (Closed(4100, ""), True),
-        (Closed(1009, ""), False),
-        (BadAnswer("x"), False),
-    ],
-)
-def test_who_comes_back_is_decided_by_code(error: ClientError, answer: bool) -> None:
-    """4000 to 4099 and 4xx but 429 are final; what time heals is not."""
-    assert comes_back(error) is answer
-
-
-def test_position_tells_new_from_seen_and_counts_holes() -> None:
-    """Ids decide what is new, offsets what is missing."""
-    position = Position()
-
-    steps = [position.step(f"msg-{n}", n) for n in (3, 3, 4, 2, 8)]
-
-    assert [step.is_new for step in steps] == [True, False, True, False, True]
-    assert [list(step.missed) for step in steps] == [[], [], [], [], [5, 6, 7]]
-    assert not any(step.is_restart for step in steps)
-
-
-@pytest.mark.parametrize("data", [b"", b"1 2", b'1,"topic":"x"', b'"\xff"', b"nul", b"{'a':1}"])
-def test_body_takes_one_whole_value_only(data: bytes) -> None:
-    """Half a value could smuggle a second field into the request."""
-    with pytest.raises(BadRecord):
-        publish_body("t", data)
-
-
-def test_body_holds_topic_as_json_and_data_as_it_is() -> None:
-    """A topic with quotes can't break out, and the data is not touched."""
-    body = publish_body('a"b\\', b'{ "n" : 1.10 }')
-
-    assert body == b'{"topic":"a\\"b\\\\","data":{ "n" : 1.10 }}'
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        *("", "localhost:8080", "ftp://x", "http://", "http://:80", "http://a:b", "http://a:99999"),
-        *("http://a b", "http://a/?x=1", "http://a/#x", "http://[::1", "unix:relative", "unix:"),
-        *("ws://a", "http://a\n"),
-    ],
-)
-def test_url_that_names_no_server_is_refused(url: str) -> None:
-    """A mistyped URL is told before anything is sent."""
-    with pytest.raises(BadUrl):
-        Client(url)
-
-
-async def test_unix_socket_is_spoken_to(tmp_path: Path) -> None:
-    """A daemon that listens on a Unix socket is reached by its path."""
-    fake = FakeServer()
-    app = web.Application()
-    app.router.add_post("/publish", fake.publish)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.UnixSite(runner, str(tmp_path / "s")).start()
-
-    async with Client(f"unix:{tmp_path}/s") as client:
-        answer = await client.publish("t", b"1")
-    await runner.cleanup()
-
-    assert (answer.message_id, fake.data) == ("msg-1", [b"1"])
-
-
-async def test_client_outside_its_block_says_so() -> None:
-    """The mistake is named, not an attribute of None."""
-    with pytest.raises(RuntimeError, match="outside its 'async with' block"):
-        await Client("http://127.0.0.1:1").publish("t", b"1")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -408,30 +407,19 @@ async def test_client_comes_back_whole_or_says_what_is_missing() -> None:
         async def away(_seconds: float) -> None:
             await fill(daemon, next(while_away))
 
-        gaps: list[Gap] = []
-        seen: list[int] = []
+        seen: list[int | Gap] = []
         client = Client(daemon.url, sleep=away)
-        messages = client.subscribe("t", last=0, on_gap=gaps.append)
-        async with client, aclosing(messages):
-            cutting = asyncio.create_task(cut_when_joined(daemon))
-            async for text in messages:
-                seen.append(json.loads(text)["offset"])
+        async with client, client.subscribe("t", last=0) as items:
+            # It has seen nothing but its position.
+            daemon.only_subscriber().cut()
+            async for item in items:
+                seen.append(item if isinstance(item, Gap) else item.offset)
                 if seen[-1] == 10:
                     daemon.only_subscriber().cut()
                 if seen[-1] == 160:
                     break
-            await cutting
 
-    assert seen == [*range(1, 11), *range(61, 161)]
-    assert [(gap.first, gap.last, gap.count, gap.reason) for gap in gaps] == [
-        (11, 60, 50, "retention")
-    ]
-
-
-async def cut_when_joined(daemon: Daemon) -> None:
-    """Cut the first subscriber as soon as there is one: it has seen nothing but its position."""
-    await until(lambda: daemon.hub.subscribers == 1)
-    daemon.only_subscriber().cut()
+    assert seen == [*range(1, 11), Gap("t", 11, 60, 50, "retention"), *range(61, 161)]
 
 
 def test_holes_stand_between_what_was_kept() -> None:

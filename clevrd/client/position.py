@@ -1,0 +1,112 @@
+"""Where a subscription stands: what is new, what is missing, what to resume from. No I/O here."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import msgspec
+
+from clevrd.client.wire import Gap, Message, Subscribed
+
+
+class Position(msgspec.Struct, frozen=True):
+    """A place in a topic: everything up to ``offset`` of the topic's life ``epoch`` was had.
+
+    Its text is ``epoch:offset``, for a file or a database.
+    """
+
+    epoch: str
+    offset: int
+
+    def __str__(self) -> str:
+        """Return it as text."""
+        return f"{self.epoch}:{self.offset}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the position that ``text`` spells.
+
+        Raises:
+            ValueError: it is not ``epoch:offset``.
+        """
+        epoch, _, offset = text.strip().rpartition(":")
+        if not (epoch and offset.isascii() and offset.isdecimal()):
+            raise ValueError(f"{text!r} is no position; it is like f7502dc3:41")
+        return cls(epoch, int(offset))
+
+
+class Tracker:
+    """What was had of one topic; moves only with what is handed out.
+
+    With an epoch the server tells positions and gaps. Without one, from a server that has none,
+    ids decide what is new and offsets what is missing.
+    """
+
+    __slots__ = ("_greeting", "_topic", "epoch", "last_id", "offset")
+
+    def __init__(self, topic: str, position: Position | None = None) -> None:
+        self._topic = topic
+        self.last_id = ""
+        self.epoch = position.epoch if position else ""
+        self.offset = position.offset if position else 0
+        # Where this connection begins, while a gap that belongs in front was not handed out.
+        self._greeting: Subscribed | None = None
+
+    @property
+    def position(self) -> Position | None:
+        """What was handed out so far; None as long as no server has told it."""
+        return Position(self.epoch, self.offset) if self.epoch else None
+
+    def greet(self, greeting: Subscribed, *, is_resumed: bool) -> None:
+        """Take the position at which a connection begins.
+
+        A resume that is not whole is followed by a gap. Until that was handed out the old
+        position holds, so that who stores it then is told the gap again.
+        """
+        self._greeting = greeting
+        if greeting.recovered or not is_resumed:
+            self._begin()
+
+    def start_without_positions(self) -> None:
+        """Go on by ids: this connection's server tells no positions."""
+        self.epoch = ""
+        self._greeting = None
+
+    def miss(self, gap: Gap) -> None:
+        """Take in a gap that the server told."""
+        self._begin()
+        if gap.last is not None:
+            self.offset = max(self.offset, gap.last)
+
+    def take(self, message: Message) -> bool:
+        """Take in a message from a server with positions; return whether it is new."""
+        if self._greeting is not None:
+            self._begin()
+        if message.offset <= self.offset:
+            return False
+        self.last_id, self.offset = message.id, message.offset
+        return True
+
+    def is_new(self, message: Message) -> bool:
+        """Say whether a message from a server without positions was not had yet.
+
+        Ids rise strictly and have a fixed width, so their order is that of their text.
+        """
+        return message.id > self.last_id
+
+    def step(self, message: Message) -> Gap | None:
+        """Take in a new message from a server without positions; return the gap before it."""
+        expected = self.offset + 1
+        is_first = not self.last_id or expected == 1
+        self.last_id, self.offset = message.id, message.offset
+        if is_first or message.offset in (0, expected):
+            return None
+        if message.offset < expected:
+            return Gap(self._topic, reason="epoch")
+        missed = message.offset - expected
+        return Gap(self._topic, expected, message.offset - 1, missed, "unknown")
+
+    def _begin(self) -> None:
+        if self._greeting is not None:
+            self.epoch, self.offset = self._greeting.epoch, self._greeting.offset
+            self._greeting = None

@@ -1,0 +1,386 @@
+"""The publish stream: many messages in flight over one WebSocket, in order, across lost ones.
+
+Each message is kept until it is answered, and sent again over the next connection until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Generator
+from itertools import count
+from types import TracebackType
+from typing import Any, Final, Self
+
+from clevrd.client.backoff import Clockwork, comes_back, delay_s
+from clevrd.client.errors import ClientError, Closed, Refused, Unreachable
+from clevrd.client.publishing import IdempotencyKeys, Repeats, is_transient
+from clevrd.client.session import TEXT, Session, Socket, end_of
+from clevrd.client.wire import (
+    UNREADABLE,
+    Published,
+    Refusal,
+    check_json,
+    data_json,
+    publish_body,
+    read_answer,
+)
+
+log = logging.getLogger(__name__)
+
+# Enough to fill a connection of 20 ms there and back at 10,000 messages a second.
+MAX_IN_FLIGHT: Final = 256
+# Of all messages in flight, unless it is a single one.
+MAX_IN_FLIGHT_BYTES: Final = 8 << 20
+# Refusals that nobody has looked at; one more ends the stream.
+MAX_UNSEEN: Final = 1_000
+
+_MESSAGE_TOO_BIG: Final = 1009
+
+
+class Receipt:
+    """What becomes of one message: await it for the server's answer."""
+
+    __slots__ = ("_outcome", "is_seen")
+
+    def __init__(self, outcome: asyncio.Future[Published | ClientError]) -> None:
+        self._outcome = outcome
+        # Somebody has asked; then a refusal is theirs to handle.
+        self.is_seen = False
+
+    def __await__(self) -> Generator[Any, None, Published]:
+        """Wait for the answer.
+
+        Raises:
+            Refused: the server does not take the message.
+            Unreachable, Closed, BadAnswer: the stream failed before the answer.
+        """
+        return self._wait().__await__()
+
+    async def _wait(self) -> Published:
+        self.is_seen = True
+        # Shielded: who stops waiting does not take the message back.
+        outcome = await asyncio.shield(self._outcome)
+        if isinstance(outcome, ClientError):
+            raise outcome
+        return outcome
+
+    def settle(self, outcome: Published | ClientError) -> None:
+        """Give the answer to who waits for it."""
+        self._outcome.set_result(outcome)
+
+
+class _Entry:
+    """One message that was not answered yet."""
+
+    __slots__ = ("copies", "frame", "is_sent", "offered_s", "receipt")
+
+    def __init__(self, frame: bytes, receipt: Receipt, offered_s: float) -> None:
+        self.frame = frame
+        self.receipt = receipt
+        self.offered_s = offered_s
+        # Sent over the connection there is now, and not refused since.
+        self.is_sent = False
+        # Sent over connections that are lost; each may have arrived.
+        self.copies = 0
+
+
+class Publisher:
+    """A stream of publishes; use as ``async with client.publisher() as publisher``.
+
+    Leaving the block waits until each message is answered. A message that was refused, and whose
+    receipt nobody awaited, is raised there.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        repeats: Repeats,
+        new_key: IdempotencyKeys,
+        max_in_flight: int,
+        retry_for_s: float,
+        clockwork: Clockwork,
+    ) -> None:
+        if max_in_flight < 1:
+            raise ValueError("max_in_flight must be 1 or more.")
+        self._session = session
+        self._repeats = repeats
+        self._new_key = new_key
+        self._max_in_flight = max_in_flight
+        self._retry_for_s = retry_for_s
+        self._random, self._sleep, self._clock = clockwork
+        self._next_ref = count(1).__next__
+        # By ref, in the order in which they were offered.
+        self._entries: dict[int, _Entry] = {}
+        self._in_flight_bytes = 0
+        # Those of _entries that are to be sent, in order.
+        self._to_send: deque[_Entry] = deque()
+        # Why the next message is to wait: the server refused one for the moment.
+        self._held_back_by: Refusal | None = None
+        self._attempt = 0
+        self._last_taken_s = self._clock()
+        self._unseen: list[Receipt] = []
+        self._failure: Exception | None = None
+        self._has_work = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._is_empty = asyncio.Event()
+        self._is_open = asyncio.Event()
+        # First come, first served, when there is no room.
+        self._turn = asyncio.Lock()
+        self._driver: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Connect; raises what the very first connection fails of."""
+        self._is_empty.set()
+        self._driver = asyncio.create_task(self._drive(), name="clevrd-publisher")
+        await self._is_open.wait()
+        if self._failure is not None:
+            await self._stop()
+            raise self._failure
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for the answers, and close; after an error close at once."""
+        try:
+            if kind is None:
+                await self.flush()
+        finally:
+            await self._stop()
+        if kind is None:
+            self._raise_unseen()
+
+    async def publish(
+        self, topic: str, data: Any, *, key: str | None = None, idempotency_key: str | None = None
+    ) -> Receipt:
+        """Send one message, and return once there is room for the next one.
+
+        Arguments and data as in `Client.publish`. Order holds across lost connections; a message
+        that the server refuses for the moment (429, 503) can come behind ones already sent.
+
+        Raises:
+            Refused, Unreachable, Closed, BadAnswer: the stream has failed; nothing more is sent.
+        """
+        return await self._publish(topic, data_json(data), key, idempotency_key)
+
+    async def publish_raw(
+        self, topic: str, raw: bytes, *, key: str | None = None, idempotency_key: str | None = None
+    ) -> Receipt:
+        """Send one message whose data is JSON already; else as `publish`."""
+        return await self._publish(topic, check_json(raw), key, idempotency_key)
+
+    async def flush(self) -> None:
+        """Wait until each message is answered; raises what the stream failed of."""
+        await self._is_empty.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    # --- taking messages in ---
+
+    async def _publish(
+        self, topic: str, data: bytes, key: str | None, idempotency_key: str | None
+    ) -> Receipt:
+        ref = self._next_ref()
+        frame = publish_body(
+            topic, data, key=key, idempotency_key=idempotency_key or self._new_key(), ref=ref
+        )
+        async with self._turn:
+            while not self._fits(len(frame)):
+                self._has_room.clear()
+                await self._has_room.wait()
+            self._raise_failure()
+            return self._add(ref, frame)
+
+    def _fits(self, size: int) -> bool:
+        if self._failure is not None or not self._entries:
+            return True
+        return (
+            len(self._entries) < self._max_in_flight
+            and self._in_flight_bytes + size <= MAX_IN_FLIGHT_BYTES
+        )
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._driver is None or self._driver.done():
+            raise RuntimeError("Publisher is used outside its 'async with' block.")
+        if len(self._unseen) > MAX_UNSEEN:
+            self._raise_unseen()
+
+    def _raise_unseen(self) -> None:
+        unseen = [receipt for receipt in self._unseen if not receipt.is_seen]
+        self._unseen = []
+        if not unseen:
+            return
+        first = unseen[0]._outcome.result()
+        if isinstance(first, Refused):
+            raise Refused(
+                f"{len(unseen)} messages were refused; the first: {first}",
+                code=first.code,
+                is_transient=first.is_transient,
+            )
+
+    def _add(self, ref: int, frame: bytes) -> Receipt:
+        receipt = Receipt(asyncio.get_running_loop().create_future())
+        entry = _Entry(frame, receipt, self._clock())
+        self._entries[ref] = entry
+        self._in_flight_bytes += len(frame)
+        self._is_empty.clear()
+        self._to_send.append(entry)
+        self._has_work.set()
+        return receipt
+
+    # --- connections ---
+
+    async def _drive(self) -> None:
+        """Keep a connection until that is hopeless."""
+        try:
+            while True:
+                try:
+                    socket = await self._session.websocket("/publish", {}, ())
+                    self._is_open.set()
+                    self._send_all_again()
+                    await self._converse(socket)
+                except (Refused, Unreachable, Closed) as error:
+                    await self._recover(error)
+        except Exception as error:
+            self._fail(error)
+
+    async def _converse(self, socket: Socket) -> None:
+        """Send and read answers over one connection; always ends by raising."""
+        writer = asyncio.create_task(self._write(socket))
+        try:
+            while True:
+                frame = await socket.receive()
+                if frame.type is not TEXT:
+                    raise end_of(frame, socket.close_code)
+                self._take_answer(frame.data)
+        finally:
+            writer.cancel()
+            await asyncio.wait((writer,))
+            if not writer.cancelled():
+                log.debug("publish socket broke why=%s", writer.exception())
+            await self._session.drop(socket)
+
+    async def _write(self, socket: Socket) -> None:
+        while True:
+            if self._held_back_by is not None:
+                await self._wait_out(self._held_back_by)
+            elif self._to_send:
+                entry = self._to_send.popleft()
+                entry.is_sent = True
+                await socket.send_frame(entry.frame, TEXT)
+            else:
+                self._has_work.clear()
+                await self._has_work.wait()
+
+    async def _wait_out(self, refusal: Refusal) -> None:
+        """Wait before what was refused for the moment is sent again, ahead of what came after."""
+        wait_s = delay_s(self._attempt, refusal.as_error(), self._random())
+        self._attempt += 1
+        await self._sleep(wait_s)
+        self._held_back_by = None
+        self._to_send = deque(each for each in self._entries.values() if not each.is_sent)
+
+    def _send_all_again(self) -> None:
+        """Begin a connection with everything that was not answered over the last one."""
+        for entry in self._entries.values():
+            entry.copies += entry.is_sent
+            entry.is_sent = False
+        self._held_back_by = None
+        self._to_send = deque(self._entries.values())
+
+    async def _recover(self, error: Refused | Unreachable | Closed) -> None:
+        """Wait before the next connection; raises ``error`` when there is to be none."""
+        if isinstance(error, Closed) and error.code == _MESSAGE_TOO_BIG:
+            self._refuse_too_big()
+            return
+        wait_s = delay_s(self._attempt, error, self._random())
+        is_hopeless = not self._session.was_reached or not comes_back(error)
+        if is_hopeless or self._is_overdue(self._oldest(), wait_s):
+            raise error
+        self._attempt += 1
+        log.info("publish socket lost delay_s=%.2f why=%s", wait_s, error)
+        await self._sleep(wait_s)
+
+    def _oldest(self) -> _Entry | None:
+        return next(iter(self._entries.values()), None)
+
+    def _is_overdue(self, entry: _Entry | None, wait_s: float = 0.0) -> bool:
+        """Say whether ``entry`` was offered for too long, while the server took nothing."""
+        if entry is None:
+            return False
+        since_s = max(entry.offered_s, self._last_taken_s)
+        return self._clock() + wait_s > since_s + self._retry_for_s
+
+    # --- answers ---
+
+    def _take_answer(self, content: bytes) -> None:
+        try:
+            ref, result = read_answer(content)
+        except UNREADABLE as error:
+            raise self._session.not_clevrd("a publish") from error
+        entry = self._entries.get(ref) if isinstance(ref, int) else None
+        if ref is None or isinstance(ref, str):
+            raise self._session.not_clevrd("without a ref")
+        if entry is None:
+            return
+        if is_transient(result) and not self._is_overdue(entry):
+            entry.is_sent = False
+            self._held_back_by = result
+            self._has_work.set()
+            return
+        self._repeats.settle(entry.copies, result)
+        if isinstance(result, Published):
+            self._last_taken_s = self._clock()
+            self._attempt = 0
+            self._settle(ref, result)
+        else:
+            self._refuse(ref, result.as_error())
+
+    def _refuse_too_big(self) -> None:
+        """Refuse the message that the connection was closed for; the others go on.
+
+        Answers come in order, so it is the first one that was sent and has none.
+        """
+        for ref, entry in self._entries.items():
+            if entry.is_sent:
+                size = len(entry.frame)
+                sentence = f"The message is larger than the server allows: {size} bytes in all."
+                self._refuse(ref, Refused(sentence, code="message_too_large", is_transient=False))
+                return
+        raise Closed(_MESSAGE_TOO_BIG, "message_too_big")
+
+    def _refuse(self, ref: int, error: Refused) -> None:
+        self._unseen = [each for each in self._unseen if not each.is_seen]
+        self._unseen.append(self._entries[ref].receipt)
+        self._settle(ref, error)
+
+    def _settle(self, ref: int, outcome: Published | ClientError) -> None:
+        entry = self._entries.pop(ref)
+        self._in_flight_bytes -= len(entry.frame)
+        entry.receipt.settle(outcome)
+        self._has_room.set()
+        if not self._entries:
+            self._is_empty.set()
+
+    def _fail(self, error: Exception) -> None:
+        """End the stream: nothing that was not answered will be."""
+        self._failure = error
+        outcome = error if isinstance(error, ClientError) else Closed(1006, str(error))
+        for ref in list(self._entries):
+            self._settle(ref, outcome)
+        self._has_room.set()
+        self._is_open.set()
+
+    async def _stop(self) -> None:
+        if self._driver is not None:
+            self._driver.cancel()
+            await asyncio.wait((self._driver,))
+        for ref in list(self._entries):
+            self._settle(ref, Unreachable("The publisher was closed.", may_have_arrived=True))

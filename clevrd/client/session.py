@@ -1,0 +1,244 @@
+"""One server as the client reaches it: requests, WebSockets, and what they fail of, as errors.
+
+The only module that knows aiohttp's client. Nothing is repeated here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from typing import Any, Final
+
+import aiohttp
+
+from clevrd import __version__
+from clevrd.client.address import parse_url, without_password
+from clevrd.client.backoff import retry_after_s
+from clevrd.client.errors import (
+    BadAnswer,
+    BadUrl,
+    ClientError,
+    Closed,
+    Refused,
+    Unreachable,
+    reason_of,
+)
+from clevrd.client.wire import UNREADABLE, Refusal, read_refusal
+from clevrd.config import MIB
+
+CONNECT_TIMEOUT_S: Final = 10.0
+# For the whole answer to one publish; the server itself gives a request 10 s to arrive.
+ANSWER_TIMEOUT_S: Final = 30.0
+# Below the 60 s at which common proxies cut a silent connection.
+HEARTBEAT_S: Final = 25.0
+CLOSE_TIMEOUT_S: Final = 5.0
+# The largest body that a server can be configured to take, and the message's other fields.
+MAX_MESSAGE_BYTES: Final = 64 * MIB + 4096
+# An answer is some hundred bytes; a proxy's error page is not read to its end.
+MAX_ANSWER_BYTES: Final = 65_536
+
+# Statuses that time heals and that a proxy may send without a body of ours.
+_TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
+
+Socket = aiohttp.ClientWebSocketResponse[Any]
+TEXT: Final = aiohttp.WSMsgType.TEXT
+
+
+class Session:
+    """The connections to one server.
+
+    Raises:
+        BadUrl: ``url`` names none, or the tenant can't stand in a header.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        tenant: str | None,
+        headers: Mapping[str, str] | None,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self._base, self._unix_path = parse_url(url)
+        # For error texts: without the password that a URL may hold.
+        self.name = url if self._unix_path else without_password(self._base)
+        if tenant is not None and not (tenant and tenant.isascii() and tenant.isprintable()):
+            raise BadUrl("The tenant must be printable ASCII.")
+        self._headers = {"User-Agent": f"clevrd/{__version__}", **(headers or {})}
+        if tenant is not None:
+            self._headers["X-Tenant-ID"] = tenant
+        self._tls = tls
+        # Made by open(), which needs the running loop.
+        self._http: aiohttp.ClientSession | None = None
+        # True once the server has answered anything: then a failed connection is an outage, not
+        # a wrong URL, and worth waiting for.
+        self.was_reached = False
+        # Nothing is opened any more; subscriptions end.
+        self.is_closed = False
+        # WebSockets that are to be closed, by who opened them or with the session.
+        self._sockets: set[Socket] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def open(self) -> None:
+        """Be ready for requests; connects nowhere yet."""
+        self.is_closed = False
+        self._http = aiohttp.ClientSession(
+            connector=self._connector(),
+            headers=self._headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            middlewares=(self._raise_refusals,),
+        )
+
+    async def close(self) -> None:
+        """Close all connections, those of subscriptions that nobody closed too."""
+        self.is_closed = True
+        for socket in self._sockets:
+            self.abandon(socket)
+        if self._closing:
+            await asyncio.wait(self._closing)
+        if self._http is not None:
+            await self._http.close()
+
+    async def post(self, path: str, body: bytes, max_answer_bytes: int = MAX_ANSWER_BYTES) -> bytes:
+        """Send one request and return the body of its answer, which is a success.
+
+        Raises:
+            Refused: the server answered with an error status.
+            Unreachable: no answer, or only a part of it.
+        """
+        try:
+            async with self._opened().post(
+                f"{self._base}{path}",
+                data=body,
+                headers={"Content-Type": "application/json"},
+                # A redirected POST would become a GET (RFC 9110 §15.4.3).
+                allow_redirects=False,
+            ) as response:
+                content = await _read_bounded(response, max_answer_bytes)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._unreachable(error) from error
+        self.was_reached = True
+        if response.status != 200:
+            raise self.not_clevrd(response.status)
+        return content
+
+    async def websocket(
+        self, path: str, query: dict[str, str], protocols: tuple[str, ...]
+    ) -> Socket:
+        """Open a WebSocket.
+
+        Raises:
+            Refused: the server answered with an error status.
+            Unreachable: there is no connection.
+            BadAnswer: what is there does not speak WebSocket.
+        """
+        try:
+            socket = await self._opened().ws_connect(
+                f"{self._base}{path}",
+                params=query,
+                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
+                heartbeat=HEARTBEAT_S,
+                max_msg_size=MAX_MESSAGE_BYTES,
+                protocols=protocols,
+                decode_text=False,
+            )
+        except aiohttp.WSServerHandshakeError as error:
+            raise BadAnswer(f"{self.name} does not speak WebSocket ({error.message}).") from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._unreachable(error) from error
+        self.was_reached = True
+        self._sockets.add(socket)
+        return socket
+
+    async def drop(self, socket: Socket) -> None:
+        """Close a WebSocket."""
+        try:
+            await socket.close()
+        finally:
+            self._sockets.discard(socket)
+
+    def abandon(self, socket: Socket) -> None:
+        """Close a WebSocket that nobody waits for, if the loop still runs."""
+        with suppress(RuntimeError):
+            loop = asyncio.get_running_loop()
+            task = loop.create_task(self.drop(socket))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    def not_clevrd(self, what: object) -> BadAnswer:
+        """Return the error for an answer that no clevrd server gives."""
+        return BadAnswer(f"{self.name} answered {what}, but not as clevrd does.")
+
+    def _connector(self) -> aiohttp.BaseConnector:
+        if self._unix_path:
+            return aiohttp.UnixConnector(self._unix_path)
+        # No limit: each subscription holds a connection, and the 101st would wait for ever.
+        return aiohttp.TCPConnector(limit=0, ssl=self._tls or True)
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._http is None or self.is_closed:
+            raise RuntimeError("Client is used outside its 'async with' block.")
+        return self._http
+
+    async def _raise_refusals(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Turn an error answer into `Refused`, with the server's words.
+
+        Middleware, because ws_connect() drops the body of the answer that refuses it.
+        """
+        response = await handler(request)
+        if response.status < 400:
+            return response
+        self.was_reached = True
+        content = b""
+        # The status alone says that the message was not taken, so a cut body changes nothing.
+        with closing(response), suppress(aiohttp.ClientError, TimeoutError):
+            content = await _read_bounded(response, MAX_ANSWER_BYTES)
+        raise _refused(response, content)
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+            sentence = f"Can't reach {self.name}: {reason_of(error)}."
+            return Unreachable(sentence, may_have_arrived=False)
+        return Unreachable(
+            f"The connection to {self.name} broke before the answer: {reason_of(error)}.",
+            may_have_arrived=True,
+        )
+
+
+def end_of(frame: Any, close_code: int | None) -> ClientError:
+    """Return what a frame that is no text means for its WebSocket: its end."""
+    if frame.type is aiohttp.WSMsgType.CLOSE:
+        return Closed(frame.data or 1005, frame.extra or "")
+    if frame.type is aiohttp.WSMsgType.ERROR:
+        return Closed(close_code or 1006, str(frame.data))
+    if frame.type is aiohttp.WSMsgType.BINARY:
+        return BadAnswer("The server sent a binary frame, where clevrd sends text.")
+    return Closed(1006, "connection lost")
+
+
+async def _read_bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """Return at most ``max_bytes`` of the body."""
+    content = bytearray()
+    async for chunk in response.content.iter_any():
+        content += chunk
+        if len(content) > max_bytes:
+            break
+    return bytes(content[:max_bytes])
+
+
+def _refused(response: aiohttp.ClientResponse, content: bytes) -> Refused:
+    try:
+        refusal = read_refusal(content)
+    except UNREADABLE:
+        refusal = Refusal(f"The server answered {response.status} {response.reason}.")
+    return Refused(
+        refusal.error,
+        status=response.status,
+        code=refusal.code,
+        is_transient=refusal.retryable or response.status in _TRANSIENT_STATUSES,
+        retry_after_s=retry_after_s(response.headers.get("Retry-After", "")),
+    )

@@ -1,0 +1,309 @@
+"""What goes over the wire, as values: messages, gaps, answers and the bodies of publishes.
+
+No connections here. Shapes: docs/wire.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property, lru_cache
+from typing import Any, Final, NamedTuple, TypeVar, cast
+
+import msgspec
+
+from clevrd.client.errors import BadRecord, Refused
+
+T = TypeVar("T")
+
+# Asks for positions and gaps between the messages; no message begins as they do.
+CONTROL_PROTOCOL: Final = "clevrd.v1"
+CONTROL_BEGINS: Final = b'{"type":'
+
+# What a decoder raises: not JSON or not this shape; bad UTF-8 in a key; nested too deeply.
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+# The server's own bounds of a batch, by default.
+MAX_BATCH_ITEMS: Final = 10_000
+MAX_BATCH_BYTES: Final = 8 << 20
+
+
+class Message(msgspec.Struct, frozen=True, dict=True):
+    """One message of a subscription: what every subscriber of the topic gets.
+
+    ``offset`` counts the topic's messages from 1 without holes, within one ``epoch``.
+    """
+
+    id: str
+    topic: str = ""
+    tenant_id: str = ""
+    _data: msgspec.Raw = msgspec.field(name="data", default=msgspec.Raw(b"null"))
+    timestamp: str = ""
+    offset: int = 0
+    key: str | None = None
+    # The topic's life that the offset is of; empty where the server did not tell it.
+    epoch: str = ""
+    # The whole message's JSON, as it was received.
+    json: bytes = b""
+
+    @cached_property
+    def data(self) -> Any:
+        """The data as Python values: dict, list, str, int, float, bool."""
+        return msgspec.json.decode(self._data)
+
+    @property
+    def raw(self) -> bytes:
+        """The data's JSON, byte for byte as it was published."""
+        return bytes(self._data)
+
+    def decode(self, kind: type[T]) -> T:
+        """Return the data as a ``kind``: a msgspec struct, dataclass, TypedDict, list[int] ...
+
+        Raises:
+            msgspec.ValidationError: the data is not of that kind; the message says where.
+        """
+        return cast(T, _decoder_of(cast(Any, kind)).decode(self._data))
+
+    def __hash__(self) -> int:
+        """Return the hash of what names it."""
+        return hash((self.topic, self.epoch, self.offset, self.id))
+
+    def __str__(self) -> str:
+        """Return the whole message as JSON."""
+        return self.json.decode()
+
+    def __repr__(self) -> str:
+        """Return what people look for, on one line."""
+        return (
+            f"Message(topic={self.topic!r}, offset={self.offset}, id={self.id!r},"
+            f" data={self.raw.decode()})"
+        )
+
+
+class Gap(
+    msgspec.Struct, frozen=True, tag_field="type", tag="gap", rename={"first": "from", "last": "to"}
+):
+    """Messages that a subscription is missing for good, at the place where they are missing.
+
+    ``first``, ``last`` and ``count`` are None where nobody can know them: with reason ``epoch``
+    the topic began a new life. ``slow_consumer``: this reader was too slow; ``retention``: the
+    server no longer had them; ``unknown``: the server is of a kind that does not say.
+    """
+
+    topic: str
+    first: int | None = None
+    last: int | None = None
+    count: int | None = None
+    reason: str = ""
+
+
+class Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"):
+    """The position that a connection begins at."""
+
+    epoch: str
+    offset: int
+    recovered: bool = False
+
+
+class GoingAway(msgspec.Struct, frozen=True, tag_field="type", tag="going_away"):
+    """The server closes next, and says when to come back."""
+
+    reconnect_after_ms: int = 0
+
+
+Control = Subscribed | Gap | GoingAway
+
+
+class Published(msgspec.Struct, frozen=True):
+    """What the server says of a message that it took."""
+
+    message_id: str
+    offset: int = 0
+    epoch: str = ""
+    subscribers: int = 0
+    # Of the subscribers, those that are behind, and those that lose messages; None: not told.
+    lagging: int | None = None
+    slow: int | None = None
+    # The server had this message already, by its idempotency key: this is its first answer.
+    repeated: bool = False
+
+    @property
+    def knows_keys(self) -> bool:
+        """Whether the server that answered so heeds idempotency keys; older ones ignore them."""
+        return self.lagging is not None or self.repeated
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why the server did not take one message of several."""
+
+    error: str
+    code: str = ""
+    # The same message can succeed later.
+    retryable: bool = False
+
+    def as_error(self) -> Refused:
+        """Return the error that this refusal is where one can be raised."""
+        return Refused(self.error, code=self.code, is_transient=self.retryable)
+
+
+class Outgoing(NamedTuple):
+    """One item of a batch; a plain tuple (topic, data) is one as well."""
+
+    topic: str
+    data: Any
+    key: str | None = None
+    idempotency_key: str | None = None
+
+
+class _Head(msgspec.Struct, frozen=True):
+    ref: int | str | None = None
+    success: bool | None = None
+
+
+class _ControlHead(msgspec.Struct, frozen=True):
+    type: str
+
+
+class _BatchAnswer(msgspec.Struct, frozen=True):
+    results: list[msgspec.Raw]
+
+
+_decode_message = msgspec.json.Decoder(Message).decode
+_decode_control: Callable[[bytes], Control] = msgspec.json.Decoder(
+    Subscribed | Gap | GoingAway
+).decode
+_decode_control_head = msgspec.json.Decoder(_ControlHead).decode
+_decode_published = msgspec.json.Decoder(Published).decode
+_decode_refusal = msgspec.json.Decoder(Refusal).decode
+_decode_head = msgspec.json.Decoder(_Head).decode
+_decode_batch = msgspec.json.Decoder(_BatchAnswer).decode
+_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
+_encode = msgspec.json.Encoder().encode
+_set = msgspec.structs.force_setattr
+_CONTROL_TYPES: Final = frozenset({"subscribed", "gap", "going_away"})
+
+
+# --- what is received ----------------------------------------------------------------------------
+
+
+def read_message(text: bytes, epoch: str) -> Message:
+    """Return the message in a text frame.
+
+    Raises:
+        one of UNREADABLE: it is none.
+    """
+    message = _decode_message(text)
+    # Frozen for users; nobody else has it yet.
+    _set(message, "json", text)
+    _set(message, "epoch", epoch)
+    return message
+
+
+def read_control(text: bytes) -> Control | None:
+    """Return the control frame in ``text``; None for one of a later version, which may be ignored.
+
+    Raises:
+        one of UNREADABLE: it is none.
+    """
+    try:
+        return _decode_control(text)
+    except msgspec.ValidationError:
+        if _decode_control_head(text).type in _CONTROL_TYPES:
+            raise
+        return None
+
+
+def read_published(content: bytes) -> Published:
+    """Return the answer to one publish; raises one of UNREADABLE."""
+    return _decode_published(content)
+
+
+def read_refusal(content: bytes) -> Refusal:
+    """Return the body of an error answer; raises one of UNREADABLE."""
+    return _decode_refusal(content)
+
+
+def read_answer(content: bytes | msgspec.Raw) -> tuple[int | str | None, Published | Refusal]:
+    """Return an answer on a publish socket: its ref, and what became of that message.
+
+    Raises:
+        one of UNREADABLE: it is none.
+    """
+    head = _decode_head(content)
+    return head.ref, _decode_published(content) if head.success else _decode_refusal(content)
+
+
+def read_batch(content: bytes) -> list[Published | Refusal]:
+    """Return the results in the answer to a batch; raises one of UNREADABLE."""
+    return [read_answer(each)[1] for each in _decode_batch(content).results]
+
+
+@lru_cache(maxsize=256)
+def _decoder_of(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+# --- what is sent --------------------------------------------------------------------------------
+
+
+def data_json(data: Any) -> bytes:
+    """Return ``data`` as JSON.
+
+    Raises:
+        TypeError: it has no JSON form; bytes among others, which would become base64.
+    """
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError("data is bytes, which JSON has no form for; use publish_raw() for JSON.")
+    return _encode(data)
+
+
+def check_json(raw: bytes) -> bytes:
+    """Return ``raw``, which is one JSON value in UTF-8.
+
+    Raises:
+        BadRecord: it is not. Checked here, since half a value put between other bytes could
+            become another request.
+    """
+    try:
+        raw.decode()
+        _decode_raw(raw)
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"Not UTF-8 at byte {error.start}.") from error
+    except RecursionError as error:
+        raise BadRecord("Nested too deeply.") from error
+    except msgspec.MsgspecError as error:
+        raise BadRecord(f"Not JSON: {error}.") from error
+    return raw
+
+
+def publish_body(topic: str, data: bytes, **fields: str | int | None) -> bytes:
+    """Return the body of one publish, ``data`` in it byte for byte.
+
+    Args:
+        data: one JSON value, on one line for a batch.
+        fields: ``key``, ``idempotency_key``, ``ref``; None leaves one out.
+    """
+    rest = b"".join(
+        b',"%b":%b' % (name.encode(), _encode(value))
+        for name, value in fields.items()
+        if value is not None
+    )
+    return b'{"topic":%b,"data":%b%b}' % (_encode(topic), data, rest)
+
+
+def split_batch(
+    lines: Iterable[bytes], max_items: int = MAX_BATCH_ITEMS, max_bytes: int = MAX_BATCH_BYTES
+) -> Iterator[list[bytes]]:
+    """Yield ``lines`` in batches of at most ``max_items`` and ``max_bytes`` with their newlines.
+
+    A line over the bound is a batch of its own: the server is to say what is wrong with it.
+    """
+    batch: list[bytes] = []
+    size = 0
+    for line in lines:
+        if batch and (len(batch) == max_items or size + len(line) + 1 > max_bytes):
+            yield batch
+            batch, size = [], 0
+        batch.append(line)
+        size += len(line) + 1
+    if batch:
+        yield batch

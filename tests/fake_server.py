@@ -1,0 +1,222 @@
+"""A server that does what each test tells it, and clients of it whose waits cost no time.
+
+Its fixtures are every test's, by conftest.py. A real daemon is daemons.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from aiohttp import WSMsgType, web
+from aiohttp.test_utils import TestServer
+
+from clevrd.client import Client
+
+if TYPE_CHECKING:
+    from conftest import FakeClock
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """One answer to a publish; status 0 cuts the connection instead."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = {}
+
+
+class Feed(msgspec.Struct, frozen=True):
+    """What one subscription gets: frames, then a close code; 0 cuts, None stays open."""
+
+    frames: Sequence[bytes] = ()
+    code: int | None = None
+    reason: bytes = b""
+    refusal: Answer | None = None
+    has_control: bool = False
+    # When it is set one more message is sent, number 99, before the end.
+    then: asyncio.Event | None = None
+
+
+class FakeServer:
+    """Answers publishes and subscribes as it was told, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        # Set by the fixture, once it listens.
+        self.url = ""
+        # Taken from the left; when there are none, publishes succeed and feeds stay open.
+        self.answers: deque[Answer] = deque()
+        self.feeds: deque[Feed] = deque()
+        self.bodies: list[bytes] = []
+        # The data of each batch's items, and the keys of all of them.
+        self.batches: list[list[bytes]] = []
+        self.keys: list[str] = []
+        self.requests: list[web.BaseRequest] = []
+        self.first_publish = asyncio.Event()
+        # A client has closed a feed that would have stayed open.
+        self.left = asyncio.Event()
+
+    async def publish(self, request: web.Request) -> web.StreamResponse:
+        """Take in a publish and give the next answer."""
+        self.requests.append(request)
+        self.bodies.append(await request.read())
+        self.first_publish.set()
+        answer = self.answers.popleft() if self.answers else Answer(body=self.success())
+        return respond(request, answer)
+
+    async def subscribe(self, request: web.Request) -> web.StreamResponse:
+        """Play the next feed."""
+        self.requests.append(request)
+        feed = self.feeds.popleft() if self.feeds else Feed()
+        if feed.refusal is not None:
+            return respond(request, feed.refusal)
+        socket = web.WebSocketResponse(protocols=["clevrd.v1"] if feed.has_control else [])
+        await socket.prepare(request)
+        for frame in feed.frames:
+            await socket.send_frame(frame, WSMsgType.TEXT)
+        if feed.then is not None:
+            await feed.then.wait()
+            await socket.send_frame(message(99), WSMsgType.TEXT)
+        if feed.code is None:
+            await socket.receive()  # until the client closes
+            self.left.set()
+        elif feed.code == 0:
+            cut(request)
+        else:
+            await socket.close(code=feed.code, message=feed.reason)
+        return socket
+
+    def success(self) -> bytes:
+        """Return the body of the answer to the publish that has just come."""
+        number = len(self.bodies)
+        return json.dumps(
+            {"success": True, "message_id": f"msg-{number}", "offset": number, "epoch": "e"}
+        ).encode()
+
+    @property
+    def data(self) -> list[bytes]:
+        """The data of each publish to topic t, cut out of its body byte for byte."""
+        return [data_of(body) for body in self.bodies]
+
+    async def publish_batch(self, request: web.Request) -> web.StreamResponse:
+        """Take in a batch and give the next answer; when there is none, all of it succeeds."""
+        lines = (await request.read()).split(b"\n")
+        self.batches.append([data_of(line) for line in lines])
+        self.keys += [json.loads(line)["idempotency_key"] for line in lines]
+        if self.answers:
+            return respond(request, self.answers.popleft())
+        return respond(request, batch_answer(["taken"] * len(lines)))
+
+
+def data_of(body: bytes) -> bytes:
+    """Return the data in the body of a publish to topic t."""
+    return body.removeprefix(b'{"topic":"t","data":').rpartition(b',"idempotency_key":')[0]
+
+
+def batch_answer(outcomes: Sequence[str]) -> Answer:
+    """Return a batch's answer: items are taken, refused for the moment (later), or for good."""
+    results = [
+        {"success": True, "message_id": f"msg-{number}", "offset": number}
+        if outcome == "taken"
+        else {"success": False, "error": outcome, "code": "x", "retryable": outcome == "later"}
+        for number, outcome in enumerate(outcomes, start=1)
+    ]
+    return Answer(200, json.dumps({"success": True, "results": results}).encode())
+
+
+def respond(request: web.Request, answer: Answer) -> web.Response:
+    """Return what aiohttp is to answer, or cut the connection."""
+    if answer.status == 0:
+        cut(request)
+    return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+
+
+def cut(request: web.Request) -> None:
+    """Drop the connection without a word."""
+    assert request.transport is not None
+    request.transport.abort()
+
+
+def refusal(status: int, sentence: str, **headers: str) -> Answer:
+    """Return an error answer in the form of the wire contract."""
+    body = json.dumps({"success": False, "error": sentence, "code": "x", "retryable": False})
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer(status, body.encode(), names)
+
+
+def message(number: int, offset: int | None = None) -> bytes:
+    """Return the topic's message ``number``, at the offset of that number unless told."""
+    place = number if offset is None else offset
+    return b'{"id":"msg-20260131-120000.%06d","data":{"n":%d},"offset":%d}' % (
+        number,
+        number,
+        place,
+    )
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    """Return a fake server that listens on a free port of this machine."""
+    # It complains, in the command's own output, where it does not take the subprotocol.
+    logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
+    fake = FakeServer()
+    app = web.Application()
+    app.router.add_post("/publish", fake.publish)
+    app.router.add_post("/publish/batch", fake.publish_batch)
+    app.router.add_get("/subscribe", fake.subscribe)
+    async with TestServer(app, host="127.0.0.1") as running:
+        fake.url = str(running.make_url("")).rstrip("/")
+        yield fake
+
+
+class FakePause:
+    """Sleeps by moving a clock, and keeps how long it was asked to."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self.slept_s: list[float] = []
+
+    async def __call__(self, seconds: float) -> None:
+        """Let ``seconds`` pass at once."""
+        self.slept_s.append(seconds)
+        self._clock.advance(seconds)
+
+
+@pytest.fixture
+def pause(clock: FakeClock) -> FakePause:
+    """Return what a client sleeps with."""
+    return FakePause(clock)
+
+
+@pytest.fixture
+def new_client(server: FakeServer, clock: FakeClock, pause: FakePause) -> Callable[..., Client]:
+    """Return a maker of clients of the fake server, whose waits cost no time and have no jitter."""
+
+    def make(**options: Any) -> Client:
+        options = {"random": lambda: 0.5, "sleep": pause, "clock": clock, **options}
+        return Client(server.url, **options)
+
+    return make
+
+
+def subscribed(epoch: str, offset: int, *, is_recovered: bool = True) -> bytes:
+    """Return the greeting of a server with positions."""
+    return json.dumps(
+        {
+            **{"type": "subscribed", "topic": "t", "epoch": epoch, "offset": offset},
+            **{"recovered": is_recovered, "window": 1000},
+        }
+    ).encode()
+
+
+def gap(first: int | None, last: int | None, reason: str) -> bytes:
+    """Return a gap as it is sent."""
+    count = None if first is None or last is None else last - first + 1
+    return json.dumps(
+        {"type": "gap", "topic": "t", "from": first, "to": last, "count": count, "reason": reason}
+    ).encode()
