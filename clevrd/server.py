@@ -186,6 +186,21 @@ class Server:
         if self._state is not None and self._state.is_open:
             await self._save_state(self._state, end_s)
 
+    async def crash(self) -> None:
+        """End at once, as a killed process does: no goodbye, no flush; for tests (testing/)."""
+        self.hub.is_draining = True
+        self._timers.stop()
+        self._listeners.close()
+        self.connections.stop()
+        for transport in self.connections.transports():
+            transport.abort()
+        self.door.stop()
+        await self._http.shutdown(0)
+        self.hub.stop()
+        if self._state is not None:
+            # As the kernel does for a process that is gone; nothing was saved.
+            self._state.close()
+
     def on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Count what failed in a callback or a task that nobody waits for, and log it."""
         self.hub.counters.count_background_error()

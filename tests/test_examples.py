@@ -70,3 +70,27 @@ def test_example_of_the_readme_runs(daemon: DaemonProcess, tmp_path: Path) -> No
     printed = first_lines(example, daemon.url, tmp_path)
 
     assert printed == example.output != ""
+
+
+def test_examples_of_testing_pass(tmp_path: Path) -> None:
+    """The tests of docs/testing.md pass under pytest, and its program prints what it says."""
+    conftest, *tests, program = examples_of("docs/testing.md")
+    (tmp_path / "conftest.py").write_text(conftest.code)
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n"
+    )
+    for number, test in enumerate(tests):
+        (tmp_path / f"test_{number}.py").write_text(test.code)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=25,
+    )
+
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
+    assert first_lines(program, "", tmp_path) == program.output

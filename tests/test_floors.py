@@ -33,6 +33,7 @@ FLOORS = {
     "server": 6,
     "client": 7,
     "cli": 7,
+    "testing": 8,
     "__main__": 8,
 }
 # The only steps sideways that leave a folder: a wrong setting is one of the errors, and the

@@ -336,6 +336,10 @@ class WebSockets:
         """Return how many there are, closing ones included."""
         return len(self._open)
 
+    def transports(self) -> set[asyncio.Transport]:
+        """Return the transports of all of them."""
+        return {connection.transport for connection in self._open}
+
     def add(self, connection: Swept) -> None:
         """Take over the transport of ``connection``, to which its head was written."""
         transport = connection.transport
