@@ -12,7 +12,7 @@ DEV_READY := $(VENV)/.dev-ready
 SOURCES := clevrd tests $(wildcard bench)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help run test lint types check fmt bench clean
+.PHONY: help run test lint types check fmt bench browser clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
@@ -21,8 +21,22 @@ help: ## List these targets
 run: $(RUN_READY) ## Start the daemon with its defaults
 	@exec $(BIN)/clevrd serve $(ARGS)
 
-test: $(DEV_READY) ## Run the tests
+test: $(DEV_READY) browser ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+# The JavaScript client is tested in it. Who may install it gets it; without it those tests are
+# skipped, and fail where CI=true.
+browser: ## Install Chromium for the tests, where apt-get may
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+	  command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
+	if command -v apt-get >/dev/null && $$sudo true 2>/dev/null; then \
+	  echo "Installing Chromium for the tests of the JavaScript client"; \
+	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq -y --no-install-recommends chromium >/dev/null && exit 0; \
+	fi; \
+	echo "There is no Chromium, so the tests of the JavaScript client can't run;" \
+	  "on Debian: apt-get install chromium" >&2
 
 lint: $(DEV_READY) ## Check style and formatting
 	@$(BIN)/ruff check $(SOURCES)

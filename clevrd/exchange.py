@@ -26,6 +26,7 @@ JSON: Final = "application/json; charset=utf-8"
 PROBLEM_JSON: Final = "application/problem+json"
 TEXT: Final = "text/plain; charset=utf-8"
 HTML: Final = "text/html; charset=utf-8"
+JAVASCRIPT: Final = "text/javascript; charset=utf-8"
 
 TOO_MUCH_INPUT: Final = (
     "Too much is arriving at once from all clients together; send it again in a moment."

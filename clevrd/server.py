@@ -28,6 +28,7 @@ from clevrd.aiohttp_front import AiohttpFront
 from clevrd.config import Config, parse_address
 from clevrd.connections.websocket import RESTARTING, WebSockets
 from clevrd.errors import CannotStart
+from clevrd.handlers.assets import AssetEndpoint
 from clevrd.handlers.health import HealthEndpoint, ProbeEndpoint
 from clevrd.handlers.metrics import MetricsEndpoint
 from clevrd.handlers.multiplex import MultiplexEndpoint
@@ -105,6 +106,8 @@ class Server:
         router = PathRouter(
             {
                 "/": {"GET": HomeEndpoint()},
+                "/clevrd.js": {"GET": AssetEndpoint("clevrd.js")},
+                "/clevrd.d.ts": {"GET": AssetEndpoint("clevrd.d.ts")},
                 "/publish": {"POST": publish, "GET": publish_socket},
                 "/publish/batch": {"POST": BatchEndpoint(self.hub, config)},
                 "/subscribe": {"GET": subscribe},

@@ -16,6 +16,10 @@ Subscribe to a topic:
     new EventSource("/subscribe?topic=orders")      (text/event-stream)
     curl '{url}/subscribe?topic=orders&poll=1'      (long-poll)
 
+    and in a page's script, coming back by itself and told of every gap:
+    import {{ Clevrd }} from "{url}/clevrd.js";
+    for await (const event of new Clevrd().subscribe("orders")) console.log(event);
+
 Publish to it:
     curl {url}/publish -d '{{"topic":"orders","data":{{"id":1}}}}'
 

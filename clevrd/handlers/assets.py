@@ -1,0 +1,50 @@
+"""GET /clevrd.js and /clevrd.d.ts: the JavaScript client, as it lies in clevrd/web.
+
+Conditional requests: RFC 9110 §13.1.2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+from typing import Final
+
+from clevrd.exchange import JAVASCRIPT, TEXT, Answer, Request
+
+# The client goes with its server: after an upgrade pages have the old one for at most 5 minutes.
+CACHE_CONTROL: Final = "public, max-age=300"
+
+# Longer ones are not looked through: no cache holds more than a few versions.
+MAX_IF_NONE_MATCH_CHARS: Final = 1024
+
+
+class AssetEndpoint:
+    """One file of clevrd/web, read once."""
+
+    max_body_bytes = 0
+
+    def __init__(self, name: str) -> None:
+        self._body = files("clevrd").joinpath("web", name).read_bytes()
+        self._content_type = JAVASCRIPT if name.endswith(".js") else TEXT
+        self._etag = f'"{hashlib.sha256(self._body).hexdigest()[:16]}"'
+        self._headers = (
+            ("ETag", self._etag),
+            ("Cache-Control", CACHE_CONTROL),
+            ("X-Content-Type-Options", "nosniff"),
+            # It holds nothing that is not public: pages of other origins may import it too.
+            ("Access-Control-Allow-Origin", "*"),
+        )
+
+    def admit(self, request: Request) -> None:
+        """Refuse nothing."""
+
+    def answer(self, request: Request, body: bytes) -> Answer:
+        """Return the file, or that the client's copy is as good."""
+        if self._is_cached(request.headers.get("if-none-match", "")):
+            return Answer(304, b"", self._content_type, self._headers)
+        return Answer(200, self._body, self._content_type, self._headers)
+
+    def _is_cached(self, tags: str) -> bool:
+        if len(tags) > MAX_IF_NONE_MATCH_CHARS:
+            return False
+        return self._etag in {tag.strip().removeprefix("W/") for tag in tags.split(",")}

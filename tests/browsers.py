@@ -1,0 +1,78 @@
+"""A real Chromium, the one on PATH, driven by playwright. No daemon here (daemons.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import pytest
+from playwright.async_api import Browser, Error, Page, async_playwright
+
+# As the Makefile looks for it.
+NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+# Chance and time out of the way: no jitter, and a wait is noted and cut to 20 ms at most.
+QUICK: Final = """
+Math.random = () => 0;
+globalThis.delays = [];
+const wait = globalThis.setTimeout;
+globalThis.setTimeout = (call, ms) => (delays.push(ms), wait(call, Math.min(ms, 20)));
+"""
+
+
+def chromium_path() -> str:
+    """Return where Chromium is; without one skip the test, or fail it where CI=true."""
+    for name in NAMES:
+        if path := shutil.which(name):
+            return path
+    reason = f"none of {', '.join(NAMES)} is on PATH; on Debian: apt-get install chromium"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    """Run a Chromium; it takes about a second to start, so one serves many tests."""
+    path = chromium_path()
+    # Chromium's sandbox does not run as root, and containers' /dev/shm is small.
+    arguments = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.getuid() == 0 else [])]
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=arguments)
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@asynccontextmanager
+async def page_at(browser: Browser, url: str, script: str = QUICK) -> AsyncIterator[Page]:
+    """Open ``url`` in a page of its own, ``script`` having run before it; fail on errors in it."""
+    context = await browser.new_context()
+    await context.add_init_script(script)
+    page = await context.new_page()
+    errors: list[Error] = []
+    page.on("pageerror", lambda error: errors.append(error))
+    try:
+        await page.goto(url)
+        yield page
+        assert errors == []
+    finally:
+        await context.close()
+
+
+async def in_page(page: Page, script: str, **arguments: Any) -> Any:
+    """Run an async function's body in ``page``, its arguments by name; return what it returns."""
+    names = ", ".join(arguments)
+    # Less than pytest's own timeout, which would leave the browser in the middle of it.
+    async with asyncio.timeout(20):
+        return await page.evaluate(f"async ({{ {names} }}) => {{ {script} }}", arguments)
+
+
+async def until_page(page: Page, claim: str, timeout_s: float = 10.0) -> None:
+    """Wait until the expression ``claim`` is true in ``page``."""
+    await page.wait_for_function(claim, polling=20, timeout=timeout_s * 1000)
