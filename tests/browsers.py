@@ -75,4 +75,5 @@ async def in_page(page: Page, script: str, **arguments: Any) -> Any:
 
 async def until_page(page: Page, claim: str, timeout_s: float = 10.0) -> None:
     """Wait until the expression ``claim`` is true in ``page``."""
-    await page.wait_for_function(claim, polling=20, timeout=timeout_s * 1000)
+    # By frame: polling by time would go through the page's own setTimeout, and be among `delays`.
+    await page.wait_for_function(claim, polling="raf", timeout=timeout_s * 1000)

@@ -41,8 +41,10 @@ async def outcome_of(
         shut: send a FIN behind each; without it the daemon has to end the connection.
     """
     gate = asyncio.Semaphore(at_once)
+    # Who shuts down its side waits for no timeout, and must not meet one on a busy machine.
+    request_s, idle_s = (10.0, 10.0) if shut else (0.5, 1.5)
     async with running(
-        raw_paths=raw_paths, request_timeout_s=0.5, keepalive_timeout_s=1.5
+        raw_paths=raw_paths, request_timeout_s=request_s, keepalive_timeout_s=idle_s
     ) as daemon:
 
         async def transcript(pieces: Sequence[bytes]) -> bytes:
