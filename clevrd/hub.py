@@ -466,21 +466,26 @@ class Hub:
 
     def _write_slice(self, step: Round, first: int) -> None:
         """Write a round to its next readers, then yield to the loop or end the round."""
-        last = first + WRITES_PER_SLICE
-        readers = step.readers
-        count = len(readers)
-        self._write_to(step, readers if count <= WRITES_PER_SLICE else readers[first:last])
+        left = WRITES_PER_SLICE
         topic = step.topic
-        if last < count:
-            self._running.add(topic)
-            self._loop.call_soon(self._guarded, topic, self._write_slice, step, last)
-        elif step.then is None:
-            self._end_round(topic)
-        elif count + len(step.then.readers) <= WRITES_PER_SLICE:
-            self._write_slice(step.then, 0)
-        else:
-            self._running.add(topic)
-            self._loop.call_soon(self._guarded, topic, self._write_slice, step.then, 0)
+        while True:
+            readers = step.readers
+            last = first + left
+            # Whole lists, which most are, are not copied.
+            is_whole = first == 0 and len(readers) <= left
+            self._write_to(step, readers if is_whole else readers[first:last])
+            if last < len(readers):
+                first = last
+                break
+            left = last - len(readers)
+            if step.then is None:
+                self._end_round(topic)
+                return
+            step, first = step.then, 0
+            if not left:
+                break
+        self._running.add(topic)
+        self._loop.call_soon(self._guarded, topic, self._write_slice, step, first)
 
     def _write_to(self, step: Round, readers: list[Subscriber]) -> None:
         start, end, messages, payload = step.start, step.end, step.messages, step.payload

@@ -10,15 +10,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 from clevrd.core.patterns import PatternTree, Words, matches
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 # Of work in one turn of the loop; a unit is a watcher that joins, about 10 us.
 _UNITS_PER_TURN: Final = 64
@@ -36,6 +34,9 @@ class Watcher(Protocol):
 
     def topic_found(self, topic: Topic, /) -> None:
         """A topic that matches was there before the watch."""
+
+    def found_all(self) -> None:
+        """All topics that were there have been told."""
 
     def topic_forgotten(self, topic: Topic, /) -> None:
         """A topic that matches is gone; nothing of it waits for this watcher."""
@@ -101,14 +102,16 @@ class Watches:
                     self._tell(watcher.topic_found, topic)
                     yield 1
             yield _UNITS_PER_STEP
+        if watcher in self._watching:
+            self._tell(watcher.found_all)
 
     def _is_there(self, topic: Topic) -> bool:
         return self._topics.find(topic.tenant, topic.name) is topic
 
-    def _tell(self, tell: Callable[[T], None], item: T) -> None:
+    def _tell(self, tell: Callable[..., None], *what: object) -> None:
         """Tell one; what fails is counted and logged, and does not keep the others from it."""
         try:
-            tell(item)
+            tell(*what)
         except Exception:
             self._on_error()
             log.exception("watcher failed")

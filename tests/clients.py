@@ -67,6 +67,13 @@ def small_socket(port: int, receive_bytes: int = 4096) -> socket.socket:
     return client
 
 
+def reset_by_peer(writer: asyncio.StreamWriter) -> None:
+    """End a connection so that its peer is told at once that nobody reads any more."""
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
+
+
 async def offsets(reader: ClientConnection, upto: int) -> list[int]:
     """Return the offsets of the next messages, up to and with offset ``upto``."""
     seen = [offset_of(await reader.recv())]

@@ -51,6 +51,14 @@ async def hear_many(socket: ClientConnection, count: int) -> list[dict[str, Any]
     return [await hear(socket) for _ in range(count)]
 
 
+async def found(reader: ClientConnection) -> list[dict[str, Any]]:
+    """Return the frames of what a pattern found, up to the one that says it is all."""
+    frames = [await hear(reader)]
+    while frames[-1].get("type") != "watching":
+        frames.append(await hear(reader))
+    return frames[:-1]
+
+
 async def ask(socket: ClientConnection, type_: str, **fields: object) -> dict[str, Any]:
     """Send one command and return the next frame, which is its answer."""
     await say(socket, type_, **fields)
@@ -175,10 +183,12 @@ async def test_stalled_connection_lags_in_all_its_topics_and_is_told_in_each() -
 
 
 async def test_pattern_reads_topics_that_are_and_that_come(daemon: Daemon) -> None:
-    """A topic made later is read from its first message on; others are left alone."""
+    """A topic made later is read from its first message on; others are left alone. Between the two
+    it is told that everything was found.
+    """
     await daemon.publish("orders.eu", 1)
     async with reader_of(daemon, ("pattern", "orders.*")) as reader:
-        begin = await hear_many(reader, 2)
+        begin = await found(reader)
         await daemon.publish("orders", 1)
         await daemon.publish("orders.eu.paid", 1)
         await daemon.publish("orders.us", 1)
@@ -202,6 +212,7 @@ async def test_pattern_that_could_match_everything_needs_permission(pattern: str
     async with running(match_all_patterns=True) as daemon:
         topic = "x.eu" if "." in pattern else "x"
         async with reader_of(daemon, ("pattern", pattern)) as reader:
+            assert await found(reader) == []
             await daemon.publish(topic, 1, **{"X-Tenant-ID": "other"})
             await daemon.publish(topic, 2)
             frames = await hear_many(reader, 2)
@@ -218,6 +229,7 @@ async def test_topics_of_a_pattern_are_forgotten_for_want_of_use_and_found_again
         running(topic_idle_s=0.1) as daemon,
         reader_of(daemon, ("pattern", "a.*")) as reader,
     ):
+        await found(reader)
         await daemon.publish("a.b", 1)
         first = await hear_many(reader, 2)
         await until(lambda: len(daemon.hub.topics) == 0)
@@ -236,6 +248,7 @@ async def test_more_topics_than_a_connection_may_have_are_told() -> None:
         reader_of(daemon, ("pattern", "a.*")) as reader,
         client_of(f"{daemon.ws_url}/subscribe?pattern=a.*") as plain,
     ):
+        await found(reader)
         for number in range(4):
             await daemon.publish(f"a.{number}", 1)
         frames = await hear_many(reader, 5)
@@ -255,7 +268,7 @@ async def test_pattern_over_many_topics_joins_them_all(daemon: Daemon) -> None:
     for number in range(count):
         await daemon.publish(f"p.{number}", 1)
     async with reader_of(daemon, ("pattern", "p.*")) as reader:
-        frames = await hear_many(reader, 2 * count)
+        frames = await found(reader)
 
     assert {f["topic"] for f in frames if "type" in f} == {f"p.{n}" for n in range(count)}
     assert sorted(seen(frames)) == sorted((f"p.{n}", 1) for n in range(count))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 
 import msgspec
 import pytest
-from clients import publishing, subscribe
+from clients import publishing, reset_by_peer, subscribe
 from daemons import Daemon, running, until
 from http_wire import get, read_response, responses, talk
 
@@ -249,9 +247,7 @@ async def test_client_that_goes_leaves_no_poll_behind(
     writer.write(get("/subscribe?topic=t&poll=1"))
     await until(lambda: waiting(daemon) == 1)
 
-    reset = struct.pack("ii", 1, 0)
-    writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, reset)
-    writer.transport.abort()
+    reset_by_peer(writer)
 
     await until(lambda: waiting(daemon) == 0)
     assert daemon.hub.subscribers == 0

@@ -10,11 +10,12 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from clients import publishing
-from daemons import Daemon, running, until
+from daemons import Daemon, DaemonProcess, daemon_process, running, until
 from playwright.async_api import Page, async_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -33,7 +34,7 @@ url => {
   window.heard = [];
   const hear = event => window.heard.push(
     {kind: event.type, id: event.lastEventId, data: event.data ? JSON.parse(event.data) : null});
-  for (const kind of ["message", "subscribed", "gap", "going_away", "error"])
+  for (const kind of ["message", "subscribed", "gap", "watching", "going_away", "error"])
     source.addEventListener(kind, hear);
 }
 """
@@ -73,6 +74,16 @@ class Listener:
         """Whether it has given up for good."""
         state: int = await self._page.evaluate("window.source.readyState")
         return state == 2
+
+    async def until_message(self, topic: str, offset: int) -> None:
+        """Wait for the message of ``topic`` with ``offset`` of the newest life of that topic."""
+        await self._page.wait_for_function(
+            """([topic, offset]) => window.heard.findLast(
+                event => event.data && event.data.topic === topic && event.kind === "message"
+            )?.data.offset === offset""",
+            arg=[topic, offset],
+            timeout=40_000,
+        )
 
     async def until_offset(self, offset: int) -> list[dict[str, Any]]:
         """Wait for the message with ``offset``; return what was heard up to then."""
@@ -130,15 +141,19 @@ async def cutting_proxy(target_port: int) -> AsyncIterator[tuple[CuttingProxy, s
         proxy.cut()
 
 
-def whole(heard: list[dict[str, Any]]) -> list[int]:
+def whole(heard: list[dict[str, Any]], topic: str = "t") -> list[int]:
     """Return the offsets of messages; fails where one is missing without a gap, or comes twice."""
     offsets: list[int] = []
     for event in heard:
+        if (event["data"] or {}).get("topic") != topic:
+            continue
         if event["kind"] == "gap":
             offsets += range(event["data"]["from"], event["data"]["to"] + 1)
         elif event["kind"] == "message":
             offsets.append(event["data"]["offset"])
-            assert event["id"].endswith(f":{offsets[-1]}")
+            # Of several topics the id begins with the event's own.
+            own = event["id"].replace("/", ",").replace("@", ",").partition(",")[0]
+            assert own.endswith(f":{offsets[-1]}")
     assert offsets == list(range(offsets[0], offsets[-1] + 1))
     return offsets
 
@@ -148,10 +163,10 @@ def greetings(heard: list[dict[str, Any]]) -> list[bool]:
     return [event["data"]["recovered"] for event in heard if event["kind"] == "subscribed"]
 
 
-async def publish(daemon: Daemon, count: int) -> None:
-    """Publish ``count`` messages to topic t."""
+async def publish(daemon: Daemon | DaemonProcess, count: int, topic: str = "t") -> None:
+    """Publish ``count`` messages."""
     async with publishing(daemon.port) as publisher:
-        await publisher.send("t", count)
+        await publisher.send(topic, count)
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +198,73 @@ async def test_event_source_misses_nothing_across_cuts() -> None:
 
     assert whole(heard) == list(range(6, 66))
     assert greetings(heard) == [False, True, True, True, True]
+
+
+async def test_event_source_of_many_topics_misses_nothing_across_cuts() -> None:
+    """Named topics, and what a pattern matches, one of which begins while it is away."""
+    async with (
+        running() as daemon,
+        cutting_proxy(daemon.port) as (proxy, url),
+        page_of(url) as page,
+    ):
+        listener = Listener(page)
+        await listener.start("topic=t&topic=u&pattern=p.*&last=0")
+        await page.wait_for_function("window.heard.length === 3")
+        for number in range(4):
+            await publish(daemon, 5)
+            await publish(daemon, 5, "u")
+            proxy.cut()
+            await publish(daemon, 5, f"p.{number}")
+            await publish(daemon, 5)
+            await listener.until_message("t", 10 * (number + 1))
+            await listener.until_message(f"p.{number}", 5)
+        heard = await listener.heard()
+
+    counts = {"t": 40, "u": 20, "p.0": 5, "p.1": 5, "p.2": 5, "p.3": 5}
+    for topic, count in counts.items():
+        assert whole(heard, topic) == list(range(1, count + 1))
+    # The first ones of t and u recover nothing.
+    assert greetings(heard)[:2] == [False, False]
+    assert all(greetings(heard)[2:])
+
+
+@pytest.mark.holds_loop(reason="it starts daemons")
+@pytest.mark.parametrize("planned", [False, True], ids=["killed", "restarted"])
+async def test_event_source_of_many_topics_outlives_the_daemon(
+    tmp_path: Path, planned: bool
+) -> None:
+    """Killed, it is told that it may have missed something of each topic; restarted as planned,
+    with a state directory, it goes on where it was.
+    """
+    state = {"CLEVRD_STATE_DIR": str(tmp_path)}
+    with daemon_process(**state) as first:
+        async with cutting_proxy(first.port) as (proxy, url), page_of(url) as page:
+            listener = Listener(page)
+            await listener.start("topic=t&topic=u&pattern=p.*")
+            await page.wait_for_function("window.heard.length === 3")
+            for topic in ("t", "u", "p.1"):
+                await publish(first, 3, topic)
+                await listener.until_message(topic, 3)
+            if planned:
+                await asyncio.to_thread(first.stop)
+            else:
+                first.process.kill()
+                await asyncio.to_thread(first.process.wait)
+            with daemon_process(**state) as second:
+                for topic in ("t", "u", "p.1"):
+                    await publish(second, 4, topic)
+                proxy.target_port = second.port
+                last = 7 if planned else 4
+                for topic in ("t", "u", "p.1"):
+                    await listener.until_message(topic, last)
+                heard = await listener.heard()
+
+    for topic in ("t", "u", "p.1"):
+        mine = [event for event in heard if (event["data"] or {}).get("topic") == topic]
+        gaps = [event["data"]["reason"] for event in mine if event["kind"] == "gap"]
+        offsets = [event["data"]["offset"] for event in mine if event["kind"] == "message"]
+        assert gaps == ([] if planned else ["epoch"])
+        assert offsets == (list(range(1, 8)) if planned else [1, 2, 3, 1, 2, 3, 4])
 
 
 async def test_event_source_is_told_what_the_ring_has_lost() -> None:

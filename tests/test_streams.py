@@ -189,9 +189,9 @@ async def test_websocket_handshake_wins_over_accept(daemon: Daemon) -> None:
         ("topic=t&buffer=0", "option buffer"),
         ("topic=t&offset=1", "position is offset and epoch"),
         ("topic=t&poll=2", "option poll"),
-        ("topic=t&topic=u", "has one topic"),
-        ("pattern=t.*", "has one topic"),
-        ("topic=t&topic=u&poll=1", "has one topic"),
+        ("topic=t&topic=t", "given twice"),
+        ("pattern=t", "has a star"),
+        ("topic=t&topic=u&poll=1&timeout=61", "option timeout"),
     ],
 )
 async def test_bad_option_is_a_400(daemon: Daemon, accept: str, query: str, words: str) -> None:

@@ -20,6 +20,7 @@ class FakeWatcher:
 
     def __init__(self, fail: bool = False) -> None:
         self.told: list[tuple[str, str]] = []
+        self.has_found_all = False
         self._fail = fail
 
     def _note(self, what: str, topic: Topic) -> None:
@@ -38,6 +39,10 @@ class FakeWatcher:
     def topic_forgotten(self, topic: Topic) -> None:
         """Note it."""
         self._note("forgotten", topic)
+
+    def found_all(self) -> None:
+        """Note it."""
+        self.has_found_all = True
 
 
 def make_watches(on_error: Callable[[], None] = lambda: None) -> tuple[TopicManager, Watches]:
@@ -74,11 +79,12 @@ async def test_a_pattern_over_many_topics_finds_them_in_turns() -> None:
     watcher = FakeWatcher()
 
     watches.add("t", PATTERN, watcher)
-    at_once = len(watcher.told)
+    at_once, found_all_at_once = len(watcher.told), watcher.has_found_all
     watches.topic_made(make_topic(topics, "a.new"))
     await until(lambda: ("made", "a.new") in watcher.told)
 
     assert at_once < 100
+    assert (found_all_at_once, watcher.has_found_all) == (False, True)
     assert [name for what, name in watcher.told if what == "found"] == [
         f"a.{number}" for number in range(3000) if number % 2
     ]

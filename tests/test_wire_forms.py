@@ -19,31 +19,35 @@ from hypothesis import strategies as st
 from clevrd.core.control_frames import ErrorNotice, Gap, GoingAway, Position, Subscribed
 from clevrd.core.encoding import FrameEncoder, payloads_in, text_frame
 from clevrd.core.gap_log import GapLog
-from clevrd.core.message import Message, decode_publish
+from clevrd.core.message import KeyedMessage, Message, decode_publish
 from clevrd.core.subscriber import DropStrategy, Subscriber
 from clevrd.core.wire_forms import (
     FRAMES,
+    HOLE,
     NDJSON,
     NDJSON_BARE,
+    PLACED_EVENTS,
+    PLACED_MESSAGES,
     SHARED_MESSAGES,
     SSE,
     SSE_BARE,
     TEXT_OVERHEAD_BYTES,
+    PlacedWrites,
     SharedTexts,
     StreamForm,
     TextBudget,
+    chunk,
 )
 
 EPOCH = "f7502dc3"
 SPACE = st.text(" \t\r\n", max_size=3)
 
 
-def message_of(data: bytes, offset: int = 7, topic: str = "t") -> bytes:
+def message_of(data: bytes, offset: int = 7, topic: str = "t", key: str = "") -> bytes:
     """Return the frame of a message with ``data`` as a publisher sent it."""
     request = decode_publish(b'{"topic":"t","data":' + data + b"}")
-    return FrameEncoder().frame(
-        Message("msg-20260131-120000.000042", topic, "a", request.data, "2026", offset)
-    )
+    fields = ("msg-20260131-120000.000042", topic, "a", request.data, "2026", offset)
+    return FrameEncoder().frame(KeyedMessage(*fields, key) if key else Message(*fields))
 
 
 def events_in(body: bytes) -> list[ServerSentEvent]:
@@ -207,7 +211,8 @@ def real_driver(*, ring_messages: int = 1_000, window: int = 100) -> TopicDriver
     def publish(count: int = 1, size_bytes: int = 64) -> None:
         for _ in range(count):
             offset = topic.head + 1
-            topic.extend(offset, [message_of(b'"%b"' % (b"x" * size_bytes), offset)], driver.now_s)
+            frame = message_of(b'"%b"' % (b"x" * size_bytes), offset, key=f"k{offset}")
+            topic.extend(offset, [frame], driver.now_s)
 
     driver.publish = publish  # type: ignore[method-assign, assignment]
     return driver
@@ -356,3 +361,52 @@ def test_gap_stands_before_its_message_in_every_form() -> None:
     gap = msgspec.json.decode(events[1].data)
     assert (gap["from"], gap["to"], gap["count"]) == (2, 7, 6)
     assert events[1].id.endswith(":7")
+
+
+@pytest.mark.parametrize("strategy", list(DropStrategy))
+def test_write_of_events_with_ids_of_the_readers_own_is_bounded(strategy: DropStrategy) -> None:
+    """What is made for one reader alone holds a few messages, live or behind; others get theirs."""
+    driver = real_driver(ring_messages=70)
+    live, stalled = (driver.join(reader_of(PLACED_EVENTS, room, strategy)) for room in (1 << 60, 0))
+    plain = driver.join(reader_of(None))
+    whole = [live, plain]
+
+    driver.publish(2 * PLACED_MESSAGES + 1)
+    driver.flush()
+    driver.send(60)
+    late = driver.join(reader_of(PLACED_EVENTS, strategy=strategy), last=50)
+    sink = stalled.sink
+    assert isinstance(sink, FakeSink)
+    sink.room_bytes = 1 << 60
+    sink.drain()
+
+    for reader in (live, stalled, late):
+        counts = [data.count(HOLE) for data in sink_writes(reader)]
+        assert max(counts) <= PLACED_MESSAGES
+        assert sum(counts) == reader.delivered > 0
+    assert [reader.delivered for reader in whole] == [125, 125]
+    assert sink_writes(plain)[0].count(b'"offset"') == 65
+
+
+def test_events_are_finished_once_for_readers_at_the_same_places() -> None:
+    """Who is elsewhere in another topic, or reads HTTP/1.0, gets its own; nothing is mixed up."""
+    writes = PlacedWrites()
+    first = PLACED_EVENTS.message(message_of(b'"id: e:9"', 1), b"e", 1)
+    both = first + PLACED_EVENTS.message(message_of(b"2", 2), b"e", 2)
+    bare = Gap("t", 3, 4, 2, "retention")
+
+    assert writes.take(both) == b"e:2"
+    one = writes.filled(b"/0,f:7/1", SSE_BARE)
+    assert writes.take(both) == b"e:2"
+    same, other = writes.filled(b"/0,f:7/1", SSE_BARE), writes.filled(b"/0,f:8/1", SSE_BARE)
+    framed = writes.filled(b"/0,f:8/1", SSE)
+    assert writes.take(first) == b"e:1"
+    last = writes.filled(b"/0,f:8/1", SSE)
+    assert writes.take(PLACED_EVENTS.control(bare, b"e", None)) == b""
+
+    assert one is same
+    assert [event.id for event in events_in(one)] == ["e:1/0,f:7/1", "e:2/0,f:7/1"]
+    assert [event.id for event in events_in(other)] == ["e:1/0,f:8/1", "e:2/0,f:8/1"]
+    assert framed == chunk(other)
+    assert last == chunk(first.replace(HOLE, b"/0,f:8/1"))
+    assert writes.filled(b"", SSE_BARE).startswith(b"event: gap\n")

@@ -17,15 +17,23 @@ LOAD: dict[str, Option] = {
 }
 # Of a WebSocket's CPU: ids make events some 20 bytes longer, and each form is made once a round.
 CPU_LIMIT = 1.1
-TRANSPORTS = {"ws": "ws", "sse": "events", "ndjson": "lines"}
+# The topic that is published to, and others that are silent.
+SEVERAL = "/subscribe?topic=%t&last=0" + "".join(f"&topic=silent{n}" for n in range(4))
+TRANSPORTS: dict[str, dict[str, Option]] = {
+    "ws": {"proto": "ws"},
+    "sse": {"proto": "events"},
+    "ndjson": {"proto": "lines"},
+    # Each event's id has five positions, and is its reader's own.
+    "sse of five topics": {"proto": "events", "sub_path": SEVERAL},
+    "ndjson of five topics": {"proto": "lines", "sub_path": SEVERAL},
+}
 
 
 @runs.scenario("transports")
 def transports(_settings: runs.Settings) -> Outcome:
     """100 readers at 5,000/s over WebSocket, SSE and NDJSON: server CPU per delivery."""
     variants = [
-        Variant(f"clevrd {name}", servers.CLEVRD, {"proto": proto})
-        for name, proto in TRANSPORTS.items()
+        Variant(f"clevrd {name}", servers.CLEVRD, options) for name, options in TRANSPORTS.items()
     ]
     found = runs.in_turn(variants, 5, **LOAD)
     sockets, *streams = found.values()

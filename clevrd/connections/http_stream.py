@@ -1,7 +1,8 @@
-"""Subscriptions over a response that does not end: SSE and NDJSON streams.
+"""Responses that do not end, SSE and NDJSON: what all have in common, and those of one topic.
 
 What the texts look like is core/wire_forms.py's, and the sweep is that of all connections. Nothing
-is read here: what a client sends behind its request means nothing.
+is read here: what a client sends behind its request means nothing. Several topics on one response
+are connections/many_streams.py's.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ from collections.abc import Callable
 from email.utils import formatdate
 from typing import Final
 
-from clevrd.connections.websocket import RESTARTING, WebSockets, unsent_bytes_of
+from clevrd.connections.subscriptions import Manner
+from clevrd.connections.websocket import (
+    RESTARTING,
+    TRY_AGAIN_LATER,
+    WebSockets,
+    unsent_bytes_of,
+)
 from clevrd.core.client_frames import POLICY_VIOLATION
-from clevrd.core.control_frames import ErrorNotice, GoingAway, Position
+from clevrd.core.control_frames import Control, ErrorNotice, GoingAway, Position
 from clevrd.core.gap_log import GapLog
 from clevrd.core.positions import Wish
-from clevrd.core.subscriber import DropStrategy, Subscriber
+from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.core.wire_forms import StreamForm
 from clevrd.hub import CLOSE_SLOW_CONSUMER, Hub
@@ -30,6 +37,7 @@ _SENTENCES: Final = {
     RESTARTING: "The daemon is shutting down; come back in a moment.",
     CLOSE_SLOW_CONSUMER: "You read too slowly, and too much was lost; come back with a backoff.",
     POLICY_VIOLATION: "A subscriber only receives; send nothing behind the request.",
+    TRY_AGAIN_LATER: "More topics match than a connection may have; ask for fewer, or use /ws.",
     1011: "Writing to this connection failed; come back with a backoff.",
 }
 
@@ -49,47 +57,29 @@ def stream_head(form: StreamForm) -> bytes:
     ).encode()
 
 
-class StreamConnection(asyncio.Protocol):
-    """One subscriber's response; also the Sink that its Subscriber writes to."""
+class Stream(asyncio.Protocol):
+    """A subscriber's response; subclasses say what it subscribes to."""
 
     __slots__ = (
         "_form",
         "_has_said_why",
         "_held_bytes",
-        "_hub",
         "_ignored_bytes",
         "_sockets",
         "awaits_pong",
         "close_deadline_s",
         "is_closing",
-        "reader",
-        "topic",
         "transport",
         "wheel_slot",
         "write",
     )
 
-    def __init__(
-        self,
-        sockets: WebSockets,
-        transport: asyncio.Transport,
-        hub: Hub,
-        topic: Topic,
-        strategy: DropStrategy,
-        wanted_window: int | None,
-        form: StreamForm,
-        *,
-        has_control: bool,
-    ) -> None:
+    def __init__(self, sockets: WebSockets, transport: asyncio.Transport, form: StreamForm) -> None:
         self._sockets = sockets
         self.transport = transport
         # The transport's own, nothing in between.
         self.write: Callable[[bytes], None] = transport.write
-        self._hub = hub
         self._form = form
-        self.topic = topic
-        gaps = GapLog(topic.name) if has_control else None
-        self.reader = Subscriber(self, strategy, wanted_window, gaps, form=form)
         self._ignored_bytes = 0
         # The registry's own, as of every connection it sweeps. Nobody answers a keep-alive: the
         # kernel waits for its acknowledgement instead.
@@ -102,18 +92,25 @@ class StreamConnection(asyncio.Protocol):
         # It was told that, and when, to come back.
         self._has_said_why = False
 
-    def begin(self, wish: Wish, early_data: bytes) -> None:
-        """Take over the transport, deliver what is wished of the past and then what comes.
-
-        Args:
-            wish: where to begin.
-            early_data: what was received behind the request.
-        """
+    def take_over(self) -> None:
+        """Have the transport call this, and the sweep know of it."""
         self._sockets.add(self)
         give_up_after(self.transport, self._sockets.pong_timeout_s)
-        self._hub.subscribe(self.topic, self.reader, wish)
-        if early_data:
-            self.data_received(early_data)
+
+    # --- what subclasses say ---------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """Stop delivering. Idempotent."""
+        raise NotImplementedError
+
+    def positions(self) -> dict[str, Position]:
+        """Return by topic where the client is, as far as it is told such things."""
+        raise NotImplementedError
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the transport has enough to send."""
+        raise NotImplementedError
 
     # --- asyncio.Protocol ------------------------------------------------------------------------
 
@@ -134,39 +131,25 @@ class StreamConnection(asyncio.Protocol):
         self.leave()
         self._sockets.remove(self)
 
-    def pause_writing(self) -> None:
-        """The transport's buffer is over its high-water mark."""
-        self._hub.paused(self.topic, self.reader)
-
-    def resume_writing(self) -> None:
-        """The transport's buffer is below its low-water mark."""
-        self._hub.resumed(self.topic, self.reader)
-
     # --- what the sweep and the hub ask for ------------------------------------------------------
 
     def unsent_bytes(self) -> int:
         """Return how much of what was written the peer has not acknowledged, as far as is known."""
         return unsent_bytes_of(self.transport)
 
-    def leave(self) -> None:
-        """Stop delivering. Idempotent."""
-        self._hub.unsubscribe(self.topic, self.reader)
-
     def ping(self) -> None:
         """Show that the connection is alive; one that is stalled has enough to take."""
-        if not self.reader.is_blocked:
+        if not self.is_stalled:
             self.write(self._form.framed(self._form.keep_alive))
 
     def announce_end(self, reconnect_after_ms: int) -> None:
         """Give who is told such things its position, and when to come back."""
-        reader = self.reader
-        if reader.gaps is None or not reader.is_joined:
+        if self.is_closing or not (positions := self.positions()):
             return
         self._has_said_why = True
-        position = Position(self.topic.epoch, reader.position())
-        going = GoingAway(reconnect_after_ms, {self.topic.name: position})
         retry = self._form.retry(reconnect_after_ms)
-        self.write((self._form.framed(retry) if retry else b"") + reader.spelling.control(going))
+        going = self._spelled(GoingAway(reconnect_after_ms, positions))
+        self.write((self._form.framed(retry) if retry else b"") + going)
 
     def close(self, code: int, reason: str) -> None:
         """Say why, since there is no close code, and end the response so that it is whole."""
@@ -187,13 +170,75 @@ class StreamConnection(asyncio.Protocol):
         """Do nothing: nothing that a client sends is waited for."""
 
     def _why(self, code: int, reason: str) -> bytes:
-        notice = ErrorNotice(reason, _SENTENCES.get(code, reason), code != POLICY_VIOLATION)
-        return self.reader.spelling.control(notice)
+        return self._spelled(
+            ErrorNotice(reason, _SENTENCES.get(code, reason), code != POLICY_VIOLATION)
+        )
+
+    def _spelled(self, control: Control) -> bytes:
+        """Return what tells ``control``, which has no place among the messages."""
+        return self._form.framed(self._form.control(control, b"", None))
 
     def _begin_to_end(self) -> None:
         self.is_closing = True
         self.leave()
         self._sockets.await_close(self)
+
+
+class TopicStream(Stream):
+    """A response with one topic; also the Sink that its Subscriber writes to."""
+
+    __slots__ = ("_hub", "reader", "topic")
+
+    def __init__(
+        self,
+        sockets: WebSockets,
+        transport: asyncio.Transport,
+        hub: Hub,
+        topic: Topic,
+        manner: Manner,
+        form: StreamForm,
+    ) -> None:
+        super().__init__(sockets, transport, form)
+        self._hub = hub
+        self.topic = topic
+        gaps = GapLog(topic.name) if manner.has_control else None
+        self.reader = Subscriber(self, manner.strategy, manner.wanted_window, gaps, form=form)
+
+    def begin(self, wish: Wish, early_data: bytes) -> None:
+        """Take over the transport, deliver what is wished of the past and then what comes.
+
+        Args:
+            wish: where to begin.
+            early_data: what was received behind the request.
+        """
+        self.take_over()
+        self._hub.subscribe(self.topic, self.reader, wish)
+        if early_data:
+            self.data_received(early_data)
+
+    def leave(self) -> None:
+        """Stop delivering. Idempotent."""
+        self._hub.unsubscribe(self.topic, self.reader)
+
+    def positions(self) -> dict[str, Position]:
+        """Return where a client with control frames is."""
+        reader = self.reader
+        if reader.gaps is None or not reader.is_joined:
+            return {}
+        return {self.topic.name: Position(self.topic.epoch, reader.position())}
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the transport has enough to send."""
+        return self.reader.is_blocked
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is over its high-water mark."""
+        self._hub.paused(self.topic, self.reader)
+
+    def resume_writing(self) -> None:
+        """The transport's buffer is below its low-water mark."""
+        self._hub.resumed(self.topic, self.reader)
 
 
 def give_up_after(transport: asyncio.Transport, timeout_s: float) -> None:

@@ -13,7 +13,7 @@ from clevrd.connections.subscriber import ReceivingConnection
 from clevrd.connections.subscriptions import Manner, PatternWish, Subscriptions
 from clevrd.connections.websocket import TRY_AGAIN_LATER, WebSockets
 from clevrd.core.client_frames import TEXT
-from clevrd.core.control_frames import ErrorNotice, GoingAway, control_frame
+from clevrd.core.control_frames import ErrorNotice, GoingAway, Watching, control_frame
 from clevrd.core.positions import Wish
 from clevrd.errors import ClevrdError
 from clevrd.hub import Hub
@@ -64,6 +64,11 @@ class MultiConnection(ReceivingConnection):
         else:
             self.close(TRY_AGAIN_LATER, "too_many_topics")
 
+    def found_all(self, pattern: str) -> None:
+        """Tell who asked for control frames that every topic which was there is joined."""
+        if self._has_control:
+            self.write(control_frame(Watching(pattern)))
+
     def leave(self) -> None:
         """Stop delivering. Idempotent."""
         self.subscriptions.leave()
@@ -112,6 +117,9 @@ class CommandConnection(PublishConnection):
         """Tell of a topic that a pattern matches and that can't be joined."""
         self._count_refusal(error.code)
         self.write(_notice(error))
+
+    def found_all(self, pattern: str) -> None:
+        """Say nothing: the command was answered when it was taken."""
 
     def leave(self) -> None:
         """Stop delivering. Idempotent."""

@@ -7,22 +7,25 @@ Who asks and how is the handlers' business, what it looks like on the wire the c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final, Protocol
 
 import msgspec
 
 from clevrd.core.control_frames import Position, Ref
+from clevrd.core.event_ids import EventIds
 from clevrd.core.gap_log import GapLog
 from clevrd.core.patterns import Words, matches, parse_pattern
 from clevrd.core.positions import After, Wish, check_wish
 from clevrd.core.subscriber import DropStrategy, Sink, Subscriber
 from clevrd.core.topic import Topic
+from clevrd.core.wire_forms import StreamForm
 from clevrd.errors import ClevrdError, InvalidRequest
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
 
-# Everything that the topic ever had.
-_FROM_THE_START: Final = After(0)
+# Of a pattern: everything that a topic ever had, since it began while nobody watched.
+FROM_THE_START: Final = After(0)
 
 
 class Manner(msgspec.Struct, frozen=True):
@@ -40,13 +43,51 @@ class Owner(Sink, Protocol):
     def refused(self, error: ClevrdError) -> None:
         """Hear that a topic which a pattern matches can't be joined."""
 
+    def found_all(self, pattern: str) -> None:
+        """Hear that every topic which was there and matches ``pattern`` is joined."""
+
+
+class Places(Protocol):
+    """Gives each topic a sink of its own, where what is written of it depends on the others."""
+
+    def sink_of(self, topic: Topic) -> Sink:
+        """Return where the messages of ``topic``, which is joined now, are to be written.
+
+        Raises:
+            InvalidRequest: there is no room for one more.
+        """
+
+    def forget(self, name: str) -> None:
+        """Note that a topic is no longer subscribed."""
+
 
 class PatternWish(msgspec.Struct, frozen=True):
-    """Where the subscriptions of a pattern begin: in topics that exist, and where it had been."""
+    """Where the subscriptions of a pattern begin."""
 
+    # In topics that exist; those made later are read from their start.
     wish: Wish
-    # By topic; what is not among these began while the subscriber was away. None begins anew.
-    positions: dict[str, After] | None = None
+    # By topic, where the subscriber had been; these count more.
+    positions: Mapping[str, After] = MappingProxyType({})
+
+
+class SubscribeOptions(msgspec.Struct, frozen=True):
+    """What a subscriber asks for on a URL."""
+
+    # Topic -> where to begin.
+    topics: dict[str, Wish]
+    # Pattern -> where to begin.
+    patterns: dict[str, PatternWish]
+    manner: Manner
+
+
+def ids_of(wanted: SubscribeOptions) -> EventIds:
+    """Return the ids of events for a subscriber who begins with what is ``wanted``."""
+    patterns = wanted.patterns.values()
+    return EventIds(
+        wanted.topics,
+        {name: at for wish in patterns for name, at in wish.positions.items()},
+        is_watching=bool(patterns) and all(wish.wish == FROM_THE_START for wish in patterns),
+    )
 
 
 class Watch:
@@ -65,27 +106,26 @@ class Watch:
         self._subscriptions = subscriptions
         self._wish = wishes.wish
         # Those that were not used yet: a topic may come back later, in a new life.
-        self._positions = wishes.positions if wishes.positions is None else {**wishes.positions}
+        self._positions = dict(wishes.positions)
 
     def topic_made(self, topic: Topic) -> None:
         """Join a topic that has just been made, from its first message on."""
-        self._subscriptions.join_match(self, topic, self._known(topic.name) or _FROM_THE_START)
+        self._subscriptions.join_match(self, topic, self._known(topic.name) or FROM_THE_START)
 
     def topic_found(self, topic: Topic) -> None:
         """Join a topic that was there before the pattern."""
-        self._subscriptions.join_match(self, topic, self._wish_for(topic.name))
+        self._subscriptions.join_match(self, topic, self._known(topic.name) or self._wish)
+
+    def found_all(self) -> None:
+        """Note that all topics which were there have been found."""
+        self._subscriptions.found_all(self)
 
     def topic_forgotten(self, topic: Topic) -> None:
         """Let go of a topic that nobody used."""
         self._subscriptions.let_go(topic)
 
-    def _wish_for(self, name: str) -> Wish:
-        if self._positions is None:
-            return self._wish
-        return self._known(name) or _FROM_THE_START
-
     def _known(self, name: str) -> After | None:
-        return self._positions.pop(name, None) if self._positions else None
+        return self._positions.pop(name, None)
 
 
 class _Entry:
@@ -102,19 +142,42 @@ class _Entry:
 class Subscriptions:
     """All subscriptions of one connection, at most ``limit``."""
 
-    __slots__ = ("_by_name", "_hub", "_is_paused", "_limit", "_owner", "_tenant", "_watches")
+    __slots__ = (
+        "_by_name",
+        "_form",
+        "_hub",
+        "_limit",
+        "_owner",
+        "_places",
+        "_tenant",
+        "_watches",
+        "is_paused",
+    )
 
-    def __init__(self, hub: Hub, tenant: Tenant, owner: Owner, limit: int) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        tenant: Tenant,
+        owner: Owner,
+        limit: int,
+        *,
+        form: StreamForm | None = None,
+        places: Places | None = None,
+    ) -> None:
         self._hub = hub
         self._tenant = tenant
         self._owner = owner
         self._limit = limit
+        # What the connection speaks; None for WebSocket.
+        self._form = form
+        # None where all is written to the owner itself.
+        self._places = places
         # In the order in which they get their turns after a pause.
         self._by_name: dict[str, _Entry] = {}
         # By the pattern's text.
         self._watches: dict[str, Watch] = {}
         # The transport is full: all of them are blocked.
-        self._is_paused = False
+        self.is_paused = False
 
     # --- topics ----------------------------------------------------------------------------------
 
@@ -155,11 +218,7 @@ class Subscriptions:
                 raise InvalidRequest(f"That topic comes by the pattern {watch.text} already.")
 
     def _check_room(self) -> None:
-        if len(self._by_name) + len(self._watches) >= self._limit:
-            raise InvalidRequest(
-                f"A connection may have {self._limit} subscriptions"
-                " (CLEVRD_MAX_TOPICS_PER_CONNECTION); open another one, or raise the limit."
-            )
+        check_room(len(self._by_name) + len(self._watches), self._limit)
 
     # --- patterns --------------------------------------------------------------------------------
 
@@ -219,10 +278,14 @@ class Subscriptions:
         try:
             self._check_room()
             check_wish(topic, wish)
+            self._join(topic, watch.manner, wish, watch, msgspec.UNSET)
         except InvalidRequest as error:
             self._refuse_match(watch, error)
-        else:
-            self._join(topic, watch.manner, wish, watch, msgspec.UNSET)
+
+    def found_all(self, watch: Watch) -> None:
+        """Pass on that all topics which ``watch`` matches have been found, unless it has ended."""
+        if self._watches.get(watch.text) is watch:
+            self._owner.found_all(watch.text)
 
     def let_go(self, topic: Topic) -> None:
         """Drop the subscription of a topic that is forgotten."""
@@ -247,15 +310,15 @@ class Subscriptions:
 
     def pause(self) -> None:
         """The transport is full: all wait, each at its place."""
-        self._is_paused = True
+        self.is_paused = True
         for entry in self._by_name.values():
             self._hub.paused(entry.topic, entry.reader)
 
     def resume(self) -> None:
         """The transport takes more: each reads on, those first that waited longest."""
-        self._is_paused = False
+        self.is_paused = False
         for name in list(self._by_name):
-            if self._is_paused:
+            if self.is_paused:
                 return
             entry = self._by_name.pop(name, None)
             if entry is not None:
@@ -280,14 +343,15 @@ class Subscriptions:
     ) -> None:
         gaps = GapLog(topic.name) if manner.has_control else None
         reader = Subscriber(
-            self._owner,
+            self._owner if self._places is None else self._places.sink_of(topic),
             manner.strategy,
             manner.wanted_window,
             gaps,
             is_watching=watch is not None,
+            form=self._form,
         )
         # It begins as blocked as the others are.
-        reader.is_blocked = self._is_paused
+        reader.is_blocked = self.is_paused
         # Before it is joined: the transport may pause while it catches up.
         self._by_name[topic.name] = _Entry(topic, reader, watch)
         pattern = msgspec.UNSET if watch is None else watch.text
@@ -297,13 +361,19 @@ class Subscriptions:
         entry = self._by_name.pop(name)
         position = _position_of(entry)
         self._hub.unsubscribe(entry.topic, entry.reader)
+        if self._places is not None:
+            self._places.forget(name)
         return position
+
+
+def check_room(subscriptions: int, limit: int) -> None:
+    """Raise InvalidRequest where a connection with so many subscriptions may not have one more."""
+    if subscriptions >= limit:
+        raise InvalidRequest(
+            f"A connection may have {limit} subscriptions"
+            " (CLEVRD_MAX_TOPICS_PER_CONNECTION); open another one, or raise the limit."
+        )
 
 
 def _position_of(entry: _Entry) -> Position:
     return Position(entry.topic.epoch, entry.reader.position())
-
-
-def positions_wish(positions: Mapping[str, After]) -> PatternWish:
-    """Return the wish of a subscriber that had these positions, and knows of no other topic."""
-    return PatternWish(_FROM_THE_START, dict(positions))

@@ -72,6 +72,11 @@ def message_id_of(frame: bytes) -> bytes:
     return frame[start : start + _ID_BYTES]
 
 
+def message_id_in(payload: bytes) -> bytes:
+    """Return the id of the message whose JSON, in such a frame, is ``payload``."""
+    return payload[len(_BEFORE_ID) : len(_BEFORE_ID) + _ID_BYTES]
+
+
 def payload_of(frame: bytes) -> bytes:
     """Return the JSON in a frame that ``FrameEncoder.frame`` made."""
     return frame[_header_bytes(frame) :]

@@ -398,7 +398,8 @@ class Subscriber:
         if self.kept:
             frames = self._take_kept(feed.kept, max_bytes)
         else:
-            frames = feed.ring.take(self.cursor, feed.edge, max_bytes)
+            upto = min(feed.edge, self.cursor + self.spelling.max_messages)
+            frames = feed.ring.take(self.cursor, upto, max_bytes)
             self.cursor += len(frames)
         self.delivered += len(frames)
         return self.spelling.texts(frames, first)
@@ -517,7 +518,7 @@ class Subscriber:
         """
         offsets = feed.newest.after(self.cursor, self.window(feed.window_cap))
         texts: list[bytes] = []
-        for offset in offsets:
+        for offset in offsets[: self.spelling.max_messages]:
             (text,) = self.spelling.texts([feed.ring.frame(offset)], offset)
             if self.gaps is not None and offset > self.cursor + 1:
                 gap = self.gaps.between(self.cursor, offset, SLOW_CONSUMER)
@@ -562,7 +563,7 @@ class Subscriber:
         Of one run only: what lies behind a hole is a write of its own, and holes part runs.
         """
         (after, upto), *others = self.kept
-        frames = kept.take(after, upto, max_bytes)
+        frames = kept.take(after, min(upto, after + self.spelling.max_messages), max_bytes)
         end = after + len(frames)
         if end == upto:
             kept.release(after, upto)

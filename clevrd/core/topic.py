@@ -56,7 +56,8 @@ class Counts(NamedTuple):
 class Round:
     """One step forward of a topic's live readers; a value that could be carried out elsewhere.
 
-    Of those of one wire form: ``then`` is the same step of the next form's.
+    Of those of one wire form: ``then`` is the same step of the next form's, or the next part of a
+    step that this form makes in several.
     """
 
     __slots__ = ("end", "messages", "payload", "readers", "start", "then", "topic", "tripped")
@@ -378,7 +379,8 @@ class Topic:
 
         For each of ``readers`` that is still live with its cursor at ``start`` the caller moves
         the cursor to ``end``, counts, and then writes ``payload``: in this order, because the
-        write itself may make the reader lag or leave. One round at a time.
+        write itself may make the reader lag or leave. And then the same of ``then``, whose
+        readers may be at the end of this part. One round at a time.
         """
         ring = self.ring
         if ring.first - 1 > self.edge:
@@ -387,14 +389,15 @@ class Topic:
         if start == ring.head:
             return self._overdue_circuits()
         frames = ring.take(start, ring.head, max_bytes)
+        count = len(frames)
         step = self._round_of(start, frames)
-        self.edge = step.end
-        if step.end == ring.head:
+        self.edge += count
+        if self.edge == ring.head:
             self.pending_bytes = 0
         else:
-            self.pending_bytes -= sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * step.messages
+            self.pending_bytes -= sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * count
         self.moved_s = now_s
-        self.offered += step.messages * (len(self.live) + len(self.lagging))
+        self.offered += count * (len(self.live) + len(self.lagging))
         if self.newest.readers:
             self.newest.note(start + 1, frames)
         if self._alarms:
@@ -410,14 +413,30 @@ class Topic:
         if len(forms) == 1:
             (only,) = forms.values()
             if only.readers == self.subscribers:
-                return Round(self, start, frames, readers, only)
+                return self._parts_of(start, frames, readers, only, None)
         by_spelling: dict[Spelling, list[Subscriber]] = {}
         for reader in readers:
             by_spelling.setdefault(reader.spelling, []).append(reader)
         step: Round | None = None
         for spelling, alike in by_spelling.items():
-            step = Round(self, start, frames, alike, spelling, step)
+            step = self._parts_of(start, frames, alike, spelling, step)
         return step or Round(self, start, frames, [])
+
+    def _parts_of(
+        self,
+        start: int,
+        frames: list[bytes],
+        readers: list[Subscriber],
+        spelling: Spelling,
+        then: Round | None,
+    ) -> Round:
+        """Return the round of one form, in as many parts as its bound on a write makes of it."""
+        size = spelling.max_messages
+        *others, last = range(0, len(frames), size)
+        step = Round(self, start + last, frames[last:], readers, spelling, then)
+        for first in reversed(others):
+            step = Round(self, start + first, frames[first : first + size], readers, spelling, step)
+        return step
 
     def _overdue_circuits(self) -> Round | None:
         """Return a round that carries no message, if the one before left circuits waiting."""

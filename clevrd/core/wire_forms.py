@@ -19,6 +19,15 @@ SHARED_MESSAGES: Final = 1_024
 # What a kept text costs besides its bytes: the object's header, its key and the dict's entry.
 TEXT_OVERHEAD_BYTES: Final = 160
 
+# Stands in an event's id for what is the reader's own; no text and no id has this byte.
+HOLE: Final = b"\0"
+
+# Messages in one write of events whose ids are the reader's own: each id may be 4 KB long, and
+# what is made for one reader alone is not to be larger than what a round shares among all.
+PLACED_MESSAGES: Final = 32
+
+_ANY_NUMBER: Final = 1 << 60
+
 # Line ends can only stand between the tokens of JSON, where a space means the same.
 _SPACES: Final = bytes.maketrans(b"\r\n", b"  ")
 
@@ -46,6 +55,8 @@ class StreamForm:
     content_type: str
     # Sent over a silent connection so that nobody in between takes it for a dead one.
     keep_alive: bytes
+    # Messages that one write may hold.
+    max_messages: int = _ANY_NUMBER
 
     def __init__(self, *, is_chunked: bool) -> None:
         self.is_chunked = is_chunked
@@ -90,13 +101,73 @@ class ServerSentEvents(StreamForm):
 
     def control(self, control: Control, epoch: bytes, offset: int | None) -> bytes:
         """Return the event of ``control``, with an id where a reconnect may resume behind it."""
-        kind = type(control).__struct_config__.tag
-        place = b"" if offset is None else b"id: %b:%d\n" % (epoch, offset)
-        return b"%bevent: %b\ndata: %b\n\n" % (place, str(kind).encode(), control_json(control))
+        return control_event(control, b"" if offset is None else b"%b:%d" % (epoch, offset))
 
     def retry(self, delay_ms: int) -> bytes:
         """Return the field that sets the client's reconnection time, of the event that follows."""
         return b"retry: %d\n" % delay_ms
+
+
+class PlacedEvents(ServerSentEvents):
+    """Events of a connection with several topics: in each id is a HOLE for where it is in others.
+
+    Who writes them fills that in, and gives them the framing of the response.
+    """
+
+    __slots__ = ()
+
+    max_messages = PLACED_MESSAGES
+
+    def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
+        """Return the event of one message, with the hole in its id."""
+        payload = one_line(payload_of(frame))
+        return b"id: %b:%d%b\ndata: %b\n\n" % (epoch, offset, HOLE, payload)
+
+    def control(self, control: Control, epoch: bytes, offset: int | None) -> bytes:
+        """Return the event of ``control``, with the hole in its id if it has one."""
+        place = b"" if offset is None else b"%b:%d%b" % (epoch, offset, HOLE)
+        return control_event(control, place)
+
+
+class PlacedWrites:
+    """Finishes what a round, or a reader that catches up, has of such events: with an id's end.
+
+    Readers that are at the same places in all their topics, as most live ones with the same URL
+    are, are given the same object. Only the last write is kept for that, of some hundred KB.
+    """
+
+    __slots__ = ("_events", "_filled", "_form", "_rest", "position")
+
+    def __init__(self) -> None:
+        self._events = b""
+        # The position in the last id that has a hole; b"" where none has.
+        self.position = b""
+        self._form: StreamForm = SSE
+        self._rest = b""
+        self._filled = b""
+
+    def take(self, events: bytes) -> bytes:
+        """Begin to finish ``events``; return where in its topic their reader will be, or b""."""
+        if events is not self._events:
+            self._events = events
+            self._filled = b""
+            last = events.rfind(HOLE)
+            self.position = events[events.rindex(b"id: ", 0, last) + 4 : last] if last >= 0 else b""
+        return self.position
+
+    def filled(self, rest: bytes, form: StreamForm) -> bytes:
+        """Return what was taken with ``rest`` in every hole, framed as in ``form``."""
+        if not self._filled or rest != self._rest or form is not self._form:
+            self._rest, self._form = rest, form
+            self._filled = form.framed(self._events.replace(HOLE, rest))
+        return self._filled
+
+
+def control_event(control: Control, event_id: bytes) -> bytes:
+    """Return the event of ``control``; b"" for an id is none."""
+    kind = str(type(control).__struct_config__.tag).encode()
+    place = b"id: %b\n" % event_id if event_id else b""
+    return b"%bevent: %b\ndata: %b\n\n" % (place, kind, control_json(control))
 
 
 class JsonLines(StreamForm):
@@ -123,12 +194,17 @@ class JsonLines(StreamForm):
 
 SSE: Final = ServerSentEvents(is_chunked=True)
 SSE_BARE: Final = ServerSentEvents(is_chunked=False)
+PLACED_EVENTS: Final = PlacedEvents(is_chunked=False)
 NDJSON: Final = JsonLines(is_chunked=True)
 NDJSON_BARE: Final = JsonLines(is_chunked=False)
 
 
 class Spelling(Protocol):
     """How the readers of one form are given one topic's messages."""
+
+    @property
+    def max_messages(self) -> int:
+        """Messages that one write may hold."""
 
     def texts(self, frames: list[bytes], first: int) -> list[bytes]:
         """Return the messages in ``frames``, of offsets from ``first`` on, in this form."""
@@ -147,6 +223,8 @@ class FrameSpelling:
     """WebSocket: the ring's own frames, with nothing made of them."""
 
     __slots__ = ()
+
+    max_messages = _ANY_NUMBER
 
     def texts(self, frames: list[bytes], first: int) -> list[bytes]:
         """Return ``frames``."""
@@ -182,10 +260,11 @@ class SharedTexts:
     only who pays for making them.
     """
 
-    __slots__ = ("_budget", "_epoch", "_form", "_made", "readers", "size_bytes")
+    __slots__ = ("_budget", "_epoch", "_form", "_made", "max_messages", "readers", "size_bytes")
 
     def __init__(self, form: StreamForm, epoch: str, budget: TextBudget) -> None:
         self._form = form
+        self.max_messages = form.max_messages
         self._epoch = epoch.encode()
         self._budget = budget
         # Offset -> text, in the order in which they were made.

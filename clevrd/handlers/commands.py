@@ -12,15 +12,16 @@ from typing import Final
 import msgspec
 
 from clevrd.connections.multi import CommandConnection
-from clevrd.connections.subscriptions import Manner, PatternWish, positions_wish
+from clevrd.connections.subscriptions import FROM_THE_START, Manner, PatternWish
 from clevrd.core.control_frames import ErrorNotice, Pong, Position, Ref, Unsubscribed, Watching
+from clevrd.core.event_ids import read_position
 from clevrd.core.message import SocketPublish, check_publish, check_ref, check_utf8
 from clevrd.core.positions import After, Last, Wish
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest
 from clevrd.handlers.publish_run import RunPublisher
 from clevrd.handlers.publish_socket import PublishedWithRef, ref_of, run_answers, with_ref
-from clevrd.handlers.resume import position_wish, since_wish
+from clevrd.handlers.resume import since_wish
 from clevrd.handlers.subscribe import check_pattern, read_policy
 from clevrd.hub import Hub, Published
 from clevrd.tenants import Tenant
@@ -249,7 +250,8 @@ class Commands:
             return PatternWish(wish or self._default())
         if len(command.positions) > self._max_topics:
             raise InvalidRequest(f"A pattern may have {self._max_topics} positions.")
-        return positions_wish({name: _after(at) for name, at in command.positions.items()})
+        known = {name: _after(at) for name, at in command.positions.items()}
+        return PatternWish(FROM_THE_START, known)
 
 
 def _one_of(command: Subscribe | Unsubscribe) -> str:
@@ -263,7 +265,7 @@ def _one_of(command: Subscribe | Unsubscribe) -> str:
 
 
 def _after(at: Position) -> After:
-    return position_wish(at.epoch, str(min(at.offset, _MAX_OFFSET + 1)), "offset and epoch")
+    return read_position(at.epoch, str(min(at.offset, _MAX_OFFSET + 1)), "offset and epoch")
 
 
 def _number(value: int | None, name: str, least: int) -> int | None:

@@ -9,15 +9,17 @@ import re
 from datetime import datetime, timedelta
 from typing import Final
 
+import msgspec
+
+from clevrd.connections.subscriptions import FROM_THE_START, PatternWish
+from clevrd.core.event_ids import Places, names_topics, read_places, read_position
 from clevrd.core.message import id_at
-from clevrd.core.positions import After, Since, Wish
+from clevrd.core.patterns import matches, parse_pattern
+from clevrd.core.positions import After, Last, Since, Wish
 from clevrd.errors import InvalidRequest
 from clevrd.exchange import Request
-from clevrd.handlers.options import single_option
+from clevrd.handlers.options import number_option, single_option
 
-# More than any topic will ever count to, and cheap for int().
-_OFFSET: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
-_EPOCH: Final = re.compile(r"[0-9A-Za-z._-]{1,64}", re.ASCII)
 _DURATION: Final = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII)
 _UNIX: Final = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,6})[0-9]{0,9})?", re.ASCII)
 _MESSAGE_ID: Final = re.compile(r"msg-[0-9]{8}-[0-9]{6}\.[0-9]{6}", re.ASCII)
@@ -34,8 +36,13 @@ _MAX_US: Final = 253_402_300_800 * _SECOND_US - 1
 
 EVENT_ID_HEADER: Final = "last-event-id"
 
+# The option of the same meaning, in two spellings.
+EVENT_IDS: Final = ("last_event_id", "lastEventId")
+
 # Options that say where to begin.
-BEGINNINGS: Final = frozenset({"epoch", "last", "lastEventId", "last_event_id", "offset", "since"})
+BEGINNINGS: Final = frozenset({"epoch", "last", "offset", "since", *EVENT_IDS})
+
+_BEGINS_ANEW: Final = "The option last begins anew; leave it out to resume."
 
 _SINCE_FORMS: Final = (
     "a duration (90s, 5m, 1h, 2d), unix seconds, an RFC 3339 time (with + as %2B), a message id"
@@ -43,16 +50,111 @@ _SINCE_FORMS: Final = (
 )
 
 
-def overrides(request: Request) -> bool:
-    """Whether the request says in its header where it is, whatever its URL began with.
+class Beginnings(msgspec.Struct, frozen=True):
+    """Where the subscriptions of a connection begin, by topic and by pattern."""
 
-    Only for an EventSource, which can't change its URL when it comes back.
+    topics: dict[str, Wish]
+    patterns: dict[str, PatternWish]
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a request asks to be given: the topics and patterns in their order on the URL."""
+
+    names: list[str]
+    patterns: list[str]
+    # Recent messages for who does not say where to begin.
+    default_last: int
+    # Wall clock, which durations are reckoned from; microseconds since 1970.
+    now_us: int
+
+
+def read_beginnings(
+    request: Request, query: dict[str, list[str]], asked: Asked, *, header_wins: bool
+) -> Beginnings:
+    """Return where each topic and each pattern that is asked for begins.
+
+    Args:
+        header_wins: the request is an EventSource's, which can't change its URL when it comes back:
+            what its URL began with holds for topics of which it has seen nothing yet.
+
+    Raises:
+        InvalidRequest: it is said in two ways, half, in none of the forms there are, for more or
+            fewer topics than there are, or for a pattern in a form that names no topics.
     """
-    return bool(request.headers.get(EVENT_ID_HEADER))
+    header = request.headers.get(EVENT_ID_HEADER)
+    if not (header and header_wins):
+        return _beginnings(header, query, asked)
+    if not names_topics(header):
+        rest = {name: query[name] for name in query.keys() - BEGINNINGS}
+        return _beginnings(header, rest, asked)
+    # Of the URL's own forms; a wrong one was refused when it came the first time.
+    return _resumed(read_places(header, "Last-Event-ID"), asked, _beginnings(None, query, asked))
 
 
-def read_resumes(
-    request: Request, query: dict[str, list[str]], topics: int, now_us: int
+def _beginnings(header: str | None, query: dict[str, list[str]], asked: Asked) -> Beginnings:
+    last = number_option(query, "last", least=0)
+    places = _places_of(header, query)
+    if last is not None and places is not None:
+        raise InvalidRequest(_BEGINS_ANEW)
+    default = Last(asked.default_last if last is None else last)
+    if places is not None:
+        anew = Beginnings(
+            dict.fromkeys(asked.names, default), dict.fromkeys(asked.patterns, PatternWish(default))
+        )
+        return _resumed(places, asked, anew)
+    resumes = _resumes(header, query, max(1, len(asked.names)), asked.now_us)
+    if last is not None and any(resumes):
+        raise InvalidRequest(_BEGINS_ANEW)
+    if asked.patterns and any(isinstance(wish, After) and wish.epoch for wish in resumes):
+        raise InvalidRequest(
+            "A pattern can't resume by a position here; use the id of an event, /ws, or since."
+        )
+    return Beginnings(
+        {name: resumes[index] or default for index, name in enumerate(asked.names)},
+        dict.fromkeys(asked.patterns, PatternWish(resumes[0] or default)),
+    )
+
+
+def _places_of(header: str | None, query: dict[str, list[str]]) -> Places | None:
+    """Return what the id of an event of several topics says; None where there is no such id."""
+    given = {"Last-Event-ID": header, **{name: single_option(query, name) for name in EVENT_IDS}}
+    for name, text in given.items():
+        if text is not None and names_topics(text):
+            # Checks that it is the only form.
+            _one_form(header, query)
+            return read_places(text, name)
+    return None
+
+
+def _resumed(places: Places, asked: Asked, anew: Beginnings) -> Beginnings:
+    """Return ``anew`` with what ``places`` says of its topics."""
+    topics, found = dict(anew.topics), dict(places.by_name)
+    for index, at in places.by_index.items():
+        if index >= len(asked.names):
+            raise InvalidRequest(
+                f"The event's id is of {index + 1} topics or more, and the URL names"
+                f" {len(asked.names)}; come back to the URL that the event came from."
+            )
+        topics[asked.names[index]] = at
+    for name in topics.keys() & found:
+        topics[name] = found.pop(name)
+    patterns, strangers = {}, set(found)
+    for text in asked.patterns:
+        words = parse_pattern(text)
+        mine = {name: at for name, at in found.items() if matches(words, name)}
+        wish = FROM_THE_START if places.is_watching else anew.patterns[text].wish
+        patterns[text] = PatternWish(wish, mine)
+        strangers -= mine.keys()
+    if strangers:
+        raise InvalidRequest(
+            f"The event's id is of the topic {min(strangers)[:100]!r}, which is not asked for; come"
+            " back to the URL that the event came from."
+        )
+    return Beginnings(topics, patterns)
+
+
+def _resumes(
+    header: str | None, query: dict[str, list[str]], topics: int, now_us: int
 ) -> list[Wish | None]:
     """Return for each of so many topics where its subscriber resumes.
 
@@ -63,14 +165,13 @@ def read_resumes(
         InvalidRequest: as `read_resume`, or there are more or fewer positions than topics.
     """
     if topics == 1:
-        return [read_resume(request.headers.get(EVENT_ID_HEADER), query, now_us)]
+        return [read_resume(header, query, now_us)]
     lists: dict[str, list[str]] = {
         name: query[name] for name in ("offset", "epoch") if name in query
     }
-    for name in ("last_event_id", "lastEventId"):
+    for name in EVENT_IDS:
         if (value := single_option(query, name)) is not None:
             lists[name] = value.split(",")
-    header = request.headers.get(EVENT_ID_HEADER)
     if header is not None:
         lists["Last-Event-ID"] = header.split(",")
     for name, values in lists.items():
@@ -99,43 +200,35 @@ def read_resume(
     Raises:
         InvalidRequest: it says so in two ways, half, or in none of the forms there are.
     """
-    offset, epoch = single_option(query, "offset"), single_option(query, "epoch")
-    since = single_option(query, "since")
-    given = {
-        "offset": offset,
-        "since": since,
-        "last_event_id": single_option(query, "last_event_id"),
-        "lastEventId": single_option(query, "lastEventId"),
-        "Last-Event-ID": event_id_header,
-    }
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) > 1:
-        raise InvalidRequest(f"{' and '.join(names)} each say where to resume; give one of them.")
-    if (offset is None) != (epoch is None):
+    form = _one_form(event_id_header, query)
+    if form is None:
+        return None
+    name, value = form
+    if name == "since":
+        return since_wish(value, now_us)
+    if name == "offset":
+        return read_position(query["epoch"][0], value, "offset and epoch")
+    epoch, _, offset = value.rpartition(":")
+    return read_position(epoch, offset, name)
+
+
+def _one_form(header: str | None, query: dict[str, list[str]]) -> tuple[str, str] | None:
+    """Return the form in which it is said where to resume, and what; None where it is not.
+
+    Raises:
+        InvalidRequest: it is said in two ways, or half.
+    """
+    given = {name: single_option(query, name) for name in ("offset", "since", *EVENT_IDS)}
+    given["Last-Event-ID"] = header
+    forms = [(name, value) for name, value in given.items() if value is not None]
+    if len(forms) > 1:
+        names = " and ".join(name for name, _ in forms)
+        raise InvalidRequest(f"{names} each say where to resume; give one of them.")
+    if (given["offset"] is None) != (single_option(query, "epoch") is None):
         raise InvalidRequest(
             "A position is offset and epoch together; give both, as you received them."
         )
-    if not names:
-        return None
-    if since is not None:
-        return since_wish(since, now_us)
-    if offset is not None and epoch is not None:
-        return position_wish(epoch, offset, "offset and epoch")
-    event_id = given[names[0]] or ""
-    epoch, _, offset = event_id.rpartition(":")
-    return position_wish(epoch, offset, names[0])
-
-
-def position_wish(epoch: str, offset: str, name: str) -> After:
-    """Return the wish to resume at a position, which the client calls ``name``.
-
-    Raises:
-        InvalidRequest: it is none.
-    """
-    if not _EPOCH.fullmatch(epoch) or not _OFFSET.fullmatch(offset):
-        form = "epoch:offset" if name != "offset and epoch" else "a whole number and a short text"
-        raise InvalidRequest(f"{name} must be {form}, as you received it.")
-    return After(int(offset), epoch)
+    return forms[0] if forms else None
 
 
 def since_wish(text: str, now_us: int) -> Wish:

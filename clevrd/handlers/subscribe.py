@@ -8,20 +8,19 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-import msgspec
-
 from clevrd.config import Config
-from clevrd.connections.http_stream import StreamConnection, stream_head
+from clevrd.connections.http_stream import TopicStream, stream_head
+from clevrd.connections.many_streams import ManyStream
 from clevrd.connections.multi import MultiConnection
 from clevrd.connections.subscriber import SubscriberConnection
-from clevrd.connections.subscriptions import Manner, PatternWish
+from clevrd.connections.subscriptions import Manner, SubscribeOptions, check_room
 from clevrd.connections.websocket import WebSockets
 from clevrd.core.message import check_topic
 from clevrd.core.patterns import is_narrow, parse_pattern
-from clevrd.core.positions import After, Last, Wish, check_wish
+from clevrd.core.positions import Wish, check_wish
 from clevrd.core.subscriber import DropStrategy
 from clevrd.core.topic import Topic
-from clevrd.core.wire_forms import StreamForm
+from clevrd.core.wire_forms import PlacedWrites, StreamForm
 from clevrd.errors import Forbidden, InvalidRequest, RetryLater, UpgradeRequired
 from clevrd.exchange import Answer, Request, Takeover, Upgrade
 from clevrd.handlers.handshake import (
@@ -32,7 +31,8 @@ from clevrd.handlers.handshake import (
 )
 from clevrd.handlers.options import number_option, single_option
 from clevrd.handlers.poll import POLL_HEAD, Polls, is_poll, read_timeout
-from clevrd.handlers.resume import BEGINNINGS, overrides, read_resumes
+from clevrd.handlers.poll_many import ManyPoll
+from clevrd.handlers.resume import Asked, read_beginnings
 from clevrd.handlers.transports import (
     events_refusal,
     is_events,
@@ -55,16 +55,6 @@ POLICIES: Final = tuple(strategy.value for strategy in DropStrategy)
 MAX_URL_TOPICS: Final = 50
 
 
-class SubscribeOptions(msgspec.Struct, frozen=True):
-    """What a subscriber asks for."""
-
-    # Topic -> where to begin.
-    topics: dict[str, Wish]
-    # Pattern -> where to begin.
-    patterns: dict[str, PatternWish]
-    manner: Manner
-
-
 class SubscribeEndpoint:
     """Answers a subscribe with a head and what to do with the connection then, or a poll."""
 
@@ -77,6 +67,8 @@ class SubscribeEndpoint:
         self._catch_up_messages = config.catch_up_messages
         self._max_topics = config.max_topics_per_connection
         self._may_match_all = config.match_all_patterns
+        # Shared by all streams of events with several topics.
+        self._writes = PlacedWrites()
 
     def admit(self, request: Request) -> None:
         """Refuse nothing: the whole request is its head."""
@@ -100,44 +92,48 @@ class SubscribeEndpoint:
         self._hub.refuse_if_draining()
         query = request.options()
         tenant = identify(request, query)
-        if is_events(form) and overrides(request):
-            query = {name: query[name] for name in query.keys() - BEGINNINGS}
-        options = self._read_options(request, query)
+        options = self._read_options(request, query, is_events=is_events(form))
         polls = is_poll(query)
         if not polls and form is None:
             raise UpgradeRequired(NO_TRANSPORT)
-        if options.patterns or len(options.topics) > 1:
-            raise InvalidRequest(
-                "A stream or a poll has one topic; subscribe to several over WebSocket."
-            )
         timeout_s = read_timeout(query)
-        ((topic, wish),) = self._open_topics(tenant, options)
+        topics = self._open_topics(tenant, options)
         if form is not None and not polls:
-            return self._stream(request, topic, wish, options.manner, form)
+            return self._stream(request, tenant, topics, options, form)
         if request.method == "HEAD":
             return POLL_HEAD
+        if options.patterns or len(topics) > 1:
+            poll = ManyPoll(self._hub, tenant, options, self._max_topics, self._polls.loop)
+            self._polls.note(poll)
+            poll.begin(topics, timeout_s)
+            return poll.answer
+        ((topic, wish),) = topics
         return self._polls.answer(topic, wish, timeout_s)
 
     def _stream(
-        self, request: Request, topic: Topic, wish: Wish, manner: Manner, form: StreamForm
+        self,
+        request: Request,
+        tenant: Tenant,
+        topics: list[tuple[Topic, Wish]],
+        options: SubscribeOptions,
+        form: StreamForm,
     ) -> Takeover:
         """Return the head of the stream and what writes the rest."""
         head = stream_head(form)
         if request.method == "HEAD":
             return Takeover(head, lambda transport, early_data: transport.close())
+        sockets, hub, manner = self._sockets, self._hub, options.manner
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
-            connection = StreamConnection(
-                self._sockets,
-                transport,
-                self._hub,
-                topic,
-                manner.strategy,
-                manner.wanted_window,
-                form,
-                has_control=manner.has_control or is_events(form),
+            if len(topics) == 1 and not options.patterns:
+                ((topic, wish),) = topics
+                one = TopicStream(sockets, transport, hub, topic, manner, form)
+                one.begin(wish, early_data)
+                return
+            many = ManyStream(
+                *(sockets, transport, hub, tenant, self._max_topics), form, options, self._writes
             )
-            connection.begin(wish, early_data)
+            many.begin(early_data)
 
         retry = form.retry(retry_ms())
         return Takeover(head + form.framed(retry) if retry else head, attach)
@@ -146,7 +142,7 @@ class SubscribeEndpoint:
         self._hub.refuse_if_draining()
         query = request.options()
         tenant = identify(request, query)
-        options = self._read_options(request, query)
+        options = self._read_options(request, query, is_events=False)
         key = check_handshake(request)
         topics = self._open_topics(tenant, options)
         protocol = CONTROL_PROTOCOL if offers_control(request) else ""
@@ -160,15 +156,15 @@ class SubscribeEndpoint:
 
         return Upgrade(handshake_head(key, protocol), attach)
 
-    def _read_options(self, request: Request, query: dict[str, list[str]]) -> SubscribeOptions:
-        options = read_options(request, query, self._catch_up_messages, self._hub.wall_us())
+    def _read_options(
+        self, request: Request, query: dict[str, list[str]], *, is_events: bool
+    ) -> SubscribeOptions:
+        options = read_options(
+            *(request, query, self._catch_up_messages, self._hub.wall_us()), is_events=is_events
+        )
         for text in options.patterns:
             check_pattern(text, may_match_all=self._may_match_all)
-        if len(options.topics) + len(options.patterns) > self._max_topics:
-            raise InvalidRequest(
-                f"A connection may have {self._max_topics} subscriptions"
-                " (CLEVRD_MAX_TOPICS_PER_CONNECTION); open another one, or raise the limit."
-            )
+        check_room(len(options.topics) + len(options.patterns) - 1, self._max_topics)
         return options
 
     def _open_topics(self, tenant: Tenant, options: SubscribeOptions) -> list[tuple[Topic, Wish]]:
@@ -216,13 +212,19 @@ class SubscribeEndpoint:
 
 
 def read_options(
-    request: Request, query: dict[str, list[str]], default_last: int, now_us: int
+    request: Request,
+    query: dict[str, list[str]],
+    default_last: int,
+    now_us: int,
+    *,
+    is_events: bool,
 ) -> SubscribeOptions:
     """Return the subscription that ``request`` with this ``query`` asks for.
 
     Args:
         default_last: recent messages for who does not say where to begin.
         now_us: wall clock, which durations are reckoned from.
+        is_events: it is for server-sent events, so perhaps an EventSource's.
 
     Raises:
         InvalidRequest: an option is missing, malformed, given twice or against another; the
@@ -233,23 +235,14 @@ def read_options(
     control = single_option(query, "control")
     if control not in (None, "0", "1"):
         raise InvalidRequest("The option control must be 1 for control frames, or 0 for none.")
-    last = number_option(query, "last", least=0)
-    # Patterns have no positions on a URL: what they match is known only when it is there.
-    resumes = read_resumes(request, query, max(1, len(names)), now_us)
-    if last is not None and any(resumes):
-        raise InvalidRequest("The option last begins anew; leave it out to resume.")
-    if patterns and any(isinstance(wish, After) and wish.epoch for wish in resumes):
-        raise InvalidRequest("A pattern can't resume by a position here; use /ws, or since.")
-    default = Last(default_last if last is None else last)
-    return SubscribeOptions(
-        topics={name: resumes[index] or default for index, name in enumerate(names)},
-        patterns={text: PatternWish(resumes[0] or default) for text in patterns},
-        manner=Manner(
-            read_policy(single_option(query, "policy")),
-            number_option(query, "buffer", least=1),
-            control == "1" or offers_control(request),
-        ),
+    asked = Asked(names, patterns, default_last, now_us)
+    begin = read_beginnings(request, query, asked, header_wins=is_events)
+    manner = Manner(
+        read_policy(single_option(query, "policy")),
+        number_option(query, "buffer", least=1),
+        control == "1" or is_events or offers_control(request),
     )
+    return SubscribeOptions(begin.topics, begin.patterns, manner)
 
 
 def _check_names(names: list[str], patterns: list[str]) -> None:

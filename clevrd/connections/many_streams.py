@@ -1,0 +1,171 @@
+"""Responses with several topics or patterns: SSE and NDJSON streams on many subscriptions.
+
+Lines are the same for all who read them. The id of an event says where its reader is in all its
+topics, so it is the reader's own: the shared text has a hole for it, filled at each write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from clevrd.connections.http_stream import Stream
+from clevrd.connections.subscriptions import SubscribeOptions, Subscriptions, ids_of
+from clevrd.connections.websocket import TRY_AGAIN_LATER, WebSockets
+from clevrd.core.control_frames import ErrorNotice, Position, Watching
+from clevrd.core.event_ids import EventIds, IdPlace
+from clevrd.core.subscriber import Sink
+from clevrd.core.topic import Topic
+from clevrd.core.wire_forms import (
+    PLACED_EVENTS,
+    PlacedWrites,
+    ServerSentEvents,
+    StreamForm,
+    control_event,
+)
+from clevrd.errors import ClevrdError
+from clevrd.hub import Hub
+from clevrd.tenants import Tenant
+
+
+class ManyStream(Stream):
+    """A response with several topics or patterns."""
+
+    __slots__ = ("_count_refusal", "_ids", "_unfound", "_wanted", "subscriptions")
+
+    def __init__(
+        self,
+        sockets: WebSockets,
+        transport: asyncio.Transport,
+        hub: Hub,
+        tenant: Tenant,
+        limit: int,
+        form: StreamForm,
+        wanted: SubscribeOptions,
+        writes: PlacedWrites,
+    ) -> None:
+        super().__init__(sockets, transport, form)
+        self._count_refusal = hub.counters.count_refusal
+        self._wanted = wanted
+        # None where messages are the same for all readers.
+        self._ids = ids_of(wanted) if isinstance(form, ServerSentEvents) else None
+        self.subscriptions = Subscriptions(
+            hub,
+            tenant,
+            self,
+            limit,
+            form=PLACED_EVENTS if self._ids else form,
+            places=EventPlaces(self, form, self._ids, writes) if self._ids else None,
+        )
+        # Patterns that have not found all topics there were.
+        self._unfound = set(wanted.patterns)
+
+    def begin(self, early_data: bytes) -> None:
+        """Take over the transport and subscribe to what was asked for, which was checked."""
+        self.take_over()
+        manner = self._wanted.manner
+        for name, wish in self._wanted.topics.items():
+            self.subscriptions.subscribe(name, manner, wish)
+        for text, wishes in self._wanted.patterns.items():
+            self.subscriptions.watch(text, manner, wishes)
+        if early_data:
+            self.data_received(early_data)
+
+    def refused(self, error: ClevrdError) -> None:
+        """Tell who can be told in-band; others are closed, since a missing topic is a loss."""
+        self._count_refusal(error.code)
+        if self._wanted.manner.has_control:
+            self.write(self._spelled(ErrorNotice(error.code, str(error), error.retryable)))
+        else:
+            self.close(TRY_AGAIN_LATER, "too_many_topics")
+
+    def found_all(self, pattern: str) -> None:
+        """Tell that every topic which was there is joined: an id from here on knows them all."""
+        self._unfound.discard(pattern)
+        if not self._wanted.manner.has_control:
+            return
+        told = Watching(pattern)
+        if self._ids is None or self._unfound:
+            self.write(self._spelled(told))
+        else:
+            self._ids.watch()
+            self.write(self._form.framed(control_event(told, self._ids.whole())))
+
+    def leave(self) -> None:
+        """Stop delivering. Idempotent."""
+        self.subscriptions.leave()
+
+    def positions(self) -> dict[str, Position]:
+        """Return by topic where a client with control frames is."""
+        return self.subscriptions.positions() if self._wanted.manner.has_control else {}
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the transport has enough to send."""
+        return self.subscriptions.is_paused
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is over its high-water mark."""
+        self.subscriptions.pause()
+
+    def resume_writing(self) -> None:
+        """The transport's buffer is below its low-water mark."""
+        self.subscriptions.resume()
+
+
+class EventPlaces:
+    """Gives each topic of a stream of events a sink that finishes the ids."""
+
+    __slots__ = ("_form", "_ids", "_stream", "_writes")
+
+    def __init__(self, stream: Sink, form: StreamForm, ids: EventIds, writes: PlacedWrites) -> None:
+        self._stream = stream
+        self._form = form
+        self._ids = ids
+        self._writes = writes
+
+    def sink_of(self, topic: Topic) -> Sink:
+        """Return where the events of ``topic`` are written.
+
+        Raises:
+            InvalidRequest: the position in one more topic would make ids too long.
+        """
+        place = self._ids.add(topic.name, topic.epoch)
+        return EventPlace(self._stream, self._form, place, self._writes)
+
+    def forget(self, name: str) -> None:
+        """Leave a topic, of which nothing waits, out of the ids."""
+        self._ids.forget(name)
+
+
+class EventPlace:
+    """The Sink of one topic's Subscriber: says in each id where the reader is in other topics."""
+
+    __slots__ = ("_form", "_place", "_stream", "_writes")
+
+    def __init__(
+        self, stream: Sink, form: StreamForm, place: IdPlace, writes: PlacedWrites
+    ) -> None:
+        self._stream = stream
+        self._form = form
+        self._place = place
+        self._writes = writes
+
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """Return what takes events with holes in their ids."""
+        return self._write
+
+    def close(self, code: int, reason: str) -> None:
+        """Say goodbye: what ends one topic's subscription ends the connection."""
+        self._stream.close(code, reason)
+
+    def unsent_bytes(self) -> int:
+        """Return how much of what was written the peer has not taken yet."""
+        return self._stream.unsent_bytes()
+
+    def _write(self, events: bytes) -> None:
+        writes = self._writes
+        position = writes.take(events)
+        rest = self._place.move(position) if position else b""
+        self._stream.write(writes.filled(rest, self._form))

@@ -1,0 +1,198 @@
+"""Ids of events of a connection with several topics: where it is in each of them, spelled and read.
+
+An EventSource comes back with the last id it has seen and nothing else, so each id holds all. It is
+a list of ``epoch:offset/0`` for the first topic that the URL names, and so on, and of
+``epoch:offset@name`` for topics that a pattern found; the event's own is the first. ``*`` says that
+the patterns have found all that there was, so what is not in the list began later. No connections
+here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from clevrd.core.positions import After, Wish
+from clevrd.errors import InvalidRequest
+
+# Half of what servers and proxies take for a header field, which the last id comes back in.
+MAX_EVENT_ID_BYTES: Final = 4_000
+
+# No id is longer: these, and 50 topics of the URL.
+MAX_READ_BYTES: Final = 6_000
+
+WATCHING: Final = "*"
+# Stands among topics for all patterns; no topic is called that.
+_PATTERNS: Final = ""
+
+# An offset of any topic that is published to for a century at 100,000 messages a second.
+_OFFSET_DIGITS: Final = 15
+
+# More than any topic will ever count to, and cheap for int().
+_OFFSET: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
+_EPOCH: Final = re.compile(r"[0-9A-Za-z._-]{1,64}", re.ASCII)
+_INDEX: Final = re.compile(r"[0-9]{1,3}", re.ASCII)
+# Where a label begins; an epoch has neither.
+_LABEL: Final = re.compile(r"[/@]")
+
+_AS_RECEIVED: Final = "give the whole id of one event, as you received it."
+
+
+class Places(msgspec.Struct, frozen=True):
+    """What an id says: a position for each topic, by its place on the URL or by its name."""
+
+    by_index: dict[int, After]
+    by_name: dict[str, After]
+    # All topics that the patterns matched are in it; others began later.
+    is_watching: bool
+
+
+class EventIds:
+    """Where one subscriber is in each of its topics, as the ids of its events spell it.
+
+    Args:
+        wishes: topics in the order of the URL, and where each begins.
+        known: positions of topics that a pattern had found. One that is gone is said on: should it
+            come back, its subscriber is told what it missed.
+        is_watching: topics that are matched and not in ``known`` began later.
+    """
+
+    __slots__ = ("_costs", "_labels", "_texts")
+
+    def __init__(
+        self, wishes: Mapping[str, Wish], known: Mapping[str, After], *, is_watching: bool
+    ) -> None:
+        # Topics of the URL -> what follows their positions.
+        self._labels = {name: b"/%d" % index for index, name in enumerate(wishes)}
+        # Topic -> `,epoch:offset` and its label. A topic of the URL that has begun nowhere yet is
+        # not in it, and begins as the URL says.
+        self._texts: dict[str, bytes] = {}
+        # Topic that a pattern found -> bytes that it takes of an id at most.
+        self._costs: dict[str, int] = {}
+        begun = {name: at for name, at in wishes.items() if isinstance(at, After) and at.epoch}
+        for name, at in (*begun.items(), *known.items()):
+            self._place(name, at.epoch).move(f"{at.epoch}:{at.offset}".encode())
+        if is_watching:
+            self.watch()
+
+    def add(self, name: str, epoch: str) -> IdPlace:
+        """Return the place of one more topic, which has begun nowhere yet.
+
+        Raises:
+            InvalidRequest: the ids would become too long.
+        """
+        place = self._place(name, epoch)
+        # The URL's own are bounded by the URL.
+        if name in self._costs and sum(self._costs.values()) > MAX_EVENT_ID_BYTES:
+            self.forget(name)
+            raise InvalidRequest(
+                "More topics match than an event's id has room for"
+                f" ({MAX_EVENT_ID_BYTES} bytes); subscribe to so many over /ws."
+            )
+        return place
+
+    def forget(self, name: str) -> None:
+        """Leave out a topic of which nothing waits."""
+        self._texts.pop(name, None)
+        self._costs.pop(name, None)
+
+    def watch(self) -> None:
+        """Say from now on that all topics which the patterns match are there."""
+        self._texts[_PATTERNS] = b",*"
+
+    def whole(self) -> bytes:
+        """Return an id of no topic's event."""
+        return b"".join(self._texts.values())[1:]
+
+    def _place(self, name: str, epoch: str) -> IdPlace:
+        label = self._labels.get(name)
+        if label is None:
+            label = _name_label(name)
+            self._costs[name] = len(epoch) + len(":,") + _OFFSET_DIGITS + len(label)
+        return IdPlace(self._texts, name, label)
+
+
+class IdPlace:
+    """One topic of the ids of one subscriber."""
+
+    __slots__ = ("_label", "_name", "_texts")
+
+    def __init__(self, texts: dict[str, bytes], name: str, label: bytes) -> None:
+        self._texts = texts
+        self._name = name
+        self._label = label
+
+    def move(self, position: bytes) -> bytes:
+        """Note where the subscriber is in the topic; return what follows that in an event's id."""
+        texts, name, label = self._texts, self._name, self._label
+        # What it said before is not among the others; the topic keeps its place in the order.
+        texts[name] = b""
+        others = b"".join(texts.values())
+        texts[name] = b",%b%b" % (position, label)
+        return label + others
+
+
+def _name_label(name: str) -> bytes:
+    return f"@{quote(name, safe='')}".encode()
+
+
+def read_position(epoch: str, offset: str, name: str) -> After:
+    """Return the position that two texts spell, which the client calls ``name``.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    if not _EPOCH.fullmatch(epoch) or not _OFFSET.fullmatch(offset):
+        form = "epoch:offset" if name != "offset and epoch" else "a whole number and a short text"
+        raise InvalidRequest(f"{name} must be {form}, as you received it.")
+    return After(int(offset), epoch)
+
+
+def names_topics(event_id: str) -> bool:
+    """Whether ``event_id`` is one of a connection with several topics."""
+    return event_id.startswith(WATCHING) or bool(_LABEL.search(event_id))
+
+
+def read_places(event_id: str, name: str) -> Places:
+    """Return what the id of an event says, which the client calls ``name``.
+
+    Raises:
+        InvalidRequest: it is no such id, or says two things of a topic.
+    """
+    if len(event_id) > MAX_READ_BYTES:
+        raise InvalidRequest(f"{name} is longer than any event's id; {_AS_RECEIVED}")
+    by_index: dict[int, After] = {}
+    by_name: dict[str, After] = {}
+    entries = event_id.split(",")
+    for entry in entries:
+        if entry == WATCHING:
+            continue
+        position, label = _split(entry, name)
+        epoch, _, offset = position.rpartition(":")
+        at = read_position(epoch, offset, name)
+        known = (
+            by_index.setdefault(label, at)
+            if isinstance(label, int)
+            else by_name.setdefault(label, at)
+        )
+        if known is not at:
+            raise InvalidRequest(f"{name} has two positions of one topic; {_AS_RECEIVED}")
+    return Places(by_index, by_name, is_watching=WATCHING in entries)
+
+
+def _split(entry: str, name: str) -> tuple[str, int | str]:
+    """Return the position in ``entry`` and whose it is."""
+    match = _LABEL.search(entry)
+    position, label = (entry[: match.start()], entry[match.start() :]) if match else (entry, "")
+    if label.startswith("@") and len(label) > 1:
+        try:
+            return position, unquote(label[1:], errors="strict")
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"{name} names a topic that is not UTF-8.") from error
+    if _INDEX.fullmatch(label[1:]):
+        return position, int(label[1:])
+    raise InvalidRequest(f"{name} does not say whose position {entry[:100]!r} is; {_AS_RECEIVED}")

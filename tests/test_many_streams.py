@@ -1,0 +1,605 @@
+"""Several topics and patterns over SSE, NDJSON and long-polls, over real sockets.
+
+Every schedule of cuts is test_many_streams_model.py's; one topic is test_streams.py's and
+test_poll.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from itertools import pairwise
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import msgspec
+import pytest
+from clients import SMALL_BUFFERS, reset_by_peer
+from daemons import Daemon, running, until
+from http_wire import get, responses, talk
+from httpx_sse import ServerSentEvent, aconnect_sse
+from streams import EVENTS, LINES, Item, Stream, open_stream
+
+from clevrd import hub
+from clevrd.core.message import PublishRequest
+from clevrd.core.wire_forms import PLACED_MESSAGES
+from clevrd.tenants import Tenant
+
+FORMS = pytest.mark.parametrize("accept", [EVENTS, LINES])
+VERSIONS = pytest.mark.parametrize("version", ["1.0", "1.1"])
+TENANT = Tenant("default-tenant")
+
+
+@pytest.fixture
+async def daemon() -> AsyncIterator[Daemon]:
+    """Return a running daemon."""
+    async with running() as started:
+        yield started
+
+
+def seen(items: list[Item]) -> list[tuple[str, int]]:
+    """Return topic and offset of the messages among ``items``."""
+    return [(item.json["topic"], item.json["offset"]) for item in items if not item.kind]
+
+
+def kinds(items: list[Item]) -> list[str]:
+    """Return what each item is, "" for a message."""
+    return [item.kind for item in items]
+
+
+async def until_seen(stream: Stream, topic: str, offset: int) -> list[Item]:
+    """Return what comes up to the message of ``topic`` with ``offset``."""
+    items = [await stream.item()]
+    while (topic, offset) not in seen(items[-1:]):
+        items.append(await stream.item())
+    return items
+
+
+async def poll(daemon: Daemon, query: str) -> dict[str, Any]:
+    """Return the answer to a poll."""
+    return await daemon.get_json(f"/subscribe?poll=1&{query}")
+
+
+def assert_conserved(figures: dict[str, Any]) -> None:
+    """Fail unless every message offered is accounted for."""
+    sums = figures["messages"]
+    lost = sum(sums["dropped"].values())
+    assert sums["offered"] == sums["delivered"] + lost + sums["discarded"] + sums["queued"]
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+
+@FORMS
+@VERSIONS
+async def test_one_stream_has_several_topics(daemon: Daemon, accept: str, version: str) -> None:
+    """As over WebSocket: each with its greeting and its past, then what comes to any of them."""
+    await daemon.publish("a", 1)
+    query = "topic=a&topic=b&control=1"
+
+    async with await open_stream(daemon.port, accept, query, version=version) as stream:
+        begin = await stream.items(3)
+        await daemon.publish("b", 1)
+        await daemon.publish("a", 2)
+        live = await stream.items(2)
+
+    assert kinds(begin) == ["subscribed", "", "subscribed"]
+    assert seen(begin) == [("a", 1)]
+    assert seen(live) == [("b", 1), ("a", 2)]
+
+
+@FORMS
+async def test_stream_has_what_a_pattern_matches(daemon: Daemon, accept: str) -> None:
+    """Topics that are, word that these are all, and topics that come."""
+    await daemon.publish("orders.eu", 1)
+
+    async with await open_stream(daemon.port, accept, "pattern=orders.*&control=1") as stream:
+        found = await stream.items(3)
+        await daemon.publish("orders.us", 1)
+        await daemon.publish("other", 1)
+        await daemon.publish("orders.eu", 2)
+        later = await stream.items(3)
+
+    assert kinds(found) == ["subscribed", "", "watching"]
+    assert [item.json["pattern"] for item in found if item.kind] == ["orders.*", "orders.*"]
+    assert kinds(later) == ["subscribed", "", ""]
+    assert seen(found + later) == [("orders.eu", 1), ("orders.us", 1), ("orders.eu", 2)]
+
+
+async def test_lines_without_control_frames_are_messages_only(daemon: Daemon) -> None:
+    """A pipe into jq tells the topics apart by `topic`."""
+    await daemon.publish("p.1", 1)
+
+    async with await open_stream(daemon.port, LINES, "topic=a&pattern=p.*") as stream:
+        first = await stream.item()
+        await daemon.publish("a", 1)
+        second = await stream.item()
+
+    assert seen([first, second]) == [("p.1", 1), ("a", 1)]
+
+
+async def test_each_id_is_a_place_to_come_back_to(daemon: Daemon) -> None:
+    """Whichever event was read last, an EventSource gets what followed it, of every topic."""
+    for number in range(3):
+        for topic in ("a", "p.1", "b", "p.2"):
+            await daemon.publish(topic, number)
+    query = "topic=a&topic=b&pattern=p.*"
+    async with await open_stream(daemon.port, EVENTS, query) as stream:
+        events = await stream.items(4 + 12 + 1)
+    everything = set(seen(events))
+
+    for cut in range(1, len(events) + 1):
+        had, last_id = set(seen(events[:cut])), events[cut - 1].id
+        header = f"Last-Event-ID: {last_id}"
+        async with await open_stream(daemon.port, EVENTS, query, header) as again:
+            rest = seen(await again.items(4 + 12 - len(had) + 1))
+
+        assert had | set(rest) == everything
+        assert not had & set(rest)
+    assert len(everything) == 12
+
+
+async def test_httpx_sse_reads_several_topics_across_a_cut(daemon: Daemon) -> None:
+    """A client that this project did not write, which knows nothing of what an id holds."""
+    last_id = ""
+    heard: list[ServerSentEvent] = []
+    for count in (3, 4, 5):
+        for topic in ("a", "b"):
+            await daemon.publish(topic, count)
+        headers = {"Last-Event-ID": last_id} if last_id else {}
+        url = f"{daemon.url}/subscribe?topic=a&topic=b"
+        async with (
+            httpx.AsyncClient(trust_env=False) as client,
+            aconnect_sse(client, "GET", url, headers=headers) as source,
+        ):
+            async for event in source.aiter_sse():
+                heard.append(event)
+                last_id = event.id
+                if event.event == "message" and len(messages(heard)) == count - 2:
+                    break
+    for topic in ("a", "b"):
+        await daemon.publish(topic, 0)
+    url = f"/subscribe?poll=1&topic=a&topic=b&last_event_id={last_id}"
+    rest = (await daemon.get_json(url))["messages"]
+
+    had = [(each["topic"], each["offset"]) for each in (*messages(heard), *rest)]
+    assert sorted(had) == sorted((topic, offset) for topic in "ab" for offset in (1, 2, 3, 4))
+
+
+def messages(events: list[ServerSentEvent]) -> list[dict[str, Any]]:
+    """Return the messages among events."""
+    return [json.loads(event.data) for event in events if event.event == "message"]
+
+
+async def test_topic_that_began_anew_is_told_and_one_that_began_is_read_from_its_start() -> None:
+    """What an EventSource knew is told as lost when it comes back in a new life."""
+    async with running() as before:
+        await before.publish("p.1", 1)
+        async with await open_stream(before.port, EVENTS, "pattern=p.*&last=0") as stream:
+            *_, watching = await stream.items(2)
+    assert watching.kind == "watching"
+
+    async with running() as daemon:
+        for topic, count in (("p.1", 2), ("p.2", 3)):
+            for number in range(count):
+                await daemon.publish(topic, number)
+        header = f"Last-Event-ID: {watching.id}"
+        query = "pattern=p.*&last=0"
+        async with await open_stream(daemon.port, EVENTS, query, header) as stream:
+            items = await stream.items(9)
+
+    gaps = [item.json for item in items if item.kind == "gap"]
+    assert [(gap["topic"], gap["reason"]) for gap in gaps] == [("p.1", "epoch")]
+    assert sorted(seen(items)) == [("p.1", 1), ("p.1", 2), ("p.2", 1), ("p.2", 2), ("p.2", 3)]
+
+
+async def test_topic_that_is_gone_stays_in_the_ids_until_it_is_back() -> None:
+    """Two daemons later it is still known that something of it was missed."""
+    ids = ["f00d:7@p.1,*"]
+    for _ in range(2):
+        header = f"Last-Event-ID: {ids[0]}"
+        async with (
+            running() as daemon,
+            await open_stream(daemon.port, EVENTS, "pattern=p.*", header) as stream,
+        ):
+            watching = await stream.item()
+            await daemon.publish("p.2", 1)
+            ids = [str(item.id) for item in (watching, *await stream.items(2))]
+
+    assert ids[0] == "f00d:7@p.1,*"
+    assert all("f00d:7@p.1" in text for text in ids)
+
+
+async def test_topic_that_was_forgotten_is_in_no_id() -> None:
+    """All of it was given, so who comes back is told of no gap."""
+    async with (
+        running(topic_idle_s=0.1) as daemon,
+        await open_stream(daemon.port, EVENTS, "topic=a&pattern=p.*") as stream,
+    ):
+        await stream.items(2)
+        await daemon.publish("p.1", 1)
+        _, known = await stream.items(2)
+        await until(lambda: daemon.hub.topics.find(TENANT.name, "p.1") is None)
+        await daemon.publish("a", 1)
+        after = await stream.item()
+
+    assert "@p.1" in str(known.id)
+    assert "@p.1" not in str(after.id)
+
+
+async def test_reader_of_events_takes_many_messages_in_parts(daemon: Daemon) -> None:
+    """A burst, live or behind, comes whole and in order, each write of a bounded number of ids."""
+    count = 5 * PLACED_MESSAGES + 7
+    body = b'{"topic":"a","data":1}\n' * count
+    query = "topic=a&topic=b&last=1000"
+    async with await open_stream(daemon.port, EVENTS, query) as live:
+        await live.items(2)
+        for _ in range(2):
+            async with daemon.http.post(f"{daemon.url}/publish/batch", data=body) as response:
+                assert response.status == 200
+        burst = await live.items(2 * count)
+        async with await open_stream(daemon.port, EVENTS, query) as late:
+            past = await late.items(2 * count + 2)
+
+    assert seen(burst) == [("a", offset) for offset in range(1, 2 * count + 1)]
+    assert seen(past) == seen(burst)
+    assert burst[-1].id == past[-1].id
+
+
+async def test_parts_of_a_round_take_turns_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts times readers are no more writes in one turn of the loop than a slice has."""
+    monkeypatch.setattr(hub, "WRITES_PER_SLICE", 5)
+    async with running() as daemon, AsyncExitStack() as stack:
+        streams = [
+            await stack.enter_async_context(
+                await open_stream(daemon.port, EVENTS, f"topic=a&topic=b{number}")
+            )
+            for number in range(4)
+        ]
+        for stream in streams:
+            await stream.items(2)
+        topic = daemon.hub.topic(TENANT, "a")
+        for number in range(3 * PLACED_MESSAGES):
+            daemon.hub.publish(topic, PublishRequest("a", msgspec.Raw(b"%d" % number)))
+        delivered = []
+        while topic.pending or topic in daemon.hub._running:
+            await asyncio.sleep(0)
+            delivered.append(topic.delivered)
+        items = [await stream.items(3 * PLACED_MESSAGES) for stream in streams]
+
+    steps = [after - before for before, after in pairwise([0, *delivered])]
+    assert max(steps) == 5 * PLACED_MESSAGES
+    assert sum(steps) == 4 * 3 * PLACED_MESSAGES
+    for each in items:
+        assert seen(each) == [("a", offset) for offset in range(1, 3 * PLACED_MESSAGES + 1)]
+
+
+@FORMS
+@pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest", "latest"])
+async def test_stalled_stream_lags_in_all_its_topics_and_is_told_in_each(
+    accept: str, policy: str
+) -> None:
+    """What one transport holds up, it holds up for all; each topic counts and tells its own."""
+    query = f"topic=a&topic=b&policy={policy}&buffer=20&control=1"
+    async with (
+        running(**SMALL_BUFFERS) as daemon,
+        await open_stream(daemon.port, accept, query, receive_bytes=4096) as stream,
+    ):
+        for number in range(400):
+            for topic in ("a", "b"):
+                await daemon.publish(topic, "x" * 200 + str(number))
+        (connection,) = daemon.server.connections._open
+        unsent_bytes = connection.transport.get_write_buffer_size()
+        # Who has enough to take needs no sign of life.
+        connection.ping()
+        assert connection.transport.get_write_buffer_size() == unsent_bytes > 0
+        reading = asyncio.gather(read_until_whole(stream, 401))
+        await until(lambda: all(topic.live for topic in daemon.hub.topics))
+        for topic in ("a", "b"):
+            await daemon.publish(topic, 1)
+        ((have, lost),) = await reading
+        figures = await daemon.get_json("/metrics")
+
+    for topic in ("a", "b"):
+        assert sorted(have[topic] + lost[topic]) == list(range(1, 402))
+        assert have[topic] == sorted(have[topic])
+        assert len(lost[topic]) > 100
+    assert sum(figures["messages"]["dropped"].values()) == sum(map(len, lost.values()))
+    assert_conserved(figures)
+
+
+async def read_until_whole(
+    stream: Stream, upto: int
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Read both topics up to ``upto``; return by topic which offsets came and were told lost."""
+    have: dict[str, list[int]] = {"a": [], "b": []}
+    lost: dict[str, list[int]] = {"a": [], "b": []}
+    while any(upto not in offsets for offsets in have.values()):
+        item = await stream.item()
+        if item.kind == "gap":
+            lost[item.json["topic"]] += range(item.json["from"], item.json["to"] + 1)
+        elif not item.kind:
+            have[item.json["topic"]].append(item.json["offset"])
+    return have, lost
+
+
+async def test_more_topics_than_may_be_are_told(daemon: Daemon) -> None:
+    """Nothing that matches is left out in silence: an error, or for plain lines an end."""
+    async with (
+        running(max_topics_per_connection=3) as small,
+        await open_stream(small.port, EVENTS, "pattern=p.*") as events,
+        await open_stream(small.port, LINES, "pattern=p.*") as lines,
+    ):
+        await events.item()
+        for number in range(4):
+            await small.publish(f"p.{number}", 1)
+        heard = await events.items(5)
+        plain = await lines.to_the_end()
+        await small.publish("p.0", 2)
+        goes_on = await events.item()
+
+    assert (heard[-1].kind, heard[-1].json["code"]) == ("error", "invalid_request")
+    assert (plain[-1].kind, plain[-1].json["code"]) == ("error", "too_many_topics")
+    assert goes_on.json["offset"] == 2
+
+
+async def test_ids_that_would_become_too_long_are_told(daemon: Daemon) -> None:
+    """A pattern that matches more than an id has room for says so; the others go on."""
+    async with await open_stream(daemon.port, EVENTS, "pattern=p.*") as stream:
+        await stream.item()
+        for number in range(30):
+            await daemon.publish(f"p.{number:0200}", 1)
+        items = [await stream.item()]
+        while items[-1].kind != "error":
+            items.append(await stream.item())
+        await daemon.publish(f"p.{0:0200}", 2)
+        goes_on = await stream.item()
+        header = f"Last-Event-ID: {goes_on.id}"
+        async with await open_stream(daemon.port, EVENTS, "pattern=p.*", header) as again:
+            greeting = await again.item()
+
+    assert "over /ws" in items[-1].json["error"]
+    assert 10 < len(seen(items)) < 30
+    assert goes_on.json["offset"] == 2
+    assert greeting.json["recovered"] is True
+
+
+async def test_going_away_has_the_position_of_every_topic() -> None:
+    """Of lines that asked for control frames, and of all events."""
+    async with (
+        running() as daemon,
+        await open_stream(daemon.port, EVENTS, "topic=a&topic=b") as events,
+        await open_stream(daemon.port, LINES, "topic=a&topic=b&control=1") as lines,
+    ):
+        await events.items(2)
+        await lines.items(2)
+        await daemon.publish("a", 1)
+        stopping = asyncio.create_task(daemon.server.stop())
+        ends = [(await each.to_the_end())[-1] for each in (events, lines)]
+        await stopping
+
+    for end in ends:
+        assert end.kind == "going_away"
+        offsets = {topic: at["offset"] for topic, at in end.json["positions"].items()}
+        assert offsets == {"a": 1, "b": 0}
+
+
+@FORMS
+async def test_everything_is_let_go_when_a_stream_ends(daemon: Daemon, accept: str) -> None:
+    """Readers and patterns of a connection that is gone are gone with it."""
+    async with await open_stream(daemon.port, accept, "topic=a&pattern=p.*") as _:
+        await daemon.publish("p.1", 1)
+        await until(lambda: daemon.hub.subscribers == 2)
+        assert len(daemon.hub.watches) == 1
+
+    await until(lambda: daemon.hub.subscribers == 0)
+    assert len(daemon.hub.watches) == 0
+
+
+@pytest.mark.parametrize(
+    ("query", "last_id", "words"),
+    [
+        ("topic=a&topic=b", "e:1/2", "is of 3 topics or more"),
+        ("topic=a&topic=b", "e:1@c", "which is not asked for"),
+        ("pattern=p.*", "e:1@q.1,*", "which is not asked for"),
+        ("pattern=p.*", "e:1", "can't resume by a position here"),
+        ("topic=a&topic=b", "e:1", "has 1 values for 2 topics"),
+        ("topic=a&topic=b", "e:1/0,e:2", "does not say whose"),
+        ("topic=a", "e:1/0,e:2/1", "is of 2 topics or more"),
+        ("topic=a&topic=b", "e:1@" + "x" * 6_000, "longer than any"),
+    ],
+)
+async def test_id_of_another_url_is_a_400(
+    daemon: Daemon, query: str, last_id: str, words: str
+) -> None:
+    """It is not guessed what was meant, and no topic is made of it."""
+    request = get(f"/subscribe?{query}", f"Accept: {EVENTS}", f"Last-Event-ID: {last_id}")
+
+    (answer,) = responses(await talk(daemon.port, [request], shut=True))
+
+    assert (answer.status, answer.code) == (400, "invalid_request")
+    assert words in answer.json["error"]
+    assert len(daemon.hub.topics) == 0
+
+
+async def test_offset_ahead_in_one_of_several_topics_is_a_400(daemon: Daemon) -> None:
+    """Of a topic on the URL; what was never published can't have been received."""
+    epoch = (await daemon.publish("a", 1))["epoch"]
+    request = get("/subscribe?topic=b&topic=a", f"Accept: {EVENTS}", f"Last-Event-ID: {epoch}:2/1")
+
+    (answer,) = responses(await talk(daemon.port, [request], shut=True))
+
+    assert answer.status == 400
+    assert "ahead of the topic" in answer.json["error"]
+
+
+async def test_id_resumes_a_websocket_as_well(daemon: Daemon) -> None:
+    """One position for all transports, patterns included."""
+    for topic in ("a", "p.1"):
+        await daemon.publish(topic, 1)
+    query = "topic=a&pattern=p.*"
+    async with await open_stream(daemon.port, EVENTS, query) as stream:
+        last_id = (await stream.items(5))[-1].id
+    for topic in ("a", "p.1", "p.2"):
+        await daemon.publish(topic, 2)
+
+    url = f"{daemon.url}/subscribe?{query}&control=1&last_event_id={quote(str(last_id))}"
+    async with daemon.http.ws_connect(url) as socket:
+        frames = [json.loads((await socket.receive()).data) for _ in range(7)]
+
+    assert sorted((f["topic"], f["offset"]) for f in frames if "id" in f) == [
+        ("a", 2),
+        ("p.1", 2),
+        ("p.2", 1),
+    ]
+    assert all(f["recovered"] for f in frames if f.get("type") == "subscribed")
+
+
+# --- polls ---------------------------------------------------------------------------------------
+
+
+async def test_poll_of_several_topics_has_them_in_the_order_of_time(daemon: Daemon) -> None:
+    """With a position for each, and one word that says them all."""
+    for number in range(3):
+        for topic in ("a", "p.1"):
+            await daemon.publish(topic, number)
+
+    answer = await poll(daemon, "topic=a&topic=b&pattern=p.*&last=2")
+
+    found = [(each["topic"], each["offset"]) for each in answer["messages"]]
+    assert found == [("a", 2), ("p.1", 2), ("a", 3), ("p.1", 3)]
+    assert {name: at["offset"] for name, at in answer["positions"].items()} == {
+        "a": 3,
+        "b": 0,
+        "p.1": 3,
+    }
+    assert (answer["recovered"], answer["gaps"]) == (False, [])
+
+
+async def test_polls_one_after_the_other_miss_nothing_in_any_topic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While publishers push on, topics begin, and answers hold only a part."""
+    monkeypatch.setattr("clevrd.handlers.poll_many.POLL_MAX_MESSAGES", 7)
+    topics = ("a", "b", "p.1", "p.2")
+    async with running(catch_up_messages=0) as daemon:
+
+        async def push() -> None:
+            for number in range(60):
+                for topic in topics[: 2 + number // 20]:
+                    await daemon.publish(topic, number)
+
+        query, had = "topic=a&topic=b&pattern=p.*", []
+        answer = await poll(daemon, f"{query}&timeout=0")
+        pushing = asyncio.create_task(push())
+        while not pushing.done() or answer["messages"]:
+            had += [(each["topic"], each["offset"]) for each in answer["messages"]]
+            assert answer["gaps"] == []
+            assert len(answer["messages"]) <= 7
+            last_id = quote(answer["last_event_id"])
+            timeout = 0 if pushing.done() else 2
+            answer = await poll(daemon, f"{query}&last_event_id={last_id}&timeout={timeout}")
+        figures = await daemon.get_json("/metrics")
+
+    counts = {"a": 60, "b": 60, "p.1": 40, "p.2": 20}
+    for topic, count in counts.items():
+        assert [offset for name, offset in had if name == topic] == list(range(1, count + 1))
+    assert_conserved(figures)
+    assert figures["messages"]["delivered"] == sum(counts.values())
+
+
+async def test_poll_waits_for_any_of_its_topics_and_for_one_that_begins(daemon: Daemon) -> None:
+    """It is a subscriber of each until it is answered, by the first of them."""
+    await daemon.publish("p.1", 1)
+    for topic in ("b", "p.1", "p.new"):
+        waiter = asyncio.create_task(poll(daemon, "topic=a&topic=b&pattern=p.*&last=0"))
+        await until(lambda: daemon.hub.subscribers >= 3)
+
+        await daemon.publish(topic, 1)
+        answer = await waiter
+
+        assert [each["topic"] for each in answer["messages"]] == [topic]
+        assert len(daemon.server._polls) == daemon.hub.subscribers == len(daemon.hub.watches) == 0
+
+
+async def test_poll_has_all_of_one_turn_in_the_order_of_time(daemon: Daemon) -> None:
+    """What is published together to several topics is one answer."""
+    waiter = asyncio.create_task(poll(daemon, "topic=a&topic=b&last=0"))
+    await until(lambda: daemon.hub.subscribers == 2)
+
+    body = b"".join(b'{"topic":"%c","data":1}\n' % topic for topic in b"abbaab")
+    async with daemon.http.post(f"{daemon.url}/publish/batch", data=body) as response:
+        assert response.status == 200
+    answer = await waiter
+
+    assert "".join(each["topic"] for each in answer["messages"]) == "abbaab"
+
+
+async def test_poll_tells_gaps_at_once(daemon: Daemon) -> None:
+    """Of each topic, with where to go on; of one that comes back while it waits, too."""
+    async with asyncio.timeout(10):
+        lost = await poll(daemon, "topic=a&topic=b&last_event_id=old:4/0,old:2/1&timeout=60")
+        known = quote("old:4@p.1,*")
+        waiter = asyncio.create_task(poll(daemon, f"pattern=p.*&last_event_id={known}&timeout=60"))
+        await until(lambda: len(daemon.hub.watches) == 1)
+        daemon.hub.topic(TENANT, "p.1")
+        back = await waiter
+
+    assert [(gap["topic"], gap["reason"]) for gap in lost["gaps"]] == [
+        ("a", "epoch"),
+        ("b", "epoch"),
+    ]
+    assert lost["messages"] == []
+    assert [(gap["topic"], gap["reason"]) for gap in back["gaps"]] == [("p.1", "epoch")]
+
+
+@pytest.mark.parametrize("seconds", ["0", "0.05"])
+async def test_poll_that_ends_without_a_message_keeps_its_place(
+    daemon: Daemon, seconds: str
+) -> None:
+    """Also of topics that are not there now."""
+    epoch = (await daemon.publish("a", 1))["epoch"]
+    last_id = f"{epoch}:1/0,old:4@p.1,*"
+
+    answer = await poll(
+        daemon, f"topic=a&pattern=p.*&last_event_id={quote(last_id)}&timeout={seconds}"
+    )
+
+    assert (answer["messages"], answer["gaps"]) == ([], [])
+    assert set(answer["last_event_id"].split(",")) == set(last_id.split(","))
+    assert daemon.hub.subscribers == 0
+
+
+async def test_poll_that_matches_too_much_is_refused() -> None:
+    """In words, and it is no subscriber any more."""
+    async with running(max_topics_per_connection=3) as daemon:
+        for number in range(5):
+            await daemon.publish(f"p.{number}", 1)
+        answer = await poll(daemon, "pattern=p.*&last=0")
+        await until(lambda: len(daemon.hub.watches) == 0)
+
+    assert answer["code"] == "invalid_request"
+    assert "CLEVRD_MAX_TOPICS_PER_CONNECTION" in answer["error"]
+    assert daemon.hub.subscribers == 0
+
+
+async def test_poller_that_goes_and_a_stop_leave_nothing_behind() -> None:
+    """Nobody is waited for who won't read the answer; who waits at a stop is answered."""
+    query = "topic=a&topic=b&pattern=p.*&timeout=60"
+    async with running(shutdown_timeout_s=20.0) as daemon:
+        _, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+        writer.write(get(f"/subscribe?poll=1&{query}"))
+        await until(lambda: daemon.hub.subscribers == 2)
+        reset_by_peer(writer)
+        await until(lambda: len(daemon.server._polls) == 0)
+        assert (daemon.hub.subscribers, len(daemon.hub.watches)) == (0, 0)
+        staying = asyncio.create_task(poll(daemon, query))
+        await until(lambda: daemon.hub.subscribers == 2)
+        await daemon.server.stop()
+        answer = await staying
+
+    assert answer["messages"] == []
+    assert set(answer["positions"]) == {"a", "b"}
