@@ -69,6 +69,10 @@ class RequestTimeout(ClevrdError):
     code = "request_timeout"
     retryable = True
 
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"The request did not arrive within {limit_s:g} s.")
+        self.limit_s = limit_s
+
 
 class MessageTooLarge(ClevrdError):
     """The body is over the limit."""

@@ -32,6 +32,11 @@ TOO_MUCH_INPUT: Final = (
     "Too much is arriving at once from all clients together; send it again in a moment."
 )
 
+# How long what a client still sends is ignored after an answer that ends its connection, so that it
+# can read that answer: closing a socket with unread bytes makes the kernel send a reset, which may
+# overtake it.
+LINGER_S: Final = 2.0
+
 # A subscribe to 50 topics with a position each has 150; more than this is a mistake or an attack.
 MAX_QUERY_FIELDS: Final = 256
 
@@ -93,6 +98,10 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     content_type: str = JSON
     headers: tuple[tuple[str, str], ...] = ()
+
+    def fields(self) -> list[tuple[str, str]]:
+        """Return the header fields in the order in which both ways send them, before the rest."""
+        return [("Content-Type", self.content_type), *self.headers, ("Server", "clevrd")]
 
 
 class Attach(Protocol):

@@ -19,6 +19,7 @@ from clevrd.config import Config
 from clevrd.errors import ClevrdError, RequestTimeout, Unavailable
 from clevrd.exchange import (
     HOST,
+    LINGER_S,
     TOO_MUCH_INPUT,
     Answer,
     Endpoint,
@@ -52,10 +53,8 @@ SWEEP_S: Final = 1.0
 # request must neither be lost nor hold up the stop.
 LAST_REQUEST_S: Final = 1.0
 
-# How long what a client still sends is ignored after a last word, so that it can read that word:
-# closing a socket with unread bytes makes the kernel send a reset, which may overtake it.
-LINGER_S: Final = 2.0
-# Connections that linger at once; more are closed right away. Half of the descriptors kept back.
+# Connections that linger at once, each for LINGER_S; more are closed right away. Half of the
+# descriptors kept back.
 MAX_LINGERING: Final = 32
 
 # Connections over the limit that may ask for the daemon's health and nothing else: a full daemon is
@@ -621,8 +620,7 @@ class RawConnection(asyncio.Protocol):
         elif self._is_probe:
             self.refuse_entry()
         elif self._buffer:
-            timeout_s = self._door.request_timeout_s
-            self._end_with(RequestTimeout(f"The request did not arrive within {timeout_s:g} s."))
+            self._end_with(RequestTimeout(self._door.request_timeout_s))
         else:
             self._is_closing = True
             self.transport.close()

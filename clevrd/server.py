@@ -24,7 +24,7 @@ import uvloop
 from aiohttp import http_parser
 
 from clevrd import __version__
-from clevrd.aiohttp_front import AiohttpFront
+from clevrd.aiohttp_front.front import AiohttpFront
 from clevrd.config import Config, parse_address
 from clevrd.connections.websocket import RESTARTING, WebSockets
 from clevrd.errors import CannotStart
@@ -119,7 +119,7 @@ class Server:
             }
         )
         self._front = AiohttpFront(router, self.hub.counters, self.hub.input_budget, config)
-        self._http = self._front.make_server(config.keepalive_timeout_s)
+        self._http = self._front.server
         grammar = PlainGrammar(
             publish,
             {"/publish": publish_socket, "/subscribe": subscribe, "/ws": multiplex},
@@ -129,7 +129,7 @@ class Server:
             grammar=grammar if config.raw_paths else None,
             probes={"/health": health, "/health/live": live, "/health/ready": ready},
             make_aiohttp_protocol=self._http,
-            count_handed_over=lambda: self._front.open_connections + len(self.connections),
+            count_handed_over=lambda: self._http.open_connections + len(self.connections),
             counters=self.hub.counters,
             tasks=self.hub.tasks,
             budget=self.hub.input_budget,

@@ -1,0 +1,6 @@
+"""The aiohttp side of the door: what the raw path does not recognise is answered through here.
+
+What aiohttp lacks stands in one module for each question: a client that is slow with its head or
+with reading, shuts its side down, or is to hear a last word: `connection`. A body that is slow, cut
+short or too large: `body`. An upgrade, or a stream: `takeover`. What a request is: `front`.
+"""

@@ -1,0 +1,87 @@
+"""The body of a request that came through aiohttp: whole, in time and within its limits.
+
+How much a body may hold is its endpoint's to say; the slow head before it is `connection`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from aiohttp import HttpVersion11, StreamReader, web
+
+from clevrd.aiohttp_front.connection import FrontConnection
+from clevrd.errors import InvalidRequest, MessageTooLarge, RequestTimeout, Unavailable
+from clevrd.exchange import TOO_MUCH_INPUT
+from clevrd.input_budget import InputBudget
+
+# Bytes that a body may cost on the wire beyond twice its limit: chunks of one byte are six times
+# their size, and half a second of parsing per MiB.
+CHUNKING_SLACK_BYTES: Final = 65_536
+
+
+class BodyReader:
+    """Reads bodies, all of them within one budget and each within its time."""
+
+    def __init__(self, budget: InputBudget, timeout_s: float) -> None:
+        self._budget = budget
+        self._timeout_s = timeout_s
+
+    async def read(
+        self, http_request: web.BaseRequest, connection: FrontConnection, max_bytes: int
+    ) -> bytes:
+        """Return the whole body, of ``max_bytes`` at most.
+
+        Raises:
+            MessageTooLarge: as soon as it is known, with the rest unread.
+            RequestTimeout: it did not arrive in time.
+            InvalidRequest: its framing is broken, or the client has shut its side down before the
+                end of it.
+            Unavailable: too much is arriving from all clients together.
+        """
+        content = http_request.content
+        if content.is_eof():
+            # Arrived with the head, as small ones do: nothing to wait for.
+            body = content.read_nowait()
+            _check_size(len(body), max_bytes)
+            return body
+        if _expects_continue(http_request):
+            connection.open_transport().write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._collect(content, connection, max_bytes)
+        except TimeoutError as error:
+            raise RequestTimeout(self._timeout_s) from error
+        except web.RequestPayloadError as error:
+            raise InvalidRequest("The body is cut short; send all of it.") from error
+        except OSError as error:
+            raise ConnectionResetError("the client has gone") from error
+
+    async def _collect(
+        self, content: StreamReader, connection: FrontConnection, max_bytes: int
+    ) -> bytes:
+        collected = bytearray()
+        most_bytes = connection.received_bytes + 2 * max_bytes + CHUNKING_SLACK_BYTES
+        try:
+            async for chunk in content.iter_any():
+                fits = self._budget.change(len(collected), len(collected) + len(chunk))
+                collected += chunk
+                _check_size(len(collected), max_bytes)
+                if connection.received_bytes > most_bytes:
+                    raise MessageTooLarge(max_bytes)
+                if not fits:
+                    raise Unavailable(TOO_MUCH_INPUT)
+            return bytes(collected)
+        finally:
+            self._budget.change(len(collected), 0)
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise MessageTooLarge(max_bytes)
+
+
+def _expects_continue(http_request: web.BaseRequest) -> bool:
+    # RFC 9110 §10.1.1: never answered in HTTP/1.0.
+    expects = http_request.headers.get("Expect", "").lower() == "100-continue"
+    return expects and http_request.version == HttpVersion11

@@ -1,0 +1,313 @@
+"""aiohttp's connection with what it lacks: ends to slow heads and stalls, half-closes, last words.
+
+In this order below. Bodies are `body`'s, and what a request is answered is `front`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from clevrd.config import Config
+from clevrd.errors import ClevrdError, HeaderTooLarge, InvalidRequest, RequestTimeout
+from clevrd.exchange import LINGER_S, Answer, Request, ResponseRenderer
+
+# The request line, and each header field, in bytes.
+MAX_LINE_BYTES: Final = 8_190
+
+# Turns of the loop within which aiohttp begins to handle a request that has arrived; it takes 3.
+TURNS_TO_BEGIN: Final = 8
+
+
+class FrontConnection(RequestHandler):
+    """One connection of aiohttp's, until it is closed or taken over.
+
+    Only public methods of asyncio's Protocol and of aiohttp's handler are overridden.
+    """
+
+    __slots__ = (
+        "_awaited",
+        "_current",
+        "_gone",
+        "_handled",
+        "_is_ending",
+        "_limit",
+        "_server",
+        "_stall",
+        "has_eof",
+        "received_bytes",
+    )
+
+    def __init__(self, server: FrontServer, **options: Any) -> None:
+        super().__init__(server, loop=server.loop, **options)
+        self._server = server
+        # The request being handled.
+        self._current: web.BaseRequest | None = None
+        # What it waits for, where that is of no use to anybody else.
+        self._awaited: asyncio.Future[Answer] | None = None
+        self.received_bytes = 0
+        # How many requests were begun.
+        self._handled = 0
+        # What ends the connection unless the request under way arrives, or the client leaves.
+        self._limit: asyncio.TimerHandle | None = None
+        # What ends it unless the client takes what was written.
+        self._stall: asyncio.TimerHandle | None = None
+        # The client sends nothing more, and may still read.
+        self.has_eof = False
+        # The last word has been said: what still comes is ignored.
+        self._is_ending = False
+        self._gone: asyncio.Future[None] | None = None
+
+    # --- from the first byte to the last ---------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Have `pause_writing` called as soon as anything is left unsent."""
+        super().connection_made(transport)
+        # After it, since what the raw path left unsent calls `pause_writing` at once.
+        cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)
+
+    def data_received(self, data: bytes) -> None:
+        """Start the clock of a request with its first bytes."""
+        if self._is_ending:
+            return
+        self.received_bytes += len(data)
+        if self._current is None and self._limit is None and data.strip(b"\r\n"):
+            self._limit = self._server.loop.call_later(
+                self._server.request_timeout_s, self._expire_head
+            )
+        super().data_received(data)
+
+    def begin(self, http_request: web.BaseRequest) -> None:
+        """Note that a request's head has arrived and is being handled."""
+        self._cancel_limit()
+        self._current = http_request
+        self._handled += 1
+        if self.has_eof:
+            _cut_short(http_request)
+
+    async def unless_gone(self, reply: asyncio.Future[Answer]) -> Answer:
+        """Return the reply to the request, or end the request when its client goes first."""
+        self._awaited = reply
+        try:
+            return await reply
+        except asyncio.CancelledError:
+            if self.transport is not None:
+                raise
+            raise ConnectionResetError("the client has gone") from None
+        finally:
+            self._awaited = None
+
+    def open_transport(self) -> asyncio.Transport:
+        """Return the transport, or end the request as aiohttp does when the client has gone."""
+        if self.transport is None or self.transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        return self.transport
+
+    def end(self) -> None:
+        """Note that the request has been answered."""
+        self._current = None
+        if self.has_eof:
+            self._close_when_idle(self._handled, TURNS_TO_BEGIN)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Stop the clocks; also when the connection is handed on."""
+        super().connection_lost(exc)
+        if self._awaited is not None:
+            self._awaited.cancel()
+        self._cancel_limit()
+        if self._stall is not None:
+            self._stall.cancel()
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+
+    # --- slow heads ------------------------------------------------------------------------------
+
+    def _expire_head(self) -> None:
+        """Refuse a request whose head is not whole, which aiohttp knows nothing of yet."""
+        self._limit = None
+        if self.transport is None or self.transport.is_closing():
+            return
+        error = RequestTimeout(self._server.request_timeout_s)
+        self.transport.write(self._server.last_word(error))
+        self.close()
+        self.linger()
+
+    def _cancel_limit(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+
+    # --- stalls ----------------------------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        """Give the client time to read what it was answered, and no more."""
+        super().pause_writing()
+        if self.transport is not None:
+            self._watch_stall(self.transport, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """The client has read it all."""
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.cancel()
+
+    def _watch_stall(self, transport: asyncio.Transport, unsent_bytes: int) -> None:
+        self._stall = self._server.loop.call_later(
+            self._server.keepalive_timeout_s, self._check_stall, transport, unsent_bytes
+        )
+
+    def _check_stall(self, transport: asyncio.Transport, unsent_bytes: int) -> None:
+        left_bytes = transport.get_write_buffer_size()
+        # Half of it each time, so that a byte now and then does not hold the connection for ever.
+        if 2 * left_bytes > unsent_bytes:
+            transport.abort()
+        else:
+            self._watch_stall(transport, left_bytes)
+
+    # --- half-closes -----------------------------------------------------------------------------
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp never keeps it open
+        """Answer what was asked before closing: a client may shut its side down after a request.
+
+        What has arrived is handled, one request after the other; a body that is not whole will
+        never be (`begin`, `end`); a connection that is taken over is closed behind its head.
+        """
+        if self._is_ending:
+            return False
+        self.has_eof = True
+        if self._current is None:
+            self._close_when_idle(self._handled, TURNS_TO_BEGIN)
+        else:
+            _cut_short(self._current)
+        return True
+
+    def _close_when_idle(self, handled: int, turns: int) -> None:
+        """Close unless aiohttp takes up a request that has arrived within so many turns."""
+        if self._handled > handled or self._is_ending:
+            return
+        if turns == 0:
+            self.force_close()
+            return
+        self._server.loop.call_soon(self._close_when_idle, handled, turns - 1)
+
+    # --- last words ------------------------------------------------------------------------------
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is no HTTP as any other refusal; it may hold secrets, so it is not logged."""
+        self._cancel_limit()
+        if isinstance(exc, ConnectionError):
+            raise ConnectionResetError("the client has gone") from exc
+        error: ClevrdError = InvalidRequest(
+            "That is not HTTP/1.1 as this server takes it (RFC 9112)."
+        )
+        if isinstance(exc, LineTooLong):
+            error = HeaderTooLarge(f"A line of the head is over {MAX_LINE_BYTES} bytes.")
+        return LastWord(self, self._server.refuse(error, None))
+
+    def linger(self) -> asyncio.Future[None]:
+        """Send nothing more, ignore what comes, and close when the client has, or after LINGER_S.
+
+        Returns:
+            what is done when the connection is gone.
+        """
+        loop = self._server.loop
+        self._gone = loop.create_future()
+        self._is_ending = True
+        self._cancel_limit()
+        if self.transport is None or self.transport.is_closing():
+            self._gone.set_result(None)
+            return self._gone
+        self.transport.write_eof()
+        self.transport.resume_reading()
+        self._limit = loop.call_later(LINGER_S, self.force_close)
+        return self._gone
+
+
+class LastWord(web.Response):
+    """An answer that ends the connection, once the client can have read it."""
+
+    def __init__(self, connection: FrontConnection, answer: Answer) -> None:
+        super().__init__(status=answer.status, body=answer.body, headers=answer.fields())
+        self._connection = connection
+        self.force_close()
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        await super().write_eof(data)
+        await self._connection.linger()
+
+
+def _cut_short(http_request: web.BaseRequest) -> None:
+    """Tell who reads the body that no more of it will come."""
+    if not http_request.content.is_eof():
+        http_request.content.set_exception(web.RequestPayloadError("cut short"))
+
+
+class FrontServer(web.Server):
+    """aiohttp's low-level server: makes our connections, counts them, and ends them."""
+
+    def __init__(
+        self,
+        handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        refuse: Callable[[Exception, Request | None], Answer],
+        config: Config,
+    ) -> None:
+        super().__init__(handle)
+        self.loop = asyncio.get_running_loop()
+        # Makes and counts the answer to a request that raised.
+        self.refuse = refuse
+        self.request_timeout_s = config.request_timeout_s
+        self.keepalive_timeout_s = config.keepalive_timeout_s
+        self._renderer = ResponseRenderer()
+        # Of the connections that are aiohttp's now.
+        self._transports: dict[RequestHandler, asyncio.Transport] = {}
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections there are."""
+        return len(self._transports)
+
+    def __call__(self) -> RequestHandler:
+        """Return the protocol of one connection."""
+        return FrontConnection(
+            self,
+            # aiohttp's access log prints query strings; ours never sees a request's text.
+            access_log=None,
+            keepalive_timeout=self.keepalive_timeout_s,
+            # Every refusal lingers by itself (`LastWord`).
+            lingering_time=0,
+            # 415 instead of inflating what a stranger compressed (handlers/publish.py).
+            auto_decompress=False,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+        )
+
+    def last_word(self, error: ClevrdError) -> bytes:
+        """Return the answer to ``error`` as bytes, for when aiohttp has no request to answer."""
+        return self._renderer.render(self.refuse(error, None), must_close=True)
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """One more."""
+        self._transports[handler] = transport
+        super().connection_made(handler, transport)
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        """One less; also when a connection is handed on."""
+        self._transports.pop(handler, None)
+        super().connection_lost(handler, exc)
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # aiohttp's
+        """End all connections; those that don't take their last answer without it."""
+        await super().shutdown(timeout)
+        for transport in self._transports.values():
+            transport.abort()

@@ -1,0 +1,158 @@
+"""aiohttp's requests as Request values, Answers as its responses.
+
+Every HTTP feature that is not worth a fast path is aiohttp's: odd but legal requests, chunked
+bodies, keep-alive, error pages for what is no HTTP. What a request means is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, cast
+
+from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
+
+from clevrd.aiohttp_front.body import BodyReader
+from clevrd.aiohttp_front.connection import FrontConnection, FrontServer, LastWord
+from clevrd.aiohttp_front.takeover import check_upgrade, take_over
+from clevrd.config import Config
+from clevrd.errors import InvalidRequest
+from clevrd.exchange import (
+    HOST,
+    Answer,
+    Reply,
+    Request,
+    Router,
+    Takeover,
+    Upgrade,
+    refusal_answer,
+)
+from clevrd.input_budget import InputBudget
+from clevrd.metrics import Counters
+
+# Field lines that mean something else, or an attack, when they come twice (RFC 9110 §5.3).
+_SINGLE: Final = frozenset(
+    {
+        "authorization",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "host",
+        "idempotency-key",
+        "last-event-id",
+        "origin",
+        "sec-websocket-key",
+        "sec-websocket-version",
+        "transfer-encoding",
+        "x-tenant-id",
+    }
+)
+
+
+class AiohttpFront:
+    """Answers aiohttp's requests through a Router; `server` makes and ends the connections."""
+
+    def __init__(
+        self, router: Router, counters: Counters, budget: InputBudget, config: Config
+    ) -> None:
+        self._router = router
+        self._count_refusal = counters.count_refusal
+        self._bodies = BodyReader(budget, config.request_timeout_s)
+        self.server = FrontServer(self.handle, self.refusal, config)
+        # Requests whose answers are due.
+        self.in_flight = 0
+
+    async def handle(self, http_request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; every refusal is counted, none raises."""
+        connection = cast(FrontConnection, http_request.protocol)
+        self.in_flight += 1
+        connection.begin(http_request)
+        try:
+            return await self._handle(http_request, connection)
+        finally:
+            connection.end()
+            self.in_flight -= 1
+
+    def refusal(self, error: Exception, request: Request | None) -> Answer:
+        """Return the answer to a request that raised ``error``, and count it."""
+        return refusal_answer(error, request, self._count_refusal)
+
+    async def _handle(
+        self, http_request: web.BaseRequest, connection: FrontConnection
+    ) -> web.StreamResponse:
+        request: Request | None = None
+        try:
+            request = to_request(http_request)
+            reply = await self._reply(request, http_request, connection)
+        except ConnectionError:
+            raise
+        except Exception as error:
+            answer = self.refusal(error, request)
+            # Without a request its framing is in doubt; with a body there is more to come, which
+            # is not worth waiting for.
+            if request is None or http_request.can_read_body:
+                return LastWord(connection, answer)
+            return to_response(answer)
+        if isinstance(reply, Takeover):
+            return take_over(connection, reply)
+        return to_response(reply)
+
+    async def _reply(
+        self, request: Request, http_request: web.BaseRequest, connection: FrontConnection
+    ) -> Reply:
+        endpoint = self._router.find(request)
+        endpoint.admit(request)
+        body = b""
+        if endpoint.max_body_bytes:
+            body = await self._bodies.read(http_request, connection, endpoint.max_body_bytes)
+        elif http_request.body_exists:
+            raise InvalidRequest(f"{request.method} {request.path} takes no body; send none.")
+        reply = endpoint.answer(request, body)
+        if isinstance(reply, Upgrade):
+            check_upgrade(http_request)
+        if isinstance(reply, Answer | Takeover):
+            return reply
+        if isinstance(reply, asyncio.Future):
+            return await connection.unless_gone(reply)
+        return await reply
+
+
+def to_request(http_request: web.BaseRequest) -> Request:
+    """Return aiohttp's request as ours.
+
+    Raises:
+        InvalidRequest: a field that may stand once stands twice, the target is not a path, the
+            host is not one, or the framing is not plainly HTTP/1.1's or HTTP/1.0's.
+    """
+    headers: dict[str, str] = {}
+    for name, value in http_request.headers.items():
+        key = name.lower()
+        if key not in headers:
+            headers[key] = value
+        elif key in _SINGLE:
+            raise InvalidRequest(f"The header {key} is sent twice; send it once.")
+        else:
+            headers[key] = f"{headers[key]}, {value}"
+    target = http_request.raw_path
+    if not target.startswith("/"):
+        raise InvalidRequest("The request target must be a path.")
+    host = headers.get("host")
+    if host and not HOST.fullmatch(host):
+        raise InvalidRequest("The Host header is not a host; send a name or an address.")
+    _check_framing(http_request.version, headers)
+    is_http_1_0 = http_request.version == HttpVersion10
+    return Request(http_request.method, target, headers, is_http_1_0=is_http_1_0)
+
+
+def _check_framing(version: HttpVersion, headers: dict[str, str]) -> None:
+    """Refuse what two readers of HTTP could take differently, and aiohttp lets pass."""
+    if version not in (HttpVersion10, HttpVersion11):
+        raise InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+    coding = headers.get("transfer-encoding")
+    # RFC 9112 §6.1: in HTTP/1.0 it is faulty framing.
+    if coding is not None and (version == HttpVersion10 or coding.lower() != "chunked"):
+        raise InvalidRequest("The only Transfer-Encoding taken is chunked, in HTTP/1.1.")
+
+
+def to_response(answer: Answer) -> web.Response:
+    """Return ``answer`` as aiohttp's response."""
+    return web.Response(status=answer.status, body=answer.body, headers=answer.fields())
