@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, cast
 
 from clevrd.config import Config
-from clevrd.errors import ClevrdError, RequestTimeout, Unavailable
+from clevrd.errors import ClevrdError, RequestTimeout, RetryLater, Unavailable
 from clevrd.exchange import (
     HOST,
     LINGER_S,
@@ -57,14 +57,16 @@ LAST_REQUEST_S: Final = 1.0
 # descriptors kept back.
 MAX_LINGERING: Final = 32
 
-# Connections over the limit that may ask for the daemon's health and nothing else: a full daemon is
-# not one to be killed by its liveness probe. A quarter of the descriptors kept back; when there are
-# more, the one that has said nothing for the longest goes.
+# Connections over the limit that may ask one thing: the daemon's health, since a full daemon is not
+# one to be killed by its liveness probe, or events, since an EventSource gives up for good after a
+# 503. A quarter of the descriptors kept back; when there are more, the one that has waited longest
+# goes.
 MAX_PROBES: Final = 16
 # A probe sends its request with its connection.
 PROBE_S: Final = 2.0
-_PROBE_LINE: Final = re.compile(r"GET (/[!-~]*) HTTP/1\.[01]", re.ASCII)
-_PROBE_BEGINNING: Final = b"GET /health"
+_PROBE_LINE: Final = re.compile(r"GET (/[!-~]*) HTTP/1\.([01])", re.ASCII)
+_PROBE_BEGINNINGS: Final = (b"GET /health", b"GET /subscribe")
+_EVENTS_PATH: Final = "/subscribe"
 
 # How each plain request begins, and what none holds: a line end that is not CR LF, or a NUL.
 _BEGINNINGS: Final = (b"POST /publish", b"GET /subscribe", b"GET /publish", b"GET /ws")
@@ -132,8 +134,12 @@ def _read_lines(lines: list[bytes]) -> dict[str, str] | None:
 
 def can_become_plain(part: bytes) -> bool:
     """Return whether ``part``, in which no head ends yet, may be the beginning of a plain one."""
-    begins = part.startswith(_BEGINNINGS) or any(each.startswith(part) for each in _BEGINNINGS)
-    return begins and _NEVER_PLAIN.search(part) is None
+    return _begins(part, _BEGINNINGS) and _NEVER_PLAIN.search(part) is None
+
+
+def _begins(part: bytes, beginnings: tuple[bytes, ...]) -> bool:
+    """Return whether ``part`` begins as one of ``beginnings`` does, as far as it goes."""
+    return part.startswith(beginnings) or any(each.startswith(part) for each in beginnings)
 
 
 def read_probe(head: bytes) -> Request | None:
@@ -143,7 +149,11 @@ def read_probe(head: bytes) -> Request | None:
     fields = _read_lines(lines)
     if match is None or fields is None or "content-length" in fields or "upgrade" in fields:
         return None
-    return Request("GET", match[1], fields)
+    return Request("GET", match[1], fields, is_http_1_0=match[2] == "0")
+
+
+def _no_room() -> Unavailable:
+    return Unavailable("The daemon has as many connections as it may have; retry later.")
 
 
 class PlainGrammar:
@@ -215,6 +225,7 @@ class Door:
         *,
         grammar: PlainGrammar | None,
         probes: Mapping[str, Endpoint],
+        refuse_events: Callable[[Request, RetryLater], Answer | None],
         make_aiohttp_protocol: Callable[[], asyncio.Protocol],
         count_handed_over: Callable[[], int],
         counters: Counters,
@@ -238,6 +249,8 @@ class Door:
         self.lingering: set[RawConnection] = set()
         # Path -> what answers it also over the limit of connections.
         self.probes = probes
+        # How who asks for events hears that there is no room; None for who does not.
+        self.refuse_events = refuse_events
         # Connections over the limit that have not said yet what they want; at most MAX_PROBES, and
         # the one that has waited longest first.
         self.probing: dict[RawConnection, None] = {}
@@ -324,7 +337,7 @@ class RawConnection(asyncio.Protocol):
         self._is_partial = False
         # The daemon is draining: close once nothing is under way.
         self._is_last = False
-        # It came over the limit and may ask for the daemon's health.
+        # It came over the limit and may ask one thing.
         self._is_probe = False
         # What the budget of all connections was told that the buffer holds.
         self._held_bytes = 0
@@ -503,10 +516,10 @@ class RawConnection(asyncio.Protocol):
         door.probing[self] = None
 
     def _serve_probe(self, data: bytes) -> None:
-        """Answer a question for the daemon's health, and refuse everything else."""
+        """Answer what may be asked over the limit, and refuse everything else."""
         self._buffer += data
         part = bytes(self._buffer)
-        if not (part.startswith(_PROBE_BEGINNING) or _PROBE_BEGINNING.startswith(part)):
+        if not _begins(part, _PROBE_BEGINNINGS):
             self.refuse_entry()
             return
         head, end, _ = part.partition(b"\r\n\r\n")
@@ -515,24 +528,36 @@ class RawConnection(asyncio.Protocol):
                 self.refuse_entry()
             return
         request = read_probe(head)
-        endpoint = self._door.probes.get(request.path) if request is not None else None
-        if request is None or endpoint is None:
+        answer = self._probe_answer(request) if request is not None else None
+        if answer is None:
             self.refuse_entry()
-            return
-        self._say_last(self._probe_answer(endpoint, request))
+        else:
+            self._say_last(answer)
 
-    def _probe_answer(self, endpoint: Endpoint, request: Request) -> Answer:
+    def _probe_answer(self, request: Request) -> Answer | None:
+        """Return the answer to what may be asked over the limit, None to anything else."""
+        door = self._door
         try:
+            if request.path == _EVENTS_PATH:
+                return self._events_answer(request)
+            endpoint = door.probes.get(request.path)
+            if endpoint is None:
+                return None
             endpoint.admit(request)
             return cast(Answer, endpoint.answer(request, b""))
         except Exception as error:
-            return self._door.refusal(error, request)
+            return door.refusal(error, request)
+
+    def _events_answer(self, request: Request) -> Answer | None:
+        error = _no_room()
+        answer = self._door.refuse_events(request, error)
+        if answer is not None:
+            self._door.counters.count_refusal(error.code)
+        return answer
 
     def refuse_entry(self) -> None:
         """Say that there is no room."""
-        self._end_with(
-            Unavailable("The daemon has as many connections as it may have; retry later.")
-        )
+        self._end_with(_no_room())
 
     # --- waiting, upgrading, handing over --------------------------------------------------------
 

@@ -27,7 +27,8 @@ from clevrd import __version__
 from clevrd.aiohttp_front.front import AiohttpFront
 from clevrd.config import Config, parse_address
 from clevrd.connections.websocket import RESTARTING, WebSockets
-from clevrd.errors import CannotStart
+from clevrd.errors import CannotStart, RetryLater
+from clevrd.exchange import Answer, Request
 from clevrd.handlers.assets import AssetEndpoint
 from clevrd.handlers.health import HealthEndpoint, ProbeEndpoint
 from clevrd.handlers.metrics import MetricsEndpoint
@@ -39,6 +40,7 @@ from clevrd.handlers.publish_batch import BatchEndpoint
 from clevrd.handlers.publish_socket import PublishSocketEndpoint
 from clevrd.handlers.router import PathRouter
 from clevrd.handlers.subscribe import SubscribeEndpoint
+from clevrd.handlers.transports import events_refusal, is_events, stream_form
 from clevrd.hub import Hub, Stats
 from clevrd.listeners import Listeners
 from clevrd.raw_http import Door, PlainGrammar
@@ -128,6 +130,7 @@ class Server:
         self.door = Door(
             grammar=grammar if config.raw_paths else None,
             probes={"/health": health, "/health/live": live, "/health/ready": ready},
+            refuse_events=_refuse_events,
             make_aiohttp_protocol=self._http,
             count_handed_over=lambda: self._http.open_connections + len(self.connections),
             counters=self.hub.counters,
@@ -299,6 +302,11 @@ class Server:
                 log.warning("requests cut at shutdown count=%d", count)
                 return
             await asyncio.sleep(_POLL_S)
+
+
+def _refuse_events(request: Request, error: RetryLater) -> Answer | None:
+    """Return ``error`` as an EventSource reads it, None if ``request`` is not from one."""
+    return events_refusal(error) if is_events(stream_form(request)) else None
 
 
 def _in_daemon_thread(

@@ -17,6 +17,7 @@ from clients import SMALL_BUFFERS, small_socket
 from daemons import Daemon, running, until
 from http_corpus import CHUNKED, hostile
 from http_wire import Response, Steady, ask, chunked, get, post, read_response, responses, talk
+from streams import EVENTS, LINES, open_stream
 
 from clevrd.raw_http import MAX_LINGERING, MAX_PROBES
 
@@ -443,6 +444,18 @@ async def test_full_daemon_still_says_how_it_is(raw_paths: bool, path: str) -> N
         get("/health", "Content-Length: 2") + b"{}",
         get("/health", "Upgrade: websocket"),
         get("/health", "Transfer-Encoding: chunked"),
+        get("/subscribe?topic=t"),
+        get("/subscribe?topic=t", f"Accept: {LINES}"),
+        get("/subscribe?topic=t", f"Accept: {EVENTS};q=0.5, {LINES}"),
+        get("/subscribe?topic=t", f"Accept: {EVENTS}", "Upgrade: websocket"),
+        get("/subscribe?topic=t", f"Accept: {EVENTS}", "Content-Length: 2") + b"{}",
+        get("/subscribe?topic=t", f"Accept: {EVENTS}", "Transfer-Encoding: chunked"),
+        get("/subscribe?topic=t", f"Accept: {EVENTS}", f"Accept: {EVENTS}"),
+        get("/subscribe?topic=t", f"Accept: {EVENTS}", version="2.0"),
+        get("/subscribe?topic=t", f"Accept: {EVENTS}", method="HEAD"),
+        get("/subscribe?topic=t", f"Accept: {EVENTS}", method="POST"),
+        get("/subscribers?topic=t", f"Accept: {EVENTS}"),
+        get("/metrics", f"Accept: {EVENTS}"),
         b"GET /health\r\n\r\n",
         b"GET /health HTTP/1.1\nHost: a\r\n\r\n",
         b"GET /health HTTP/1.1\r\nX: " + b"a" * 10_000,
@@ -473,6 +486,56 @@ async def test_probe_over_the_limit_is_one_question() -> None:
 
         assert [each.status for each in answers] == [200]
         assert len(daemon.hub.topics) == 0
+        holder.close()
+
+
+@pytest.mark.parametrize("raw_paths", [True, False], ids=["raw", "aiohttp"])
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_event_source_over_the_limit_is_told_to_come_back(
+    raw_paths: bool, version: str
+) -> None:
+    """A stream of one `error` event and its end, since after a 503 it would give up for good."""
+    asked = get("/subscribe?topic=t", f"Accept: {EVENTS}", "Cookie: a=1", version=version)
+    async with running(raw_paths=raw_paths, max_connections=1) as daemon:
+        _, holder = await asyncio.open_connection("127.0.0.1", daemon.port)
+        await until(lambda: daemon.hub.counters.connections)
+
+        async with await open_stream(daemon.port, version=version) as stream:
+            (event,) = await stream.to_the_end()
+        (in_parts,) = responses(await talk(daemon.port, [asked[:9], asked[9:40], asked[40:]]))
+        (piped,) = responses(await talk(daemon.port, [asked + asked + OK]))
+
+        assert (event.kind, event.json["type"], event.id) == ("error", "error", None)
+        assert (event.json["code"], event.json["retryable"]) == ("unavailable", True)
+        assert stream.retry_ms is not None
+        assert (stream.head["Retry-After"], stream.head["Connection"]) == ("1", "close")
+        assert int(stream.head["Content-Length"]) == len(stream.body)
+        assert [each.headers["content-type"] for each in (in_parts, piped)] == [
+            f"{EVENTS}; charset=utf-8"
+        ] * 2
+        assert daemon.hub.counters.refused == {"unavailable": 3}
+        assert daemon.server.door.probing == {}
+        assert len(daemon.hub.topics) == 0
+        holder.close()
+
+
+async def test_half_asked_for_events_over_the_limit_are_bounded() -> None:
+    """Who begins to ask and does not go on has a place and a time as one that says nothing."""
+    begun = get("/subscribe?topic=t", f"Accept: {EVENTS}")[:-2]
+    async with running(max_connections=1) as daemon:
+        _, holder = await asyncio.open_connection("127.0.0.1", daemon.port)
+        await until(lambda: daemon.hub.counters.connections)
+        talks = [asyncio.ensure_future(talk(daemon.port, [begun])) for _ in range(MAX_PROBES + 1)]
+        done, _ = await asyncio.wait(talks, return_when=asyncio.FIRST_COMPLETED)
+        probing = list(daemon.server.door.probing)
+
+        for connection in probing:
+            connection.deadline_s = 0.0
+        daemon.server.door.sweep()
+        answers = [responses(transcript)[0] for transcript in await asyncio.gather(*talks)]
+
+        assert (len(done), len(probing)) == (1, MAX_PROBES)
+        assert [each.status for each in answers] == [503] * (MAX_PROBES + 1)
         holder.close()
 
 

@@ -334,6 +334,38 @@ async def test_event_source_outlives_a_draining_daemon() -> None:
     assert (refusal["type"], refusal["code"]) == ("error", "unavailable")
 
 
+async def test_event_source_outlives_a_full_daemon() -> None:
+    """At `max_connections` it is refused again and again, and served once there is room."""
+    async with (
+        running() as first,
+        running(max_connections=4, request_timeout_s=60.0) as full,
+        cutting_proxy(first.port) as (proxy, url),
+        page_of(url) as page,
+    ):
+        holders = [await asyncio.open_connection("127.0.0.1", full.port) for _ in range(4)]
+        await until(lambda: full.hub.counters.connections == len(holders))
+        # Over connections of its own: those that the page came by are not to the full daemon.
+        proxy.target_port = full.port
+        proxy.cut()
+        listener = Listener(page)
+        await listener.start("topic=t")
+        refusals = "window.heard.filter(event => event.kind === 'error' && event.data)"
+        await page.wait_for_function(f"{refusals}.length >= 2", timeout=40_000)
+        assert not await listener.is_closed()
+        assert full.hub.subscribers == 0
+
+        for _, holder in holders:
+            holder.close()
+        await until(lambda: full.hub.subscribers == 1, timeout_s=20)
+        await publish(full, 1)
+        heard = await listener.until_offset(1)
+
+    told = [event["data"]["code"] for event in heard if event["kind"] == "error" and event["data"]]
+    assert len(told) >= 2
+    assert set(told) == {"unavailable"}
+    assert greetings(heard) == [False]
+
+
 async def test_event_source_gives_up_on_a_request_that_can_never_be_right() -> None:
     """A bad option is a 400: coming back with the same URL would be of no use."""
     async with running() as daemon, page_of(daemon.url) as page:
