@@ -30,7 +30,12 @@ class CuttingProxy:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
+        except ConnectionRefusedError:
+            # The daemon is down: who connects is told at once.
+            writer.transport.abort()
+            return
         ways = {
             asyncio.create_task(self._pass_on(reader, far_writer)),
             asyncio.create_task(self._pass_on(far_reader, writer)),

@@ -67,7 +67,9 @@ async def start(processes: ExitStack, port: int = 0, **variables: str) -> Daemon
     )
 
 
-async def follow(page: Page, topic: str, url: str | None = None, **options: Any) -> None:
+async def follow(
+    page: Page, topic: str | list[str], url: str | None = None, **options: Any
+) -> None:
     """Have ``page`` subscribe, and wait until it is open."""
     await in_page(page, FOLLOW, url=url, topic=topic, options=options)
     await until_page(page, "statuses.some(({ status }) => status === 'open') || end !== null")
@@ -309,26 +311,209 @@ async def test_example_page_works(browser: Browser, tmp_path: Path) -> None:
             await until_page(page, """events.textContent === '{"hello":1}\\n'""")
 
 
+# --- several topics ------------------------------------------------------------------------------
+
+
+def by_topic(events: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Return for each topic what was published, of a gap its reason, in the order of arrival."""
+    topics: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for event in events:
+        topics[event["topic"]].append(event)
+    return {topic: data_of(seen) for topic, seen in topics.items()}
+
+
+async def test_several_topics_survive_cuts_and_a_killed_daemon(
+    browser: Browser, processes: ExitStack
+) -> None:
+    """Two names and a pattern, cut twenty times in each of two lives: a gap between, else all."""
+    daemon = await start(processes)
+    topics = ["a", "b", "p.old", "p.new"]
+    async with (
+        cutting_proxy(daemon.port, seed=6) as proxy,
+        page_at(browser, proxy.url) as page,
+    ):
+
+        async def publish_through_cuts(first: int) -> list[str]:
+            proxy.cuts_left = 20
+            values: list[str] = []
+            while proxy.cuts_left or len(values) < 50:
+                values.append(f"{first + len(values):0200}")
+                for topic in topics:
+                    await publish(daemon.url, topic, values[-1])
+            return values
+
+        await publish(daemon.url, "p.old", "first")
+        await follow(page, ["a", "b"], patterns=["p.*"], last=1_000)
+        before = await publish_through_cuts(0)
+        await seen(page, 1 + 4 * len(before))
+
+        daemon.process.kill()
+        await asyncio.to_thread(daemon.process.wait, 5)
+        daemon = await start(processes, daemon.port)
+        after = await publish_through_cuts(1_000)
+        events = await seen(page, 1 + 4 * (len(before) + 1 + len(after)))
+
+    whole = [*before, "epoch", *after]
+    assert by_topic(events) == {"a": whole, "b": whole, "p.old": ["first", *whole], "p.new": whole}
+    assert all(event["epoch"] and event["offset"] >= 0 for event in events)
+
+
+async def test_stored_positions_resume_several_topics(browser: Browser) -> None:
+    """Each goes on behind its own; a name without one begins by last, a matching topic in full."""
+    async with running() as daemon, page_at(browser, daemon.url) as page:
+        for topic in ("a", "b", "p.known", "p.unknown"):
+            for number in range(5):
+                await daemon.publish(topic, number)
+        await follow(page, ["a", "b"], patterns=["p.*"], last=1_000)
+        events = await seen(page, 20)
+        await page.evaluate("leaving.abort()")
+        positions = {
+            event["topic"]: event
+            for event in events
+            if (event["topic"], event["data"]) in [("a", 1), ("p.known", 3)]
+        }
+
+        await follow(page, ["a", "b"], patterns=["p.*"], last=2, positions=positions)
+        resumed = await seen(page, 11)
+
+    assert by_topic(resumed) == {
+        "a": [2, 3, 4],
+        "b": [3, 4],
+        "p.known": [4],
+        "p.unknown": [0, 1, 2, 3, 4],
+    }
+
+
+async def test_no_positions_yet_begin_by_last(browser: Browser) -> None:
+    """An application that has stored nothing so far passes what it has: none."""
+    async with running() as daemon, page_at(browser, daemon.url) as page:
+        for number in range(5):
+            await daemon.publish("p.a", number)
+
+        await follow(page, [], patterns=["p.*"], last=1, positions={})
+        events = await seen(page, 1)
+
+    assert data_of(events) == [4]
+
+
+async def test_topic_that_begins_while_the_page_is_away_is_read_in_full(browser: Browser) -> None:
+    """Its first message is not missed, and what was read of another topic does not come again."""
+    async with running() as daemon, page_at(browser, daemon.url) as page:
+        await follow(page, [], patterns=["p.*"], last=0)
+        await until(lambda: len(daemon.hub.watches) == 1)
+        await daemon.publish("p.old", 1)
+        await seen(page, 1)
+
+        await page.context.set_offline(True)
+        for connection in list(daemon.server.connections._open):
+            connection.transport.abort()
+        # One attempt has failed, so it is away.
+        await until_page(page, "statuses.filter(({ code }) => code === 1006).length >= 2")
+        for topic, value in [("p.new", 1), ("p.old", 2), ("p.new", 2)]:
+            await daemon.publish(topic, value)
+        await page.context.set_offline(False)
+        events = await seen(page, 4)
+
+    assert by_topic(events) == {"p.old": [1, 2], "p.new": [1, 2]}
+
+
+async def test_slow_consumer_of_several_topics_loses_nothing(browser: Browser) -> None:
+    """What may wait is bounded for the connection: it leaves, and each topic resumes."""
+    async with running() as daemon, page_at(browser, daemon.url) as page:
+        await page.evaluate("globalThis.pauseMs = 5")
+        await follow(page, ["a", "b"], patterns=["p.*"], last=0, maxWaitingChars=10_000)
+        await until(lambda: len(daemon.hub.watches) == 1)
+        lines = "\n".join(
+            json.dumps({"topic": topic, "data": number})
+            for number in range(500)
+            for topic in ("a", "b", "p.a", "p.b")
+        )
+        async with daemon.http.post(f"{daemon.url}/publish/batch", data=lines) as response:
+            assert response.status == 200
+        events = await seen(page, 2_000)
+        left = await page.evaluate("statuses.filter(({ reason }) => reason === 'behind').length")
+
+    whole = list(range(500))
+    assert by_topic(events) == {"a": whole, "b": whole, "p.a": whole, "p.b": whole}
+    assert left >= 5
+
+
+async def test_more_topics_than_a_connection_may_have_are_an_error(browser: Browser) -> None:
+    """A pattern that matches too many is not read in part without a word."""
+    async with (
+        running(max_topics_per_connection=3) as daemon,
+        page_at(browser, daemon.url) as page,
+    ):
+        for topic in ("p.a", "p.b", "p.c"):
+            await daemon.publish(topic, 1)
+
+        await follow(page, [], patterns=["p.*"])
+        await until_page(page, "end !== null")
+        end = await page.evaluate("end")
+
+    assert end["code"] == "invalid_request"
+    assert "3 subscriptions" in end["message"]
+
+
+async def test_any_event_is_a_position(browser: Browser) -> None:
+    """The whole event will do, whatever else is in it."""
+    async with running() as daemon, page_at(browser, daemon.url) as page:
+        for number in range(3):
+            await daemon.publish("t", number)
+        value = await in_page(
+            page,
+            """const { Clevrd } = await import("/clevrd.js");
+            for await (const position of new Clevrd().subscribe("t", { last: 2 }))
+                for await (const event of new Clevrd().subscribe("t", { position }))
+                    return event.data;""",
+        )
+
+    assert value == 2
+
+
 # --- what a server says only in trouble ----------------------------------------------------------
 
 
-def subscribed(offset: int = 0, *, recovered: bool = False) -> str:
+def subscribed(
+    offset: int = 0,
+    *,
+    recovered: bool = False,
+    topic: str = "t",
+    epoch: str = "e1",
+    **more: str,
+) -> str:
     """Return the frame that a subscription begins with."""
     return json.dumps(
         {
             "type": "subscribed",
-            "topic": "t",
-            "epoch": "e1",
+            "topic": topic,
+            "epoch": epoch,
             "offset": offset,
             "recovered": recovered,
             "window": 100,
+            **more,
         }
     )
 
 
-def message(offset: int) -> str:
+def found(topic: str, epoch: str, offset: int = 0, *, recovered: bool = False) -> str:
+    """Return the frame with which a topic begins that the pattern ``p.*`` has brought."""
+    return subscribed(offset, recovered=recovered, topic=topic, epoch=epoch, pattern="p.*")
+
+
+def gap_frame(topic: str, first: int | None, last: int | None, reason: str) -> str:
+    """Return the frame that tells a gap."""
+    count = None if first is None or last is None else last - first + 1
+    gap = {"topic": topic, "from": first, "to": last, "count": count, "reason": reason}
+    return json.dumps({"type": "gap", **gap})
+
+
+def message(offset: int, topic: str = "t") -> str:
     """Return a message, as far as a client looks at it."""
-    return json.dumps({"id": f"msg-{offset}", "topic": "t", "data": offset, "offset": offset})
+    return json.dumps({"id": f"msg-{offset}", "topic": topic, "data": offset, "offset": offset})
+
+
+WATCHING = json.dumps({"type": "watching", "pattern": "p.*"})
 
 
 class Turn(NamedTuple):
@@ -408,7 +593,7 @@ async def test_other_closes_are_come_back_from_by_position(browser: Browser, cod
     assert data_of(events) == [1, 2]
     asked = {"type": "subscribe", "topic": "t", "policy": "drop_newest"}
     assert fake.wishes[0] == {**asked, "last": 5}
-    assert fake.wishes[1] == {**asked, "epoch": "e1", "offset": 1, "last": None, "since": None}
+    assert fake.wishes[1] == {**asked, "epoch": "e1", "offset": 1}
 
 
 async def test_server_that_goes_away_says_when_to_come_back(browser: Browser) -> None:
@@ -448,6 +633,103 @@ async def test_cut_before_the_gap_does_not_hide_it(browser: Browser) -> None:
     assert data_of(events) == [1, "retention", 10]
     assert gap.items() <= events[1].items()
     assert events[1]["offset"] == 9
+
+
+async def test_pattern_begins_by_last_until_it_is_watched(browser: Browser) -> None:
+    """Who was cut before the answer asks the same again; behind it, for what began meanwhile."""
+    async with (
+        running() as daemon,
+        faking(Turn([], 1001), Turn([WATCHING], 1001), Turn([])) as fake,
+        page_at(browser, daemon.url) as page,
+    ):
+        await follow(page, [], fake.url, patterns=["p.*"], last=3, policy="latest")
+        await until(lambda: len(fake.wishes) == 3)
+
+    asked = {"type": "subscribe", "pattern": "p.*", "policy": "latest"}
+    assert fake.wishes == [{**asked, "last": 3}, {**asked, "last": 3}, {**asked, "positions": {}}]
+
+
+async def test_position_of_a_topic_that_is_gone_stays_known(browser: Browser) -> None:
+    """It may come back later, in a new life: the gap between the two is told, cut or not."""
+    async with (
+        running() as daemon,
+        faking(
+            Turn([WATCHING, found("p.a", "e1"), message(1, "p.a")], 1001),
+            Turn([WATCHING], 1001),
+            Turn([WATCHING, found("p.a", "e2")], 1001),
+            Turn(
+                [
+                    WATCHING,
+                    found("p.a", "e2"),
+                    gap_frame("p.a", None, None, "epoch"),
+                    message(1, "p.a"),
+                ]
+            ),
+        ) as fake,
+        page_at(browser, daemon.url) as page,
+    ):
+        await follow(page, [], fake.url, patterns=["p.*"])
+        events = await seen(page, 3)
+
+    known = {"p.a": {"epoch": "e1", "offset": 1}}
+    assert [wish.get("positions") for wish in fake.wishes] == [None, known, known, known]
+    assert data_of(events) == [1, "epoch", 1]
+    assert [(event["epoch"], event["offset"]) for event in events] == [
+        ("e1", 1),
+        ("e2", 0),
+        ("e2", 1),
+    ]
+
+
+async def test_cut_before_the_gap_of_a_new_topic_does_not_hide_it(browser: Browser) -> None:
+    """What a topic that began meanwhile has lost already is told, however often it is cut."""
+    begins = found("p.new", "e1", 9)
+    async with (
+        running() as daemon,
+        faking(
+            Turn([WATCHING], 1001),
+            Turn([WATCHING, begins], 1001),
+            Turn([WATCHING, begins, gap_frame("p.new", 1, 9, "retention"), message(10, "p.new")]),
+        ) as fake,
+        page_at(browser, daemon.url) as page,
+    ):
+        await follow(page, [], fake.url, patterns=["p.*"])
+        events = await seen(page, 2)
+
+    assert fake.wishes[2]["positions"] == {}
+    assert data_of(events) == ["retention", 10]
+
+
+async def test_new_life_on_the_same_connection_is_followed(browser: Browser) -> None:
+    """A topic that was forgotten and comes back counts from 1 again, and nothing is missing."""
+    async with (
+        running() as daemon,
+        faking(
+            Turn(
+                [
+                    WATCHING,
+                    found("p.a", "e1"),
+                    message(1, "p.a"),
+                    message(2, "p.a"),
+                    found("p.a", "e2", recovered=True),
+                    message(1, "p.a"),
+                ],
+                1001,
+            ),
+            Turn([]),
+        ) as fake,
+        page_at(browser, daemon.url) as page,
+    ):
+        await follow(page, [], fake.url, patterns=["p.*"])
+        events = await seen(page, 3)
+        await until(lambda: len(fake.wishes) == 2)
+
+    assert [(event["epoch"], event["offset"]) for event in events] == [
+        ("e1", 1),
+        ("e1", 2),
+        ("e2", 1),
+    ]
+    assert fake.wishes[1]["positions"] == {"p.a": {"epoch": "e2", "offset": 1}}
 
 
 @pytest.mark.parametrize("frame", ["no JSON", b"binary", '{"id":"msg-1","offset":1}'])

@@ -48,8 +48,12 @@ export interface Options {
 }
 
 export interface SubscribeOptions {
-	/** Resume behind this position; every event has one. */
+	/** Resume one topic behind this position; every event has one. */
 	position?: Position;
+	/** The same for several, by topic. Also of topics that patterns brought. */
+	positions?: Record<string, Position>;
+	/** Subscribe to all topics that match, those of later too: `["orders.*"]`. */
+	patterns?: readonly string[];
 	/** Resume by time or message id: `"90s"`, `"all"`, RFC 3339 and more. Not with `last`. */
 	since?: string;
 	/** Recent messages to begin with. Default: the server's, 50. */
@@ -117,11 +121,12 @@ export class Clevrd {
 	/** `url`: the server's http or https URL. Default: the folder that this module came from. */
 	constructor(url?: string | URL, options?: Options);
 	/**
-	 * Yields messages and gaps in order, each once, across lost connections, until `signal` aborts or
-	 * the loop is left. Throws `ClevrdError` when the server says not to come back.
+	 * Yields messages and gaps of one topic, or of several over one connection: of each topic in
+	 * order, each once, across lost connections, until `signal` aborts or the loop is left. Throws
+	 * `ClevrdError` when the server says not to come back.
 	 */
 	subscribe<Data = unknown>(
-		topic: string,
+		topic: string | readonly string[],
 		options?: SubscribeOptions,
 	): AsyncGenerator<Message<Data> | Gap, void, undefined>;
 	/** Publishes one message; tries again what time heals, for `retryForMs`. */

@@ -1,6 +1,6 @@
-// Publishes, and subscribes across lost connections. See clevrd.d.ts and docs/wire.md.
+// Publishes, and subscribes across lost connections. The wire: docs/wire.md.
 
-// Having lived this long, a connection resets the backoff.
+// One that lived this long resets the backoff.
 const STEADY_MS = 10_000;
 // A server that asks for more is mistaken.
 const ASKED_CAP_MS = 300_000;
@@ -19,49 +19,45 @@ export class Clevrd {
 	#options;
 
 	constructor(url, options) {
-		this.#base = url ? new URL(url, globalThis.location?.href) : new URL(".", import.meta.url);
+		this.#base = new URL(url || ".", url ? globalThis.location?.href : import.meta.url);
 		if (!/^http/.test(this.#base)) throw new TypeError("The URL must be http or https.");
 		if (!this.#base.pathname.endsWith("/")) this.#base.pathname += "/";
 		this.#options = { retryForMs: 60_000, WebSocket: globalThis.WebSocket, ...options };
 	}
 
-	async *subscribe(topic, { position, maxWaitingChars = 1e6, signal, onStatus, ...options } = {}) {
-		const waiting = [];
-		let chars = 0;
-		let start, wake;
-		const at = (offset) => ({ epoch: start.epoch, offset });
-		const onEvent = (event, link, size) => {
-			if (event.type === "error")
-				link.end(event.code, !event.retryable && { failure: new ClevrdError(event.error, event) });
-			if (event.type === "subscribed") {
-				start = event;
-				// What is not whole begins with its gap, or a cut between the two would hide it.
-				if (event.recovered || !(position ?? options.since)) position = at(event.offset);
-			}
-			if (event.type && event.type !== "gap") return;
-			const next = at(event.offset ?? event.to ?? start.offset);
-			if (!event.type && next.epoch === position?.epoch && next.offset <= position.offset) return;
-			position = next;
-			waiting.push([{ type: "message", ...event, ...next }, size]);
-			chars += size;
-			// A WebSocket can't be paused: leave, and resume behind this when all is consumed.
-			if (chars > maxWaitingChars) link.end("behind", { atOnce: true });
-			wake?.();
-		};
+	async *subscribe(
+		topic,
+		{ position, positions, patterns = [], last, since, signal, onStatus, maxWaitingChars, ...options } = {},
+	) {
+		const begin = { last, since };
+		const known = new Map();
+		for (const [name, at] of Object.entries(positions ?? { [topic]: position }))
+			if (at) known.set(name, { epoch: at.epoch, offset: at.offset });
+		// These resume: topics that are not known began meanwhile.
+		const watched = new Set(known.size ? patterns : []);
+		const starts = new Map();
+		let resumed;
 		const onOpen = (link) => {
-			const resume = position && { ...position, last: null, since: null };
-			link.send(JSON.stringify({ type: "subscribe", topic, ...options, ...resume }));
+			resumed = new Set(watched);
+			const ask = (wish) => link.send(JSON.stringify({ type: "subscribe", ...options, ...wish }));
+			// First: what a pattern has brought can't be named.
+			for (const name of [topic].flat()) ask({ topic: name, ...(known.get(name) ?? begin) });
+			const positions = Object.fromEntries(known);
+			for (const pattern of patterns) ask({ pattern, ...(watched.has(pattern) ? { positions } : begin) });
 		};
-		for await (const link of this.#links(signal, { onStatus, onOpen, onEvent })) {
-			link.ended.then(() => wake?.());
-			while (waiting.length || !link.ending) {
-				if (!waiting.length) await new Promise((done) => (wake = done));
-				if (signal?.aborted) return;
-				for (const [event, size] of waiting.splice(0, 1)) {
-					chars -= size;
-					yield event;
-				}
-			}
+		for await (const event of this.#events(signal, { onStatus, onOpen, maxWaitingChars })) {
+			const { type, topic, pattern } = event;
+			if (type === "watching") watched.add(pattern);
+			if (type === "subscribed") starts.set(topic, event);
+			else if (type && type !== "gap") continue;
+			const { epoch, offset } = starts.get(topic);
+			const next = { epoch, offset: event.offset ?? event.to ?? offset };
+			const at = known.get(topic);
+			// What is not whole begins with its gap; a cut between must not hide it.
+			if (event.recovered === false && (at || since || resumed.has(pattern))) continue;
+			if (epoch === at?.epoch && next.offset <= at.offset) continue;
+			known.set(topic, next);
+			if (type !== "subscribed") yield { type: "message", ...event, ...next };
 		}
 	}
 
@@ -78,78 +74,86 @@ export class Clevrd {
 		const waiting = [];
 		const closing = new AbortController();
 		const ending = either(closing.signal, signal);
-		let current, failure;
 		let lastRef = 0;
+		let current, failure;
 		const fewerThan = async (count) => {
 			while (pending.size >= count) await new Promise((done) => waiting.push(done));
 		};
-		const settle = (ref, how, value) => {
-			pending.get(ref)[how](value);
-			pending.delete(ref);
-			// A place for one; after the last answer nothing else wakes the rest.
-			for (const go of waiting.splice(0, pending.size ? 1 : maxInFlight)) go();
-		};
-		const onOpen = (link) => pending.forEach(({ text }) => link.send(text));
-		const onEvent = (answer, link) => {
-			const entry = pending.get(answer.ref);
-			if (answer.success) settle(answer.ref, "resolve", answer);
-			else if (!answer.retryable) settle(answer.ref, "reject", new ClevrdError(answer.error, answer));
-			else pause(0, backoffMs(entry.tries++), ending).then(() => link.send(entry.text));
+		const onOpen = (link) => {
+			current = link;
+			pending.forEach(({ text }) => link.send(text));
 		};
 		const run = async () => {
-			for await (current of this.#links(ending, { onStatus, onOpen, onEvent })) await current.ended;
+			for await (const answer of this.#events(ending, { onStatus, onOpen }))
+				pending.get(answer.ref)?.resolve(answer);
 			throw ending.reason;
 		};
 		run().catch((error) => {
 			failure = error;
-			for (const ref of pending.keys()) settle(ref, "reject", error);
+			pending.forEach(({ reject }) => reject(error));
 		});
+		const publish = async (topic, data, options) => {
+			if (pending.size >= maxInFlight) throw new ClevrdError("Too many at once: await ready.");
+			const ref = ++lastRef;
+			const text = encode({ type: "publish", topic, data, ...options, ref });
+			try {
+				for (let tries = 0; ; tries++) {
+					if (failure) throw failure;
+					current?.send(text);
+					const answer = await new Promise((resolve, reject) => {
+						pending.set(ref, { text, resolve, reject });
+					});
+					if (answer.success) return answer;
+					await pause(new ClevrdError(answer.error, answer), tries, ending);
+				}
+			} finally {
+				pending.delete(ref);
+				// A place for one; after the last nothing else wakes the rest.
+				for (const go of waiting.splice(0, pending.size ? 1 : maxInFlight)) go();
+			}
+		};
 		return {
 			get ready() {
 				return fewerThan(maxInFlight);
 			},
-			publish: async (topic, data, options) => {
-				if (failure) throw failure;
-				if (pending.size >= maxInFlight) throw new ClevrdError("Too many at once: await ready.");
-				const text = encode({ type: "publish", topic, data, ...options, ref: ++lastRef });
-				current?.send(text);
-				return new Promise((resolve, reject) => {
-					pending.set(lastRef, { text, tries: 0, resolve, reject });
-				});
-			},
+			publish,
 			close: () => fewerThan(1).then(() => closing.abort()),
 		};
 	}
 
-	// Yields connections; the next is asked for when one has ended.
-	async *#links(signal, { onStatus, ...on }) {
-		const tell = (status, more) => onStatus?.({ status, ...more });
+	// Over connections, each made once the one before is consumed.
+	async *#events(signal, { onStatus = () => {}, ...options }) {
 		const url = this.#url("ws");
 		let link;
 		try {
 			for (let tries = 0; !signal?.aborted; tries++) {
-				tell("connecting");
+				onStatus({ status: "connecting" });
 				const socket = new this.#options.WebSocket(url.href.replace("http", "ws"), "clevrd.v1");
-				link = connect(socket, signal, { tell, ...on });
-				yield link;
-				const { code, reason, atOnce, livedMs, failure } = link.ending;
-				const range = Math.floor(code / 100);
-				if (failure) throw failure;
-				if (range === 40 || code === 1009)
-					throw new ClevrdError(`Closed with ${code} (${reason}).`, { closeCode: code });
-				if (atOnce || livedMs >= STEADY_MS) tries = 0;
-				if (atOnce || (range === 42 && !tries)) continue;
+				link = connect(socket, signal, { onStatus, ...options });
+				for (let text; (text = (await link.texts.read()).value); ) {
+					if (signal?.aborted) return;
+					const event = JSON.parse(text);
+					link.askedMs ??= event.reconnect_after_ms;
+					if (event.type !== "error" || event.ref) yield event;
+					else if (event.retryable) link.end(event.code);
+					else throw new ClevrdError(event.error, event);
+				}
+				const { code, reason, atOnce } = link.ending;
+				if (atOnce || Date.now() - link.openedMs >= STEADY_MS) tries = 0;
+				if (atOnce || (/^42/.test(code) && !tries)) continue;
+				let lost = new ClevrdError(`Closed with ${code} (${reason}).`, {
+					closeCode: code,
+					retryable: !/^(40|1009)/.test(code),
+					retryAfterMs: link.askedMs,
+				});
 				// Browsers hide why a handshake failed, so ask. 426: all else was well.
-				if (livedMs === undefined)
-					await this.#ask(url, { signal: either(AbortSignal.timeout(BEAT_MS), signal) }).catch((error) => {
-						if (!error.retryable) throw error;
-						link.askedMs = error.retryAfterMs;
-					});
-				await pause(link.askedMs, backoffMs(tries), signal);
+				if (!link.openedMs)
+					await this.#ask(url, either(AbortSignal.timeout(BEAT_MS), signal)).catch((error) => (lost = error));
+				await pause(lost, tries, signal);
 			}
 		} finally {
 			link?.end();
-			tell("closed");
+			onStatus({ status: "closed" });
 		}
 	}
 
@@ -157,22 +161,21 @@ export class Clevrd {
 		const ending = either(AbortSignal.timeout(this.#options.retryForMs), signal);
 		for (let tries = 0; ; tries++) {
 			try {
-				return await this.#ask(this.#url(path), { method: "POST", body, signal: ending });
+				return await this.#ask(this.#url(path), ending, { method: "POST", body });
 			} catch (error) {
-				if (!error.retryable) throw error;
-				await pause(error.retryAfterMs, backoffMs(tries), ending);
+				await pause(error, tries, ending);
 				if (ending.aborted) throw signal?.reason ?? error;
 			}
 		}
 	}
 
-	async #ask(url, init) {
+	async #ask(url, signal, init) {
 		let response, answer;
 		try {
-			response = await fetch(url, init);
+			response = await fetch(url, { signal, ...init });
 			answer = await response.json();
 		} catch (cause) {
-			// No JSON: not from clevrd, so the status has to do.
+			// No JSON: not from clevrd. The status has to do.
 			if (!(cause instanceof SyntaxError))
 				throw new ClevrdError(`No answer from ${url.host}.`, { cause, retryable: true });
 		}
@@ -193,42 +196,41 @@ export class Clevrd {
 	}
 }
 
-// One WebSocket. It ends once, and nothing is heard of it afterwards.
-function connect(socket, signal, { tell, onOpen, onEvent }) {
+// One WebSocket. It ends once; nothing is heard of it afterwards.
+function connect(socket, signal, { onStatus, onOpen, maxWaitingChars = 1e6 }) {
 	const stop = new AbortController();
-	let isQuiet, openedMs;
+	let isQuiet, inbox;
+	const start = (it) => (inbox = it);
+	const size = ({ length = 0 }) => length;
 	const link = {
-		ended: new Promise((done) => (stop.signal.onabort = done)),
+		texts: new ReadableStream({ start }, { highWaterMark: maxWaitingChars, size }).getReader(),
 		send: (text) => socket.readyState === 1 && socket.send(text),
 		end: (reason, how) => {
 			if (link.ending) return;
-			link.ending = { reason, livedMs: openedMs && performance.now() - openedMs, ...how };
+			link.ending = { reason, ...how };
 			clearInterval(beat);
 			stop.abort();
 			socket.close();
-			if (reason !== undefined) tell("waiting", link.ending);
+			inbox.close();
+			if (reason != null) onStatus({ status: "waiting", ...link.ending });
 		},
 	};
 	const beat = setInterval(() => {
-		if (isQuiet || !openedMs) link.end("timeout");
+		if (isQuiet || !link.openedMs) link.end("timeout");
 		isQuiet = true;
 		link.send('{"type":"ping"}');
 	}, BEAT_MS);
-	const on = (...rest) => listen(stop.signal, ...rest);
+	const on = listen.bind(null, stop.signal);
 	on(socket, "open", () => {
-		openedMs = performance.now();
-		tell("open");
+		link.openedMs = Date.now();
+		onStatus({ status: "open" });
 		onOpen(link);
 	});
 	on(socket, "message", ({ data }) => {
 		isQuiet = false;
-		try {
-			const event = JSON.parse(data);
-			if (event.type === "going_away") link.askedMs = event.reconnect_after_ms;
-			else if (event.type !== "pong") onEvent(event, link, data.length);
-		} catch (cause) {
-			link.end("foreign", { failure: new ClevrdError("Not a clevrd server.", { cause }) });
-		}
+		inbox.enqueue(data);
+		// It can't be paused: leave, and resume when all is consumed.
+		if (inbox.desiredSize < 0) link.end("behind", { atOnce: true });
 	});
 	on(socket, "close error", ({ code = 1006, reason = "" }) => link.end(reason, { code }));
 	// Now it may be dead and not know. Resuming is exact, so do.
@@ -237,19 +239,22 @@ function connect(socket, signal, { tell, onOpen, onEvent }) {
 	return link;
 }
 
-// A wait of our own ends early when the network or the page is back.
-const pause = (askedMs = 0, ownMs, signal) =>
-	new Promise((done) => {
-		const stop = new AbortController();
-		const go = () => {
-			clearTimeout(timer);
-			stop.abort();
-			done();
-		};
-		const timer = setTimeout(go, signal?.aborted ? 0 : Math.min(askedMs, ASKED_CAP_MS) + ownMs);
-		if (!askedMs) listen(stop.signal, globalThis, "online pageshow visibilitychange", go);
-		listen(stop.signal, signal, "abort", go);
+// Our own wait ends early when the network or the page is back.
+const pause = async (error, tries, signal) => {
+	if (!error.retryable) throw error;
+	const askedMs = Math.min(error.retryAfterMs ?? 0, ASKED_CAP_MS);
+	// All random: who was cut together does not come back together.
+	const ownMs = Math.random() * Math.min(30_000, 250 * 2 ** tries);
+	const stop = new AbortController();
+	let timer;
+	await new Promise((done) => {
+		timer = setTimeout(done, signal?.aborted ? 0 : askedMs + ownMs);
+		if (!askedMs) listen(stop.signal, globalThis, "online pageshow visibilitychange", done);
+		listen(stop.signal, signal, "abort", done);
 	});
+	clearTimeout(timer);
+	stop.abort();
+};
 
 const listen = (signal, target, types, call) => {
 	for (const type of types.split(" "))
@@ -257,9 +262,6 @@ const listen = (signal, target, types, call) => {
 };
 
 const either = (...signals) => AbortSignal.any(signals.filter(Boolean));
-
-// All of it is random: clients that were cut together don't come back together.
-const backoffMs = (tries) => Math.random() * Math.min(30_000, 250 * 2 ** tries);
 
 // The key tells a repetition. Plain http pages have no randomUUID().
 const encode = ({ idempotencyKey, ...publish }) => {
