@@ -30,10 +30,12 @@ from clevrd.client import (
     Gap,
     Message,
     Refused,
+    Subscription,
     Unreachable,
 )
 from clevrd.config import MIB, SETTINGS, Loaded, load
-from clevrd.core.message import check_topic
+from clevrd.core.message import check_key, check_topic
+from clevrd.core.patterns import parse_pattern
 from clevrd.core.subscriber import DropStrategy
 from clevrd.errors import CannotStart, ConfigError, InvalidRequest
 
@@ -141,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_settings(add("serve", _serve, "Run the daemon (the default)."))
     _add_publish(add("publish", _publish, "Publish one message, or one for each line."))
-    _add_subscribe(add("subscribe", _subscribe, "Print a topic's messages, one JSON line each."))
+    _add_subscribe(add("subscribe", _subscribe, "Print topics' messages, one JSON line each."))
     _add_settings(add("checkconfig", _checkconfig, "Print every setting and its source."))
     add("version", _version, "Print the version.")
     return parser
@@ -161,7 +163,6 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("topic", metavar="TOPIC")
     parser.add_argument(
         "--url",
         default=os.environ.get("CLEVRD_URL") or DEFAULT_URL,
@@ -178,6 +179,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_publish(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("topic", metavar="TOPIC")
     _add_server(parser)
     parser.add_argument(
         "json",
@@ -185,6 +187,12 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="the message's data; a single - reads one JSON value per line from standard input,"
         " in order",
+    )
+    parser.add_argument(
+        "--key",
+        metavar="KEY",
+        help="what the message is about, for readers with --policy latest; with - that of all"
+        " messages",
     )
     parser.add_argument(
         "--retry-for",
@@ -198,7 +206,19 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_subscribe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "topics", nargs="*", metavar="TOPIC", help="one or more, side by side, and --pattern"
+    )
     _add_server(parser)
+    parser.add_argument(
+        "--pattern",
+        action="append",
+        default=[],
+        dest="patterns",
+        metavar="PATTERN",
+        help="all topics that it matches, now and later: 'orders.*' one word, 'orders.**' one or"
+        " more; may be given several times",
+    )
     parser.add_argument(
         "--policy",
         choices=[strategy.value for strategy in DropStrategy],
@@ -306,6 +326,8 @@ PROGRESS_INTERVAL_S: Final = 0.1
 
 def _publish(options: argparse.Namespace) -> int:
     check_topic(options.topic)
+    if options.key is not None:
+        check_key(options.key)
     if options.json is None:
         raise UsageError(
             "publish needs the data: give it as JSON, or - to read one JSON value per line from"
@@ -314,14 +336,15 @@ def _publish(options: argparse.Namespace) -> int:
     _log_for_people()
     client = Client(options.url, options.tenant, retry_for_s=options.retry_for)
     if options.json == "-":
-        return asyncio.run(_publish_stdin(client, options.topic))
-    return asyncio.run(_publish_one(client, options.topic, os.fsencode(options.json)))
+        return asyncio.run(_publish_stdin(client, options.topic, options.key))
+    data_json = os.fsencode(options.json)
+    return asyncio.run(_publish_one(client, options.topic, data_json, options.key))
 
 
-async def _publish_one(client: Client, topic: str, data_json: bytes) -> int:
+async def _publish_one(client: Client, topic: str, data_json: bytes, key: str | None) -> int:
     try:
         async with client:
-            answer = await client.publish_raw(topic, data_json)
+            answer = await client.publish_raw(topic, data_json, key=key)
     except BadRecord as error:
         raise UsageError(
             f"{error} The data is JSON; a text stands in quotes: '\"hello\"'"
@@ -333,10 +356,10 @@ async def _publish_one(client: Client, topic: str, data_json: bytes) -> int:
     return 0
 
 
-async def _publish_stdin(client: Client, topic: str) -> int:
+async def _publish_stdin(client: Client, topic: str, key: str | None) -> int:
     progress = Progress(sys.stderr, time.monotonic)
     async with client:
-        return await publish_records(client, topic, _read_stdin, progress)
+        return await publish_records(client, topic, _read_stdin, progress, key)
 
 
 def _read_stdin() -> bytes:
@@ -345,7 +368,11 @@ def _read_stdin() -> bytes:
 
 
 async def publish_records(
-    client: Client, topic: str, read: Callable[[], bytes], progress: Progress
+    client: Client,
+    topic: str,
+    read: Callable[[], bytes],
+    progress: Progress,
+    key: str | None = None,
 ) -> int:
     """Publish each line that ``read`` brings as one message, in order, and return the exit code.
 
@@ -354,6 +381,7 @@ async def publish_records(
 
     Args:
         read: returns the next bytes, b"" at the end; may block, since it is called in a thread.
+        key: of every message.
 
     Raises:
         Refused, Unreachable, BadAnswer: as `Client.publish_raw`, for what ends it.
@@ -362,17 +390,19 @@ async def publish_records(
         async with aclosing(_numbered_records(read)) as records:
             async for number, record in records:
                 progress.begin(number)
-                await _publish_record(client, topic, record, progress)
+                await _publish_record(client, topic, record, progress, key)
     finally:
         progress.finish(client.repeated_messages)
     return EXIT_FAILED if progress.refused else 0
 
 
-async def _publish_record(client: Client, topic: str, record: bytes, progress: Progress) -> None:
+async def _publish_record(
+    client: Client, topic: str, record: bytes, progress: Progress, key: str | None
+) -> None:
     try:
         if len(record) > MAX_LINE_BYTES:
             raise BadRecord(f"Longer than {MAX_LINE_BYTES} bytes.")
-        await client.publish_raw(topic, record)
+        await client.publish_raw(topic, record, key=key)
     except BadRecord as error:
         progress.refuse(error)
     except Refused as error:
@@ -513,23 +543,32 @@ _NEWLINES_TO_SPACES: Final = bytes.maketrans(b"\r\n", b"  ")
 
 
 def _subscribe(options: argparse.Namespace) -> int:
-    check_topic(options.topic)
+    for topic in options.topics:
+        check_topic(topic)
+    for pattern in options.patterns:
+        parse_pattern(pattern)
+    if not (options.topics or options.patterns):
+        raise UsageError("the following arguments are required: TOPIC or --pattern PATTERN")
     if options.last is not None and options.since is not None:
         raise UsageError("--last and --since each say where to begin; give one of them")
     _log_for_people()
     client = Client(options.url, options.tenant)
-    return asyncio.run(_print_messages(client, options))
+    try:
+        items = client.subscribe(
+            *options.topics,
+            patterns=options.patterns,
+            policy=options.policy,
+            buffer=options.buffer,
+            last=options.last,
+            since=options.since,
+            reconnect=not options.no_reconnect,
+        )
+    except ValueError as error:  # one of them is named twice
+        raise UsageError(str(error)) from None
+    return asyncio.run(_print_messages(client, items, options.count))
 
 
-async def _print_messages(client: Client, options: argparse.Namespace) -> int:
-    items = client.subscribe(
-        options.topic,
-        policy=options.policy,
-        buffer=options.buffer,
-        last=options.last,
-        since=options.since,
-        reconnect=not options.no_reconnect,
-    )
+async def _print_messages(client: Client, items: Subscription, count: int | None) -> int:
     printed = 0
     async with client, items:
         async for item in items:
@@ -538,7 +577,7 @@ async def _print_messages(client: Client, options: argparse.Namespace) -> int:
                 continue
             _print_message(item)
             printed += 1
-            if printed == options.count:
+            if printed == count:
                 break
     return 0
 

@@ -39,8 +39,11 @@ class Feed(msgspec.Struct, frozen=True):
     reason: bytes = b""
     refusal: Answer | None = None
     has_control: bool = False
-    # When it is set one more message is sent, number 99, before the end.
+    # When it is set one more message is sent, number 99 unless told, before the end.
     then: asyncio.Event | None = None
+    last_frame: bytes | None = None
+    # On /ws: how many commands are awaited before the frames are sent.
+    commands: int = 0
 
 
 class FakeServer:
@@ -57,6 +60,8 @@ class FakeServer:
         self.batches: list[list[bytes]] = []
         self.keys: list[str] = []
         self.requests: list[web.BaseRequest] = []
+        # Of each connection to /ws.
+        self.commands: list[list[dict[str, Any]]] = []
         self.first_publish = asyncio.Event()
         # A client has closed a feed that would have stayed open.
         self.left = asyncio.Event()
@@ -77,11 +82,13 @@ class FakeServer:
             return respond(request, feed.refusal)
         socket = web.WebSocketResponse(protocols=["clevrd.v1"] if feed.has_control else [])
         await socket.prepare(request)
+        if feed.commands:
+            self.commands.append([await socket.receive_json() for _ in range(feed.commands)])
         for frame in feed.frames:
             await socket.send_frame(frame, WSMsgType.TEXT)
         if feed.then is not None:
             await feed.then.wait()
-            await socket.send_frame(message(99), WSMsgType.TEXT)
+            await socket.send_frame(feed.last_frame or message(99), WSMsgType.TEXT)
         if feed.code is None:
             await socket.receive()  # until the client closes
             self.left.set()
@@ -149,13 +156,13 @@ def refusal(status: int, sentence: str, **headers: str) -> Answer:
     return Answer(status, body.encode(), names)
 
 
-def message(number: int, offset: int | None = None) -> bytes:
+def message(number: int, offset: int | None = None, topic: str = "") -> bytes:
     """Return the topic's message ``number``, at the offset of that number unless told."""
     place = number if offset is None else offset
-    return b'{"id":"msg-20260131-120000.%06d","data":{"n":%d},"offset":%d}' % (
-        number,
-        number,
-        place,
+    name = b'"topic":"%b",' % topic.encode() if topic else b""
+    return b'{"id":"msg-20260131-120000.%06d",%b"data":{"n":%d},"offset":%d}' % (
+        *(number, name),
+        *(number, place),
     )
 
 
@@ -169,6 +176,7 @@ async def server() -> AsyncIterator[FakeServer]:
     app.router.add_post("/publish", fake.publish)
     app.router.add_post("/publish/batch", fake.publish_batch)
     app.router.add_get("/subscribe", fake.subscribe)
+    app.router.add_get("/ws", fake.subscribe)
     async with TestServer(app, host="127.0.0.1") as running:
         fake.url = str(running.make_url("")).rstrip("/")
         yield fake
@@ -204,19 +212,31 @@ def new_client(server: FakeServer, clock: FakeClock, pause: FakePause) -> Callab
     return make
 
 
-def subscribed(epoch: str, offset: int, *, is_recovered: bool = True) -> bytes:
+def subscribed(
+    epoch: str, offset: int, *, is_recovered: bool = True, topic: str = "t", **fields: Any
+) -> bytes:
     """Return the greeting of a server with positions."""
     return json.dumps(
         {
-            **{"type": "subscribed", "topic": "t", "epoch": epoch, "offset": offset},
-            **{"recovered": is_recovered, "window": 1000},
+            **{"type": "subscribed", "topic": topic, "epoch": epoch, "offset": offset},
+            **{"recovered": is_recovered, "window": 1000, **fields},
         }
     ).encode()
 
 
-def gap(first: int | None, last: int | None, reason: str) -> bytes:
+def watching(pattern: str, ref: int) -> bytes:
+    """Return the answer to a subscribe with a pattern."""
+    return json.dumps({"type": "watching", "pattern": pattern, "ref": ref}).encode()
+
+
+def failure(sentence: str, *, is_retryable: bool = False, **fields: Any) -> bytes:
+    """Return an error frame."""
+    head = {"type": "error", "code": "x", "error": sentence, "retryable": is_retryable}
+    return json.dumps({**head, **fields}).encode()
+
+
+def gap(first: int | None, last: int | None, reason: str, topic: str = "t") -> bytes:
     """Return a gap as it is sent."""
     count = None if first is None or last is None else last - first + 1
-    return json.dumps(
-        {"type": "gap", "topic": "t", "from": first, "to": last, "count": count, "reason": reason}
-    ).encode()
+    head = {"type": "gap", "topic": topic, "from": first, "to": last}
+    return json.dumps({**head, "count": count, "reason": reason}).encode()

@@ -20,7 +20,17 @@ from typing import Any
 
 import pytest
 from conftest import FakeClock
-from fake_server import Answer, FakePause, FakeServer, Feed, gap, message, refusal, subscribed
+from fake_server import (
+    Answer,
+    FakePause,
+    FakeServer,
+    Feed,
+    gap,
+    message,
+    refusal,
+    subscribed,
+    watching,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,6 +112,8 @@ async def start(*argv: str, **options: Any) -> asyncio.subprocess.Process:
         (["publish", "", "1"], 2, "The topic is empty"),
         (["publish", "a\nb", "1"], 2, "control character"),
         (["publish", "t" * 256, "1"], 2, "256 bytes"),
+        (["publish", "t", "1", "--key", ""], 2, "The key is empty"),
+        (["publish", "t", "-", "--key", "a\nb"], 2, "control character"),
         (["publish", "t", "1", "--url", "ftp://x"], 2, "The URL must be like"),
         (["publish", "t", "1", "--tenant", "a\nb"], 2, "printable ASCII"),
         (["publish", "t", "1", "--retry-for", "inf"], 2, "not a number of seconds"),
@@ -110,6 +122,10 @@ async def start(*argv: str, **options: Any) -> asyncio.subprocess.Process:
         (["publish", "t", "1", "--url", "unix:/nowhere"], 69, "no such file"),
         (["publish", "t", "1", "--url", "http://u:s3cret@127.0.0.1:1"], 69, "//127.0.0.1:1:"),
         (["subscribe"], 2, "required: TOPIC"),
+        (["subscribe", "a", "b\n"], 2, "control character"),
+        (["subscribe", "a", "b", "a"], 2, "topic 'a' is named twice"),
+        (["subscribe", "--pattern", "a.*", "--pattern", "a.*"], 2, "'a.*' is named twice"),
+        (["subscribe", "t", "--pattern", "ord*"], 2, "a star stands for a whole word"),
         (["subscribe", "t", "--policy", "drop_all"], 2, "invalid choice: 'drop_all'"),
         (["subscribe", "t", "--buffer", "0"], 2, "whole number of 1 or more"),
         (["subscribe", "t", "--last", "-1"], 2, "whole number of 0 or more"),
@@ -367,6 +383,17 @@ def test_full_disk_is_one_clear_line() -> None:
         1,
         "clevrd: Standard input or output failed: No space left on device.\n",
     )
+
+
+async def test_key_goes_with_every_message(server: FakeServer) -> None:
+    """The only one, and each of those that are read from standard input."""
+    code = await run("publish", "t", "1", "--key", "EUR", "--url", server.url)
+    process = await start("publish", "t", "-", "--key", "USD", "--url", server.url)
+    await process.communicate(b"2\n3\n")
+
+    sent = [json.loads(body) for body in server.bodies]
+    assert (code, process.returncode) == (0, 0)
+    assert [(each["data"], each["key"]) for each in sent] == [(1, "EUR"), (2, "USD"), (3, "USD")]
 
 
 async def test_server_and_tenant_come_from_the_environment(
@@ -809,6 +836,57 @@ async def test_options_reach_the_server(server: FakeServer) -> None:
     }
     assert "X-Tenant-ID" not in plain.headers
     assert full.headers["X-Tenant-ID"] == "acme"
+
+
+async def test_several_topics_and_patterns_are_printed_as_they_come(
+    server: FakeServer, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """One line for each message, which names its topic; a gap on standard error names it too."""
+    messages = [message(1, topic="a"), message(9, topic="p.x")]
+    server.feeds.append(
+        Feed(
+            [
+                *(subscribed("e", 0, topic="a", ref=1), subscribed("e", 0, topic="b", ref=2)),
+                *(watching("p.*", 3), watching("q.**", 4)),
+                subscribed("e", 4, topic="p.x", pattern="p.*"),
+                *(messages[0], gap(5, 8, "slow_consumer", "p.x"), messages[1]),
+            ],
+            has_control=True,
+            commands=4,
+        )
+    )
+    patterns = ("--pattern", "p.*", "--pattern", "q.**")
+
+    code = await run("subscribe", "a", "b", *patterns, "--url", server.url, "--count", "2")
+
+    output = capfdbinary.readouterr()
+    assert (code, output.out) == (0, b"".join(each + b"\n" for each in messages))
+    assert output.err.splitlines() == [
+        b"clevrd: messages missed topic=p.x from=5 to=8 count=4 reason=slow_consumer"
+    ]
+    assert [each.get("topic") or each.get("pattern") for each in server.commands[0]] == [
+        *("a", "b", "p.*", "q.**")
+    ]
+
+
+async def test_options_reach_the_server_with_each_topic(server: FakeServer) -> None:
+    """Wherever they stand; a pattern needs no topic beside it."""
+    feed = Feed([watching("p.*", 1), message(1, topic="p.x")], has_control=True, commands=1)
+    server.feeds.append(feed)
+    options = ["--policy", "latest", "--buffer", "200", "--since", "5m", "--tenant", "acme"]
+
+    code = await run("subscribe", *options, "--pattern", "p.*", "--url", server.url, "--count", "1")
+
+    assert code == 0
+    assert server.commands == [
+        [
+            {
+                **{"type": "subscribe", "ref": 1, "pattern": "p.*"},
+                **{"policy": "latest", "buffer": 200, "since": "5m"},
+            }
+        ]
+    ]
+    assert server.requests[0].headers["X-Tenant-ID"] == "acme"
 
 
 async def test_gaps_are_warned_of_on_standard_error(

@@ -117,6 +117,26 @@ def test_subscribe_takes_the_past_it_asks_for(daemon: DaemonProcess) -> None:
     assert (printed.returncode, printed.stderr) == (0, "")
 
 
+def test_topics_and_patterns_are_followed_by_one_command(daemon: DaemonProcess) -> None:
+    """What is published to any of them is printed, with its key; what no pattern matches is not."""
+    at = ("--url", daemon.url)
+    clevrd("publish", "many.eu", '"old"', *at)
+    wanted = ("many", "more", "--pattern", "many.*", "--count", "4")
+    with started("subscribe", *wanted, *at) as subscriber:
+        messages = [line_of(subscriber)]
+        clevrd("publish", "many.eu.paid", "0", *at)
+        for topic in ("many", "more", "many.us"):
+            clevrd("publish", topic, f'"{topic}"', "--key", "EUR", *at)
+            messages.append(line_of(subscriber))
+        code = subscriber.wait(10)
+
+    assert code == 0
+    assert [(each["topic"], each["data"], each.get("key")) for each in messages] == [
+        ("many.eu", "old", None),
+        *((topic, topic, "EUR") for topic in ("many", "more", "many.us")),
+    ]
+
+
 def test_tenants_are_apart(daemon: DaemonProcess) -> None:
     """--tenant and CLEVRD_TENANT name whose topic it is."""
     at = ("--url", daemon.url)

@@ -60,9 +60,9 @@ from clevrd.client.backoff import (
     going_away_s,
     next_after,
 )
+from clevrd.client.one_topic import RESUME_LAST
 from clevrd.client.position import Tracker
 from clevrd.client.publishing import IdempotencyKeys
-from clevrd.client.subscription import RESUME_LAST
 from clevrd.client.wire import (
     check_json,
     publish_body,
@@ -802,6 +802,8 @@ def test_backoff_is_random_between_nothing_and_its_cap(attempt: int) -> None:
         (Refused("x", status=429, is_transient=True), True),
         (Refused("x", status=500, is_transient=False), True),
         (Refused("x", status=408, is_transient=True), False),
+        (Refused("x", is_transient=True), True),
+        (Refused("x", is_transient=False), False),
         (Closed(1006, ""), True),
         (Closed(3999, ""), True),
         (Closed(4000, ""), False),
@@ -844,11 +846,14 @@ def test_text_that_is_no_position_is_refused(text: str) -> None:
         Position.parse(text)
 
 
-def test_known_control_frame_that_is_broken_is_not_passed_over() -> None:
+@pytest.mark.parametrize("kind", ["subscribed", "watching", "gap", "going_away", "error"])
+def test_known_control_frame_that_is_broken_is_not_passed_over(kind: str) -> None:
     """Only frames of later versions are."""
-    assert read_control(b'{"type":"later","offset":"x"}') is None
+    rest = '"topic":5,"pattern":5,"reconnect_after_ms":"x","error":5}'
+
+    assert read_control(f'{{"type":"later",{rest}'.encode()) is None
     with pytest.raises(msgspec.ValidationError):
-        read_control(b'{"type":"subscribed","offset":"x"}')
+        read_control(f'{{"type":"{kind}",{rest}'.encode())
 
 
 @pytest.mark.parametrize("data", [b"", b"1 2", b'1,"topic":"x"', b'"\xff"', b"nul", b"{'a':1}"])

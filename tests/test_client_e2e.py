@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,6 +133,205 @@ async def test_planned_restart_is_waited_out() -> None:
 
     messages = [item for item in taken if not isinstance(item, Gap)]
     assert (code, messages) == (0, list(range(1, 100)))
+
+
+# --- several topics ---
+
+
+async def take_each(items: Subscription, count: int) -> dict[str, list[int | Gap]]:
+    """Return by topic the data of messages, and the gaps, up to the ``count``-th message in all."""
+    taken: defaultdict[str, list[int | Gap]] = defaultdict(list)
+    while count:
+        item = await anext(items)
+        taken[item.topic].append(item if isinstance(item, Gap) else item.data)
+        count -= isinstance(item, Message)
+    return dict(taken)
+
+
+def extend(all_taken: dict[str, list[int | Gap]], taken: dict[str, list[int | Gap]]) -> None:
+    """Add what was taken to what was taken before, by topic."""
+    for topic, items in taken.items():
+        all_taken.setdefault(topic, []).extend(items)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_topics_and_a_pattern_behind_cuts_lose_and_repeat_nothing(seed: int) -> None:
+    """In each topic every message once, in order, also in those made while nobody was there."""
+    taken: dict[str, list[int | Gap]] = {}
+    async with (
+        running() as daemon,
+        cutting_proxy(daemon.port, seed=seed, least_bytes=2_000) as proxy,
+        hasty(daemon.url) as publisher,
+        hasty(proxy.url) as reader,
+        reader.subscribe("a", "b", patterns=["p.*"], since="all") as items,
+    ):
+        for start in range(12):
+            topics = ["a", "b", *(f"p.{n}" for n in range(start + 1))]
+            batch = [(topic, start * 20 + n) for n in range(20) for topic in topics]
+            await publisher.publish_batch(batch)
+            extend(taken, await take_each(items, len(batch)))
+        positions = items.positions
+        cuts = proxy.cuts
+
+    numbers = list(range(240))
+    expected = {"a": numbers, "b": numbers, **{f"p.{n}": numbers[n * 20 :] for n in range(12)}}
+    assert taken == expected
+    assert {topic: at.offset for topic, at in positions.items()} == {
+        topic: len(data) for topic, data in expected.items()
+    }
+    assert cuts > 10
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_stored_positions_carry_over_to_the_next_process(seed: int) -> None:
+    """A consumer that stores them and dies anywhere has each message once all the same."""
+    topics = ["a", "b", "p.x", "p.y"]
+    taken: dict[str, list[int | Gap]] = {}
+    async with (
+        running() as daemon,
+        cutting_proxy(daemon.port, seed=seed, least_bytes=2_000) as proxy,
+        hasty(daemon.url) as publisher,
+    ):
+        await publisher.publish_batch([(topic, n) for n in range(150) for topic in topics])
+        start: dict[str, Any] = {"since": "all"}
+        for count in (1, 99, 200, 300):
+            async with (
+                hasty(proxy.url) as reader,
+                reader.subscribe("a", "b", patterns=["p.*"], **start) as items,
+            ):
+                extend(taken, await take_each(items, count))
+                start = {"positions": items.positions}
+
+    assert taken == {topic: list(range(150)) for topic in topics}
+
+
+async def test_killed_daemon_is_a_gap_in_each_topic_and_none_in_new_ones() -> None:
+    """What began while nobody was there is read from its first message."""
+    async with (
+        process() as first,
+        hasty(first.url) as client,
+        client.subscribe("a", "b", patterns=["p.*"]) as items,
+    ):
+        await client.publish_batch([("a", 1), ("p.x", 1)])
+        before = await take_each(items, 2)
+        first.process.kill()
+        await asyncio.to_thread(first.process.wait, 5)
+
+        async with process(ADDRESS=f"127.0.0.1:{first.port}"):
+            await client.publish_batch([(topic, 2) for topic in ("a", "b", "p.x", "p.y")])
+            after = await take_each(items, 4)
+
+    assert before == {"a": [1], "p.x": [1]}
+    assert after == {
+        **{topic: [Gap(topic, reason="epoch"), 2] for topic in ("a", "b", "p.x")},
+        "p.y": [2],
+    }
+
+
+async def test_planned_restart_with_a_state_directory_loses_nothing(tmp_path: Path) -> None:
+    """Topics, and those that a pattern brought, go on behind the positions they had."""
+    state = {"CLEVRD_STATE_DIR": str(tmp_path)}
+    topics = ["a", "b", "p.x"]
+    async with (
+        process(**state) as first,
+        hasty(first.url) as client,
+        client.subscribe("a", "b", patterns=["p.*"]) as items,
+    ):
+        await client.publish_batch([(topic, n) for n in range(10) for topic in topics])
+        taken = await take_each(items, 15)
+        await asyncio.to_thread(first.stop)
+
+        async with process(ADDRESS=f"127.0.0.1:{first.port}", **state):
+            later = [(topic, n) for n in range(10, 20) for topic in topics]
+            await client.publish_batch([*later, ("p.y", 0)])
+            extend(taken, await take_each(items, 15 + 31))
+
+    assert taken == {**{topic: list(range(20)) for topic in topics}, "p.y": [0]}
+
+
+async def test_who_was_away_for_too_long_is_told_in_each_topic() -> None:
+    """Messages and gaps together are everything that was published."""
+    topics = ["a", "b", "p.x"]
+    async with (
+        running(ring_messages=100, catch_up_messages=10) as daemon,
+        hasty(daemon.url) as client,
+    ):
+        await client.publish_batch([(topic, n) for n in range(1, 11) for topic in topics])
+        wanted: dict[str, Any] = {"patterns": ["p.*"]}
+        async with client.subscribe("a", "b", **wanted, since="all") as items:
+            before = await take_each(items, 30)
+            positions = items.positions
+        await client.publish_batch([(topic, n) for n in range(11, 151) for topic in topics])
+        async with client.subscribe("a", "b", **wanted, positions=positions) as items:
+            after = await take_each(items, 300)
+
+    assert before == {topic: list(range(1, 11)) for topic in topics}
+    assert after == {
+        topic: [Gap(topic, 11, 50, 40, "retention"), *range(51, 151)] for topic in topics
+    }
+
+
+async def test_topic_that_was_forgotten_comes_back_with_new_positions() -> None:
+    """What a pattern brought twice is one stream of messages, and resumes in its new life."""
+    async with running(topic_idle_s=0.1) as daemon, hasty(daemon.url) as client:
+        async with client.subscribe(patterns=["p.*"]) as items:
+            await client.publish("p.x", 1)
+            first = await take_each(items, 1)
+            old = items.positions["p.x"]
+            await until(lambda: len(daemon.hub.topics) == 0)
+            await client.publish("p.x", 2)
+            await client.publish("p.x", 3)
+            second = await take_each(items, 1)
+            new = items.positions
+        async with client.subscribe(patterns=["p.*"], positions=new) as items:
+            third = await take_each(items, 1)
+
+    assert (first, second, third) == ({"p.x": [1]}, {"p.x": [2]}, {"p.x": [3]})
+    assert (old.offset, new["p.x"].offset) == (1, 1)
+    assert old.epoch != new["p.x"].epoch
+
+
+async def test_large_backlogs_of_many_topics_are_read_whole() -> None:
+    """Neither side waits for the other: commands are sent while messages are read."""
+    topics = [f"t{n}" for n in range(300)]
+    text = "x" * 200
+    async with running() as daemon, hasty(daemon.url) as client:
+        for topic in topics:
+            await client.publish_batch([(topic, text) for _ in range(40)])
+        async with client.subscribe(*topics, since="all") as items:
+            taken = await take_each(items, 40 * len(topics))
+            is_connected = items.is_connected
+
+    assert {topic: len(each) for topic, each in taken.items()} == dict.fromkeys(topics, 40)
+    assert is_connected
+
+
+async def test_pattern_over_more_topics_than_may_be_is_refused_in_words() -> None:
+    """A topic that is left out would be a loss that nobody is told of."""
+    async with running(max_topics_per_connection=3) as daemon, hasty(daemon.url) as client:
+        await client.publish_batch([("p.x", 1), ("p.y", 1)])
+        async with client.subscribe(patterns=["p.*"]) as items:
+            before = await take_each(items, 2)
+            await client.publish("p.z", 1)
+            with pytest.raises(Refused, match="A connection may have 3") as caught:
+                await anext(items)
+
+    assert before == {"p.x": [1], "p.y": [1]}
+    assert caught.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "words"), [(["**"], "can match everything"), (["ord*"], "a star stands for")]
+)
+async def test_pattern_that_is_refused_is_told_when_the_block_is_entered(
+    patterns: list[str], words: str
+) -> None:
+    """In the daemon's words, with the code that a program can ask for."""
+    async with running() as daemon, hasty(daemon.url) as client:
+        with pytest.raises(Refused, match=words) as caught:
+            await client.subscribe("a", patterns=patterns).__aenter__()
+
+    assert caught.value.code in {"forbidden", "invalid_request"}
 
 
 # --- the publish stream ---

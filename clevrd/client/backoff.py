@@ -60,7 +60,9 @@ def comes_back(error: ClientError) -> bool:
         case Unreachable():
             return True
         case Refused():
-            return error.status == _TOO_MANY or error.status >= 500
+            # Without a status it was one command that was refused.
+            is_healed = error.is_transient and not error.status
+            return is_healed or error.status == _TOO_MANY or error.status >= 500
         case Closed():
             return next_after(error.code) is not Next.STAY_AWAY
     return False

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Self
 
 from clevrd.client.backoff import Clockwork
+from clevrd.client.feeds import feed_of
 from clevrd.client.position import Position
 from clevrd.client.publisher import MAX_IN_FLIGHT, Publisher
 from clevrd.client.publishing import RETRY_FOR_S, HttpPublisher, IdempotencyKeys, Repeats
@@ -155,44 +156,52 @@ class Client:
 
     def subscribe(
         self,
-        topic: str,
-        *,
+        *topics: str,
+        topic: str | None = None,
+        patterns: Iterable[str] = (),
         policy: str | None = None,
         buffer: int | None = None,
         last: int | None = None,
         since: str | None = None,
         position: Position | None = None,
+        positions: Mapping[str, Position] | None = None,
         reconnect: bool = True,
     ) -> Subscription:
-        """Return an async iterator of the topic's messages, and of the gaps between them.
+        """Return an async iterator of the topics' messages, and of the gaps between them.
 
-        Oldest first, across lost connections: after one it goes on behind the position it had,
-        so each message comes once. What is missing for good is a `Gap`, at its place.
+        Oldest first in each topic, across lost connections: after one it goes on behind the
+        positions it had, so each message comes once. What is missing for good is a `Gap`, at its
+        place. There is no order between topics.
 
         Nothing is buffered beyond one connection's read buffer: whoever consumes slowly is a slow
         reader to the server, and one that stops for longer than the server's ping timeout is cut
         and resumes.
 
         Args:
+            topics: one or more; several, and patterns, share one connection (``GET /ws``).
+            topic: one by keyword.
+            patterns: such as ``orders.*``: the topics that each matches, and those made later,
+                from their first message on.
             policy: what is dropped when this reader is too slow: ``drop_oldest``,
                 ``drop_newest``, ``circuit_breaker`` or ``latest``; None: the server's.
-            buffer: messages that this reader may lag behind; None: the server's.
-            last: recent messages wanted first; None: the server's.
+            buffer: messages that this reader may lag behind, in each topic; None: the server's.
+            last: recent messages wanted first, of each topic; None: the server's.
             since: begin in the past instead: ``90s``, ``5m``, a time, a message id, ``all``.
-            position: begin behind it, where an earlier subscription ended.
+            position: of one topic: begin behind it, where an earlier subscription ended.
+            positions: of several, by topic. A named topic that is not among them begins with the
+                server's ``last``; one that a pattern brings, with its first message.
             reconnect: False raises `Closed` or `Unreachable` at the first lost connection.
+
+        Raises:
+            ValueError: no topic and no pattern, or one twice; or it is said in two ways where to
+                begin.
         """
-        if sum(each is not None for each in (last, since, position)) > 1:
-            raise ValueError("last, since and position each say where to begin; give one of them.")
+        if topic is not None:
+            topics = (topic, *topics)
         options = {"policy": policy, "buffer": buffer, "last": last, "since": since}
-        query = {name: str(value) for name, value in options.items() if value is not None}
-        return Subscription(
-            self._session,
-            {"topic": topic, **query},
-            position,
-            self._clockwork,
-            reconnect=reconnect,
-        )
+        given = {name: value for name, value in options.items() if value is not None}
+        feed = feed_of(topics, patterns, given, position, positions)
+        return Subscription(self._session, feed, self._clockwork, reconnect=reconnect)
 
     async def _publish(
         self, topic: str, data: bytes, key: str | None, idempotency_key: str | None

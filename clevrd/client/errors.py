@@ -53,7 +53,7 @@ class Refused(ClientError):
         retry_after_s: float = 0.0,
     ) -> None:
         super().__init__(sentence)
-        # 0 where one message on a publish socket was refused.
+        # 0 where one message or command on a socket was refused.
         self.status = status
         # The server's word for programs, such as ``rate_limited``; empty when it gave none.
         self.code = code

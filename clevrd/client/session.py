@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any, Final
 
@@ -79,6 +79,8 @@ class Session:
         # WebSockets that are to be closed, by who opened them or with the session.
         self._sockets: set[Socket] = set()
         self._closing: set[asyncio.Task[None]] = set()
+        # What is still to be sent over a WebSocket; ends with it.
+        self._sending: dict[Socket, asyncio.Task[None]] = {}
 
     def open(self) -> None:
         """Be ready for requests; connects nowhere yet."""
@@ -152,8 +154,19 @@ class Session:
         self._sockets.add(socket)
         return socket
 
+    def send_aside(self, socket: Socket, texts: Sequence[bytes]) -> None:
+        """Send text frames over a new WebSocket, in order, while others read from it.
+
+        Who only sends could wait for ever: a server that is not read does not read.
+        """
+        task = asyncio.create_task(_send_all(socket, texts), name="clevrd-commands")
+        self._sending[socket] = task
+        task.add_done_callback(lambda _: self._sending.pop(socket, None))
+
     async def drop(self, socket: Socket) -> None:
         """Close a WebSocket."""
+        if socket in self._sending:
+            self._sending[socket].cancel()
         try:
             await socket.close()
         finally:
@@ -218,6 +231,13 @@ def end_of(frame: Any, close_code: int | None) -> ClientError:
     if frame.type is aiohttp.WSMsgType.BINARY:
         return BadAnswer("The server sent a binary frame, where clevrd sends text.")
     return Closed(1006, "connection lost")
+
+
+async def _send_all(socket: Socket, texts: Sequence[bytes]) -> None:
+    # Who reads is told of a lost connection.
+    with suppress(aiohttp.ClientError, OSError):
+        for text in texts:
+            await socket.send_frame(text, TEXT)
 
 
 async def _read_bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:

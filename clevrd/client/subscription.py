@@ -1,37 +1,26 @@
-"""Subscriptions: a topic's messages and gaps, in order, across lost connections.
+"""Subscriptions: the messages and gaps of topics, in order, across lost connections.
 
-Nothing is buffered beyond one connection's read buffer, 64 KiB: whoever consumes slowly is a slow
-reader to the server.
+Nothing is buffered beyond one connection's read buffer, 64 KiB, but for what comes while ``async
+with`` waits for several greetings: whoever consumes slowly is a slow reader to the server. What is
+asked for, and what frames mean, is the feeds' (feeds.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from clevrd.client.backoff import STEADY_S, Clockwork, comes_back, delay_s, going_away_s
-from clevrd.client.errors import BadAnswer, ClientError, Closed, Refused, Unreachable
-from clevrd.client.position import Position, Tracker
+from clevrd.client.errors import BadAnswer, ClientError, Closed
+from clevrd.client.feeds import Feed
+from clevrd.client.position import Position
 from clevrd.client.session import ANSWER_TIMEOUT_S, TEXT, Session, Socket, end_of
-from clevrd.client.wire import (
-    CONTROL_BEGINS,
-    CONTROL_PROTOCOL,
-    UNREADABLE,
-    Gap,
-    GoingAway,
-    Message,
-    Subscribed,
-    read_control,
-    read_message,
-)
+from clevrd.client.wire import CONTROL_PROTOCOL, UNREADABLE, Gap, Message
 
 log = logging.getLogger(__name__)
-
-# Asked for after a lost connection where there are no positions: the server's default for what it
-# keeps of a topic.
-RESUME_LAST: Final = 10_000
 
 
 class Subscription:
@@ -42,36 +31,17 @@ class Subscription:
     """
 
     def __init__(
-        self,
-        session: Session,
-        query: dict[str, str],
-        position: Position | None,
-        clockwork: Clockwork,
-        *,
-        reconnect: bool,
+        self, session: Session, feed: Feed, clockwork: Clockwork, *, reconnect: bool
     ) -> None:
         self._session = session
-        self._query = query
-        self._tracker = Tracker(query["topic"], position)
-        # The very first connection asks for a place in the past: a gap may come first.
-        self._is_resumed = position is not None or "since" in query
+        self._feed = feed
         self._random, self._sleep, self._clock = clockwork
         self._reconnect = reconnect
         self._socket: Socket | None = None
-        # This connection's beginning is known.
-        self._is_greeted = False
-        # The server of this connection tells positions and gaps.
-        self._has_control = False
-        # Epoch of the messages of this connection.
-        self._epoch = ""
-        # Behind a gap that was handed out first.
-        self._waiting: Message | None = None
         self._attempt = 0
         self._connected_s = 0.0
         # To be waited before the next connection; None before the first.
         self._delay_s: float | None = None
-        # What the server asks to stay away, after the close that it has announced.
-        self._away_s = 0.0
         # Closed by its user, or for good by the server.
         self._is_over = False
 
@@ -82,21 +52,39 @@ class Subscription:
 
     @property
     def position(self) -> Position | None:
-        """Up to where everything was handed out; None before the server has told it.
+        """Of one topic: up to where everything was handed out; None before the server has told it.
 
         Stored, and given to `Client.subscribe` later, it makes a subscription go on behind what
-        this one has handed out.
+        this one has handed out. With several topics or a pattern it is None: see `positions`.
         """
-        return self._tracker.position
+        topic = self._feed.only_topic
+        return None if topic is None else self.positions.get(topic)
+
+    @property
+    def positions(self) -> dict[str, Position]:
+        """By topic: up to where everything was handed out, as far as the server has told it.
+
+        To be stored and given back as `position` is. A topic that a pattern brought stays among
+        them; of such topics the 1,000 heard of last are known.
+        """
+        return self._feed.positions()
 
     @property
     def is_connected(self) -> bool:
         """Whether there is a connection now, as far as was noticed."""
-        return self._socket is not None and self._is_greeted
+        return self._socket is not None and self._feed.is_greeted
 
     async def __aenter__(self) -> Self:
-        """Connect; raises as `__anext__`."""
-        await self._connect()
+        """Connect, and be subscribed to all topics and patterns; raises as `__anext__`.
+
+        Where more than 1 MiB of messages comes before the last of several topics is subscribed,
+        those are taken first, and the rest follows while items are taken.
+        """
+        while not (self._is_over or self.is_connected or self._feed.is_full):
+            if self._socket is None:
+                await self._connect()
+            else:
+                await self._receive(self._socket, self._feed.greet)
         return self
 
     async def __aexit__(
@@ -122,21 +110,16 @@ class Subscription:
             Unreachable: the very first connection failed.
             BadAnswer: what came is not a message.
         """
-        if self._waiting is not None:
-            message, self._waiting = self._waiting, None
-            return message
         while not self._is_over:
-            socket = self._socket
-            if socket is None or not self._is_greeted:
+            item = self._feed.held()
+            if item is not None:
+                return item
+            if self._socket is None:
                 await self._connect()
                 continue
-            frame = await socket.receive()
-            if frame.type is TEXT:
-                item = self._read(frame.data)
-                if item is not None:
-                    return item
-            elif not self._is_over:
-                await self._lose(end_of(frame, socket.close_code))
+            item = await self._receive(self._socket, self._feed.read)
+            if item is not None:
+                return item
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
@@ -146,53 +129,33 @@ class Subscription:
 
     # --- frames ---
 
-    def _read(self, text: bytes) -> Message | Gap | None:
-        """Return what a text frame brings, None when that is nothing for the user."""
-        has_control = self._has_control
+    async def _receive(
+        self, socket: Socket, take: Callable[[bytes], Message | Gap | None]
+    ) -> Message | Gap | None:
+        """Return what ``take`` makes of the next frame; None also when the connection is lost."""
         try:
-            if has_control and text.startswith(CONTROL_BEGINS):
-                return self._follow(text)
-            message = read_message(text, self._epoch)
+            frame = await socket.receive(None if self._feed.is_greeted else ANSWER_TIMEOUT_S)
+            if frame.type is not TEXT:
+                raise end_of(frame, socket.close_code)
+            return take(frame.data)
+        except TimeoutError:
+            await self._lose(Closed(1006, "no greeting"))
         except UNREADABLE as error:
-            self._is_over = True
-            raise self._not_a_message(error) from error
-        if has_control:
-            return message if self._tracker.take(message) else None
-        return self._step(message) if self._tracker.is_new(message) else None
-
-    def _follow(self, text: bytes) -> Gap | None:
-        """Do what a control frame says."""
-        match control := read_control(text):
-            case Gap():
-                self._tracker.miss(control)
-                return control
-            case GoingAway():
-                self._away_s = going_away_s(control.reconnect_after_ms)
+            sentence = f"{self._session.name} sent what is not a message ({error})."
+            await self._lose(BadAnswer(sentence))
+        except ClientError as error:
+            await self._lose(error)
         return None
-
-    def _step(self, message: Message) -> Message | Gap:
-        gap = self._tracker.step(message)
-        if gap is None:
-            return message
-        self._waiting = message
-        return gap
-
-    def _not_a_message(self, error: Exception) -> BadAnswer:
-        return BadAnswer(f"{self._session.name} sent what is not a message ({error}).")
 
     # --- connections ---
 
     async def _connect(self) -> None:
-        """Connect, as often as it takes; raises when that is hopeless."""
-        while not self._is_over and not self.is_connected:
-            try:
-                if self._socket is None:
-                    await self._wait()
-                    await self._open()
-                else:
-                    await self._greet(self._socket)
-            except (Refused, Unreachable, Closed, BadAnswer) as error:
-                await self._lose(error)
+        """Try to connect once, in its time; raises when that is hopeless."""
+        try:
+            await self._wait()
+            await self._open()
+        except ClientError as error:
+            await self._lose(error)
         if self._is_over:
             await self._drop_socket()
 
@@ -214,56 +177,22 @@ class Subscription:
             self._is_over = True
             return
         self._connected_s = self._clock()
-        self._away_s = 0.0
-        query = self._query_now()
-        self._socket = await self._session.websocket("/subscribe", query, (CONTROL_PROTOCOL,))
-        self._has_control = self._socket.protocol == CONTROL_PROTOCOL
-        self._is_greeted = not self._has_control
-        if not self._has_control:
-            self._tracker.start_without_positions()
-            self._epoch = ""
-
-    async def _greet(self, socket: Socket) -> None:
-        """Read the first frame, which says where this connection begins."""
-        try:
-            frame = await socket.receive(ANSWER_TIMEOUT_S)
-        except TimeoutError:
-            raise Closed(1006, "no greeting") from None
-        if frame.type is not TEXT:
-            raise end_of(frame, socket.close_code)
-        try:
-            greeting = read_control(frame.data)
-        except UNREADABLE as error:
-            raise self._not_a_message(error) from error
-        if not isinstance(greeting, Subscribed):
-            raise BadAnswer(f"{self._session.name} did not begin with a position.")
-        self._tracker.greet(greeting, is_resumed=self._is_resumed)
-        self._epoch = greeting.epoch
-        self._is_greeted = True
-
-    def _query_now(self) -> dict[str, str]:
-        """Return the query of the next connection: where this subscription stands."""
-        tracker = self._tracker
-        query = dict(self._query)
-        if tracker.epoch:
-            query.pop("last", None)
-            query.pop("since", None)
-            query |= {"offset": str(tracker.offset), "epoch": tracker.epoch}
-            self._is_resumed = True
-        elif self._attempt and "since" not in query:
-            # Who wanted no past and has seen nothing has no place to resume from.
-            wanted = self._query.get("last")
-            if wanted != "0" or tracker.last_id:
-                query["last"] = str(max(RESUME_LAST, int(wanted or 0)))
-        return query
+        query = self._feed.query(is_return=self._attempt > 0)
+        socket = await self._session.websocket(self._feed.path, query, (CONTROL_PROTOCOL,))
+        self._socket = socket
+        commands = self._feed.begin(socket.protocol)
+        if commands:
+            self._session.send_aside(socket, commands)
 
     async def _lose(self, error: ClientError) -> None:
         """Take note that there is no connection; raises ``error`` when there is to be none."""
+        if self._is_over:
+            return
         if isinstance(error, Closed):
             # Only what was open can have been steady: a connect may time out for as long.
             if self._clock() - self._connected_s >= STEADY_S:
                 self._attempt = 0
-            error.retry_after_s = self._away_s
+            error.retry_after_s = going_away_s(self._feed.away_ms)
         if self._session.is_closed:
             await self.aclose()
             return
@@ -275,11 +204,10 @@ class Subscription:
             raise error
         log.info(
             "subscription lost topic=%s delay_s=%.2f why=%s",
-            *(self._query["topic"], self._delay_s, error),
+            *(self._feed.name, self._delay_s, error),
         )
 
     async def _drop_socket(self) -> None:
         socket, self._socket = self._socket, None
-        self._is_greeted = False
         if socket is not None:
             await self._session.drop(socket)

@@ -97,20 +97,29 @@ class Gap(
 
 
 class Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"):
-    """The position that a connection begins at."""
+    """The position that a topic's messages begin at, on this connection."""
 
     epoch: str
     offset: int
     recovered: bool = False
+    topic: str = ""
+    # The pattern that brought the topic; None for a topic that was named.
+    pattern: str | None = None
+    # The command that this answers.
+    ref: int | str | None = None
+
+
+class Watching(msgspec.Struct, frozen=True, tag_field="type", tag="watching"):
+    """The answer to a command that subscribes to a pattern."""
+
+    pattern: str
+    ref: int | str | None = None
 
 
 class GoingAway(msgspec.Struct, frozen=True, tag_field="type", tag="going_away"):
     """The server closes next, and says when to come back."""
 
     reconnect_after_ms: int = 0
-
-
-Control = Subscribed | Gap | GoingAway
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -145,6 +154,15 @@ class Refusal(msgspec.Struct, frozen=True):
         return Refused(self.error, code=self.code, is_transient=self.retryable)
 
 
+class Failure(Refusal, frozen=True, tag_field="type", tag="error"):
+    """A command that the server does not carry out, or without a ref a topic that it leaves out."""
+
+    ref: int | str | None = None
+
+
+Control = Subscribed | Watching | Gap | GoingAway | Failure
+
+
 class Outgoing(NamedTuple):
     """One item of a batch; a plain tuple (topic, data) is one as well."""
 
@@ -168,9 +186,7 @@ class _BatchAnswer(msgspec.Struct, frozen=True):
 
 
 _decode_message = msgspec.json.Decoder(Message).decode
-_decode_control: Callable[[bytes], Control] = msgspec.json.Decoder(
-    Subscribed | Gap | GoingAway
-).decode
+_decode_control: Callable[[bytes], Control] = msgspec.json.Decoder(Control).decode
 _decode_control_head = msgspec.json.Decoder(_ControlHead).decode
 _decode_published = msgspec.json.Decoder(Published).decode
 _decode_refusal = msgspec.json.Decoder(Refusal).decode
@@ -179,7 +195,7 @@ _decode_batch = msgspec.json.Decoder(_BatchAnswer).decode
 _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 _encode = msgspec.json.Encoder().encode
 _set = msgspec.structs.force_setattr
-_CONTROL_TYPES: Final = frozenset({"subscribed", "gap", "going_away"})
+_CONTROL_TYPES: Final = frozenset({"subscribed", "watching", "gap", "going_away", "error"})
 
 
 # --- what is received ----------------------------------------------------------------------------
@@ -196,6 +212,11 @@ def read_message(text: bytes, epoch: str) -> Message:
     _set(message, "json", text)
     _set(message, "epoch", epoch)
     return message
+
+
+def put_into_epoch(message: Message, epoch: str) -> None:
+    """Set the epoch of a message whose topic is known only now; no user has the message yet."""
+    _set(message, "epoch", epoch)
 
 
 def read_control(text: bytes) -> Control | None:
@@ -273,6 +294,12 @@ def check_json(raw: bytes) -> bytes:
     except msgspec.MsgspecError as error:
         raise BadRecord(f"Not JSON: {error}.") from error
     return raw
+
+
+def command(type_: str, **fields: object) -> bytes:
+    """Return one command of a socket for commands; a field that is None is left out."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    return _encode({"type": type_, **given})
 
 
 def publish_body(topic: str, data: bytes, **fields: str | int | None) -> bytes:

@@ -1,0 +1,111 @@
+"""What a subscription reads over its connections: one topic, or several. No I/O here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from clevrd.client.many_topics import ManyTopics
+from clevrd.client.one_topic import OneTopic
+from clevrd.client.position import Position
+from clevrd.client.wire import Gap, Message
+
+
+class Feed(Protocol):
+    """What is asked of the server, what its frames mean, and where that stands.
+
+    The subscription opens connections and reads from them; a feed outlives all of them.
+    """
+
+    # What the server asks to stay away, after the close that it has announced.
+    away_ms: int
+
+    @property
+    def path(self) -> str:
+        """The endpoint."""
+
+    @property
+    def name(self) -> str:
+        """What is subscribed to, for logs."""
+
+    @property
+    def only_topic(self) -> str | None:
+        """The topic, where it is only one."""
+
+    @property
+    def is_greeted(self) -> bool:
+        """Whether it is known where everything on this connection begins."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether items are to be taken before more is read, greeted or not."""
+
+    def positions(self) -> dict[str, Position]:
+        """Return by topic up to where everything was handed out."""
+
+    def query(self, *, is_return: bool) -> dict[str, str]:
+        """Return the query of the next connection; ``is_return`` after one that failed."""
+
+    def begin(self, protocol: str | None) -> Sequence[bytes]:
+        """Begin with a new connection, and return the text frames that are to be sent.
+
+        Raises:
+            BadAnswer: the server has not taken the subprotocol that is needed.
+        """
+
+    def greet(self, text: bytes) -> None:
+        """Take in a frame before all is greeted, while nobody takes items. Raises as `read`."""
+
+    def held(self) -> Message | Gap | None:
+        """Return the next item that was read already; None when there is none."""
+
+    def read(self, text: bytes) -> Message | Gap | None:
+        """Return what a frame brings, None when that is nothing for the user.
+
+        Raises:
+            one of UNREADABLE, BadAnswer: it is none of the server's frames.
+            Refused: it says that something can't be subscribed.
+        """
+
+
+def feed_of(
+    topics: Sequence[str],
+    patterns: Iterable[str],
+    options: Mapping[str, str | int],
+    position: Position | None,
+    positions: Mapping[str, Position] | None,
+) -> Feed:
+    """Return the feed of these topics and patterns.
+
+    Args:
+        options: ``policy``, ``buffer``, ``last`` and ``since``, as far as they were given.
+
+    Raises:
+        ValueError: there is none, or one twice; or it is said in two ways where to begin.
+    """
+    patterns = _checked(topics, patterns)
+    given = [options.get("last"), options.get("since"), position, positions]
+    if sum(each is not None for each in given) > 1:
+        raise ValueError(
+            "last, since, position and positions each say where to begin; give one of them."
+        )
+    if len(topics) == 1 and not patterns:
+        return OneTopic(topics[0], options, position or (positions or {}).get(topics[0]))
+    if position is not None:
+        raise ValueError("position is for one topic without patterns; give positions, by topic.")
+    return ManyTopics(topics, patterns, options, positions)
+
+
+def _checked(topics: Sequence[str], patterns: Iterable[str]) -> tuple[str, ...]:
+    """Return the patterns; raises ValueError as `feed_of`."""
+    if isinstance(patterns, str):
+        raise ValueError(f"patterns is a list of patterns; write patterns=[{patterns!r}].")
+    patterns = tuple(patterns)
+    if not (topics or patterns):
+        raise ValueError("Name a topic or a pattern to subscribe to.")
+    for kind, names in (("topic", topics), ("pattern", patterns)):
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise ValueError(f"The {kind} {name!r} is named twice.")
+    return patterns
