@@ -220,6 +220,65 @@ async def test_topic_made_while_away_is_read_from_its_start(
     assert [each[0].get("positions") for each in server.commands] == [None, {}]
 
 
+async def test_cut_before_all_was_found_goes_on_with_what_was(
+    server: FakeServer, new_client: Callable[..., Client]
+) -> None:
+    """Topics that had begun resume, the others begin as they were asked to."""
+    known = [subscribed("e", 3, topic="p.x", pattern="p.*"), message(4, topic="p.x")]
+    server.feeds.append(feed(*known, code=0, commands=1))
+    server.feeds.append(feed(watching("p.*", 1), message(5, topic="p.x"), commands=1))
+
+    async with new_client() as client:
+        items = client.subscribe(patterns=["p.*"], last=0)
+        taken = await take(items, 2)
+        await items.aclose()
+
+    begins = {"type": "subscribe", "ref": 1, "pattern": "p.*", "last": 0}
+    assert taken == [("p.x", 4), ("p.x", 5)]
+    assert [each[0] for each in server.commands] == [
+        begins,
+        {**begins, "positions": {"p.x": {"epoch": "e", "offset": 4}}},
+    ]
+
+
+async def test_forgotten_topic_is_none_to_come_back_to(
+    server: FakeServer, new_client: Callable[..., Client]
+) -> None:
+    """All of it was had, so who follows short-lived topics for days knows only a few."""
+    gone = b'{"type":"forgotten","topic":"p.x","epoch":"e","offset":1}'
+    begun = [watching("p.*", 1), subscribed("e", 0, topic="p.x", pattern="p.*")]
+    server.feeds.append(feed(*begun, message(1, topic="p.x"), gone, code=0, commands=1))
+    server.feeds.append(
+        feed(
+            *(watching("p.*", 1), subscribed("f", 0, topic="p.x", pattern="p.*")),
+            message(1, topic="p.x"),
+            commands=1,
+        )
+    )
+
+    async with new_client() as client, client.subscribe(patterns=["p.*"]) as items:
+        taken = await take(items, 2)
+
+    assert taken == [("p.x", 1), ("p.x", 1)]
+    assert server.commands[1][0]["positions"] == {}
+
+
+async def test_new_topic_that_lost_something_is_told_though_it_is_cut_before_the_gap(
+    server: FakeServer, new_client: Callable[..., Client]
+) -> None:
+    """What began after all was found begins with a gap where it is not whole."""
+    begins = subscribed("e", 9, is_recovered=False, topic="p.x", pattern="p.*")
+    server.feeds.append(feed(watching("p.*", 1), begins, code=0, commands=1))
+    server.feeds.append(feed(watching("p.*", 1), begins, gap(1, 9, "retention", "p.x"), commands=1))
+
+    async with new_client() as client, client.subscribe(patterns=["p.*"]) as items:
+        (told,) = await next_items(items, 1)
+
+    assert isinstance(told, Gap)
+    assert (told.first, told.last) == (1, 9)
+    assert server.commands[1][0]["positions"] == {}
+
+
 async def test_new_life_of_a_topic_moves_its_position(
     server: FakeServer, new_client: Callable[..., Client]
 ) -> None:

@@ -681,6 +681,43 @@ async def test_position_of_a_topic_that_is_gone_stays_known(browser: Browser) ->
     ]
 
 
+async def test_cut_before_all_was_found_goes_on_with_what_was(browser: Browser) -> None:
+    """Topics that had begun resume, the others begin as they were asked to."""
+    async with (
+        running() as daemon,
+        faking(
+            Turn([found("p.a", "e1", 3), message(4, "p.a")], 1001),
+            Turn([found("p.a", "e1", 4, recovered=True), found("p.b", "e2", 7), WATCHING]),
+        ) as fake,
+        page_at(browser, daemon.url) as page,
+    ):
+        await follow(page, [], fake.url, patterns=["p.*"], last=0)
+        await until(lambda: len(fake.wishes) == 2)
+
+    begins = {"type": "subscribe", "pattern": "p.*", "last": 0}
+    known = {"p.a": {"epoch": "e1", "offset": 4}}
+    assert fake.wishes == [begins, {**begins, "positions": known}]
+
+
+async def test_forgotten_topic_is_none_to_come_back_to(browser: Browser) -> None:
+    """All of it was had, so a page that follows short-lived topics for days knows only a few."""
+    gone = {"type": "forgotten", "topic": "p.a", "epoch": "e1", "offset": 1}
+    async with (
+        running() as daemon,
+        faking(
+            Turn([WATCHING, found("p.a", "e1"), message(1, "p.a"), json.dumps(gone)], 1001),
+            Turn([]),
+        ) as fake,
+        page_at(browser, daemon.url) as page,
+    ):
+        await follow(page, [], fake.url, patterns=["p.*"])
+        events = await seen(page, 1)
+        await until(lambda: len(fake.wishes) == 2)
+
+    assert data_of(events) == [1]
+    assert fake.wishes[1]["positions"] == {}
+
+
 async def test_cut_before_the_gap_of_a_new_topic_does_not_hide_it(browser: Browser) -> None:
     """What a topic that began meanwhile has lost already is told, however often it is cut."""
     begins = found("p.new", "e1", 9)

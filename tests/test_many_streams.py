@@ -222,11 +222,13 @@ async def test_topic_that_was_forgotten_is_in_no_id() -> None:
         await stream.items(2)
         await daemon.publish("p.1", 1)
         _, known = await stream.items(2)
-        await until(lambda: daemon.hub.topics.find(TENANT.name, "p.1") is None)
+        gone = await stream.item()
         await daemon.publish("a", 1)
         after = await stream.item()
 
+    assert (gone.kind, gone.json["topic"], gone.json["offset"]) == ("forgotten", "p.1", 1)
     assert "@p.1" in str(known.id)
+    assert "@p.1" not in str(gone.id)
     assert "@p.1" not in str(after.id)
 
 

@@ -216,12 +216,17 @@ class World:
         kind = frame.get("type")
         assert fields.get("event") == kind
         if kind == "watching":
-            # Of the last pattern; before that some topics may not have been found.
-            self.has_watched = self.has_watched or "id" in fields
+            # The last pattern's is the first with a star.
+            assert "id" in fields or not self.places
         elif kind == "subscribed":
             self.take_greeting(frame)
         elif kind == "gap":
             self.take_gap(frame)
+        elif kind == "forgotten":
+            gone = self.places.pop(frame["topic"])
+            assert (gone.epoch, gone.offset) == (frame["epoch"], frame["offset"])
+            assert gone.offset == self.heads[frame["topic"], gone.epoch], "all of it was given"
+            self.greeted.discard(frame["topic"])
         else:
             assert kind is None, "no topic is refused"
             self.take_message(frame)
@@ -231,14 +236,8 @@ class World:
     def take_greeting(self, frame: dict[str, Any]) -> None:
         name, epoch, offset = frame["topic"], frame["epoch"], frame["offset"]
         known = self.places.get(name)
-        if name in self.greeted:
-            assert known is not None
-            assert known.epoch != epoch, "once in each life"
-            assert offset == 0, "from its first message on"
-            assert known.offset == self.heads[name, known.epoch], (
-                "it was whole when it was forgotten"
-            )
-        elif known is not None and frame["recovered"]:
+        assert name not in self.greeted, "once in each life"
+        if known is not None and frame["recovered"]:
             assert (known.epoch, known.offset) == (epoch, offset)
         elif known is not None:
             assert known.epoch != epoch or offset >= known.offset
@@ -277,6 +276,7 @@ class World:
         """Check that the id says where the client is in every topic that it has begun to read."""
         said = places_of(text)
         assert not self.has_watched or "*" in text.split(",")
+        self.has_watched = "*" in text.split(",")
         assert name is None or name not in self.owes_gap
         for each, have in self.places.items():
             # Until a gap was told an id holds the place before it; what was forgotten is in none.

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from clevrd.config import Config
 from clevrd.connections.subscriptions import Manner, PatternWish, Subscriptions
+from clevrd.core.control_frames import Forgotten, Watching
 from clevrd.core.message import PublishRequest
 from clevrd.core.positions import Last
 from clevrd.core.subscriber import DropStrategy
@@ -52,13 +53,18 @@ class FakeOwner(FakeSink):
     def __init__(self) -> None:
         super().__init__(room_bytes=1_500)
         self.refusals: list[ClevrdError] = []
+        self.ends: dict[tuple[str, str], int] = {}
 
     def refused(self, error: ClevrdError) -> None:
         """Remember it."""
         self.refusals.append(error)
 
-    def found_all(self, pattern: str) -> None:
+    def found_all(self, watching: Watching) -> None:
         """Do nothing: the frames are what counts here."""
+
+    def forgotten(self, topic: Forgotten) -> None:
+        """Remember where it ended."""
+        self.ends[topic.topic, topic.epoch] = topic.offset
 
 
 class World:
@@ -188,6 +194,8 @@ def test_connection_has_or_knows_everything(
             key = (name, position.epoch)
             assert told[key] == position.offset == world.heads[key]
         assert world.owner.refusals == []
+        # What was forgotten had been given whole.
+        assert all(world.heads[key] == end for key, end in world.owner.ends.items())
         assert world.hub.subscribers == len(have)
         totals = world.hub.topics.totals()
         lost = sum(totals.lost.values())

@@ -17,6 +17,7 @@ from clevrd.client.wire import (
     CONTROL_PROTOCOL,
     Control,
     Failure,
+    Forgotten,
     Gap,
     GoingAway,
     Message,
@@ -116,11 +117,11 @@ class ManyTopics:
 
     def _pattern_wish(self, pattern: str) -> Mapping[str, object]:
         known = self._trackers.matching(pattern)
-        # Known by another pattern only: one that begins anew could bring it, and skip messages.
-        if not (known or self._has_begun[pattern]):
-            return self._beginning
-        self._resumed.add(pattern)
-        return {"positions": known}
+        if self._has_begun[pattern]:
+            self._resumed.add(pattern)
+            return {"positions": known}
+        # Known by another pattern, or cut before all was found: others begin as they were to.
+        return {**self._beginning, "positions": known} if known else self._beginning
 
     # --- frames ---
 
@@ -166,7 +167,11 @@ class ManyTopics:
                 self._begin_topic(frame)
             case Watching() if frame.pattern in self._has_begun:
                 self._has_begun[frame.pattern] = True
+                # What is not whole from here on begins with a gap.
+                self._resumed.add(frame.pattern)
                 self._answered(frame.ref)
+            case Forgotten():
+                self._trackers.forget(frame.topic)
             case GoingAway():
                 self.away_ms = frame.reconnect_after_ms
             case Failure():

@@ -16,8 +16,8 @@ MAX_MATCHED: Final = 1_000
 class Trackers:
     """What was had of each topic: of those that were named, and of those that patterns brought.
 
-    Of the latter MAX_MATCHED are known, those heard of last: topics come and go, and nobody is told
-    of it when one goes.
+    Of the latter MAX_MATCHED are known, those heard of last: one that went while there was no
+    connection may never come back.
     """
 
     __slots__ = ("_matched", "_named")
@@ -44,6 +44,10 @@ class Trackers:
             return self._know(topic, Tracker(topic))
         self._matched.move_to_end(topic)
         return tracker
+
+    def forget(self, topic: str) -> None:
+        """Know no more of a topic that a pattern brought: all of it was had, and it is gone."""
+        self._matched.pop(topic, None)
 
     def position_of(self, topic: str) -> Position | None:
         """Return where a topic that was named stands; None before the server has told it."""

@@ -110,10 +110,16 @@ class Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"
 
 
 class Watching(msgspec.Struct, frozen=True, tag_field="type", tag="watching"):
-    """The answer to a command that subscribes to a pattern."""
+    """The answer to a command that subscribes to a pattern: all topics there were have begun."""
 
     pattern: str
     ref: int | str | None = None
+
+
+class Forgotten(msgspec.Struct, frozen=True, tag_field="type", tag="forgotten"):
+    """A topic that a pattern brought is gone; all of it was sent."""
+
+    topic: str
 
 
 class GoingAway(msgspec.Struct, frozen=True, tag_field="type", tag="going_away"):
@@ -160,7 +166,7 @@ class Failure(Refusal, frozen=True, tag_field="type", tag="error"):
     ref: int | str | None = None
 
 
-Control = Subscribed | Watching | Gap | GoingAway | Failure
+Control = Subscribed | Watching | Forgotten | Gap | GoingAway | Failure
 
 
 class Outgoing(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from clevrd.connections.http_stream import Stream
 from clevrd.connections.subscriptions import SubscribeOptions, Subscriptions, ids_of
 from clevrd.connections.websocket import TRY_AGAIN_LATER, WebSockets
-from clevrd.core.control_frames import ErrorNotice, Position, Watching
+from clevrd.core.control_frames import Control, ErrorNotice, Forgotten, Position, Watching
 from clevrd.core.event_ids import EventIds, IdPlace
 from clevrd.core.subscriber import Sink
 from clevrd.core.topic import Topic
@@ -75,21 +75,27 @@ class ManyStream(Stream):
         """Tell who can be told in-band; others are closed, since a missing topic is a loss."""
         self._count_refusal(error.code)
         if self._wanted.manner.has_control:
-            self.write(self._spelled(ErrorNotice(error.code, str(error), error.retryable)))
+            self._tell(ErrorNotice(error.code, str(error), error.retryable))
         else:
             self.close(TRY_AGAIN_LATER, "too_many_topics")
 
-    def found_all(self, pattern: str) -> None:
+    def found_all(self, watching: Watching) -> None:
         """Tell that every topic which was there is joined: an id from here on knows them all."""
-        self._unfound.discard(pattern)
-        if not self._wanted.manner.has_control:
-            return
-        told = Watching(pattern)
-        if self._ids is None or self._unfound:
-            self.write(self._spelled(told))
-        else:
+        self._unfound.discard(watching.pattern)
+        if self._ids is not None and not self._unfound:
             self._ids.watch()
-            self.write(self._form.framed(control_event(told, self._ids.whole())))
+        self._tell(watching)
+
+    def forgotten(self, topic: Forgotten) -> None:
+        """Tell that a topic is gone, which is in no id from here on."""
+        self._tell(topic)
+
+    def _tell(self, control: Control) -> None:
+        """Tell who takes control frames what is of no one topic's messages."""
+        if self._ids is not None:
+            self.write(self._form.framed(control_event(control, self._ids.whole())))
+        elif self._wanted.manner.has_control:
+            self.write(self._spelled(control))
 
     def leave(self) -> None:
         """Stop delivering. Idempotent."""

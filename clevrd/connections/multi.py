@@ -13,7 +13,7 @@ from clevrd.connections.subscriber import ReceivingConnection
 from clevrd.connections.subscriptions import Manner, PatternWish, Subscriptions
 from clevrd.connections.websocket import TRY_AGAIN_LATER, WebSockets
 from clevrd.core.client_frames import TEXT
-from clevrd.core.control_frames import ErrorNotice, GoingAway, Watching, control_frame
+from clevrd.core.control_frames import ErrorNotice, Forgotten, GoingAway, Watching, control_frame
 from clevrd.core.positions import Wish
 from clevrd.errors import ClevrdError
 from clevrd.hub import Hub
@@ -64,10 +64,15 @@ class MultiConnection(ReceivingConnection):
         else:
             self.close(TRY_AGAIN_LATER, "too_many_topics")
 
-    def found_all(self, pattern: str) -> None:
+    def found_all(self, watching: Watching) -> None:
         """Tell who asked for control frames that every topic which was there is joined."""
         if self._has_control:
-            self.write(control_frame(Watching(pattern)))
+            self.write(control_frame(watching))
+
+    def forgotten(self, topic: Forgotten) -> None:
+        """Tell who asked for control frames that a topic is gone."""
+        if self._has_control:
+            self.write(control_frame(topic))
 
     def leave(self) -> None:
         """Stop delivering. Idempotent."""
@@ -118,8 +123,13 @@ class CommandConnection(PublishConnection):
         self._count_refusal(error.code)
         self.write(_notice(error))
 
-    def found_all(self, pattern: str) -> None:
-        """Say nothing: the command was answered when it was taken."""
+    def found_all(self, watching: Watching) -> None:
+        """Answer the command that asked for it."""
+        self.write(control_frame(watching))
+
+    def forgotten(self, topic: Forgotten) -> None:
+        """Tell that a topic is gone."""
+        self.write(control_frame(topic))
 
     def leave(self) -> None:
         """Stop delivering. Idempotent."""

@@ -6,13 +6,13 @@ Who asks and how is the handlers' business, what it looks like on the wire the c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, Protocol
 
 import msgspec
 
-from clevrd.core.control_frames import Position, Ref
+from clevrd.core.control_frames import Forgotten, Position, Ref, Watching
 from clevrd.core.event_ids import EventIds
 from clevrd.core.gap_log import GapLog
 from clevrd.core.patterns import Words, matches, parse_pattern
@@ -43,8 +43,11 @@ class Owner(Sink, Protocol):
     def refused(self, error: ClevrdError) -> None:
         """Hear that a topic which a pattern matches can't be joined."""
 
-    def found_all(self, pattern: str) -> None:
-        """Hear that every topic which was there and matches ``pattern`` is joined."""
+    def found_all(self, watching: Watching) -> None:
+        """Hear that every topic which was there and matches a pattern is joined."""
+
+    def forgotten(self, topic: Forgotten) -> None:
+        """Hear that a topic which a pattern brought is gone."""
 
 
 class Places(Protocol):
@@ -93,12 +96,28 @@ def ids_of(wanted: SubscribeOptions) -> EventIds:
 class Watch:
     """One pattern of one connection."""
 
-    __slots__ = ("_positions", "_subscriptions", "_wish", "has_refused", "manner", "text", "words")
+    __slots__ = (
+        "_positions",
+        "_subscriptions",
+        "_wish",
+        "has_refused",
+        "manner",
+        "ref",
+        "text",
+        "words",
+    )
 
     def __init__(
-        self, subscriptions: Subscriptions, text: str, manner: Manner, wishes: PatternWish
+        self,
+        subscriptions: Subscriptions,
+        text: str,
+        manner: Manner,
+        wishes: PatternWish,
+        ref: Ref,
     ) -> None:
         self.text = text
+        # What the command that asked for it is called.
+        self.ref = ref
         self.words: Words = parse_pattern(text)
         self.manner = manner
         # Told once that there were more topics than the connection may have.
@@ -227,12 +246,11 @@ class Subscriptions:
         text: str,
         manner: Manner,
         wishes: PatternWish,
-        announce: Callable[[], None] = lambda: None,
+        ref: Ref = msgspec.UNSET,
     ) -> None:
         """Subscribe to every topic that the pattern matches, now and later.
 
-        Topics that were subscribed before stay as they are. ``announce`` is called before the
-        first one is joined, if nothing is raised.
+        Topics that were subscribed before stay as they are.
 
         Raises:
             InvalidRequest: it is no pattern, or watched already; there are as many as may be.
@@ -240,9 +258,8 @@ class Subscriptions:
         if text in self._watches:
             raise InvalidRequest("That pattern is subscribed already; unsubscribe it first.")
         self._check_room()
-        watch = Watch(self, text, manner, wishes)
+        watch = Watch(self, text, manner, wishes, ref)
         self._watches[text] = watch
-        announce()
         self._hub.watches.add(self._tenant.name, watch.words, watch)
 
     def unwatch(self, text: str) -> dict[str, Position]:
@@ -285,13 +302,14 @@ class Subscriptions:
     def found_all(self, watch: Watch) -> None:
         """Pass on that all topics which ``watch`` matches have been found, unless it has ended."""
         if self._watches.get(watch.text) is watch:
-            self._owner.found_all(watch.text)
+            self._owner.found_all(Watching(watch.text, watch.ref))
 
     def let_go(self, topic: Topic) -> None:
         """Drop the subscription of a topic that is forgotten."""
         entry = self._by_name.get(topic.name)
         if entry is not None and entry.topic is topic:
-            self._drop(topic.name)
+            at = self._drop(topic.name)
+            self._owner.forgotten(Forgotten(topic.name, at.epoch, at.offset))
 
     def _other_watch(self, name: str) -> Watch | None:
         return next((each for each in self._watches.values() if matches(each.words, name)), None)

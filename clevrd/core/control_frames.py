@@ -66,10 +66,18 @@ class GoingAway(msgspec.Struct, frozen=True, tag_field="type", tag="going_away")
 
 
 class Watching(msgspec.Struct, frozen=True, tag_field="type", tag="watching"):
-    """The answer to a subscribe with a pattern; each topic's `Subscribed` follows."""
+    """All topics that a pattern matched have had their `Subscribed`; others are made later."""
 
     pattern: str
     ref: Ref = msgspec.UNSET
+
+
+class Forgotten(msgspec.Struct, frozen=True, tag_field="type", tag="forgotten"):
+    """A topic that a pattern brought is gone for want of use; all of it was sent, or told lost."""
+
+    topic: str
+    epoch: str
+    offset: int
 
 
 class Unsubscribed(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscribed"):
@@ -94,7 +102,7 @@ class ErrorNotice(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
     ref: Ref = msgspec.UNSET
 
 
-Control = Subscribed | Gap | GoingAway | Watching | Unsubscribed | Pong | ErrorNotice
+Control = Subscribed | Gap | GoingAway | Watching | Forgotten | Unsubscribed | Pong | ErrorNotice
 
 _encode = msgspec.json.Encoder().encode
 

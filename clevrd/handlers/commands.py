@@ -13,7 +13,7 @@ import msgspec
 
 from clevrd.connections.multi import CommandConnection
 from clevrd.connections.subscriptions import FROM_THE_START, Manner, PatternWish
-from clevrd.core.control_frames import ErrorNotice, Pong, Position, Ref, Unsubscribed, Watching
+from clevrd.core.control_frames import ErrorNotice, Pong, Position, Ref, Unsubscribed
 from clevrd.core.event_ids import read_position
 from clevrd.core.message import SocketPublish, check_publish, check_ref, check_utf8
 from clevrd.core.positions import After, Last, Wish
@@ -196,13 +196,9 @@ class Commands:
         _one_of(command)
         check_pattern(command.pattern, may_match_all=self._may_match_all)
         wishes = self._pattern_wish(command, wish)
-        answer = Watching(command.pattern, command.ref)
-
-        def announce() -> None:
-            self._answer(answer)
-            self._connection.flush_answers()
-
-        subscriptions.watch(command.pattern, manner, wishes, announce)
+        self._connection.flush_answers()
+        # Answered when all topics that there are have been found.
+        subscriptions.watch(command.pattern, manner, wishes, command.ref)
 
     def _unsubscribe(self, command: Unsubscribe) -> None:
         name = _one_of(command)
@@ -221,12 +217,7 @@ class Commands:
         Raises:
             InvalidRequest: it says so in two ways, or half.
         """
-        ways = {
-            "last": command.last,
-            "since": command.since,
-            "offset": command.offset,
-            "positions": command.positions,
-        }
+        ways = {"last": command.last, "since": command.since, "offset": command.offset}
         given = [name for name, value in ways.items() if value is not None]
         if len(given) > 1:
             raise InvalidRequest(f"{' and '.join(given)} each say where to begin; give one.")
@@ -251,7 +242,7 @@ class Commands:
         if len(command.positions) > self._max_topics:
             raise InvalidRequest(f"A pattern may have {self._max_topics} positions.")
         known = {name: _after(at) for name, at in command.positions.items()}
-        return PatternWish(FROM_THE_START, known)
+        return PatternWish(wish or FROM_THE_START, known)
 
 
 def _one_of(command: Subscribe | Unsubscribe) -> str:

@@ -2,7 +2,7 @@
 
 // One that lived this long resets the backoff.
 const STEADY_MS = 10_000;
-// A server that asks for more is mistaken.
+// Of what servers may ask for.
 const ASKED_CAP_MS = 300_000;
 // Browsers hide the server's pings; who answers none of ours is gone.
 const BEAT_MS = 25_000;
@@ -33,28 +33,30 @@ export class Clevrd {
 		const known = new Map();
 		for (const [name, at] of Object.entries(positions ?? { [topic]: position }))
 			if (at) known.set(name, { epoch: at.epoch, offset: at.offset });
-		// These resume: topics that are not known began meanwhile.
+		// Found all there was: what is not known began since.
 		const watched = new Set(known.size ? patterns : []);
 		const starts = new Map();
-		let resumed;
 		const onOpen = (link) => {
-			resumed = new Set(watched);
 			const ask = (wish) => link.send(JSON.stringify({ type: "subscribe", ...options, ...wish }));
 			// First: what a pattern has brought can't be named.
 			for (const name of [topic].flat()) ask({ topic: name, ...(known.get(name) ?? begin) });
 			const positions = Object.fromEntries(known);
-			for (const pattern of patterns) ask({ pattern, ...(watched.has(pattern) ? { positions } : begin) });
+			for (const pattern of patterns) {
+				const isNew = !watched.has(pattern);
+				ask({ pattern, ...(isNew && begin), positions: isNew && !known.size ? undefined : positions });
+			}
 		};
 		for await (const event of this.#events(signal, { onStatus, onOpen, maxWaitingChars })) {
 			const { type, topic, pattern } = event;
 			if (type === "watching") watched.add(pattern);
+			if (type === "forgotten") known.delete(topic);
 			if (type === "subscribed") starts.set(topic, event);
 			else if (type && type !== "gap") continue;
 			const { epoch, offset } = starts.get(topic);
 			const next = { epoch, offset: event.offset ?? event.to ?? offset };
 			const at = known.get(topic);
 			// What is not whole begins with its gap; a cut between must not hide it.
-			if (event.recovered === false && (at || since || resumed.has(pattern))) continue;
+			if (event.recovered === false && (at || since || watched.has(pattern))) continue;
 			if (epoch === at?.epoch && next.offset <= at.offset) continue;
 			known.set(topic, next);
 			if (type !== "subscribed") yield { type: "message", ...event, ...next };
@@ -121,7 +123,7 @@ export class Clevrd {
 		};
 	}
 
-	// Over connections, each made once the one before is consumed.
+	// Of one connection after the other.
 	async *#events(signal, { onStatus = () => {}, ...options }) {
 		const url = this.#url("ws");
 		let link;
@@ -175,7 +177,7 @@ export class Clevrd {
 			response = await fetch(url, { signal, ...init });
 			answer = await response.json();
 		} catch (cause) {
-			// No JSON: not from clevrd. The status has to do.
+			// No JSON of clevrd's: the status has to do.
 			if (!(cause instanceof SyntaxError))
 				throw new ClevrdError(`No answer from ${url.host}.`, { cause, retryable: true });
 		}
@@ -196,7 +198,7 @@ export class Clevrd {
 	}
 }
 
-// One WebSocket. It ends once; nothing is heard of it afterwards.
+// One WebSocket, which ends once.
 function connect(socket, signal, { onStatus, onOpen, maxWaitingChars = 1e6 }) {
 	const stop = new AbortController();
 	let isQuiet, inbox;
