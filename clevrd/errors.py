@@ -30,6 +30,12 @@ class InvalidRequest(ClevrdError):
     close_code = 4004
 
 
+class TooManyTopics(InvalidRequest):
+    """A connection would have more topics than it may; later there may be fewer that match."""
+
+    close_code = 1013
+
+
 class Forbidden(ClevrdError):
     """The request is understood, and not allowed."""
 

@@ -121,6 +121,20 @@ class Upgrade(Takeover, frozen=True, gc=False):
     """The answer to a WebSocket handshake."""
 
 
+def hand_over(
+    takeover: Takeover,
+    transport: asyncio.Transport,
+    early_data: bytes,
+    failed: Callable[[Exception], object],
+) -> None:
+    """Give ``transport`` to what follows the head; nobody owns it if that fails, so it is ended."""
+    try:
+        takeover.attach(transport, early_data)
+    except Exception as error:
+        transport.abort()
+        failed(error)
+
+
 Reply = Answer | Takeover
 
 

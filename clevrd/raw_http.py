@@ -13,6 +13,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final, cast
 
 from clevrd.config import Config
@@ -26,6 +27,7 @@ from clevrd.exchange import (
     Request,
     ResponseRenderer,
     Takeover,
+    hand_over,
     refusal_answer,
 )
 from clevrd.input_budget import InputBudget
@@ -615,7 +617,7 @@ class RawConnection(asyncio.Protocol):
         self._let_go()
         self._door.open.discard(self)
         self.transport.write(upgrade.head)
-        upgrade.attach(self.transport, rest)
+        hand_over(upgrade, self.transport, rest, partial(self._door.refusal, request=None))
         if self._is_closing:
             self.transport.close()
 

@@ -40,7 +40,7 @@ from clevrd.handlers.publish_batch import BatchEndpoint
 from clevrd.handlers.publish_socket import PublishSocketEndpoint
 from clevrd.handlers.router import PathRouter
 from clevrd.handlers.subscribe import SubscribeEndpoint
-from clevrd.handlers.transports import events_refusal, is_events, stream_form
+from clevrd.handlers.transports import events_refusal, wants_events
 from clevrd.hub import Hub, Stats
 from clevrd.listeners import Listeners
 from clevrd.raw_http import Door, PlainGrammar
@@ -306,7 +306,7 @@ class Server:
 
 def _refuse_events(request: Request, error: RetryLater) -> Answer | None:
     """Return ``error`` as an EventSource reads it, None if ``request`` is not from one."""
-    return events_refusal(error) if is_events(stream_form(request)) else None
+    return events_refusal(error) if wants_events(request) else None
 
 
 def _in_daemon_thread(

@@ -18,7 +18,8 @@ from clevrd.core.topic_manager import TopicManager
 
 log = logging.getLogger(__name__)
 
-# Of work in one turn of the loop; a unit is a watcher that joins, about 10 us.
+# Of work in one turn of the loop; a unit is a watcher that joins, about 10 us without its past,
+# which the hub gives it by turns.
 _UNITS_PER_TURN: Final = 64
 
 # Topics compared with a pattern before the next look at the time, and what they cost.
@@ -56,9 +57,14 @@ class Watches:
         self._on_error = on_error
         self._tree: PatternTree[Watcher] = PatternTree()
         self._watching: set[Watcher] = set()
-        # Work under way and to come, each yielding what it has cost; at most one for each watcher,
-        # and one for each topic that was made or forgotten since.
-        self._work: deque[Iterator[int]] = deque()
+        # Work under way and to come, each yielding what it has cost: one for each topic that was
+        # made or forgotten, which comes first, and one for each watcher that has not found all.
+        self._announcements: deque[Iterator[int]] = deque()
+        self._finds: deque[Iterator[int]] = deque()
+        # What was spent in this turn of the loop, and whether the next one is asked for.
+        self._units = 0
+        self._has_turn = False
+        self._is_working = False
 
     def __len__(self) -> int:
         """Return how many patterns are watched; one that two watch counts twice."""
@@ -68,7 +74,8 @@ class Watches:
         """Tell ``watcher``, which has this one pattern, of each topic that is and that comes."""
         self._tree.add(tenant, words, watcher)
         self._watching.add(watcher)
-        self._do(self._find(tenant, words, watcher))
+        self._finds.append(self._find(tenant, words, watcher))
+        self._work_on()
 
     def remove(self, tenant: str, words: Words, watcher: Watcher) -> None:
         """Tell ``watcher`` no more."""
@@ -78,12 +85,12 @@ class Watches:
     def topic_made(self, topic: Topic) -> None:
         """Tell who watches that ``topic`` is there."""
         if self._tree.size:
-            self._do(self._announce(topic, lambda watcher: watcher.topic_made(topic)))
+            self._announce_soon(topic, lambda watcher: watcher.topic_made(topic))
 
     def topic_forgotten(self, topic: Topic) -> None:
         """Tell who watches that ``topic`` is gone."""
         if topic.watchers:
-            self._do(self._announce(topic, lambda watcher: watcher.topic_forgotten(topic)))
+            self._announce_soon(topic, lambda watcher: watcher.topic_forgotten(topic))
 
     def _announce(self, topic: Topic, tell: Callable[[Watcher], None]) -> Iterator[int]:
         for watcher in self._tree.find(topic.tenant, topic.name):
@@ -93,12 +100,12 @@ class Watches:
     def _find(self, tenant: str, words: Words, watcher: Watcher) -> Iterator[int]:
         if watcher not in self._watching:
             return
-        topics = list(self._topics)
+        topics = self._topics.of_tenant(tenant)
         for start in range(0, len(topics), _TOPICS_PER_STEP):
             for topic in topics[start : start + _TOPICS_PER_STEP]:
                 if watcher not in self._watching:
                     return
-                if topic.tenant == tenant and matches(words, topic.name) and self._is_there(topic):
+                if matches(words, topic.name) and self._is_there(topic):
                     self._tell(watcher.topic_found, topic)
                     yield 1
             yield _UNITS_PER_STEP
@@ -116,20 +123,32 @@ class Watches:
             self._on_error()
             log.exception("watcher failed")
 
-    def _do(self, work: Iterator[int]) -> None:
-        """Take ``work`` on: right now if nothing waits, so that a few watchers wait for nothing."""
-        self._work.append(work)
-        if len(self._work) == 1:
-            self._take_turn()
+    def _announce_soon(self, topic: Topic, tell: Callable[[Watcher], None]) -> None:
+        self._announcements.append(self._announce(topic, tell))
+        self._work_on()
 
-    def _take_turn(self) -> None:
-        """Go on with the oldest work until this turn's units are spent."""
-        units = 0
-        while self._work and units < _UNITS_PER_TURN:
-            cost = next(self._work[0], None)
-            if cost is None:
-                self._work.popleft()
-            else:
-                units += cost
-        if self._work:
-            self._loop.call_soon(self._take_turn)
+    def _work_on(self) -> None:
+        """Do what there is to do, as far as this turn's units reach; the rest in the next turns.
+
+        Right now if nothing waits, so that a few watchers wait for nothing.
+        """
+        if self._is_working:
+            return
+        self._is_working = True
+        try:
+            while self._units < _UNITS_PER_TURN and (work := self._announcements or self._finds):
+                cost = next(work[0], None)
+                if cost is None:
+                    work.popleft()
+                else:
+                    self._units += cost
+        finally:
+            self._is_working = False
+        if self._units and not self._has_turn:
+            self._has_turn = True
+            self._loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._has_turn = False
+        self._units = 0
+        self._work_on()

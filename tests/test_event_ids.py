@@ -82,6 +82,9 @@ def test_topic_that_has_begun_nowhere_is_in_no_id(wish: Wish) -> None:
         (":1/0", "must be epoch:offset"),
         ("e:1111111111111111111/0", "must be epoch:offset"),
         ("e:1@" + "x" * MAX_READ_BYTES, "longer than any"),
+        (",".join(f"a:1@{number}" for number in range(600)), "longer than any"),
+        ("e:1@\udcff", "not ASCII"),
+        ("e:1@é", "not ASCII"),
     ],
 )
 def test_id_that_no_event_had_is_refused_in_words(text: str, words: str) -> None:
@@ -108,3 +111,20 @@ def test_ids_stay_short_enough_to_come_back_in_a_header() -> None:
     assert 80 < count < 120
     assert MAX_EVENT_ID_BYTES * 0.9 < len(ids.whole()) <= MAX_EVENT_ID_BYTES + len(b"e1:1/0,*,")
     assert len(read_places(ids.whole().decode(), "id").by_name) == count
+
+
+def test_topics_that_are_gone_give_way_to_those_that_are_there() -> None:
+    """An id that is full of names which never came back is no reason to leave out live topics."""
+    gone = {f"jobs.{number:032}": After(9, "0123abcd") for number in range(66)}
+    ids = EventIds({"a": After(1, "e1")}, gone, is_watching=True)
+    back = "jobs." + "0" * 30 + "65"
+
+    for name in (back, *(f"jobs.new{number:029}" for number in range(30))):
+        ids.add(name, "89abcdef").move(b"89abcdef:1")
+    said = read_places(ids.whole().decode(), "id").by_name
+
+    assert said[back] == After(1, "89abcdef")
+    assert sum(name.startswith("jobs.new") for name in said) == 30
+    # Those that were said first go first.
+    assert set(gone) - said.keys() == set(list(gone)[: len(gone) - len(said) + 30])
+    assert len(ids.whole()) <= MAX_EVENT_ID_BYTES

@@ -7,6 +7,7 @@ test_poll.py's.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -25,7 +26,12 @@ from streams import EVENTS, LINES, Item, Stream, open_stream
 
 from clevrd import hub
 from clevrd.core.message import PublishRequest
+from clevrd.core.positions import Last
 from clevrd.core.wire_forms import PLACED_MESSAGES
+from clevrd.exchange import Request
+from clevrd.handlers.poll import POLLS_PER_TURN, WaitingPoll
+from clevrd.handlers.poll_many import ManyPoll
+from clevrd.handlers.subscribe import read_options
 from clevrd.tenants import Tenant
 
 FORMS = pytest.mark.parametrize("accept", [EVENTS, LINES])
@@ -411,7 +417,9 @@ async def test_everything_is_let_go_when_a_stream_ends(daemon: Daemon, accept: s
         ("topic=a&topic=b", "e:1", "has 1 values for 2 topics"),
         ("topic=a&topic=b", "e:1/0,e:2", "does not say whose"),
         ("topic=a", "e:1/0,e:2/1", "is of 2 topics or more"),
+        ("topic=a", "e:1/0,e:2@a", "two positions of 'a'"),
         ("topic=a&topic=b", "e:1@" + "x" * 6_000, "longer than any"),
+        ("topic=a&pattern=p.*", "e:1@p.\xff", "not ASCII"),
     ],
 )
 async def test_id_of_another_url_is_a_400(
@@ -427,6 +435,17 @@ async def test_id_of_another_url_is_a_400(
     assert len(daemon.hub.topics) == 0
 
 
+@pytest.mark.parametrize("query", ["topic=a&pattern=p.*", "poll=1&topic=a&pattern=p.*"])
+async def test_header_that_is_not_utf_8_is_a_400(daemon: Daemon, query: str) -> None:
+    """Bytes that no client decodes are no name, whichever transport is asked for."""
+    request = get(f"/subscribe?{query}", f"Accept: {EVENTS}", "Last-Event-ID: ab:1@p.X")
+
+    answer = await talk(daemon.port, [request.replace(b"X\r\n", b"\xff\r\n")], shut=True)
+
+    assert responses(answer)[0].status == 400
+    assert len(daemon.server.connections) == 0
+
+
 async def test_offset_ahead_in_one_of_several_topics_is_a_400(daemon: Daemon) -> None:
     """Of a topic on the URL; what was never published can't have been received."""
     epoch = (await daemon.publish("a", 1))["epoch"]
@@ -436,6 +455,78 @@ async def test_offset_ahead_in_one_of_several_topics_is_a_400(daemon: Daemon) ->
 
     assert answer.status == 400
     assert "ahead of the topic" in answer.json["error"]
+
+
+async def test_url_of_an_id_may_say_where_other_topics_begin(daemon: Daemon) -> None:
+    """So that it stays the same; also for a client that puts its id into the URL."""
+    for number in range(3):
+        for topic in ("a", "b", "p.1"):
+            await daemon.publish(topic, number)
+    epoch = daemon.hub.topic(TENANT, "a").epoch
+    query = f"topic=a&topic=b&pattern=p.*&last=1&lastEventId={quote(f'{epoch}:1/0')}"
+
+    answer = await poll(daemon, query)
+    async with await open_stream(daemon.port, EVENTS, query) as stream:
+        items = await stream.items(8)
+
+    found = [(each["topic"], each["offset"]) for each in answer["messages"]]
+    assert sorted(found) == [("a", 2), ("a", 3), ("b", 3), ("p.1", 3)]
+    assert sorted(seen(items)) == sorted(found)
+
+
+async def test_single_position_in_the_url_wins_for_who_reads_events(daemon: Daemon) -> None:
+    """As the header does: some clients put it there when they come back."""
+    epoch = (await daemon.publish("a", 1))["epoch"]
+    await daemon.publish("a", 2)
+
+    query = f"topic=a&last=0&lastEventId={epoch}:1"
+    async with await open_stream(daemon.port, EVENTS, query) as stream:
+        items = await stream.items(2)
+
+    assert seen(items) == [("a", 2)]
+
+
+async def test_nothing_follows_the_end_of_a_stream() -> None:
+    """One pattern has ended it in the beginning; the next one is not begun."""
+    async with running(max_topics_per_connection=3) as daemon:
+        for pattern in ("p", "q"):
+            for number in range(5):
+                await daemon.publish(f"{pattern}.{number}", 1)
+        query = "pattern=p.*&pattern=q.*"
+        async with await open_stream(daemon.port, LINES, query) as lines:
+            items = await lines.to_the_end()
+        url = f"{daemon.url}/subscribe?{query}"
+        async with daemon.http.ws_connect(url) as socket:
+            frames = [frame async for frame in socket]
+        assert (daemon.hub.subscribers, len(daemon.hub.watches)) == (0, 0)
+        assert daemon.hub.topics.totals().delivered == len(seen(items)) + len(frames)
+
+    assert items[-1].json["code"] == "too_many_topics"
+    assert lines.is_whole
+    assert {topic[0] for topic, _ in seen(items)} == {"p"}
+    assert {json.loads(frame.data)["topic"][0] for frame in frames} == {"p"}
+    assert socket.close_code == 1013
+
+
+async def test_position_that_a_matched_topic_has_not_reached_is_told_as_such(
+    daemon: Daemon,
+) -> None:
+    """It is not that there were too many, and coming back with the same is of no use."""
+    epoch = (await daemon.publish("p.1", 1))["epoch"]
+    query = f"pattern=p.*&last_event_id={quote(f'{epoch}:7@p.1,*')}"
+
+    async with await open_stream(daemon.port, EVENTS, query) as events:
+        told, *_ = await events.items(2)
+    async with await open_stream(daemon.port, LINES, query) as lines:
+        *_, last = await lines.to_the_end()
+    async with daemon.http.ws_connect(f"{daemon.url}/subscribe?{query}") as socket:
+        frames = [frame async for frame in socket]
+
+    for each in (told, last):
+        assert (each.kind, each.json["code"]) == ("error", "invalid_request")
+        assert "ahead of the topic" in each.json["error"]
+        assert each.json["retryable"] is False
+    assert (frames, socket.close_code) == ([], 4004)
 
 
 async def test_id_resumes_a_websocket_as_well(daemon: Daemon) -> None:
@@ -573,6 +664,94 @@ async def test_poll_that_ends_without_a_message_keeps_its_place(
     assert (answer["messages"], answer["gaps"]) == ([], [])
     assert set(answer["last_event_id"].split(",")) == set(last_id.split(","))
     assert daemon.hub.subscribers == 0
+
+
+async def test_poll_that_is_cut_short_has_found_all_the_same(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time runs from the beginning, but where to go on is known only when all is found."""
+    monkeypatch.setattr("clevrd.watches._UNITS_PER_TURN", 1)
+    for number in range(20):
+        for _ in range(3):
+            await daemon.publish(f"p.{number}", 1)
+
+    answer = await poll(daemon, "pattern=p.*&last=2&timeout=0.001")
+
+    assert len(answer["messages"]) == 40
+    assert len(answer["positions"]) == 20
+    assert "*" in answer["last_event_id"].split(",")
+
+
+async def test_topic_that_is_forgotten_while_a_poll_looks_is_found_again(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not waited for in a life that has ended."""
+    monkeypatch.setattr("clevrd.watches._UNITS_PER_TURN", 1)
+    for number in range(20):
+        daemon.hub.topic(TENANT, f"p.{number}")
+    waiter = asyncio.create_task(poll(daemon, "topic=a&pattern=p.*"))
+    await until(lambda: len(daemon.hub.watches) == 1)
+    for topic in daemon.hub.topics.evict_idle(1e12):
+        daemon.hub.watches.topic_forgotten(topic)
+    await until(lambda: daemon.hub.subscribers == 1)
+
+    await daemon.publish("p.0", 1)
+    answer = await waiter
+
+    assert [(each["topic"], each["offset"]) for each in answer["messages"]] == [("p.0", 1)]
+    assert answer["gaps"] == []
+
+
+async def test_many_polls_are_answered_by_turns(daemon: Daemon) -> None:
+    """One message for hundreds of them holds up nobody else."""
+    request = Request("GET", "/subscribe", {})
+    options = read_options(request, {"topic": ["a", "b"]}, 0, 0, is_events=False)
+    topic = daemon.hub.topic(TENANT, "a")
+    polls = [
+        ManyPoll(daemon.server._polls, daemon.hub, TENANT, options, 100)
+        for _ in range(3 * POLLS_PER_TURN)
+    ]
+    for each in polls:
+        each.begin([(daemon.hub.topic(TENANT, name), Last(0)) for name in "ab"], 60.0)
+    daemon.hub.publish(topic, PublishRequest("a", msgspec.Raw(b"1")))
+    answered = [0]
+    while answered[-1] < len(polls):
+        await asyncio.sleep(0)
+        answered.append(sum(each.answer.done() for each in polls))
+
+    assert max(after - before for before, after in pairwise(answered)) == POLLS_PER_TURN
+    assert daemon.hub.subscribers == 0
+
+
+@pytest.mark.parametrize("query", ["topic=a", "topic=a&topic=b&pattern=p.*"])
+async def test_poll_that_was_answered_is_gone(daemon: Daemon, query: str) -> None:
+    """What it knew does not wait for the collector, which would stop the daemon for it."""
+    waiter = asyncio.create_task(poll(daemon, f"{query}&last=0"))
+    await until(lambda: daemon.hub.subscribers == query.count("topic"))
+    gc.collect()
+    gc.disable()
+    try:
+        await daemon.publish("a", 1)
+        await waiter
+        await until(lambda: polls_in_memory() == 0)
+    finally:
+        gc.enable()
+
+
+def polls_in_memory() -> int:
+    """Return how many polls there are, those included that wait for the collector."""
+    return sum(isinstance(each, WaitingPoll | ManyPoll) for each in gc.get_objects())
+
+
+async def test_poll_is_refused_as_one_whatever_else_it_accepts(daemon: Daemon) -> None:
+    """200 with an event would be an answer without messages to it."""
+    daemon.hub.is_draining = True
+
+    (answer,) = responses(
+        await talk(daemon.port, [get("/subscribe?topic=a&poll=1", f"Accept: {EVENTS}")], shut=True)
+    )
+
+    assert (answer.status, answer.code) == (503, "unavailable")
 
 
 async def test_poll_that_matches_too_much_is_refused() -> None:

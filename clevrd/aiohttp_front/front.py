@@ -7,6 +7,7 @@ bodies, keep-alive, error pages for what is no HTTP. What a request means is dec
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Final, cast
 
 from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
@@ -93,7 +94,7 @@ class AiohttpFront:
                 return LastWord(connection, answer)
             return to_response(answer)
         if isinstance(reply, Takeover):
-            return take_over(connection, reply)
+            return take_over(connection, reply, partial(self.refusal, request=request))
         return to_response(reply)
 
     async def _reply(

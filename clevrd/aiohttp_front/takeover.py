@@ -5,13 +5,14 @@ What happens on it then is its Takeover's (`exchange`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NoReturn
 
 from aiohttp import HttpVersion11, web
 
 from clevrd.aiohttp_front.connection import FrontConnection
 from clevrd.errors import UpgradeRequired
-from clevrd.exchange import Takeover
+from clevrd.exchange import Takeover, hand_over
 
 
 def check_upgrade(http_request: web.BaseRequest) -> None:
@@ -21,7 +22,9 @@ def check_upgrade(http_request: web.BaseRequest) -> None:
         raise UpgradeRequired("Ask for WebSocket alone (Upgrade: websocket), in HTTP/1.1.")
 
 
-def take_over(connection: FrontConnection, takeover: Takeover) -> web.StreamResponse:
+def take_over(
+    connection: FrontConnection, takeover: Takeover, failed: Callable[[Exception], object]
+) -> web.StreamResponse:
     """Write the head and give the transport to the protocol of what follows it."""
     transport = connection.open_transport()
     early = _EarlyData()
@@ -30,7 +33,7 @@ def take_over(connection: FrontConnection, takeover: Takeover) -> web.StreamResp
     # aiohttp lets go: without a transport it has nothing to close when it hears of the loss.
     connection.transport = None
     connection.connection_lost(None)
-    takeover.attach(transport, early.data)
+    hand_over(takeover, transport, early.data, failed)
     if connection.has_eof:
         transport.close()
     return _HandedOver()

@@ -14,12 +14,7 @@ from email.utils import formatdate
 from typing import Final
 
 from clevrd.connections.subscriptions import Manner
-from clevrd.connections.websocket import (
-    RESTARTING,
-    TRY_AGAIN_LATER,
-    WebSockets,
-    unsent_bytes_of,
-)
+from clevrd.connections.websocket import RESTARTING, WebSockets, unsent_bytes_of
 from clevrd.core.client_frames import POLICY_VIOLATION
 from clevrd.core.control_frames import Control, ErrorNotice, GoingAway, Position
 from clevrd.core.gap_log import GapLog
@@ -37,7 +32,6 @@ _SENTENCES: Final = {
     RESTARTING: "The daemon is shutting down; come back in a moment.",
     CLOSE_SLOW_CONSUMER: "You read too slowly, and too much was lost; come back with a backoff.",
     POLICY_VIOLATION: "A subscriber only receives; send nothing behind the request.",
-    TRY_AGAIN_LATER: "More topics match than a connection may have; ask for fewer, or use /ws.",
     1011: "Writing to this connection failed; come back with a backoff.",
 }
 
@@ -153,10 +147,19 @@ class Stream(asyncio.Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Say why, since there is no close code, and end the response so that it is whole."""
+        sentence = _SENTENCES.get(code, reason)
+        self.end_with(code, ErrorNotice(reason, sentence, code != POLICY_VIOLATION))
+
+    def end_with(self, code: int, last_word: ErrorNotice) -> None:
+        """End the response with ``last_word``, unless the client knows why it ends.
+
+        Args:
+            code: what a WebSocket would be closed with.
+        """
         if self.is_closing:
             return
         self._sockets.counters.count_close(code)
-        last = b"" if self._has_said_why else self._why(code, reason)
+        last = b"" if self._has_said_why else self._spelled(last_word)
         self._begin_to_end()
         if last := last + self._form.end:
             self.write(last)
@@ -168,11 +171,6 @@ class Stream(asyncio.Protocol):
 
     def end_unfinished(self) -> None:
         """Do nothing: nothing that a client sends is waited for."""
-
-    def _why(self, code: int, reason: str) -> bytes:
-        return self._spelled(
-            ErrorNotice(reason, _SENTENCES.get(code, reason), code != POLICY_VIOLATION)
-        )
 
     def _spelled(self, control: Control) -> bytes:
         """Return what tells ``control``, which has no place among the messages."""

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable
 
 from clevrd.connections.http_stream import Stream
-from clevrd.connections.subscriptions import SubscribeOptions, Subscriptions, ids_of
-from clevrd.connections.websocket import TRY_AGAIN_LATER, WebSockets
+from clevrd.connections.subscriptions import SubscribeOptions, Subscriptions, ids_of, refusal_reason
+from clevrd.connections.websocket import WebSockets
 from clevrd.core.control_frames import Control, ErrorNotice, Forgotten, Position, Watching
 from clevrd.core.event_ids import EventIds, IdPlace
 from clevrd.core.subscriber import Sink
@@ -67,7 +67,9 @@ class ManyStream(Stream):
         for name, wish in self._wanted.topics.items():
             self.subscriptions.subscribe(name, manner, wish)
         for text, wishes in self._wanted.patterns.items():
-            self.subscriptions.watch(text, manner, wishes)
+            # What one has found may have ended it.
+            if not self.is_closing:
+                self.subscriptions.watch(text, manner, wishes)
         if early_data:
             self.data_received(early_data)
 
@@ -77,7 +79,8 @@ class ManyStream(Stream):
         if self._wanted.manner.has_control:
             self._tell(ErrorNotice(error.code, str(error), error.retryable))
         else:
-            self.close(TRY_AGAIN_LATER, "too_many_topics")
+            last_word = ErrorNotice(refusal_reason(error), str(error), error.retryable)
+            self.end_with(error.close_code, last_word)
 
     def found_all(self, watching: Watching) -> None:
         """Tell that every topic which was there is joined: an id from here on knows them all."""

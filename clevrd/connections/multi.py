@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from clevrd.connections.publisher import PublishConnection, Publisher
 from clevrd.connections.subscriber import ReceivingConnection
-from clevrd.connections.subscriptions import Manner, PatternWish, Subscriptions
-from clevrd.connections.websocket import TRY_AGAIN_LATER, WebSockets
+from clevrd.connections.subscriptions import Manner, PatternWish, Subscriptions, refusal_reason
+from clevrd.connections.websocket import WebSockets
 from clevrd.core.client_frames import TEXT
 from clevrd.core.control_frames import ErrorNotice, Forgotten, GoingAway, Watching, control_frame
 from clevrd.core.positions import Wish
@@ -52,7 +52,9 @@ class MultiConnection(ReceivingConnection):
         for name, wish in topics.items():
             self.subscriptions.subscribe(name, manner, wish)
         for text, wishes in patterns.items():
-            self.subscriptions.watch(text, manner, wishes)
+            # What one has found may have ended it.
+            if not self.is_closing:
+                self.subscriptions.watch(text, manner, wishes)
         if early_data:
             self.data_received(early_data)
 
@@ -62,7 +64,7 @@ class MultiConnection(ReceivingConnection):
         if self._has_control:
             self.write(_notice(error))
         else:
-            self.close(TRY_AGAIN_LATER, "too_many_topics")
+            self.close(error.close_code, refusal_reason(error))
 
     def found_all(self, watching: Watching) -> None:
         """Tell who asked for control frames that every topic which was there is joined."""

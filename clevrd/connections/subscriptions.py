@@ -20,7 +20,7 @@ from clevrd.core.positions import After, Wish, check_wish
 from clevrd.core.subscriber import DropStrategy, Sink, Subscriber
 from clevrd.core.topic import Topic
 from clevrd.core.wire_forms import StreamForm
-from clevrd.errors import ClevrdError, InvalidRequest
+from clevrd.errors import ClevrdError, InvalidRequest, TooManyTopics
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
 
@@ -93,6 +93,13 @@ def ids_of(wanted: SubscribeOptions) -> EventIds:
     )
 
 
+def is_resumed(wanted: SubscribeOptions) -> bool:
+    """Whether a subscriber who wants that has said where it is, in any topic."""
+    return any(
+        wish.wish == FROM_THE_START or wish.positions for wish in wanted.patterns.values()
+    ) or any(isinstance(wish, After) for wish in wanted.topics.values())
+
+
 class Watch:
     """One pattern of one connection."""
 
@@ -100,9 +107,9 @@ class Watch:
         "_positions",
         "_subscriptions",
         "_wish",
-        "has_refused",
         "manner",
         "ref",
+        "refused",
         "text",
         "words",
     )
@@ -120,8 +127,8 @@ class Watch:
         self.ref = ref
         self.words: Words = parse_pattern(text)
         self.manner = manner
-        # Told once that there were more topics than the connection may have.
-        self.has_refused = False
+        # Told once for each kind of refusal that a topic is missing.
+        self.refused: set[type[InvalidRequest]] = set()
         self._subscriptions = subscriptions
         self._wish = wishes.wish
         # Those that were not used yet: a topic may come back later, in a new life.
@@ -315,9 +322,9 @@ class Subscriptions:
         return next((each for each in self._watches.values() if matches(each.words, name)), None)
 
     def _refuse_match(self, watch: Watch, error: InvalidRequest) -> None:
-        """Say once for each pattern that something is missing from what it matches."""
-        if not watch.has_refused:
-            watch.has_refused = True
+        """Say once for each pattern, and each reason, that something it matches is missing."""
+        if type(error) not in watch.refused:
+            watch.refused.add(type(error))
             self._owner.refused(error)
 
     # --- the connection --------------------------------------------------------------------------
@@ -384,10 +391,15 @@ class Subscriptions:
         return position
 
 
+def refusal_reason(error: ClevrdError) -> str:
+    """Return the short word for why a connection ends that can't have all it asked for."""
+    return "too_many_topics" if isinstance(error, TooManyTopics) else error.code
+
+
 def check_room(subscriptions: int, limit: int) -> None:
-    """Raise InvalidRequest where a connection with so many subscriptions may not have one more."""
+    """Raise TooManyTopics where a connection with so many subscriptions may not have one more."""
     if subscriptions >= limit:
-        raise InvalidRequest(
+        raise TooManyTopics(
             f"A connection may have {limit} subscriptions"
             " (CLEVRD_MAX_TOPICS_PER_CONNECTION); open another one, or raise the limit."
         )

@@ -17,13 +17,16 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from clevrd.core.positions import After, Wish
-from clevrd.errors import InvalidRequest
+from clevrd.errors import InvalidRequest, TooManyTopics
 
 # Half of what servers and proxies take for a header field, which the last id comes back in.
 MAX_EVENT_ID_BYTES: Final = 4_000
 
 # No id is longer: these, and 50 topics of the URL.
 MAX_READ_BYTES: Final = 6_000
+
+# 50 topics of the URL, as many as fit of those that patterns find, and a star.
+_MAX_ENTRIES: Final = 50 + MAX_EVENT_ID_BYTES // len("e:,@n" + "0" * 15) + 1
 
 WATCHING: Final = "*"
 # Stands among topics for all patterns; no topic is called that.
@@ -61,7 +64,7 @@ class EventIds:
         is_watching: topics that are matched and not in ``known`` began later.
     """
 
-    __slots__ = ("_costs", "_labels", "_texts")
+    __slots__ = ("_costs", "_gone", "_labels", "_texts")
 
     def __init__(
         self, wishes: Mapping[str, Wish], known: Mapping[str, After], *, is_watching: bool
@@ -75,30 +78,39 @@ class EventIds:
         self._costs: dict[str, int] = {}
         begun = {name: at for name, at in wishes.items() if isinstance(at, After) and at.epoch}
         for name, at in (*begun.items(), *known.items()):
-            self._place(name, at.epoch).move(f"{at.epoch}:{at.offset}".encode())
+            place = self._place(name, at.epoch)
+            self._texts[name] = b",%b:%d%b" % (at.epoch.encode(), at.offset, place.label)
+        # Those of them that have not come back, first those that were said first.
+        self._gone = dict.fromkeys(known)
         if is_watching:
             self.watch()
 
     def add(self, name: str, epoch: str) -> IdPlace:
         """Return the place of one more topic, which has begun nowhere yet.
 
+        Where there is no room, topics that have not come back give way.
+
         Raises:
-            InvalidRequest: the ids would become too long.
+            TooManyTopics: the ids would become too long.
         """
         place = self._place(name, epoch)
+        self._gone.pop(name, None)
         # The URL's own are bounded by the URL.
-        if name in self._costs and sum(self._costs.values()) > MAX_EVENT_ID_BYTES:
-            self.forget(name)
-            raise InvalidRequest(
-                "More topics match than an event's id has room for"
-                f" ({MAX_EVENT_ID_BYTES} bytes); subscribe to so many over /ws."
-            )
+        while name in self._costs and sum(self._costs.values()) > MAX_EVENT_ID_BYTES:
+            if not self._gone:
+                self.forget(name)
+                raise TooManyTopics(
+                    "More topics match than an event's id has room for"
+                    f" ({MAX_EVENT_ID_BYTES} bytes); subscribe to so many over /ws."
+                )
+            self.forget(next(iter(self._gone)))
         return place
 
     def forget(self, name: str) -> None:
-        """Leave out a topic of which nothing waits."""
+        """Leave out a topic of which nothing waits, or nothing more is to be told."""
         self._texts.pop(name, None)
         self._costs.pop(name, None)
+        self._gone.pop(name, None)
 
     def watch(self) -> None:
         """Say from now on that all topics which the patterns match are there."""
@@ -119,16 +131,17 @@ class EventIds:
 class IdPlace:
     """One topic of the ids of one subscriber."""
 
-    __slots__ = ("_label", "_name", "_texts")
+    __slots__ = ("_name", "_texts", "label")
 
     def __init__(self, texts: dict[str, bytes], name: str, label: bytes) -> None:
         self._texts = texts
         self._name = name
-        self._label = label
+        # What follows a position of this topic.
+        self.label = label
 
     def move(self, position: bytes) -> bytes:
         """Note where the subscriber is in the topic; return what follows that in an event's id."""
-        texts, name, label = self._texts, self._name, self._label
+        texts, name, label = self._texts, self._name, self.label
         # What it said before is not among the others; the topic keeps its place in the order.
         texts[name] = b""
         others = b"".join(texts.values())
@@ -163,11 +176,13 @@ def read_places(event_id: str, name: str) -> Places:
     Raises:
         InvalidRequest: it is no such id, or says two things of a topic.
     """
-    if len(event_id) > MAX_READ_BYTES:
+    entries = event_id.split(",")
+    if len(event_id) > MAX_READ_BYTES or len(entries) > _MAX_ENTRIES:
         raise InvalidRequest(f"{name} is longer than any event's id; {_AS_RECEIVED}")
+    if not event_id.isascii():
+        raise InvalidRequest(f"{name} is not ASCII; {_AS_RECEIVED}")
     by_index: dict[int, After] = {}
     by_name: dict[str, After] = {}
-    entries = event_id.split(",")
     for entry in entries:
         if entry == WATCHING:
             continue

@@ -93,7 +93,8 @@ class TopicManager:
         self._topics: dict[tuple[str, str], Topic] = {}
         # All of them, in the order in which the sweep will look at them.
         self._to_sweep: deque[Topic] = deque()
-        self._per_tenant: dict[str, int] = {}
+        # Tenant -> its topics, in the order in which they were made; dicts as ordered sets.
+        self._per_tenant: dict[str, dict[Topic, None]] = {}
         self.max_ring_bytes = int(limits.max_memory_bytes * _RINGS_SHARE)
         self.budget = KeptBudget(int(limits.max_memory_bytes * _KEPT_SHARE))
         self.text_budget = TextBudget(int(limits.max_memory_bytes * _TEXTS_SHARE))
@@ -117,6 +118,10 @@ class TopicManager:
     def __iter__(self) -> Iterator[Topic]:
         """Iterate over all topics; take a list first where topics may come or go meanwhile."""
         return iter(self._topics.values())
+
+    def of_tenant(self, tenant: str) -> list[Topic]:
+        """Return the tenant's topics, in the order in which they were made."""
+        return list(self._per_tenant.get(tenant, ()))
 
     def find(self, tenant: str, name: str) -> Topic | None:
         """Return the topic, None when there is none."""
@@ -263,12 +268,12 @@ class TopicManager:
         )
         self._topics[tenant, name] = topic
         self._to_sweep.append(topic)
-        self._per_tenant[tenant] = self._per_tenant.get(tenant, 0) + 1
+        self._per_tenant.setdefault(tenant, {})[topic] = None
         return topic
 
     def _check_limits(self, tenant: str) -> None:
         limits = self.limits
-        if self._per_tenant.get(tenant, 0) >= limits.max_topics_per_tenant:
+        if len(self._per_tenant.get(tenant, ())) >= limits.max_topics_per_tenant:
             raise Unavailable(
                 f"Tenant {tenant} has {limits.max_topics_per_tenant} topics"
                 " (CLEVRD_MAX_TOPICS_PER_TENANT); use an existing one, or raise the limit.",
@@ -292,10 +297,9 @@ class TopicManager:
         self._busy.pop(topic, None)
         if topic.size_class:
             self._unclass(topic)
-        left = self._per_tenant[topic.tenant] - 1
-        if left:
-            self._per_tenant[topic.tenant] = left
-        else:
+        others = self._per_tenant[topic.tenant]
+        del others[topic]
+        if not others:
             del self._per_tenant[topic.tenant]
 
     def _sum_up(self, topic: Topic) -> None:

@@ -133,7 +133,7 @@ class PlacedWrites:
     """Finishes what a round, or a reader that catches up, has of such events: with an id's end.
 
     Readers that are at the same places in all their topics, as most live ones with the same URL
-    are, are given the same object. Only the last write is kept for that, of some hundred KB.
+    are, are given the same object. Only the last write is kept for that, as it came and as it went.
     """
 
     __slots__ = ("_events", "_filled", "_form", "_rest", "position")

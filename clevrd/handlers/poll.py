@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Final, Protocol
 
 import msgspec
@@ -80,26 +81,34 @@ def is_poll(query: dict[str, list[str]]) -> bool:
     return poll == "1"
 
 
-class Waiting(Protocol):
+# Polls answered in one turn of the loop, at some 100 us each with what the connection then does.
+POLLS_PER_TURN: Final = 32
+
+
+class Poll(Protocol):
     """A poll that is not answered yet."""
 
     answer: asyncio.Future[Answer]
 
-    def give_up(self) -> None:
-        """Answer with nothing, and where to go on."""
+    def resolve(self) -> None:
+        """Answer with what there is by now, which may be nothing, and where to go on."""
 
 
 class Polls:
-    """Answers polls, and knows those that wait."""
+    """Answers polls, and knows those that are not answered yet."""
 
     def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
         self._hub = hub
         self.loop = loop
-        self._waiting: dict[Waiting, None] = {}
+        self._open: dict[Poll, None] = {}
+        # Those that are answered as soon as it is their turn: one message may be for thousands.
+        self._due: dict[Poll, None] = {}
+        # What a round wrote last, and the messages in it: it writes the same to all of them.
+        self._last = (b"", list[bytes]())
 
     def __len__(self) -> int:
         """Return how many polls wait."""
-        return len(self._waiting)
+        return len(self._open)
 
     def answer(self, topic: Topic, wish: Wish, timeout_s: float) -> Answer | asyncio.Future[Answer]:
         """Return what ``topic`` has behind ``wish``, or a future of what comes within the time."""
@@ -107,29 +116,54 @@ class Polls:
         frames = self._hub.serve(topic, start.after, POLL_MAX_MESSAGES, POLL_MAX_BYTES)
         if frames or start.gap or not timeout_s:
             return poll_answer(topic, start, start.after + len(frames), map(payload_of, frames))
-        poll = WaitingPoll(self._hub, topic, start, self.loop)
-        self.note(poll)
+        poll = WaitingPoll(self, self._hub, topic, start)
+        self.add(poll)
         poll.begin(timeout_s)
         return poll.answer
 
-    def note(self, poll: Waiting) -> None:
+    def add(self, poll: Poll) -> None:
         """Know of a poll until it is answered."""
-        self._waiting[poll] = None
-        poll.answer.add_done_callback(lambda _: self._waiting.pop(poll, None))
+        self._open[poll] = None
+        poll.answer.add_done_callback(lambda _: self._forget(poll))
+
+    def settle(self, poll: Poll) -> None:
+        """Answer a poll when it is its turn; what comes until then is in the answer."""
+        if not self._due:
+            self.loop.call_soon(self._settle_some)
+        self._due[poll] = None
 
     def end_all(self) -> None:
         """Answer all that wait with nothing, once what is pending now has been offered to them."""
-        for waiting in list(self._waiting):
-            self.loop.call_soon(waiting.give_up)
+        for poll in self._open:
+            self.settle(poll)
+
+    def payloads_in(self, frames: bytes) -> list[bytes]:
+        """Return the messages in ``frames``, found once for all polls that are given the same."""
+        if self._last[0] is not frames:
+            self._last = frames, payloads_in(frames)
+        return self._last[1]
+
+    def _settle_some(self) -> None:
+        for poll in list(islice(self._due, POLLS_PER_TURN)):
+            self._due.pop(poll, None)
+            poll.resolve()
+        self._last = b"", []
+        if self._due:
+            self.loop.call_soon(self._settle_some)
+
+    def _forget(self, poll: Poll) -> None:
+        self._open.pop(poll, None)
+        self._due.pop(poll, None)
 
 
 class PollReader:
     """One topic of a poll that waits; the Sink of its Subscriber."""
 
-    __slots__ = ("_hub", "_reader", "_take", "topic", "upto")
+    __slots__ = ("_hub", "_polls", "_reader", "_take", "is_watching", "topic", "upto")
 
     def __init__(
         self,
+        polls: Polls,
         hub: Hub,
         topic: Topic,
         after: int,
@@ -137,21 +171,29 @@ class PollReader:
         *,
         is_watching: bool = False,
     ) -> None:
+        self._polls = polls
         self._hub = hub
         self.topic = topic
         # Everything up to here is accounted for.
         self.upto = after
-        # Told what has come, and what is missing before it; called with nothing when nothing will.
+        # Told what has come, and what is missing before it; told nothing when nothing will come.
         self._take = take
-        self._reader = Subscriber(self, is_watching=is_watching)
+        self.is_watching = is_watching
+        # Only while it waits, as with `_take`: it knows its sink, and what knows each other waits
+        # for the collector, which stops the daemon for half a second after some hundred polls.
+        self._reader: Subscriber | None = None
 
     def begin(self) -> None:
         """Wait for what comes behind `upto`."""
+        self._reader = Subscriber(self, is_watching=self.is_watching)
         self._hub.subscribe(self.topic, self._reader, After(self.upto, self.topic.epoch))
 
     def leave(self) -> None:
         """Wait no more. Idempotent."""
-        self._hub.unsubscribe(self.topic, self._reader)
+        if self._reader is not None:
+            self._hub.unsubscribe(self.topic, self._reader)
+            self._reader = None
+            self._take = _take_nothing
 
     def unsent_bytes(self) -> int:
         """Return 0: what it writes becomes an answer at once."""
@@ -159,7 +201,9 @@ class PollReader:
 
     def write(self, data: bytes) -> None:
         """Take the messages in ``data``, unless the client has them already."""
-        payloads = payloads_in(data)
+        if self._reader is None:
+            return
+        payloads = self._polls.payloads_in(data)
         cursor, before = self._reader.cursor, self.upto
         # Joined in the middle of a round, it can be given again what it had before.
         new = payloads[max(0, before - (cursor - len(payloads))) :]
@@ -175,39 +219,46 @@ class PollReader:
         self._take([], None)
 
 
+def _take_nothing(payloads: list[bytes], gap: Gap | None) -> None:
+    """Stand in for a poll that waits no more."""
+
+
 class WaitingPoll:
     """A poll until its topic has something for it."""
 
-    __slots__ = ("_loop", "_place", "_start", "_timer", "_topic", "answer")
+    __slots__ = ("_gap", "_payloads", "_place", "_polls", "_start", "_timer", "answer")
 
-    def __init__(
-        self, hub: Hub, topic: Topic, start: Start, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._topic = topic
+    def __init__(self, polls: Polls, hub: Hub, topic: Topic, start: Start) -> None:
+        self._polls = polls
         self._start = start
-        self._loop = loop
-        self._place = PollReader(hub, topic, start.after, self._resolve)
+        self._place = PollReader(polls, hub, topic, start.after, self._take)
+        self._payloads: list[bytes] = []
+        self._gap: Gap | None = None
         self._timer: asyncio.TimerHandle | None = None
         # Cancelled when the client goes.
-        self.answer: asyncio.Future[Answer] = loop.create_future()
+        self.answer: asyncio.Future[Answer] = polls.loop.create_future()
         self.answer.add_done_callback(self._end)
 
     def begin(self, timeout_s: float) -> None:
         """Wait for the first message, ``timeout_s`` at most."""
-        self._timer = self._loop.call_later(timeout_s, self.give_up)
+        self._timer = self._polls.loop.call_later(timeout_s, self.resolve)
         self._place.begin()
 
-    def give_up(self) -> None:
-        """Answer with nothing, and where to go on."""
-        self._resolve([], None)
-
-    def _resolve(self, payloads: list[bytes], gap: Gap | None) -> None:
+    def resolve(self) -> None:
+        """Answer with what has come, and where to go on."""
         if self.answer.done():
             return
         # Now and not in the callback: nothing more is meant for it.
         self._place.leave()
-        start = Start(self._start.after, gap=gap) if gap else self._start
-        self.answer.set_result(poll_answer(self._topic, start, self._place.upto, payloads))
+        start = Start(self._start.after, gap=self._gap) if self._gap else self._start
+        place = self._place
+        self.answer.set_result(poll_answer(place.topic, start, place.upto, self._payloads))
+
+    def _take(self, payloads: list[bytes], gap: Gap | None) -> None:
+        # The first round's: of those that come before its turn the next poll has the rest.
+        self._place.leave()
+        self._payloads, self._gap = payloads, gap
+        self._polls.settle(self)
 
     def _end(self, _: asyncio.Future[Answer]) -> None:
         self._place.leave()

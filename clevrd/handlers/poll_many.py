@@ -19,6 +19,7 @@ from clevrd.connections.subscriptions import (
     SubscribeOptions,
     check_room,
     ids_of,
+    is_resumed,
 )
 from clevrd.core.control_frames import Gap, Position
 from clevrd.core.encoding import message_id_in, message_id_of, payload_of
@@ -28,7 +29,7 @@ from clevrd.core.positions import Wish, check_wish, start_of
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest
 from clevrd.exchange import Answer, json_answer
-from clevrd.handlers.poll import NOT_STORED, POLL_MAX_BYTES, POLL_MAX_MESSAGES, PollReader
+from clevrd.handlers.poll import NOT_STORED, POLL_MAX_BYTES, POLL_MAX_MESSAGES, PollReader, Polls
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
 
@@ -50,19 +51,19 @@ class ManyPollView(msgspec.Struct, frozen=True):
 class _Place(PollReader):
     """One topic of the poll, and what was wished of it."""
 
-    __slots__ = ("_id_place", "_wish", "is_recovered")
+    __slots__ = ("_id_place", "is_recovered", "wish")
 
     def __init__(
         self, poll: ManyPoll, topic: Topic, wish: Wish, id_place: IdPlace, *, is_watching: bool
     ) -> None:
-        super().__init__(poll.hub, topic, 0, poll.collect, is_watching=is_watching)
-        self._wish = wish
+        super().__init__(poll.polls, poll.hub, topic, 0, poll.collect, is_watching=is_watching)
+        self.wish = wish
         self._id_place = id_place
         self.is_recovered = False
 
     def look(self) -> Gap | None:
         """Find out where it begins; return what is missing there."""
-        start = start_of(self.topic, self._wish)
+        start = start_of(self.topic, self.wish)
         self.upto, self.is_recovered = start.after, start.is_recovered
         return start.gap
 
@@ -93,37 +94,40 @@ class ManyPoll:
 
     def __init__(
         self,
+        polls: Polls,
         hub: Hub,
         tenant: Tenant,
         wanted: SubscribeOptions,
         limit: int,
-        loop: asyncio.AbstractEventLoop,
     ) -> None:
+        self.polls = polls
         self.hub = hub
         self._tenant = tenant
-        self._loop = loop
         self._limit = limit
         self._ids = ids_of(wanted)
+        # It said where it is, be it that nothing had begun there.
+        self._is_resumed = is_resumed(wanted)
         self._places: dict[str, _Place] = {}
         self._watches = [_Watch(self, *each) for each in wanted.patterns.items()]
         # Patterns that have not found all topics there were.
         self._unfound = len(self._watches)
         # It has looked at what there is.
         self._has_looked = False
-        # False answers with nothing at once.
+        # False answers with nothing at once, as soon as it has looked.
         self._may_wait = True
         self._payloads: list[bytes] = []
         self._size_bytes = 0
         self._gaps: list[Gap] = []
         self._timer: asyncio.TimerHandle | None = None
         # Cancelled when the client goes.
-        self.answer: asyncio.Future[Answer] = loop.create_future()
+        self.answer: asyncio.Future[Answer] = polls.loop.create_future()
         self.answer.add_done_callback(self._end)
 
     def begin(self, topics: list[tuple[Topic, Wish]], timeout_s: float) -> None:
         """Answer with what there is, or within ``timeout_s`` with what comes."""
         self._may_wait = timeout_s > 0
-        self._timer = self._loop.call_later(timeout_s, self.give_up) if timeout_s else None
+        if timeout_s:
+            self._timer = self.polls.loop.call_later(timeout_s, self.resolve)
         for topic, wish in topics:
             self.add(topic, wish, is_watching=False)
         for watch in self._watches:
@@ -131,23 +135,24 @@ class ManyPoll:
         if not self._watches and not self.answer.done():
             self._look()
 
-    def give_up(self) -> None:
-        """Answer with what there is by now, and where to go on."""
+    def resolve(self) -> None:
+        """Answer with what there is by now, and where to go on; wait only until all is found."""
         self._may_wait = False
-        if not self.answer.done():
-            if self._has_looked:
-                self._resolve()
-            else:
-                self._look()
+        if self._has_looked and not self.answer.done():
+            self._resolve()
 
     # --- what patterns find ----------------------------------------------------------------------
 
     def add(self, topic: Topic, wish: Wish, *, is_watching: bool) -> None:
         """Take in one more topic; the poll is refused where there can't be one more."""
-        if self.answer.done() or topic.name in self._places:
+        place = self._places.get(topic.name)
+        if self.answer.done() or (place is not None and place.topic is topic):
             return
+        if place is not None:
+            # The same name in a life before this one.
+            self.forget(place.topic)
         try:
-            check_room(len(self._places), self._limit)
+            check_room(len(self._places) + len(self._watches), self._limit)
             check_wish(topic, wish)
             id_place = self._ids.add(topic.name, topic.epoch)
         except InvalidRequest as error:
@@ -181,6 +186,12 @@ class ManyPoll:
 
     def _look(self) -> None:
         """Answer with what there is, those first that were taken first; wait if it is nothing."""
+        for name, place in list(self._places.items()):
+            # Nobody has told it of what was forgotten while it looked for others.
+            if self.hub.topics.find(self._tenant.name, name) is not place.topic:
+                del self._places[name]
+                if not place.is_watching:
+                    self.add(self.hub.topic(self._tenant, name), place.wish, is_watching=False)
         self._has_looked = True
         places = self._places.values()
         self._gaps += [gap for place in places if (gap := place.look()) is not None]
@@ -206,9 +217,8 @@ class ManyPoll:
         for payload in payloads:
             self._hold(payload)
         if self._is_full(0):
-            self._resolve()
-        else:
-            self._loop.call_soon(self.give_up)
+            self._leave()
+        self.polls.settle(self)
 
     def _hold(self, payload: bytes) -> None:
         self._payloads.append(payload)
@@ -229,7 +239,7 @@ class ManyPoll:
             messages=[msgspec.Raw(each) for each in sorted(self._payloads, key=message_id_in)],
             positions=positions,
             last_event_id=self._ids.whole().decode(),
-            recovered=bool(places) and all(place.is_recovered for place in places),
+            recovered=self._is_resumed and all(place.is_recovered for place in places),
             gaps=self._gaps,
         )
         self.answer.set_result(Answer(200, json_answer(view).body, headers=NOT_STORED))
@@ -244,6 +254,8 @@ class ManyPoll:
 
     def _end(self, _: asyncio.Future[Answer]) -> None:
         self._leave()
+        # They know the poll, and it them: see PollReader.
+        self._places.clear()
         if self._timer is not None:
             self._timer.cancel()
 

@@ -6,6 +6,7 @@ What the topic makes of it is core/positions.py's. Times: RFC 3339 §5.6.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -14,7 +15,7 @@ import msgspec
 from clevrd.connections.subscriptions import FROM_THE_START, PatternWish
 from clevrd.core.event_ids import Places, names_topics, read_places, read_position
 from clevrd.core.message import id_at
-from clevrd.core.patterns import matches, parse_pattern
+from clevrd.core.patterns import PatternTree, parse_pattern
 from clevrd.core.positions import After, Last, Since, Wish
 from clevrd.errors import InvalidRequest
 from clevrd.exchange import Request
@@ -42,8 +43,6 @@ EVENT_IDS: Final = ("last_event_id", "lastEventId")
 # Options that say where to begin.
 BEGINNINGS: Final = frozenset({"epoch", "last", "offset", "since", *EVENT_IDS})
 
-_BEGINS_ANEW: Final = "The option last begins anew; leave it out to resume."
-
 _SINCE_FORMS: Final = (
     "a duration (90s, 5m, 1h, 2d), unix seconds, an RFC 3339 time (with + as %2B), a message id"
     " or all"
@@ -69,42 +68,46 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 def read_beginnings(
-    request: Request, query: dict[str, list[str]], asked: Asked, *, header_wins: bool
+    request: Request, query: dict[str, list[str]], asked: Asked, *, id_wins: bool
 ) -> Beginnings:
     """Return where each topic and each pattern that is asked for begins.
 
     Args:
-        header_wins: the request is an EventSource's, which can't change its URL when it comes back:
-            what its URL began with holds for topics of which it has seen nothing yet.
+        id_wins: the request is an EventSource's, which can't change its URL when it comes back; the
+            id of the last event counts more than what the URL began with.
 
     Raises:
         InvalidRequest: it is said in two ways, half, in none of the forms there are, for more or
             fewer topics than there are, or for a pattern in a form that names no topics.
     """
-    header = request.headers.get(EVENT_ID_HEADER)
-    if not (header and header_wins):
-        return _beginnings(header, query, asked)
-    if not names_topics(header):
-        rest = {name: query[name] for name in query.keys() - BEGINNINGS}
-        return _beginnings(header, rest, asked)
-    # Of the URL's own forms; a wrong one was refused when it came the first time.
-    return _resumed(read_places(header, "Last-Event-ID"), asked, _beginnings(None, query, asked))
+    ids = _event_ids(request, query)
+    if id_wins and ids:
+        ids = dict([next(iter(ids.items()))])
+    rest = {name: values for name, values in query.items() if name not in EVENT_IDS}
+    for name, event_id in ids.items():
+        if names_topics(event_id):
+            if len(ids) > 1 or (rest.keys() & {"offset", "epoch"} and not id_wins):
+                raise InvalidRequest(_two_ways([*ids, *(rest.keys() & {"offset"})]))
+            # What the URL begins with holds for topics of which no event has come.
+            return _resumed(read_places(event_id, name), asked, _beginnings({}, rest, asked))
+    if id_wins and ids:
+        rest = {name: values for name, values in rest.items() if name not in BEGINNINGS}
+    return _beginnings(ids, rest, asked)
 
 
-def _beginnings(header: str | None, query: dict[str, list[str]], asked: Asked) -> Beginnings:
+def _event_ids(request: Request, query: dict[str, list[str]]) -> dict[str, str]:
+    """Return what is said by the id of an event, by the name under which it is said."""
+    options = {name: single_option(query, name) for name in EVENT_IDS}
+    given = {"Last-Event-ID": request.headers.get(EVENT_ID_HEADER), **options}
+    return {name: event_id for name, event_id in given.items() if event_id is not None}
+
+
+def _beginnings(ids: dict[str, str], query: dict[str, list[str]], asked: Asked) -> Beginnings:
     last = number_option(query, "last", least=0)
-    places = _places_of(header, query)
-    if last is not None and places is not None:
-        raise InvalidRequest(_BEGINS_ANEW)
     default = Last(asked.default_last if last is None else last)
-    if places is not None:
-        anew = Beginnings(
-            dict.fromkeys(asked.names, default), dict.fromkeys(asked.patterns, PatternWish(default))
-        )
-        return _resumed(places, asked, anew)
-    resumes = _resumes(header, query, max(1, len(asked.names)), asked.now_us)
+    resumes = _resumes(ids, query, max(1, len(asked.names)), asked.now_us)
     if last is not None and any(resumes):
-        raise InvalidRequest(_BEGINS_ANEW)
+        raise InvalidRequest("The option last begins anew; leave it out to resume.")
     if asked.patterns and any(isinstance(wish, After) and wish.epoch for wish in resumes):
         raise InvalidRequest(
             "A pattern can't resume by a position here; use the id of an event, /ws, or since."
@@ -115,20 +118,9 @@ def _beginnings(header: str | None, query: dict[str, list[str]], asked: Asked) -
     )
 
 
-def _places_of(header: str | None, query: dict[str, list[str]]) -> Places | None:
-    """Return what the id of an event of several topics says; None where there is no such id."""
-    given = {"Last-Event-ID": header, **{name: single_option(query, name) for name in EVENT_IDS}}
-    for name, text in given.items():
-        if text is not None and names_topics(text):
-            # Checks that it is the only form.
-            _one_form(header, query)
-            return read_places(text, name)
-    return None
-
-
 def _resumed(places: Places, asked: Asked, anew: Beginnings) -> Beginnings:
     """Return ``anew`` with what ``places`` says of its topics."""
-    topics, found = dict(anew.topics), dict(places.by_name)
+    topics = dict(anew.topics)
     for index, at in places.by_index.items():
         if index >= len(asked.names):
             raise InvalidRequest(
@@ -136,25 +128,33 @@ def _resumed(places: Places, asked: Asked, anew: Beginnings) -> Beginnings:
                 f" {len(asked.names)}; come back to the URL that the event came from."
             )
         topics[asked.names[index]] = at
-    for name in topics.keys() & found:
-        topics[name] = found.pop(name)
-    patterns, strangers = {}, set(found)
+    tree: PatternTree[str] = PatternTree()
     for text in asked.patterns:
-        words = parse_pattern(text)
-        mine = {name: at for name, at in found.items() if matches(words, name)}
-        wish = FROM_THE_START if places.is_watching else anew.patterns[text].wish
-        patterns[text] = PatternWish(wish, mine)
-        strangers -= mine.keys()
-    if strangers:
-        raise InvalidRequest(
-            f"The event's id is of the topic {min(strangers)[:100]!r}, which is not asked for; come"
-            " back to the URL that the event came from."
-        )
-    return Beginnings(topics, patterns)
+        tree.add("", parse_pattern(text), text)
+    found: dict[str, dict[str, After]] = {text: {} for text in asked.patterns}
+    for name, at in places.by_name.items():
+        patterns = tree.find("", name)
+        for text in patterns:
+            found[text][name] = at
+        if name in topics:
+            if asked.names.index(name) in places.by_index:
+                raise InvalidRequest(f"The event's id has two positions of {name[:100]!r}.")
+            topics[name] = at
+        elif not patterns:
+            raise InvalidRequest(
+                f"The event's id is of the topic {name[:100]!r}, which is not asked for; come back"
+                " to the URL that the event came from."
+            )
+    wishes = {text: wish.wish for text, wish in anew.patterns.items()}
+    if places.is_watching:
+        wishes = dict.fromkeys(wishes, FROM_THE_START)
+    return Beginnings(
+        topics, {text: PatternWish(wishes[text], known) for text, known in found.items()}
+    )
 
 
 def _resumes(
-    header: str | None, query: dict[str, list[str]], topics: int, now_us: int
+    ids: dict[str, str], query: dict[str, list[str]], topics: int, now_us: int
 ) -> list[Wish | None]:
     """Return for each of so many topics where its subscriber resumes.
 
@@ -165,70 +165,57 @@ def _resumes(
         InvalidRequest: as `read_resume`, or there are more or fewer positions than topics.
     """
     if topics == 1:
-        return [read_resume(header, query, now_us)]
-    lists: dict[str, list[str]] = {
-        name: query[name] for name in ("offset", "epoch") if name in query
-    }
-    for name in EVENT_IDS:
-        if (value := single_option(query, name)) is not None:
-            lists[name] = value.split(",")
-    if header is not None:
-        lists["Last-Event-ID"] = header.split(",")
-    for name, values in lists.items():
+        return [read_resume(ids, query, now_us)]
+    pairs = {name: query[name] for name in ("offset", "epoch") if name in query}
+    lists = {name: event_id.split(",") for name, event_id in ids.items()}
+    for name, values in (*pairs.items(), *lists.items()):
         if len(values) != topics:
             raise InvalidRequest(
                 f"{name} has {len(values)} values for {topics} topics; give one for each topic,"
                 " in the order of the topics."
             )
-    headers = lists.pop("Last-Event-ID", None)
     shared = {"since": query["since"]} if "since" in query else {}
     return [
         read_resume(
-            headers[index] if headers is not None else None,
-            {**shared, **{name: [values[index]] for name, values in lists.items()}},
+            {name: values[index] for name, values in lists.items()},
+            {**shared, **{name: [values[index]] for name, values in pairs.items()}},
             now_us,
         )
         for index in range(topics)
     ]
 
 
-def read_resume(
-    event_id_header: str | None, query: dict[str, list[str]], now_us: int
-) -> Wish | None:
+def read_resume(ids: dict[str, str], query: dict[str, list[str]], now_us: int) -> Wish | None:
     """Return where the subscriber of one topic resumes; None when it does not say.
+
+    Args:
+        ids: the id of an event, by the name under which it was given.
 
     Raises:
         InvalidRequest: it says so in two ways, half, or in none of the forms there are.
     """
-    form = _one_form(event_id_header, query)
-    if form is None:
-        return None
-    name, value = form
-    if name == "since":
-        return since_wish(value, now_us)
-    if name == "offset":
-        return read_position(query["epoch"][0], value, "offset and epoch")
-    epoch, _, offset = value.rpartition(":")
-    return read_position(epoch, offset, name)
-
-
-def _one_form(header: str | None, query: dict[str, list[str]]) -> tuple[str, str] | None:
-    """Return the form in which it is said where to resume, and what; None where it is not.
-
-    Raises:
-        InvalidRequest: it is said in two ways, or half.
-    """
-    given = {name: single_option(query, name) for name in ("offset", "since", *EVENT_IDS)}
-    given["Last-Event-ID"] = header
-    forms = [(name, value) for name, value in given.items() if value is not None]
-    if len(forms) > 1:
-        names = " and ".join(name for name, _ in forms)
-        raise InvalidRequest(f"{names} each say where to resume; give one of them.")
-    if (given["offset"] is None) != (single_option(query, "epoch") is None):
+    offset, epoch = single_option(query, "offset"), single_option(query, "epoch")
+    since = single_option(query, "since")
+    given = {"offset": offset, "since": since, **ids}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise InvalidRequest(_two_ways(names))
+    if (offset is None) != (epoch is None):
         raise InvalidRequest(
             "A position is offset and epoch together; give both, as you received them."
         )
-    return forms[0] if forms else None
+    if since is not None:
+        return since_wish(since, now_us)
+    if offset is not None and epoch is not None:
+        return read_position(epoch, offset, "offset and epoch")
+    for name, event_id in ids.items():
+        epoch, _, offset = event_id.rpartition(":")
+        return read_position(epoch, offset, name)
+    return None
+
+
+def _two_ways(names: Iterable[str]) -> str:
+    return f"{' and '.join(names)} each say where to resume; give one of them."
 
 
 def since_wish(text: str, now_us: int) -> Wish:

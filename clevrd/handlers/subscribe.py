@@ -39,6 +39,7 @@ from clevrd.handlers.transports import (
     is_upgrade,
     retry_ms,
     stream_form,
+    wants_events,
 )
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant, identify
@@ -77,11 +78,10 @@ class SubscribeEndpoint:
         """Return what begins the subscription, or the answer to a poll."""
         if is_upgrade(request):
             return self._upgrade(request)
-        form = stream_form(request)
         try:
-            return self._answer(request, form)
+            return self._answer(request, stream_form(request))
         except RetryLater as error:
-            if not is_events(form):
+            if not wants_events(request):
                 raise
             self._hub.counters.count_refusal(error.code)
             return events_refusal(error)
@@ -103,8 +103,8 @@ class SubscribeEndpoint:
         if request.method == "HEAD":
             return POLL_HEAD
         if options.patterns or len(topics) > 1:
-            poll = ManyPoll(self._hub, tenant, options, self._max_topics, self._polls.loop)
-            self._polls.note(poll)
+            poll = ManyPoll(self._polls, self._hub, tenant, options, self._max_topics)
+            self._polls.add(poll)
             poll.begin(topics, timeout_s)
             return poll.answer
         ((topic, wish),) = topics
@@ -236,7 +236,7 @@ def read_options(
     if control not in (None, "0", "1"):
         raise InvalidRequest("The option control must be 1 for control frames, or 0 for none.")
     asked = Asked(names, patterns, default_last, now_us)
-    begin = read_beginnings(request, query, asked, header_wins=is_events)
+    begin = read_beginnings(request, query, asked, id_wins=is_events)
     manner = Manner(
         read_policy(single_option(query, "policy")),
         number_option(query, "buffer", least=1),

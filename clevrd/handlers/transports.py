@@ -63,6 +63,11 @@ def is_events(form: StreamForm | None) -> bool:
     return isinstance(form, ServerSentEvents)
 
 
+def wants_events(request: Request) -> bool:
+    """Whether the answer to ``request`` is to be read by an EventSource, and is none to a poll."""
+    return is_events(stream_form(request)) and "poll=1" not in request.query.split("&")
+
+
 def events_refusal(error: RetryLater) -> Answer:
     """Return a refusal that time heals as an event stream that ends.
 
