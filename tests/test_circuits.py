@@ -24,11 +24,11 @@ from daemons import Daemon, running, until
 from fakes import FakeSink, TopicDriver, make_topic, sink_of
 from test_positions_model import World, payload_at
 
-from clevrd import hub
 from clevrd.core.circuit import CircuitBudget
 from clevrd.core.gap_log import GapLog
 from clevrd.core.positions import Last
 from clevrd.core.subscriber import CIRCUIT_BREAKER, Subscriber
+from clevrd.hub import readers
 from clevrd.tenants import Tenant
 
 BREAKS: dict[str, Any] = {**SMALL_BUFFERS, "circuit_breaker_threshold": 50}
@@ -165,7 +165,7 @@ def test_circuit_of_a_reader_that_is_not_blocked_closes_by_itself() -> None:
     sink = FakeSink()
     reader = Subscriber(sink, CIRCUIT_BREAKER)
     world.publish("a" * 100, 1)
-    with patch.object(hub, "CATCH_UP_BYTES", 350):
+    with patch.object(readers, "CATCH_UP_BYTES", 350):
         world.hub.subscribe(world.topic, reader, Last(100))
         world.publish("a" * 300, 1)
         world.loop.run()

@@ -26,7 +26,6 @@ from clients import (
 from daemons import Daemon, running, until
 from websockets.exceptions import ConnectionClosedError
 
-from clevrd import hub
 from clevrd.connections import websocket
 from clevrd.connections.subscriber import (
     BUDGET_BYTES,
@@ -34,6 +33,7 @@ from clevrd.connections.subscriber import (
     SubscriberConnection,
 )
 from clevrd.connections.websocket import BUDGET_FRAMES
+from clevrd.hub import rounds
 
 BINARY = 0x2
 CONTINUATION = 0x0
@@ -265,7 +265,7 @@ async def send_for_ever(reader: RawSubscriber, chunk: bytes) -> None:
 
 async def test_nothing_is_sent_behind_a_close_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages, pings and pongs stop at the close, in the middle of a flood and of a round too."""
-    monkeypatch.setattr(hub, "WRITES_PER_SLICE", 1)
+    monkeypatch.setattr(rounds, "WRITES_PER_SLICE", 1)
     async with running(ping_interval_s=0.1) as daemon, AsyncExitStack() as stack:
         for _ in range(20):
             await stack.enter_async_context(await raw_subscriber(daemon.port))

@@ -181,7 +181,7 @@ async def test_repeat_of_a_publish_that_waits_waits_for_its_answer(daemon: Daemo
     assert head(daemon) == 1
     assert sorted("repeated" in answer.json for answer in answers) == [False, *[True] * 4]
     assert {answer.json["offset"] for answer in answers} == {1}
-    assert (daemon.hub._under_way, daemon.hub._waiting_publishes) == ({}, 0)
+    assert (daemon.hub._first_answers.under_way, daemon.hub._waiting.count) == ({}, 0)
 
 
 async def test_failure_of_the_first_is_its_own(
@@ -199,9 +199,9 @@ async def test_failure_of_the_first_is_its_own(
     monkeypatch.setattr(daemon.hub, "turn", failing_turn)
     throttle(daemon)
     first = asyncio.create_task(ask(daemon.port, with_key("k")))
-    await until(lambda: daemon.hub._under_way)
+    await until(lambda: daemon.hub._first_answers.under_way)
     others = [asyncio.create_task(ask(daemon.port, with_key("k"))) for _ in range(2)]
-    await until(lambda: daemon.hub._waiting_publishes == 2)
+    await until(lambda: daemon.hub._waiting.count == 2)
 
     fails.set()
     answers = await asyncio.gather(first, *others)
@@ -213,7 +213,7 @@ async def test_failure_of_the_first_is_its_own(
 
 async def test_waiting_repeats_are_bounded(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """They count among the publishes that wait; over the bound they are told to come back."""
-    monkeypatch.setattr("clevrd.hub.MAX_WAITING_PUBLISHES", 2)
+    monkeypatch.setattr("clevrd.hub.waiting.MAX_WAITING_PUBLISHES", 2)
     daemon.hub.throttler._until_s = asyncio.get_running_loop().time() + 60
 
     answers = await asyncio.gather(*(ask(daemon.port, with_key("k")) for _ in range(4)))

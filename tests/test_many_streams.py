@@ -24,7 +24,6 @@ from http_wire import get, responses, talk
 from httpx_sse import ServerSentEvent, aconnect_sse
 from streams import EVENTS, LINES, Item, Stream, open_stream
 
-from clevrd import hub
 from clevrd.core.message import PublishRequest
 from clevrd.core.positions import Last
 from clevrd.core.wire_forms import PLACED_MESSAGES
@@ -32,6 +31,7 @@ from clevrd.exchange import Request
 from clevrd.handlers.poll import POLLS_PER_TURN, WaitingPoll
 from clevrd.handlers.poll_many import ManyPoll
 from clevrd.handlers.subscribe import read_options
+from clevrd.hub import rounds
 from clevrd.tenants import Tenant
 
 FORMS = pytest.mark.parametrize("accept", [EVENTS, LINES])
@@ -259,7 +259,7 @@ async def test_reader_of_events_takes_many_messages_in_parts(daemon: Daemon) -> 
 
 async def test_parts_of_a_round_take_turns_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts times readers are no more writes in one turn of the loop than a slice has."""
-    monkeypatch.setattr(hub, "WRITES_PER_SLICE", 5)
+    monkeypatch.setattr(rounds, "WRITES_PER_SLICE", 5)
     async with running() as daemon, AsyncExitStack() as stack:
         streams = [
             await stack.enter_async_context(
@@ -273,7 +273,7 @@ async def test_parts_of_a_round_take_turns_with_others(monkeypatch: pytest.Monke
         for number in range(3 * PLACED_MESSAGES):
             daemon.hub.publish(topic, PublishRequest("a", msgspec.Raw(b"%d" % number)))
         delivered = []
-        while topic.pending or topic in daemon.hub._running:
+        while topic.pending or topic in daemon.hub._rounds.running:
             await asyncio.sleep(0)
             delivered.append(topic.delivered)
         items = [await stream.items(3 * PLACED_MESSAGES) for stream in streams]

@@ -14,10 +14,10 @@ from clients import publishing, reset_by_peer, subscribe
 from daemons import Daemon, running, until
 from http_wire import get, read_response, responses, talk
 
-from clevrd import hub
 from clevrd.core.message import PublishRequest
 from clevrd.core.positions import After
 from clevrd.handlers import poll
+from clevrd.hub import rounds
 from clevrd.tenants import Tenant
 
 TENANT = Tenant("default-tenant")
@@ -215,7 +215,7 @@ async def test_poll_in_the_middle_of_a_round_is_not_given_what_it_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Who knows an offset from a publish answer polls behind it, be it offered yet or not."""
-    monkeypatch.setattr(hub, "WRITES_PER_SLICE", 1)
+    monkeypatch.setattr(rounds, "WRITES_PER_SLICE", 1)
     async with running() as daemon, AsyncExitStack() as stack:
         for _ in range(5):
             await stack.enter_async_context(subscribe(daemon.ws_url))
@@ -223,7 +223,7 @@ async def test_poll_in_the_middle_of_a_round_is_not_given_what_it_has(
         first = daemon.hub.publish(topic, PublishRequest("t", msgspec.Raw(b"1")))
         await asyncio.sleep(0)
         second = daemon.hub.publish(topic, PublishRequest("t", msgspec.Raw(b"2")))
-        assert topic in daemon.hub._running
+        assert topic in daemon.hub._rounds.running
 
         answer = daemon.server._polls.answer(topic, After(second.offset, second.epoch), 5.0)
         assert isinstance(answer, asyncio.Future)

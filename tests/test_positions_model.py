@@ -21,7 +21,6 @@ from fakes import FakeSink
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clevrd import hub
 from clevrd.config import Config
 from clevrd.core.gap_log import GapLog
 from clevrd.core.message import PublishRequest
@@ -35,7 +34,7 @@ from clevrd.core.state_format import (
 )
 from clevrd.core.subscriber import DropStrategy, Subscriber
 from clevrd.core.wire_forms import SSE_BARE, StreamForm
-from clevrd.hub import Hub
+from clevrd.hub import Hub, readers
 from clevrd.tenants import Tenant
 
 CLIENTS = 3
@@ -400,7 +399,7 @@ class Model:
 
     def run(self, steps: list[Step]) -> None:
         # Two messages at a time, so that a reader can be in the middle of what was kept for it.
-        with patch.object(hub, "CATCH_UP_BYTES", 350):
+        with patch.object(readers, "CATCH_UP_BYTES", 350):
             for name, arguments in steps:
                 getattr(self, name)(*arguments)
             self.finish()

@@ -196,7 +196,7 @@ async def test_publisher_that_leaves_abruptly_has_published_what_it_sent() -> No
             socket = await publish_socket(daemon)
             frames = masked(TEXT, b'{"topic":"t","data":1,"ref":1}') * 5
             socket.transport.write(frames)
-            await until(lambda: daemon.hub._waiting_publishes > 0)
+            await until(lambda: daemon.hub._waiting.count > 0)
             socket.transport.abort()
 
             assert await offsets(reader, 5) == [1, 2, 3, 4, 5]

@@ -196,8 +196,8 @@ async def test_reader_of_some_kilobytes_a_second_is_waited_for() -> None:
         left = [5_000, 4_990, 4_980, 4_980, 0]
         connection = daemon.only_subscriber()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("clevrd.hub._DRAIN_PATIENCE_S", 0.0)
-            patch.setattr("clevrd.hub._DRAIN_POLL_S", 0.0)
+            patch.setattr("clevrd.hub.drain._PATIENCE_S", 0.0)
+            patch.setattr("clevrd.hub.drain._POLL_S", 0.0)
             patch.setattr(type(connection), "unsent_bytes", lambda _: left.pop(0))
 
             await daemon.hub.drain(asyncio.get_running_loop().time() + 5.0)
@@ -257,7 +257,7 @@ async def test_publishes_that_wait_are_finished_first(raw_paths: bool) -> None:
         overload = ThrottleSample(subscribers=1, slow_subscribers=1, cpu=1.0, memory=1.0)
         daemon.hub.throttler.evaluate(overload, asyncio.get_running_loop().time())
         sending = asyncio.gather(*(publisher.send("t", 1) for publisher in publishers))
-        await until(lambda: daemon.hub._waiting_publishes == 10)
+        await until(lambda: daemon.hub._waiting.count == 10)
 
         stopping = asyncio.create_task(daemon.server.stop())
         await sending

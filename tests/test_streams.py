@@ -19,10 +19,10 @@ from http_wire import get, responses, talk
 from httpx_sse import aconnect_sse
 from streams import EVENTS, LINES, Stream, open_stream
 
-from clevrd import hub
 from clevrd.config import Config
 from clevrd.connections.http_stream import MAX_IGNORED_BYTES
 from clevrd.errors import Unavailable
+from clevrd.hub import rounds
 from clevrd.server import Server
 from clevrd.tenants import Tenant
 
@@ -444,7 +444,7 @@ async def test_joining_a_flood_is_seamless_on_every_transport(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rounds that take several turns, all forms on one topic: nothing twice, missing, reordered."""
-    monkeypatch.setattr(hub, "WRITES_PER_SLICE", 3)
+    monkeypatch.setattr(rounds, "WRITES_PER_SLICE", 3)
     total = 2_000
     async with running() as daemon, asyncio.timeout(40):
 

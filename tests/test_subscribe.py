@@ -34,7 +34,7 @@ from clients import (
 from daemons import Daemon, running, until
 from websockets.exceptions import InvalidStatus
 
-from clevrd import hub
+from clevrd.hub import rounds
 
 
 @pytest.fixture(params=[True, False], ids=["raw", "aiohttp"])
@@ -332,7 +332,7 @@ async def test_joining_in_the_middle_of_a_flood_is_seamless(
 ) -> None:
     """Catch-up goes over into live delivery: nothing twice, nothing missing, nothing reordered."""
     # Rounds that take several turns of the loop, so that readers join in the middle of them too.
-    monkeypatch.setattr(hub, "WRITES_PER_SLICE", 3)
+    monkeypatch.setattr(rounds, "WRITES_PER_SLICE", 3)
     chance = random.Random(2)  # noqa: S311  # picks test data
     async with running(raw_paths=raw_paths) as daemon, asyncio.timeout(20):
         flood = Flood(daemon, publishers=4, batches=30, batch=25)

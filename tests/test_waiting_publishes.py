@@ -11,13 +11,15 @@ from daemons import FakeStats, until
 from fakes import FakeSink, frames_in
 
 from clevrd.config import Config
+from clevrd.control.adaptive_throttler import ThrottleSample
 from clevrd.core.message import PublishRequest, decode_publish
 from clevrd.core.positions import Last
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError
 from clevrd.handlers.publish_run import RunPublisher
-from clevrd.hub import WRITES_PER_SLICE, Hub, Published
+from clevrd.hub import Hub, Published
+from clevrd.hub.rounds import WRITES_PER_SLICE
 from clevrd.tenants import Tenant
 
 TENANT = Tenant("acme")
@@ -69,7 +71,7 @@ async def test_newcomer_never_overtakes_who_waits() -> None:
 
     assert len(crowd.tasks) > RING
     assert crowd.seen() == list(range(1, crowd.arrived + 1))
-    assert (crowd.hub._room_waiters, crowd.hub._waiting_publishes) == ({}, 0)
+    assert (crowd.hub._waiting.lines, crowd.hub._waiting.count) == ({}, 0)
 
 
 async def test_who_finds_its_room_taken_keeps_its_place() -> None:
@@ -94,7 +96,7 @@ async def test_who_gives_up_passes_its_turn_on() -> None:
     await asyncio.sleep(0)
     crowd.arrive(RING // 4 + 5)
     await asyncio.sleep(0)
-    assert len(crowd.hub._room_waiters[crowd.topic]) == 5
+    assert len(crowd.hub._waiting.lines[crowd.topic]) == 5
 
     for task in crowd.tasks[:4]:
         task.cancel()
@@ -103,7 +105,7 @@ async def test_who_gives_up_passes_its_turn_on() -> None:
 
     first = RING // 2
     assert crowd.seen() == [*range(1, first + 1), first + 5]
-    assert (crowd.hub._room_waiters, crowd.hub._waiting_publishes) == ({}, 0)
+    assert (crowd.hub._waiting.lines, crowd.hub._waiting.count) == ({}, 0)
 
 
 async def test_run_that_waited_is_published_whole() -> None:
@@ -146,7 +148,7 @@ async def test_publisher_with_more_waits_for_others_and_not_for_the_next_round()
     async def publish_twice() -> None:
         for _ in range(2):
             await hub.turn(topic)
-            within_a_round.append(topic in hub._running)
+            within_a_round.append(topic in hub._rounds.running)
             hub.publish(topic, request)
 
     crowd.arrive(RING // 4)
@@ -157,3 +159,18 @@ async def test_publisher_with_more_waits_for_others_and_not_for_the_next_round()
 
     # Both were woken by a round's end; who asked again behind the other went on before the next's.
     assert within_a_round[:3] == [False, False, True]
+
+
+async def test_drain_ends_behind_publishes_that_wait() -> None:
+    """A publish that is held back where nobody lags and nothing is pending is finished too."""
+    crowd = Crowd()
+    now_s = asyncio.get_running_loop().time()
+    crowd.hub.throttler.evaluate(ThrottleSample(1, 1, cpu=1.0, memory=1.0), now_s)
+    crowd.arrive()
+    await asyncio.sleep(0)
+
+    await crowd.hub.drain(now_s + 10.0)
+
+    assert (len(crowd.tasks), crowd.topic.head) == (1, 1)
+    await asyncio.gather(*crowd.tasks)
+    assert crowd.seen() == [1]

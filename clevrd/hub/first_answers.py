@@ -1,0 +1,75 @@
+"""FirstAnswers: what publishes with an idempotency key were answered, or are about to be.
+
+Nothing is published here. What is remembered, and for how long: core/idempotency.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+from clevrd.core.idempotency import RememberedAnswers, Slot
+from clevrd.core.message import PublishRequest
+from clevrd.hub.acceptance import Published
+from clevrd.hub.waiting import WaitingPublishes
+
+
+class FirstAnswers:
+    """The remembered answers, and the publishes whose answer is not known yet."""
+
+    __slots__ = ("_answers", "_loop", "_waiting", "under_way")
+
+    def __init__(
+        self,
+        answers: RememberedAnswers[Published],
+        waiting: WaitingPublishes,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._answers = answers
+        self._waiting = waiting
+        self._loop = loop
+        # Publishes with a key that wait, each with what is set when it is decided what became of
+        # it; changes in deciding alone.
+        self.under_way: dict[Slot, asyncio.Event] = {}
+
+    def find(self, slot: Slot, request: PublishRequest) -> Published | None:
+        """Return the first answer as a repeat is given it; None when this is the first.
+
+        Raises:
+            InvalidRequest: the key was used for other data.
+        """
+        first = self._answers.find(slot, bytes(request.data), self._loop.time())
+        return msgspec.structs.replace(first, repeated=True) if first is not None else None
+
+    def remember(self, slot: Slot, request: PublishRequest, answer: Published) -> Published:
+        """Keep ``answer`` for the repeats of ``request``, and return it."""
+        self._answers.remember(slot, bytes(request.data), answer, self._loop.time())
+        return answer
+
+    @contextmanager
+    def deciding(self, slot: Slot) -> Iterator[None]:
+        """Have repeats wait until this block ends, whether with an answer or without."""
+        self.under_way[slot] = decided = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self.under_way[slot]
+            decided.set()
+
+    async def decided(self, slot: Slot) -> None:
+        """Wait until no publish with this key is under way.
+
+        Raises:
+            Throttled: too many publishes wait already.
+        """
+        if slot not in self.under_way:
+            return
+        self._waiting.begin()
+        try:
+            while decided := self.under_way.get(slot):
+                await decided.wait()
+        finally:
+            self._waiting.end()
