@@ -165,7 +165,10 @@ def test_circuit_of_a_reader_that_is_not_blocked_closes_by_itself() -> None:
     sink = FakeSink()
     reader = Subscriber(sink, CIRCUIT_BREAKER)
     world.publish("a" * 100, 1)
-    with patch.object(readers, "CATCH_UP_BYTES", 350):
+    with (
+        patch.object(readers, "CATCH_UP_BYTES", 350),
+        patch.object(readers, "CATCH_UP_TURN_BYTES", 2_800),
+    ):
         world.hub.subscribe(world.topic, reader, Last(100))
         world.publish("a" * 300, 1)
         world.loop.run()

@@ -254,7 +254,7 @@ async def test_reader_of_events_takes_many_messages_in_parts(daemon: Daemon) -> 
 
     assert seen(burst) == [("a", offset) for offset in range(1, 2 * count + 1)]
     assert seen(past) == seen(burst)
-    assert burst[-1].id == past[-1].id
+    assert set(str(burst[-1].id).split(",")) == set(str(past[-1].id).split(","))
 
 
 async def test_parts_of_a_round_take_turns_with_others(monkeypatch: pytest.MonkeyPatch) -> None:

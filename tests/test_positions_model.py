@@ -399,7 +399,10 @@ class Model:
 
     def run(self, steps: list[Step]) -> None:
         # Two messages at a time, so that a reader can be in the middle of what was kept for it.
-        with patch.object(readers, "CATCH_UP_BYTES", 350):
+        with (
+            patch.object(readers, "CATCH_UP_BYTES", 350),
+            patch.object(readers, "CATCH_UP_TURN_BYTES", 1_000),
+        ):
             for name, arguments in steps:
                 getattr(self, name)(*arguments)
             self.finish()

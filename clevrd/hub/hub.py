@@ -93,7 +93,7 @@ class Hub:
         self._acceptance = Acceptance(wall_ns)
         self._waiting = WaitingPublishes(loop)
         self._first_answers = FirstAnswers(self.answers, self._waiting, loop)
-        self._readers = Readers(loop)
+        self._readers = Readers(self.counters.count_background_error, loop)
         self._circuits = Circuits(_circuit_budget(config), self._readers, self.counters, loop)
         self._rounds = Rounds(
             config.ring_messages,

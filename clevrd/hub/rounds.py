@@ -164,12 +164,5 @@ class Rounds:
             try:
                 reader.write(payload)
             except Exception:
-                self._write_failed(step.topic, reader)
+                self._readers.write_failed(step.topic, reader)
         step.topic.delivered += written
-
-    def _write_failed(self, topic: Topic, reader: Subscriber) -> None:
-        """One reader's transport must not stop the round for the others."""
-        log.exception("write to subscriber failed topic=%s", topic.name)
-        self._counters.count_background_error()
-        self._readers.leave(topic, reader)
-        reader.sink.close(1011, "write_failed")

@@ -1,0 +1,100 @@
+"""Catching up by turns: however much waits for however many readers, others are served between."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+import msgspec
+import pytest
+from daemons import until
+from fakes import FakeSink
+
+from clevrd.config import Config
+from clevrd.core.message import PublishRequest
+from clevrd.core.positions import Last
+from clevrd.core.subscriber import Subscriber
+from clevrd.core.wire_forms import NDJSON_BARE, StreamForm
+from clevrd.hub import Hub
+from clevrd.hub.readers import CATCH_UP_BYTES, CATCH_UP_TURN_BYTES
+from clevrd.tenants import Tenant
+
+TENANT = Tenant("t")
+MESSAGES = 600
+
+
+def make_hub(topics: int) -> Hub:
+    """Return a hub with so many topics of 600 messages of about 2 KB."""
+    hub = Hub(Config(), asyncio.get_running_loop())
+    data = msgspec.Raw(b'"%b"' % (b"x" * 1900))
+    for number in range(topics):
+        topic = hub.topic(TENANT, f"t{number}")
+        for _ in range(MESSAGES):
+            hub.publish(topic, PublishRequest(topic.name, data))
+    return hub
+
+
+@pytest.mark.parametrize(("form", "costs"), [(None, 1), (NDJSON_BARE, 8)])
+async def test_readers_that_catch_up_share_the_turns(form: StreamForm | None, costs: int) -> None:
+    """All together take no more of a turn than one may, and none waits for another's end."""
+    hub = make_hub(topics=8)
+    sinks = [FakeSink() for _ in range(8)]
+
+    for number, sink in enumerate(sinks):
+        topic = hub.topic(TENANT, f"t{number}")
+        hub.subscribe(topic, Subscriber(sink, form=form), Last(MESSAGES))
+    handed = [0, sum(len(sink.received) for sink in sinks)]
+    began = []
+    while any(topic.lagging for topic in hub.topics):
+        await asyncio.sleep(0)
+        handed.append(sum(len(sink.received) for sink in sinks))
+        began.append(sum(bool(sink.writes) for sink in sinks))
+
+    most = max(after - before for before, after in pairwise(handed))
+    assert most * costs <= CATCH_UP_TURN_BYTES + CATCH_UP_BYTES * costs
+    assert hub.topics.totals().delivered == 8 * MESSAGES
+    # The last one has begun long before the others have ended.
+    assert handed[began.index(8) + 2] < handed[-1] / 2
+
+
+async def test_reader_that_leaves_or_stalls_while_it_catches_up_is_given_no_more() -> None:
+    """It has lost its turn, and gets it back when its transport takes more."""
+    hub = make_hub(topics=3)
+    topics = [hub.topic(TENANT, f"t{number}") for number in range(3)]
+    sinks = [FakeSink() for _ in topics]
+    readers = [Subscriber(sink) for sink in sinks]
+    for topic, reader in zip(topics, readers, strict=True):
+        hub.subscribe(topic, reader, Last(MESSAGES))
+
+    hub.unsubscribe(topics[1], readers[1])
+    hub.paused(topics[2], readers[2])
+    had = [len(sink.received) for sink in sinks]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    stalled = len(sinks[2].received)
+    hub.resumed(topics[2], readers[2])
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+    assert readers[0].delivered == MESSAGES
+    assert (len(sinks[1].received), stalled) == (had[1], had[2])
+    assert readers[2].delivered == MESSAGES
+    totals = hub.topics.totals()
+    assert totals.offered == totals.delivered + totals.discarded
+
+
+async def test_write_that_fails_does_not_stop_the_others() -> None:
+    """Its reader is let go, logged and counted; those that wait for their turn have it."""
+    hub = make_hub(topics=3)
+    topics = [hub.topic(TENANT, f"t{number}") for number in range(3)]
+    sinks = [FakeSink() for _ in topics]
+    for topic, sink in zip(topics, sinks, strict=True):
+        hub.subscribe(topic, Subscriber(sink), Last(MESSAGES))
+
+    sinks[1].error = RuntimeError("a bug")
+    await until(lambda: not any(topic.lagging for topic in topics))
+
+    assert sinks[1].closed == (1011, "write_failed")
+    assert hub.counters.background_errors == 1
+    assert hub.subscribers == 2
+    assert len(sinks[0].received) == len(sinks[2].received) > 600 * 1900
