@@ -81,14 +81,20 @@ def is_poll(query: dict[str, list[str]]) -> bool:
     return poll == "1"
 
 
-# Polls answered in one turn of the loop, at some 100 us each with what the connection then does.
+# Polls answered in one turn of the loop, at some 100 us each with what the connection then does;
+# and messages in their answers, at 2 us each, which the last answer may exceed.
 POLLS_PER_TURN: Final = 32
+MESSAGES_PER_TURN: Final = 2_000
 
 
 class Poll(Protocol):
     """A poll that is not answered yet."""
 
     answer: asyncio.Future[Answer]
+
+    @property
+    def messages(self) -> int:
+        """How many messages there are for it by now."""
 
     def resolve(self) -> None:
         """Answer with what there is by now, which may be nothing, and where to go on."""
@@ -144,8 +150,12 @@ class Polls:
         return self._last[1]
 
     def _settle_some(self) -> None:
+        left_messages = MESSAGES_PER_TURN
         for poll in list(islice(self._due, POLLS_PER_TURN)):
+            if left_messages <= 0:
+                break
             self._due.pop(poll, None)
+            left_messages -= poll.messages
             poll.resolve()
         self._last = b"", []
         if self._due:
@@ -243,6 +253,11 @@ class WaitingPoll:
         """Wait for the first message, ``timeout_s`` at most."""
         self._timer = self._polls.loop.call_later(timeout_s, self.resolve)
         self._place.begin()
+
+    @property
+    def messages(self) -> int:
+        """How many messages have come."""
+        return len(self._payloads)
 
     def resolve(self) -> None:
         """Answer with what has come, and where to go on."""

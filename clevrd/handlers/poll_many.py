@@ -135,6 +135,11 @@ class ManyPoll:
         if not self._watches and not self.answer.done():
             self._look()
 
+    @property
+    def messages(self) -> int:
+        """How many messages have come."""
+        return len(self._payloads)
+
     def resolve(self) -> None:
         """Answer with what there is by now, and where to go on; wait only until all is found."""
         self._may_wait = False
