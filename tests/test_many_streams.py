@@ -20,13 +20,17 @@ import msgspec
 import pytest
 from clients import SMALL_BUFFERS, reset_by_peer
 from daemons import Daemon, running, until
+from fakes import FakeSink
 from http_wire import get, responses, talk
 from httpx_sse import ServerSentEvent, aconnect_sse
 from streams import EVENTS, LINES, Item, Stream, open_stream
 
+from clevrd.connections.many_streams import EventPlaces
+from clevrd.core.event_ids import EventIds
 from clevrd.core.message import PublishRequest
-from clevrd.core.positions import Last
-from clevrd.core.wire_forms import PLACED_MESSAGES
+from clevrd.core.positions import After, Last
+from clevrd.core.subscriber import Sink
+from clevrd.core.wire_forms import PLACED_MESSAGES, SSE, SSE_BARE, PlacedWrites
 from clevrd.exchange import Request
 from clevrd.handlers.poll import POLLS_PER_TURN, WaitingPoll
 from clevrd.handlers.poll_many import ManyPoll
@@ -255,6 +259,31 @@ async def test_reader_of_events_takes_many_messages_in_parts(daemon: Daemon) -> 
     assert seen(burst) == [("a", offset) for offset in range(1, 2 * count + 1)]
     assert seen(past) == seen(burst)
     assert set(str(burst[-1].id).split(",")) == set(str(past[-1].id).split(","))
+
+
+async def test_readers_at_the_same_places_are_written_the_same_object(daemon: Daemon) -> None:
+    """Who is elsewhere, in another topic or form of response, gets its own; nothing is mixed up."""
+    queries = ["topic=a&topic=b"] * 3 + ["topic=b&topic=a"]
+    writes = PlacedWrites()
+    written: list[list[bytes]] = []
+    sinks: list[Sink] = []
+    for number, query in enumerate(queries):
+        names = [field.removeprefix("topic=") for field in query.split("&")]
+        ids = EventIds(dict.fromkeys(names, After(0, "e")), {}, is_watching=False)
+        sink = FakeSink()
+        form = SSE if number == 2 else SSE_BARE
+        places = EventPlaces(sink, form, ids, writes)
+        sinks.append(places.sink_of(daemon.hub.topic(TENANT, "a")))
+        sinks[-1].write(b"id: e:2\0\ndata: 1\n\n")
+        written.append(sink.writes)
+    for each in sinks:
+        each.write(b"id: e:3\0\ndata: 1\n\n")
+
+    same, also, chunked, other = (writes[-1] for writes in written)
+    assert same is also
+    assert same == b"id: e:3/0,e:0/1\ndata: 1\n\n"
+    assert chunked == SSE.framed(same)
+    assert other == b"id: e:3/1,e:0/0\ndata: 1\n\n"
 
 
 async def test_parts_of_a_round_take_turns_with_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -388,25 +388,27 @@ def test_write_of_events_with_ids_of_the_readers_own_is_bounded(strategy: DropSt
     assert sink_writes(plain)[0].count(b'"offset"') == 65
 
 
-def test_events_are_finished_once_for_readers_at_the_same_places() -> None:
-    """Who is elsewhere in another topic, or reads HTTP/1.0, gets its own; nothing is mixed up."""
+def test_events_are_finished_with_what_is_the_readers_own() -> None:
+    """In each id, and nowhere else; framed as its response is."""
     writes = PlacedWrites()
     first = PLACED_EVENTS.message(message_of(b'"id: e:9"', 1), b"e", 1)
     both = first + PLACED_EVENTS.message(message_of(b"2", 2), b"e", 2)
     bare = Gap("t", 3, 4, 2, "retention")
 
-    assert writes.take(both) == b"e:2"
-    one = writes.filled(b"/0,f:7/1", SSE_BARE)
-    assert writes.take(both) == b"e:2"
-    same, other = writes.filled(b"/0,f:7/1", SSE_BARE), writes.filled(b"/0,f:8/1", SSE_BARE)
-    framed = writes.filled(b"/0,f:8/1", SSE)
-    assert writes.take(first) == b"e:1"
-    last = writes.filled(b"/0,f:8/1", SSE)
-    assert writes.take(PLACED_EVENTS.control(bare, b"e", None)) == b""
+    writes.begin(both)
+    assert writes.position == b"e:2"
+    one = writes.finish(b"/0,f:7/1", SSE_BARE)
+    other = writes.finish(b"/0,f:8/1", SSE_BARE)
+    framed = writes.finish(b"/0,f:8/1", SSE)
+    writes.begin(first)
+    assert writes.position == b"e:1"
+    assert writes.finished == b""
+    last = writes.finish(b"/0,f:8/1", SSE)
+    writes.begin(PLACED_EVENTS.control(bare, b"e", None))
+    assert writes.position == b""
 
-    assert one is same
     assert [event.id for event in events_in(one)] == ["e:1/0,f:7/1", "e:2/0,f:7/1"]
     assert [event.id for event in events_in(other)] == ["e:1/0,f:8/1", "e:2/0,f:8/1"]
     assert framed == chunk(other)
     assert last == chunk(first.replace(HOLE, b"/0,f:8/1"))
-    assert writes.filled(b"", SSE_BARE).startswith(b"event: gap\n")
+    assert writes.finish(b"", SSE_BARE).startswith(b"event: gap\n")

@@ -64,7 +64,7 @@ class EventIds:
         is_watching: topics that are matched and not in ``known`` began later.
     """
 
-    __slots__ = ("_costs", "_gone", "_labels", "_texts")
+    __slots__ = ("_costs", "_gone", "_labels", "_texts", "last_moved")
 
     def __init__(
         self, wishes: Mapping[str, Wish], known: Mapping[str, After], *, is_watching: bool
@@ -76,6 +76,9 @@ class EventIds:
         self._texts: dict[str, bytes] = {}
         # Topic that a pattern found -> bytes that it takes of an id at most.
         self._costs: dict[str, int] = {}
+        # The topic that moved last, which is not in the texts as long as no other one moves: most
+        # events follow one of the same topic, and their ids end the same.
+        self.last_moved: IdPlace | None = None
         begun = {name: at for name, at in wishes.items() if isinstance(at, After) and at.epoch}
         for name, at in (*begun.items(), *known.items()):
             place = self._place(name, at.epoch)
@@ -108,45 +111,63 @@ class EventIds:
 
     def forget(self, name: str) -> None:
         """Leave out a topic of which nothing waits, or nothing more is to be told."""
+        self._note_last()
         self._texts.pop(name, None)
         self._costs.pop(name, None)
         self._gone.pop(name, None)
 
     def watch(self) -> None:
         """Say from now on that all topics which the patterns match are there."""
+        self._note_last()
         self._texts[_PATTERNS] = b",*"
 
     def whole(self) -> bytes:
         """Return an id of no topic's event."""
+        self._note_last()
         return b"".join(self._texts.values())[1:]
+
+    def rest_of(self, place: IdPlace) -> bytes:
+        """Return what follows the position of a topic that moves now, where another moved last."""
+        self._note_last()
+        self.last_moved = place
+        # What it said before is not among the others; the topic keeps its place in the order.
+        self._texts[place.name] = b""
+        return place.label + b"".join(self._texts.values())
+
+    def _note_last(self) -> None:
+        """Have all topics in the texts."""
+        last, self.last_moved = self.last_moved, None
+        if last is not None:
+            self._texts[last.name] = b",%b%b" % (last.position, last.label)
 
     def _place(self, name: str, epoch: str) -> IdPlace:
         label = self._labels.get(name)
         if label is None:
             label = _name_label(name)
             self._costs[name] = len(epoch) + len(":,") + _OFFSET_DIGITS + len(label)
-        return IdPlace(self._texts, name, label)
+        return IdPlace(self, name, label)
 
 
 class IdPlace:
     """One topic of the ids of one subscriber."""
 
-    __slots__ = ("_name", "_texts", "label")
+    __slots__ = ("_ids", "_rest", "label", "name", "position")
 
-    def __init__(self, texts: dict[str, bytes], name: str, label: bytes) -> None:
-        self._texts = texts
-        self._name = name
+    def __init__(self, ids: EventIds, name: str, label: bytes) -> None:
+        self._ids = ids
+        self._rest = b""
+        self.name = name
         # What follows a position of this topic.
         self.label = label
+        # Where the subscriber is; of use while this is the topic that moved last.
+        self.position = b""
 
     def move(self, position: bytes) -> bytes:
         """Note where the subscriber is in the topic; return what follows that in an event's id."""
-        texts, name, label = self._texts, self._name, self.label
-        # What it said before is not among the others; the topic keeps its place in the order.
-        texts[name] = b""
-        others = b"".join(texts.values())
-        texts[name] = b",%b%b" % (position, label)
-        return label + others
+        self.position = position
+        if self._ids.last_moved is not self:
+            self._rest = self._ids.rest_of(self)
+        return self._rest
 
 
 def _name_label(name: str) -> bytes:

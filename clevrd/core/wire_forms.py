@@ -136,31 +136,30 @@ class PlacedWrites:
     are, are given the same object. Only the last write is kept for that, as it came and as it went.
     """
 
-    __slots__ = ("_events", "_filled", "_form", "_rest", "position")
+    __slots__ = ("events", "finished", "form", "position", "rest")
 
     def __init__(self) -> None:
-        self._events = b""
-        # The position in the last id that has a hole; b"" where none has.
+        # What is written to readers at the moment, and the position in the last id that has a hole
+        # in it; b"" where none has.
+        self.events = b""
         self.position = b""
-        self._form: StreamForm = SSE
-        self._rest = b""
-        self._filled = b""
+        # How that was finished last: with what, and for which form of response.
+        self.rest = b""
+        self.form: StreamForm = SSE
+        self.finished = b""
 
-    def take(self, events: bytes) -> bytes:
-        """Begin to finish ``events``; return where in its topic their reader will be, or b""."""
-        if events is not self._events:
-            self._events = events
-            self._filled = b""
-            last = events.rfind(HOLE)
-            self.position = events[events.rindex(b"id: ", 0, last) + 4 : last] if last >= 0 else b""
-        return self.position
+    def begin(self, events: bytes) -> None:
+        """Begin to finish ``events``, if these are not the ones under way."""
+        self.events = events
+        self.finished = b""
+        last = events.rfind(HOLE)
+        self.position = events[events.rindex(b"id: ", 0, last) + 4 : last] if last >= 0 else b""
 
-    def filled(self, rest: bytes, form: StreamForm) -> bytes:
-        """Return what was taken with ``rest`` in every hole, framed as in ``form``."""
-        if not self._filled or rest != self._rest or form is not self._form:
-            self._rest, self._form = rest, form
-            self._filled = form.framed(self._events.replace(HOLE, rest))
-        return self._filled
+    def finish(self, rest: bytes, form: StreamForm) -> bytes:
+        """Put ``rest`` into every hole, and frame it as in ``form``."""
+        self.rest, self.form = rest, form
+        self.finished = form.framed(self.events.replace(HOLE, rest))
+        return self.finished
 
 
 def control_event(control: Control, event_id: bytes) -> bytes:
