@@ -109,7 +109,7 @@ def test_other_data_under_a_known_key_is_refused(clock: FakeClock) -> None:
     answers = memory()
     answers.remember(slot("k"), b"1", "first", clock())
 
-    with pytest.raises(InvalidRequest, match=r"other data .* 300 s; use a new key"):
+    with pytest.raises(InvalidRequest, match=r"another message .* 300 s; use a new key"):
         answers.find(slot("k"), b"2", clock())
 
     assert answers.find(slot("k"), b"1", clock()) == "first"

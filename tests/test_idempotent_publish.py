@@ -115,6 +115,23 @@ async def test_other_data_under_a_known_key_is_refused(daemon: Daemon) -> None:
     assert head(daemon) == 1
 
 
+@pytest.mark.parametrize(("first", "second"), [(None, "EUR"), ("EUR", "USD"), ("EUR", None)])
+async def test_another_message_key_under_a_known_key_is_refused(
+    daemon: Daemon, first: str | None, second: str | None
+) -> None:
+    """The same price of another currency is another message."""
+    body = {"topic": "t", "data": 1, "idempotency_key": "k"}
+    await ask(daemon.port, post(json.dumps({**body, "key": first})))
+
+    answer = await ask(daemon.port, post(json.dumps({**body, "key": second})))
+    again = await ask(daemon.port, post(json.dumps({**body, "key": first})))
+
+    assert (answer.status, answer.code) == (400, "invalid_request")
+    assert "another message" in answer.json["error"]
+    assert again.json["repeated"] is True
+    assert head(daemon) == 1
+
+
 async def test_refused_publish_is_not_remembered(daemon: Daemon) -> None:
     """Once what was wrong is mended the same key can be used."""
     refused = await ask(daemon.port, with_key("k", topic=""))

@@ -113,7 +113,7 @@ class RememberedAnswers(Generic[AnswerT]):
             return None
         if first.data_hash != hash(data):
             raise InvalidRequest(
-                "The idempotency key was used for other data in this topic within the last"
+                "The idempotency key was used for another message in this topic within the last"
                 f" {self.keep_s:g} s; use a new key for each new message."
             )
         self.repeats += 1

@@ -39,14 +39,14 @@ class FirstAnswers:
         """Return the first answer as a repeat is given it; None when this is the first.
 
         Raises:
-            InvalidRequest: the key was used for other data.
+            InvalidRequest: the key was used for another message.
         """
-        first = self._answers.find(slot, bytes(request.data), self._loop.time())
+        first = self._answers.find(slot, _content(request), self._loop.time())
         return msgspec.structs.replace(first, repeated=True) if first is not None else None
 
     def remember(self, slot: Slot, request: PublishRequest, answer: Published) -> Published:
         """Keep ``answer`` for the repeats of ``request``, and return it."""
-        self._answers.remember(slot, bytes(request.data), answer, self._loop.time())
+        self._answers.remember(slot, _content(request), answer, self._loop.time())
         return answer
 
     @contextmanager
@@ -73,3 +73,9 @@ class FirstAnswers:
                 await decided.wait()
         finally:
             self._waiting.end()
+
+
+def _content(request: PublishRequest) -> bytes:
+    """Return what tells one message from another under the same key; JSON has no zero byte."""
+    data = bytes(request.data)
+    return data if request.key is None else b"%b\0%b" % (data, request.key.encode())
