@@ -128,13 +128,35 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (try: {self.prog} --help)")
 
 
+class _CommandParser(_Parser):
+    """Of one command, whose options may stand between its arguments: publish t --key k 1.
+
+    argparse takes what may be left out for left out as soon as an option comes, unless it is asked
+    to parse intermixed, which it does by parsing twice.
+    """
+
+    _is_asked = False
+
+    def parse_known_args(  # type: ignore[override]  # its overloads differ in the namespace alone
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse ``args``; the second time, from within the first, as argparse does."""
+        if self._is_asked:
+            return super().parse_known_args(args, namespace)
+        self._is_asked = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_asked = False
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="clevrd",
         description="A real-time event streaming daemon and its client.",
         epilog="Without a command, clevrd serves; see clevrd serve --help for its settings.",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_CommandParser)
 
     def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> _Parser:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

@@ -124,6 +124,7 @@ async def start(*argv: str, **options: Any) -> asyncio.subprocess.Process:
         (["subscribe"], 2, "required: TOPIC"),
         (["subscribe", "a", "b\n"], 2, "control character"),
         (["subscribe", "a", "b", "a"], 2, "topic 'a' is named twice"),
+        (["subscribe", "a", "--last", "5", "a"], 2, "topic 'a' is named twice"),
         (["subscribe", "--pattern", "a.*", "--pattern", "a.*"], 2, "'a.*' is named twice"),
         (["subscribe", "t", "--pattern", "ord*"], 2, "a star stands for a whole word"),
         (["subscribe", "t", "--policy", "drop_all"], 2, "invalid choice: 'drop_all'"),
@@ -394,6 +395,19 @@ async def test_key_goes_with_every_message(server: FakeServer) -> None:
     sent = [json.loads(body) for body in server.bodies]
     assert (code, process.returncode) == (0, 0)
     assert [(each["data"], each["key"]) for each in sent] == [(1, "EUR"), (2, "USD"), (3, "USD")]
+
+
+@pytest.mark.parametrize(
+    "argv", [["t", "--key", "EUR", "-5"], ["--key", "EUR", "t", "-5"], ["t", "-5", "--key", "EUR"]]
+)
+async def test_options_may_stand_between_what_is_published(
+    server: FakeServer, argv: list[str]
+) -> None:
+    """Before, between and behind: wherever somebody thinks of them."""
+    code = await run("publish", *argv, "--url", server.url)
+
+    (sent,) = (json.loads(body) for body in server.bodies)
+    assert (code, sent["topic"], sent["data"], sent["key"]) == (0, "t", -5, "EUR")
 
 
 async def test_server_and_tenant_come_from_the_environment(
