@@ -20,7 +20,7 @@ LOAD: dict[str, Option] = {
 # Of a WebSocket's CPU: ids make events some 20 bytes longer, and each form is made once a round.
 CPU_LIMIT = 1.1
 # Of several topics an id is some 16 bytes longer for each, and its end is the reader's own.
-CPU_LIMIT_OF_PLACES = 1.25
+CPU_LIMIT_OF_PLACES = 1.3
 # The topic that is published to, and others that are silent.
 SEVERAL = "/subscribe?topic=%t&last=0" + "".join(f"&topic=silent{n}" for n in range(4))
 TRANSPORTS: dict[str, dict[str, Option]] = {
