@@ -61,15 +61,9 @@ class ManyStream(Stream):
         self._unfound = set(wanted.patterns)
 
     def begin(self, early_data: bytes) -> None:
-        """Take over the transport and subscribe to what was asked for, which was checked."""
+        """Take over the transport and subscribe to what is wanted, which was checked."""
         self.take_over()
-        manner = self._wanted.manner
-        for name, wish in self._wanted.topics.items():
-            self.subscriptions.subscribe(name, manner, wish)
-        for text, wishes in self._wanted.patterns.items():
-            # What one has found may have ended it.
-            if not self.is_closing:
-                self.subscriptions.watch(text, manner, wishes)
+        self.subscriptions.begin(self._wanted)
         if early_data:
             self.data_received(early_data)
 

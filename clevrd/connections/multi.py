@@ -10,11 +10,10 @@ from collections.abc import Callable
 
 from clevrd.connections.publisher import PublishConnection, Publisher
 from clevrd.connections.subscriber import ReceivingConnection
-from clevrd.connections.subscriptions import Manner, PatternWish, Subscriptions, refusal_reason
+from clevrd.connections.subscriptions import SubscribeOptions, Subscriptions, refusal_reason
 from clevrd.connections.websocket import WebSockets
 from clevrd.core.client_frames import TEXT
 from clevrd.core.control_frames import ErrorNotice, Forgotten, GoingAway, Watching, control_frame
-from clevrd.core.positions import Wish
 from clevrd.errors import ClevrdError
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
@@ -40,21 +39,10 @@ class MultiConnection(ReceivingConnection):
         self._count_refusal = hub.counters.count_refusal
         self._has_control = has_control
 
-    def begin(
-        self,
-        topics: dict[str, Wish],
-        patterns: dict[str, PatternWish],
-        manner: Manner,
-        early_data: bytes,
-    ) -> None:
-        """Take over the transport and subscribe to what was asked for, which was checked."""
+    def begin(self, wanted: SubscribeOptions, early_data: bytes) -> None:
+        """Take over the transport and subscribe to what is wanted, which was checked."""
         self._sockets.add(self)
-        for name, wish in topics.items():
-            self.subscriptions.subscribe(name, manner, wish)
-        for text, wishes in patterns.items():
-            # What one has found may have ended it.
-            if not self.is_closing:
-                self.subscriptions.watch(text, manner, wishes)
+        self.subscriptions.begin(wanted)
         if early_data:
             self.data_received(early_data)
 

@@ -171,6 +171,7 @@ class Subscriptions:
     __slots__ = (
         "_by_name",
         "_form",
+        "_has_left",
         "_hub",
         "_limit",
         "_owner",
@@ -204,6 +205,17 @@ class Subscriptions:
         self._watches: dict[str, Watch] = {}
         # The transport is full: all of them are blocked.
         self.is_paused = False
+        # The connection ends, or has ended: nothing more is subscribed.
+        self._has_left = False
+
+    def begin(self, wanted: SubscribeOptions) -> None:
+        """Subscribe to what was asked for on a URL, which was checked."""
+        for name, wish in wanted.topics.items():
+            self.subscribe(name, wanted.manner, wish)
+        for text, wishes in wanted.patterns.items():
+            # What one pattern has found may have ended the connection.
+            if not self._has_left:
+                self.watch(text, wanted.manner, wishes)
 
     # --- topics ----------------------------------------------------------------------------------
 
@@ -352,6 +364,7 @@ class Subscriptions:
 
     def leave(self) -> None:
         """End all of them. Idempotent."""
+        self._has_left = True
         for watch in self._watches.values():
             self._hub.watches.remove(self._tenant.name, watch.words, watch)
         self._watches.clear()

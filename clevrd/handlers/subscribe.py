@@ -208,7 +208,7 @@ class SubscribeEndpoint:
             self._max_topics,
             has_control=options.manner.has_control,
         )
-        connection.begin(options.topics, options.patterns, options.manner, early_data)
+        connection.begin(options, early_data)
 
 
 def read_options(
