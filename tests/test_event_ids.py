@@ -127,4 +127,6 @@ def test_topics_that_are_gone_give_way_to_those_that_are_there() -> None:
     assert sum(name.startswith("jobs.new") for name in said) == 30
     # Those that were said first go first.
     assert set(gone) - said.keys() == set(list(gone)[: len(gone) - len(said) + 30])
+    assert set(ids.given_way()) == set(gone) - said.keys()
+    assert ids.given_way() == []
     assert len(ids.whole()) <= MAX_EVENT_ID_BYTES

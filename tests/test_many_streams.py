@@ -223,6 +223,30 @@ async def test_topic_that_is_gone_stays_in_the_ids_until_it_is_back() -> None:
     assert all("f00d:7@p.1" in text for text in ids)
 
 
+async def test_topics_that_give_way_in_the_ids_are_told_as_lost(daemon: Daemon) -> None:
+    """There is no room to remember them, but that is no reason to lose them in silence."""
+    gone = [f"p.{number:040}" for number in range(50)]
+    last_id = ",".join([*(f"0123abcd:7@{name}" for name in gone), "*"])
+    header = f"Last-Event-ID: {last_id}"
+    for number in range(20):
+        await daemon.publish(f"p.new{number:036}", 1)
+
+    async with await open_stream(daemon.port, EVENTS, "pattern=p.*", header) as stream:
+        items = [await stream.item()]
+        while items[-1].kind != "watching":
+            items.append(await stream.item())
+    answer = await poll(daemon, f"pattern=p.*&last_event_id={quote(last_id)}")
+
+    told = [item.json["topic"] for item in items if item.kind == "gap"]
+    assert {item.json["reason"] for item in items if item.kind == "gap"} == {"epoch"}
+    assert 0 < len(told) < 30
+    assert told == gone[: len(told)]
+    assert all(name in str(items[-1].id) for name in gone[len(told) :])
+    assert not any(name in str(items[-1].id) for name in told)
+    assert len(seen(items)) == len(answer["messages"]) == 20
+    assert [gap["topic"] for gap in answer["gaps"]] == told
+
+
 async def test_topic_that_was_forgotten_is_in_no_id() -> None:
     """All of it was given, so who comes back is told of no gap."""
     async with (
@@ -272,7 +296,7 @@ async def test_readers_at_the_same_places_are_written_the_same_object(daemon: Da
         ids = EventIds(dict.fromkeys(names, After(0, "e")), {}, is_watching=False)
         sink = FakeSink()
         form = SSE if number == 2 else SSE_BARE
-        places = EventPlaces(sink, form, ids, writes)
+        places = EventPlaces(sink, form, ids, writes, lambda control: None)
         sinks.append(places.sink_of(daemon.hub.topic(TENANT, "a")))
         sinks[-1].write(b"id: e:2\0\ndata: 1\n\n")
         written.append(sink.writes)

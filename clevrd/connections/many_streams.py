@@ -12,7 +12,14 @@ from collections.abc import Callable
 from clevrd.connections.http_stream import Stream
 from clevrd.connections.subscriptions import SubscribeOptions, Subscriptions, ids_of, refusal_reason
 from clevrd.connections.websocket import WebSockets
-from clevrd.core.control_frames import Control, ErrorNotice, Forgotten, Position, Watching
+from clevrd.core.control_frames import (
+    Control,
+    ErrorNotice,
+    Forgotten,
+    Position,
+    Watching,
+    unknown_gap,
+)
 from clevrd.core.event_ids import EventIds, IdPlace
 from clevrd.core.subscriber import Sink
 from clevrd.core.topic import Topic
@@ -55,7 +62,7 @@ class ManyStream(Stream):
             self,
             limit,
             form=PLACED_EVENTS if self._ids else form,
-            places=EventPlaces(self, form, self._ids, writes) if self._ids else None,
+            places=EventPlaces(self, form, self._ids, writes, self._tell) if self._ids else None,
         )
         # Patterns that have not found all topics there were.
         self._unfound = set(wanted.patterns)
@@ -119,10 +126,19 @@ class ManyStream(Stream):
 class EventPlaces:
     """Gives each topic of a stream of events a sink that finishes the ids."""
 
-    __slots__ = ("_form", "_ids", "_stream", "_writes")
+    __slots__ = ("_form", "_ids", "_stream", "_tell", "_writes")
 
-    def __init__(self, stream: Sink, form: StreamForm, ids: EventIds, writes: PlacedWrites) -> None:
+    def __init__(
+        self,
+        stream: Sink,
+        form: StreamForm,
+        ids: EventIds,
+        writes: PlacedWrites,
+        tell: Callable[[Control], None],
+    ) -> None:
         self._stream = stream
+        # Tells what is of no one topic's messages.
+        self._tell = tell
         self._form = form
         self._ids = ids
         self._writes = writes
@@ -134,6 +150,8 @@ class EventPlaces:
             InvalidRequest: the position in one more topic would make ids too long.
         """
         place = self._ids.add(topic.name, topic.epoch)
+        for name in self._ids.given_way():
+            self._tell(unknown_gap(name))
         return EventPlace(self._stream, self._form, place, self._writes)
 
     def forget(self, name: str) -> None:

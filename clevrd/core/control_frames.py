@@ -58,6 +58,11 @@ class Gap(
     reason: GapReason
 
 
+def unknown_gap(topic: str) -> Gap:
+    """Return the gap behind a position of which nobody knows what followed it."""
+    return Gap(topic, None, None, None, EPOCH)
+
+
 class GoingAway(msgspec.Struct, frozen=True, tag_field="type", tag="going_away"):
     """A planned close follows; ``positions`` are by topic, what was sent up to now."""
 

@@ -64,7 +64,7 @@ class EventIds:
         is_watching: topics that are matched and not in ``known`` began later.
     """
 
-    __slots__ = ("_costs", "_gone", "_labels", "_texts", "last_moved")
+    __slots__ = ("_costs", "_given_way", "_gone", "_labels", "_texts", "last_moved")
 
     def __init__(
         self, wishes: Mapping[str, Wish], known: Mapping[str, After], *, is_watching: bool
@@ -83,8 +83,10 @@ class EventIds:
         for name, at in (*begun.items(), *known.items()):
             place = self._place(name, at.epoch)
             self._texts[name] = b",%b:%d%b" % (at.epoch.encode(), at.offset, place.label)
-        # Those of them that have not come back, first those that were said first.
+        # Those of them that have not come back, first those that were said first; and those that
+        # have given way since they were taken out of here, of which their subscriber is to be told.
         self._gone = dict.fromkeys(known)
+        self._given_way: list[str] = []
         if is_watching:
             self.watch()
 
@@ -106,8 +108,15 @@ class EventIds:
                     "More topics match than an event's id has room for"
                     f" ({MAX_EVENT_ID_BYTES} bytes); subscribe to so many over /ws."
                 )
-            self.forget(next(iter(self._gone)))
+            gone = next(iter(self._gone))
+            self.forget(gone)
+            self._given_way.append(gone)
         return place
+
+    def given_way(self) -> list[str]:
+        """Return topics that have given way since the last call: what followed there is lost."""
+        names, self._given_way = self._given_way, []
+        return names
 
     def forget(self, name: str) -> None:
         """Leave out a topic of which nothing waits, or nothing more is to be told."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from clevrd.core.control_frames import EPOCH, RETENTION, Gap
+from clevrd.core.control_frames import RETENTION, Gap, unknown_gap
 from clevrd.core.message import id_of_timestamp
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest
@@ -71,7 +71,7 @@ def start_of(topic: Topic, wish: Wish) -> Start:
 def _start_after(topic: Topic, wish: After) -> Start:
     oldest = topic.ring.first
     if wish.epoch not in ("", topic.epoch):
-        return Start(oldest - 1, gap=Gap(topic.name, None, None, None, EPOCH))
+        return Start(oldest - 1, gap=unknown_gap(topic.name))
     missing = oldest - 1 - wish.offset
     if missing > 0:
         gap = Gap(topic.name, wish.offset + 1, oldest - 1, missing, RETENTION)
@@ -85,7 +85,7 @@ def _start_since(topic: Topic, wish: Since) -> Start:
     after = topic.ring.last_before(wish.message_id.encode(), or_at=not wish.is_time)
     if wish.message_id < id_of_timestamp(topic.created_at):
         # Whether the topic had a life before this one, and what was in it, nobody knows.
-        return Start(after, gap=Gap(topic.name, None, None, None, EPOCH))
+        return Start(after, gap=unknown_gap(topic.name))
     if oldest > 1 and after < oldest:
         # No message that is held lies before, so what was evicted may have been wished for.
         return Start(after, gap=Gap(topic.name, None, oldest - 1, None, RETENTION))

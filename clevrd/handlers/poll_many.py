@@ -21,7 +21,7 @@ from clevrd.connections.subscriptions import (
     ids_of,
     is_resumed,
 )
-from clevrd.core.control_frames import Gap, Position
+from clevrd.core.control_frames import Gap, Position, unknown_gap
 from clevrd.core.encoding import message_id_in, message_id_of, payload_of
 from clevrd.core.event_ids import IdPlace
 from clevrd.core.patterns import Words, parse_pattern
@@ -163,14 +163,23 @@ class ManyPoll:
         except InvalidRequest as error:
             self.answer.set_exception(error)
             return
+        for name in self._ids.given_way():
+            self._miss(unknown_gap(name))
         place = self._places[topic.name] = _Place(
             self, topic, wish, id_place, is_watching=is_watching
         )
         if self._has_looked:
             gap = place.look()
             if gap is not None:
-                self.collect([], gap)
+                self._miss(gap)
             place.begin()
+
+    def _miss(self, gap: Gap) -> None:
+        """Tell of a gap: at once, or when it has looked what else there is."""
+        if self._has_looked:
+            self.collect([], gap)
+        else:
+            self._gaps.append(gap)
 
     def found_all(self) -> None:
         """Note that one pattern has found all topics there were."""
