@@ -83,9 +83,9 @@ class EventIds:
         for name, at in (*begun.items(), *known.items()):
             place = self._place(name, at.epoch)
             self._texts[name] = b",%b:%d%b" % (at.epoch.encode(), at.offset, place.label)
-        # Those of them that have not come back, first those that were said first; and those that
-        # have given way since they were taken out of here, of which their subscriber is to be told.
+        # Of the known topics those that have not come back, first those that were said first.
         self._gone = dict.fromkeys(known)
+        # Of these the ones that have given way, and of which the subscriber is yet to be told.
         self._given_way: list[str] = []
         if is_watching:
             self.watch()

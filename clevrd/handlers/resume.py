@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -81,8 +82,9 @@ def read_beginnings(
             fewer topics than there are, or for a pattern in a form that names no topics.
     """
     ids = _event_ids(request, query)
-    if id_wins and ids:
-        ids = dict([next(iter(ids.items()))])
+    if id_wins:
+        # The header, where it says it too.
+        ids = dict(islice(ids.items(), 1))
     rest = {name: values for name, values in query.items() if name not in EVENT_IDS}
     for name, event_id in ids.items():
         if names_topics(event_id):
