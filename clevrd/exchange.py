@@ -127,7 +127,13 @@ def hand_over(
     early_data: bytes,
     failed: Callable[[Exception], object],
 ) -> None:
-    """Give ``transport`` to what follows the head; nobody owns it if that fails, so it is ended."""
+    """Give ``transport`` to what follows the head; nobody owns it if that fails, so it is ended.
+
+    A transport that is closing already is given to nobody: nothing would end what begins on it.
+    """
+    if transport.is_closing():
+        transport.abort()
+        return
     try:
         takeover.attach(transport, early_data)
     except Exception as error:

@@ -177,20 +177,39 @@ class Server:
         end_s = self._loop.time() + self.config.shutdown_timeout_s
         deadline_s = end_s - self._saving_takes_s()
         self.hub.is_draining = True
-        self._timers.stop()
-        self._listeners.close()
-        self.door.close_idle()
-        self._polls.end_all()
-        await self._finish_requests(deadline_s)
-        await self.hub.drain(deadline_s)
+        for step in (
+            self._timers.stop,
+            self._listeners.close,
+            self.door.close_idle,
+            self._polls.end_all,
+            lambda: self._finish_requests(deadline_s),
+            lambda: self.hub.drain(deadline_s),
+            lambda: self._close_connections(deadline_s),
+            lambda: self._close_http(deadline_s),
+            self.door.stop,
+            self.connections.stop,
+            self.hub.stop,
+            lambda: self._save_state(end_s),
+        ):
+            await self._take_step(step)
+
+    async def _take_step(self, step: Callable[[], Awaitable[None] | None]) -> None:
+        """Take one step of the stop; its failure is logged and counted, and the next one follows.
+
+        Without this a fault in one connection could keep the others from their goodbye, and the
+        topics from being saved.
+        """
+        try:
+            waited_for = step()
+            if waited_for is not None:
+                await waited_for
+        except Exception:
+            self.hub.counters.count_background_error()
+            log.exception("a step of the stop failed; the others are taken all the same")
+
+    async def _close_connections(self, deadline_s: float) -> None:
         timeout_s = min(CLOSE_ALL_TIMEOUT_S, max(_CUT_TIMEOUT_S, deadline_s - self._loop.time()))
         await self.connections.close_all(RESTARTING, "restarting", timeout_s)
-        await self._close_http(deadline_s)
-        self.door.stop()
-        self.connections.stop()
-        self.hub.stop()
-        if self._state is not None and self._state.is_open:
-            await self._save_state(self._state, end_s)
 
     async def crash(self) -> None:
         """End at once, as a killed process does: no goodbye, no flush; for tests (testing/)."""
@@ -255,8 +274,11 @@ class Server:
         wanted_s = SAVE_FINISH_S + topics.ring_bytes / SAVE_BYTES_PER_S
         return min(self.config.shutdown_timeout_s / 2, wanted_s + len(topics) * SAVE_TOPIC_S)
 
-    async def _save_state(self, state: StateDir, end_s: float) -> None:
+    async def _save_state(self, end_s: float) -> None:
         """Write down where every topic stands, and what fits the time of its messages."""
+        state = self._state
+        if state is None or not state.is_open:
+            return
         # What was cut short may not publish after it was written down how far it came.
         self.hub.seal()
         began_s = self._loop.time()

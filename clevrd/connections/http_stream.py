@@ -121,7 +121,8 @@ class Stream(asyncio.Protocol):
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is gone, whoever closed it."""
+        """The transport is gone, whoever closed it: nothing is written or begun any more."""
+        self.is_closing = True
         self.leave()
         self._sockets.remove(self)
 

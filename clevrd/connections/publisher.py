@@ -124,6 +124,9 @@ class PublishConnection(WebSocketConnection):
                 if not self._publish(messages, start, index):
                     return
                 self._receive_other(opcode, payload)
+                if self._has_failed:
+                    # What lies behind a fault, or a goodbye, is not read.
+                    return
                 start = index + 1
         if self._publish(messages, start, len(turn)) and len(messages) > len(turn):
             self._hold(messages[len(turn) :])

@@ -213,20 +213,22 @@ class Subscriptions:
         for name, wish in wanted.topics.items():
             self.subscribe(name, wanted.manner, wish)
         for text, wishes in wanted.patterns.items():
-            # What one pattern has found may have ended the connection.
-            if not self._has_left:
-                self.watch(text, wanted.manner, wishes)
+            self.watch(text, wanted.manner, wishes)
 
     # --- topics ----------------------------------------------------------------------------------
 
     def subscribe(self, name: str, manner: Manner, wish: Wish, ref: Ref = msgspec.UNSET) -> None:
         """Subscribe to the topic ``name``, made now if it is missing.
 
+        Does nothing for a connection that has ended, as a reader of it would stay for ever.
+
         Raises:
             InvalidRequest: it is subscribed already, by name or by a pattern; there are as many as
                 there may be; the position is none of the topic's; it is no name.
             Unavailable: the daemon, or the tenant, has as many topics as it may have.
         """
+        if self._has_left:
+            return
         self._check_new(name)
         self._check_room()
         topic = self._hub.topic(self._tenant, name)
@@ -269,11 +271,14 @@ class Subscriptions:
     ) -> None:
         """Subscribe to every topic that the pattern matches, now and later.
 
-        Topics that were subscribed before stay as they are.
+        Topics that were subscribed before stay as they are. Does nothing for a connection that has
+        ended.
 
         Raises:
             InvalidRequest: it is no pattern, or watched already; there are as many as may be.
         """
+        if self._has_left:
+            return
         if text in self._watches:
             raise InvalidRequest("That pattern is subscribed already; unsubscribe it first.")
         self._check_room()

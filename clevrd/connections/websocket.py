@@ -89,7 +89,8 @@ class WebSocketConnection(asyncio.Protocol):
         self._held_bytes = 0
         self.awaits_pong = False
         self.wheel_slot = 0
-        # A close frame or a FIN was sent or received: nothing may follow it (RFC 6455 §5.5.1).
+        # A close frame or a FIN was sent or received (nothing may follow it, RFC 6455 §5.5.1), or
+        # the transport is gone.
         self.is_closing = False
         # The peer's bytes mean nothing any more: it broke a rule, or it said goodbye.
         self._has_failed = False
@@ -140,7 +141,9 @@ class WebSocketConnection(asyncio.Protocol):
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is gone, whoever closed it."""
+        """The transport is gone, whoever closed it: nothing is written or begun any more."""
+        self.is_closing = True
+        self._has_failed = True
         self.leave()
         self._sockets.remove(self)
 
@@ -259,6 +262,9 @@ def unsent_bytes_of(transport: asyncio.Transport) -> int:
     """
     unsent_bytes = transport.get_write_buffer_size()
     sock = transport.get_extra_info("socket")
+    if sock is None:
+        # The transport is closed; uvloop keeps no socket for it.
+        return unsent_bytes
     try:
         (in_kernel,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
     except (OSError, ValueError):
@@ -424,12 +430,22 @@ class WebSockets:
         """Say goodbye to everyone, wait for their answers, then cut those who gave none."""
         spread_ms = max(RECONNECT_SPREAD_MS, len(self._open) // RECONNECTS_PER_MS)
         for count, connection in enumerate(list(self._open), start=1):
-            connection.announce_end(RECONNECT_FIRST_MS + secrets.randbelow(spread_ms))
-            connection.close(code, reason)
+            self._close_one(connection, code, reason, secrets.randbelow(spread_ms))
             if count % CLOSES_PER_BATCH == 0:
                 await asyncio.sleep(0)
         deadline_s = self.now_s() + timeout_s
         while self._open and self.now_s() < deadline_s:  # noqa: ASYNC110  # once in a life
             await asyncio.sleep(_CLOSE_POLL_S)
         for connection in list(self._open):
+            connection.cut()
+
+    def _close_one(self, connection: Swept, code: int, reason: str, delay_ms: int) -> None:
+        """Say goodbye to ``connection``; a fault of one must not keep the others from theirs."""
+        try:
+            connection.announce_end(RECONNECT_FIRST_MS + delay_ms)
+            connection.close(code, reason)
+        except Exception:
+            self.counters.count_background_error()
+            log.exception("a connection could not be closed in order: cutting it")
+            self.remove(connection)
             connection.cut()
