@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -126,10 +126,17 @@ def hand_over(
     transport: asyncio.Transport,
     early_data: bytes,
     failed: Callable[[Exception], object],
+    *,
+    has_eof: bool = False,
 ) -> None:
     """Give ``transport`` to what follows the head; nobody owns it if that fails, so it is ended.
 
     A transport that is closing already is given to nobody: nothing would end what begins on it.
+
+    Args:
+        early_data: what was received behind the request.
+        failed: told what `attach` raised.
+        has_eof: the client has shut its side down behind that.
     """
     if transport.is_closing():
         transport.abort()
@@ -139,6 +146,11 @@ def hand_over(
     except Exception as error:
         transport.abort()
         failed(error)
+        return
+    if has_eof and not transport.is_closing():
+        protocol = cast(asyncio.Protocol, transport.get_protocol())
+        if not protocol.eof_received():
+            transport.close()
 
 
 Reply = Answer | Takeover

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from clevrd.core.topic import Topic
-from clevrd.core.topic_manager import TopicManager
+from clevrd.core.topic_manager import Totals
 
 # /metrics lists this many topics unless asked otherwise: about 50 KB of JSON.
 DEFAULT_TOPICS: Final = 100
@@ -110,9 +110,8 @@ def topic_view(topic: Topic, now_s: float) -> TopicView:
     )
 
 
-def message_totals(topics: TopicManager) -> MessageTotals:
-    """Return the sums over all topics there are and were."""
-    totals = topics.totals()
+def message_totals(totals: Totals) -> MessageTotals:
+    """Return ``totals`` as /metrics shows them."""
     return MessageTotals(
         published=totals.published,
         offered=totals.offered,

@@ -30,6 +30,7 @@ from clevrd.exchange import (
     hand_over,
     refusal_answer,
 )
+from clevrd.fair_turns import FairTurns
 from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
 from clevrd.timers import Tasks, Timers
@@ -40,9 +41,6 @@ log = logging.getLogger(__name__)
 MAX_HEAD_BYTES: Final = 8_192
 # As aiohttp's: a head must not have more on one way than on the other.
 MAX_FIELDS: Final = 128
-
-# Publishes of one connection answered before others get a turn: about 2 ms.
-MAX_REQUESTS_PER_TURN: Final = 128
 
 # Heads of publishes that keep-alive connections repeat to the byte, parsed once. Cleared when
 # full: it only saves time.
@@ -232,6 +230,7 @@ class Door:
         count_handed_over: Callable[[], int],
         counters: Counters,
         tasks: Tasks,
+        turns: FairTurns,
         budget: InputBudget,
         config: Config,
         max_connections: int,
@@ -261,6 +260,7 @@ class Door:
         self._timers = Timers(loop, counters.count_background_error)
         # Publishes that wait.
         self.tasks = tasks
+        self.turns = turns
         self.budget = budget
 
     def __call__(self) -> RawConnection:
@@ -310,6 +310,7 @@ class RawConnection(asyncio.Protocol):
     """One connection until it is a subscriber's or aiohttp's; a publisher's for its whole life."""
 
     __slots__ = (
+        "_awaits_turn",
         "_buffer",
         "_door",
         "_held_bytes",
@@ -332,8 +333,10 @@ class RawConnection(asyncio.Protocol):
         self._buffer = bytearray()
         # Bytes the buffer must hold before looking at it again is worth the while.
         self._needed_bytes = 0
-        # A publish waits for its turn; what follows it waits too.
+        # A publish waits for room, or for a throttle; what follows it waits too.
         self._is_busy = False
+        # What the buffer holds is served in one of the next turns; nothing is read until then.
+        self._awaits_turn = False
         self._is_write_paused = False
         # A request has begun to arrive; its deadline is set.
         self._is_partial = False
@@ -378,7 +381,14 @@ class RawConnection(asyncio.Protocol):
                 return
             data = bytes(buffer)
             buffer.clear()
-        self._serve(data)
+        turns = self._door.turns
+        if turns.begin():
+            try:
+                self._serve(data)
+            finally:
+                turns.end()
+        else:
+            self._await_turn(data)
         self._account()
 
     def eof_received(self) -> bool:
@@ -386,11 +396,12 @@ class RawConnection(asyncio.Protocol):
         self._is_closing = True
         if self._is_probe:
             return False
-        if self._buffer and not self._is_busy:
+        is_due = self._is_busy or self._awaits_turn
+        if self._buffer and not is_due:
             # It will never be whole; aiohttp knows what to say to that.
             self._hand_over(bytes(self._buffer))
             return True
-        return self._is_busy
+        return is_due
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone; a publish that waits is still published."""
@@ -415,16 +426,21 @@ class RawConnection(asyncio.Protocol):
 
     @property
     def _must_hold(self) -> bool:
-        return self._is_busy or self._is_write_paused
+        return self._is_busy or self._awaits_turn or self._is_write_paused
 
     def _serve(self, data: bytes) -> None:
-        """Answer the plain requests that ``data`` holds whole, in order, with one write."""
+        """Answer the plain requests that ``data`` holds whole, in order, with one write.
+
+        As many as the share of this turn allows, and one at least; the rest awaits its turn.
+        """
         door = self._door
+        is_spent = door.turns.is_spent
         answers: list[bytes] = []
         position = 0
         while position < len(data):
-            if len(answers) >= MAX_REQUESTS_PER_TURN:
-                self._yield_turn(answers, data[position:])
+            if answers and is_spent():
+                self._flush(answers)
+                self._await_turn(data[position:])
                 return
             head_end = data.find(b"\r\n\r\n", position, position + MAX_HEAD_BYTES)
             if head_end < 0 and self._may_wait_for_head(data[position:]):
@@ -580,21 +596,30 @@ class RawConnection(asyncio.Protocol):
         self.transport.write(self._door.renderer.render(answer))
         self._go_on()
 
-    def _yield_turn(self, answers: list[bytes], rest: bytes) -> None:
-        """Let other connections be served before the rest of a long pipeline."""
-        self._flush(answers)
-        self._is_busy = True
+    def _await_turn(self, rest: bytes) -> None:
+        """Let other connections be served before ``rest``, and read nothing meanwhile."""
+        self._awaits_turn = True
         self._buffer += rest
         self.transport.pause_reading()
-        self._door.loop.call_soon(self._take_turn)
+        self._door.turns.wait(self._take_turn)
 
     def _take_turn(self) -> None:
-        self._is_busy = False
-        self._go_on()
+        self._awaits_turn = False
+        if not self._must_hold:
+            self._serve_held()
 
     def _go_on(self) -> None:
-        """Serve what was held back, and read on if nothing holds it back again."""
+        """Go on where something was held back, in a turn of its own if that is a request."""
         if self._must_hold or self.transport.is_closing():
+            return
+        if self._buffer:
+            self._await_turn(b"")
+        else:
+            self._serve_held()
+
+    def _serve_held(self) -> None:
+        """Serve what was held back, and read on if nothing holds it back again."""
+        if self.transport.is_closing():
             return
         if not self._is_closing:
             # First, because whoever takes the connection over expects it to be read.
@@ -617,9 +642,8 @@ class RawConnection(asyncio.Protocol):
         self._let_go()
         self._door.open.discard(self)
         self.transport.write(upgrade.head)
-        hand_over(upgrade, self.transport, rest, partial(self._door.refusal, request=None))
-        if self._is_closing:
-            self.transport.close()
+        failed = partial(self._door.refusal, request=None)
+        hand_over(upgrade, self.transport, rest, failed, has_eof=self._is_closing)
 
     def _hand_over(self, data: bytes) -> None:
         """Give the connection to aiohttp, with what was read and not served."""
@@ -639,7 +663,7 @@ class RawConnection(asyncio.Protocol):
 
     def expire(self) -> None:
         """End a connection whose time is up, with a word if a request was under way."""
-        if self._is_busy:
+        if self._is_busy or self._awaits_turn:
             return
         if self._is_closing or self._is_write_paused or self.transport.is_closing():
             # It does not even take what it was answered.
@@ -661,7 +685,7 @@ class RawConnection(asyncio.Protocol):
     @property
     def is_under_way(self) -> bool:
         """Whether a request has begun to arrive, or an answer is due."""
-        return self._is_busy or bool(self._buffer)
+        return self._is_busy or self._awaits_turn or bool(self._buffer)
 
     def _close_if_last(self) -> None:
         if self._is_last and not self.is_under_way and self in self._door.open:

@@ -95,7 +95,12 @@ class Server:
         started_s = time.monotonic()
         self.hub = Hub(config, self._loop, stats=stats, wall_ns=wall_ns)
         self.connections = WebSockets(
-            self.hub.counters, self.hub.tasks, self.hub.input_budget, config, self._loop
+            self.hub.counters,
+            self.hub.tasks,
+            self.hub.turns,
+            self.hub.input_budget,
+            config,
+            self._loop,
         )
         publish = PublishEndpoint(self.hub, config)
         publish_socket = PublishSocketEndpoint(self.hub, self.connections, config)
@@ -120,7 +125,9 @@ class Server:
                 "/metrics": {"GET": MetricsEndpoint(self.hub, started_s)},
             }
         )
-        self._front = AiohttpFront(router, self.hub.counters, self.hub.input_budget, config)
+        self._front = AiohttpFront(
+            router, self.hub.counters, self.hub.turns, self.hub.input_budget, config
+        )
         self._http = self._front.server
         grammar = PlainGrammar(
             publish,
@@ -135,6 +142,7 @@ class Server:
             count_handed_over=lambda: self._http.open_connections + len(self.connections),
             counters=self.hub.counters,
             tasks=self.hub.tasks,
+            turns=self.hub.turns,
             budget=self.hub.input_budget,
             config=config,
             max_connections=config.max_connections or _connections_allowed(),

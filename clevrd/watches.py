@@ -26,6 +26,9 @@ _UNITS_PER_TURN: Final = 64
 _TOPICS_PER_STEP: Final = 500
 _UNITS_PER_STEP: Final = 15
 
+# Topics of a tenant that are listed, when a search begins, for one unit.
+_TOPICS_PER_UNIT_LISTED: Final = 1_000
+
 
 class Watcher(Protocol):
     """Who watches a pattern."""
@@ -101,6 +104,8 @@ class Watches:
         if watcher not in self._watching:
             return
         topics = self._topics.of_tenant(tenant)
+        # The list is made at once: 10 us for 1,000 topics.
+        yield len(topics) // _TOPICS_PER_UNIT_LISTED
         for start in range(0, len(topics), _TOPICS_PER_STEP):
             for topic in topics[start : start + _TOPICS_PER_STEP]:
                 if watcher not in self._watching:

@@ -12,7 +12,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Generator, Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from hypothesis import HealthCheck, settings
 from websockets.frames import Frame
@@ -21,6 +21,7 @@ from clevrd.core.kept_frames import KeptBudget
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import ROUND_MAX_BYTES, Round, Topic
+from clevrd.core.topic_manager import TopicManager, Totals
 
 # The same examples in every run, so that a change is judged by what it changed; no deadline and
 # no complaint about slowness, as a shared machine is slow now and then; no database left behind.
@@ -44,6 +45,25 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+ResultT = TypeVar("ResultT")
+
+
+def at_once(steps: Generator[None, None, ResultT]) -> ResultT:
+    """Take all ``steps`` of something that lets others be served between them."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: ResultT = end.value
+            return result
+
+
+def totals_of(topics: TopicManager, now_s: float = 0.0) -> Totals:
+    """Return the sums over all topics."""
+    totals, _ = at_once(topics.totals(lambda: now_s))
+    return totals
 
 
 class FakeSink:

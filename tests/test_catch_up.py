@@ -8,7 +8,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 from daemons import until
-from fakes import FakeSink
+from fakes import FakeSink, totals_of
 
 from clevrd.config import Config
 from clevrd.core.message import PublishRequest
@@ -52,7 +52,7 @@ async def test_readers_that_catch_up_share_the_turns(form: StreamForm | None, co
 
     most = max(after - before for before, after in pairwise(handed))
     assert most * costs <= CATCH_UP_TURN_BYTES + CATCH_UP_BYTES * costs
-    assert hub.topics.totals().delivered == 8 * MESSAGES
+    assert totals_of(hub.topics).delivered == 8 * MESSAGES
     # The last one has begun long before the others have ended.
     assert handed[began.index(8) + 2] < handed[-1] / 2
 
@@ -79,7 +79,7 @@ async def test_reader_that_leaves_or_stalls_while_it_catches_up_is_given_no_more
     assert readers[0].delivered == MESSAGES
     assert (len(sinks[1].received), stalled) == (had[1], had[2])
     assert readers[2].delivered == MESSAGES
-    totals = hub.topics.totals()
+    totals = totals_of(hub.topics)
     assert totals.offered == totals.delivered + totals.discarded
 
 

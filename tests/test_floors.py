@@ -17,6 +17,7 @@ FLOORS = {
     "config": 0,
     "core": 1,
     "exchange": 1,
+    "fair_turns": 1,
     "input_budget": 1,
     "timers": 1,
     "control": 2,

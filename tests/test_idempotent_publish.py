@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from clients import SMALL_BUFFERS, client_of, masked, publishing, raw_subscriber, subscribe
 from daemons import Daemon, running, until
+from fakes import at_once
 from http_wire import Response, ask, post
 
 from clevrd.control.adaptive_throttler import ThrottleSample
@@ -374,7 +375,7 @@ async def test_answers_tell_how_many_are_behind_and_slow() -> None:
         publishing(daemon.port) as publisher,
     ):
         before = await daemon.publish("t", 1)
-        while daemon.hub.slow_subscribers() < 1:
+        while at_once(daemon.hub.sum_up())[1] < 1:
             await publisher.send("t", 50, b'"%b"' % (b"x" * 100))
 
         single = await daemon.publish("t", 1)

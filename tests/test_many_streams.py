@@ -20,7 +20,7 @@ import msgspec
 import pytest
 from clients import SMALL_BUFFERS, reset_by_peer
 from daemons import Daemon, running, until
-from fakes import FakeSink
+from fakes import FakeSink, totals_of
 from http_wire import get, responses, talk
 from httpx_sse import ServerSentEvent, aconnect_sse
 from streams import EVENTS, LINES, Item, Stream, open_stream
@@ -552,7 +552,7 @@ async def test_nothing_follows_the_end_of_a_stream() -> None:
         async with daemon.http.ws_connect(url) as socket:
             frames = [frame async for frame in socket]
         assert (daemon.hub.subscribers, len(daemon.hub.watches)) == (0, 0)
-        assert daemon.hub.topics.totals().delivered == len(seen(items)) + len(frames)
+        assert totals_of(daemon.hub.topics).delivered == len(seen(items)) + len(frames)
 
     assert items[-1].json["code"] == "too_many_topics"
     assert lines.is_whole

@@ -195,7 +195,10 @@ def test_refusal_names_what_was_wrong() -> None:
         (b'{"topic":false,"data":1}', "The topic is a boolean; send {"),
         (b'{"topic":{"a":1},"data":1}', "The topic is an object; send {"),
         (b'{"topic":1,"data":tru}', "The body is not JSON at byte "),
-        (b'{"topic":1,"data":' + b"[" * NESTED, "The body is nested too deeply, flatten it; send"),
+        (
+            b'{"topic":1,"data":' + b"[" * NESTED,
+            "The body is nested too deeply (512 levels are allowed), flatten it; send",
+        ),
         (b'{"topic":"t","data":1,"ref":1.5}', "The ref is a number; send a string of at most 128"),
         (b'{"topic":"t","data":1,"ref":[]}', "The ref is an array; send a string of at most 128"),
         (b'{"topic":"t","idempotency_key":7,"ref":7}', "The idempotency_key is a number; send a"),

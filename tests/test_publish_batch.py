@@ -11,7 +11,7 @@ from clients import subscribe
 from daemons import Daemon, running, until
 
 from clevrd.errors import InvalidRequest
-from clevrd.handlers.publish_batch import ITEMS_PER_TURN, MAX_ITEMS, split_batch
+from clevrd.handlers.publish_batch import ITEMS_PER_SHARE, MAX_ITEMS, split_batch
 
 
 async def send(daemon: Daemon, body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
@@ -59,8 +59,8 @@ async def test_bad_item_is_refused_by_itself() -> None:
 
 
 async def test_batch_is_delivered_byte_for_byte_in_order() -> None:
-    """More items than a turn appends, to a reader that was there before."""
-    count = 4 * ITEMS_PER_TURN
+    """More items than a share of a turn is given, to a reader that was there before."""
+    count = 4 * ITEMS_PER_SHARE
     async with running() as daemon, subscribe(daemon.ws_url, "t") as reader:
         _, answer = await send(daemon, lines(count))
         seen = [json.loads(await reader.recv()) for _ in range(count)]
@@ -135,12 +135,12 @@ def test_body_that_is_no_batch_is_refused_whole(body: bytes) -> None:
 async def test_batch_that_is_under_way_outlives_the_beginning_of_a_stop() -> None:
     """It was admitted, so every item of it is published."""
     async with running() as daemon:
-        batch = asyncio.create_task(send(daemon, lines(4 * ITEMS_PER_TURN)))
+        batch = asyncio.create_task(send(daemon, lines(4 * ITEMS_PER_SHARE)))
         await until(lambda: daemon.hub.topics.find("default-tenant", "t") is not None)
         await daemon.server.stop()
         _, answer = await batch
 
-    assert answer["published"] == 4 * ITEMS_PER_TURN
+    assert answer["published"] == 4 * ITEMS_PER_SHARE
 
 
 async def test_throttled_batch_waits_between_items() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import uvloop
-from fakes import FakeSink, frames_in
+from fakes import FakeSink, frames_in, totals_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -200,7 +200,7 @@ def test_connection_has_or_knows_everything(
         # What was forgotten had been given whole.
         assert all(world.heads.get(key, 0) == end for key, end in world.owner.ends.items())
         assert world.hub.subscribers == len(have)
-        totals = world.hub.topics.totals()
+        totals = totals_of(world.hub.topics)
         lost = sum(totals.lost.values())
         assert totals.offered == totals.delivered + lost + totals.discarded + totals.queued
         world.subscriptions.leave()

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from clients import RECORD, SMALL_BUFFERS, missing, offsets, publishing, raw_subscriber, subscribe
 from daemons import Daemon, FakeStats, running, until
+from fakes import at_once
 from websockets.asyncio.client import ClientConnection
 
 from clevrd.control.adaptive_buffer import WINDOW_MAX, WINDOW_MIN
@@ -46,11 +47,11 @@ async def with_readers(
             await stack.enter_async_context(stalls)
         good = [await stack.enter_async_context(subscribe(daemon.ws_url)) for _ in range(healthy)]
         publisher = await stack.enter_async_context(publishing(daemon.port))
-        while daemon.hub.slow_subscribers() < stalled:
+        while at_once(daemon.hub.sum_up())[1] < stalled:
             await publisher.send("t", 50, RECORD)
             for reader in good:
                 await offsets(reader, publisher.acknowledged[-1])
-        assert daemon.hub.slow_subscribers() == stalled
+        assert at_once(daemon.hub.sum_up())[1] == stalled
         yield good
 
 

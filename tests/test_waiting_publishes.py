@@ -133,7 +133,7 @@ async def test_run_that_waited_is_published_whole() -> None:
     waited = await publisher.wait_for(items)
 
     first = RING // 4
-    assert (taken, waited) == (0, 50)
+    assert (taken, waited) == ((0, True), 50)
     assert published == list(range(first + 1, first + 51))
     assert refused == []
 

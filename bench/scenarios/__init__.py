@@ -1,6 +1,7 @@
 """The scenarios, one file for each question. Importing this package registers them all."""
 
 from bench.scenarios import (
+    attacks,
     connect,
     fanout,
     floor,
@@ -15,6 +16,7 @@ from bench.scenarios import (
 )
 
 __all__ = [
+    "attacks",
     "connect",
     "fanout",
     "floor",

@@ -27,6 +27,7 @@ from clevrd.exchange import (
     Upgrade,
     refusal_answer,
 )
+from clevrd.fair_turns import FairTurns
 from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
 
@@ -53,12 +54,18 @@ class AiohttpFront:
     """Answers aiohttp's requests through a Router; `server` makes and ends the connections."""
 
     def __init__(
-        self, router: Router, counters: Counters, budget: InputBudget, config: Config
+        self,
+        router: Router,
+        counters: Counters,
+        turns: FairTurns,
+        budget: InputBudget,
+        config: Config,
     ) -> None:
         self._router = router
         self._count_refusal = counters.count_refusal
         self._bodies = BodyReader(budget, config.request_timeout_s)
-        self.server = FrontServer(self.handle, self.refusal, config)
+        self._turns = turns
+        self.server = FrontServer(self.handle, self.refusal, turns, budget, config)
         # Requests whose answers are due.
         self.in_flight = 0
 
@@ -107,7 +114,11 @@ class AiohttpFront:
             body = await self._bodies.read(http_request, connection, endpoint.max_body_bytes)
         elif http_request.body_exists:
             raise InvalidRequest(f"{request.method} {request.path} takes no body; send none.")
-        reply = endpoint.answer(request, body)
+        await self._turns.turn()
+        try:
+            reply = endpoint.answer(request, body)
+        finally:
+            self._turns.end()
         if isinstance(reply, Upgrade):
             check_upgrade(http_request)
         if isinstance(reply, Answer | Takeover):

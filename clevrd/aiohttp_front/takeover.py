@@ -30,12 +30,13 @@ def take_over(
     early = _EarlyData()
     connection.set_parser(early)  # type: ignore[arg-type]  # it is only ever fed
     transport.write(takeover.head)
+    early_data = early.data + connection.take_unread()
     # aiohttp lets go: without a transport it has nothing to close when it hears of the loss.
     connection.transport = None
     connection.connection_lost(None)
-    hand_over(takeover, transport, early.data, failed)
-    if connection.has_eof:
-        transport.close()
+    # Whoever takes it over expects it to be read, and what aiohttp had too much of is passed on.
+    transport.resume_reading()
+    hand_over(takeover, transport, early_data, failed, has_eof=connection.has_eof)
     return _HandedOver()
 
 

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from itertools import takewhile
 from typing import Final, Protocol
 
-from clevrd.connections.websocket import WebSocketConnection, WebSockets
+from clevrd.connections.websocket import TRY_AGAIN_LATER, WebSocketConnection, WebSockets
 from clevrd.core.client_frames import TEXT, ClientFrames
 from clevrd.core.encoding import text_frame
 
-# Publishes of one socket before others get a turn: about 1.5 ms.
-FRAMES_PER_TURN: Final = 256
+# Of a read, which brings up to 256 KiB, what is parsed between two looks at the time: 0.5 ms of the
+# shortest publishes, 3 ms of empty frames.
+SLICE_BYTES: Final = 16_384
 
-# The shortest publish takes 28 bytes and a read brings 256 KiB: more frames are no publishes.
-FRAMES_PER_READ: Final = 10_000
+# Publishes that are handed on at a time: what is left of them when the share is used up is gone
+# through again.
+FRAMES_PER_TAKE: Final = 256
 
 # Control frames, and fragments beyond a message's first, within the budget's window: a MiB in
 # fragments of one kilobyte passes, a flood of empty ones does not.
@@ -33,8 +36,11 @@ class Publisher(Protocol):
     def answers(self) -> list[bytes]:
         """JSON to send back, in the order of the frames; taken out by the connection."""
 
-    def take(self, payloads: Sequence[bytes], /) -> int:
-        """Publish ``payloads`` until one has to wait; return how many were taken."""
+    def take(self, payloads: Sequence[bytes], /) -> tuple[int, bool]:
+        """Publish ``payloads`` until the share of this turn is used up or one has to wait.
+
+        Returns how many were taken, and whether the next one is for `wait_for`.
+        """
 
     def wait_for(self, payloads: Sequence[bytes], /) -> Awaitable[int]:
         """Publish the first when its time has come, and some more; return how many were taken."""
@@ -49,6 +55,7 @@ class PublishConnection(WebSocketConnection):
         "_is_write_paused",
         "_max_message_bytes",
         "_publisher",
+        "_unread",
         "_waiting",
     )
 
@@ -62,8 +69,10 @@ class PublishConnection(WebSocketConnection):
         super().__init__(sockets, transport)
         self._max_message_bytes = max_message_bytes
         self._publisher = publisher
-        # Received and not yet published: what one read brought, at most. Reading is paused then.
+        # Parsed and not yet published: what one slice brought, at most. Reading is paused then.
         self._waiting: list[tuple[int, bytes]] = []
+        # Received behind that and not yet parsed: what one read brought, at most.
+        self._unread = b""
         # Something is being waited for before the next of _waiting: a publish, or a turn.
         self._is_held = False
         self._is_write_paused = False
@@ -92,6 +101,19 @@ class PublishConnection(WebSocketConnection):
         self.awaits_pong = False
         self._go_on()
 
+    def data_received(self, data: bytes) -> None:
+        """Read the publisher's frames, as many as its share of this turn allows."""
+        if self._has_failed:
+            return
+        turns = self._sockets.turns
+        if self._unread or not turns.begin():
+            self._hold_unread(data)
+            return
+        try:
+            self._read(data)
+        finally:
+            turns.end()
+
     def eof_received(self) -> bool | None:
         """Publish what was received before the connection ends."""
         if self._is_held:
@@ -99,9 +121,15 @@ class PublishConnection(WebSocketConnection):
             return True
         return super().eof_received()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Publish what was received before the connection was lost."""
+        super().connection_lost(exc)
+        self._go_on()
+
     def new_frames(self) -> ClientFrames:
         """Return a reader of frames with a publisher's bounds."""
-        return ClientFrames(self._max_message_bytes, max_frames_per_feed=FRAMES_PER_READ)
+        # As many frames as a slice can hold: shares of turns bound what they cost, not a number.
+        return ClientFrames(self._max_message_bytes, max_frames_per_feed=SLICE_BYTES)
 
     def before_fault(self, messages: list[tuple[int, bytes]]) -> None:
         """Publish them: they were sent in good faith."""
@@ -115,44 +143,48 @@ class PublishConnection(WebSocketConnection):
         else:
             self._serve(messages)
 
+    def _read(self, data: bytes) -> None:
+        """Parse ``data`` slice by slice, and publish what is whole; what is left over is held."""
+        is_spent = self._sockets.turns.is_spent
+        for start in range(0, len(data), SLICE_BYTES):
+            if start and (self._is_held or is_spent()):
+                self._hold_unread(data[start:])
+                return
+            self._feed(data[start : start + SLICE_BYTES])
+            if self._has_failed:
+                return
+
     def _serve(self, messages: Sequence[tuple[int, bytes]]) -> None:
         """Publish ``messages`` in order, until one has to wait or others want their turn."""
-        turn = messages[:FRAMES_PER_TURN]
         start = 0
-        for index, (opcode, payload) in enumerate(turn):
-            if opcode != TEXT:
-                if not self._publish(messages, start, index):
-                    return
-                self._receive_other(opcode, payload)
+        while start < len(messages):
+            if start and self._sockets.turns.is_spent():
+                self._waiting.extend(messages[start:])
+                self._await_turn()
+                return
+            payloads = _texts_of(messages[start : start + FRAMES_PER_TAKE])
+            if not payloads:
+                self._receive_other(*messages[start])
                 if self._has_failed:
                     # What lies behind a fault, or a goodbye, is not read.
                     return
-                start = index + 1
-        if self._publish(messages, start, len(turn)) and len(messages) > len(turn):
-            self._hold(messages[len(turn) :])
-            self._sockets.loop.call_soon(self._take_turn)
-
-    def _publish(self, messages: Sequence[tuple[int, bytes]], start: int, stop: int) -> bool:
-        """Publish the texts from ``start`` to ``stop``; return False if one has to wait.
-
-        The rest of ``messages`` is held back then.
-        """
-        publisher = self._publisher
-        payloads = [payload for _, payload in messages[start:stop]]
-        taken = publisher.take(payloads)
-        self._write_answers()
-        if taken == len(payloads):
-            return True
-        self._hold(messages[start + taken :])
-        self._sockets.tasks.spawn(self._wait_for(payloads[taken:]))
-        return False
+                start += 1
+                continue
+            taken, has_to_wait = self._publisher.take(payloads)
+            self._write_answers()
+            start += taken
+            if has_to_wait:
+                self._waiting.extend(messages[start:])
+                self._hold()
+                self._sockets.tasks.spawn(self._wait_for(payloads[taken:]))
+                return
 
     async def _wait_for(self, payloads: Sequence[bytes]) -> None:
         """Have the first of what is held back published, of which ``payloads`` are the texts."""
         taken = await self._publisher.wait_for(payloads)
         del self._waiting[:taken]
         self._write_answers()
-        self._take_turn()
+        self._await_turn()
 
     def _receive_other(self, opcode: int, payload: bytes) -> None:
         if self.spend_frames(1, BUDGET_FRAMES):
@@ -164,30 +196,67 @@ class PublishConnection(WebSocketConnection):
         """Refuse binary: a publish is JSON text."""
         self._fail(UNSUPPORTED_DATA, "text_frames_only")
 
-    def _hold(self, rest: Sequence[tuple[int, bytes]]) -> None:
-        self._waiting.extend(rest)
+    def _hold_unread(self, data: bytes) -> None:
+        """Parse ``data`` in a later turn, and read no more until then."""
+        before_bytes = len(self._unread)
+        self._unread += data
+        if not self._sockets.budget.change(before_bytes, len(self._unread)):
+            self._drop_unread()
+            self._fail(TRY_AGAIN_LATER, "too_much_unfinished")
+        elif not self._is_held:
+            self._await_turn()
+
+    def _drop_unread(self) -> bytes:
+        """Hold no bytes back any more; return those that were."""
+        unread, self._unread = self._unread, b""
+        self._sockets.budget.change(len(unread), 0)
+        return unread
+
+    def _await_turn(self) -> None:
+        """Go on with what is held back in a turn to come."""
+        self._hold()
+        self._sockets.turns.wait(self._take_turn)
+
+    def _hold(self) -> None:
         self._is_held = True
         # Its pong can't be read meanwhile, so it owes none.
         self.awaits_pong = False
         self.transport.pause_reading()
 
     def _take_turn(self) -> None:
-        self._is_held = False
-        self._go_on()
-
-    def _go_on(self) -> None:
         """Publish what was held back, and read on if nothing holds it back again.
 
         What was received whole is published even if the publisher has gone meanwhile.
         """
-        if self._is_held:
+        self._is_held = False
+        if self._is_write_paused and not self.transport.is_closing():
+            # `resume_writing` goes on: who does not read answers is not given more of them.
             return
         waiting, self._waiting = self._waiting, []
         self._serve(waiting)
+        if self._unread and not self._is_held:
+            unread = self._drop_unread()
+            if not self._has_failed:
+                self._read(unread)
         self._read_on()
 
+    def _go_on(self) -> None:
+        """Go on where something was held back, in a turn of its own if that is a message."""
+        if self._is_held:
+            return
+        if self._waiting or self._unread:
+            self._await_turn()
+        else:
+            self._read_on()
+
     def _read_on(self) -> None:
-        if self._is_held or self._is_write_paused or self.transport.is_closing():
+        if self._is_held:
+            return
+        if self.transport.is_closing():
+            # The rest of an unfinished message will never come.
+            self._sockets.settle_unfinished(self, 0, has_progress=True)
+            return
+        if self._is_write_paused:
             return
         if self._has_eof:
             super().eof_received()
@@ -208,3 +277,11 @@ class PublishConnection(WebSocketConnection):
         # Publishes have their own limits; fragments are spent here, control frames one by one.
         fragments = frames - messages
         return not fragments or self.spend_frames(fragments, BUDGET_FRAMES)
+
+
+def _texts_of(messages: Sequence[tuple[int, bytes]]) -> list[bytes]:
+    """Return the payloads of the texts that ``messages`` begin with."""
+    payloads = [payload for opcode, payload in messages if opcode == TEXT]
+    if len(payloads) == len(messages):
+        return payloads
+    return [payload for _, payload in takewhile(lambda each: each[0] == TEXT, messages)]

@@ -20,6 +20,7 @@ from clevrd.control.ping_wheel import PingWheel
 from clevrd.core import client_frames
 from clevrd.core.client_frames import POLICY_VIOLATION, ClientFrames, FrameError, close_code_of
 from clevrd.core.encoding import close_frame, ping_frame, pong_frame
+from clevrd.fair_turns import FairTurns
 from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
 from clevrd.timers import Tasks, Timers
@@ -101,8 +102,10 @@ class WebSocketConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read the peer's frames."""
-        if self._has_failed:
-            return
+        if not self._has_failed:
+            self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
         frames = self._frames
         if frames is None:
             frames = self._frames = self.new_frames()
@@ -143,7 +146,6 @@ class WebSocketConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone, whoever closed it: nothing is written or begun any more."""
         self.is_closing = True
-        self._has_failed = True
         self.leave()
         self._sockets.remove(self)
 
@@ -316,6 +318,7 @@ class WebSockets:
         self,
         counters: Counters,
         tasks: Tasks,
+        turns: FairTurns,
         budget: InputBudget,
         config: Config,
         loop: asyncio.AbstractEventLoop,
@@ -330,13 +333,15 @@ class WebSockets:
         # Those with an unfinished message, and the loop time by which it must be whole.
         self._unfinished: dict[Swept, float] = {}
         self._message_timeout_s = config.request_timeout_s
-        self._budget = budget
+        self.budget = budget
         # Those that have said goodbye, in the order they did.
         self._closing: dict[Swept, None] = {}
         self._open: set[Swept] = set()
         self._timers = Timers(loop, counters.count_background_error)
         # Publishes that wait.
         self.tasks = tasks
+        # The shares of the loop's turns in which publishes and commands are carried out.
+        self.turns = turns
 
     def __len__(self) -> int:
         """Return how many there are, closing ones included."""
@@ -373,7 +378,7 @@ class WebSockets:
 
         The message's time runs from its first bytes, or from the last message before it.
         """
-        fits = self._budget.change(connection._held_bytes, held_bytes)
+        fits = self.budget.change(connection._held_bytes, held_bytes)
         connection._held_bytes = held_bytes
         if not held_bytes:
             self._unfinished.pop(connection, None)

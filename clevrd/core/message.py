@@ -13,6 +13,7 @@ import msgspec
 
 from clevrd.core.idempotency import EXPECTED_KEY
 from clevrd.core.idempotency import check_key as check_idempotency_key
+from clevrd.core.nesting import TOO_DEEP, is_too_deep
 from clevrd.errors import InvalidRequest
 
 # A topic is part of a URL and of every message; 255 bytes is what file systems and brokers take.
@@ -140,6 +141,8 @@ def check_ref(ref: object) -> None:
 
 def _decode(body: bytes, decoder: msgspec.json.Decoder[RequestT]) -> RequestT:
     check_utf8(body)
+    if is_too_deep(body):
+        raise InvalidRequest(f"The body is {TOO_DEEP}; {EXPECTED_BODY}.")
     try:
         request = decoder.decode(body)
     except UnicodeDecodeError as error:
@@ -193,7 +196,7 @@ def _fault(body: bytes, error: Exception) -> str:
 def json_fault(text: bytes, error: Exception) -> str:
     """Return what is wrong with ``text``, which is no JSON, as the rest of a sentence about it."""
     if isinstance(error, RecursionError):
-        return "is nested too deeply, flatten it"
+        return f"is {TOO_DEEP}"
     if not text.strip():
         return "is empty"
     # msgspec takes half a surrogate pair at a string's end for the end of the body.

@@ -16,6 +16,7 @@ from clevrd.connections.subscriptions import FROM_THE_START, Manner, PatternWish
 from clevrd.core.control_frames import ErrorNotice, Pong, Position, Ref, Unsubscribed
 from clevrd.core.event_ids import read_position
 from clevrd.core.message import SocketPublish, check_publish, check_ref, check_utf8
+from clevrd.core.nesting import TOO_DEEP, is_too_deep
 from clevrd.core.positions import After, Last, Wish
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest
@@ -95,10 +96,12 @@ def decode_command(payload: bytes) -> Command:
         InvalidRequest: it is none, or one of its fields is wrong.
     """
     check_utf8(payload)
+    if is_too_deep(payload):
+        raise InvalidRequest(f"The command is {TOO_DEEP}.")
     try:
         command = _decoder.decode(payload)
     except RecursionError as error:
-        raise InvalidRequest("The JSON is nested too deeply; flatten it.") from error
+        raise InvalidRequest(f"The command is {TOO_DEEP}.") from error
     except msgspec.ValidationError as error:
         field = _FIELD.search(str(error))
         what = f"has a wrong {field[1]}" if field else "is none"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Awaitable, Generator
+from typing import Any, Final
 
 import msgspec
 
 from clevrd.control.adaptive_buffer import BufferDecision
 from clevrd.control.system_stats import ProcessFigures, process_figures
+from clevrd.core.topic_manager import Totals
 from clevrd.errors import InvalidRequest
-from clevrd.exchange import Answer, Request, json_answer
+from clevrd.exchange import Answer, Request
 from clevrd.hub import Hub
 from clevrd.metrics import (
     DEFAULT_TOPICS,
@@ -20,6 +22,14 @@ from clevrd.metrics import (
     message_totals,
     topic_view,
 )
+
+# Topics whose views are made and encoded in one step: 0.3 ms at 5 us for each.
+_TOPICS_PER_STEP: Final = 64
+# Where the topics go in what was encoded without them. No string in JSON holds a bare quote, so
+# nothing but the field looks like it.
+_NO_TOPICS: Final = b'"topics":[]'
+
+_encode = msgspec.json.Encoder().encode
 
 
 class ThrottlerView(msgspec.Struct, frozen=True):
@@ -76,33 +86,51 @@ class MetricsEndpoint:
     def admit(self, request: Request) -> None:
         """Refuse nothing."""
 
-    def answer(self, request: Request, body: bytes) -> Answer:
-        """Return the figures as they are now."""
+    def answer(self, request: Request, body: bytes) -> Awaitable[Answer]:
+        """Return what makes the answer, in shares of the loop's turns.
+
+        Each topic's figures, and its part of the totals, are of one moment; with 10,000 topics that
+        are read the last one's may be some 50 ms later than the first one's.
+        """
+        return self._hub.turns.carry_out(self._answer(_topic_count(request)))
+
+    def _answer(self, count: int) -> Generator[None, None, Answer]:
         hub = self._hub
-        count = _topic_count(request)
-        now_s = hub.settle()
-        return json_answer(
-            MetricsView(
-                total_topics=len(hub.topics),
-                total_subscribers=hub.subscribers,
-                slow_subscribers=hub.slow_subscribers(),
-                open_circuits=hub.open_circuits,
-                topics=[topic_view(topic, now_s) for topic in hub.topics.busiest(count)],
-                throttler_metrics=_throttler_view(hub, now_s),
-                buffer_metrics=hub.buffers.decision,
-                messages=message_totals(hub.topics),
-                idempotency=_idempotency_view(hub),
-                connections={
-                    "accepted": hub.counters.connections,
-                    "refused": hub.counters.refused,
-                    "closed": {str(code): n for code, n in hub.counters.closed.items()},
-                    "circuits_opened": hub.counters.circuits_opened,
-                    "pings_unanswered": hub.counters.pings_cut,
-                    "background_errors": hub.counters.background_errors,
-                },
-                process=process_figures(),
-                uptime_s=round(time.monotonic() - self._started_s, 3),
-            )
+        messages, slow = yield from hub.sum_up()
+        topics = yield from hub.topics.busiest(count)
+        rows: list[bytes] = []
+        for start in range(0, len(topics), _TOPICS_PER_STEP):
+            yield
+            now_s = hub.settle(topics[start : start + _TOPICS_PER_STEP])
+            views = [topic_view(each, now_s) for each in topics[start : start + _TOPICS_PER_STEP]]
+            rows.append(_encode(views)[1:-1])
+        summary = _encode(self._summary(messages, slow))
+        yield
+        return Answer(200, summary.replace(_NO_TOPICS, b'"topics":[%b]' % b",".join(rows), 1))
+
+    def _summary(self, messages: Totals, slow_subscribers: int) -> MetricsView:
+        """Return everything but the topics, whose list is empty."""
+        hub = self._hub
+        return MetricsView(
+            total_topics=len(hub.topics),
+            total_subscribers=hub.subscribers,
+            slow_subscribers=slow_subscribers,
+            open_circuits=hub.open_circuits,
+            topics=[],
+            throttler_metrics=_throttler_view(hub),
+            buffer_metrics=hub.buffers.decision,
+            messages=message_totals(messages),
+            idempotency=_idempotency_view(hub),
+            connections={
+                "accepted": hub.counters.connections,
+                "refused": hub.counters.refused,
+                "closed": {str(code): n for code, n in hub.counters.closed.items()},
+                "circuits_opened": hub.counters.circuits_opened,
+                "pings_unanswered": hub.counters.pings_cut,
+                "background_errors": hub.counters.background_errors,
+            },
+            process=process_figures(),
+            uptime_s=round(time.monotonic() - self._started_s, 3),
         )
 
 
@@ -120,7 +148,8 @@ def _idempotency_view(hub: Hub) -> IdempotencyView:
     return IdempotencyView(len(answers), answers.max_keys, answers.repeats, answers.pushed_out)
 
 
-def _throttler_view(hub: Hub, now_s: float) -> ThrottlerView:
+def _throttler_view(hub: Hub) -> ThrottlerView:
+    now_s = hub.now_s()
     decision = hub.throttler.current(now_s)
     load = hub.last_load
     return ThrottlerView(

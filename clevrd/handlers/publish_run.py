@@ -47,21 +47,23 @@ class RunPublisher(Generic[RequestT]):
         self._on_published = on_published
         self._on_refused = on_refused
 
-    def take(self, items: Sequence[bytes]) -> int:
-        """Publish ``items`` until one has to wait; return how many were taken.
+    def take(self, items: Sequence[bytes]) -> tuple[int, bool]:
+        """Publish ``items`` until the share of this turn is used up or one has to wait.
 
-        The next one, if any, is for `wait_for`.
+        Returns how many were taken, one at least unless it has to wait; and whether the next one
+        is for `wait_for`.
         """
+        is_spent = self._hub.turns.is_spent
         taken = 0
-        while taken < len(items):
+        while taken < len(items) and not (taken and is_spent()):
             run, fault = self._gather(items, taken, self._hub.max_run)
             if run and not self._append(items[taken : taken + len(run)], run):
-                break
+                return taken, True
             taken += len(run)
             if fault is not None:
                 self._on_refused(fault, items[taken])
                 taken += 1
-        return taken
+        return taken, False
 
     async def wait_for(self, items: Sequence[bytes]) -> int:
         """Publish the first of ``items`` when its time has come, and what can go with it.

@@ -90,8 +90,8 @@ class FramePublisher:
         )
         self.wait_for = self._runs.wait_for
 
-    def take(self, payloads: Sequence[bytes]) -> int:
-        """Publish ``payloads`` until one has to wait; return how many were taken.
+    def take(self, payloads: Sequence[bytes]) -> tuple[int, bool]:
+        """Publish ``payloads`` as `RunPublisher.take` does.
 
         While the daemon drains all are refused; a publisher that never pauses must not delay it.
         """
@@ -100,7 +100,7 @@ class FramePublisher:
         except Unavailable as error:
             for payload in payloads:
                 self._refused(error, payload)
-            return len(payloads)
+            return len(payloads), False
         return self._runs.take(payloads)
 
     def _run_published(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -26,8 +26,9 @@ from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.state_format import SavedTopic, StateReader
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
-from clevrd.core.topic_manager import TopicManager
+from clevrd.core.topic_manager import TopicManager, Totals
 from clevrd.errors import Unavailable
+from clevrd.fair_turns import FairTurns
 from clevrd.hub.acceptance import SHUTTING_DOWN, Acceptance, Published
 from clevrd.hub.circuits import CIRCUIT_SWEEP_S, Circuits
 from clevrd.hub.control_loops import ControlLoops, Stats
@@ -119,8 +120,11 @@ class Hub:
         self._timers = Timers(loop, self.counters.count_background_error)
         # Work beside requests and rounds: publishes that wait, above all.
         self.tasks = Tasks(loop, self.counters.count_background_error)
+        # In whose shares everything is carried out that clients ask for.
+        self.turns = FairTurns(loop, self.counters.count_background_error)
         # What is asked of one part alone; a call in between would cost connections 50 ns each.
         self.wall_us = self._acceptance.wall_us
+        self.now_s = loop.time
         self.unsubscribe = self._readers.leave
         self.paused = self._readers.pause
         self.resumed = self._readers.resume
@@ -310,15 +314,16 @@ class Hub:
         """What the throttle was evaluated from the last time."""
         return self._control_loops.last_load
 
-    def settle(self) -> float:
-        """Bring every reader's counters up to date; return the time they are of."""
+    def settle(self, topics: Iterable[Topic]) -> float:
+        """Bring the counters of these topics' readers up to date; return the time they are of."""
         now_s = self._loop.time()
-        self._readers.settle(now_s)
+        for topic in topics:
+            topic.settle(now_s)
         return now_s
 
-    def slow_subscribers(self) -> int:
-        """Return how many subscribers are slow, over all topics."""
-        return self._readers.slow_count(self._loop.time())
+    def sum_up(self) -> Generator[None, None, tuple[Totals, int]]:
+        """Return the sums over all topics, and how many subscribers are slow, step by step."""
+        return self.topics.totals(self._loop.time)
 
     def is_throttling(self) -> bool:
         """Whether publishers are slowed down right now."""

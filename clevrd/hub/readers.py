@@ -163,11 +163,6 @@ class Readers:
         self.leave(topic, reader)
         reader.sink.close(1011, "write_failed")
 
-    def settle(self, now_s: float) -> None:
-        """Bring every reader's counters up to date."""
-        for topic in self.topics:
-            topic.settle(now_s)
-
     def slow_count(self, now_s: float) -> int:
         """Return how many are slow, over all topics."""
         return sum(topic.slow_count(now_s) for topic in self.topics)

@@ -1,0 +1,171 @@
+"""FairTurns: how long each connection, and all of them together, may work in one turn of the loop.
+
+Bytes arrive faster than they can be understood, and a socket with much to read is read many times
+in a turn. So what a connection sent is worked off in shares of SHARE_S; what is left of it waits in
+one queue for the next turns, in the order of arrival, and is not read on meanwhile. What has just
+arrived and what waits in the queue each have a part of the turn of their own, so that a request
+of a quiet connection does not wait behind those of loud ones.
+
+Time is measured, not bytes or requests: a body that is hard to read costs its sender what it costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Final, TypeVar
+
+log = logging.getLogger(__name__)
+
+# What one connection gets before others get their turn: some 60 HTTP publishes, or 300 messages.
+SHARE_S: Final = 0.001
+# What all get that have just sent something, and what all get that wait in the queue, in one turn
+# of the loop. With 20 attackers a newcomer to the queue waits for 20 shares, in 5 turns.
+FRESH_S: Final = 0.004
+QUEUE_S: Final = 0.004
+
+
+ResultT = TypeVar("ResultT")
+
+
+class FairTurns:
+    """Shares out the turns of one loop.
+
+    Work on what has just arrived stands between `begin` and `end`; work that waited is a callback
+    given to `wait`. Both look at `is_spent` after each piece of work, of which none should take
+    more than a millisecond, and give what is left over to `wait`.
+    """
+
+    __slots__ = (
+        "_began_s",
+        "_clock_s",
+        "_fresh_s",
+        "_has_turn",
+        "_loop",
+        "_on_error",
+        "_queue",
+        "_queue_until_s",
+        "_until_s",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_error: Callable[[], None],
+        clock_s: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._loop = loop
+        self._on_error = on_error
+        # Not the loop's clock, which stands still within a turn.
+        self._clock_s = clock_s
+        # When the share being worked off began, and when it ends.
+        self._began_s = 0.0
+        self._until_s = 0.0
+        # What fresh work has taken since a turn was last known to begin.
+        self._fresh_s = 0.0
+        # `_next_turn` is scheduled.
+        self._has_turn = False
+        # Those that wait, each once; when their part of the turn under way ends.
+        self._queue: deque[Callable[[], None]] = deque()
+        self._queue_until_s = 0.0
+
+    def __len__(self) -> int:
+        """Return how many wait for a turn."""
+        return len(self._queue)
+
+    # --- fresh work ------------------------------------------------------------------------------
+
+    def begin(self) -> bool:
+        """Begin a share of work on what has just arrived; return whether the turn has one left.
+
+        After True `end` has to follow, whatever happens; after False the work has to `wait`.
+        """
+        if self._fresh_s >= FRESH_S:
+            return False
+        self._began_s = now_s = self._clock_s()
+        self._until_s = now_s + SHARE_S
+        return True
+
+    def end(self) -> None:
+        """End the share that `begin` began, and count what it took."""
+        self._fresh_s += self._clock_s() - self._began_s
+        # Most turns are short, and a callback to see where they end would cost each of them 1 us.
+        # So time adds up over some turns, until it could matter in the one under way.
+        if self._fresh_s >= FRESH_S / 2:
+            self._ask_for_turn()
+
+    def is_spent(self) -> bool:
+        """Whether the share under way is used up."""
+        return self._clock_s() >= self._until_s
+
+    # --- waiting ---------------------------------------------------------------------------------
+
+    def wait(self, work: Callable[[], None]) -> None:
+        """Call ``work`` in one of the next turns, with a share; it may be given at once again."""
+        self._queue.append(work)
+        self._ask_for_turn()
+
+    async def turn(self) -> None:
+        """Wait until a coroutine may work off a share, at once where the turn has one left.
+
+        Its work stands between this and `end`, without an await. Coroutines that are woken work
+        after the queue's part of the turn, so each takes a whole share of that part.
+        """
+        if not self._queue and self.begin():
+            return
+        woken: asyncio.Future[None] = self._loop.create_future()
+        self.wait(partial(self._wake, woken))
+        await woken
+        self._began_s = now_s = self._clock_s()
+        self._until_s = now_s + SHARE_S
+
+    async def carry_out(self, steps: Generator[None, None, ResultT]) -> ResultT:
+        """Run ``steps`` in as many shares as they need; return what they return.
+
+        Each step should take less than half a millisecond.
+        """
+        while True:
+            await self.turn()
+            try:
+                # One at least, so that work ends however short of time the process is.
+                next(steps)
+                while not self.is_spent():
+                    next(steps)
+            except StopIteration as end:
+                result: ResultT = end.value
+                return result
+            finally:
+                self.end()
+
+    def _wake(self, woken: asyncio.Future[None]) -> None:
+        if not woken.done():
+            self._queue_until_s -= SHARE_S
+            woken.set_result(None)
+
+    # --- turns -----------------------------------------------------------------------------------
+
+    def _ask_for_turn(self) -> None:
+        if not self._has_turn:
+            self._has_turn = True
+            self._loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        """Begin a turn: let those work that wait, as long as their part of it lasts."""
+        self._has_turn = False
+        self._queue_until_s = self._clock_s() + QUEUE_S
+        queue = self._queue
+        while queue and (now_s := self._clock_s()) < self._queue_until_s:
+            self._until_s = now_s + SHARE_S
+            work = queue.popleft()
+            try:
+                work()
+            except Exception:
+                self._on_error()
+                log.exception("work failed in its turn")
+        self._fresh_s = 0.0
+        if queue:
+            self._ask_for_turn()
