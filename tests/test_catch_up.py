@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import msgspec
 import pytest
-from daemons import until
+from clients import offsets, read_to_the_end, subscribe
+from daemons import running, until
 from fakes import FakeSink, totals_of
 
 from clevrd.config import Config
@@ -98,3 +99,52 @@ async def test_write_that_fails_does_not_stop_the_others() -> None:
     assert hub.counters.background_errors == 1
     assert hub.subscribers == 2
     assert len(sinks[0].received) == len(sinks[2].received) > 600 * 1900
+
+
+async def test_live_reader_whose_write_fails_does_not_stop_the_others() -> None:
+    """In a round as well it is let go, closed, logged and counted, once; the others go on."""
+    hub = make_hub(topics=1)
+    topic = hub.topic(TENANT, "t0")
+    sinks = [FakeSink() for _ in range(3)]
+    readers = [Subscriber(sink) for sink in sinks]
+    for reader in readers:
+        hub.subscribe(topic, reader, Last(0))
+    assert len(topic.live) == 3
+
+    sinks[1].error = RuntimeError("a bug")
+    for _ in range(3):
+        hub.publish(topic, PublishRequest(topic.name, msgspec.Raw(b"1")))
+        await until(lambda: not topic.needs_round)
+
+    assert [sink.closed for sink in sinks] == [None, (1011, "write_failed"), None]
+    assert [reader.is_joined for reader in readers] == [True, False, True]
+    assert (hub.subscribers, topic.subscribers, hub.counters.background_errors) == (2, 2, 1)
+    assert len(sinks[0].writes) == len(sinks[2].writes) == 3
+    totals = hub.topics.totals()
+    assert totals.offered == totals.delivered + totals.discarded == 7
+
+
+async def test_connection_whose_write_fails_is_closed_with_1011() -> None:
+    """Its client learns that something went wrong, and whoever looks at the figures does too."""
+    async with (
+        running() as daemon,
+        subscribe(daemon.ws_url, last=0) as failing,
+        subscribe(daemon.ws_url, last=0) as other,
+    ):
+        first, _ = daemon.hub.topic(Tenant("default-tenant"), "t").live
+
+        def fail(_: bytes) -> None:
+            raise RuntimeError("a bug")
+
+        first.write = fail
+        await daemon.publish("t", 1)
+        await daemon.publish("t", 2)
+        seen, code, reason = await read_to_the_end(failing)
+        others = await offsets(other, 2)
+        figures = await daemon.get_json("/metrics")
+
+    assert (seen, code, reason) == ([], 1011, "write_failed")
+    assert others == [1, 2]
+    assert figures["total_subscribers"] == 1
+    assert figures["connections"]["closed"] == {"1011": 1}
+    assert figures["connections"]["background_errors"] == 1

@@ -21,7 +21,7 @@ from clients import (
     subscribe,
 )
 from daemons import Daemon, running, until
-from fakes import FakeSink, TopicDriver, make_topic, sink_of
+from fakes import FakeSink, TopicDriver, frame_of, make_topic, sink_of
 from test_positions_model import World, payload_at
 
 from clevrd.core.circuit import CircuitBudget
@@ -148,12 +148,19 @@ def test_holes_that_are_given_after_all_are_not_told() -> None:
     driver.block(reader)
     driver.send(6)
     driver.topic.settle(driver.now_s)
+    assert reader.gaps is not None
+    noted = len(reader.gaps)
     driver.send(3)
 
-    driver.unblock(reader)
+    # Each place among the deliveries is passed, the one of the hole too.
+    reader.is_blocked = False
+    driver.topic.resume(reader, driver.now_s)
+    position = reader.position()
+    driver.catch_up(reader, max_bytes=64)
 
     assert driver.tripped == [reader]
-    assert sink_of(reader).offsets == list(range(1, 10))
+    assert (noted, len(reader.gaps), position) == (1, 0, 0)
+    assert sink_of(reader).writes == [frame_of(offset) for offset in range(1, 10)]
 
 
 # --- the hub -------------------------------------------------------------------------------------

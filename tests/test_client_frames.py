@@ -122,14 +122,28 @@ def test_frames_are_read(data: bytes, messages: list[tuple[int, bytes]]) -> None
     assert outcome(one_by_one(data)) == (messages, None)
 
 
-@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65_535, 65_536, 100_000])
-def test_every_length_is_read(size: int) -> None:
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 255, 256, 65_535, 65_536, 100_000])
+def test_every_length_is_read(size: int, opcode: int) -> None:
     """Across each boundary of the length's encoding, with the payload unmasked right."""
-    payload = bytes(range(256)) * (size // 256 + 1)
+    payload = (bytes(range(128)) * (size // 128 + 1))[:size]
 
-    messages, code = outcome([frame(BINARY, payload[:size])], max_bytes=100_000)
+    messages, code = outcome([frame(opcode, payload)], max_bytes=100_000)
 
-    assert (messages, code) == ([(BINARY, payload[:size])], None)
+    assert (messages, code) == ([(opcode, payload)], None)
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_frames_of_every_length_are_read_one_behind_the_other(opcode: int) -> None:
+    """However many a read brings: each length is read where its own frame begins."""
+    sizes = [0, 125, 126, 127, 255, 256, 257, 511, 512, 4_095, 65_280, 65_535, 65_536, 300, 1]
+    payloads = [(b"%d." % size * size)[:size] for size in sizes]
+    data = b"".join(frame(opcode, payload) for payload in payloads)
+
+    whole = outcome([data], max_bytes=100_000)
+    in_two = outcome([data[:70_000], data[70_000:]], max_bytes=100_000)
+
+    assert whole == in_two == ([(opcode, payload) for payload in payloads], None)
 
 
 def test_nothing_is_read_after_a_close() -> None:
@@ -211,6 +225,14 @@ def test_declared_length_over_the_limit(size: int) -> None:
     assert code_for(b"\x82" + length[:-1]) is None
 
 
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_whole_message_over_the_limit(opcode: int) -> None:
+    """It is as large as it was before a read brought all of it at once; what precedes it counts."""
+    fits, too_big = frame(opcode, b"x" * MAX), frame(opcode, b"x" * (MAX + 1))
+
+    assert outcome([fits + too_big + fits]) == ([(opcode, b"x" * MAX)], 1009)
+
+
 def test_fragments_over_the_limit_together() -> None:
     """The limit is the message's: each fragment may be small."""
     parts = [frame(BINARY, b"x" * 1_000, fin=0), *[frame(CONTINUATION, b"x" * 1_000, fin=0)] * 4]
@@ -224,14 +246,20 @@ def test_fragments_over_the_limit_together() -> None:
 @pytest.mark.parametrize(
     "header",
     [
+        pytest.param(b"\x82\xfe" + struct.pack(">H", 0), id="0_in_two_bytes"),
         pytest.param(b"\x82\xfe" + struct.pack(">H", 125), id="125_in_two_bytes"),
         pytest.param(b"\x82\xff" + struct.pack(">Q", 125), id="125_in_eight_bytes"),
         pytest.param(b"\x82\xff" + struct.pack(">Q", 65_535), id="65535_in_eight_bytes"),
     ],
 )
 def test_length_must_be_the_shortest(header: bytes) -> None:
-    """RFC 6455 §5.2: the minimal number of bytes must be used."""
-    assert code_for(header) == 1002
+    """RFC 6455 §5.2: the minimal number of bytes must be used, of whichever kind the frame is."""
+    whole = header[1:] + MASK + bytes(70_000)
+
+    codes = [code_for(first + header[1:], 100_000) for first in (b"\x81", b"\x82", b"\x01")]
+    whole_codes = [code_for(first + whole, 100_000) for first in (b"\x81", b"\x82", b"\x01")]
+
+    assert codes == whole_codes == [1002] * 3
 
 
 def test_every_close_code() -> None:
@@ -313,7 +341,10 @@ def test_fault_says_what_it_was() -> None:
 
 MASKS = st.binary(min_size=4, max_size=4)
 CONTROLS = st.builds(frame, st.sampled_from([PING, PONG]), st.binary(max_size=125), mask=MASKS)
-WHOLE_MESSAGES = st.builds(frame, st.just(BINARY), st.binary(max_size=300), mask=MASKS)
+WHOLE_MESSAGES = st.one_of(
+    st.builds(frame, st.just(BINARY), st.binary(max_size=300), mask=MASKS),
+    st.builds(frame, st.just(TEXT), st.text(max_size=300).map(str.encode), mask=MASKS),
+)
 
 
 @st.composite

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
+import pytest
 from fakes import frame_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,6 +89,28 @@ def test_rest_of_a_run_that_was_read_is_there() -> None:
         assert kept.take(to, 300, 1 << 20) == frames_of(to, 300)
         kept.release(to, 300)
         assert kept.size_bytes == 0
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("order", list(permutations([(16, 48), (48, 80), (80, 112)])))
+def test_run_that_was_kept_in_parts_is_read_whole(order: tuple[Run, ...], parts: int) -> None:
+    """Whichever part of it others kept first, with a hole between or not, and let go meanwhile."""
+    ring = full_ring()
+    budget = KeptBudget(1 << 20)
+    kept = KeptFrames(budget)
+
+    for run in order[:parts]:
+        assert kept.hold(ring, *run) == run[1]
+        assert kept.take(*run, 1 << 20) == frames_of(*run)
+    reached = kept.hold(ring, 16, 112)
+    for run in order[:parts]:
+        kept.release(*run)
+
+    assert reached == 112
+    assert kept.take(16, 112, 1 << 20) == frames_of(16, 112)
+    assert kept.size_bytes == (1 << 20) - budget.left_bytes == 96 * HELD
+    kept.release(16, 112)
+    assert (kept.size_bytes, budget.left_bytes) == (0, 1 << 20)
 
 
 RUNS = st.tuples(st.integers(0, MESSAGES - 1), st.integers(1, 300)).map(

@@ -625,6 +625,40 @@ async def test_poll_of_several_topics_has_them_in_the_order_of_time(daemon: Daem
     assert (answer["recovered"], answer["gaps"]) == (False, [])
 
 
+async def test_poll_of_several_topics_says_whether_it_has_everything(daemon: Daemon) -> None:
+    """Where every topic was resumed and none of them lacks anything; a single gap is a no."""
+    epochs = [(await daemon.publish(topic, 1))["epoch"] for topic in ("a", "p.1")]
+    for topic in ("a", "p.1"):
+        await daemon.publish(topic, 2)
+    a, p = epochs
+    query = "topic=a&pattern=p.*&timeout=0"
+
+    answers = {
+        last_id: await poll(daemon, f"{query}&last_event_id={quote(last_id)}")
+        for last_id in (
+            f"{a}:1/0,{p}:1@p.1,*",
+            f"{a}:2/0,{p}:2@p.1,*",
+            f"old:1/0,{p}:1@p.1,*",
+            f"{a}:1/0,old:1@p.1,*",
+        )
+    }
+    waiting = await poll(daemon, f"{query}&last_event_id={quote(f'{a}:2/0,{p}:2@p.1,*')}&last=0")
+    anew = [await poll(daemon, f"{query}&last={last}") for last in (0, 2)]
+    pairs = f"topic=a&offset=1&epoch={a}&topic=p.1&offset=1&epoch={p}"
+    by_pairs = await poll(daemon, pairs)
+    # Patterns that match nothing: it has everything where that is known from before.
+    empty = [
+        await poll(daemon, f"pattern=q.*&timeout=0{more}") for more in ("", "&last_event_id=*")
+    ]
+
+    assert [each["recovered"] for each in answers.values()] == [True, True, False, False]
+    assert [len(each["messages"]) for each in answers.values()] == [2, 0, 3, 3]
+    assert [len(each["gaps"]) for each in answers.values()] == [0, 0, 1, 1]
+    assert (waiting["recovered"], [each["recovered"] for each in anew]) == (True, [False, False])
+    assert (by_pairs["recovered"], len(by_pairs["messages"])) == (True, 2)
+    assert [each["recovered"] for each in empty] == [False, True]
+
+
 async def test_polls_one_after_the_other_miss_nothing_in_any_topic(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

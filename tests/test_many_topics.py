@@ -129,6 +129,22 @@ async def test_several_topics_resume_each_at_its_position(daemon: Daemon) -> Non
         ("topic=a&topic=b&last_event_id=x:1", "last_event_id has 1 values for 2 topics"),
         ("topic=a&topic=b&last_event_id=x:1,y", "last_event_id must be epoch:offset"),
         ("topic=a&topic=b&since=5m&last_event_id=x:1,x:1", "each say where to resume"),
+        ("topic=a&topic=b&last_event_id=x:1,x:1&lastEventId=x:1,x:1", "each say where to resume"),
+        ("topic=a&topic=b&last_event_id=x:1/0&lastEventId=x:1/0", "each say where to resume"),
+        ("topic=a&pattern=b.*&last_event_id=x:1/0,*&lastEventId=x:1/0,*", "each say where"),
+        (
+            "topic=a&topic=b&offset=1&offset=1&epoch=x&epoch=x&last_event_id=x:1/0,x:1/1",
+            "last_event_id and offset each say where to resume",
+        ),
+        (
+            "topic=a&topic=b&offset=1&offset=1&epoch=x&epoch=x&last_event_id=x:1,x:1",
+            "offset and last_event_id each say where to resume",
+        ),
+        (
+            "topic=a&topic=b&offset=1&offset=1&epoch=x&epoch=x&since=5m",
+            "offset and since each say where to resume",
+        ),
+        ("topic=a&topic=b&offset=1&offset=1&epoch=x&epoch=x&last=5", "leave it out to resume"),
         ("&".join(f"topic=t{n}" for n in range(51)), "50 topics and patterns; subscribe to more"),
         ("&".join(f"topic=t{n}" for n in range(700)), "more than 256 fields"),
         ("topic=a&pattern=b.*&pattern=b.*", "given twice"),
@@ -146,6 +162,30 @@ async def test_bad_list_of_topics_is_a_400_that_names_it(
 
     assert refused.value.response.status_code == 400
     assert words in json.loads(refused.value.response.body)["error"]
+    assert len(daemon.hub.topics) == 0
+
+
+@pytest.mark.parametrize("last_id", ["x:1/0", "x:1,x:1", "x:1/0,*"])
+async def test_header_and_option_that_both_say_where_to_begin_are_a_400(
+    daemon: Daemon, last_id: str
+) -> None:
+    """Where several topics are asked for too, over a WebSocket and in a poll."""
+    answers = []
+    for query in (
+        f"topic=a&topic=b&last_event_id={last_id}",
+        "topic=a&topic=b&offset=1&offset=1&epoch=x&epoch=x",
+    ):
+        header = {"Last-Event-ID": last_id}
+        with pytest.raises(InvalidStatus) as refused:
+            await client_of(f"{daemon.ws_url}/subscribe?{query}", additional_headers=header)
+        answers.append((refused.value.response.status_code, refused.value.response.body))
+        url = f"{daemon.url}/subscribe?poll=1&{query}"
+        async with daemon.http.get(url, headers=header) as response:
+            answers.append((response.status, await response.read()))
+
+    for status, body in answers:
+        assert (status, json.loads(body)["code"]) == (400, "invalid_request")
+        assert "each say where to resume" in json.loads(body)["error"]
     assert len(daemon.hub.topics) == 0
 
 

@@ -26,7 +26,7 @@ from fakes import FakeSink, TopicDriver, frame_of, frames_in, make_topic
 from websockets.asyncio.client import ClientConnection
 
 from clevrd.client import Client, Gap
-from clevrd.core.control_frames import SLOW_CONSUMER, control_frame
+from clevrd.core.control_frames import RETENTION, SLOW_CONSUMER, GapReason, control_frame
 from clevrd.core.control_frames import Gap as GapFrame
 from clevrd.core.gap_log import GapLog
 from clevrd.core.message import PublishRequest, id_at, rfc3339
@@ -468,3 +468,47 @@ def test_refused_kept_messages_join_the_hole_behind_them() -> None:
     assert log.offset_before(delivered=0, decided=11, kept=2) == 0
     told = log.take()
     assert (told.first, told.last, told.count) == (3, 11, 9)
+
+
+def test_hole_that_met_slowness_is_named_for_it() -> None:
+    """What two causes took at one place is one hole, and the reader's own part in it counts."""
+    driver = TopicDriver(make_topic(ring_bytes=5 * (64 + 56), window=10))
+    topic, sink = driver.topic, FakeSink()
+    reader = driver.join(Subscriber(sink, gaps=GapLog("t")))
+    reasons = []
+
+    # The ring gives up 1 to 3, then the window 4 to 11, then the ring 12 to 14.
+    driver.block(reader)
+    for count in (8, 8, 3):
+        driver.send(count)
+        topic.settle(0.0)
+        assert reader.gaps is not None
+        reasons.append([hole.reason for hole in reader.gaps._holes])
+    driver.unblock(reader)
+
+    assert reasons == [[RETENTION], [SLOW_CONSUMER], [SLOW_CONSUMER]]
+    assert (topic.losses.retention, topic.losses.slow_consumer) == (11, 3)
+    assert sink.received == control_frame(GapFrame("t", 1, 14, 14, SLOW_CONSUMER)) + b"".join(
+        frame_of(offset) for offset in range(15, 20)
+    )
+
+
+@pytest.mark.parametrize(
+    ("reasons", "told"),
+    [
+        ((RETENTION, RETENTION), RETENTION),
+        ((RETENTION, SLOW_CONSUMER), SLOW_CONSUMER),
+        ((SLOW_CONSUMER, RETENTION), SLOW_CONSUMER),
+        ((SLOW_CONSUMER, SLOW_CONSUMER), SLOW_CONSUMER),
+    ],
+)
+def test_one_place_has_one_reason(reasons: tuple[GapReason, GapReason], told: GapReason) -> None:
+    """Slowness counts before retention, whichever came first; another place is another hole."""
+    log = GapLog("t")
+
+    log.note(3, 4, 6, reasons[0])
+    log.note(3, 7, 9, reasons[1])
+    log.note(5, 12, 12, RETENTION)
+
+    assert log.take() == GapFrame("t", 4, 9, 6, told)
+    assert log.take() == GapFrame("t", 12, 12, 1, RETENTION)

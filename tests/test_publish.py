@@ -349,6 +349,33 @@ async def test_pipelined_publishes_are_answered_in_order(daemon: Daemon) -> None
     assert [answer.json["offset"] for answer in answers[:-1]] == list(range(1, count + 1))
 
 
+async def test_kept_connection_takes_split_requests_of_any_size_in_turn(daemon: Daemon) -> None:
+    """What a large one still lacked says nothing of the next one, which may be small and split."""
+    large, small = post('{"topic":"t","data":"' + "x" * 100_000 + '"}'), OK
+    body_at = small.index(b"\r\n\r\n") + 4
+    # Pieces, and how many requests each of them completes.
+    sent: list[tuple[bytes, int]] = []
+    for cut in (1, 10, body_at - 2, body_at, body_at + 1, len(small) - 1):
+        sent += [(large[:200], 0), (large[200:60_000], 0), (large[60_000:], 1)]
+        sent += [(small[:cut], 0), (small[cut:], 1)]
+        # Its first bytes in the same piece as the end of the large one.
+        sent += [(large[:300], 0), (large[300:] + small[:cut], 1), (small[cut:], 1)]
+
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+    offsets = []
+    for piece, completes in sent:
+        writer.write(piece)
+        # A turn for the daemon to read it, and one for it to begin.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if completes:
+            response = await read_response(reader, timeout_s=5.0)
+            offsets.append(response.json["offset"])
+    writer.close()
+
+    assert offsets == list(range(1, 25))
+
+
 async def test_pipeline_keeps_its_order_when_throttling_begins_within_it(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

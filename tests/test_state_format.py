@@ -17,11 +17,13 @@ from clevrd.core.encoding import text_frame
 from clevrd.core.message import MessageIds
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.state_format import (
+    CHUNK_BYTES,
     BadState,
     SavedTopic,
     StateReader,
     end_record,
     file_head,
+    split_frames,
     topic_record,
     without_messages,
 )
@@ -351,6 +353,57 @@ def test_frame_longer_than_what_is_read_at_a_time() -> None:
     each = stand("t", 1, [payload(80), payload(3_000_000), payload(90)] * 2)
 
     assert read(written([each])).found["t"] == each
+
+
+@pytest.mark.parametrize("size", [2, 99, 200, 70_000])
+@pytest.mark.parametrize("before", range(12))
+def test_frame_whose_header_is_cut_by_the_end_of_a_read(before: int, size: int) -> None:
+    """Wherever in its header what is read at a time ends, the frame is put together again."""
+    first = b"x" * (CHUNK_BYTES - before - len(text_frame(b"x" * 70_000)) + 70_000)
+    each = stand("t", 1, [first, payload(size), payload(80)])
+
+    assert len(each.frames[0]) == CHUNK_BYTES - before
+    assert read(written([each])) == ({"t": each}, 0, 1)
+
+
+@pytest.mark.parametrize("size", [2, 99, 200, 70_000])
+def test_frames_are_parted_wherever_they_are_cut(size: int) -> None:
+    """What is whole is returned, and what is not is the rest, to the byte."""
+    frames = [text_frame(payload(size)), text_frame(payload(300))]
+    joined = b"".join(frames)
+
+    for cut in (*range(16), *range(len(frames[0]) - 3, len(joined) + 1)):
+        found, rest = split_frames(joined[:cut])
+        assert found == [frames[index] for index in range(len(found))]
+        assert b"".join(found) + rest == joined[:cut]
+        assert len(found) == (cut >= len(frames[0])) + (cut == len(joined))
+
+
+@pytest.mark.parametrize("stray", [b"\xff", MARKER[:1], MARKER[:15], MARKER[:15] * 2, b"T" * 1_000])
+def test_stray_bytes_before_a_record_cost_no_topic(stray: bytes) -> None:
+    """The record right behind them is found, were it a single byte, or how a marker begins."""
+    records = [b"".join(topic_record(MARKER, each.topic, ring_of(each))) for each in STANDS]
+    parts = [file_head(MARKER, LAST_ID_US), *records, end_record(MARKER, len(STANDS))]
+
+    for place in range(1, len(parts)):
+        found, damaged, count = read(b"".join([*parts[:place], stray, *parts[place:]]))
+
+        assert found == {each.topic.name: each for each in STANDS}
+        assert (damaged, count) == (1, len(STANDS))
+
+
+@pytest.mark.parametrize("before", range(-1, 18))
+def test_marker_is_found_across_the_ends_of_reads(before: int) -> None:
+    """A record behind more damage than is read at a time begins where one read ends."""
+    records = [b"".join(topic_record(MARKER, each.topic, ring_of(each))) for each in STANDS]
+    # The search begins at the second byte of what is damaged.
+    junk = b"\xff" * (CHUNK_BYTES + 1 - before)
+    content = b"".join([file_head(MARKER, 0), junk, *records, end_record(MARKER, len(STANDS))])
+
+    found, damaged, count = read(content)
+
+    assert found == {each.topic.name: each for each in STANDS}
+    assert (damaged, count) == (1, len(STANDS))
 
 
 def test_ids_go_on_behind_those_of_the_process_before() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import pytest
 import uvloop
 from fakes import FakeSink, frames_in, totals_of
 from hypothesis import given
@@ -147,6 +148,11 @@ class World:
             # Twice, or not at all: what was there stays as it was.
             return
 
+    def messages(self) -> list[tuple[str, int]]:
+        """Return topic and offset of every message that was written."""
+        frames = [json.loads(bytes(raw.data)) for raw in frames_in(self.owner.received)]
+        return [(frame["topic"], frame["offset"]) for frame in frames if "id" in frame]
+
     def follow(self) -> dict[tuple[str, str], int]:
         """Read all frames as a client does; return its positions by topic and epoch.
 
@@ -209,3 +215,33 @@ def test_connection_has_or_knows_everything(
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
+
+
+@pytest.mark.parametrize("way", ["subscribe", "found", "made"])
+async def test_topic_joined_while_the_transport_is_full_waits_as_the_others_do(way: str) -> None:
+    """Named, found by a pattern or begun meanwhile: no message of it is written before a drain."""
+    world = World(DropStrategy.DROP_OLDEST)
+    world.subscribe("c", None)
+    if way != "made":
+        world.publish("a.1", 5)
+    else:
+        world.watch("a.*", None)
+    world.publish("c", 30)
+    await world.turn()
+    assert world.subscriptions.is_paused
+
+    if way == "subscribe":
+        world.subscribe("a.1", None)
+    elif way == "found":
+        world.watch("a.*", None)
+    else:
+        world.publish("a.1", 5)
+    await world.turn()
+    world.publish("a.1", 1)
+    await world.turn()
+    while_full = [topic for topic, _ in world.messages()]
+    await world.read_all()
+    afterwards = [offset for topic, offset in world.messages() if topic == "a.1"]
+
+    assert set(while_full) == {"c"}
+    assert afterwards == [1, 2, 3, 4, 5, 6]
