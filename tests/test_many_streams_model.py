@@ -17,10 +17,10 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-import uvloop
 from fakes import FakeSink, totals_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from time_limit import EndableLoop
 
 from clevrd.config import Config
 from clevrd.connections.many_streams import ManyStream
@@ -356,5 +356,5 @@ def test_event_source_with_many_topics_has_or_knows_everything(
         assert world.hub.subscribers == 0
         assert len(world.hub.watches) == 0
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=EndableLoop) as runner:
         runner.run(run())

@@ -296,7 +296,8 @@ async def test_over_the_rate_is_429_that_says_which_limit_and_when(limited: Daem
     for part in ("default-tenant", "0.01 messages", "burst of 2", "CLEVRD_PUBLISH_RATE"):
         assert part in refused.json["error"]
     wait_s = int(refused.headers["retry-after"])
-    assert 90 <= wait_s <= 101
+    # A hundred seconds, less what the test may take.
+    assert 70 <= wait_s <= 101
     assert refused.headers["ratelimit-policy"] == '"publish";q=2;w=200'
     assert refused.headers["ratelimit"] == f'"publish";r=0;t={wait_s}'
     assert limited.hub.topics.find("default-tenant", "t").head == 2  # type: ignore[union-attr]

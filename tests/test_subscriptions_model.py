@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 import pytest
-import uvloop
 from fakes import FakeSink, frames_in, totals_of
 from hypothesis import given
 from hypothesis import strategies as st
+from time_limit import EndableLoop
 
 from clevrd.config import Config
 from clevrd.connections.subscriptions import Manner, PatternWish, Subscriptions
@@ -213,7 +213,7 @@ def test_connection_has_or_knows_everything(
         assert world.hub.subscribers == 0
         assert len(world.hub.watches) == 0
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=EndableLoop) as runner:
         runner.run(run())
 
 
