@@ -267,6 +267,13 @@ class RawSubscriber:
             size = int.from_bytes(await self._reader.readexactly(2 if size == 126 else 8), "big")
         return Frame(first & 0x0F, await self._reader.readexactly(size))
 
+    async def message(self) -> dict[str, Any]:
+        """Return the JSON of the next text frame; pings, which come at any time, are passed over."""
+        while (frame := await self.frame()).opcode == PING:
+            pass
+        message: dict[str, Any] = json.loads(frame.payload)
+        return message
+
     async def _frame_or_end(self) -> Frame | None:
         """Return the next frame, None when the connection ended behind a whole one."""
         try:
@@ -277,7 +284,10 @@ class RawSubscriber:
             return None
 
     async def goodbye(self) -> Goodbye:
-        """Read to the end of the connection; fails if anything follows the close frame."""
+        """Read to the end of the connection; fails if anything follows the close frame.
+
+        Without the daemon's pings, which come at any time.
+        """
         before: list[Frame] = []
         async with asyncio.timeout(5):
             while (frame := await self._frame_or_end()) is not None:
@@ -286,7 +296,8 @@ class RawSubscriber:
                     assert rest == b"", "something follows the close frame"
                     code = int.from_bytes(frame.payload[:2], "big") if frame.payload else 1005
                     return Goodbye(code, frame.payload[2:].decode(), before)
-                before.append(frame)
+                if frame.opcode != PING:
+                    before.append(frame)
         return Goodbye(None, "", before)
 
     def vanish(self) -> None:

@@ -223,9 +223,9 @@ async def open_circuit(daemon: Daemon, more: int = 300) -> None:
 
 async def read_upto(reader: RawSubscriber, offset: int) -> list[dict[str, Any]]:
     """Return the frames up to message ``offset``."""
-    frames = [json.loads((await reader.frame()).payload)]
+    frames = [await reader.message()]
     while frames[-1].get("offset") != offset:
-        frames.append(json.loads((await reader.frame()).payload))
+        frames.append(await reader.message())
     return frames
 
 

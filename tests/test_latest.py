@@ -248,11 +248,11 @@ async def test_stalled_latest_over_a_socket_has_no_hole_untold() -> None:
     ):
         await send_keys(daemon, keys)
         figures = await daemon.get_json("/metrics")
-        position = json.loads((await reader.frame()).payload)["offset"]
+        position = (await reader.message())["offset"]
         last: dict[str, int] = {}
         lost = 0
         while position < len(keys):
-            frame = json.loads((await reader.frame()).payload)
+            frame = await reader.message()
             assert frame.get("from", frame.get("offset")) == position + 1
             position = frame.get("to", frame.get("offset"))
             if "type" in frame:
