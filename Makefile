@@ -12,7 +12,7 @@ DEV_READY := $(VENV)/.dev-ready
 SOURCES := clevrd tests $(wildcard bench)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help run test lint types check fmt bench browser clean
+.PHONY: help run test lint types check fmt bench mutants browser clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
@@ -53,6 +53,9 @@ fmt: $(DEV_READY) ## Format, and fix what can be fixed
 
 bench: $(DEV_READY) ## Run the benchmarks
 	@$(BIN)/python -m bench $(ARGS)
+
+mutants: $(DEV_READY) ## Put faults into a copy and see whether the tests notice
+	@$(BIN)/python -m bench.mutants $(ARGS)
 
 clean: ## Remove the environment, caches and build results
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
