@@ -268,7 +268,7 @@ class RawSubscriber:
         return Frame(first & 0x0F, await self._reader.readexactly(size))
 
     async def message(self) -> dict[str, Any]:
-        """Return the JSON of the next text frame; pings, which come at any time, are passed over."""
+        """Return the JSON of the next text frame; pings come at any time and are passed over."""
         while (frame := await self.frame()).opcode == PING:
             pass
         message: dict[str, Any] = json.loads(frame.payload)
