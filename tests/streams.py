@@ -146,7 +146,7 @@ async def open_stream(
         small = small_socket(port, receive_bytes)
         reader, writer = await asyncio.open_connection(sock=small, limit=1024)
     lines = [f"GET /subscribe?{query} HTTP/{version}", "Host: test", f"Accept: {accept}", *fields]
-    writer.write("\r\n".join([*lines, "", ""]).encode() + behind)
+    writer.write("\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + behind)
     stream = Stream(reader, writer)
     async with asyncio.timeout(5):
         await stream.read_head()

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from itertools import pairwise
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
 import httpx
 import msgspec
@@ -41,6 +41,12 @@ from clevrd.tenants import Tenant
 FORMS = pytest.mark.parametrize("accept", [EVENTS, LINES])
 VERSIONS = pytest.mark.parametrize("version", ["1.0", "1.1"])
 TENANT = Tenant("default-tenant")
+HANDSHAKE = (
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
 
 
 @pytest.fixture
@@ -460,7 +466,8 @@ async def test_everything_is_let_go_when_a_stream_ends(daemon: Daemon, accept: s
     assert len(daemon.hub.watches) == 0
 
 
-@pytest.mark.parametrize(
+# An id that is not of the URL's, and what is wrong with it.
+FOREIGN = pytest.mark.parametrize(
     ("query", "last_id", "words"),
     [
         ("topic=a&topic=b", "e:1/2", "is of 3 topics or more"),
@@ -473,13 +480,29 @@ async def test_everything_is_let_go_when_a_stream_ends(daemon: Daemon, accept: s
         ("topic=a", "e:1/0,e:2@a", "two positions of 'a'"),
         ("topic=a&topic=b", "e:1@" + "x" * 6_000, "longer than any"),
         ("topic=a&pattern=p.*", "e:1@p.\xff", "not ASCII"),
+        ("topic=a&pattern=p.*", "e:1@p.\udcff", "not ASCII"),
+        ("topic=a", "42", "must be epoch:offset"),
+        ("topic=a", "e:" + "9" * 19, "must be epoch:offset"),
+        ("topic=a&topic=b", "\udcff\udcfe", "has 1 values"),
+        ("topic=a", "x" * 8_000, "must be epoch:offset"),
     ],
 )
+
+
+@FOREIGN
+@pytest.mark.parametrize("transport", ["lines", "poll", "poll of events", "socket"])
 async def test_id_of_another_url_is_a_400(
-    daemon: Daemon, query: str, last_id: str, words: str
+    daemon: Daemon, transport: str, query: str, last_id: str, words: str
 ) -> None:
     """It is not guessed what was meant, and no topic is made of it."""
-    request = get(f"/subscribe?{query}", f"Accept: {EVENTS}", f"Last-Event-ID: {last_id}")
+    header = f"Last-Event-ID: {last_id}"
+    asked = f"/subscribe?{query}"
+    request = {
+        "lines": get(asked, f"Accept: {LINES}", header),
+        "poll": get(f"{asked}&poll=1", header),
+        "poll of events": get(f"{asked}&poll=1", f"Accept: {EVENTS}", header),
+        "socket": get(asked, header, *HANDSHAKE),
+    }[transport]
 
     (answer,) = responses(await talk(daemon.port, [request], shut=True))
 
@@ -488,26 +511,80 @@ async def test_id_of_another_url_is_a_400(
     assert len(daemon.hub.topics) == 0
 
 
-@pytest.mark.parametrize("query", ["topic=a&pattern=p.*", "poll=1&topic=a&pattern=p.*"])
-async def test_header_that_is_not_utf_8_is_a_400(daemon: Daemon, query: str) -> None:
-    """Bytes that no client decodes are no name, whichever transport is asked for."""
-    request = get(f"/subscribe?{query}", f"Accept: {EVENTS}", "Last-Event-ID: ab:1@p.X")
+@FOREIGN
+async def test_event_source_with_a_foreign_id_is_told_a_gap(
+    daemon: Daemon, query: str, last_id: str, words: str
+) -> None:
+    """It sends the id again whatever it is answered, and after a 400 it would never come back."""
+    named = parse_qs(query)
+    names = [*named.get("topic", []), *(["p.1"] if "pattern" in named else [])]
+    for name in names:
+        await daemon.publish(name, 1)
+        await daemon.publish(name, 2)
+    header = f"Last-Event-ID: {last_id}"
 
-    answer = await talk(daemon.port, [request.replace(b"X\r\n", b"\xff\r\n")], shut=True)
+    async with await open_stream(daemon.port, EVENTS, query, header) as stream:
+        items = await stream.items(4 * len(names))
 
-    assert responses(answer)[0].status == 400
-    assert len(daemon.server.connections) == 0
+    assert sorted(seen(items)) == [(name, offset) for name in names for offset in (1, 2)]
+    gaps = [item.json for item in items if item.kind == "gap"]
+    assert sorted(gap["topic"] for gap in gaps) == names
+    assert {gap["reason"] for gap in gaps} == {"epoch"}
+    assert not any(item.json["recovered"] for item in items if item.kind == "subscribed")
 
 
-async def test_offset_ahead_in_one_of_several_topics_is_a_400(daemon: Daemon) -> None:
-    """Of a topic on the URL; what was never published can't have been received."""
+async def test_what_follows_a_foreign_id_resumes_whole(daemon: Daemon) -> None:
+    """The ids of the stream that it gets are its own again; also that of the first event."""
+    for name in ("a", "b", "p.1"):
+        await daemon.publish(name, 1)
+    query = "topic=a&topic=b&pattern=p.*"
+    async with await open_stream(daemon.port, EVENTS, query, "Last-Event-ID: zzz") as stream:
+        items = await stream.items(10)
+    last_id = items[-1].id
+    await daemon.publish("b", 2)
+    await daemon.publish("p.2", 1)
+
+    async with await open_stream(daemon.port, EVENTS, query, f"Last-Event-ID: {last_id}") as stream:
+        items = await stream.items(6)
+
+    assert sorted(seen(items)) == [("b", 2), ("p.2", 1)]
+    assert [item.kind for item in items].count("gap") == 0
+
+
+async def test_cut_while_a_foreign_id_is_told_it_is_told_again(daemon: Daemon) -> None:
+    """A topic that has not begun yet is in the ids with the position that nobody knows."""
+    await daemon.publish("a", 1)
+    await daemon.publish("b", 1)
+    query = "topic=a&topic=b"
+    async with await open_stream(daemon.port, EVENTS, query, "Last-Event-ID: zzz") as stream:
+        first_id = next(item.id for item in await stream.items(6) if item.id)
+
+    async with await open_stream(
+        daemon.port, EVENTS, query, f"Last-Event-ID: {first_id}"
+    ) as stream:
+        items = await stream.items(5)
+
+    assert [item.json["topic"] for item in items if item.kind == "gap"] == ["b"]
+    assert sorted(seen(items)) == [("a", 1), ("b", 1)]
+
+
+@pytest.mark.parametrize("accept", [EVENTS, LINES])
+async def test_offset_ahead_in_one_of_several_topics(daemon: Daemon, accept: str) -> None:
+    """What was never published can't have been received: a 400, but to an EventSource a gap."""
     epoch = (await daemon.publish("a", 1))["epoch"]
-    request = get("/subscribe?topic=b&topic=a", f"Accept: {EVENTS}", f"Last-Event-ID: {epoch}:2/1")
+    header = f"Last-Event-ID: {epoch}:2/1"
 
-    (answer,) = responses(await talk(daemon.port, [request], shut=True))
+    if accept == LINES:
+        request = get("/subscribe?topic=b&topic=a", f"Accept: {accept}", header)
+        (answer,) = responses(await talk(daemon.port, [request], shut=True))
+        assert answer.status == 400
+        assert "ahead of the topic" in answer.json["error"]
+        return
+    async with await open_stream(daemon.port, EVENTS, "topic=b&topic=a", header) as stream:
+        items = await stream.items(4)
 
-    assert answer.status == 400
-    assert "ahead of the topic" in answer.json["error"]
+    assert [item.json["topic"] for item in items if item.kind == "gap"] == ["a"]
+    assert seen(items) == [("a", 1)]
 
 
 async def test_url_of_an_id_may_say_where_other_topics_begin(daemon: Daemon) -> None:
@@ -564,14 +641,19 @@ async def test_nothing_follows_the_end_of_a_stream() -> None:
 async def test_position_that_a_matched_topic_has_not_reached_is_told_as_such(
     daemon: Daemon,
 ) -> None:
-    """It is not that there were too many, and coming back with the same is of no use."""
+    """It is not that there were too many, and coming back with the same is of no use.
+
+    An EventSource comes back with the same, so it is told a gap and goes on.
+    """
     epoch = (await daemon.publish("p.1", 1))["epoch"]
     query = f"pattern=p.*&last_event_id={quote(f'{epoch}:7@p.1,*')}"
 
-    async with await open_stream(daemon.port, EVENTS, query) as events:
-        told, *_ = await events.items(2)
+    async with await open_stream(daemon.port, LINES, f"{query}&control=1") as told_lines:
+        told, *_ = await told_lines.items(2)
     async with await open_stream(daemon.port, LINES, query) as lines:
         *_, last = await lines.to_the_end()
+    async with await open_stream(daemon.port, EVENTS, query) as events:
+        greeting, gap, first, _ = await events.items(4)
     async with daemon.http.ws_connect(f"{daemon.url}/subscribe?{query}") as socket:
         frames = [frame async for frame in socket]
 
@@ -580,6 +662,8 @@ async def test_position_that_a_matched_topic_has_not_reached_is_told_as_such(
         assert "ahead of the topic" in each.json["error"]
         assert each.json["retryable"] is False
     assert (frames, socket.close_code) == ([], 4004)
+    assert (greeting.kind, gap.kind, gap.json["reason"]) == ("subscribed", "gap", "epoch")
+    assert first.json["offset"] == 1
 
 
 async def test_id_resumes_a_websocket_as_well(daemon: Daemon) -> None:
@@ -795,7 +879,8 @@ async def test_many_polls_are_answered_by_turns(
 ) -> None:
     """Messages for hundreds of them hold up nobody else."""
     request = Request("GET", "/subscribe", {})
-    options = read_options(request, {"topic": ["a", "b"]}, 0, 0, is_events=False)
+    query = {"topic": ["a", "b"]}
+    options = read_options(request, query, 0, 0, is_events=False, takes_any_id=False)
     topic = daemon.hub.topic(TENANT, "a")
     polls = [
         ManyPoll(daemon.server._polls, daemon.hub, TENANT, options, 100)

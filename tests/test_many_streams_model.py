@@ -167,7 +167,9 @@ class World:
         if self.last_id:
             headers["last-event-id"] = self.last_id
         request = Request("GET", "/subscribe", headers)
-        wanted = read_options(request, self.query, 5, self.hub.wall_us(), is_events=True)
+        wanted = read_options(
+            *(request, self.query, 5, self.hub.wall_us()), is_events=True, takes_any_id=True
+        )
         self.places = places_of(self.last_id)
         self.greeted, self.owes_gap = set(), set()
         self.has_watched = "*" in self.last_id.split(",")

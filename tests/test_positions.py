@@ -23,6 +23,8 @@ from clients import (
 )
 from daemons import Daemon, running, until
 from fakes import FakeSink, TopicDriver, frame_of, frames_in, make_topic
+from http_wire import get, responses, talk
+from streams import EVENTS, LINES, open_stream
 from websockets.asyncio.client import ClientConnection
 
 from clevrd.client import Client, Gap
@@ -280,7 +282,7 @@ def test_since_before_the_topic_was_made_is_told() -> None:
         ("offset=1&epoch=e&last=5", "leave it out to resume"),
         ("since=all&last=5", "leave it out to resume"),
         ("epoch=e&last_event_id=e:1", "give both"),
-        ("last_event_id=", "must be epoch:offset"),
+        ("last_event_id=%20", "must be epoch:offset"),
         ("last_event_id=e", "must be epoch:offset"),
         ("last_event_id=e:", "must be epoch:offset"),
         ("last_event_id=:1", "must be epoch:offset"),
@@ -306,6 +308,54 @@ async def test_bad_position_is_refused_with_what_to_do(
     assert head.startswith(b"HTTP/1.1 400 ")
     assert words in json.loads(body)["error"]
     assert daemon.hub.subscribers == 0
+
+
+@pytest.mark.parametrize("transport", ["socket", "lines", "events", "poll"])
+@pytest.mark.parametrize(
+    "empty",
+    [
+        "last_event_id=",
+        "lastEventId=",
+        "last_event_id=&lastEventId=",
+        "last=2&lastEventId=",
+        "Last-Event-ID:",
+        "Last-Event-ID: \t",
+    ],
+)
+async def test_empty_event_id_is_none(daemon: Daemon, transport: str, empty: str) -> None:
+    """As an EventSource has it that has read no id: it begins as if nothing were said."""
+    await fill(daemon, 2)
+    fields = [empty] if ":" in empty else []
+    query = "topic=t&control=1" if fields else f"topic=t&control=1&{empty}"
+
+    if transport == "socket":
+        headers = {"Last-Event-ID": ""} if fields else {}
+        url = f"{daemon.url}/subscribe?{query}"
+        async with daemon.http.ws_connect(url, headers=headers) as socket:
+            found = [json.loads((await socket.receive()).data) for _ in range(3)][1:]
+    elif transport == "poll":
+        request = get(f"/subscribe?{query}&poll=1", *fields)
+        (answer,) = responses(await talk(daemon.port, [request], shut=True))
+        found = answer.json["messages"]
+        assert answer.json["recovered"] is False
+    else:
+        accept = EVENTS if transport == "events" else LINES
+        async with await open_stream(daemon.port, accept, query, *fields) as stream:
+            found = [item.json for item in (await stream.items(3))[1:]]
+
+    assert [each["offset"] for each in found] == [1, 2]
+
+
+async def test_empty_header_leaves_it_to_the_url(daemon: Daemon) -> None:
+    """None in one place is no answer to what another place says."""
+    epoch = await fill(daemon, 3)
+    query = f"topic=t&lastEventId={epoch}:2"
+
+    async with await open_stream(daemon.port, EVENTS, query, "Last-Event-ID:") as stream:
+        greeting, message = await stream.items(2)
+
+    assert greeting.json["recovered"] is True
+    assert message.json["offset"] == 3
 
 
 async def test_offset_ahead_of_the_head_is_refused(daemon: Daemon) -> None:

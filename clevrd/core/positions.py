@@ -5,6 +5,8 @@ Pure: parsing is handlers/subscribe.py's. A resume is whole or says what is miss
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from clevrd.core.control_frames import RETENTION, Gap, unknown_gap
@@ -24,6 +26,9 @@ class After(msgspec.Struct, frozen=True):
 
     offset: int
     epoch: str = ""
+    # Who says it can say nothing else, and must not be refused: in the topic's own epoch and ahead
+    # of it, it is a position of which nothing is known.
+    may_be_ahead: bool = False
 
 
 class Since(msgspec.Struct, frozen=True):
@@ -34,6 +39,10 @@ class Since(msgspec.Struct, frozen=True):
 
 
 Wish = Last | After | Since
+
+
+# A position of which nothing is known. No topic has this epoch: theirs are hexadecimal.
+UNKNOWN: Final = After(0, "unknown", may_be_ahead=True)
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -49,7 +58,9 @@ class Start(msgspec.Struct, frozen=True):
 
 def check_wish(topic: Topic, wish: Wish) -> None:
     """Raise InvalidRequest where ``wish`` is a position that the topic has not reached."""
-    if isinstance(wish, After) and wish.epoch == topic.epoch and wish.offset > topic.head:
+    if not isinstance(wish, After) or wish.may_be_ahead:
+        return
+    if wish.epoch == topic.epoch and wish.offset > topic.head:
         raise InvalidRequest(
             f"The offset {wish.offset} is ahead of the topic, whose newest message in epoch"
             f" {topic.epoch} is {topic.head}; resume from an offset that you have received."
@@ -70,7 +81,7 @@ def start_of(topic: Topic, wish: Wish) -> Start:
 
 def _start_after(topic: Topic, wish: After) -> Start:
     oldest = topic.ring.first
-    if wish.epoch not in ("", topic.epoch):
+    if wish.epoch not in ("", topic.epoch) or wish.offset > topic.head:
         return Start(oldest - 1, gap=unknown_gap(topic.name))
     missing = oldest - 1 - wish.offset
     if missing > 0:

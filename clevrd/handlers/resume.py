@@ -6,18 +6,19 @@ What the topic makes of it is core/positions.py's. Times: RFC 3339 §5.6.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import islice
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from clevrd.connections.subscriptions import FROM_THE_START, PatternWish
-from clevrd.core.event_ids import Places, names_topics, read_places, read_position
+from clevrd.core.event_ids import names_topics, read_places, read_position
 from clevrd.core.message import id_at
 from clevrd.core.patterns import PatternTree, parse_pattern
-from clevrd.core.positions import After, Last, Since, Wish
+from clevrd.core.positions import UNKNOWN, After, Last, Since, Wish
 from clevrd.errors import InvalidRequest
 from clevrd.exchange import Request
 from clevrd.handlers.options import number_option, single_option
@@ -50,6 +51,9 @@ _SINCE_FORMS: Final = (
 )
 
 
+WishT = TypeVar("WishT", bound=Wish)
+
+
 class Beginnings(msgspec.Struct, frozen=True):
     """Where the subscriptions of a connection begin, by topic and by pattern."""
 
@@ -69,13 +73,21 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 def read_beginnings(
-    request: Request, query: dict[str, list[str]], asked: Asked, *, id_wins: bool
+    request: Request,
+    query: dict[str, list[str]],
+    asked: Asked,
+    *,
+    id_wins: bool,
+    takes_any_id: bool,
 ) -> Beginnings:
     """Return where each topic and each pattern that is asked for begins.
 
     Args:
         id_wins: the request is an EventSource's, which can't change its URL when it comes back; the
             id of the last event counts more than what the URL began with.
+        takes_any_id: an id that is none of this URL's is a position of which nothing is known, and
+            no reason to refuse: an EventSource that is refused once never comes back (WHATWG HTML
+            §9.2.3), and it can't send another id.
 
     Raises:
         InvalidRequest: it is said in two ways, half, in none of the forms there are, for more or
@@ -86,22 +98,55 @@ def read_beginnings(
         # The header, where it says it too.
         ids = dict(islice(ids.items(), 1))
     rest = {name: values for name, values in query.items() if name not in EVENT_IDS}
-    for name, event_id in ids.items():
-        if names_topics(event_id):
-            if len(ids) > 1 or (rest.keys() & {"offset", "epoch"} and not id_wins):
-                raise InvalidRequest(_two_ways([*ids, *(rest.keys() & {"offset"})]))
-            # What the URL begins with holds for topics of which no event has come.
-            return _resumed(read_places(event_id, name), asked, _beginnings({}, rest, asked))
-    if id_wins and ids:
-        rest = {name: values for name, values in rest.items() if name not in BEGINNINGS}
-    return _beginnings(ids, rest, asked)
+    name = next((each for each, event_id in ids.items() if names_topics(event_id)), None)
+    if name is not None:
+        if len(ids) > 1 or (rest.keys() & {"offset", "epoch"} and not id_wins):
+            raise InvalidRequest(_two_ways([*ids, *(rest.keys() & {"offset"})]))
+        # What the URL begins with holds for topics of which no event has come.
+        read = partial(_resumed, ids[name], name, asked, _beginnings({}, rest, asked))
+    else:
+        if id_wins and ids:
+            rest = {name: values for name, values in rest.items() if name not in BEGINNINGS}
+        read = partial(_beginnings, ids, rest, asked)
+    return _by_any_id(read, asked) if takes_any_id and ids else read()
+
+
+def _by_any_id(read: Callable[[], Beginnings], asked: Asked) -> Beginnings:
+    """Return what ``read`` makes of an event's id, whatever it is."""
+    try:
+        begin = read()
+    except InvalidRequest:
+        return Beginnings(
+            dict.fromkeys(asked.names, UNKNOWN),
+            dict.fromkeys(asked.patterns, PatternWish(UNKNOWN)),
+        )
+    topics = {name: _may_be_ahead(wish) for name, wish in begin.topics.items()}
+    patterns = {
+        text: PatternWish(
+            _may_be_ahead(each.wish),
+            {name: _may_be_ahead(at) for name, at in each.positions.items()},
+        )
+        for text, each in begin.patterns.items()
+    }
+    return Beginnings(topics, patterns)
+
+
+def _may_be_ahead(wish: WishT) -> WishT:
+    """Return ``wish``, which is refused nowhere if it is a position in a topic's life."""
+    if isinstance(wish, After) and wish.epoch:
+        return msgspec.structs.replace(wish, may_be_ahead=True)
+    return wish
 
 
 def _event_ids(request: Request, query: dict[str, list[str]]) -> dict[str, str]:
-    """Return what is said by the id of an event, by the name under which it is said."""
+    """Return what is said by the id of an event, by the name under which it is said.
+
+    An empty one is none: that is how an EventSource spells that it has read no event with an id
+    (WHATWG HTML §9.2).
+    """
     options = {name: single_option(query, name) for name in EVENT_IDS}
     given = {"Last-Event-ID": request.headers.get(EVENT_ID_HEADER), **options}
-    return {name: event_id for name, event_id in given.items() if event_id is not None}
+    return {name: event_id for name, event_id in given.items() if event_id}
 
 
 def _beginnings(ids: dict[str, str], query: dict[str, list[str]], asked: Asked) -> Beginnings:
@@ -120,8 +165,9 @@ def _beginnings(ids: dict[str, str], query: dict[str, list[str]], asked: Asked) 
     )
 
 
-def _resumed(places: Places, asked: Asked, anew: Beginnings) -> Beginnings:
-    """Return ``anew`` with what ``places`` says of its topics."""
+def _resumed(event_id: str, name: str, asked: Asked, anew: Beginnings) -> Beginnings:
+    """Return ``anew`` with what the id of an event, given as ``name``, says of its topics."""
+    places = read_places(event_id, name)
     topics = dict(anew.topics)
     for index, at in places.by_index.items():
         if index >= len(asked.names):
@@ -134,17 +180,17 @@ def _resumed(places: Places, asked: Asked, anew: Beginnings) -> Beginnings:
     for text in asked.patterns:
         tree.add("", parse_pattern(text), text)
     found: dict[str, dict[str, After]] = {text: {} for text in asked.patterns}
-    for name, at in places.by_name.items():
-        patterns = tree.find("", name)
+    for topic, at in places.by_name.items():
+        patterns = tree.find("", topic)
         for text in patterns:
-            found[text][name] = at
-        if name in topics:
-            if asked.names.index(name) in places.by_index:
-                raise InvalidRequest(f"The event's id has two positions of {name[:100]!r}.")
-            topics[name] = at
+            found[text][topic] = at
+        if topic in topics:
+            if asked.names.index(topic) in places.by_index:
+                raise InvalidRequest(f"The event's id has two positions of {topic[:100]!r}.")
+            topics[topic] = at
         elif not patterns:
             raise InvalidRequest(
-                f"The event's id is of the topic {name[:100]!r}, which is not asked for; come back"
+                f"The event's id is of the topic {topic[:100]!r}, which is not asked for; come back"
                 " to the URL that the event came from."
             )
     wishes = {text: wish.wish for text, wish in anew.patterns.items()}

@@ -92,8 +92,10 @@ class SubscribeEndpoint:
         self._hub.refuse_if_draining()
         query = request.options()
         tenant = identify(request, query)
-        options = self._read_options(request, query, is_events=is_events(form))
         polls = is_poll(query)
+        options = self._read_options(
+            request, query, is_events=is_events(form), takes_any_id=is_events(form) and not polls
+        )
         if not polls and form is None:
             raise UpgradeRequired(NO_TRANSPORT)
         timeout_s = read_timeout(query)
@@ -142,7 +144,7 @@ class SubscribeEndpoint:
         self._hub.refuse_if_draining()
         query = request.options()
         tenant = identify(request, query)
-        options = self._read_options(request, query, is_events=False)
+        options = self._read_options(request, query, is_events=False, takes_any_id=False)
         key = check_handshake(request)
         topics = self._open_topics(tenant, options)
         protocol = CONTROL_PROTOCOL if offers_control(request) else ""
@@ -157,10 +159,17 @@ class SubscribeEndpoint:
         return Upgrade(handshake_head(key, protocol), attach)
 
     def _read_options(
-        self, request: Request, query: dict[str, list[str]], *, is_events: bool
+        self,
+        request: Request,
+        query: dict[str, list[str]],
+        *,
+        is_events: bool,
+        takes_any_id: bool,
     ) -> SubscribeOptions:
         options = read_options(
-            *(request, query, self._catch_up_messages, self._hub.wall_us()), is_events=is_events
+            *(request, query, self._catch_up_messages, self._hub.wall_us()),
+            is_events=is_events,
+            takes_any_id=takes_any_id,
         )
         for text in options.patterns:
             check_pattern(text, may_match_all=self._may_match_all)
@@ -218,6 +227,7 @@ def read_options(
     now_us: int,
     *,
     is_events: bool,
+    takes_any_id: bool,
 ) -> SubscribeOptions:
     """Return the subscription that ``request`` with this ``query`` asks for.
 
@@ -225,6 +235,7 @@ def read_options(
         default_last: recent messages for who does not say where to begin.
         now_us: wall clock, which durations are reckoned from.
         is_events: it is for server-sent events, so perhaps an EventSource's.
+        takes_any_id: an event's id is no reason to refuse it (`read_beginnings`).
 
     Raises:
         InvalidRequest: an option is missing, malformed, given twice or against another; the
@@ -236,7 +247,7 @@ def read_options(
     if control not in (None, "0", "1"):
         raise InvalidRequest("The option control must be 1 for control frames, or 0 for none.")
     asked = Asked(names, patterns, default_last, now_us)
-    begin = read_beginnings(request, query, asked, id_wins=is_events)
+    begin = read_beginnings(request, query, asked, id_wins=is_events, takes_any_id=takes_any_id)
     manner = Manner(
         read_policy(single_option(query, "policy")),
         number_option(query, "buffer", least=1),
