@@ -64,8 +64,8 @@ class MethodNotAllowed(ClevrdError):
         self.allowed = allowed
 
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """RFC 9110 §15.5.6: a 405 must list what is allowed."""
-        return (("Allow", ", ".join(self.allowed)),)
+        """RFC 9110 §15.5.6: a 405 must list what is allowed; OPTIONS is everywhere."""
+        return (("Allow", ", ".join((*self.allowed, "OPTIONS"))),)
 
 
 class RequestTimeout(ClevrdError):
@@ -91,6 +91,21 @@ class MessageTooLarge(ClevrdError):
         super().__init__(
             f"The body is larger than {limit_bytes} bytes; send less, or raise the server's"
             " limit (CLEVRD_MAX_MESSAGE_BYTES, for a batch CLEVRD_MAX_BATCH_BYTES)."
+        )
+        self.limit_bytes = limit_bytes
+
+
+class ChunksTooSmall(ClevrdError):
+    """The body is within its limit, and its chunks are so small that they cost too much to read."""
+
+    status = 413
+    code = "message_too_large"
+    close_code = 1009
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            f"The body's chunks are too small: with their sizes and line ends they take more than"
+            f" {limit_bytes} bytes; send larger chunks, or a Content-Length."
         )
         self.limit_bytes = limit_bytes
 

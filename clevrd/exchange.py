@@ -40,8 +40,15 @@ LINGER_S: Final = 2.0
 # A subscribe to 50 topics with a position each has 150; more than this is a mistake or an attack.
 MAX_QUERY_FIELDS: Final = 256
 
+# The target of an OPTIONS that is of no path (RFC 9112 §3.2.4).
+WHOLE_SERVER: Final = "*"
+
 # A host as clients send it (RFC 9110 §7.2): a name or an address, perhaps with a port.
 HOST: Final = re.compile(r"[A-Za-z0-9._\[\]:-]+", re.ASCII)
+
+# What no cache may keep: it is of this moment, or of this request alone. Said of every answer that
+# says nothing else about caches, but those to POST, which no cache keeps (RFC 9111 §2, §4.2.2).
+NOT_STORED: Final = (("Cache-Control", "no-store"),)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -92,7 +99,10 @@ class Request:
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
-    """A whole response: status, body and the headers that are this answer's own."""
+    """A whole response: status, body and the headers that are this answer's own.
+
+    Without a body, and a content type (aiohttp's alone), it is a 204.
+    """
 
     status: int
     body: bytes
@@ -101,7 +111,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
     def fields(self) -> list[tuple[str, str]]:
         """Return the header fields in the order in which both ways send them, before the rest."""
-        return [("Content-Type", self.content_type), *self.headers, ("Server", "clevrd")]
+        kind = [("Content-Type", self.content_type)] if self.content_type else []
+        return [*kind, *self.headers, ("Server", "clevrd")]
 
 
 class Attach(Protocol):
@@ -198,8 +209,13 @@ class _Problem(msgspec.Struct, frozen=True):
 
 
 def json_answer(value: object, status: int = 200) -> Answer:
-    """Return ``value`` (a struct or plain containers) as a JSON answer."""
+    """Return ``value`` (a struct or plain containers) as a JSON answer to a POST."""
     return Answer(status, _encode(value))
+
+
+def json_view(value: object) -> Answer:
+    """Return ``value`` as a JSON answer to a GET: how things are at this moment."""
+    return Answer(200, _encode(value), JSON, NOT_STORED)
 
 
 def failure_of(error: ClevrdError) -> Failure:
@@ -210,14 +226,15 @@ def failure_of(error: ClevrdError) -> Failure:
 def error_answer(error: ClevrdError, request: Request | None = None) -> Answer:
     """Return ``error`` as JSON, or as RFC 9457 problem details where the client asks for them."""
     sentence = str(error)
+    headers = (*error.headers(), *NOT_STORED)
     accept = request.headers.get("accept", "") if request is not None else ""
     if PROBLEM_JSON in accept.lower():
         title = HTTPStatus(error.status).phrase
         problem = _Problem(
             "about:blank", title, error.status, sentence, error.code, error.retryable
         )
-        return Answer(error.status, _encode(problem), PROBLEM_JSON, error.headers())
-    return Answer(error.status, _encode(failure_of(error)), JSON, error.headers())
+        return Answer(error.status, _encode(problem), PROBLEM_JSON, headers)
+    return Answer(error.status, _encode(failure_of(error)), JSON, headers)
 
 
 def _on_purpose(error: Exception, request: Request | None) -> ClevrdError:

@@ -208,7 +208,35 @@ def paths_and_methods() -> Iterator[Case]:
     ):
         yield line, post(BODY, line=line)
     yield "batch", post(f"[{BODY},{{}}]", line="POST /publish/batch HTTP/1.1")
-    yield "OPTIONS *", get("*", method="OPTIONS")
+    for target in (
+        "*",
+        "/",
+        "/publish",
+        "/publish/batch",
+        "/subscribe?topic=a",
+        "/ws",
+        "/metrics",
+        "/nope",
+        "http://test",
+        "http://test/",
+        "http://test/publish",
+    ):
+        yield f"OPTIONS {target}", get(target, method="OPTIONS")
+    yield "OPTIONS with a body", post(BODY, line="OPTIONS /publish HTTP/1.1")
+    yield "OPTIONS over and over", get("/", method="OPTIONS") * 3 + OK
+    for target in (
+        "http://test/publish",
+        "HTTP://TEST/publish",
+        "https://test:8080/publish",
+        "http://[::1]:80/publish",
+        "http://127.0.0.1/publish?tenant=acme",
+        "http://other/publish",
+    ):
+        yield f"absolute {target}", post(BODY, line=f"POST {target} HTTP/1.1")
+    yield "absolute in 1.0", post(BODY, line="POST http://test/publish HTTP/1.0", host=None)
+    yield "absolute, no path", get("http://test")
+    yield "absolute, only a query", get("http://test?a=b")
+    yield "absolute page of another host", get("http://example.com:81/")
     yield "HEAD", get("/health/live", method="HEAD")
 
 
@@ -290,6 +318,7 @@ def upgrades() -> Iterator[Case]:
     yield "upgrade 1.0", upgrade(line=f"GET /subscribe?topic={TOPIC} HTTP/1.0")
     yield "upgrade of POST", upgrade(line=f"POST /subscribe?topic={TOPIC} HTTP/1.1")
     yield "upgrade of a publish", upgrade(line=PUBLISH_LINE, Content_Length="0")
+    yield "upgrade absolute", upgrade(line=f"GET http://test/subscribe?topic={TOPIC} HTTP/1.1")
     yield "upgrade elsewhere", upgrade(line="GET /health/live HTTP/1.1")
     yield "upgrade nowhere", upgrade(line="GET /nope HTTP/1.1")
     for query in ("", "?tenant=acme", "?tenant=a:b", f"?topic={TOPIC}", "?tenant=%ff"):
@@ -325,6 +354,10 @@ def chunked_publishes() -> Iterator[Case]:
         b"5\nabcde\r\n0\r\n\r\n",
         b"5\r\nabcdeXX0\r\n\r\n",
         b"ffffffffffffffffff\r\nabc",
+        b"8000000000000000\r\nabc",
+        b"7fffffffffffffff\r\nabc",
+        b"100001\r\nabc",
+        b"1\r\n{\r\n00100000\r\nabc",
         b"0\r\nX : y\r\n\r\n",
         b"0\n\n",
         b"\r\n0\r\n\r\n",
@@ -401,6 +434,17 @@ def hostile() -> Iterator[Case]:
         "POST\t/publish\tHTTP/1.1",
         " POST /publish HTTP/1.1",
         "POST /publish?a b HTTP/1.1",
+        "POST  /publish HTTP/1.1",
+        "POST /publish  HTTP/1.1",
+        "POST   /publish   HTTP/1.1",
+        "POST /publish\t HTTP/1.1",
+        "POST /publish?é HTTP/1.1",
+        "POST /é HTTP/1.1",
+        "POST /publish?\udcff HTTP/1.1",
+        "POST /publish HTTP/1.1\t",
+        "POST /publish HTTP/3.0",
+        "POST /publish HTTP/0.0",
+        "POST /publish?" + "a" * 8_170 + " HTTP/1.1",
         "POST /publish?\x00 HTTP/1.1",
         "POST /publish?\x7f HTTP/1.1",
         "POST /publish?" + "a" * 9000 + " HTTP/1.1",
@@ -416,12 +460,35 @@ def hostile() -> Iterator[Case]:
         yield f"{count + 2} fields", post(behind, *["a:"] * count, length=str(size))
     yield "field of 9,000 bytes", post(behind, "X: " + "a" * 9000, length=str(size))
     yield "name of 9,000 bytes", post(behind, "a" * 9000 + ": b", length=str(size))
-    for form in ("http://test/publish", "https://test/publish", "//test/publish:", "publish"):
+    for form in (
+        "//test/publish:",
+        "publish",
+        "*",
+        "http://",
+        "http:///publish",
+        "http:/publish",
+        "http://a@test/publish",
+        "http://a:b@test/publish",
+        "http://test:/publish",
+        "http://test:0x50/publish",
+        "http://test:65536/publish",
+        "http://test:80:80/publish",
+        "http://te st/publish",
+        "http://te%73t/publish",
+        "http://[::1/publish",
+        "http://[test]/publish",
+        "http://test,other/publish",
+        "http://test\\publish",
+        "ws://test/publish",
+        "ftp://test/publish",
+        "file:///publish",
+        "javascript://test/publish",
+        "test:80",
+    ):
         absolute = f"POST {form} HTTP/1.1"
         yield f"target {form}", post(behind, line=absolute, length=str(size))
     yield "page of a bad host", get("/").replace(b"test", b"a b") + INNER
     yield "page in 2.0", get("/health/live", version="2.0") + INNER
-    yield "options of all", get("*", method="OPTIONS") + INNER
     yield "zeros", b"\0" * 100
     yield "0.9", b"GET /health\r\n\r\n" + INNER
 
@@ -435,8 +502,6 @@ def odd() -> Iterator[Case]:
     for host in ("", "[::1]:80", "localhost.", "a_b"):
         yield f"host {host!r}", post(BODY, host=host)
     yield "long query", post(BODY, line=f"POST /publish?{'a' * 7000} HTTP/1.1")
-    yield "two spaces", post(BODY, line="POST  /publish HTTP/1.1")
-    yield "two spaces behind", post(BODY, line="POST /publish  HTTP/1.1")
     yield "nothing", b""
     yield "only empty lines", b"\r\n" * 20
     yield "cut 0.9", b"GET /health\r\n"
@@ -505,6 +570,13 @@ SHORT = {
     "publish socket": upgrade(line="GET /publish HTTP/1.1"),
     "upgrade of aiohttp's": upgrade(Connection="Upgrade, keep-alive"),
     "no upgrade": upgrade("topic=").removesuffix(GOODBYE) + OK,
+    "absolute": post(BODY, line="POST http://test:80/publish HTTP/1.1"),
+    "two spaces": OK + post(BODY, line="POST  /publish HTTP/1.1"),
+    "version": OK + post(BODY, line="POST /publish HTTP/2.0"),
+    "raw UTF-8": OK + post(BODY, line="POST /publish?é HTTP/1.1"),
+    "OPTIONS": get("*", method="OPTIONS") + OK,
+    "cut head": OK + OK[:33],
+    "chunk too large": post(b"1\r\n{\r\nfffffff\r\nabc", CHUNKED, length=None),
     "CL and TE": post(b"0\r\n\r\n" + INNER, CHUNKED),
     "obs-fold": post(INNER, "X: a\r\n b"),
     "bare LF": OK.replace(b"\r\n", b"\n"),

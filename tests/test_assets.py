@@ -40,8 +40,10 @@ async def test_file_is_served_as_it_lies_there(name: str) -> None:
         ('"other"', 200),
         ("", 200),
         ('"x",' * 300 + "{etag}", 200),
+        ("*", 304),
+        ('"*"', 200),
     ],
-    ids=["same", "weak, in a list", "other", "empty", "a list beyond reason"],
+    ids=["same", "weak, in a list", "other", "empty", "a list beyond reason", "any", "a star"],
 )
 async def test_copy_that_is_as_good_is_not_sent_again(tags: str, status: int) -> None:
     """If-None-Match with the current tag is answered 304, without a body."""

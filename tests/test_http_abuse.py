@@ -285,6 +285,94 @@ async def test_chunks_over_the_limit_are_413_before_all_is_read(
     assert (await ask(daemon.port, OK)).status == 200
 
 
+@pytest.mark.parametrize("size", [b"8000000000000000", b"7FFFFFFFFFFFFFFF", b"100001", b"0100001"])
+@pytest.mark.parametrize("before", [b"", b"1\r\n{\r\n", chunked(b" " * 99_999, 1)[:-5]])
+async def test_chunk_that_is_too_large_is_413_by_its_size(
+    daemon: Daemon, before: bytes, size: bytes
+) -> None:
+    """Nothing of it is waited for: its sender may wait for an answer."""
+    head = post(b"", CHUNKED, length=None)
+
+    [whole] = responses(await talk(daemon.port, [head + before + size + b"\r\n"], timeout_s=5))
+    [split] = responses(
+        await talk(daemon.port, [head, before + size[:3], size[3:] + b"\r", b"\n"], timeout_s=5)
+    )
+
+    assert [each.status for each in (whole, split)] == [413, 413]
+    assert "is larger than" in whole.json["error"]
+
+
+async def test_chunk_of_the_whole_limit_is_taken(daemon: Daemon) -> None:
+    """The limit itself is none too many, in one chunk and behind small ones."""
+    limit = daemon.server.config.max_message_bytes
+    body = b'{"topic":"t","data":"%b"}' % (b"x" * (limit - 23))
+
+    one = await ask(daemon.port, post(chunked(body, limit), CHUNKED, length=None))
+    small = chunked(body[:999], 1)[:-5] + chunked(body[999:], limit)
+    behind = await ask(daemon.port, post(small, CHUNKED, length=None))
+
+    assert len(body) == limit
+    assert (one.status, behind.status) == (200, 200)
+
+
+async def test_request_line_and_fields_end_at_their_limit(daemon: Daemon) -> None:
+    """8,190 bytes of each are taken and 8,191 are not, whatever the line consists of."""
+    line = "GET /?{} HTTP/1.1"
+    query = "a" * (8_190 - len(line) + 2)
+    name = "X: "
+    value = "a" * (8_190 - len(name))
+
+    taken = [
+        await ask(daemon.port, get(f"/?{query}")),
+        await ask(daemon.port, get("/", name + value)),
+        await ask(daemon.port, get("/", "X:" + " " * 8_187 + "a")),
+    ]
+    refused = [
+        await ask(daemon.port, get(f"/?{query}a")),
+        await ask(daemon.port, get("/", name + value + "a")),
+        await ask(daemon.port, get("/", "X:" + " " * 8_188 + "a")),
+        await ask(daemon.port, get("/", "X:a" + " " * 8_188)),
+    ]
+
+    assert [each.status for each in taken] == [200] * 3
+    assert [each.status for each in refused] == [431] * 4
+
+
+@pytest.mark.parametrize("version", ["0.9", "2.0", "1.2", "1.9", "3.0"])
+async def test_version_that_is_not_spoken_is_refused_in_one_that_is(
+    daemon: Daemon, version: str
+) -> None:
+    """RFC 9110 §2.5: the answer is in HTTP/1.1, whatever the request was in, and the last one."""
+    sent = OK + post(BODY, line=f"POST /publish HTTP/{version}") + OK
+
+    first, refusal = responses(await talk(daemon.port, [sent]))
+
+    assert (first.version, first.status) == ("HTTP/1.1", 200)
+    assert (refusal.version, refusal.status) == ("HTTP/1.1", 400)
+    assert refusal.json["error"] == "Only HTTP/1.1 and HTTP/1.0 are spoken here."
+    assert refusal.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("before", [b"", OK, LIVE, post(chunked(BODY, 9), CHUNKED, length=None)])
+@pytest.mark.parametrize(
+    "cut", [b"G", b"GET /health", b"GET / HTTP/1.1\r", OK[:30], OK[: -len(BODY) - 2]]
+)
+async def test_head_that_is_cut_off_is_400_at_once(
+    daemon: Daemon, before: bytes, cut: bytes
+) -> None:
+    """As a body is; the requests before it have their answers first."""
+    *others, refusal = responses(await talk(daemon.port, [before + cut], shut=True))
+
+    assert [each.status for each in others] == [200] * bool(before)
+    assert (refusal.status, refusal.code) == (400, "invalid_request")
+    assert "cut short" in refusal.json["error"]
+
+
+async def test_empty_lines_are_no_head(daemon: Daemon) -> None:
+    """Who sends nothing else and leaves is told nothing."""
+    assert await talk(daemon.port, [b"\r\n\r\n\r"], shut=True) == b""
+
+
 async def test_body_may_not_be_mostly_framing(daemon: Daemon) -> None:
     """A mebibyte is allowed, but not in chunks of one byte: six times that on the wire."""
     body = b'{"topic":"t","data":"%b"}' % (b"x" * (MIB - 100))
@@ -293,6 +381,17 @@ async def test_body_may_not_be_mostly_framing(daemon: Daemon) -> None:
     in_hundreds = await ask(daemon.port, post(chunked(body, 100), CHUNKED, length=None))
 
     assert (in_ones.status, in_hundreds.status) == (413, 200)
+
+
+async def test_refusal_of_small_chunks_says_that_it_is_the_chunks(daemon: Daemon) -> None:
+    """The body is within its limit, so it is not called larger."""
+    sent = post(b"1\r\n \r\n" * 500_000 + b"0\r\n\r\n", CHUNKED, length=None)
+
+    answer = await ask(daemon.port, sent)
+
+    assert (answer.status, answer.code) == (413, "message_too_large")
+    assert "chunks are too small" in answer.json["error"]
+    assert "larger than" not in answer.json["error"]
 
 
 # --- silence -------------------------------------------------------------------------------------
@@ -372,8 +471,8 @@ async def test_client_that_goes_away_is_no_error(
 
     assert [record for record in caplog.records if record.levelno >= logging.INFO] == []
     assert daemon.hub.counters.background_errors == 0
-    # A FIN says that no more of a body comes; after a reset nobody is there to be refused.
-    assert daemon.hub.counters.refused == ({} if resets else {"invalid_request": 2})
+    # A FIN says that no more of it comes; after a reset nobody is there to be refused.
+    assert daemon.hub.counters.refused == ({} if resets else {"invalid_request": 3})
 
 
 # --- too many ------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ CURL = shutil.which("curl")
 PATHS = {
     "/": "GET, HEAD",
     "/publish": "GET, HEAD, POST",
+    "/ws": "GET, HEAD",
     "/publish/batch": "POST",
     "/subscribe": "GET, HEAD",
     "/health": "GET, HEAD",
@@ -35,7 +36,7 @@ PATHS = {
     "/health/ready": "GET, HEAD",
     "/metrics": "GET, HEAD",
 }
-METHODS = ["DELETE", "PUT", "PATCH", "OPTIONS", "TRACE", "GET", "POST"]
+METHODS = ["DELETE", "PUT", "PATCH", "TRACE", "GET", "POST"]
 WRONG = [
     (path, method)
     for path, allowed in PATHS.items()
@@ -62,7 +63,7 @@ async def test_wrong_method_is_405_and_lists_the_right_ones(
     answer = await ask(daemon.port, get(path, method=method))
 
     assert (answer.status, answer.code) == (405, "method_not_allowed")
-    assert set(answer.headers["allow"].split(", ")) == set(PATHS[path].split(", "))
+    assert answer.headers["allow"] == f"{PATHS[path]}, OPTIONS"
     assert f"{method} is not allowed on {path}; use " in answer.json["error"]
 
 
@@ -86,6 +87,101 @@ async def test_unknown_path_is_404(daemon: Daemon, path: str, method: str) -> No
 
     assert (answer.status, answer.code) == (404, "not_found")
     assert "see /" in answer.json["error"]
+
+
+@pytest.mark.parametrize("path", [*PATHS, "*"])
+async def test_options_lists_the_methods(daemon: Daemon, path: str) -> None:
+    """A 204 with nothing in it, and the connection is kept (RFC 9110 §9.3.7)."""
+    sent = get(f"{path}?a=b" if path != "*" else path, method="OPTIONS")
+
+    first, second = responses(await talk(daemon.port, [sent + get("/", "Connection: close")]))
+
+    assert (first.version, first.status, first.body) == ("HTTP/1.1", 204, b"")
+    assert first.headers["allow"] == f"{PATHS.get(path, 'GET, HEAD, POST')}, OPTIONS"
+    assert first.headers.keys() == {"allow", "server", "date"}
+    assert second.status == 200
+
+
+async def test_options_of_no_path_is_404(daemon: Daemon) -> None:
+    """As with any method."""
+    assert (await ask(daemon.port, get("/nope", method="OPTIONS"))).status == 404
+
+
+@pytest.mark.parametrize("path", [path for path, methods in PATHS.items() if "HEAD" in methods])
+async def test_head_has_the_head_of_get(daemon: Daemon, path: str) -> None:
+    """Also of a refusal; without a body (RFC 9110 §9.3.2)."""
+    with_body = await ask(daemon.port, get(path, "Connection: close"))
+
+    transcript = await talk(daemon.port, [get(path, "Connection: close", method="HEAD")])
+
+    (without,) = responses(transcript, to_head=True)
+    assert without.status == with_body.status
+    volatile = {"date", "content-length"}
+    assert {k: v for k, v in without.headers.items() if k not in volatile} == {
+        k: v for k, v in with_body.headers.items() if k not in volatile
+    }
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        get("/"),
+        get("/", "Accept: text/html"),
+        get("/health"),
+        get("/health/live"),
+        get("/health/ready"),
+        get("/metrics"),
+        get("/metrics?topics=x"),
+        get("/subscribe?topic=t&poll=1&timeout=0"),
+        get("/subscribe?topic=t"),
+        get("/nope"),
+        get("/publish/batch"),
+        post("{"),
+        post("", line="POST /publish/batch HTTP/1.1"),
+        get("/", "Accept: application/problem+json", "Host: a b"),
+        b"nonsense\r\n\r\n",
+    ],
+)
+async def test_no_cache_keeps_what_is_of_this_moment(daemon: Daemon, sent: bytes) -> None:
+    """Everything but the files and the answers to POST; refusals too (RFC 9111 §5.2.2.5)."""
+    assert (await ask(daemon.port, sent)).headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        ("http://example.com/", "example.com"),
+        ("HTTP://example.com:81", "example.com:81"),
+        ("https://[::1]:8080/?a=b", "[::1]:8080"),
+    ],
+)
+async def test_authority_of_the_target_counts_more_than_the_host(
+    daemon: Daemon, target: str, host: str
+) -> None:
+    """RFC 9112 §3.2.2: as if the Host had said it."""
+    page = await ask(daemon.port, get(target))
+
+    assert page.status == 200
+    assert f"http://{host}/health " in page.body.decode()
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("http://a:b@test/", "no user"),
+        ("http://te%73t/", "no user"),
+        ("ws://test/", "a path, or an http or https URL"),
+        ("test:80", "as this server takes it"),
+        ("/é", "percent-encode them"),
+        ("http://é/", "percent-encode them"),
+    ],
+)
+async def test_target_that_is_none_is_named(daemon: Daemon, target: str, words: str) -> None:
+    """With what to do where something can be done."""
+    answer = await ask(daemon.port, get(target))
+
+    assert answer.status == 400
+    assert words in answer.json["error"]
 
 
 async def test_every_answer_names_the_server_and_the_time(daemon: Daemon) -> None:

@@ -398,7 +398,10 @@ async def test_position_of_a_topic_that_began_anew_is_a_gap_by_pattern(daemon: D
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("{", "not JSON"),
+        ("{", "not complete JSON"),
+        ("{x", "not JSON at byte 1"),
+        ('\ufeff{"type":"ping"}', "begins with a byte order mark"),
+        ('{"type":"publish","topic":"a","data":"\\ud800"}', "half a surrogate pair"),
         ("[]", "is none"),
         ('{"type":"dance","ref":7}', "wrong type"),
         ('{"ref":7}', "is none"),

@@ -58,6 +58,21 @@ async def test_bad_item_is_refused_by_itself() -> None:
     ]
 
 
+async def test_byte_order_mark_is_named() -> None:
+    """Before an array it spoils all of it, before lines the first, and so at a line within."""
+    mark = b"\xef\xbb\xbf"
+    async with running() as daemon:
+        status, whole = await send(daemon, mark + b' [{"topic":"t","data":1},\n{"topic":"t"}]')
+        _, first = await send(daemon, mark + lines(3))
+        _, second = await send(daemon, lines(1) + b"\n" + mark + lines(1))
+
+    assert status == 400
+    assert "byte order mark" in whole["error"]
+    for answer, at, published in ((first, 0, 2), (second, 1, 1)):
+        assert answer["published"] == published
+        assert "byte order mark" in answer["results"][at]["error"]
+
+
 async def test_batch_is_delivered_byte_for_byte_in_order() -> None:
     """More items than a share of a turn is given, to a reader that was there before."""
     count = 4 * ITEMS_PER_SHARE

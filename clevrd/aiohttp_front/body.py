@@ -11,7 +11,13 @@ from typing import Final
 from aiohttp import HttpVersion11, StreamReader, web
 
 from clevrd.aiohttp_front.connection import FrontConnection
-from clevrd.errors import InvalidRequest, MessageTooLarge, RequestTimeout, Unavailable
+from clevrd.errors import (
+    ChunksTooSmall,
+    InvalidRequest,
+    MessageTooLarge,
+    RequestTimeout,
+    Unavailable,
+)
 from clevrd.exchange import TOO_MUCH_INPUT
 from clevrd.input_budget import InputBudget
 
@@ -34,6 +40,7 @@ class BodyReader:
 
         Raises:
             MessageTooLarge: as soon as it is known, with the rest unread.
+            ChunksTooSmall: it costs too much to read, however small it is.
             RequestTimeout: it did not arrive in time.
             InvalidRequest: its framing is broken, or the client has shut its side down before the
                 end of it.
@@ -61,6 +68,7 @@ class BodyReader:
         self, content: StreamReader, connection: FrontConnection, max_bytes: int
     ) -> bytes:
         collected = bytearray()
+        connection.limit_body(max_bytes)
         most_bytes = connection.received_bytes + 2 * max_bytes + CHUNKING_SLACK_BYTES
         try:
             async for chunk in content.iter_any():
@@ -68,7 +76,7 @@ class BodyReader:
                 collected += chunk
                 _check_size(len(collected), max_bytes)
                 if connection.received_bytes > most_bytes:
-                    raise MessageTooLarge(max_bytes)
+                    raise ChunksTooSmall(2 * max_bytes + CHUNKING_SLACK_BYTES)
                 if not fits:
                     raise Unavailable(TOO_MUCH_INPUT)
             return bytes(collected)

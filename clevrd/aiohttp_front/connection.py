@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from typing import Any, Final, NoReturn, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
+from clevrd.aiohttp_front.framing import (
+    CUT_SHORT,
+    MAX_LINE_BYTES,
+    NOT_HTTP,
+    TOO_LONG,
+    Framing,
+    WrongVersion,
+)
 from clevrd.config import Config
 from clevrd.errors import (
     ClevrdError,
     HeaderTooLarge,
     InvalidRequest,
+    MessageTooLarge,
     RequestTimeout,
     Unavailable,
 )
@@ -27,8 +36,9 @@ from clevrd.exchange import LINGER_S, TOO_MUCH_INPUT, Answer, Request, ResponseR
 from clevrd.fair_turns import FairTurns
 from clevrd.input_budget import InputBudget
 
-# The request line, and each header field, in bytes.
-MAX_LINE_BYTES: Final = 8_190
+# What no part of a head may hold: aiohttp's parser reports it as a fault at this place, behind the
+# requests that are whole, and its sentence tells it from a fault of the client's before it.
+_BREAK: Final = b"\0clevrd\0"
 
 # Of a read, which brings up to 256 KiB, what aiohttp is given between two looks at the time: 1.3 ms
 # where it is a body in chunks of one byte.
@@ -47,11 +57,14 @@ class FrontConnection(RequestHandler):
     __slots__ = (
         "_awaited",
         "_current",
+        "_fault",
+        "_framing",
         "_gone",
         "_handled",
         "_is_ending",
         "_is_eof_held",
         "_limit",
+        "_max_body_bytes",
         "_server",
         "_stall",
         "_unread",
@@ -74,6 +87,11 @@ class FrontConnection(RequestHandler):
         self._wants_more = True
         # The client has shut its side down behind what is not read yet.
         self._is_eof_held = False
+        self._framing = Framing()
+        # What is wrong with the last request, as far as it is not aiohttp that finds it.
+        self._fault: ClevrdError | None = None
+        # Of the request being handled, once its body is waited for.
+        self._max_body_bytes: int | None = None
         # How many requests were begun.
         self._handled = 0
         # What ends the connection unless the request under way arrives, or the client leaves.
@@ -96,13 +114,11 @@ class FrontConnection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Start the clock of a request with its first bytes."""
-        if self._is_ending:
+        if self._is_ending or self._fault is not None:
             return
         self.received_bytes += len(data)
-        if self._current is None and self._limit is None and data.strip(b"\r\n"):
-            self._limit = self._server.loop.call_later(
-                self._server.request_timeout_s, self._expire_head
-            )
+        if self._current is None and data.strip(b"\r\n"):
+            self._start_limit()
         turns = self._server.turns
         if not data:
             # aiohttp's own call.
@@ -146,11 +162,27 @@ class FrontConnection(RequestHandler):
             raise ConnectionResetError("the client has gone")
         return self.transport
 
+    def limit_body(self, max_bytes: int) -> None:
+        """Refuse the body of the request being handled as soon as its chunks say it is larger."""
+        self._max_body_bytes = max_bytes
+        self._check_declared()
+
+    def _check_declared(self) -> None:
+        limit_bytes, current = self._max_body_bytes, self._current
+        if limit_bytes is None or current is None or current.content.is_eof():
+            return
+        if self._framing.declared_bytes > limit_bytes:
+            current.content.set_exception(MessageTooLarge(limit_bytes))
+
     def end(self) -> None:
         """Note that the request has been answered."""
         self._current = None
+        self._max_body_bytes = None
         if self.has_eof:
             self._close_when_idle(self._handled, TURNS_TO_BEGIN)
+        elif self._framing.is_in_head:
+            # It has begun to arrive behind the one that was handled.
+            self._start_limit()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stop the clocks; also when the connection is handed on."""
@@ -172,7 +204,17 @@ class FrontConnection(RequestHandler):
             if start and self._server.turns.is_spent():
                 self._hold(data[start:])
                 return
-            super().data_received(data[start : start + SLICE_BYTES])
+            self._give(data[start : start + SLICE_BYTES])
+            if self._fault is not None:
+                return
+
+    def _give(self, data: bytes) -> None:
+        """Give ``data`` to aiohttp, as far as it is HTTP as it should be."""
+        passed, fault = self._framing.take(data)
+        super().data_received(passed)
+        if fault is not None:
+            self._refuse_next(fault)
+        self._check_declared()
 
     def _hold(self, data: bytes) -> None:
         """Read ``data`` in a later turn, and nothing more from the socket until then."""
@@ -243,6 +285,13 @@ class FrontConnection(RequestHandler):
         self.close()
         self.linger()
 
+    def _start_limit(self) -> None:
+        """Start the clock of a request, unless it runs."""
+        if self._limit is None:
+            self._limit = self._server.loop.call_later(
+                self._server.request_timeout_s, self._expire_head
+            )
+
     def _cancel_limit(self) -> None:
         if self._limit is not None:
             self._limit.cancel()
@@ -289,7 +338,9 @@ class FrontConnection(RequestHandler):
             self._is_eof_held = True
             return True
         self.has_eof = True
-        if self._current is None:
+        if self._framing.is_in_head:
+            self._refuse_next(InvalidRequest(CUT_SHORT))
+        elif self._current is None:
             self._close_when_idle(self._handled, TURNS_TO_BEGIN)
         else:
             _cut_short(self._current)
@@ -297,7 +348,7 @@ class FrontConnection(RequestHandler):
 
     def _close_when_idle(self, handled: int, turns: int) -> None:
         """Close unless aiohttp takes up a request that has arrived within so many turns."""
-        if self._handled > handled or self._is_ending:
+        if self._handled > handled or self._is_ending or self._fault is not None:
             return
         if turns == 0:
             self.force_close()
@@ -305,6 +356,11 @@ class FrontConnection(RequestHandler):
         self._server.loop.call_soon(self._close_when_idle, handled, turns - 1)
 
     # --- last words ------------------------------------------------------------------------------
+
+    def _refuse_next(self, fault: ClevrdError) -> None:
+        """Answer the request that is arriving with ``fault``, behind all that came before it."""
+        self._fault = fault
+        super().data_received(_BREAK)
 
     def handle_error(
         self,
@@ -317,11 +373,13 @@ class FrontConnection(RequestHandler):
         self._cancel_limit()
         if isinstance(exc, ConnectionError):
             raise ConnectionResetError("the client has gone") from exc
-        error: ClevrdError = InvalidRequest(
-            "That is not HTTP/1.1 as this server takes it (RFC 9112)."
-        )
-        if isinstance(exc, LineTooLong):
-            error = HeaderTooLarge(f"A line of the head is over {MAX_LINE_BYTES} bytes.")
+        error: ClevrdError = InvalidRequest(NOT_HTTP)
+        if self._fault is not None and repr(_BREAK)[2:-1] in str(exc):
+            error = self._fault
+        elif isinstance(exc, LineTooLong):
+            error = HeaderTooLarge(TOO_LONG)
+        if isinstance(error, WrongVersion):
+            return OwnVersion(self, self._server.last_word(error))
         return LastWord(self, self._server.refuse(error, None))
 
     def linger(self) -> asyncio.Future[None]:
@@ -354,6 +412,21 @@ class LastWord(web.Response):
     async def write_eof(self, data: bytes = b"") -> None:
         await super().write_eof(data)
         await self._connection.linger()
+
+
+class OwnVersion(web.StreamResponse):
+    """A last word in HTTP/1.1 whatever the request was in (RFC 9110 §2.5), so not aiohttp's."""
+
+    def __init__(self, connection: FrontConnection, word: bytes) -> None:
+        super().__init__()
+        self._connection = connection
+        self._word = word
+
+    async def prepare(self, request: web.BaseRequest) -> NoReturn:
+        """Write it; raising is how a handler ends aiohttp's task without a response of its own."""
+        self._connection.open_transport().write(self._word)
+        await self._connection.linger()
+        raise ConnectionResetError("refused")
 
 
 def _cut_short(http_request: web.BaseRequest) -> None:

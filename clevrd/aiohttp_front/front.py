@@ -7,6 +7,7 @@ bodies, keep-alive, error pages for what is no HTTP. What a request means is dec
 from __future__ import annotations
 
 import asyncio
+import re
 from functools import partial
 from typing import Final, cast
 
@@ -19,6 +20,7 @@ from clevrd.config import Config
 from clevrd.errors import InvalidRequest
 from clevrd.exchange import (
     HOST,
+    WHOLE_SERVER,
     Answer,
     Reply,
     Request,
@@ -30,6 +32,14 @@ from clevrd.exchange import (
 from clevrd.fair_turns import FairTurns
 from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
+
+# The absolute form of a target (RFC 9112 §3.2.2): the scheme, the authority and the rest.
+_ABSOLUTE: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)", re.ASCII | re.DOTALL)
+# An authority without userinfo, which RFC 9110 §4.2.4 has refused.
+_AUTHORITY: Final = re.compile(
+    r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?", re.ASCII
+)
+_MAX_PORT: Final = 65_535
 
 # Field lines that mean something else, or an attack, when they come twice (RFC 9110 §5.3).
 _SINGLE: Final = frozenset(
@@ -132,8 +142,8 @@ def to_request(http_request: web.BaseRequest) -> Request:
     """Return aiohttp's request as ours.
 
     Raises:
-        InvalidRequest: a field that may stand once stands twice, the target is not a path, the
-            host is not one, or the framing is not plainly HTTP/1.1's or HTTP/1.0's.
+        InvalidRequest: a field that may stand once stands twice, the target is neither a path nor
+            a URL, the host is not one, or the framing is not plainly HTTP/1.1's or HTTP/1.0's.
     """
     headers: dict[str, str] = {}
     for name, value in http_request.headers.items():
@@ -144,15 +154,40 @@ def to_request(http_request: web.BaseRequest) -> Request:
             raise InvalidRequest(f"The header {key} is sent twice; send it once.")
         else:
             headers[key] = f"{headers[key]}, {value}"
-    target = http_request.raw_path
-    if not target.startswith("/"):
-        raise InvalidRequest("The request target must be a path.")
     host = headers.get("host")
     if host and not HOST.fullmatch(host):
         raise InvalidRequest("The Host header is not a host; send a name or an address.")
+    authority, target = read_target(http_request.method, http_request.raw_path)
+    if authority is not None:
+        # RFC 9112 §3.2.2: whatever the field says.
+        headers["host"] = authority
     _check_framing(http_request.version, headers)
     is_http_1_0 = http_request.version == HttpVersion10
     return Request(http_request.method, target, headers, is_http_1_0=is_http_1_0)
+
+
+def read_target(method: str, target: str) -> tuple[str | None, str]:
+    """Return the authority that ``target`` names, None where it names none, and the path and query.
+
+    Raises:
+        InvalidRequest: it is neither a path nor an http or https URL with a sane authority.
+    """
+    if target.startswith("/") or (method == "OPTIONS" and target == WHOLE_SERVER):
+        return None, target
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None or absolute[1].lower() not in ("http", "https"):
+        raise InvalidRequest("The request target must be a path, or an http or https URL.")
+    authority = _AUTHORITY.fullmatch(absolute[2])
+    if authority is None or int(authority[1] or 0) > _MAX_PORT:
+        raise InvalidRequest(
+            "The host in the request target is not one; send a name or an address, perhaps with a"
+            " port, and no user."
+        )
+    path = absolute[3]
+    if method == "OPTIONS" and not path:
+        # RFC 9112 §3.2.4: how a proxy spells the asterisk.
+        path = WHOLE_SERVER
+    return absolute[2], path if path.startswith(("/", WHOLE_SERVER)) else f"/{path}"
 
 
 def _check_framing(version: HttpVersion, headers: dict[str, str]) -> None:

@@ -47,4 +47,6 @@ class AssetEndpoint:
     def _is_cached(self, tags: str) -> bool:
         if len(tags) > MAX_IF_NONE_MATCH_CHARS:
             return False
-        return self._etag in {tag.strip().removeprefix("W/") for tag in tags.split(",")}
+        # An asterisk is any version (RFC 9110 §13.1.2).
+        known = {tag.strip().removeprefix("W/") for tag in tags.split(",")}
+        return self._etag in known or known == {"*"}

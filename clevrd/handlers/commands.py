@@ -15,8 +15,8 @@ from clevrd.connections.multi import CommandConnection
 from clevrd.connections.subscriptions import FROM_THE_START, Manner, PatternWish
 from clevrd.core.control_frames import ErrorNotice, Pong, Position, Ref, Unsubscribed
 from clevrd.core.event_ids import read_position
-from clevrd.core.message import SocketPublish, check_publish, check_ref, check_utf8
 from clevrd.core.nesting import TOO_DEEP, is_too_deep
+from clevrd.core.message import SocketPublish, check_publish, check_ref, check_utf8, json_fault
 from clevrd.core.positions import After, Last, Wish
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest
@@ -106,8 +106,10 @@ def decode_command(payload: bytes) -> Command:
         field = _FIELD.search(str(error))
         what = f"has a wrong {field[1]}" if field else "is none"
         raise InvalidRequest(f"The command {what}; {EXPECTED}.") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"The frame is not JSON; {EXPECTED}.") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"The frame is not UTF-8; {EXPECTED}.") from error
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(f"The frame {json_fault(payload, error)}; {EXPECTED}.") from error
     check_ref(command.ref)
     if isinstance(command, Publish):
         check_publish(command)

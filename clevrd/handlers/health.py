@@ -12,7 +12,7 @@ from clevrd import __version__
 from clevrd.control.system_stats import process_memory
 from clevrd.core.message import rfc3339
 from clevrd.errors import Unavailable
-from clevrd.exchange import Answer, Request, json_answer
+from clevrd.exchange import Answer, Request, json_view
 from clevrd.hub import Hub
 
 _MIB = 1 << 20
@@ -56,7 +56,7 @@ class HealthEndpoint:
     def answer(self, request: Request, body: bytes) -> Answer:
         """Return the daemon's state."""
         tasks = len(asyncio.all_tasks())
-        return json_answer(
+        return json_view(
             HealthView(
                 status=self._status(),
                 timestamp=rfc3339(time.time_ns() // 1000),
@@ -92,7 +92,7 @@ class ProbeEndpoint:
         """Return 200, or raise Unavailable."""
         if not self._is_well():
             raise Unavailable(self._refusal)
-        return json_answer({"status": "ok"})
+        return json_view({"status": "ok"})
 
 
 def format_uptime(seconds: float) -> str:

@@ -12,7 +12,7 @@ from clevrd.control.adaptive_buffer import BufferDecision
 from clevrd.control.system_stats import ProcessFigures, process_figures
 from clevrd.core.topic_manager import Totals
 from clevrd.errors import InvalidRequest
-from clevrd.exchange import Answer, Request
+from clevrd.exchange import JSON, NOT_STORED, Answer, Request
 from clevrd.hub import Hub
 from clevrd.metrics import (
     DEFAULT_TOPICS,
@@ -106,7 +106,8 @@ class MetricsEndpoint:
             rows.append(_encode(views)[1:-1])
         summary = _encode(self._summary(messages, slow))
         yield
-        return Answer(200, summary.replace(_NO_TOPICS, b'"topics":[%b]' % b",".join(rows), 1))
+        body = summary.replace(_NO_TOPICS, b'"topics":[%b]' % b",".join(rows), 1)
+        return Answer(200, body, JSON, NOT_STORED)
 
     def _summary(self, messages: Totals, slow_subscribers: int) -> MetricsView:
         """Return everything but the topics, whose list is empty."""

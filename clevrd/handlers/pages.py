@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 
 from clevrd import __version__
-from clevrd.exchange import HTML, TEXT, Answer, Request
+from clevrd.exchange import HTML, NOT_STORED, TEXT, Answer, Request
 
 _TEXT = """clevrd {version}: publish JSON over HTTP, receive it over WebSocket or streams.
 
@@ -63,5 +63,5 @@ class HomeEndpoint:
         host = request.headers.get("host", "localhost:8080")
         text = _TEXT.format(version=__version__, url=f"http://{host}", ws_url=f"ws://{host}")
         if "text/html" in request.headers.get("accept", ""):
-            return Answer(200, _PAGE.format(text=html.escape(text)).encode(), HTML)
-        return Answer(200, text.encode(), TEXT)
+            return Answer(200, _PAGE.format(text=html.escape(text)).encode(), HTML, NOT_STORED)
+        return Answer(200, text.encode(), TEXT, NOT_STORED)

@@ -21,7 +21,7 @@ from clevrd.core.positions import After, Start, Wish, start_of
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest
-from clevrd.exchange import Answer, json_answer
+from clevrd.exchange import NOT_STORED, Answer, json_view
 from clevrd.handlers.options import single_option
 from clevrd.hub import Hub
 
@@ -32,8 +32,6 @@ MAX_TIMEOUT_S: Final = 60.0
 # What one answer holds at most, but for a single larger message: 10 ms of work at 300 MB/s.
 POLL_MAX_MESSAGES: Final = 1_000
 POLL_MAX_BYTES: Final = 1_048_576
-
-NOT_STORED: Final = (("Cache-Control", "no-store"),)
 
 # HEAD reads nothing, and so counts as nothing.
 POLL_HEAD: Final = Answer(200, b"", headers=NOT_STORED)
@@ -291,4 +289,4 @@ def poll_answer(topic: Topic, start: Start, upto: int, payloads: Iterable[bytes]
         recovered=start.is_recovered,
         gap=start.gap,
     )
-    return Answer(200, json_answer(view).body, headers=NOT_STORED)
+    return json_view(view)

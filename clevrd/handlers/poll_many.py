@@ -28,8 +28,8 @@ from clevrd.core.patterns import Words, parse_pattern
 from clevrd.core.positions import Wish, check_wish, start_of
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest
-from clevrd.exchange import Answer, json_answer
-from clevrd.handlers.poll import NOT_STORED, POLL_MAX_BYTES, POLL_MAX_MESSAGES, PollReader, Polls
+from clevrd.exchange import Answer, json_view
+from clevrd.handlers.poll import POLL_MAX_BYTES, POLL_MAX_MESSAGES, PollReader, Polls
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
 
@@ -256,7 +256,7 @@ class ManyPoll:
             recovered=self._is_resumed and all(place.is_recovered for place in places),
             gaps=self._gaps,
         )
-        self.answer.set_result(Answer(200, json_answer(view).body, headers=NOT_STORED))
+        self.answer.set_result(json_view(view))
 
     def _leave(self) -> None:
         """Be no subscriber any more. Idempotent."""

@@ -11,7 +11,14 @@ from typing import Final
 import msgspec
 
 from clevrd.config import Config
-from clevrd.core.message import EXPECTED_BODY, PublishRequest, decode_publish, json_fault
+from clevrd.core.message import (
+    BEGINS_WITH_BOM,
+    BOM,
+    EXPECTED_BODY,
+    PublishRequest,
+    decode_publish,
+    json_fault,
+)
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest, MessageTooLarge
 from clevrd.exchange import Answer, Failure, Request, failure_of, json_answer
@@ -138,6 +145,8 @@ def split_batch(body: bytes) -> list[bytes]:
     Raises:
         InvalidRequest: there is none, there are too many, or the array is no JSON.
     """
+    if body.startswith(BOM) and body[len(BOM) : _MAX_LEAD_BYTES].lstrip().startswith(b"["):
+        raise InvalidRequest(f"The batch {BEGINS_WITH_BOM}.")
     is_array = body[:_MAX_LEAD_BYTES].lstrip().startswith(b"[")
     items = _array_items(body) if is_array else _lines(body)
     if not items:

@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from clevrd.errors import MethodNotAllowed, NotFound
-from clevrd.exchange import Endpoint, Request
+from clevrd.exchange import WHOLE_SERVER, Answer, Endpoint, Request
 
 Routes = Mapping[str, Mapping[str, Endpoint]]
 
 
 class PathRouter:
-    """Routes of the form path -> method -> endpoint; HEAD is answered wherever GET is."""
+    """Routes of the form path -> method -> endpoint.
+
+    HEAD is answered wherever GET is, and OPTIONS everywhere (RFC 9110 §9.3.7).
+    """
 
     def __init__(self, routes: Routes) -> None:
         self._routes = {path: _with_head(methods) for path, methods in routes.items()}
+        self._options = {
+            path: OptionsEndpoint(tuple(methods)) for path, methods in self._routes.items()
+        }
+        every = dict.fromkeys(method for methods in self._routes.values() for method in methods)
+        self._options[WHOLE_SERVER] = OptionsEndpoint(tuple(every))
 
     def find(self, request: Request) -> Endpoint:
         """Return what answers ``request``.
@@ -23,6 +31,8 @@ class PathRouter:
             NotFound: no such path.
             MethodNotAllowed: the path exists, the method does not.
         """
+        if request.method == "OPTIONS" and request.path in self._options:
+            return self._options[request.path]
         methods = self._routes.get(request.path)
         if methods is None:
             raise NotFound("No such path; see / for those there are.")
@@ -30,6 +40,22 @@ class PathRouter:
         if endpoint is None:
             raise MethodNotAllowed(request.method, request.path, tuple(methods))
         return endpoint
+
+
+class OptionsEndpoint:
+    """Says which methods a path takes."""
+
+    max_body_bytes = 0
+
+    def __init__(self, methods: tuple[str, ...]) -> None:
+        self._answer = Answer(204, b"", "", (("Allow", ", ".join((*methods, "OPTIONS"))),))
+
+    def admit(self, request: Request) -> None:
+        """Refuse nothing."""
+
+    def answer(self, request: Request, body: bytes) -> Answer:
+        """Return the methods."""
+        return self._answer
 
 
 def _with_head(methods: Mapping[str, Endpoint]) -> dict[str, Endpoint]:

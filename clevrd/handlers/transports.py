@@ -12,7 +12,7 @@ from typing import Final
 from clevrd.core.control_frames import ErrorNotice
 from clevrd.core.wire_forms import NDJSON, NDJSON_BARE, SSE, SSE_BARE, ServerSentEvents, StreamForm
 from clevrd.errors import RetryLater
-from clevrd.exchange import Answer, Request
+from clevrd.exchange import NOT_STORED, Answer, Request
 
 # When an EventSource is to come back after a connection that broke: at 2,000 a second, half of what
 # one core takes, 10,000 of them would take 5 s. Browsers' own, 3 to 5 s, is the same for all.
@@ -77,5 +77,5 @@ def events_refusal(error: RetryLater) -> Answer:
     wait_ms = int(error.retry_after_s * 1000) + secrets.randbelow(RETRY_SPREAD_MS)
     notice = ErrorNotice(error.code, str(error), error.retryable)
     events = SSE.retry(wait_ms) + SSE.control(notice, b"", None)
-    headers = (("Cache-Control", "no-store"), *error.headers())
+    headers = (*NOT_STORED, *error.headers())
     return Answer(200, events, SSE.content_type, headers)

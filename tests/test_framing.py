@@ -1,0 +1,151 @@
+"""Framing: where requests begin and end, whatever the pieces; what is refused, and where.
+
+That it agrees with aiohttp's parser is test_raw_and_aiohttp_agree.py's, over real sockets.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from http_corpus import CHUNKED, CORPUS
+from http_wire import chunked, get, post, split_each
+
+from clevrd.aiohttp_front.framing import MAX_LINE_BYTES, Framing, line_fault
+from clevrd.errors import ClevrdError, HeaderTooLarge, InvalidRequest
+
+BODY = b'{"topic":"t","data":1}'
+
+
+def taken(pieces: Sequence[bytes]) -> tuple[bytes, str]:
+    """Return all that is passed on of ``pieces``, and the sentence of the first fault, if any."""
+    framing = Framing()
+    passed = b""
+    for piece in pieces:
+        some, fault = framing.take(piece)
+        passed += some
+        if fault is not None:
+            return passed, str(fault)
+    return passed, ""
+
+
+@pytest.mark.parametrize("sent", [sent for _, sent in CORPUS], ids=range(1, len(CORPUS) + 1))
+def test_pieces_do_not_matter(sent: bytes) -> None:
+    """The same fault, and the same is passed on of what comes before it."""
+    source = random.Random(sent)  # noqa: S311  # not a secret
+    sent = sent[:3_000]
+    whole, fault = taken([sent])
+
+    for _ in range(5):
+        cuts = sorted(source.sample(range(len(sent) + 1), min(len(sent), 12)))
+        passed, same_fault = taken(split_each(sent, cuts))
+
+        assert same_fault == fault
+        assert passed == whole or (fault and whole.startswith(passed[: len(whole)]))
+    if not fault:
+        # A line that is not whole yet is held.
+        assert sent.startswith(whole)
+        assert b"\r\n" not in sent[len(whole) :].strip(b"\r\n")
+
+
+MIXED = b"1\r\n{\r\n0F;x=y\r\n%b\r\nf\r\n%bx\r\n0\r\n\r\n" % (b"x" * 15, b"\r\n" * 7)
+REQUESTS = {
+    "plain": post(BODY),
+    "none": get("/"),
+    "empty": post(b"", length="0"),
+    "chunked": post(chunked(BODY, 7), CHUNKED, length=None),
+    "ones": post(chunked(BODY, 1), CHUNKED, length=None),
+    "mixed": post(MIXED, CHUNKED, length=None),
+    "trailers": post(chunked(BODY, 7, trailer=b"A: b\r\nC: d\r\n"), CHUNKED, length=None),
+    "empty lines": b"\r\n\r\n" + post(BODY),
+}
+
+
+@pytest.mark.parametrize("first", REQUESTS)
+@pytest.mark.parametrize("second", REQUESTS)
+def test_fault_behind_whole_requests_is_found(first: str, second: str) -> None:
+    """So it knows where each of them ends, also one byte at a time; and all of them pass."""
+    before = REQUESTS[first] + REQUESTS[second]
+    sent = before + b"GET  / HTTP/1.1\r\n"
+
+    for pieces in (
+        [sent],
+        [before, sent[len(before) :]],
+        [sent[at : at + 1] for at in range(len(sent))],
+    ):
+        passed, fault = taken(pieces)
+
+        assert passed == before
+        assert "is not HTTP/1.1" in fault
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        post(BODY, "Transfer-Encoding: gzip", length=None),
+        post(BODY, CHUNKED),
+        post(BODY, "Content-Length: 5"),
+        post(BODY, length="x"),
+        post(BODY, "Upgrade: websocket"),
+        b"CONNECT test:80 HTTP/1.1\r\nHost: test\r\n\r\n",
+        post(b"zz\r\n", CHUNKED, length=None),
+    ],
+)
+def test_what_it_cannot_follow_passes(sent: bytes) -> None:
+    """aiohttp refuses that, or the bytes behind it are no HTTP."""
+    behind = b"GET  / HTTP/1.1\r\n\r\n" * 3
+
+    assert taken([sent, behind, behind]) == (sent + behind + behind, "")
+
+
+def test_nothing_is_kept_of_long_lines() -> None:
+    """A line is held up to its limit, whatever state it comes in, and then refused."""
+    for begin in (b"GET /", b"GET / HTTP/1.1\r\nX: "):
+        framing = Framing()
+        framing.take(begin)
+        fault: ClevrdError | None = None
+        sent = 0
+        while fault is None and sent < 2 * MAX_LINE_BYTES:
+            _, fault = framing.take(b"a" * 1_000)
+            sent += 1_000
+        assert isinstance(fault, HeaderTooLarge)
+        assert sent <= MAX_LINE_BYTES + 1_000
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"GET / HTTP/1.1", None),
+        (b"get /?a#b HTTP/1.0", None),
+        (b"OPTIONS * HTTP/1.1", None),
+        (b"GET  / HTTP/1.1", "is not HTTP/1.1"),
+        (b"GET /  HTTP/1.1", "is not HTTP/1.1"),
+        (b"GET / HTTP/1.1 ", "is not HTTP/1.1"),
+        (b" GET / HTTP/1.1", "is not HTTP/1.1"),
+        (b"GET\t/ HTTP/1.1", "is not HTTP/1.1"),
+        (b"GET /", "is not HTTP/1.1"),
+        (b"GET", "is not HTTP/1.1"),
+        (b"GET / http/1.1", "is not HTTP/1.1"),
+        (b"GET / HTTP/1.11", "is not HTTP/1.1"),
+        (b"A" * 25 + b" / HTTP/1.1", "is not HTTP/1.1"),
+        (b"GET /\x7f HTTP/1.1", "is not HTTP/1.1"),
+        ("GET /é HTTP/1.1".encode(), "percent-encode"),
+        ("GET é HTTP/1.1".encode(), "percent-encode"),
+        (b"GET / HTTP/2.0", "Only HTTP/1.1 and HTTP/1.0"),
+        (b"GET / HTTP/0.9", "Only HTTP/1.1 and HTTP/1.0"),
+    ],
+)
+def test_request_line(line: bytes, words: str | None) -> None:
+    """RFC 9112 §3: a method, a target and a version with one space between, and nothing else."""
+    fault = line_fault(line, is_whole=True)
+
+    assert (fault is None) == (words is None)
+    if words is not None:
+        assert words in str(fault)
+        assert isinstance(fault, InvalidRequest)
+
+
+def test_what_can_never_be_a_request_is_refused_at_its_first_byte() -> None:
+    """A TLS greeting has no line end to wait for."""
+    assert Framing().take(b"\x16\x03\x01\x02\x00")[1] is not None
