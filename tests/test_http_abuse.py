@@ -19,9 +19,11 @@ from http_corpus import CHUNKED, hostile
 from http_wire import Response, Steady, ask, chunked, get, post, read_response, responses, talk
 from streams import EVENTS, LINES, open_stream
 
+from clevrd.config import Config
 from clevrd.raw_http import MAX_LINGERING, MAX_PROBES
 
 MIB = 1 << 20
+LIMIT = Config().max_message_bytes
 BODY = b'{"topic":"t","data":1}'
 OK = post(BODY)
 LIVE = get("/health/live")
@@ -260,7 +262,7 @@ async def test_idle_connection_is_closed_without_a_word(impatient: Daemon) -> No
 # --- size ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [MIB + 1, 3 * MIB, 12 * MIB])
+@pytest.mark.parametrize("size", [LIMIT + 1, 3 * MIB, 12 * MIB])
 async def test_client_that_sends_too_much_can_read_why(daemon: Daemon, size: int) -> None:
     """It sends all of its body before it reads: a 413 then, not a reset."""
     sent = [post(b"", length=str(size)), *[b" " * MIB] * (size // MIB), b" " * (size % MIB)]
@@ -375,7 +377,7 @@ async def test_empty_lines_are_no_head(daemon: Daemon) -> None:
 
 async def test_body_may_not_be_mostly_framing(daemon: Daemon) -> None:
     """A mebibyte is allowed, but not in chunks of one byte: six times that on the wire."""
-    body = b'{"topic":"t","data":"%b"}' % (b"x" * (MIB - 100))
+    body = b'{"topic":"t","data":"%b"}' % (b"x" * (LIMIT - 100))
 
     in_ones = await ask(daemon.port, post(b"1\r\n \r\n" * MIB, CHUNKED, length=None))
     in_hundreds = await ask(daemon.port, post(chunked(body, 100), CHUNKED, length=None))

@@ -13,12 +13,14 @@ from clients import small_socket, subscribe, upgrade_request
 from daemons import Daemon, running, until
 from http_wire import Steady, ask, chunked, get, post, read_response, responses, talk
 
+from clevrd.config import Config
 from clevrd.control.adaptive_throttler import ThrottleSample
 from clevrd.core.message import PublishRequest
 from clevrd.core.topic import Topic
 from clevrd.hub import Published
 
 MIB = 1 << 20
+LIMIT = Config().max_message_bytes
 OK = post('{"topic":"t","data":1}')
 BODY = '{"topic":"fresh","data":1}'
 
@@ -111,14 +113,14 @@ BAD_INPUT = {
         "unsupported_media_type",
     ),
     "declared too large": Bad(
-        post("", length=str(MIB + 1)), "send less, or raise", 413, "message_too_large"
+        post("", length=str(LIMIT + 1)), "send less, or raise", 413, "message_too_large"
     ),
     "too large": Bad(
         post('{"topic":"fresh","data":"' + "x" * MIB + '"}'), "send less", 413, "message_too_large"
     ),
     "too large in chunks": Bad(
-        post(chunked(b" " * (MIB + 1), 65_536), "Transfer-Encoding: chunked", length=None),
-        "larger than 1048576 bytes",
+        post(chunked(b" " * (LIMIT + 1), 65_536), "Transfer-Encoding: chunked", length=None),
+        "larger than 1040384 bytes",
         413,
         "message_too_large",
     ),
