@@ -372,8 +372,9 @@ async def _publish_one(client: Client, topic: str, data_json: bytes, key: str | 
             f"{error} The data is JSON; a text stands in quotes: '\"hello\"'"
         ) from None
     fields = msgspec.structs.asdict(answer).items()
-    # What an older server does not tell, and what is not so, is left out.
+    # What an older server does not tell, and what is not so, is left out; warnings are logged.
     told = {name: value for name, value in fields if value is not None and value is not False}
+    del told["warnings"]
     _print(msgspec.json.encode(told).decode())
     return 0
 

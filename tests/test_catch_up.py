@@ -120,7 +120,7 @@ async def test_live_reader_whose_write_fails_does_not_stop_the_others() -> None:
     assert [reader.is_joined for reader in readers] == [True, False, True]
     assert (hub.subscribers, topic.subscribers, hub.counters.background_errors) == (2, 2, 1)
     assert len(sinks[0].writes) == len(sinks[2].writes) == 3
-    totals = hub.topics.totals()
+    totals = totals_of(hub.topics)
     assert totals.offered == totals.delivered + totals.discarded == 7
 
 

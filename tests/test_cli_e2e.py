@@ -185,6 +185,18 @@ def test_subscribe_survives_a_restart_of_the_daemon() -> None:
     assert "Traceback" not in told
 
 
+def test_warnings_of_the_server_are_on_standard_error(daemon: DaemonProcess) -> None:
+    """A topic that looks like a pattern is subscribed as it is, and told; the output is as ever."""
+    at = ("--url", daemon.url)
+    published = clevrd("publish", "warned.*", "1", *at)
+    printed = clevrd("subscribe", "warned.*", "--count", "1", *at)
+
+    assert "warnings" not in json.loads(published.stdout)
+    assert json.loads(printed.stdout)["data"] == 1
+    assert printed.stderr.startswith("clevrd: The topic 'warned.*' is taken as a name")
+    assert printed.stderr.count("\n") == 1
+
+
 def test_everything_works_over_a_unix_socket(tmp_path: Path) -> None:
     """The same commands with unix: as the URL; the socket of a killed daemon is no obstacle."""
     url = f"unix:{tmp_path / 'clevrd.sock'}"

@@ -311,6 +311,68 @@ async def test_example_page_works(browser: Browser, tmp_path: Path) -> None:
             await until_page(page, """events.textContent === '{"hello":1}\\n'""")
 
 
+# --- names that are misspelt ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "meant"),
+    [
+        ("new Clevrd(undefined, { Tenant: 'a' })", "Tenant", "tenant"),
+        ("await client.subscribe('t', { polcy: 'x' }).next()", "polcy", "policy"),
+        ("await client.subscribe('t', { pattern: [] }).next()", "pattern", "patterns"),
+        ("await client.subscribe('t', { on_status: 1 }).next()", "on_status", "onStatus"),
+        ("await client.publish('t', 1, { idempotency_key: 'k' })", "idempotency_key", ""),
+        ("await client.publishBatch([{ topicc: 't' }])", "topicc", "topic"),
+        ("client.publishStream({ maxInFligth: 1 })", "maxInFligth", None),
+        ("client.publishStream({ maxInflight: 1 })", "maxInflight", "maxInFlight"),
+        ("await client.publishStream().publish('t', 1, { Key: 1 })", "Key", "key"),
+        ("await client.publish('t', 1, { source: 1 })", "source", None),
+    ],
+)
+async def test_misspelt_option_is_a_type_error(
+    browser: Browser, call: str, name: str, meant: str | None
+) -> None:
+    """It names the one that was meant; what is near to none goes to the server as it is."""
+    script = f"""
+        const {{ Clevrd }} = await import("/clevrd.js");
+        const client = new Clevrd();
+        try {{ {call}; }} catch (error) {{ return [error.name, error.message]; }}
+    """
+    async with running() as daemon, page_at(browser, daemon.url) as page:
+        found = await in_page(page, script)
+
+    if meant is None:
+        assert found is None
+    else:
+        assert found == ["TypeError", f"{name} is no option, {meant or 'idempotencyKey'} is."]
+
+
+async def test_warnings_of_the_server_are_told_on_the_console(browser: Browser) -> None:
+    """Of a subscription, a publish, an item of a batch and a message of a stream."""
+    script = """
+        const { Clevrd } = await import("/clevrd.js");
+        const client = new Clevrd();
+        const leaving = new AbortController();
+        const onStatus = ({ status }) => status === "open" && client.publish("a.*", 1);
+        for await (const _ of client.subscribe("a.*", { last: 1, strategy: 'x', onStatus })) break;
+        await client.publish("t", 1, { Ke_y: 1 }).catch(() => {});
+        const answer = await client.publish("t", 1, { content: 1 });
+        await client.publishBatch([{ topic: "t", data: 1, subject: 1 }]);
+        return answer.warnings ?? null;
+    """
+    texts: list[str] = []
+    async with running() as daemon, page_at(browser, daemon.url) as page:
+        page.on("console", lambda message: texts.append(f"{message.type}: {message.text}"))
+        answered = await in_page(page, script)
+        await until(lambda: len(texts) >= 2)
+
+    # Other words for what is there are a publisher's own fields.
+    assert answered is None
+    assert [text for text in texts if "'strategy' is not known" in text]
+    assert [text for text in texts if "'a.*' is taken as a name" in text]
+    assert all(text.startswith("warning: ") for text in texts)
+
+
 # --- several topics ------------------------------------------------------------------------------
 
 

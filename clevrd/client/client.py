@@ -200,7 +200,7 @@ class Client:
             topics = (topic, *topics)
         options = {"policy": policy, "buffer": buffer, "last": last, "since": since}
         given = {name: value for name, value in options.items() if value is not None}
-        feed = feed_of(topics, patterns, given, position, positions)
+        feed = feed_of(topics, patterns, given, position, positions, self._session.warn)
         return Subscription(self._session, feed, self._clockwork, reconnect=reconnect)
 
     async def _publish(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from clevrd.client.many_topics import ManyTopics
@@ -75,11 +75,13 @@ def feed_of(
     options: Mapping[str, str | int],
     position: Position | None,
     positions: Mapping[str, Position] | None,
+    warn: Callable[[Iterable[str]], None],
 ) -> Feed:
     """Return the feed of these topics and patterns.
 
     Args:
         options: ``policy``, ``buffer``, ``last`` and ``since``, as far as they were given.
+        warn: hears what the server warns of.
 
     Raises:
         ValueError: there is none, or one twice; or it is said in two ways where to begin.
@@ -91,10 +93,10 @@ def feed_of(
             "last, since, position and positions each say where to begin; give one of them."
         )
     if len(topics) == 1 and not patterns:
-        return OneTopic(topics[0], options, position or (positions or {}).get(topics[0]))
+        return OneTopic(topics[0], options, position or (positions or {}).get(topics[0]), warn)
     if position is not None:
         raise ValueError("position is for one topic without patterns; give positions, by topic.")
-    return ManyTopics(topics, patterns, options, positions)
+    return ManyTopics(topics, patterns, options, positions, warn)
 
 
 def _checked(topics: Sequence[str], patterns: Iterable[str]) -> tuple[str, ...]:

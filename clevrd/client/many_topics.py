@@ -6,7 +6,7 @@ Each topic has a greeting, offsets and gaps of its own. Shapes: docs/wire.md.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from clevrd.client.errors import BadAnswer
@@ -41,6 +41,7 @@ class ManyTopics:
     Args:
         options: ``policy``, ``buffer``, ``last`` and ``since``, as far as they were given.
         positions: where an earlier subscription ended; None where there was none.
+        warn: hears what the server warns of.
     """
 
     path = "/ws"
@@ -52,7 +53,9 @@ class ManyTopics:
         patterns: Sequence[str],
         options: Mapping[str, str | int],
         positions: Mapping[str, Position] | None,
+        warn: Callable[[Iterable[str]], None],
     ) -> None:
+        self._warn = warn
         self.name = ",".join((*topics, *patterns))
         self._topics = topics
         self._beginning = {name: options[name] for name in ("last", "since") if name in options}
@@ -167,6 +170,7 @@ class ManyTopics:
                 self._begin_topic(frame)
             case Watching() if frame.pattern in self._has_begun:
                 self._has_begun[frame.pattern] = True
+                self._warn(frame.warnings)
                 # What is not whole from here on begins with a gap.
                 self._resumed.add(frame.pattern)
                 self._answered(frame.ref)
@@ -187,6 +191,7 @@ class ManyTopics:
             or greeting.pattern in self._resumed
             or "since" in self._beginning
         )
+        self._warn(greeting.warnings)
         tracker.greet(greeting, is_resumed=is_resumed)
         self._answered(greeting.ref)
 

@@ -5,7 +5,7 @@ Works with servers without control frames too. Shapes: docs/wire.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from clevrd.client.errors import BadAnswer
@@ -31,6 +31,7 @@ class OneTopic:
 
     Args:
         options: ``policy``, ``buffer``, ``last`` and ``since``, as far as they were given.
+        warn: hears what the server warns of.
     """
 
     path = "/subscribe"
@@ -38,8 +39,13 @@ class OneTopic:
     is_full = False
 
     def __init__(
-        self, topic: str, options: Mapping[str, str | int], position: Position | None
+        self,
+        topic: str,
+        options: Mapping[str, str | int],
+        position: Position | None,
+        warn: Callable[[Iterable[str]], None],
     ) -> None:
+        self._warn = warn
         self.name = self.only_topic = topic
         self._query = {"topic": topic, **{name: str(value) for name, value in options.items()}}
         self._tracker = Tracker(topic, position)
@@ -90,6 +96,7 @@ class OneTopic:
         greeting = read_control(text)
         if not isinstance(greeting, Subscribed):
             raise BadAnswer("The server did not begin with a position.")
+        self._warn(greeting.warnings)
         self._tracker.greet(greeting, is_resumed=self._is_resumed)
         self._epoch = greeting.epoch
         self.is_greeted = True

@@ -339,6 +339,7 @@ class Publisher:
         if isinstance(result, Published):
             self._last_taken_s = self._clock()
             self._attempt = 0
+            self._session.warn(result.warnings)
             self._settle(ref, result)
         else:
             self._refuse(ref, result.as_error())

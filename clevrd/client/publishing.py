@@ -92,6 +92,7 @@ class HttpPublisher:
                 raise self._session.not_clevrd(200) from error
             else:
                 self._repeats.settle(copies, answer)
+                self._session.warn(answer.warnings)
                 return answer
 
     async def publish_batch(
@@ -131,6 +132,8 @@ class HttpPublisher:
             for index, answer in zip(waiting, answers, strict=True):
                 results[index] = answer
                 self._repeats.settle(copies, answer)
+                if isinstance(answer, Published):
+                    self._session.warn(answer.warnings)
             copies = 0
             refused = {index: result for index in waiting if is_transient(result := results[index])}
             if len(refused) < len(waiting):

@@ -6,8 +6,9 @@ The only module that knows aiohttp's client. Nothing is repeated here.
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any, Final
 
@@ -42,6 +43,11 @@ MAX_ANSWER_BYTES: Final = 65_536
 # Statuses that time heals and that a proxy may send without a body of ours.
 _TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
 
+# Sentences of the server that are logged; more of them are more of the same.
+_MAX_WARNED: Final = 100
+
+log = logging.getLogger("clevrd.client")
+
 Socket = aiohttp.ClientWebSocketResponse[Any]
 TEXT: Final = aiohttp.WSMsgType.TEXT
 
@@ -74,6 +80,8 @@ class Session:
         # True once the server has answered anything: then a failed connection is an outage, not
         # a wrong URL, and worth waiting for.
         self.was_reached = False
+        # What the server has warned of and was logged; at most _MAX_WARNED.
+        self._warned: set[str] = set()
         # Nothing is opened any more; subscriptions end.
         self.is_closed = False
         # WebSockets that are to be closed, by who opened them or with the session.
@@ -81,6 +89,13 @@ class Session:
         self._closing: set[asyncio.Task[None]] = set()
         # What is still to be sent over a WebSocket; ends with it.
         self._sending: dict[Socket, asyncio.Task[None]] = {}
+
+    def warn(self, warnings: Iterable[str]) -> None:
+        """Log what the server warns of, each sentence once."""
+        for sentence in warnings:
+            if sentence not in self._warned and len(self._warned) < _MAX_WARNED:
+                self._warned.add(sentence)
+                log.warning("%s", sentence)
 
     def open(self) -> None:
         """Be ready for requests; connects nowhere yet."""

@@ -107,6 +107,7 @@ class Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"
     pattern: str | None = None
     # The command that this answers.
     ref: int | str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Watching(msgspec.Struct, frozen=True, tag_field="type", tag="watching"):
@@ -114,6 +115,7 @@ class Watching(msgspec.Struct, frozen=True, tag_field="type", tag="watching"):
 
     pattern: str
     ref: int | str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Forgotten(msgspec.Struct, frozen=True, tag_field="type", tag="forgotten"):
@@ -140,6 +142,8 @@ class Published(msgspec.Struct, frozen=True):
     slow: int | None = None
     # The server had this message already, by its idempotency key: this is its first answer.
     repeated: bool = False
+    # What of the publish the server ignored and finds misspelt; sentences for people, also logged.
+    warnings: tuple[str, ...] = ()
 
     @property
     def knows_keys(self) -> bool:

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from email.utils import formatdate
 from typing import Final
 
+import msgspec
+
 from clevrd.connections.subscriptions import Manner
 from clevrd.connections.websocket import RESTARTING, WebSockets, unsent_bytes_of
 from clevrd.core.client_frames import POLICY_VIOLATION
-from clevrd.core.control_frames import Control, ErrorNotice, GoingAway, Position
+from clevrd.core.control_frames import Control, ErrorNotice, GoingAway, Position, Warnings
 from clevrd.core.gap_log import GapLog
 from clevrd.core.positions import Wish
 from clevrd.core.subscriber import Subscriber
@@ -36,14 +38,15 @@ _SENTENCES: Final = {
 }
 
 
-def stream_head(form: StreamForm) -> bytes:
+def stream_head(form: StreamForm, fields: tuple[tuple[str, str], ...] = ()) -> bytes:
     """Return the head of a response in ``form``; the connection is of no use after it."""
+    own = "".join(f"{name}: {value}\r\n" for name, value in fields)
     return (
         "HTTP/1.1 200 OK\r\n"
         f"Content-Type: {form.content_type}\r\n"
         "Cache-Control: no-cache, no-transform\r\n"
         # nginx buffers responses unless it is asked not to.
-        "X-Accel-Buffering: no\r\n"
+        f"X-Accel-Buffering: no\r\n{own}"
         "Server: clevrd\r\n"
         f"Date: {formatdate(usegmt=True)}\r\n"
         + ("Transfer-Encoding: chunked\r\n" if form.is_chunked else "")
@@ -203,15 +206,16 @@ class TopicStream(Stream):
         gaps = GapLog(topic.name) if manner.has_control else None
         self.reader = Subscriber(self, manner.strategy, manner.wanted_window, gaps, form=form)
 
-    def begin(self, wish: Wish, early_data: bytes) -> None:
+    def begin(self, wish: Wish, early_data: bytes, warnings: Warnings = msgspec.UNSET) -> None:
         """Take over the transport, deliver what is wished of the past and then what comes.
 
         Args:
             wish: where to begin.
             early_data: what was received behind the request.
+            warnings: what its client is told with where it begins.
         """
         self.take_over()
-        self._hub.subscribe(self.topic, self.reader, wish)
+        self._hub.subscribe(self.topic, self.reader, wish, warnings=warnings)
         if early_data:
             self.data_received(early_data)
 

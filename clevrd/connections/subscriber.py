@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+import msgspec
+
 from clevrd.connections.websocket import (
     BUDGET_FRAMES,
     WebSocketConnection,
     WebSockets,
 )
 from clevrd.core.client_frames import POLICY_VIOLATION, ClientFrames
-from clevrd.core.control_frames import GoingAway, Position, control_frame
+from clevrd.core.control_frames import GoingAway, Position, Warnings, control_frame
 from clevrd.core.gap_log import GapLog
 from clevrd.core.positions import Wish
 from clevrd.core.subscriber import DropStrategy, Subscriber
@@ -77,15 +79,16 @@ class SubscriberConnection(ReceivingConnection):
         gaps = GapLog(topic.name) if has_control else None
         self.reader = Subscriber(self, strategy, wanted_window, gaps)
 
-    def begin(self, wish: Wish, early_data: bytes) -> None:
+    def begin(self, wish: Wish, early_data: bytes, warnings: Warnings = msgspec.UNSET) -> None:
         """Take over the transport, deliver what is wished of the past and then what comes.
 
         Args:
             wish: where to begin.
             early_data: what was received behind the handshake.
+            warnings: what its client is told with where it begins.
         """
         self._sockets.add(self)
-        self._hub.subscribe(self.topic, self.reader, wish)
+        self._hub.subscribe(self.topic, self.reader, wish, warnings=warnings)
         if early_data:
             self.data_received(early_data)
 

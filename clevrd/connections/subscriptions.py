@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from clevrd.core.control_frames import Forgotten, Position, Ref, Watching
+from clevrd.core.control_frames import Forgotten, Position, Ref, Warnings, Watching
 from clevrd.core.event_ids import EventIds
 from clevrd.core.gap_log import GapLog
 from clevrd.core.patterns import Words, matches, parse_pattern
@@ -81,6 +81,8 @@ class SubscribeOptions(msgspec.Struct, frozen=True):
     # Pattern -> where to begin.
     patterns: dict[str, PatternWish]
     manner: Manner
+    # What its client is told with the first notice.
+    warnings: Warnings = msgspec.UNSET
 
 
 def ids_of(wanted: SubscribeOptions) -> EventIds:
@@ -111,6 +113,7 @@ class Watch:
         "ref",
         "refused",
         "text",
+        "warnings",
         "words",
     )
 
@@ -121,10 +124,13 @@ class Watch:
         manner: Manner,
         wishes: PatternWish,
         ref: Ref,
+        warnings: Warnings,
     ) -> None:
         self.text = text
         # What the command that asked for it is called.
         self.ref = ref
+        # What its client is told when all has been found.
+        self.warnings = warnings
         self.words: Words = parse_pattern(text)
         self.manner = manner
         # Told once for each kind of refusal that a topic is missing.
@@ -210,14 +216,24 @@ class Subscriptions:
 
     def begin(self, wanted: SubscribeOptions) -> None:
         """Subscribe to what was asked for on a URL, which was checked."""
+        warnings = wanted.warnings
         for name, wish in wanted.topics.items():
-            self.subscribe(name, wanted.manner, wish)
+            self.subscribe(name, wanted.manner, wish, warnings=warnings)
+            warnings = msgspec.UNSET
         for text, wishes in wanted.patterns.items():
-            self.watch(text, wanted.manner, wishes)
+            self.watch(text, wanted.manner, wishes, warnings=warnings)
+            warnings = msgspec.UNSET
 
     # --- topics ----------------------------------------------------------------------------------
 
-    def subscribe(self, name: str, manner: Manner, wish: Wish, ref: Ref = msgspec.UNSET) -> None:
+    def subscribe(
+        self,
+        name: str,
+        manner: Manner,
+        wish: Wish,
+        ref: Ref = msgspec.UNSET,
+        warnings: Warnings = msgspec.UNSET,
+    ) -> None:
         """Subscribe to the topic ``name``, made now if it is missing.
 
         Does nothing for a connection that has ended, as a reader of it would stay for ever.
@@ -233,7 +249,7 @@ class Subscriptions:
         self._check_room()
         topic = self._hub.topic(self._tenant, name)
         check_wish(topic, wish)
-        self._join(topic, manner, wish, None, ref)
+        self._join(topic, manner, wish, None, ref, warnings)
 
     def unsubscribe(self, name: str) -> dict[str, Position]:
         """End the subscription of a topic that was named; return where it was.
@@ -268,6 +284,7 @@ class Subscriptions:
         manner: Manner,
         wishes: PatternWish,
         ref: Ref = msgspec.UNSET,
+        warnings: Warnings = msgspec.UNSET,
     ) -> None:
         """Subscribe to every topic that the pattern matches, now and later.
 
@@ -282,7 +299,7 @@ class Subscriptions:
         if text in self._watches:
             raise InvalidRequest("That pattern is subscribed already; unsubscribe it first.")
         self._check_room()
-        watch = Watch(self, text, manner, wishes, ref)
+        watch = Watch(self, text, manner, wishes, ref, warnings)
         self._watches[text] = watch
         self._hub.watches.add(self._tenant.name, watch.words, watch)
 
@@ -319,14 +336,14 @@ class Subscriptions:
         try:
             self._check_room()
             check_wish(topic, wish)
-            self._join(topic, watch.manner, wish, watch, msgspec.UNSET)
+            self._join(topic, watch.manner, wish, watch, msgspec.UNSET, msgspec.UNSET)
         except InvalidRequest as error:
             self._refuse_match(watch, error)
 
     def found_all(self, watch: Watch) -> None:
         """Pass on that all topics which ``watch`` matches have been found, unless it has ended."""
         if self._watches.get(watch.text) is watch:
-            self._owner.found_all(Watching(watch.text, watch.ref))
+            self._owner.found_all(Watching(watch.text, watch.ref, watch.warnings))
 
     def let_go(self, topic: Topic) -> None:
         """Drop the subscription of a topic that is forgotten."""
@@ -382,7 +399,13 @@ class Subscriptions:
         return {name: _position_of(entry) for name, entry in self._by_name.items()}
 
     def _join(
-        self, topic: Topic, manner: Manner, wish: Wish, watch: Watch | None, ref: Ref
+        self,
+        topic: Topic,
+        manner: Manner,
+        wish: Wish,
+        watch: Watch | None,
+        ref: Ref,
+        warnings: Warnings,
     ) -> None:
         gaps = GapLog(topic.name) if manner.has_control else None
         reader = Subscriber(
@@ -398,7 +421,7 @@ class Subscriptions:
         # Before it is joined: the transport may pause while it catches up.
         self._by_name[topic.name] = _Entry(topic, reader, watch)
         pattern = msgspec.UNSET if watch is None else watch.text
-        self._hub.subscribe(topic, reader, wish, pattern=pattern, ref=ref)
+        self._hub.subscribe(topic, reader, wish, pattern=pattern, ref=ref, warnings=warnings)
 
     def _drop(self, name: str) -> Position:
         entry = self._by_name.pop(name)

@@ -13,6 +13,8 @@ from clevrd.core.encoding import text_frame
 
 # What a client calls one of its commands; unset where it gave it no name.
 Ref = str | int | msgspec.UnsetType
+# Unset where there are none.
+Warnings = tuple[str, ...] | msgspec.UnsetType
 
 # `epoch`: continuity with the position that was asked for can't be proven.
 GapReason = Literal["slow_consumer", "retention", "epoch"]
@@ -41,6 +43,8 @@ class Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"
     # The pattern by which the topic was found, and what the command that asked is called.
     pattern: str | msgspec.UnsetType = msgspec.UNSET
     ref: Ref = msgspec.UNSET
+    # What of the request is ignored and was perhaps meant otherwise.
+    warnings: Warnings = msgspec.UNSET
 
 
 class Gap(
@@ -75,6 +79,7 @@ class Watching(msgspec.Struct, frozen=True, tag_field="type", tag="watching"):
 
     pattern: str
     ref: Ref = msgspec.UNSET
+    warnings: Warnings = msgspec.UNSET
 
 
 class Forgotten(msgspec.Struct, frozen=True, tag_field="type", tag="forgotten"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -15,8 +15,16 @@ from clevrd.connections.multi import CommandConnection
 from clevrd.connections.subscriptions import FROM_THE_START, Manner, PatternWish
 from clevrd.core.control_frames import ErrorNotice, Pong, Position, Ref, Unsubscribed
 from clevrd.core.event_ids import read_position
+from clevrd.core.message import (
+    SocketPublish,
+    check_publish,
+    check_ref,
+    check_utf8,
+    field_warnings,
+    json_fault,
+)
+from clevrd.core.near_names import PUBLISH_COMMAND, SUBSCRIBE_COMMAND
 from clevrd.core.nesting import TOO_DEEP, is_too_deep
-from clevrd.core.message import SocketPublish, check_publish, check_ref, check_utf8, json_fault
 from clevrd.core.positions import After, Last, Wish
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest
@@ -24,6 +32,7 @@ from clevrd.handlers.publish_run import RunPublisher
 from clevrd.handlers.publish_socket import PublishedWithRef, ref_of, run_answers, with_ref
 from clevrd.handlers.resume import since_wish
 from clevrd.handlers.subscribe import check_pattern, read_policy
+from clevrd.handlers.warnings import topic_warnings
 from clevrd.hub import Hub, Published
 from clevrd.tenants import Tenant
 
@@ -35,6 +44,7 @@ EXPECTED: Final = (
     'send {"type": "subscribe", "unsubscribe", "publish" or "ping", …}, as docs/wire.md has it'
 )
 # msgspec ends its sentence with the place: at `$.topic`, or `$.positions[...].epoch`.
+_LACKS: Final = re.compile(r"missing required field `([a-z_]+)`")
 _FIELD: Final = re.compile(r"`\$\.([a-z_]+)")
 
 
@@ -42,7 +52,9 @@ class Publish(SocketPublish, frozen=True, gc=False, tag_field="type", tag="publi
     """Publish one message."""
 
 
-class Subscribe(msgspec.Struct, frozen=True, tag_field="type", tag="subscribe"):
+class Subscribe(
+    msgspec.Struct, frozen=True, tag_field="type", tag="subscribe", forbid_unknown_fields=True
+):
     """Subscribe to a topic, or to all that a pattern matches."""
 
     topic: str | None = None
@@ -57,7 +69,9 @@ class Subscribe(msgspec.Struct, frozen=True, tag_field="type", tag="subscribe"):
     positions: dict[str, Position] | None = None
 
 
-class Unsubscribe(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscribe"):
+class Unsubscribe(
+    msgspec.Struct, frozen=True, tag_field="type", tag="unsubscribe", forbid_unknown_fields=True
+):
     """End a subscription."""
 
     topic: str | None = None
@@ -65,10 +79,40 @@ class Unsubscribe(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscrib
     ref: Ref = msgspec.UNSET
 
 
-class Ping(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
+class Ping(msgspec.Struct, frozen=True, tag_field="type", tag="ping", forbid_unknown_fields=True):
     """Ask for a pong behind everything that was sent before it."""
 
     ref: Ref = msgspec.UNSET
+
+
+# The same with fields that are not known; `told` is set by `_read_leniently`, whatever a field of
+# that name held.
+_told: Final = msgspec.field(name="", default=())
+
+
+class _LenientPublish(
+    Publish, frozen=True, gc=False, tag_field="type", tag="publish", forbid_unknown_fields=False
+):
+    told: Any = _told
+
+    def warnings(self) -> tuple[str, ...]:
+        return cast(tuple[str, ...], self.told)
+
+
+class _LenientSubscribe(
+    Subscribe, frozen=True, tag_field="type", tag="subscribe", forbid_unknown_fields=False
+):
+    told: Any = _told
+
+
+class _LenientUnsubscribe(
+    Unsubscribe, frozen=True, tag_field="type", tag="unsubscribe", forbid_unknown_fields=False
+):
+    told: Any = _told
+
+
+class _LenientPing(Ping, frozen=True, tag_field="type", tag="ping", forbid_unknown_fields=False):
+    told: Any = _told
 
 
 class PublishedNotice(PublishedWithRef, frozen=True, gc=False, tag_field="type", tag="published"):
@@ -85,7 +129,10 @@ class _Aside(ClevrdError):
 
 Command = Publish | Subscribe | Unsubscribe | Ping
 
+Lenient = _LenientPublish | _LenientSubscribe | _LenientUnsubscribe | _LenientPing
+
 _decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+_lenient_decoder: msgspec.json.Decoder[Lenient] = msgspec.json.Decoder(Lenient)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -99,13 +146,14 @@ def decode_command(payload: bytes) -> Command:
     if is_too_deep(payload):
         raise InvalidRequest(f"The command is {TOO_DEEP}.")
     try:
-        command = _decoder.decode(payload)
+        command = _read(payload)
     except RecursionError as error:
         raise InvalidRequest(f"The command is {TOO_DEEP}.") from error
     except msgspec.ValidationError as error:
-        field = _FIELD.search(str(error))
-        what = f"has a wrong {field[1]}" if field else "is none"
-        raise InvalidRequest(f"The command {what}; {EXPECTED}.") from error
+        field, lacks = _FIELD.search(str(error)), _LACKS.search(str(error))
+        what = f"has a wrong {field[1]}" if field else f"has no {lacks[1]}" if lacks else "is none"
+        told = _misspelt_publish(payload) if lacks else ()
+        raise InvalidRequest(" ".join((f"The command {what}; {EXPECTED}.", *told))) from error
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The frame is not UTF-8; {EXPECTED}.") from error
     except msgspec.MsgspecError as error:
@@ -114,6 +162,22 @@ def decode_command(payload: bytes) -> Command:
     if isinstance(command, Publish):
         check_publish(command)
     return command
+
+
+def _misspelt_publish(payload: bytes) -> tuple[str, ...]:
+    """Return what to say of the fields of a command that lacks one: only a publish needs any."""
+    return field_warnings(payload, PUBLISH_COMMAND)
+
+
+def _read(payload: bytes) -> Command:
+    """Decode ``payload``, again without complaint about unknown fields where it has some."""
+    try:
+        return _decoder.decode(payload)
+    except msgspec.ValidationError:
+        command = _lenient_decoder.decode(payload)
+        names = PUBLISH_COMMAND if isinstance(command, Publish) else SUBSCRIBE_COMMAND
+        told = field_warnings(payload, names)
+        return msgspec.structs.replace(command, told=told)
 
 
 class Commands:
@@ -157,7 +221,7 @@ class Commands:
 
     def _published(self, request: Publish, answer: Published) -> None:
         if request.ref is not None:
-            self._answer(with_ref(PublishedNotice, answer, request.ref))
+            self._answer(with_ref(PublishedNotice, answer, request.ref, request.warnings()))
 
     def _other(self, error: ClevrdError, payload: bytes) -> None:
         """Carry out what is no publish; answer what is refused."""
@@ -192,18 +256,21 @@ class Commands:
         )
         wish = self._wish(command)
         subscriptions = self._connection.subscriptions
+        told = command.told if isinstance(command, _LenientSubscribe) else ()
+        warnings = (*told, *topic_warnings([command.topic or ""])) or msgspec.UNSET
         if command.pattern is None:
             name = _one_of(command)
             # What it brings is written at once, behind what is due before it.
             self._connection.flush_answers()
-            subscriptions.subscribe(name, manner, wish or self._default(), command.ref)
+            wish = wish or self._default()
+            subscriptions.subscribe(name, manner, wish, command.ref, warnings)
             return
         _one_of(command)
         check_pattern(command.pattern, may_match_all=self._may_match_all)
         wishes = self._pattern_wish(command, wish)
         self._connection.flush_answers()
         # Answered when all topics that there are have been found.
-        subscriptions.watch(command.pattern, manner, wishes, command.ref)
+        subscriptions.watch(command.pattern, manner, wishes, command.ref, warnings)
 
     def _unsubscribe(self, command: Unsubscribe) -> None:
         name = _one_of(command)
@@ -254,7 +321,8 @@ def _one_of(command: Subscribe | Unsubscribe) -> str:
     """Return the topic or the pattern, of which there is to be one."""
     given = [name for name in (command.topic, command.pattern) if name is not None]
     if len(given) != 1:
-        raise InvalidRequest("Name a topic or a pattern, and only one of them.")
+        told = getattr(command, "told", ())
+        raise InvalidRequest(" ".join(("Name a topic or a pattern, and only one of them.", *told)))
     if isinstance(command, Subscribe) and command.positions is not None and command.topic:
         raise InvalidRequest("A topic resumes by offset and epoch; positions are for a pattern.")
     return given[0]

@@ -9,6 +9,7 @@ from typing import Final
 
 from clevrd.errors import InvalidRequest, UpgradeRequired
 from clevrd.exchange import Request
+from clevrd.handlers.warnings import warning_fields
 
 # The subprotocol of who wants control frames between the messages.
 CONTROL_PROTOCOL: Final = "clevrd.v1"
@@ -48,8 +49,9 @@ def offers_control(request: Request) -> bool:
     return CONTROL_PROTOCOL in {name.strip() for name in offered.split(",")}
 
 
-def handshake_head(key: str, protocol: str = "") -> bytes:
+def handshake_head(key: str, protocol: str = "", warnings: tuple[str, ...] = ()) -> bytes:
     """Return the 101 that accepts a handshake with ``key`` and ``protocol`` (RFC 6455 §4.2.2)."""
+    told = "".join(f"{name}: {value}\r\n" for name, value in warning_fields(warnings))
     digest = hashlib.sha1(key.encode() + _WEBSOCKET_GUID, usedforsecurity=False).digest()
     return (
         b"HTTP/1.1 101 Switching Protocols\r\n"
@@ -59,6 +61,7 @@ def handshake_head(key: str, protocol: str = "") -> bytes:
         + base64.b64encode(digest)
         + b"\r\n"
         + (f"Sec-WebSocket-Protocol: {protocol}\r\n".encode() if protocol else b"")
+        + told.encode()
         + b"Server: clevrd\r\n\r\n"
     )
 

@@ -8,6 +8,7 @@ from functools import partial
 from clevrd.config import Config
 from clevrd.connections.multi import CommandConnection
 from clevrd.connections.websocket import WebSockets
+from clevrd.core.near_names import TENANT_OPTION
 from clevrd.errors import InvalidRequest
 from clevrd.exchange import Request, Upgrade
 from clevrd.handlers.commands import Commands
@@ -41,7 +42,8 @@ class MultiplexEndpoint:
             InvalidRequest: the client does not offer the protocol that the commands are of.
         """
         self._hub.refuse_if_draining()
-        tenant = identify(request, request.options())
+        query = request.options()
+        tenant = identify(request, query)
         key = check_handshake(request)
         if not offers_control(request):
             raise InvalidRequest(
@@ -69,4 +71,5 @@ class MultiplexEndpoint:
             )
             connection.begin(early_data)
 
-        return Upgrade(handshake_head(key, CONTROL_PROTOCOL), attach)
+        head = handshake_head(key, CONTROL_PROTOCOL, TENANT_OPTION.warnings(query))
+        return Upgrade(head, attach)

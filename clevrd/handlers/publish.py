@@ -10,10 +10,11 @@ import msgspec
 from clevrd.config import Config
 from clevrd.core.idempotency import key_of_header
 from clevrd.core.message import PublishRequest, decode_publish
+from clevrd.core.near_names import TENANT_OPTION
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest, MessageTooLarge, UnsupportedMediaType
 from clevrd.exchange import Answer, Request, json_answer
-from clevrd.hub import Hub, Published
+from clevrd.hub import Hub, Published, with_warnings
 from clevrd.tenants import Tenant, identify
 
 KEY_HEADER: Final = "idempotency-key"
@@ -33,29 +34,38 @@ class PublishEndpoint:
 
     def answer(self, request: Request, body: bytes) -> Answer | Awaitable[Answer]:
         """Publish ``body``; return an awaitable when the publisher has to wait."""
-        tenant = identify(request, request.options())
+        query = request.options()
+        tenant = identify(request, query)
         self._hub.check_rate(tenant)
         publish = decode_publish(body)
+        warnings = publish.warnings()
+        if query:
+            warnings += TENANT_OPTION.warnings(query)
         if publish.idempotency_key is not None or KEY_HEADER in request.headers:
-            return self._once(tenant, publish, idempotency_key(request, publish))
+            return self._once(tenant, publish, idempotency_key(request, publish), warnings)
         topic = self._hub.topic(tenant, publish.topic)
         if self._hub.must_wait(topic):
-            return self._later(topic, publish)
-        return json_answer(self._hub.publish(topic, publish))
+            return self._later(topic, publish, warnings)
+        return json_answer(with_warnings(self._hub.publish(topic, publish), warnings))
 
-    async def _later(self, topic: Topic, publish: PublishRequest) -> Answer:
-        return json_answer(await self._hub.publish_later(topic, publish))
+    async def _later(
+        self, topic: Topic, publish: PublishRequest, warnings: tuple[str, ...]
+    ) -> Answer:
+        return json_answer(with_warnings(await self._hub.publish_later(topic, publish), warnings))
 
     def _once(
-        self, tenant: Tenant, publish: PublishRequest, key: str
+        self, tenant: Tenant, publish: PublishRequest, key: str, warnings: tuple[str, ...]
     ) -> Answer | Awaitable[Answer]:
         published = self._hub.publish_once(tenant, publish, key)
         if published is None:
-            return self._once_later(tenant, publish, key)
-        return _answer_once(published)
+            return self._once_later(tenant, publish, key, warnings)
+        return _answer_once(published, warnings)
 
-    async def _once_later(self, tenant: Tenant, publish: PublishRequest, key: str) -> Answer:
-        return _answer_once(await self._hub.publish_once_later(tenant, publish, key))
+    async def _once_later(
+        self, tenant: Tenant, publish: PublishRequest, key: str, warnings: tuple[str, ...]
+    ) -> Answer:
+        published = await self._hub.publish_once_later(tenant, publish, key)
+        return _answer_once(published, warnings)
 
 
 def idempotency_key(request: Request, publish: PublishRequest) -> str:
@@ -76,8 +86,8 @@ def idempotency_key(request: Request, publish: PublishRequest) -> str:
     return key
 
 
-def _answer_once(published: Published) -> Answer:
-    answer = json_answer(published)
+def _answer_once(published: Published, warnings: tuple[str, ...]) -> Answer:
+    answer = json_answer(with_warnings(published, warnings))
     if not published.repeated:
         return answer
     return msgspec.structs.replace(answer, headers=(("Idempotency-Replayed", "true"),))

@@ -19,12 +19,13 @@ from clevrd.core.message import (
     decode_publish,
     json_fault,
 )
+from clevrd.core.near_names import TENANT_OPTION
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest, MessageTooLarge
 from clevrd.exchange import Answer, Failure, Request, failure_of, json_answer
 from clevrd.handlers.publish import KEY_HEADER, check_body_head
 from clevrd.handlers.publish_run import RunPublisher
-from clevrd.hub import Hub, Published
+from clevrd.hub import Hub, Published, with_warnings
 from clevrd.tenants import Tenant, identify
 
 # Items of a batch; their answers alone are a MiB then.
@@ -43,13 +44,14 @@ _MAX_LEAD_BYTES: Final = 1_024
 _array_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-class BatchAnswer(msgspec.Struct, frozen=True):
+class BatchAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a batch is answered: counts, and a result for each item, in the order of the items."""
 
     success: bool
     published: int
     refused: int
     results: list[Published | Failure]
+    warnings: tuple[str, ...] = ()
 
 
 class BatchEndpoint:
@@ -72,10 +74,13 @@ class BatchEndpoint:
 
     def answer(self, request: Request, body: bytes) -> Awaitable[Answer]:
         """Return the work to await: a batch gives up the loop every few items."""
-        tenant = identify(request, request.options())
-        return self._publish_all(tenant, split_batch(body))
+        query = request.options()
+        tenant = identify(request, query)
+        return self._publish_all(tenant, split_batch(body), TENANT_OPTION.warnings(query))
 
-    async def _publish_all(self, tenant: Tenant, items: list[bytes]) -> Answer:
+    async def _publish_all(
+        self, tenant: Tenant, items: list[bytes], warnings: tuple[str, ...]
+    ) -> Answer:
         results = BatchResults(self._hub)
         runs = RunPublisher(
             self._hub,
@@ -96,7 +101,7 @@ class BatchEndpoint:
             taken += done
             if has_to_wait:
                 taken += await runs.wait_for(items[taken : taken + ITEMS_PER_SHARE])
-        return results.answer()
+        return results.answer(warnings)
 
     def _decode(self, item: bytes) -> PublishRequest:
         if len(item) > self._max_message_bytes:
@@ -118,14 +123,18 @@ class BatchResults:
         """Note a run that was published."""
         epoch, subscribers = topic.epoch, topic.subscribers
         lagging, slow = len(topic.lagging), topic.slow
-        self._results += [
+        answers = [
             Published(True, message_id, number, epoch, subscribers, lagging, slow)
             for number, message_id in enumerate(ids, offset)
         ]
+        for index, request in enumerate(run):
+            if warnings := request.warnings():
+                answers[index] = with_warnings(answers[index], warnings)
+        self._results += answers
 
     def published(self, request: PublishRequest, answer: Published) -> None:
         """Note an item that was published by itself, or before."""
-        self._results.append(answer)
+        self._results.append(with_warnings(answer, request.warnings()))
 
     def refused(self, error: ClevrdError, item: bytes) -> None:
         """Note an item that was refused."""
@@ -133,10 +142,12 @@ class BatchResults:
         self._refused += 1
         self._results.append(failure_of(error))
 
-    def answer(self) -> Answer:
-        """Return the answer to the whole batch."""
+    def answer(self, warnings: tuple[str, ...]) -> Answer:
+        """Return the answer to the whole batch; ``warnings`` are of its query."""
         published = len(self._results) - self._refused
-        return json_answer(BatchAnswer(self._refused == 0, published, self._refused, self._results))
+        return json_answer(
+            BatchAnswer(self._refused == 0, published, self._refused, self._results, warnings)
+        )
 
 
 def split_batch(body: bytes) -> list[bytes]:

@@ -15,6 +15,7 @@ from clevrd.config import Config
 from clevrd.connections.publisher import PublishConnection
 from clevrd.connections.websocket import WebSockets
 from clevrd.core.message import MAX_REF_CHARS, SocketPublish, decode_socket_publish
+from clevrd.core.near_names import TENANT_OPTION
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, Unavailable
 from clevrd.exchange import Failure, Request, Upgrade, failure_of
@@ -30,6 +31,7 @@ class PublishedWithRef(Published, frozen=True, gc=False, omit_defaults=True):
     """What the publisher of a frame with a ref is told."""
 
     ref: str | int | msgspec.UnsetType = msgspec.UNSET
+    warnings: tuple[str, ...] = ()
 
 
 AnswerT = TypeVar("AnswerT", bound=PublishedWithRef)
@@ -64,7 +66,8 @@ class PublishSocketEndpoint:
     def answer(self, request: Request, body: bytes) -> Upgrade:
         """Return the upgrade after which frames are published."""
         self._hub.refuse_if_draining()
-        tenant = identify(request, request.options())
+        query = request.options()
+        tenant = identify(request, query)
         key = check_handshake(request)
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
@@ -73,7 +76,7 @@ class PublishSocketEndpoint:
             )
             connection.begin(early_data)
 
-        return Upgrade(handshake_head(key), attach)
+        return Upgrade(handshake_head(key, warnings=TENANT_OPTION.warnings(query)), attach)
 
 
 class FramePublisher:
@@ -110,7 +113,8 @@ class FramePublisher:
 
     def _published(self, request: SocketPublish, answer: Published) -> None:
         if request.ref is not None:
-            self.answers.append(_encode(with_ref(PublishedWithRef, answer, request.ref)))
+            told = with_ref(PublishedWithRef, answer, request.ref, request.warnings())
+            self.answers.append(_encode(told))
 
     def _refused(self, error: ClevrdError, payload: bytes) -> None:
         self._hub.counters.count_refusal(error.code)
@@ -145,15 +149,18 @@ def run_answers(
             slow,
             False,
             request.ref,
+            request.warnings(),
         )
         for index, request in enumerate(run)
         if request.ref is not None
     ]
 
 
-def with_ref(kind: type[AnswerT], answer: Published, ref: str | int) -> AnswerT:
-    """Return ``answer`` as a ``kind`` that carries ``ref``."""
-    return kind(**msgspec.structs.asdict(answer), ref=ref)
+def with_ref(
+    kind: type[AnswerT], answer: Published, ref: str | int, warnings: tuple[str, ...]
+) -> AnswerT:
+    """Return ``answer`` as a ``kind`` that carries ``ref`` and ``warnings``."""
+    return kind(**msgspec.structs.asdict(answer), ref=ref, warnings=warnings)
 
 
 def ref_of(payload: bytes) -> str | int | msgspec.UnsetType:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+import msgspec
+
 from clevrd.config import Config
 from clevrd.connections.http_stream import TopicStream, stream_head
 from clevrd.connections.many_streams import ManyStream
@@ -41,6 +43,7 @@ from clevrd.handlers.transports import (
     stream_form,
     wants_events,
 )
+from clevrd.handlers.warnings import subscribe_warnings, warning_fields
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant, identify
 
@@ -93,6 +96,7 @@ class SubscribeEndpoint:
         query = request.options()
         tenant = identify(request, query)
         polls = is_poll(query)
+        told = warning_fields(subscribe_warnings(query))
         options = self._read_options(
             request, query, is_events=is_events(form), takes_any_id=is_events(form) and not polls
         )
@@ -101,16 +105,16 @@ class SubscribeEndpoint:
         timeout_s = read_timeout(query)
         topics = self._open_topics(tenant, options)
         if form is not None and not polls:
-            return self._stream(request, tenant, topics, options, form)
+            return self._stream(request, tenant, topics, options, form, told)
         if request.method == "HEAD":
             return POLL_HEAD
         if options.patterns or len(topics) > 1:
             poll = ManyPoll(self._polls, self._hub, tenant, options, self._max_topics)
             self._polls.add(poll)
             poll.begin(topics, timeout_s)
-            return poll.answer
+            return with_fields(poll.answer, told)
         ((topic, wish),) = topics
-        return self._polls.answer(topic, wish, timeout_s)
+        return with_fields(self._polls.answer(topic, wish, timeout_s), told)
 
     def _stream(
         self,
@@ -119,9 +123,10 @@ class SubscribeEndpoint:
         topics: list[tuple[Topic, Wish]],
         options: SubscribeOptions,
         form: StreamForm,
+        told: tuple[tuple[str, str], ...],
     ) -> Takeover:
         """Return the head of the stream and what writes the rest."""
-        head = stream_head(form)
+        head = stream_head(form, told)
         if request.method == "HEAD":
             return Takeover(head, lambda transport, early_data: transport.close())
         sockets, hub, manner = self._sockets, self._hub, options.manner
@@ -130,7 +135,7 @@ class SubscribeEndpoint:
             if len(topics) == 1 and not options.patterns:
                 ((topic, wish),) = topics
                 one = TopicStream(sockets, transport, hub, topic, manner, form)
-                one.begin(wish, early_data)
+                one.begin(wish, early_data, options.warnings)
                 return
             many = ManyStream(
                 *(sockets, transport, hub, tenant, self._max_topics), form, options, self._writes
@@ -152,11 +157,11 @@ class SubscribeEndpoint:
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
             if len(topics) == 1 and not options.patterns:
                 ((topic, wish),) = topics
-                self._attach_one(transport, topic, wish, options.manner, early_data)
+                self._attach_one(transport, topic, wish, options, early_data)
             else:
                 self._attach_many(transport, tenant, options, early_data)
 
-        return Upgrade(handshake_head(key, protocol), attach)
+        return Upgrade(handshake_head(key, protocol, subscribe_warnings(query)), attach)
 
     def _read_options(
         self,
@@ -188,9 +193,10 @@ class SubscribeEndpoint:
         transport: asyncio.Transport,
         topic: Topic,
         wish: Wish,
-        manner: Manner,
+        options: SubscribeOptions,
         early_data: bytes,
     ) -> None:
+        manner = options.manner
         connection = SubscriberConnection(
             self._sockets,
             transport,
@@ -200,7 +206,7 @@ class SubscribeEndpoint:
             manner.wanted_window,
             has_control=manner.has_control,
         )
-        connection.begin(wish, early_data)
+        connection.begin(wish, early_data, options.warnings)
 
     def _attach_many(
         self,
@@ -218,6 +224,32 @@ class SubscribeEndpoint:
             has_control=options.manner.has_control,
         )
         connection.begin(options, early_data)
+
+
+def with_fields(
+    reply: Answer | asyncio.Future[Answer], fields: tuple[tuple[str, str], ...]
+) -> Answer | asyncio.Future[Answer]:
+    """Return ``reply`` with more header fields, be it there or to come."""
+    if not fields:
+        return reply
+    if isinstance(reply, Answer):
+        return msgspec.structs.replace(reply, headers=(*reply.headers, *fields))
+    awaited = reply
+    outer: asyncio.Future[Answer] = awaited.get_loop().create_future()
+
+    def pass_on(_: object) -> None:
+        if outer.cancelled() or awaited.cancelled():
+            outer.cancel()
+        elif (error := awaited.exception()) is not None:
+            outer.set_exception(error)
+        else:
+            answer = awaited.result()
+            outer.set_result(msgspec.structs.replace(answer, headers=(*answer.headers, *fields)))
+
+    awaited.add_done_callback(pass_on)
+    # The client has gone.
+    outer.add_done_callback(lambda _: awaited.cancel())
+    return outer
 
 
 def read_options(
@@ -242,7 +274,7 @@ def read_options(
             sentence says which.
     """
     names, patterns = query.get("topic", []), query.get("pattern", [])
-    _check_names(names, patterns)
+    _check_names(names, patterns, query)
     control = single_option(query, "control")
     if control not in (None, "0", "1"):
         raise InvalidRequest("The option control must be 1 for control frames, or 0 for none.")
@@ -253,12 +285,20 @@ def read_options(
         number_option(query, "buffer", least=1),
         control == "1" or is_events or offers_control(request),
     )
-    return SubscribeOptions(begin.topics, begin.patterns, manner)
+    warnings = subscribe_warnings(query) or msgspec.UNSET
+    return SubscribeOptions(begin.topics, begin.patterns, manner, warnings)
 
 
-def _check_names(names: list[str], patterns: list[str]) -> None:
+def _check_names(names: list[str], patterns: list[str], query: dict[str, list[str]]) -> None:
     if not names and not patterns:
-        raise InvalidRequest("The topic is missing; connect to /subscribe?topic=NAME.")
+        raise InvalidRequest(
+            " ".join(
+                (
+                    "The topic is missing; connect to /subscribe?topic=NAME.",
+                    *subscribe_warnings(query),
+                )
+            )
+        )
     if len(names) + len(patterns) > MAX_URL_TOPICS:
         raise InvalidRequest(
             f"A URL may name {MAX_URL_TOPICS} topics and patterns; subscribe to more over /ws."

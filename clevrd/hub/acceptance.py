@@ -34,6 +34,19 @@ class Published(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     repeated: bool = False
 
 
+class WarnedPublished(Published, frozen=True, gc=False, omit_defaults=True):
+    """The same, to a publisher whose request has names that nearly are known ones."""
+
+    warnings: tuple[str, ...] = ()
+
+
+def with_warnings(answer: Published, warnings: tuple[str, ...]) -> Published:
+    """Return ``answer`` with ``warnings``, if there are any."""
+    if not warnings:
+        return answer
+    return WarnedPublished(**msgspec.structs.asdict(answer), warnings=warnings)
+
+
 class Acceptance:
     """The ids of all messages, the clock they are made from, and whether any are made still."""
 

@@ -18,7 +18,7 @@ from clevrd.control.adaptive_throttler import AdaptiveThrottler
 from clevrd.control.rate_limiter import RateLimiter
 from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes
 from clevrd.core.circuit import CircuitBudget
-from clevrd.core.control_frames import Ref
+from clevrd.core.control_frames import Ref, Warnings
 from clevrd.core.idempotency import RememberedAnswers
 from clevrd.core.message import PublishRequest, rfc3339
 from clevrd.core.positions import Wish, start_of
@@ -280,10 +280,12 @@ class Hub:
         *,
         pattern: str | msgspec.UnsetType = msgspec.UNSET,
         ref: Ref = msgspec.UNSET,
+        warnings: Warnings = msgspec.UNSET,
     ) -> None:
         """Join ``reader`` and hand it what it wishes of the past, then what comes.
 
-        Its greeting says by which ``pattern`` it came, and the ``ref`` of the command that asked.
+        Its greeting says by which ``pattern`` it came, the ``ref`` of the command that asked, and
+        what its client is to be warned of.
         """
         now_s = self._loop.time()
         topic.set_window(self.buffers.window, now_s)
@@ -291,7 +293,7 @@ class Hub:
         if start.after > topic.edge:
             # It has this turn's message already, from a publish answer perhaps.
             self._rounds.begin(topic)
-        self._readers.join(topic, reader, start, pattern, ref, now_s)
+        self._readers.join(topic, reader, start, pattern, ref, warnings, now_s)
 
     def serve(self, topic: Topic, after: int, max_messages: int, max_bytes: int) -> list[bytes]:
         """Return what ``topic`` has behind offset ``after``, for a reader that does not stay."""

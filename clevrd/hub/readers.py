@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from clevrd.core.control_frames import Ref, Subscribed
+from clevrd.core.control_frames import Ref, Subscribed, Warnings
 from clevrd.core.positions import Start
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
@@ -66,6 +66,7 @@ class Readers:
         start: Start,
         pattern: str | msgspec.UnsetType,
         ref: Ref,
+        warnings: Warnings,
         now_s: float,
     ) -> None:
         """Add ``reader``, greet it where it wants that, and hand it what follows ``start``."""
@@ -73,7 +74,7 @@ class Readers:
         self.topics[topic] = None
         self.count += 1
         if reader.gaps is not None:
-            reader.sink.write(_greeting(topic, reader, start, pattern, ref))
+            reader.sink.write(_greeting(topic, reader, start, pattern, ref, warnings))
         self._catch_up(topic, reader)
 
     def leave(self, topic: Topic, reader: Subscriber) -> None:
@@ -185,13 +186,19 @@ def _greeting(
     start: Start,
     pattern: str | msgspec.UnsetType,
     ref: Ref,
+    warnings: Warnings,
 ) -> bytes:
     """Return what a reader that asked for control frames gets first."""
     gap = start.gap
     # Before what is missing, where that is known: the gap is all that lies between.
     offset = gap.first - 1 if gap is not None and gap.first is not None else reader.position()
     window = reader.granted_window(topic.window_cap)
-    greeting = Subscribed(topic.name, topic.epoch, offset, start.is_recovered, window, pattern, ref)
+    greeting = Subscribed(
+        *(topic.name, topic.epoch, offset, start.is_recovered, window),
+        pattern,
+        ref,
+        warnings,
+    )
     spelling = reader.spelling
     if gap is None:
         return spelling.control(greeting, offset)

@@ -83,6 +83,8 @@ export interface Answer {
 	offset: number;
 	epoch: string;
 	subscribers: number;
+	/** Fields that the server ignored and finds misspelt; they are on the console too. */
+	warnings?: readonly string[];
 }
 
 export interface Refusal {

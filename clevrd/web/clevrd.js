@@ -22,13 +22,13 @@ export class Clevrd {
 		this.#base = new URL(url || ".", url ? globalThis.location?.href : import.meta.url);
 		if (!/^http/.test(this.#base)) throw new TypeError("The URL must be http or https.");
 		if (!this.#base.pathname.endsWith("/")) this.#base.pathname += "/";
+		check(options, "tenant retryForMs WebSocket");
 		this.#options = { retryForMs: 60_000, WebSocket: globalThis.WebSocket, ...options };
 	}
 
-	async *subscribe(
-		topic,
-		{ position, positions, patterns = [], last, since, signal, onStatus, maxWaitingChars, ...options } = {},
-	) {
+	async *subscribe(topic, given = {}) {
+		check(given, "position positions patterns last since policy buffer signal onStatus maxWaitingChars");
+		const { position, positions, patterns = [], last, since, signal, onStatus, maxWaitingChars, ...options } = given;
 		const begin = { last, since };
 		const known = new Map();
 		for (const [name, at] of Object.entries(positions ?? { [topic]: position }))
@@ -71,7 +71,9 @@ export class Clevrd {
 		return (await this.#post("publish/batch", Array.from(items, encode).join("\n"), signal)).results;
 	}
 
-	publishStream({ maxInFlight = 256, signal, onStatus } = {}) {
+	publishStream(options = {}) {
+		check(options, "maxInFlight signal onStatus");
+		const { maxInFlight = 256, signal, onStatus } = options;
 		const pending = new Map();
 		const waiting = [];
 		const closing = new AbortController();
@@ -134,7 +136,7 @@ export class Clevrd {
 				link = connect(socket, signal, { onStatus, ...options });
 				for (let text; (text = (await link.texts.read()).value); ) {
 					if (signal?.aborted) return;
-					const event = JSON.parse(text);
+					const event = heed(JSON.parse(text));
 					link.askedMs ??= event.reconnect_after_ms;
 					if (event.type !== "error" || event.ref) yield event;
 					else if (event.retryable) link.end(event.code);
@@ -182,7 +184,7 @@ export class Clevrd {
 				throw new ClevrdError(`No answer from ${url.host}.`, { cause, retryable: true });
 		}
 		const { ok, status, headers } = response;
-		if (ok && answer) return answer;
+		if (ok && answer) return heed(answer);
 		throw new ClevrdError(answer?.error ?? `Answered ${status}, but not by clevrd.`, {
 			...answer,
 			status,
@@ -263,10 +265,34 @@ const listen = (signal, target, types, call) => {
 		target?.addEventListener?.(type, call, { signal, capture: true });
 };
 
+// What the server ignores, and finds misspelt.
+const heed = (answer) => {
+	for (const { warnings } of [answer, ...(answer.results ?? [])]) warnings?.forEach((each) => console.warn(each));
+	return answer;
+};
+
+// A misspelt option would do nothing.
+const check = (options, names) => {
+	const known = names.split(" ");
+	for (const name in options)
+		for (const near of known)
+			if (!known.includes(name) && isNear(fold(name), fold(near)))
+				throw new TypeError(`${name} is no option, ${near} is.`);
+};
+const fold = (name) => name.replace(/[_-]/g, "").toLowerCase();
+// One letter is wrong, missing or too many.
+const isNear = (a, b) => {
+	let at = 0;
+	while (a[at] && a[at] === b[at]) at++;
+	const fits = (m, n) => a.slice(at + m) === b.slice(at + n);
+	return a === b || (b.length > 4 && (fits(1, 1) || fits(0, 1) || fits(1, 0)));
+};
+
 const either = (...signals) => AbortSignal.any(signals.filter(Boolean));
 
 // The key tells a repetition. Plain http pages have no randomUUID().
 const encode = ({ idempotencyKey, ...publish }) => {
+	check(publish, "topic data key idempotencyKey signal");
 	idempotencyKey ??= crypto.getRandomValues(new Uint32Array(4)).join("-");
 	return JSON.stringify({ ...publish, idempotency_key: idempotencyKey });
 };
