@@ -2,7 +2,7 @@
 
 import sys
 
-from clevrd.cli import main
+from clevrd.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
-from clevrd.config import TcpAddress, UnixAddress
+from clevrd.address import TcpAddress, UnixAddress
 from clevrd.errors import CannotStart
 
 log = logging.getLogger(__name__)
@@ -98,12 +98,13 @@ class Listeners:
     def close(self) -> None:
         """Accept no more connections; a Unix socket's file goes as well."""
         self._is_closed = True
+        is_ours = bool(self._servers or self._bound)
         for _, server in self._servers:
             server.close()
         for bound in self._bound:
             bound.close()
         self._servers, self._bound = [], []
-        if isinstance(self._address, UnixAddress):
+        if is_ours and isinstance(self._address, UnixAddress):
             _remove_socket(self._address.path)
 
     def _pin_port(self, sockets: list[socket.socket]) -> None:

@@ -1,8 +1,9 @@
 """Composition root: builds the parts, listens, and ends in order. The only module that knows all.
 
-Life: restore the state -> listen -> serve -> (SIGINT or SIGTERM) -> stop accepting -> finish
-requests -> flush readers -> close WebSockets with 1012 -> stop background work -> save the state
--> exit. A second signal ends it at once.
+Life: take the address -> read the state -> use it up -> serve -> (SIGINT, SIGTERM or SIGHUP) ->
+stop accepting -> finish requests -> flush readers -> close WebSockets with 1012 -> stop background
+work -> save the state -> exit. A second signal ends it at once. A stop before the state is used up
+leaves it as it was, one after that saves it.
 """
 
 from __future__ import annotations
@@ -12,21 +13,22 @@ import gc
 import logging
 import os
 import resource
-import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final, TypeVar, cast
 
 import uvloop
 from aiohttp import http_parser
 
-from clevrd import __version__
+from clevrd import __version__, logs
+from clevrd.address import parse_address
 from clevrd.aiohttp_front.front import AiohttpFront
-from clevrd.config import Config, parse_address
+from clevrd.config import Config
 from clevrd.connections.websocket import RESTARTING, WebSockets
+from clevrd.daemon_signals import DaemonSignals
 from clevrd.errors import CannotStart, RetryLater
 from clevrd.exchange import Answer, Request
 from clevrd.handlers.assets import AssetEndpoint
@@ -70,8 +72,6 @@ SAVE_TOPIC_S: Final = 20e-6
 SAVE_FINISH_S: Final = 1.0
 # Beyond the time to stop in: what supervisors add to it is 10 s (systemd/clevrd.service).
 SAVE_GRACE_S: Final = 5.0
-
-EXIT_FORCED: Final = 1
 
 _POLL_S: Final = 0.02
 # How long connections that have nothing more to get may take to end.
@@ -169,12 +169,53 @@ class Server:
         Raises:
             CannotStart: the address can't be listened on, or the state directory not used.
         """
-        # In this order: what was saved is used up only by a daemon that has its address, and is
-        # gone before a message can be accepted.
+        await self.prepare()
+        await self.serve()
+
+    async def prepare(self) -> None:
+        """Take the address and read what was saved: all that takes time, and changes nothing.
+
+        It can be cancelled, or `abandon`ed afterwards.
+
+        Raises:
+            CannotStart: the address can't be listened on, or the state directory not used.
+        """
         await self._listeners.bind()
+        try:
+            if self._state is not None:
+                await self._restore_state(self._state)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Give up what `prepare` took; what was saved is there for the next process."""
+        self._listeners.close()
         if self._state is not None:
-            await self._restore_state(self._state)
-        await self._listeners.open()
+            self._state.close()
+
+    async def serve(self) -> None:
+        """Serve, after `prepare`; from here on what was saved is used up, and `stop` saves it.
+
+        Raises:
+            CannotStart: what was saved can't be taken away, or the address not be listened on.
+        """
+        # What was saved is gone before a message can be accepted: after a crash it would give out
+        # offsets a second time.
+        if self._state is not None:
+            try:
+                await _in_daemon_thread(self._state.use_up, self._loop)
+            except CannotStart:
+                self.abandon()
+                raise
+        try:
+            await self._listeners.open()
+        except CannotStart:
+            self._listeners.close()
+            if self._state is not None:
+                end_s = self._loop.time() + self.config.shutdown_timeout_s
+                await self._save_state(self._state, end_s)
+            raise
         self._timers.every(WATCH_S, self.watch_listeners)
         self.hub.start()
         self.connections.start()
@@ -257,16 +298,11 @@ class Server:
         """Go on with the topics of the process before.
 
         Raises:
-            CannotStart: the directory can't be used; nothing is left half open.
+            CannotStart: the directory can't be used.
         """
         began_s = self._loop.time()
-        try:
-            await asyncio.to_thread(state.open)
-            await asyncio.to_thread(state.take, self.hub.restore)
-        except CannotStart:
-            state.close()
-            self._listeners.close()
-            raise
+        # Beside the loop, so that a stop is one, in a thread that no stop has to wait for.
+        await _in_daemon_thread(lambda: _open_and_read(state, self.hub), self._loop)
         log.info(
             "state restored topics=%d ring_bytes=%d took_s=%.3f",
             len(self.hub.topics),
@@ -334,6 +370,11 @@ class Server:
             await asyncio.sleep(_POLL_S)
 
 
+def _open_and_read(state: StateDir, hub: Hub) -> None:
+    state.open()
+    state.read(hub.restore)
+
+
 def _refuse_events(request: Request, error: RetryLater) -> Answer | None:
     """Return ``error`` as an EventSource reads it, None if ``request`` is not from one."""
     return events_refusal(error) if wants_events(request) else None
@@ -363,7 +404,7 @@ def _in_daemon_thread(
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=run, name="clevrd-save", daemon=True).start()
+    threading.Thread(target=run, name="clevrd-state", daemon=True).start()
     return done
 
 
@@ -376,6 +417,7 @@ def run(config: Config) -> int:
     Raises:
         CannotStart: the address can't be listened on, or aiohttp lacks its C parser.
     """
+    logs.log_what_python_says()
     _check_parser()
     _raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -384,31 +426,38 @@ def run(config: Config) -> int:
 
 async def _serve(config: Config) -> int:
     loop = asyncio.get_running_loop()
+    signals = DaemonSignals(loop)
+    signals.install()
     server = Server(config)
-    stopping = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, _on_signal, number, stopping)
     loop.set_exception_handler(server.on_loop_error)
     # Before it as well: 100,000 topics that are restored would be looked at again and again.
     gc.set_threshold(*GC_THRESHOLDS)
-    await server.start()
-    _quiet_collector()
-    _greet(server)
-    await stopping.wait()
-    await server.stop()
-    log.info("stopped")
+    if not await _unless(signals.stopping, server.prepare()):
+        server.abandon()
+        log.info("stopped before it served; what was saved is as it was")
+    else:
+        await server.serve()
+        _quiet_collector()
+        _greet(server)
+        await signals.stopping.wait()
+        await server.stop()
+        log.info("stopped")
+    signals.finish(0)
     return 0
 
 
-def _on_signal(number: int, stopping: asyncio.Event) -> None:
-    """Stop in order at the first signal, at once at the second."""
-    name = signal.Signals(number).name
-    if stopping.is_set():
-        log.warning("stopping now signal=%s", name)
-        logging.shutdown()
-        os._exit(EXIT_FORCED)
-    log.info("stopping signal=%s; a second one stops at once", name)
-    stopping.set()
+async def _unless(stopping: asyncio.Event, preparing: Coroutine[Any, Any, None]) -> bool:
+    """Run ``preparing`` until it is done or ``stopping`` is set; return whether it is to go on."""
+    task = asyncio.ensure_future(preparing)
+    told = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        told.cancel()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    return not stopping.is_set()
 
 
 def _greet(server: Server) -> None:

@@ -1,7 +1,8 @@
 """StateDir: the directory that carries topics over a planned restart. The format is core's.
 
-One daemon holds it at a time. What was saved is read once and taken away before anything is
-served: were it still there after a crash, the next start would give out offsets a second time.
+One daemon holds it at a time. What was saved is read, and taken away by a daemon that is about to
+serve: were it still there after a crash, the next start would give out offsets a second time; were
+it gone sooner, a stop during the start would lose it.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ class StateDir:
         self._now_s = now_s
         # Of the lock, -1 while it is not held.
         self._lock = -1
+        # What was wrong with what `read` found; empty where nothing was.
+        self._trouble = ""
 
     @property
     def is_open(self) -> bool:
@@ -120,17 +123,20 @@ class StateDir:
 
     # --- reading ---------------------------------------------------------------------------------
 
-    def take(self, restore: Callable[[StateReader], object]) -> None:
-        """Let ``restore`` read what was saved, if anything was, then take it away.
+    def read(self, restore: Callable[[StateReader], object]) -> None:
+        """Let ``restore`` read what was saved, if anything was; it stays there until `use_up`."""
+        self._trouble = self._read(restore)
 
-        What can't be read is put aside, as the only one of its kind, and logged once.
+    def use_up(self) -> None:
+        """Take away what was read: from here on the daemon is the only one that has it.
+
+        What could not be read is put aside, as the only one of its kind, and logged once.
 
         Raises:
             CannotStart: it can't be taken away, so that nothing may be served.
         """
-        trouble = self._read(restore)
         try:
-            if trouble:
+            if self._trouble:
                 os.replace(self._in(STATE), self._in(BAD))
             else:
                 self._remove(STATE)
@@ -140,10 +146,10 @@ class StateDir:
                 f"Can't take {self._in(STATE)} away: {_reason(error)}; remove it, or leave"
                 " CLEVRD_STATE_DIR empty. Read again after a crash it would give out old offsets."
             ) from error
-        if trouble:
+        if self._trouble:
             log.error(
                 "state not restored whole reason=%r kept_as=%s; what was lost begins a new epoch",
-                trouble,
+                self._trouble,
                 self._in(BAD),
             )
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,12 +33,14 @@ from fake_server import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clevrd import __version__, cli
-from clevrd.cli import EventFormatter, LineSplitter, Progress, is_journal, main, publish_records
+from clevrd import __version__, logs
+from clevrd.cli import main, publish
+from clevrd.cli.publish import LineSplitter, Progress, publish_records
 from clevrd.client import Client, Refused, Unreachable
 from clevrd.client.backoff import RETRY_AFTER_CAP_S
 from clevrd.config import SETTINGS
 from clevrd.errors import CannotStart
+from clevrd.logs import EventFormatter, is_journal
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,9 +76,13 @@ def chunks(*parts: bytes) -> Callable[[], bytes]:
 
 async def publish_lines(client: Client, *parts: bytes) -> int:
     """Publish the lines in ``parts`` to topic t and return the exit code."""
-    progress = Progress(StringIO(), lambda: 0.0)
-    async with client:
-        return await publish_records(client, "t", chunks(*parts), progress)
+    progress = Progress(None, lambda: 0.0)
+    try:
+        async with client:
+            return await publish_records(client, "t", chunks(*parts), progress)
+    finally:
+        # What it said is read by the test next.
+        await asyncio.to_thread(logs.stderr.flush, 5.0)
 
 
 async def run(*argv: str) -> int:
@@ -138,12 +143,12 @@ async def start(*argv: str, **options: Any) -> asyncio.subprocess.Process:
     ],
 )
 def test_failure_is_one_line_and_its_own_exit_code(
-    argv: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+    argv: list[str], code: int, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Scripts tell failures by the code and people by the line; nobody sees a traceback."""
     result = main(argv)
 
-    output = capsys.readouterr()
+    output = capfd.readouterr()
     assert (result, output.out) == (code, "")
     assert output.err.startswith("clevrd: ")
     assert output.err.count("\n") == 1
@@ -152,27 +157,27 @@ def test_failure_is_one_line_and_its_own_exit_code(
 
 
 @pytest.mark.parametrize("argv", [["version"], ["--version"]])
-def test_version_is_printed(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(argv: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     """The version is that of the package."""
     assert main(argv) == 0
 
-    assert capsys.readouterr().out == f"clevrd {__version__}\n"
+    assert capfd.readouterr().out == f"clevrd {__version__}\n"
 
 
-def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_commands(capfd: pytest.CaptureFixture[str]) -> None:
     """Help is no failure, and goes to standard output."""
     assert main(["--help"]) == 0
 
     assert {"serve", "publish", "subscribe", "checkconfig", "version"} <= set(
-        capsys.readouterr().out.split()
+        capfd.readouterr().out.split()
     )
 
 
-def test_help_of_serve_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_serve_lists_every_setting(capfd: pytest.CaptureFixture[str]) -> None:
     """Each setting is there with its flag and its variable."""
     assert main(["serve", "--help"]) == 0
 
-    words = set(capsys.readouterr().out.split())
+    words = set(capfd.readouterr().out.split())
     assert {setting.flag for setting in SETTINGS} <= words
     assert {setting.env for setting in SETTINGS} <= words
 
@@ -181,14 +186,14 @@ def test_help_of_serve_lists_every_setting(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_checkconfig_prints_every_value_and_its_source(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each setting has a line of three columns, in the order of the settings."""
     monkeypatch.setenv("CLEVRD_PUBLISH_RATE", "2.50")
 
     code = main(["checkconfig", "--raw-paths", "no"])
 
-    rows = [line.split(None, 2) for line in capsys.readouterr().out.splitlines()]
+    rows = [line.split(None, 2) for line in capfd.readouterr().out.splitlines()]
     assert code == 0
     assert [row[0] for row in rows] == ["setting", *(setting.field for setting in SETTINGS)]
     assert ["address", ":8080", "default"] in rows
@@ -197,7 +202,7 @@ def test_checkconfig_prints_every_value_and_its_source(
 
 
 def test_checkconfig_warns_of_unknown_variables(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Warnings go to standard error and don't fail the check."""
     monkeypatch.setenv("CLEVRD_RING_MESAGES", "5")
@@ -205,14 +210,14 @@ def test_checkconfig_warns_of_unknown_variables(
     code = main(["checkconfig"])
 
     assert code == 0
-    assert "did you mean CLEVRD_RING_MESSAGES?" in capsys.readouterr().err
+    assert "did you mean CLEVRD_RING_MESSAGES?" in capfd.readouterr().err
 
 
-def test_checkconfig_reports_each_wrong_setting(capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkconfig_reports_each_wrong_setting(capfd: pytest.CaptureFixture[str]) -> None:
     """All mistakes are shown at once, one line each."""
     code = main(["checkconfig", "--ring-messages", "5", "--log-level", "loud"])
 
-    lines = capsys.readouterr().err.splitlines()
+    lines = capfd.readouterr().err.splitlines()
     assert code == 78
     assert [line.split()[1] for line in lines] == ["ring_messages", "log_level"]
 
@@ -255,7 +260,7 @@ def test_server_that_fails_ends_with_its_code(
     error: BaseException,
     code: int,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A port in use is no configuration error, and neither leaves a traceback."""
 
@@ -265,18 +270,18 @@ def test_server_that_fails_ends_with_its_code(
     monkeypatch.setitem(sys.modules, "clevrd.server", SimpleNamespace(run=fail))
 
     assert main(["serve"]) == code
-    assert "Traceback" not in capsys.readouterr().err
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_serve_logs_ignored_variables(
-    served: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    served: list[Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A misspelt variable is seen in the log of the daemon that ignores it."""
     monkeypatch.setenv("CLEVRD_RING_MESAGES", "5")
 
     main(["serve"])
 
-    assert "WARNING setting ignored why='CLEVRD_RING_MESAGES'" in capsys.readouterr().err
+    assert "WARNING setting ignored why='CLEVRD_RING_MESAGES'" in capfd.readouterr().err
     assert len(served) == 1
 
 
@@ -349,12 +354,12 @@ def test_journal_is_known_by_device_and_inode() -> None:
 
 
 async def test_publish_prints_where_the_message_is(
-    server: FakeServer, capsys: pytest.CaptureFixture[str]
+    server: FakeServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The answer is one JSON line for scripts, and nothing else is said."""
     code = await run("publish", "t", '{"n": 1}', "--url", server.url, "--tenant", "acme")
 
-    output = capsys.readouterr()
+    output = capfd.readouterr()
     assert (code, output.err) == (0, "")
     assert json.loads(output.out) == {
         "message_id": "msg-1",
@@ -411,7 +416,7 @@ async def test_options_may_stand_between_what_is_published(
 
 
 async def test_server_and_tenant_come_from_the_environment(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A shell that names them once need not repeat them."""
     monkeypatch.setenv("CLEVRD_URL", server.url)
@@ -419,20 +424,20 @@ async def test_server_and_tenant_come_from_the_environment(
 
     code = await run("publish", "t", "-5")
 
-    assert (code, capsys.readouterr().err) == (0, "")
+    assert (code, capfd.readouterr().err) == (0, "")
     assert server.data == [b"-5"]
     assert server.requests[0].headers["X-Tenant-ID"] == "acme"
 
 
 async def test_refusal_is_told_in_the_servers_words(
-    server: FakeServer, capsys: pytest.CaptureFixture[str]
+    server: FakeServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The server knows best what was wrong; its control characters are not passed on."""
     server.answers.append(refusal(403, "Not\x1b[2J your topic."))
 
     code = await run("publish", "t", "1", "--url", server.url)
 
-    assert (code, capsys.readouterr().err) == (1, "clevrd: Not\\x1b[2J your topic.\n")
+    assert (code, capfd.readouterr().err) == (1, "clevrd: Not\\x1b[2J your topic.\n")
 
 
 @pytest.mark.parametrize(
@@ -447,21 +452,21 @@ async def test_refusal_is_told_in_the_servers_words(
     ],
 )
 async def test_answer_of_another_service_is_one_clear_line(
-    answer: Answer, words: str, server: FakeServer, capsys: pytest.CaptureFixture[str]
+    answer: Answer, words: str, server: FakeServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A wrong URL or a proxy in between is recognised as that."""
     server.answers.append(answer)
 
     code = await run("publish", "t", "1", "--url", server.url)
 
-    error = capsys.readouterr().err
+    error = capfd.readouterr().err
     assert code == 1
     assert words in error
     assert error.count("\n") == 1
 
 
 async def test_lost_answer_to_the_only_message_is_not_hidden(
-    server: FakeServer, capsys: pytest.CaptureFixture[str]
+    server: FakeServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Nobody knows whether it arrived, and it is not sent twice behind the user's back."""
     server.answers.append(Answer(0))
@@ -469,7 +474,7 @@ async def test_lost_answer_to_the_only_message_is_not_hidden(
     code = await run("publish", "t", "1", "--url", server.url)
 
     assert code == 69
-    assert "broke before the answer" in capsys.readouterr().err
+    assert "broke before the answer" in capfd.readouterr().err
     assert len(server.bodies) == 1
 
 
@@ -518,14 +523,14 @@ async def test_lines_may_be_blank_unfinished_or_from_windows(
 async def test_bad_line_is_reported_and_the_rest_goes_on(
     server: FakeServer,
     new_client: Callable[..., Client],
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Each bad line has its number as an editor counts it, and the exit code tells of them."""
     bad = [b"{", b'"\xff"', b"[" * 100_000, b'1,"topic":"other"', b"nan"]
 
     code = await publish_lines(new_client(), b"1\n\n", b"\n".join(bad), b"\n2\n")
 
-    lines = capsys.readouterr().err.splitlines()
+    lines = capfd.readouterr().err.splitlines()
     assert (code, server.data) == (1, [b"1", b"2"])
     assert [line.split(":")[1] for line in lines[:-1]] == [f" line {n}" for n in range(3, 8)]
     assert lines[-1] == "clevrd: published 2 of 7 records in 0.0 s"
@@ -534,16 +539,16 @@ async def test_bad_line_is_reported_and_the_rest_goes_on(
 async def test_overlong_line_is_refused_and_not_collected(
     server: FakeServer,
     new_client: Callable[..., Client],
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A stream without newlines can't fill the memory."""
-    monkeypatch.setattr(cli, "MAX_LINE_BYTES", 10)
+    monkeypatch.setattr(publish, "MAX_LINE_BYTES", 10)
 
     code = await publish_lines(new_client(), *[b"1234567"] * 3, b"\n1234567890\n")
 
     assert (code, server.data) == (1, [b"1234567890"])
-    assert "line 1: Longer than 10 bytes." in capsys.readouterr().err
+    assert "line 1: Longer than 10 bytes." in capfd.readouterr().err
 
 
 @given(st.lists(st.binary(max_size=5) | st.just(b"\n"), max_size=20))
@@ -558,7 +563,7 @@ def test_lines_do_not_depend_on_where_reads_end(parts: list[bytes]) -> None:
 
 def test_unfinished_line_is_held_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """One byte more than may be, so that it is seen to be too long."""
-    monkeypatch.setattr(cli, "MAX_LINE_BYTES", 10)
+    monkeypatch.setattr(publish, "MAX_LINE_BYTES", 10)
     splitter = LineSplitter()
 
     lines = [line for part in (b"x" * 8, b"y" * 8, b"z\n") for line in splitter.feed(part)]
@@ -571,7 +576,7 @@ async def test_record_that_the_server_refuses_is_counted(
     status: int,
     server: FakeServer,
     new_client: Callable[..., Client],
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A record too large for this server is no reason to stop."""
     server.answers.extend([Answer(200, server.success()), refusal(status, "Not this one.")])
@@ -579,13 +584,13 @@ async def test_record_that_the_server_refuses_is_counted(
     code = await publish_lines(new_client(), b"1\n2\n3\n")
 
     assert (code, server.data) == (1, [b"1", b"2", b"3"])
-    assert "line 2: Not this one." in capsys.readouterr().err
+    assert "line 2: Not this one." in capfd.readouterr().err
 
 
 async def test_refusal_of_everything_ends_the_stream(
     server: FakeServer,
     new_client: Callable[..., Client],
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A million lines don't get the same refusal a million times; the count says where it ended."""
     server.answers.extend([Answer(200, server.success()), refusal(403, "Not your topic.")])
@@ -594,7 +599,7 @@ async def test_refusal_of_everything_ends_the_stream(
         await publish_lines(new_client(), b"1\n2\n3\n")
 
     assert server.data == [b"1", b"2"]
-    assert "published 1 of 2 records in 0.0 s, stopped at line 2" in capsys.readouterr().err
+    assert "published 1 of 2 records in 0.0 s, stopped at line 2" in capfd.readouterr().err
 
 
 async def test_busy_server_gets_each_record_once_and_in_order(
@@ -652,7 +657,7 @@ async def test_lost_connection_loses_no_record(
     answer: Answer,
     server: FakeServer,
     new_client: Callable[..., Client],
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A record whose answer was lost is sent again, and the count says it may be there twice."""
     server.answers.extend([Answer(200, server.success()), answer])
@@ -660,7 +665,7 @@ async def test_lost_connection_loses_no_record(
     code = await publish_lines(new_client(), b"1\n2\n3\n")
 
     assert (code, server.data) == (0, [b"1", b"2", b"2", b"3"])
-    assert "published 3 of 3 records in 0.0 s; 1 sent again" in capsys.readouterr().err
+    assert "published 3 of 3 records in 0.0 s; 1 sent again" in capfd.readouterr().err
 
 
 async def test_server_that_was_never_there_is_not_waited_for(
@@ -685,7 +690,7 @@ async def test_reading_that_fails_ends_the_stream(
         raise IsADirectoryError(21, "Is a directory")
 
     with pytest.raises(IsADirectoryError):
-        await publish_records(new_client(), "t", fail, Progress(StringIO(), lambda: 0.0))
+        await publish_records(new_client(), "t", fail, Progress(None, lambda: 0.0))
 
     assert server.bodies == []
 
@@ -740,7 +745,7 @@ class BlockedRead:
 async def interrupt_in(read: BlockedRead) -> None:
     """Start to publish what ``read`` brings, and cancel that while it blocks."""
     client = Client("http://127.0.0.1:1")
-    progress = Progress(StringIO(), lambda: 0.0)
+    progress = Progress(None, lambda: 0.0)
     command = asyncio.create_task(publish_records(client, "t", read, progress))
     await read.has_begun.wait()
     command.cancel()
@@ -779,26 +784,24 @@ async def test_input_after_the_interrupt_is_ignored() -> None:
     assert complaints == []
 
 
-def test_terminal_sees_a_moving_line(clock: FakeClock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_sees_a_moving_line(clock: FakeClock, capfd: pytest.CaptureFixture[str]) -> None:
     """The line is redrawn at most ten times a second, and gone when something else is said."""
 
-    class Terminal(StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    stream = Terminal()
-    progress = Progress(stream, clock)
+    drawn: list[str] = []
+    progress = Progress(drawn.append, clock)
     for line in range(1, 1001):
         progress.begin(line)
         clock.advance(0.001)
         progress.accept()
     progress.finish(0)
 
-    drawn = stream.getvalue().split("\r\x1b[K")
-    assert 8 <= len(drawn) - 2 <= 12
+    logs.stderr.flush(5)
+
+    assert 8 <= len(drawn) - 1 <= 12
+    assert all(text.startswith("\r\x1b[K") for text in drawn)
     assert drawn[-2].endswith(" published, 1000/s")
-    assert drawn[-1] == ""
-    assert capsys.readouterr().err == "clevrd: published 1000 of 1000 records in 1.0 s\n"
+    assert drawn[-1] == "\r\x1b[K"
+    assert capfd.readouterr().err == "clevrd: published 1000 of 1000 records in 1.0 s\n"
 
 
 # --- subscribe ---
@@ -925,14 +928,14 @@ async def test_gaps_are_warned_of_on_standard_error(
 
 
 async def test_no_reconnect_ends_with_the_connection(
-    server: FakeServer, capsys: pytest.CaptureFixture[str]
+    server: FakeServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A script that wants to know of every cut is told."""
     server.feeds.append(Feed([message(1)], 1012, b"restarting"))
 
     code = await run("subscribe", "t", "--url", server.url, "--no-reconnect")
 
-    output = capsys.readouterr()
+    output = capfd.readouterr()
     assert (code, output.out) == (1, message(1).decode() + "\n")
     assert output.err == "clevrd: The connection was closed with 1012 (restarting).\n"
 

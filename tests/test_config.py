@@ -11,16 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clevrd.address import TcpAddress, UnixAddress, parse_address
 from clevrd.config import (
     MAX_FILE_BYTES,
     SETTINGS,
     Config,
     Loaded,
     Setting,
-    TcpAddress,
-    UnixAddress,
     load,
-    parse_address,
 )
 from clevrd.errors import ConfigError
 

@@ -15,10 +15,16 @@ FLOORS = {
     "": -1,  # the package itself: its version, nothing else
     "errors": 0,
     "config": 0,
+    "address": 0,
+    "argv": 0,
+    "signals": 0,
+    "writer_thread": 0,
+    "stacks": 0,
     "core": 1,
     "exchange": 1,
     "fair_turns": 1,
     "input_budget": 1,
+    "logs": 1,
     "timers": 1,
     "control": 2,
     "tenants": 2,
@@ -31,15 +37,23 @@ FLOORS = {
     "listeners": 4,
     "raw_http": 4,
     "handlers": 5,
+    "daemon_signals": 5,
     "server": 6,
     "client": 7,
     "cli": 7,
     "testing": 8,
-    "__main__": 8,
+    "health_check": 1,
+    "entry": 8,
+    "__main__": 9,
 }
-# The only steps sideways that leave a folder: a wrong setting is one of the errors, and the
-# command line is a user of the client.
-SIDEWAYS = {("config", "errors"), ("cli", "client")}
+# The only steps sideways that leave a folder: a wrong setting or address is one of the errors, an
+# address is a setting, and the command line is a user of the client.
+SIDEWAYS = {
+    ("config", "errors"),
+    ("address", "errors"),
+    ("config", "address"),
+    ("cli", "client"),
+}
 # The core is pure: it has no loop, no socket, no clock and no environment.
 NOT_FOR_CORE = {"aiohttp", "asyncio", "os", "socket", "threading", "time", "uvloop"}
 IMPORT_EACH_ALONE = """

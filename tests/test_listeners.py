@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from daemons import running
 
-from clevrd.config import TcpAddress, UnixAddress
+from clevrd.address import TcpAddress, UnixAddress
 from clevrd.errors import CannotStart
 from clevrd.listeners import Listeners, open_sockets
 
@@ -157,3 +157,19 @@ async def test_other_file_at_the_unix_path_is_not_removed(tmp_path: Path) -> Non
         await open_sockets(UnixAddress(str(path)), 0, asyncio.get_running_loop())
 
     assert path.read_text() == "data"
+
+
+async def test_listeners_that_took_nothing_remove_nothing(tmp_path: Path) -> None:
+    """Given up before its turn, a second daemon leaves the first one's socket alone."""
+    path = tmp_path / "clevrd.sock"
+    loop = asyncio.get_running_loop()
+    first = Listeners(UnixAddress(str(path)), 0, asyncio.Protocol, loop)
+    await first.open()
+    second = Listeners(UnixAddress(str(path)), 0, asyncio.Protocol, loop)
+
+    second.close()
+
+    assert first.is_listening()
+    assert path.exists()
+    first.close()
+    assert not path.exists()

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 from clients import client_of, publishing, raw_subscriber
-from daemons import DaemonProcess, daemon_process, until
+from daemons import ROOT, DaemonProcess, daemon_process, until
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
@@ -214,6 +215,92 @@ async def test_own_client_reads_on_across_restarts_without_a_gap(restarts: Resta
 
     assert gaps == []
     assert seen == list(range(seen[0], last.offset + 1))
+
+
+# --- a stop during the start ---------------------------------------------------------------------
+
+# A daemon that comes no further than ``where`` in its start, until it is told to stop.
+HELD_START = """
+import sys, time
+from clevrd import server, state_dir
+told = []
+install = server.DaemonSignals.install
+server.DaemonSignals.install = lambda self: (told.append(self), install(self))
+def held(whole):
+    def call(*arguments):
+        if {after}:
+            whole(*arguments)
+        print("held", flush=True)
+        while {is_held}:
+            time.sleep(0.01)
+        if not {after}:
+            whole(*arguments)
+    return call
+{where} = held({where})
+sys.argv = ["clevrd", "serve"]
+from clevrd.entry import main
+sys.exit(main())
+"""
+
+
+async def stop_in_its_start(
+    restarts: Restarts, where: str, *, after: bool, is_held: str = "True"
+) -> tuple[int, str]:
+    """Stop a daemon that is held in its start; return its exit code and its log."""
+    script = HELD_START.format(where=where, after=after, is_held=is_held)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script),
+        cwd=ROOT,
+        env={**os.environ, **restarts.variables},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"held\n"
+    process.send_signal(signal.SIGTERM)
+    _, said = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, said.decode()
+
+
+@pytest.mark.parametrize(
+    ("where", "after"),
+    [
+        ("state_dir.StateDir.open", True),
+        ("state_dir.StateDir.read", False),
+        ("state_dir.StateDir.read", True),
+        ("server._open_and_read", True),
+    ],
+)
+async def test_stop_before_it_serves_leaves_what_was_saved(
+    restarts: Restarts, where: str, after: bool
+) -> None:
+    """A stop during the start, by an impatient supervisor: the next start has all of it."""
+    await publish(await restarts.start(), 3)
+    await restarts.stop()
+    saved = (restarts.state_dir / STATE).read_bytes()
+
+    code, said = await stop_in_its_start(restarts, where, after=after)
+
+    assert (code, (restarts.state_dir / STATE).read_bytes()) == (0, saved)
+    assert "stopped before it served" in said
+    assert await publish(await restarts.start(), 1) == [4]
+
+
+async def test_stop_while_the_state_is_used_up_saves_it_again(restarts: Restarts) -> None:
+    """From the moment the file is gone on the daemon has it, and a stop is a whole one."""
+    await publish(await restarts.start(), 3)
+    await restarts.stop()
+
+    # Until the signal has come, which asks for a look at what was told.
+    is_held = "not any(each._is_told for each in told)"
+    code, said = await stop_in_its_start(
+        restarts, "state_dir.StateDir.use_up", after=True, is_held=is_held
+    )
+
+    assert code == 0
+    assert "state saved topics=1" in said
+    assert await publish(await restarts.start(), 1) == [4]
 
 
 # --- not planned ---------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ from websockets.asyncio.client import unix_connect
 
 from clevrd.config import Config
 from clevrd.control.adaptive_throttler import ThrottleSample
-from clevrd.server import EXIT_FORCED, Server
+from clevrd.daemon_signals import EXIT_FORCED
+from clevrd.server import Server
 
 
 @pytest.fixture

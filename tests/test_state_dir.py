@@ -25,6 +25,7 @@ from clevrd.core.state_format import StateReader, end_record, file_head
 from clevrd.core.topic import Topic
 from clevrd.errors import CannotStart, ConfigError, Unavailable
 from clevrd.hub import Hub
+from clevrd.listeners import Listeners
 from clevrd.server import Server
 from clevrd.state_dir import BAD, LOCK, NEW, STATE, SaveReport, StateDir
 from clevrd.tenants import Tenant
@@ -75,7 +76,8 @@ def state(tmp_path: Path) -> StateDir:
 def restarted(state: StateDir, wall_us: int = NOON_US + 1_000_000, **settings: Any) -> Hub:
     """Return the hub of the next process."""
     hub = make_hub(wall_us, **settings)
-    state.take(hub.restore)
+    state.read(hub.restore)
+    state.use_up()
     return hub
 
 
@@ -416,7 +418,8 @@ def test_unreadable_disk_is_survived(state: StateDir, caplog: pytest.LogCaptureF
         hub.restore(reader)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    state.take(failing)
+    state.read(failing)
+    state.use_up()
 
     assert len(hub.topics) == 1
     assert "Input/output error" in caplog.text
@@ -498,6 +501,30 @@ async def test_daemon_without_its_address_uses_nothing_up(tmp_path: Path) -> Non
             await server.start()
 
     assert (tmp_path / STATE).exists()
+
+
+async def test_daemon_that_cannot_listen_after_all_saves_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong after it was taken away, the next start has it."""
+    hub = make_hub()
+    publish(hub, "t", 3)
+    state = StateDir(str(tmp_path))
+    state.open()
+    save(state, hub)
+    state.close()
+    server = Server(Config(address="127.0.0.1:0", state_dir=str(tmp_path)), stats=FakeStats())
+
+    async def refuse(_: Listeners) -> None:
+        raise CannotStart("no")
+
+    monkeypatch.setattr(Listeners, "open", refuse)
+
+    with pytest.raises(CannotStart, match="no"):
+        await server.start()
+
+    state.open()
+    assert len(restarted(state).topics) == 1
 
 
 async def test_save_is_given_a_part_of_the_time_to_stop(tmp_path: Path) -> None:

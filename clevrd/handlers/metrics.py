@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from clevrd import logs
 from clevrd.control.adaptive_buffer import BufferDecision
 from clevrd.control.system_stats import ProcessFigures, process_figures
 from clevrd.core.topic_manager import Totals
@@ -57,6 +58,12 @@ class IdempotencyView(msgspec.Struct, frozen=True):
     pushed_out: int
 
 
+class LogView(msgspec.Struct, frozen=True):
+    """What became of the log's lines."""
+
+    dropped: int
+
+
 class MetricsView(msgspec.Struct, frozen=True):
     """What /metrics says."""
 
@@ -70,6 +77,7 @@ class MetricsView(msgspec.Struct, frozen=True):
     messages: MessageTotals
     idempotency: IdempotencyView
     connections: dict[str, Any]
+    log: LogView
     process: ProcessFigures
     uptime_s: float
 
@@ -130,6 +138,7 @@ class MetricsEndpoint:
                 "pings_unanswered": hub.counters.pings_cut,
                 "background_errors": hub.counters.background_errors,
             },
+            log=LogView(logs.stderr.dropped),
             process=process_figures(),
             uptime_s=round(time.monotonic() - self._started_s, 3),
         )

@@ -1,0 +1,102 @@
+"""Where a daemon listens: HOST:PORT or unix:/path. Nothing is opened here.
+
+`clevrd health` is run every few seconds with little else than this, so that what takes long to
+import is imported where it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final, NamedTuple
+
+from clevrd.errors import ConfigError
+
+DEFAULT_ADDRESS: Final = ":8080"
+
+# sockaddr_un.sun_path holds 108 bytes with its final NUL on Linux: unix(7).
+MAX_UNIX_PATH_BYTES: Final = 107
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+class TcpAddress(NamedTuple):
+    """A TCP address; host None is every interface, IPv4 and where there is one IPv6."""
+
+    host: str | None
+    port: int
+
+
+class UnixAddress(NamedTuple):
+    """A Unix socket; the path is absolute."""
+
+    path: str
+
+
+def parse_address(text: str) -> TcpAddress | UnixAddress:
+    """Return the address that ``text`` names.
+
+    ``:9000`` is every interface, IPv4 and where there is one IPv6; port 0 lets the kernel choose.
+
+    Raises:
+        ConfigError: not an address; the sentence says what is missing or wrong.
+    """
+    if text.startswith("unix:"):
+        return UnixAddress(_unix_path(text.removeprefix("unix:")))
+    if "://" in text:
+        raise ConfigError("Write an address, not a URL: 127.0.0.1:9000.")
+    if text.startswith("["):
+        return _bracketed(text)
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise ConfigError("The port is missing: write :9000 or localhost:9000.")
+    if ":" in host:
+        raise ConfigError("An IPv6 address stands in brackets: [::1]:9000.")
+    return TcpAddress(_host(host) if host else None, _port(port))
+
+
+def _unix_path(path: str) -> str:
+    if not path.startswith("/"):
+        raise ConfigError("The path of a Unix socket is absolute: unix:/run/clevrd.sock.")
+    if path.endswith("/") or "\0" in path:
+        raise ConfigError("The path of a Unix socket names a file: unix:/run/clevrd.sock.")
+    if len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
+        raise ConfigError(f"The path of a Unix socket is at most {MAX_UNIX_PATH_BYTES} bytes long.")
+    return path
+
+
+def _bracketed(text: str) -> TcpAddress:
+    host, closing, port = text[1:].partition("]")
+    if not closing or not port.startswith(":"):
+        raise ConfigError("After an IPv6 address in brackets comes the port: [::1]:9000.")
+    from ipaddress import IPv6Address
+
+    try:
+        IPv6Address(host)
+    except ValueError as error:
+        raise ConfigError("What stands in brackets is not an IPv6 address.") from error
+    return TcpAddress(host, _port(port[1:]))
+
+
+def _host(host: str) -> str:
+    if not _HOST_NAME.fullmatch(host):
+        raise ConfigError("That is not a host; for all interfaces leave it out: :9000.")
+    # Names never end in a numeric label (RFC 1123 §2.1), so this was meant as an IPv4 address.
+    if host.rpartition(".")[2].isdigit():
+        from ipaddress import IPv4Address
+
+        try:
+            IPv4Address(host)
+        except ValueError as error:
+            raise ConfigError("That is not an IPv4 address.") from error
+    return host
+
+
+def _port(text: str) -> int:
+    if not text:
+        raise ConfigError("The port is missing: write :9000 or localhost:9000.")
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535):
+        raise ConfigError("A port is a whole number from 0 to 65535.")
+    return int(text)

@@ -1,0 +1,31 @@
+"""How a command fails: each failure knows its exit code.
+
+Exit codes: 0 fine; 1 the operation failed; 2 bad usage; 69 can't start, or no server there;
+78 bad configuration (the last two as in sysexits.h); 128 and a signal's number: interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_UNAVAILABLE: Final = 69
+
+
+class CommandFailed(Exception):
+    """What was asked for could not be done; the message is one sentence, or a line for each."""
+
+    exit_code = EXIT_FAILED
+
+
+class UsageError(CommandFailed):
+    """The command line can't be understood; the message says how it is meant."""
+
+    exit_code = EXIT_USAGE
+
+
+class NoServer(CommandFailed):
+    """Nobody answers where the server should be."""
+
+    exit_code = EXIT_UNAVAILABLE

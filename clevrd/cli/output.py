@@ -1,0 +1,69 @@
+"""Standard output: a line for commands that end with it, and `Output` for those with a loop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import suppress
+from typing import Final
+
+from clevrd.writer_thread import WriterThread, write_all
+
+STDOUT: Final = 1
+# What may wait for a slow reader of standard output before the subscription does.
+MAX_QUEUED_BYTES: Final = 262_144
+
+
+def print_line(line: str) -> None:
+    """Write ``line`` to standard output, however long that takes."""
+    sys.stdout.buffer.write(line.encode(errors="backslashreplace") + b"\n")
+
+
+class Output:
+    """Standard output for a loop: who writes waits while it is full, and the loop does not.
+
+    So pings are answered and a stop is a stop although the next program of a pipe is slow.
+    Everything is written at once and in order; nothing is dropped.
+    """
+
+    def __init__(self, descriptor: int = STDOUT) -> None:
+        self._descriptor = descriptor
+        self._loop = asyncio.get_running_loop()
+        self._writer = WriterThread("clevrd-output", self._deliver, self._tell)
+        # Set by the writer, through the loop, when something was written or can't be.
+        self._moved = asyncio.Event()
+        self._error: OSError | None = None
+
+    async def write(self, data: bytes) -> None:
+        """Have ``data`` written; wait while too much before it is not.
+
+        Raises:
+            OSError: something before it could not be written.
+        """
+        self._writer.put(data)
+        await self._until_queued(MAX_QUEUED_BYTES)
+
+    async def finish(self) -> None:
+        """Return when everything is written.
+
+        Raises:
+            OSError: something could not be written.
+        """
+        await self._until_queued(0)
+
+    async def _until_queued(self, at_most_bytes: int) -> None:
+        while self._error is None and self._writer.queued_bytes > at_most_bytes:
+            self._moved.clear()
+            await self._moved.wait()
+        if self._error is not None:
+            raise self._error
+
+    # --- in the writer's thread ------------------------------------------------------------------
+
+    def _deliver(self, data: bytes) -> None:
+        if self._error is None:
+            self._error = write_all(self._descriptor, data)[1]
+
+    def _tell(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed: interrupted meanwhile
+            self._loop.call_soon_threadsafe(self._moved.set)

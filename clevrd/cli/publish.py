@@ -1,0 +1,273 @@
+"""clevrd publish: one message, or one for each line of standard input."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, suppress
+from typing import Final
+
+import msgspec
+
+from clevrd import logs
+from clevrd.cli.failures import EXIT_FAILED, UsageError
+from clevrd.cli.output import print_line
+from clevrd.cli.server_options import add_server, client_failures
+from clevrd.cli.values import seconds
+from clevrd.client import RETRY_FOR_S, BadRecord, Client, Refused
+from clevrd.config import MIB
+from clevrd.core.message import check_key, check_topic
+
+# The largest body that a server can be configured to take; a longer line can't be a record.
+MAX_LINE_BYTES: Final = 64 * MIB
+READ_BYTES: Final = 65_536
+# Refusals of this one record (not JSON, too large); any other would meet the next record too.
+RECORD_STATUSES: Final = frozenset({400, 413})
+# Often enough to look alive, and at 3,000 records/s no burden for a terminal.
+PROGRESS_INTERVAL_S: Final = 0.1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take a topic, its data and where to."""
+    parser.add_argument("topic", metavar="TOPIC")
+    add_server(parser)
+    parser.add_argument(
+        "json",
+        nargs="?",
+        metavar="JSON",
+        help="the message's data; a single - reads one JSON value per line from standard input,"
+        " in order",
+    )
+    parser.add_argument(
+        "--key",
+        metavar="KEY",
+        help="what the message is about, for readers with --policy latest; with - that of all"
+        " messages",
+    )
+    parser.add_argument(
+        "--retry-for",
+        type=seconds,
+        default=RETRY_FOR_S,
+        metavar="SECONDS",
+        help="how long one message is tried again when the server is busy or restarts; it is"
+        " there at least once, and may be there twice when a connection broke before the"
+        " answer (default %(default)g)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Publish what is given, and return the exit code."""
+    check_topic(options.topic)
+    if options.key is not None:
+        check_key(options.key)
+    if options.json is None:
+        raise UsageError(
+            "publish needs the data: give it as JSON, or - to read one JSON value per line from"
+            " standard input"
+        )
+    logs.log_for_people()
+    with client_failures():
+        client = Client(options.url, options.tenant, retry_for_s=options.retry_for)
+        if options.json == "-":
+            return asyncio.run(_publish_stdin(client, options.topic, options.key))
+        data_json = os.fsencode(options.json)
+        return asyncio.run(_publish_one(client, options.topic, data_json, options.key))
+
+
+async def _publish_one(client: Client, topic: str, data_json: bytes, key: str | None) -> int:
+    try:
+        async with client:
+            answer = await client.publish_raw(topic, data_json, key=key)
+    except BadRecord as error:
+        raise UsageError(
+            f"{error} The data is JSON; a text stands in quotes: '\"hello\"'"
+        ) from None
+    fields = msgspec.structs.asdict(answer).items()
+    # What an older server does not tell, and what is not so, is left out; warnings are logged.
+    told = {name: value for name, value in fields if value is not None and value is not False}
+    del told["warnings"]
+    print_line(msgspec.json.encode(told).decode())
+    return 0
+
+
+async def _publish_stdin(client: Client, topic: str, key: str | None) -> int:
+    draw = logs.stderr.draw if sys.stderr.isatty() else None
+    progress = Progress(draw, time.monotonic)
+    async with client:
+        return await publish_records(client, topic, _read_stdin, progress, key)
+
+
+def _read_stdin() -> bytes:
+    # Not sys.stdin: a thread that waits in it holds its lock, and Python aborts at exit.
+    return os.read(0, READ_BYTES)
+
+
+async def publish_records(
+    client: Client,
+    topic: str,
+    read: Callable[[], bytes],
+    progress: Progress,
+    key: str | None = None,
+) -> int:
+    """Publish each line that ``read`` brings as one message, in order, and return the exit code.
+
+    One line is on its way at a time. A bad one is reported and counted, and the rest goes on;
+    what would refuse every line ends it.
+
+    Args:
+        read: returns the next bytes, b"" at the end; may block, since it is called in a thread.
+        key: of every message.
+
+    Raises:
+        Refused, Unreachable, BadAnswer: as `Client.publish_raw`, for what ends it.
+    """
+    try:
+        async with aclosing(_numbered_records(read)) as records:
+            async for number, record in records:
+                progress.begin(number)
+                await _publish_record(client, topic, record, progress, key)
+    finally:
+        progress.finish(client.repeated_messages)
+    return EXIT_FAILED if progress.refused else 0
+
+
+async def _publish_record(
+    client: Client, topic: str, record: bytes, progress: Progress, key: str | None
+) -> None:
+    try:
+        if len(record) > MAX_LINE_BYTES:
+            raise BadRecord(f"Longer than {MAX_LINE_BYTES} bytes.")
+        await client.publish_raw(topic, record, key=key)
+    except BadRecord as error:
+        progress.refuse(error)
+    except Refused as error:
+        if error.status not in RECORD_STATUSES:
+            raise
+        progress.refuse(error)
+    else:
+        progress.accept()
+
+
+async def _numbered_records(read: Callable[[], bytes]) -> AsyncGenerator[tuple[int, bytes]]:
+    """Yield (line number from 1, line) for each line that is not blank."""
+    splitter = LineSplitter()
+    number = 0
+    chunk = b"more"
+    while chunk:
+        chunk = await _in_thread(read)
+        for line in splitter.feed(chunk or b"\n"):  # the last line may lack its newline
+            number += 1
+            # What may stand around a JSON value (RFC 8259 §2), the CR of a CRLF file among it.
+            record = line.strip(b" \t\r")
+            if record:
+                yield number, record
+
+
+class LineSplitter:
+    """Cuts a stream into lines; of a line it keeps MAX_LINE_BYTES and one more, to show it."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield the lines that end in ``chunk``, without their newline."""
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            self._hold(end)
+            line = bytes(self._held)
+            self._held.clear()
+            yield line
+        self._hold(rest)
+
+    def _hold(self, piece: bytes) -> None:
+        self._held += piece[: MAX_LINE_BYTES + 1 - len(self._held)]
+
+
+async def _in_thread(call: Callable[[], bytes]) -> bytes:
+    """Return ``call()`` from a thread that nobody waits for at exit.
+
+    asyncio.to_thread() would be waited for: Ctrl-C did nothing until the next line was typed.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[bytes] = loop.create_future()
+
+    def settle(result: bytes | OSError) -> None:
+        if outcome.cancelled():
+            return
+        if isinstance(result, OSError):
+            outcome.set_exception(result)
+        else:
+            outcome.set_result(result)
+
+    def work() -> None:
+        result: bytes | OSError
+        try:
+            result = call()
+        except OSError as error:
+            result = error
+        with suppress(RuntimeError):  # the loop is closed: interrupted meanwhile
+            loop.call_soon_threadsafe(settle, result)
+
+    threading.Thread(target=work, name="stdin", daemon=True).start()
+    return await outcome
+
+
+class Progress:
+    """Counts records and shows it: as a moving line on a terminal, and as a sum at the end."""
+
+    def __init__(self, draw: Callable[[str], object] | None, clock: Callable[[], float]) -> None:
+        """Count from now on; ``draw`` writes to the terminal, and is None where there is none."""
+        self._draw = draw
+        self._clock = clock
+        self._started = clock()
+        self._next_show = self._started
+        # The line being published, or the last one that was.
+        self.line = 0
+        self.records = 0
+        self.published = 0
+        self.refused = 0
+
+    def begin(self, line: int) -> None:
+        """Count a record, found on ``line``."""
+        self.line = line
+        self.records += 1
+
+    def accept(self) -> None:
+        """Count the record as published."""
+        self.published += 1
+        now = self._clock()
+        if self._draw and now >= self._next_show:
+            self._next_show = now + PROGRESS_INTERVAL_S
+            rate = self.published / max(now - self._started, 1e-3)
+            self._draw(f"\r\x1b[K{self.published} published, {rate:.0f}/s")
+
+    def refuse(self, why: Exception) -> None:
+        """Count the record as refused and report it."""
+        self.refused += 1
+        self._clear()
+        logs.say(f"line {self.line}: {why}")
+
+    def finish(self, repeated_messages: int) -> None:
+        """Report the sum."""
+        self._clear()
+        elapsed_s = self._clock() - self._started
+        text = f"published {self.published} of {self.records} records in {elapsed_s:.1f} s"
+        if self.published + self.refused < self.records:
+            text += f", stopped at line {self.line}"
+        if repeated_messages:
+            text += (
+                f"; {repeated_messages} sent again because an answer was lost,"
+                " so as many may be there twice"
+            )
+        logs.say(text)
+
+    def _clear(self) -> None:
+        if self._draw:
+            self._draw("\r\x1b[K")

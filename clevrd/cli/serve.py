@@ -1,0 +1,29 @@
+"""clevrd serve: the daemon, with its log."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+
+from clevrd import logs
+from clevrd.cli.settings import add_settings, load_settings
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take every setting as a flag."""
+    add_settings(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until a signal ends it, and return the exit code."""
+    loaded = load_settings(options)
+    logs.set_up_logging(loaded.config.log_level, for_journal=logs.is_journal(os.environ))
+    for warning in loaded.warnings:
+        log.warning("setting ignored why=%s", warning)
+    # Here, not above: a wrong setting is told without waiting for the server's modules.
+    from clevrd.server import run as run_server
+
+    return run_server(loaded.config)

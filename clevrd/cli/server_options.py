@@ -1,0 +1,44 @@
+"""Which server a command talks to, and how it fails: what publish and subscribe have in common."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from clevrd.cli.failures import CommandFailed, NoServer, UsageError
+from clevrd.client import BadUrl, ClientError, Unreachable
+
+DEFAULT_URL: Final = "http://127.0.0.1:8080"
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` take the server and the tenant."""
+    parser.add_argument(
+        "--url",
+        default=os.environ.get("CLEVRD_URL") or DEFAULT_URL,
+        # The fixed default, not the variable's value, which may hold a password.
+        help="the server: http://host:port, host:port, https://host or unix:/path (CLEVRD_URL;"
+        f" default {DEFAULT_URL})",
+    )
+    parser.add_argument(
+        "--tenant",
+        default=os.environ.get("CLEVRD_TENANT") or None,
+        metavar="NAME",
+        help="sent as X-Tenant-ID (CLEVRD_TENANT)",
+    )
+
+
+@contextmanager
+def client_failures() -> Iterator[None]:
+    """Turn what goes wrong in the client into the command's own failures."""
+    try:
+        yield
+    except BadUrl as error:
+        raise UsageError(str(error)) from error
+    except Unreachable as error:
+        raise NoServer(str(error)) from error
+    except ClientError as error:
+        raise CommandFailed(str(error)) from error

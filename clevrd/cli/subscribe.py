@@ -1,0 +1,114 @@
+"""clevrd subscribe: topics' messages, one JSON line each; what is missing on standard error."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import Final
+
+from clevrd import logs
+from clevrd.cli.failures import UsageError
+from clevrd.cli.output import Output
+from clevrd.cli.server_options import add_server, client_failures
+from clevrd.cli.values import count, count_or_zero
+from clevrd.client import Client, Gap, Subscription
+from clevrd.core.message import check_topic
+from clevrd.core.patterns import parse_pattern
+from clevrd.core.subscriber import DropStrategy
+
+# Newlines between a message's tokens would break one line per message; within its strings there
+# are none, since JSON escapes them (RFC 8259 §7).
+_NEWLINES_TO_SPACES: Final = bytes.maketrans(b"\r\n", b"  ")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take topics and patterns, and how to read them."""
+    parser.add_argument(
+        "topics", nargs="*", metavar="TOPIC", help="one or more, side by side, and --pattern"
+    )
+    add_server(parser)
+    parser.add_argument(
+        "--pattern",
+        action="append",
+        default=[],
+        dest="patterns",
+        metavar="PATTERN",
+        help="all topics that it matches, now and later: 'orders.*' one word, 'orders.**' one or"
+        " more; may be given several times",
+    )
+    parser.add_argument(
+        "--policy",
+        choices=[strategy.value for strategy in DropStrategy],
+        help="what is dropped when this reader is too slow (default: the server's)",
+    )
+    parser.add_argument(
+        "--buffer", type=count, metavar="N", help="messages this reader may lag behind"
+    )
+    parser.add_argument(
+        "--last", type=count_or_zero, metavar="N", help="recent messages wanted first"
+    )
+    parser.add_argument(
+        "--since",
+        metavar="WHEN",
+        help="begin in the past: 90s, 5m, 2h, a time (RFC 3339 or unix), a message's id, or all",
+    )
+    parser.add_argument("--count", type=count, metavar="N", help="stop after N messages")
+    parser.add_argument(
+        "--no-reconnect", action="store_true", help="stop when the connection is lost"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print messages until it is interrupted, or has as many as it should, and return the code."""
+    for topic in options.topics:
+        check_topic(topic)
+    for pattern in options.patterns:
+        parse_pattern(pattern)
+    if not (options.topics or options.patterns):
+        raise UsageError("the following arguments are required: TOPIC or --pattern PATTERN")
+    if options.last is not None and options.since is not None:
+        raise UsageError("--last and --since each say where to begin; give one of them")
+    logs.log_for_people()
+    with client_failures():
+        client = Client(options.url, options.tenant)
+        return asyncio.run(_print_messages(client, _subscription(client, options), options.count))
+
+
+def _subscription(client: Client, options: argparse.Namespace) -> Subscription:
+    try:
+        return client.subscribe(
+            *options.topics,
+            patterns=options.patterns,
+            policy=options.policy,
+            buffer=options.buffer,
+            last=options.last,
+            since=options.since,
+            reconnect=not options.no_reconnect,
+        )
+    except ValueError as error:  # one of them is named twice
+        raise UsageError(str(error)) from None
+
+
+async def _print_messages(client: Client, items: Subscription, count: int | None) -> int:
+    printed = 0
+    output = Output()
+    async with client, items:
+        async for item in items:
+            if isinstance(item, Gap):
+                logs.say(_gap_sentence(item))
+                continue
+            await output.write(item.json.translate(_NEWLINES_TO_SPACES) + b"\n")
+            printed += 1
+            if printed == count:
+                break
+    await output.finish()
+    return 0
+
+
+def _gap_sentence(gap: Gap) -> str:
+    """Return what is missing, for people and for who greps."""
+    if gap.reason == "epoch":
+        return f"topic restarted, some messages may be missing topic={gap.topic}"
+    values = {"from": gap.first, "to": gap.last, "count": gap.count, "reason": gap.reason}
+    told = " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
+    return f"messages missed topic={gap.topic} {told}"

@@ -1,0 +1,18 @@
+"""clevrd version."""
+
+from __future__ import annotations
+
+import argparse
+
+from clevrd import __version__
+from clevrd.cli.output import print_line
+
+
+def add_arguments(_: argparse.ArgumentParser) -> None:
+    """Take nothing."""
+
+
+def run(_: argparse.Namespace) -> int:
+    """Print the version."""
+    print_line(f"clevrd {__version__}")
+    return 0

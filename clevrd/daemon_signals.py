@@ -1,0 +1,77 @@
+"""What signals do to a running daemon: stop it, show where it stands, or nothing.
+
+Handlers of Python's, not of the loop's: they are called between two steps of the code, so that the
+second stop and the stacks work also where the loop is held. They may interrupt anything, a log
+call too: all that they use is made for that (`signal` in Python's documentation).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from types import FrameType
+from typing import Final
+
+from clevrd import logs
+from clevrd.signals import STACKS, STOPS, STRAY, handle
+from clevrd.stacks import stack_lines
+
+log = logging.getLogger(__name__)
+
+EXIT_FORCED: Final = 1
+
+
+class DaemonSignals:
+    """The signals of this process, from `install` on."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        # Set when the daemon is to stop.
+        self.stopping = asyncio.Event()
+        # Whether it was told to, which the event says one turn of the loop later.
+        self._is_told = False
+        # The exit code once there is nothing left to do in order.
+        self._code: int | None = None
+
+    def install(self) -> None:
+        """Take over from what signals did at the start."""
+        for number in STOPS:
+            handle(number, self._stop)
+        for number in STRAY:
+            signal.signal(number, self._ignore)
+        signal.signal(STACKS, self._show_stacks)
+
+    def finish(self, code: int) -> None:
+        """Let every further stop end the process at once, with ``code``: all is done."""
+        self._code = code
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        """Stop in order at the first signal, at once at the second."""
+        name = signal.Signals(number).name
+        if self._code is not None:
+            _exit(self._code)
+        if not self._is_told:
+            self._is_told = True
+            log.info("stopping signal=%s; a second one stops at once", name)
+            self._loop.call_soon_threadsafe(self.stopping.set)
+        elif number == signal.SIGHUP:
+            # A terminal that closes says so twice, once itself and once by its shell.
+            log.info("stopping already signal=%s", name)
+        else:
+            log.warning("stopping now signal=%s", name)
+            _exit(EXIT_FORCED)
+
+    def _ignore(self, number: int, _: FrameType | None) -> None:
+        log.info("signal ignored signal=%s", signal.Signals(number).name)
+
+    def _show_stacks(self, number: int, frame: FrameType | None) -> None:
+        log.info("stacks asked for signal=%s", signal.Signals(number).name)
+        for line in stack_lines(asyncio.all_tasks(self._loop), frame):
+            log.info("%s", line)
+
+
+def _exit(code: int) -> None:
+    logs.stderr.flush(logs.HURRIED_FLUSH_S)
+    os._exit(code)

@@ -1,0 +1,276 @@
+"""Standard error: log lines, and what commands say. Nothing here waits for who reads it.
+
+Lines go into a bounded queue that a thread writes. Lines that find it full, or that can't be
+written, are counted, and the count is a line of its own as soon as writing works again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final
+
+from clevrd.writer_thread import WriterThread, write_all
+
+log = logging.getLogger(__name__)
+
+STDERR: Final = 2
+# About 8,000 lines: what a reader that pauses for a moment finds again.
+MAX_QUEUED_BYTES: Final = 1 << 20
+# One line, a traceback in it; the rest of it is cut off.
+MAX_LINE_BYTES: Final = 32_768
+# A moving line is left out while more than this waits: nobody sees it move.
+MAX_QUEUED_DRAWN_BYTES: Final = 4096
+# What an end waits for lines that nobody takes: an orderly one, and one that is in a hurry.
+FLUSH_S: Final = 1.0
+HURRIED_FLUSH_S: Final = 0.2
+
+# Control characters from a server, a file or a client would move a terminal's cursor or forge a
+# second log line.
+ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0))} | {
+    ord("\n"): "\\n",
+    ord("\r"): "\\r",
+    ord("\t"): " ",
+}
+
+# RFC 5424 §6.2.1 severities, which journald reads from a <N> in front: sd-daemon(3).
+_SEVERITIES: Final = {
+    logging.CRITICAL: 2,
+    logging.ERROR: 3,
+    logging.WARNING: 4,
+    logging.INFO: 6,
+    logging.DEBUG: 7,
+}
+
+
+class Lines:
+    """Lines to a descriptor; who puts them never waits, and lines that nobody takes are counted.
+
+    A queue that was full takes nothing until it is empty, so that each time is one count, which
+    stands where the lines are missing.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        note: Callable[[int], str],
+        max_queued_bytes: int = MAX_QUEUED_BYTES,
+    ) -> None:
+        self._descriptor = descriptor
+        # Returns the line that says how many were dropped; called in the writer's thread.
+        self.note = note
+        self._max_queued_bytes = max_queued_bytes
+        self._writer = WriterThread("clevrd-log", self._deliver)
+        # Lines that found the queue full; `put` alone changes it.
+        self._refused = 0
+        # The rest is the writer's thread's alone. How many of `_refused` were told of:
+        self._refused_told = 0
+        # Lines that could not be written, in all and not told of yet.
+        self._failed = 0
+        self._failed_untold = 0
+        # Whether writing failed within a line.
+        self._is_mid_line = False
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were dropped since the start; only rises."""
+        return self._refused + self._failed
+
+    def put(self, line: str) -> None:
+        """Have ``line`` written, without waiting; its newline is added."""
+        data = _line_bytes(line)
+        has_room = self._writer.queued_bytes + len(data) <= self._max_queued_bytes
+        if has_room and self._refused == self._refused_told:
+            self._writer.put(data)
+        else:
+            self._refused += 1
+
+    def draw(self, text: str) -> None:
+        """Have ``text`` written as it is, a moving line on a terminal; it is not missed."""
+        if self._writer.queued_bytes <= MAX_QUEUED_DRAWN_BYTES:
+            self._writer.put(text.encode())
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything is written, ``timeout_s`` at most; return whether it is."""
+        return self._writer.flush(timeout_s)
+
+    # --- in the writer's thread ------------------------------------------------------------------
+
+    def _deliver(self, data: bytes) -> None:
+        if self._failed_untold and self._write_note(self._failed_untold):
+            self._failed_untold = 0
+        if rest := data if self._failed_untold else self._write(data):
+            self._count_failed(rest.count(b"\n"))
+        # Nothing comes behind ``data`` while lines are refused, so this is reached.
+        untold = self._refused - self._refused_told
+        if untold and self._writer.queued_bytes == len(data):
+            self._refused_told += untold
+            if not self._write_note(untold):
+                self._failed_untold += untold
+
+    def _count_failed(self, lines: int) -> None:
+        self._failed += lines
+        self._failed_untold += lines
+
+    def _write_note(self, lines: int) -> bool:
+        return not self._write(_line_bytes(self.note(lines)))
+
+    def _write(self, data: bytes) -> bytes:
+        """Write ``data`` and return what of it could not be written."""
+        if self._is_mid_line:
+            data = b"\n" + data
+        written, error = write_all(self._descriptor, data)
+        if error is None or written:
+            self._is_mid_line = error is not None and data[written - 1] != _NEWLINE
+        return data[written:]
+
+
+_NEWLINE: Final = 10
+
+
+def _line_bytes(line: str) -> bytes:
+    data = line.encode(errors="backslashreplace")
+    if len(data) > MAX_LINE_BYTES:
+        data = data[:MAX_LINE_BYTES].decode(errors="ignore").encode() + b" ... cut off"
+    return data + b"\n"
+
+
+# --- log lines -----------------------------------------------------------------------------------
+
+
+class EventFormatter(logging.Formatter):
+    """One line per event, whatever is in it: time, level, the event, its values."""
+
+    def __init__(self, *, for_journal: bool) -> None:
+        stamp = "" if for_journal else "%(asctime)s.%(msecs)03dZ %(levelname)s "
+        super().__init__(f"{stamp}%(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+        self.converter = time.gmtime
+        self._for_journal = for_journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; a traceback is in it with its newlines escaped."""
+        line = super().format(record).translate(ESCAPES)
+        if not self._for_journal:
+            return line
+        return f"<{_SEVERITIES.get(record.levelno, 6)}>{line}"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line without a traceback; what a library says is marked as its own."""
+        line = super().formatMessage(record)
+        return line if record.name.startswith("clevrd.") else f"{line} logger={record.name}"
+
+
+class CommandFormatter(logging.Formatter):
+    """One line per event as a command says it: without time and level."""
+
+    def __init__(self) -> None:
+        super().__init__("clevrd: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; a traceback is in it with its newlines escaped."""
+        return super().format(record).translate(ESCAPES)
+
+
+class LinesHandler(logging.Handler):
+    """Hands each event to ``lines``, in the form of its formatter."""
+
+    def __init__(self, lines: Lines, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._lines = lines
+        self.setFormatter(formatter)
+        lines.note = self._note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Put the event's line; one that can't be made is replaced by where it came from."""
+        try:
+            line = self.format(record)
+        except Exception as error:
+            line = self.format(_unreadable(record, error))
+        self._lines.put(line)
+
+    def flush(self) -> None:
+        """Wait for what is queued, a short time; `logging.shutdown` does this at exit."""
+        self._lines.flush(FLUSH_S)
+
+    def _note(self, count: int) -> str:
+        fields = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"}
+        text = f"log lines dropped count={count}; nobody read them or they could not be written"
+        return self.format(logging.makeLogRecord({**fields, "msg": text}))
+
+
+def _unreadable(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
+    """Return the event that stands for one whose values don't fit its text."""
+    text = f"log line can't be made at={record.filename}:{record.lineno} why={error!r}"
+    fields = {"name": __name__, "levelno": logging.ERROR, "levelname": "ERROR", "msg": text}
+    return logging.makeLogRecord(fields)
+
+
+# All lines of this process to its standard error; the thread begins with the first one.
+stderr: Final = Lines(STDERR, lambda count: f"clevrd: {count} lines dropped, nobody took them")
+
+
+def set_up_logging(level: str, *, for_journal: bool) -> None:
+    """Log events of ``level`` and above to standard error."""
+    _log_with(EventFormatter(for_journal=for_journal), level.upper())
+
+
+def log_for_people() -> None:
+    """Show what the client warns of, as lines like the other ones of a command."""
+    _log_with(CommandFormatter(), "WARNING")
+
+
+def _log_with(formatter: logging.Formatter, level: str) -> None:
+    handler = LinesHandler(stderr, formatter)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def log_what_python_says() -> None:
+    """Log warnings, and errors that nobody caught, which Python would write itself, and wait."""
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    log.critical("ended by an error", exc_info=(kind, error, trace))
+
+
+def _log_uncaught_in_thread(failed: threading.ExceptHookArgs) -> None:
+    name = failed.thread.name if failed.thread else ""
+    log.error("thread ended by an error thread=%s", name, exc_info=failed.exc_value)
+
+
+def _log_unraisable(failed: Any) -> None:
+    log.error(
+        "error where nothing can be raised in=%.200r", failed.object, exc_info=failed.exc_value
+    )
+
+
+def is_journal(environ: Mapping[str, str]) -> bool:
+    """Say whether standard error goes to journald, which has its own timestamps.
+
+    The variable alone does not say so, since children inherit it: systemd.exec(5) tells to compare
+    device and inode.
+    """
+    with suppress(OSError):
+        stat = os.fstat(STDERR)
+        return environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
+    return False
+
+
+# --- what commands say ---------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """Write each line of ``text`` to standard error, as a command speaks to people."""
+    for line in text.split("\n"):
+        stderr.put(f"clevrd: {line.translate(ESCAPES)}")
