@@ -8,10 +8,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -66,8 +64,9 @@ def dockerfile_environment() -> dict[str, str]:
 
 def health_check() -> list[str]:
     """Return the image's health check, to be run by this Python."""
-    command = dockerfile_instruction("HEALTHCHECK").partition("CMD ")[2]
-    return [sys.executable, *json.loads(command)[1:]]
+    command = json.loads(dockerfile_instruction("HEALTHCHECK").partition("CMD ")[2])
+    assert command[0] == "clevrd"
+    return [sys.executable, "-m", *command]
 
 
 @pytest.fixture
@@ -77,26 +76,6 @@ def runnable_unit(tmp_path: Path) -> Path:
     copy = tmp_path / UNIT.name
     copy.write_text(UNIT.read_text().replace(command.split()[0], sys.executable))
     return copy
-
-
-@pytest.fixture
-def health_server() -> Iterator[ThreadingHTTPServer]:
-    """Serve an empty 200 on /health/live, and 404 elsewhere, on a free port."""
-
-    class Health(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/health/live" else 404)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @needs_systemd
@@ -176,29 +155,10 @@ def test_container_exposes_the_port_it_listens_on() -> None:
 
 
 def test_compose_checks_health_as_the_image_does() -> None:
-    """There is one health check, written down twice."""
-    *_, code = health_check()
+    """There is one health check, written down twice: not every tool takes it from the image."""
+    (test,) = re.findall(r"^      test: (.*)$", COMPOSE.read_text(), re.MULTILINE)
 
-    assert " ".join(code.split()) in " ".join(COMPOSE.read_text().split())
-
-
-@pytest.mark.parametrize("host", ["", "127.0.0.1", "[::]"])
-def test_health_check_finds_the_daemon(health_server: ThreadingHTTPServer, host: str) -> None:
-    """The image's check asks the port that ADDRESS names, in each of its TCP forms."""
-    address = f"{host}:{health_server.server_port}"
-
-    done = subprocess.run(health_check(), env={"ADDRESS": address}, timeout=20)
-
-    assert done.returncode == 0
-
-
-def test_health_check_fails_without_the_daemon() -> None:
-    """A port that nobody listens on is not healthy."""
-    done = subprocess.run(
-        health_check(), env={"ADDRESS": "127.0.0.1:1"}, timeout=20, stderr=subprocess.DEVNULL
-    )
-
-    assert done.returncode != 0
+    assert json.loads(test) == ["CMD", *health_check()[2:]]
 
 
 def test_example_shows_every_setting_with_its_default() -> None:

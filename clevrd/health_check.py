@@ -1,0 +1,222 @@
+"""clevrd health: asks a daemon whether it is well, where its own settings say that it listens.
+
+It is run every few seconds beside a daemon that needs the CPU, so that it imports little: no HTTP
+library, no logging, and of the settings the address alone. So it works, too, where a settings file
+was changed since and is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, NoReturn
+
+from clevrd.address import DEFAULT_ADDRESS, TcpAddress, UnixAddress, parse_address
+from clevrd.argv import argv_of_process, with_command
+from clevrd.errors import ConfigError
+
+EXIT_WELL: Final = 0
+EXIT_NOT_WELL: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_UNAVAILABLE: Final = 69
+
+# Less than the 3 s that the image gives its health check.
+TIMEOUT_S: Final = 2.0
+# The status line is in the first of them.
+MAX_HEAD_BYTES: Final = 8192
+MAX_FILE_BYTES: Final = 1 << 20
+
+# Who listens everywhere answers on the loopback of the same family.
+_LOOPBACK: Final = {None: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """Return the usual one; without a width it would import what asks the terminal, each time."""
+    return argparse.HelpFormatter(prog, width=98)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End with one line: that is what a health check's log has room for."""
+        sys.exit(_say(2, f"{message} (try: {self.prog} --help)", EXIT_USAGE))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command with these arguments and return its exit code."""
+    parser = _Parser(
+        prog="clevrd health",
+        description="Ask the daemon of these settings whether it is well; for health checks.",
+        allow_abbrev=False,
+        formatter_class=_formatter,
+    )
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take where the daemon is, and what to ask."""
+    parser.add_argument("--address", metavar="VALUE", help="where it listens, as for serve")
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings (CLEVRD_CONFIG)")
+    parser.add_argument("--ready", action="store_true", help="ask /health/ready, not /health/live")
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=TIMEOUT_S,
+        metavar="SECONDS",
+        help="how long the answer may take (default %(default)g)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Ask, say what it is in one line, and return the exit code."""
+    found = _flags_of_first_process()
+    try:
+        where = find_address(
+            found.address if options.address is None else options.address,
+            options.config or found.config,
+            os.environ,
+        )
+        address = parse_address(where)
+    except ConfigError as error:
+        return _say(2, str(error), ConfigError.exit_code)
+    if isinstance(address, TcpAddress) and address.port == 0:
+        return _say(2, "Port 0 is chosen when the daemon starts; name it: --address", EXIT_USAGE)
+    path = "/health/ready" if options.ready else "/health/live"
+    try:
+        status = _status_of(_ask(address, path, time.monotonic() + options.timeout))
+    except TimeoutError:
+        late = f"{where} did not answer {path} within {options.timeout:g} s."
+        return _say(2, late, EXIT_NOT_WELL)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        return _say(2, f"Nobody answers at {where}: {reason}.", EXIT_UNAVAILABLE)
+    if status != 200:
+        answer = f"{where} answered {path} with {status or 'what is not HTTP'}."
+        return _say(2, answer, EXIT_NOT_WELL)
+    return _say(1, f"{where} answered {path} with 200.", EXIT_WELL)
+
+
+def find_address(flag: str | None, file: str | None, environ: Mapping[str, str]) -> str:
+    """Return the address as `config.load` finds it: flag, environment, file, default.
+
+    Raises:
+        ConfigError: the file can't be read, or has none that is text.
+    """
+    if flag is not None:
+        return flag
+    if found := environ.get("ADDRESS"):
+        return found
+    path = file or environ.get("CLEVRD_CONFIG")
+    return _address_in(path) if path else DEFAULT_ADDRESS
+
+
+def _address_in(path: str) -> str:
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            settings = tomllib.loads(file.read(MAX_FILE_BYTES).decode())
+    except OSError as error:
+        raise ConfigError(f"Can't read the configuration file {path}: {error.strerror}.") from error
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"The configuration file {path} is not TOML: {error}.") from error
+    found = settings.get("address", DEFAULT_ADDRESS)
+    if not isinstance(found, str):
+        raise ConfigError(f"address (file {path}) is not allowed: must be text.")
+    return found
+
+
+def _flags_of_first_process() -> argparse.Namespace:
+    """Return the flags of the daemon that is process 1, as in a container.
+
+    A check in there inherits the daemon's environment, and knows nothing of its flags.
+    """
+    command, *flags = with_command(argv_of_process())
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, exit_on_error=False, formatter_class=_formatter
+    )
+    parser.add_argument("--address")
+    parser.add_argument("--config")
+    try:
+        return parser.parse_known_args(flags if command == "serve" else [])[0]
+    except argparse.ArgumentError:  # nothing runs with these
+        return parser.parse_args([])
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (number := float(text)) <= 3600:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, up to 3600")
+
+
+def _say(descriptor: int, sentence: str, code: int) -> int:
+    """Write one line, where somebody takes it, and return ``code``."""
+    line = sentence if descriptor == 1 else f"clevrd: {sentence}"
+    with suppress(OSError):
+        os.write(descriptor, line.encode(errors="backslashreplace") + b"\n")
+    return code
+
+
+# --- asking --------------------------------------------------------------------------------------
+
+
+def _ask(address: TcpAddress | UnixAddress, path: str, end_s: float) -> bytes:
+    """Return the first line of the answer, and maybe more.
+
+    Raises:
+        OSError: nobody listens there, or no answer came in time (TimeoutError).
+    """
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    head = b""
+    with _connected(address, end_s) as peer:
+        peer.settimeout(_left_s(end_s))
+        peer.sendall(request.encode())
+        while b"\n" not in head and len(head) < MAX_HEAD_BYTES:
+            peer.settimeout(_left_s(end_s))
+            part = peer.recv(MAX_HEAD_BYTES)
+            if not part:
+                break
+            head += part
+    return head
+
+
+def _connected(address: TcpAddress | UnixAddress, end_s: float) -> socket.socket:
+    """Return a connection to the first that answers: the daemon listens on all of a name's."""
+    failed: OSError = OSError("the name means no address")
+    for family, where in _places(address):
+        peer = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            peer.settimeout(_left_s(end_s))
+            peer.connect(where)
+            return peer
+        except OSError as error:
+            peer.close()
+            failed = error
+    raise failed
+
+
+def _places(address: TcpAddress | UnixAddress) -> list[tuple[int, Any]]:
+    if isinstance(address, UnixAddress):
+        return [(socket.AF_UNIX, address.path)]
+    # As bytes: text would be encoded by a codec that takes 5 ms to import.
+    host = (_LOOPBACK.get(address.host) or address.host or "").encode()
+    infos = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)
+    return [(family, where) for family, _, _, _, where in infos]
+
+
+def _left_s(end_s: float) -> float:
+    """Return the time that is left; a moment at least, since 0 would mean not to wait."""
+    return max(end_s - time.monotonic(), 0.001)
+
+
+def _status_of(head: bytes) -> int:
+    """Return the status, 0 where that is no answer in HTTP/1."""
+    words = head.partition(b"\n")[0].split()
+    is_http = len(words) >= 2 and words[0].startswith(b"HTTP/1.") and words[1].isdigit()
+    return int(words[1][:9]) if is_http else 0
