@@ -10,13 +10,15 @@ RUN_READY := $(VENV)/.run-ready
 DEV_READY := $(VENV)/.dev-ready
 # bench/ is checked as soon as there is one.
 SOURCES := clevrd tests $(wildcard bench)
+LOCK = build/lock/bin/uv --quiet pip compile --upgrade --generate-hashes --python-version 3.12 \
+  --custom-compile-command "make lock"
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help run test lint types check fmt bench mutants browser clean
+.PHONY: help run test lint types check fmt bench mutants browser lock image-test clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 run: $(RUN_READY) ## Start the daemon with its defaults
 	@exec $(BIN)/clevrd serve $(ARGS)
@@ -56,6 +58,17 @@ bench: $(DEV_READY) ## Run the benchmarks
 
 mutants: $(DEV_READY) ## Put faults into a copy and see whether the tests notice
 	@$(BIN)/python -m bench.mutants $(ARGS)
+
+# For the Python of the image, whatever this one is. Raised on purpose: commit what it changes.
+lock: ## Pin the image's dependencies to their newest versions, with hashes
+	@$(PYTHON) -m venv --clear build/lock
+	@build/lock/bin/python -m pip --disable-pip-version-check --quiet install uv
+	@$(LOCK) pyproject.toml -o requirements.lock
+	@$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
+	  ["build-system"]["requires"], sep="\n")' | $(LOCK) - -o requirements-build.lock
+
+image-test: $(DEV_READY) ## Build the container image without an engine and try it out (root)
+	@$(BIN)/python tests/image.py $(ARGS)
 
 clean: ## Remove the environment, caches and build results
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

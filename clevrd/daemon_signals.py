@@ -68,8 +68,12 @@ class DaemonSignals:
 
     def _show_stacks(self, number: int, frame: FrameType | None) -> None:
         log.info("stacks asked for signal=%s", signal.Signals(number).name)
-        for line in stack_lines(asyncio.all_tasks(self._loop), frame):
-            log.info("%s", line)
+        try:
+            for line in stack_lines(asyncio.all_tasks(self._loop), frame):
+                log.info("%s", line)
+        except Exception:
+            # Raised on, it would be an error of whatever was interrupted.
+            log.exception("stacks can't be shown")
 
 
 def _exit(code: int) -> None:

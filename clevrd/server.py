@@ -214,7 +214,7 @@ class Server:
             self._listeners.close()
             if self._state is not None:
                 end_s = self._loop.time() + self.config.shutdown_timeout_s
-                await self._save_state(self._state, end_s)
+                await self._save_state(end_s)
             raise
         self._timers.every(WATCH_S, self.watch_listeners)
         self.hub.start()

@@ -345,9 +345,9 @@ def test_links_resolve(document: Path) -> None:
 
 def test_make_targets_in_examples_exist() -> None:
     """Every `make TARGET` that a document prints is a target of the Makefile."""
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     text = "\n".join(document.read_text() for document in DOCUMENTS)
-    printed = set(re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE))
+    printed = set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE))
 
     assert {"run", "test", "check", "bench"} <= printed <= targets
 

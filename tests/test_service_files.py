@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from clevrd import config
 from clevrd.errors import ConfigError
@@ -159,6 +160,50 @@ def test_compose_checks_health_as_the_image_does() -> None:
     (test,) = re.findall(r"^      test: (.*)$", COMPOSE.read_text(), re.MULTILINE)
 
     assert json.loads(test) == ["CMD", *health_check()[2:]]
+
+
+@pytest.mark.parametrize(
+    ("lock", "table", "key"),
+    [
+        (ROOT / "requirements.lock", "project", "dependencies"),
+        (ROOT / "requirements-build.lock", "build-system", "requires"),
+    ],
+    ids=["dependencies", "build"],
+)
+def test_image_is_built_from_pinned_files_that_fit(lock: Path, table: str, key: str) -> None:
+    """Each requirement is there with one version that it allows, by hash; `make lock` renews it."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())[table][key]
+    pin = r"^([a-z0-9-]+)==(\S+)((?: \\\n +--hash=sha256:\w{64})+)$"
+    pins = re.findall(pin, lock.read_text(), re.MULTILINE)
+    versions = {name: version for name, version, _ in pins}
+
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(versions[requirement.name]), requirement
+    lines = [line for line in lock.read_text().splitlines() if "==" in line]
+    assert len(pins) == len(lines)
+
+
+def test_image_installs_nothing_that_is_not_pinned() -> None:
+    """Every install says which files it takes, and the base says which version it is."""
+    text = DOCKERFILE.read_text().replace("\\\n", "")
+    installs = re.findall(r"\bpip (?:--python \S+ )?install\b[^&\n]*", text)
+
+    assert installs
+    for install in installs:
+        assert "--no-deps" in install
+        assert "--require-hashes" in install or "clevrd-*.whl" in install
+    (base,) = re.findall(r"^ARG BASE=(\S+)$", text, re.MULTILINE)
+    assert re.search(r":3\.12\.\d+-slim-bookworm", base)
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"${BASE}"}
+
+
+def test_build_is_given_every_module_and_names_no_folder_that_is_gone() -> None:
+    """A folder of modules that .dockerignore does not name is missing in the image."""
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "clevrd").rglob("*.py")}
+
+    named = re.findall(r"^!(\S+)/\*\.py$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+
+    assert sorted(named) == sorted(map(str, folders))
 
 
 def test_example_shows_every_setting_with_its_default() -> None:

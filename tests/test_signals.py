@@ -148,6 +148,21 @@ async def test_stops_and_stacks_work_where_the_loop_is_held(
     assert "test_stops_and_stacks_work_where_the_loop_is_held" in caplog.text
 
 
+async def test_stacks_that_cannot_be_shown_break_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error in a handler would be one of the code that was interrupted."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("changed while it was looked at")
+
+    monkeypatch.setattr("clevrd.daemon_signals.stack_lines", fail)
+
+    DaemonSignals(asyncio.get_running_loop())._show_stacks(signal.SIGQUIT, None)
+
+    assert "stacks can't be shown" in caplog.text
+
+
 # --- stacks --------------------------------------------------------------------------------------
 
 
