@@ -278,6 +278,8 @@ class RawSubscriber:
         """Return the next frame, None when the connection ended behind a whole one."""
         try:
             return await self.frame()
+        except ConnectionResetError:
+            return None
         except asyncio.IncompleteReadError as end:
             if end.partial:
                 raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 from typing import Any
 from unittest.mock import patch
 
@@ -22,6 +23,7 @@ from clients import (
 )
 from daemons import Daemon, running, until
 from fakes import FakeSink, TopicDriver, frame_of, make_topic, sink_of
+from streams import EVENTS, LINES, open_stream
 from test_positions_model import World, payload_at
 
 from clevrd.core.circuit import CircuitBudget
@@ -310,6 +312,42 @@ async def test_stop_does_not_wait_for_an_open_circuit_and_tells_its_place() -> N
     assert goodbye.code == 1012
     assert going_away["positions"]["t"]["offset"] == frames[-1]["offset"]
     assert [frame["offset"] for frame in frames] == list(range(len(frames)))
+
+
+@pytest.mark.parametrize(("policy", "is_kept"), [("circuit_breaker", True), ("drop_oldest", False)])
+@pytest.mark.parametrize("topics", ["topic=t", "topic=t&topic=other"])
+@pytest.mark.parametrize("accept", [None, EVENTS, LINES])
+async def test_open_circuit_has_its_time_on_every_transport(
+    accept: str | None, topics: str, policy: str, is_kept: bool
+) -> None:
+    """Whatever else is cut for silence: a reader that stalls in an open circuit is not."""
+    query = f"{topics}&policy={policy}&buffer=20"
+    async with AsyncExitStack() as stack:
+        daemon = await stack.enter_async_context(
+            running(**BREAKS, ping_interval_s=600.0, pong_timeout_s=300.0)
+        )
+        if accept is None:
+            stalled = raw_subscriber(daemon.port, query, receive_bytes=4096)
+            await stack.enter_async_context(await stalled)
+        else:
+            opening = open_stream(daemon.port, accept, query, receive_bytes=4096)
+            await stack.enter_async_context(await opening)
+        publisher = await stack.enter_async_context(publishing(daemon.port))
+        (topic,) = [topic for topic in daemon.hub.topics if topic.name == "t"]
+        while not topic.lagging and not daemon.hub.open_circuits:
+            await publisher.send("t", 10, RECORD)
+        await publisher.send("t", 200, RECORD)
+        circuits = daemon.hub.open_circuits
+
+        # Two intervals, by hand.
+        for _ in range(50):
+            daemon.server.connections.ping_due()
+        for _ in range(8):
+            daemon.server.connections.look_at_stalls()
+
+        await until(lambda: len(daemon.server.connections) == is_kept)
+    assert circuits == is_kept
+    assert daemon.hub.counters.pings_cut == (not is_kept)
 
 
 @pytest.mark.parametrize("openings", [0, 3])

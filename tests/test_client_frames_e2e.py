@@ -26,7 +26,7 @@ from clients import (
 from daemons import Daemon, running, until
 from websockets.exceptions import ConnectionClosedError
 
-from clevrd.connections import websocket
+from clevrd.connections import farewells
 from clevrd.connections.subscriber import (
     BUDGET_BYTES,
     MAX_CLIENT_MESSAGE_BYTES,
@@ -336,7 +336,7 @@ async def test_libraries_see_a_clean_close(daemon: Daemon) -> None:
     assert client.close_code == 4321
     assert client.protocol.close_rcvd_then_sent is False
     await until(lambda: len(daemon.server.connections) == 0)
-    assert daemon.server.connections._closing == {}
+    assert len(daemon.server.connections._farewells) == 0
 
 
 async def test_close_from_the_daemon_is_a_handshake_too(daemon: Daemon) -> None:
@@ -359,8 +359,8 @@ async def test_peer_that_does_not_answer_a_close_is_gone_in_time(
     monkeypatch: pytest.MonkeyPatch, violation: bytes
 ) -> None:
     """Whoever ignores a close is disconnected after a while, and its socket is closed."""
-    monkeypatch.setattr(websocket, "CLOSE_SWEEP_S", 0.02)
-    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(farewells, "CLOSE_LOOK_S", 0.02)
+    monkeypatch.setattr(farewells, "CLOSE_TIMEOUT_S", 0.1)
     async with running() as daemon, await raw_subscriber(daemon.port) as reader:
         connection = daemon.only_subscriber()
 
@@ -371,7 +371,7 @@ async def test_peer_that_does_not_answer_a_close_is_gone_in_time(
         await until(lambda: len(daemon.server.connections) == 0)
         goodbye = await reader.goodbye()
     assert goodbye.code == (1002 if violation else 4321)
-    assert daemon.server.connections._closing == {}
+    assert len(daemon.server.connections._farewells) == 0
 
 
 async def test_stalled_peer_that_is_closed_is_gone_in_time(
@@ -400,8 +400,8 @@ async def leave_while_stalled(
     leave: Callable[[RawSubscriber, SubscriberConnection], None],
 ) -> None:
     """Fill a connection that nobody reads, begin to end it, and wait until it is gone."""
-    monkeypatch.setattr(websocket, "CLOSE_SWEEP_S", 0.02)
-    monkeypatch.setattr(websocket, "CLOSE_FLUSH_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(farewells, "CLOSE_LOOK_S", 0.02)
+    monkeypatch.setattr(farewells, "CLOSE_FLUSH_TIMEOUT_S", 0.1)
     async with (
         running(**SMALL_BUFFERS) as daemon,
         await raw_subscriber(daemon.port, receive_bytes=4096) as reader,
@@ -414,7 +414,7 @@ async def leave_while_stalled(
         leave(reader, connection)
 
         await until(lambda: len(daemon.server.connections) == 0)
-        assert daemon.server.connections._closing == {}
+        assert len(daemon.server.connections._farewells) == 0
         assert daemon.hub.subscribers == 0
 
 

@@ -26,6 +26,7 @@ FLOORS = {
     "input_budget": 1,
     "logs": 1,
     "timers": 1,
+    "deadlines": 1,
     "control": 2,
     "tenants": 2,
     "metrics": 2,

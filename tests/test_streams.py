@@ -403,7 +403,7 @@ async def test_stalled_stream_is_cut_when_its_kernel_acknowledges_nothing_more()
     ping: what was sent is not acknowledged.
     """
     async with (
-        running(**SMALL_BUFFERS, pong_timeout_s=0.3) as daemon,
+        running(**SMALL_BUFFERS, ping_interval_s=0.5, pong_timeout_s=0.3) as daemon,
         await open_stream(daemon.port, receive_bytes=4096),
         publishing(daemon.port) as publisher,
     ):

@@ -8,15 +8,15 @@ are connections/many_streams.py's.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
+from clevrd.connections.presence import unsent_bytes_of
 from clevrd.connections.subscriptions import Manner
-from clevrd.connections.websocket import RESTARTING, WebSockets, unsent_bytes_of
+from clevrd.connections.websocket import RESTARTING, WebSockets
 from clevrd.core.client_frames import POLICY_VIOLATION
 from clevrd.core.control_frames import Control, ErrorNotice, GoingAway, Position, Warnings
 from clevrd.core.gap_log import GapLog
@@ -64,7 +64,6 @@ class Stream(asyncio.Protocol):
         "_ignored_bytes",
         "_sockets",
         "awaits_pong",
-        "close_deadline_s",
         "is_closing",
         "transport",
         "wheel_slot",
@@ -79,25 +78,29 @@ class Stream(asyncio.Protocol):
         self._form = form
         self._ignored_bytes = 0
         # The registry's own, as of every connection it sweeps. Nobody answers a keep-alive: the
-        # kernel waits for its acknowledgement instead.
+        # peer's kernel acknowledges it.
         self.awaits_pong = False
         self.wheel_slot = 0
         self._held_bytes = 0
-        self.close_deadline_s = 0.0
         # The last word was written, or the client has gone.
         self.is_closing = False
         # It was told that, and when, to come back.
         self._has_said_why = False
 
+    answers_pings: ClassVar[bool] = False
+
     def take_over(self) -> None:
         """Have the transport call this, and the sweep know of it."""
         self._sockets.add(self)
-        give_up_after(self.transport, self._sockets.pong_timeout_s)
 
     # --- what subclasses say ---------------------------------------------------------------------
 
     def leave(self) -> None:
         """Stop delivering. Idempotent."""
+        raise NotImplementedError
+
+    def stall_allowed_s(self) -> float:
+        """Return how long the peer was promised that it may take nothing; 0 for no promise."""
         raise NotImplementedError
 
     def positions(self) -> dict[str, Position]:
@@ -137,6 +140,7 @@ class Stream(asyncio.Protocol):
 
     def ping(self) -> None:
         """Show that the connection is alive; one that is stalled has enough to take."""
+        self.awaits_pong = True
         if not self.is_stalled:
             self.write(self._form.framed(self._form.keep_alive))
 
@@ -223,6 +227,10 @@ class TopicStream(Stream):
         """Stop delivering. Idempotent."""
         self._hub.unsubscribe(self.topic, self.reader)
 
+    def stall_allowed_s(self) -> float:
+        """Return how long its circuit allows it to take nothing; 0 where there is none."""
+        return self._hub.stall_allowed_s(self.reader)
+
     def positions(self) -> dict[str, Position]:
         """Return where a client with control frames is."""
         reader = self.reader
@@ -237,20 +245,10 @@ class TopicStream(Stream):
 
     def pause_writing(self) -> None:
         """The transport's buffer is over its high-water mark."""
+        self._sockets.stalled(self)
         self._hub.paused(self.topic, self.reader)
 
     def resume_writing(self) -> None:
         """The transport's buffer is below its low-water mark."""
+        self._sockets.moved(self)
         self._hub.resumed(self.topic, self.reader)
-
-
-def give_up_after(transport: asyncio.Transport, timeout_s: float) -> None:
-    """Have the kernel end the connection when what it sent is not acknowledged for so long.
-
-    So a peer that is gone is found by the next keep-alive, without an answer to it. RFC 5482; only
-    Linux has it, and only for TCP: elsewhere the kernel's own patience counts.
-    """
-    known = transport.get_extra_info("socket")
-    if hasattr(socket, "TCP_USER_TIMEOUT") and known.family != socket.AF_UNIX:
-        timeout_ms = max(1, int(timeout_s * 1000))
-        known.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)

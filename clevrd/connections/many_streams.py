@@ -101,6 +101,10 @@ class ManyStream(Stream):
         elif self._wanted.manner.has_control:
             self.write(self._spelled(control))
 
+    def stall_allowed_s(self) -> float:
+        """Return how long its circuits allow it to take nothing; 0 where there are none."""
+        return self.subscriptions.stall_allowed_s()
+
     def leave(self) -> None:
         """Stop delivering. Idempotent."""
         self.subscriptions.leave()
@@ -116,10 +120,12 @@ class ManyStream(Stream):
 
     def pause_writing(self) -> None:
         """The transport's buffer is over its high-water mark."""
+        self._sockets.stalled(self)
         self.subscriptions.pause()
 
     def resume_writing(self) -> None:
         """The transport's buffer is below its low-water mark."""
+        self._sockets.moved(self)
         self.subscriptions.resume()
 
 

@@ -64,6 +64,10 @@ class MultiConnection(ReceivingConnection):
         if self._has_control:
             self.write(control_frame(topic))
 
+    def stall_allowed_s(self) -> float:
+        """Return how long its circuits allow it to take nothing; 0 where there are none."""
+        return self.subscriptions.stall_allowed_s()
+
     def leave(self) -> None:
         """Stop delivering. Idempotent."""
         self.subscriptions.leave()
@@ -76,12 +80,12 @@ class MultiConnection(ReceivingConnection):
 
     def pause_writing(self) -> None:
         """The transport's buffer is over its high-water mark."""
+        self._sockets.stalled(self)
         self.subscriptions.pause()
 
     def resume_writing(self) -> None:
         """The transport's buffer is below its low-water mark."""
-        # Somebody reads, though the ping may lie far behind what was sent before it.
-        self.awaits_pong = False
+        self._sockets.moved(self)
         self.subscriptions.resume()
 
 
@@ -121,6 +125,10 @@ class CommandConnection(PublishConnection):
         """Tell that a topic is gone."""
         self.write(control_frame(topic))
 
+    def stall_allowed_s(self) -> float:
+        """Return how long its circuits allow it to take nothing; 0 where there are none."""
+        return self.subscriptions.stall_allowed_s()
+
     def leave(self) -> None:
         """Stop delivering. Idempotent."""
         self.subscriptions.leave()
@@ -133,13 +141,14 @@ class CommandConnection(PublishConnection):
 
     def pause_writing(self) -> None:
         """Take no more commands, which might want answers; its pongs are read all the same."""
+        self._sockets.stalled(self)
         self._is_write_paused = True
         self.subscriptions.pause()
 
     def resume_writing(self) -> None:
         """It reads again: first what it has subscribed to, then its commands."""
         self._is_write_paused = False
-        self.awaits_pong = False
+        self._sockets.moved(self)
         self.subscriptions.resume()
         # Which may have filled the transport anew.
         if not self._is_write_paused:

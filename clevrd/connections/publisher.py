@@ -92,13 +92,14 @@ class PublishConnection(WebSocketConnection):
 
     def pause_writing(self) -> None:
         """The publisher does not read its answers: read no more of its publishes."""
+        self._sockets.stalled(self)
         self._is_write_paused = True
         self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         """It reads again."""
         self._is_write_paused = False
-        self.awaits_pong = False
+        self._sockets.moved(self)
         self._go_on()
 
     def data_received(self, data: bytes) -> None:

@@ -96,6 +96,10 @@ class SubscriberConnection(ReceivingConnection):
         """Stop delivering. Idempotent."""
         self._hub.unsubscribe(self.topic, self.reader)
 
+    def stall_allowed_s(self) -> float:
+        """Return how long its circuit allows it to take nothing; 0 where there is none."""
+        return self._hub.stall_allowed_s(self.reader)
+
     def announce_end(self, reconnect_after_ms: int) -> None:
         """Give who asked for control frames its position, before a planned close."""
         reader = self.reader
@@ -106,10 +110,10 @@ class SubscriberConnection(ReceivingConnection):
 
     def pause_writing(self) -> None:
         """The transport's buffer is over its high-water mark."""
+        self._sockets.stalled(self)
         self._hub.paused(self.topic, self.reader)
 
     def resume_writing(self) -> None:
         """The transport's buffer is below its low-water mark."""
-        # Somebody reads, though the ping may lie far behind what was sent before it.
-        self.awaits_pong = False
+        self._sockets.moved(self)
         self._hub.resumed(self.topic, self.reader)

@@ -384,6 +384,11 @@ class Subscriptions:
                 self._by_name[name] = entry
                 self._hub.resumed(entry.topic, entry.reader)
 
+    def stall_allowed_s(self) -> float:
+        """Return how long the connection may take nothing: what the most patient circuit allows."""
+        readers = (entry.reader for entry in self._by_name.values())
+        return max(map(self._hub.stall_allowed_s, readers), default=0.0)
+
     def leave(self) -> None:
         """End all of them. Idempotent."""
         self._has_left = True

@@ -7,19 +7,18 @@ frames), §7 (closing).
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import secrets
-import struct
-import termios
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from typing import ClassVar, Final, Protocol, cast
 
 from clevrd.config import Config
-from clevrd.control.ping_wheel import PingWheel
+from clevrd.connections.farewells import Farewells, reset
+from clevrd.connections.presence import Peer, Presence, unsent_bytes_of
 from clevrd.core import client_frames
 from clevrd.core.client_frames import POLICY_VIOLATION, ClientFrames, FrameError, close_code_of
 from clevrd.core.encoding import close_frame, ping_frame, pong_frame
+from clevrd.deadlines import Deadlines
 from clevrd.fair_turns import FairTurns
 from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
@@ -27,12 +26,6 @@ from clevrd.timers import Tasks, Timers
 
 log = logging.getLogger(__name__)
 
-# Once our close frame has left the process, how long the peer may take to answer it.
-CLOSE_TIMEOUT_S: Final = 5.0
-# How long a close frame may wait behind what a stalled peer has not read: a ping and its timeout.
-CLOSE_FLUSH_TIMEOUT_S: Final = 35.0
-
-CLOSE_SWEEP_S: Final = 1.0
 _CLOSE_POLL_S: Final = 0.02
 # A close is a write, so as many of them as a round writes between two turns of the loop.
 CLOSES_PER_BATCH: Final = 256
@@ -48,7 +41,6 @@ RECONNECTS_PER_MS: Final = 2
 BUDGET_FRAMES: Final = 100
 BUDGET_WINDOW_S: Final = 10.0
 
-_INT: Final = struct.Struct("i")
 _PING: Final = ping_frame()
 _CLOSE_WITHOUT_CODE: Final = b"\x88\x00"
 
@@ -70,12 +62,13 @@ class WebSocketConnection(asyncio.Protocol):
         "_held_bytes",
         "_sockets",
         "awaits_pong",
-        "close_deadline_s",
         "is_closing",
         "transport",
         "wheel_slot",
         "write",
     )
+
+    answers_pings: ClassVar[bool] = True
 
     def __init__(self, sockets: WebSockets, transport: asyncio.Transport) -> None:
         self._sockets = sockets
@@ -95,8 +88,6 @@ class WebSocketConnection(asyncio.Protocol):
         self.is_closing = False
         # The peer's bytes mean nothing any more: it broke a rule, or it said goodbye.
         self._has_failed = False
-        # Loop time after which the transport is closed whatever the peer does.
-        self.close_deadline_s = 0.0
 
     # --- asyncio.Protocol ------------------------------------------------------------------------
 
@@ -156,6 +147,10 @@ class WebSocketConnection(asyncio.Protocol):
 
     def announce_end(self, reconnect_after_ms: int) -> None:
         """Tell the peer, if it wants to know, that a planned close follows; nobody, here."""
+
+    def stall_allowed_s(self) -> float:
+        """Return how long the peer was promised that it may take nothing; 0 for no promise."""
+        return 0.0
 
     def new_frames(self) -> ClientFrames:
         """Return a reader of frames with this kind of connection's bounds."""
@@ -256,24 +251,6 @@ class WebSocketConnection(asyncio.Protocol):
             self.message(opcode, payload)
 
 
-def unsent_bytes_of(transport: asyncio.Transport) -> int:
-    """Return how much of what was written to ``transport`` is not acknowledged, as far as is known.
-
-    What the kernel holds counts: it asks for more only when a third of its buffer is free, which a
-    reader at some KB/s takes many seconds for. tcp(7), SIOCOUTQ.
-    """
-    unsent_bytes = transport.get_write_buffer_size()
-    sock = transport.get_extra_info("socket")
-    if sock is None:
-        # The transport is closed; uvloop keeps no socket for it.
-        return unsent_bytes
-    try:
-        (in_kernel,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
-    except (OSError, ValueError):
-        return unsent_bytes
-    return unsent_bytes + int(in_kernel)
-
-
 def echo_of_close(payload: bytes) -> bytes:
     """Return the close frame that answers a peer's close: its own code, or none if it gave none.
 
@@ -283,17 +260,10 @@ def echo_of_close(payload: bytes) -> bytes:
     return _CLOSE_WITHOUT_CODE if code is None else close_frame(code)
 
 
-class Swept(Protocol):
+class Swept(Peer, Protocol):
     """A connection as the registry sees it: a WebSocket, or a stream."""
 
-    transport: asyncio.Transport
-    awaits_pong: bool
-    wheel_slot: int
-    close_deadline_s: float
     _held_bytes: int
-
-    def ping(self) -> None:
-        """Show that the connection is alive, and ask whether the peer is."""
 
     def leave(self) -> None:
         """Stop whatever the connection is for."""
@@ -309,6 +279,17 @@ class Swept(Protocol):
 
     def cut(self) -> None:
         """End the connection without a word."""
+
+
+class _Unfinished:
+    """A message of which a part has arrived."""
+
+    __slots__ = ("connection", "deadline_s")
+
+    def __init__(self, connection: Swept) -> None:
+        self.connection = connection
+        # When it has to be whole.
+        self.deadline_s = 0.0
 
 
 class WebSockets:
@@ -328,16 +309,20 @@ class WebSockets:
         self.now_s = loop.time
         self._high_bytes = config.write_high_bytes
         self._low_bytes = config.write_low_bytes
-        self.pong_timeout_s = config.pong_timeout_s
-        self._wheel: PingWheel[Swept] = PingWheel(config.ping_interval_s, config.pong_timeout_s)
-        # Those with an unfinished message, and the loop time by which it must be whole.
-        self._unfinished: dict[Swept, float] = {}
+        on_error = counters.count_background_error
+        self._presence = Presence(
+            config.ping_interval_s, config.pong_timeout_s, self._give_up, on_error, loop
+        )
+        self.stalled = self._presence.stalled
+        self.moved = self._presence.moved
         self._message_timeout_s = config.request_timeout_s
+        self._messages: Deadlines[_Unfinished] = Deadlines(loop, self._end_unfinished, on_error)
+        # Those with an unfinished message.
+        self._unfinished: dict[Swept, _Unfinished] = {}
         self.budget = budget
-        # Those that have said goodbye, in the order they did.
-        self._closing: dict[Swept, None] = {}
+        self._farewells = Farewells(config.ping_interval_s, on_error, loop)
         self._open: set[Swept] = set()
-        self._timers = Timers(loop, counters.count_background_error)
+        self._timers = Timers(loop, on_error)
         # Publishes that wait.
         self.tasks = tasks
         # The shares of the loop's turns in which publishes and commands are carried out.
@@ -358,19 +343,18 @@ class WebSockets:
         # uvloop's own low-water mark is 16 bytes, which would wake a reader for every message.
         transport.set_write_buffer_limits(self._high_bytes, self._low_bytes)
         self._open.add(connection)
-        self._wheel.add(connection)
+        self._presence.add(connection)
 
     def await_close(self, connection: Swept) -> None:
         """Give ``connection``, which says goodbye now, the time that takes and no more."""
-        self._wheel.remove(connection)
-        connection.close_deadline_s = self.now_s() + CLOSE_FLUSH_TIMEOUT_S
-        self._closing[connection] = None
+        self._farewells.begin(connection, self._presence.silent_s(connection))
+        self._presence.remove(connection)
 
     def remove(self, connection: Swept) -> None:
         """Forget ``connection``, whose transport is gone. Idempotent."""
-        self._wheel.remove(connection)
+        self._presence.remove(connection)
         self.settle_unfinished(connection, 0, has_progress=True)
-        self._closing.pop(connection, None)
+        self._farewells.remove(connection)
         self._open.discard(connection)
 
     def settle_unfinished(self, connection: Swept, held_bytes: int, *, has_progress: bool) -> bool:
@@ -380,56 +364,46 @@ class WebSockets:
         """
         fits = self.budget.change(connection._held_bytes, held_bytes)
         connection._held_bytes = held_bytes
+        unfinished = self._unfinished.get(connection)
         if not held_bytes:
-            self._unfinished.pop(connection, None)
-        elif has_progress or connection not in self._unfinished:
-            self._unfinished[connection] = self.now_s() + self._message_timeout_s
+            if unfinished is not None:
+                del self._unfinished[connection]
+                self._messages.remove(unfinished)
+        elif has_progress or unfinished is None:
+            if unfinished is None:
+                unfinished = self._unfinished[connection] = _Unfinished(connection)
+            self._messages.set(unfinished, self.now_s() + self._message_timeout_s)
         return fits
 
-    def end_unfinished(self) -> None:
-        """Close those whose message did not arrive whole in time."""
-        now_s = self.now_s()
-        for connection, deadline_s in list(self._unfinished.items()):
-            if deadline_s <= now_s:
-                connection.end_unfinished()
+    def _end_unfinished(self, unfinished: _Unfinished) -> None:
+        """Close a connection whose message did not arrive whole in time."""
+        self._unfinished.pop(unfinished.connection, None)
+        unfinished.connection.end_unfinished()
 
     def start(self) -> None:
-        """Start the sweeps: pings, messages and closes that take too long."""
-        self._timers.every(self._wheel.tick_s, self.ping_due)
-        self._timers.every(CLOSE_SWEEP_S, self.end_overdue_closes)
-        self._timers.every(CLOSE_SWEEP_S, self.end_unfinished)
+        """Start asking who is there."""
+        self._timers.every(self._presence.tick_s, self.ping_due)
+        self._timers.every(self._presence.look_s, self.look_at_stalls)
 
     def stop(self) -> None:
-        """Stop the sweeps."""
+        """Stop that, and end nothing any more."""
         self._timers.stop()
+        self._messages.stop()
+        self._farewells.stop()
 
     def ping_due(self) -> None:
-        """Ping who is due, and cut who did not answer in time."""
-        to_ping, silent = self._wheel.tick()
-        for connection in silent:
-            self.counters.pings_cut += 1
-            log.debug("ping unanswered: cutting a websocket")
-            self._wheel.remove(connection)
-            connection.leave()
-            connection.cut()
-        for connection in to_ping:
-            connection.ping()
+        """Ping who is due, and cut who is not there."""
+        self._presence.ping_due()
 
-    def end_overdue_closes(self) -> None:
-        """Close the transports of peers that don't finish the closing handshake."""
-        now_s = self.now_s()
-        for connection in list(self._closing):
-            is_flushed = connection.transport.get_write_buffer_size() == 0
-            if is_flushed:
-                deadline_s = min(connection.close_deadline_s, now_s + CLOSE_TIMEOUT_S)
-                connection.close_deadline_s = deadline_s
-            if now_s < connection.close_deadline_s:
-                continue
-            if is_flushed:
-                # What the kernel still holds, the close frame perhaps, is sent on without us.
-                connection.transport.close()
-            else:
-                connection.cut()
+    def look_at_stalls(self) -> None:
+        """Cut who has taken nothing for too long."""
+        self._presence.look_at_stalls()
+
+    def _give_up(self, peer: Peer) -> None:
+        connection = cast(Swept, peer)
+        self.counters.pings_cut += 1
+        connection.leave()
+        reset(connection.transport)
 
     async def close_all(self, code: int, reason: str, timeout_s: float) -> None:
         """Say goodbye to everyone, wait for their answers, then cut those who gave none."""

@@ -32,13 +32,13 @@ class PingWheel(Generic[PeerT]):
     ticking, so nobody is cut for the daemon's own pause.
     """
 
-    __slots__ = ("_next_slot", "_now", "_patience", "_slots", "tick_s")
+    __slots__ = ("_next_slot", "_now", "_slots", "patience", "tick_s")
 
     def __init__(self, interval_s: float, timeout_s: float) -> None:
         # Seconds between two calls of `tick`.
         self.tick_s = interval_s / SLOTS
         # Ticks from a ping to the look at its answer; within one turn, or it would be overtaken.
-        self._patience = min(SLOTS - 1, max(1, math.ceil(timeout_s / self.tick_s)))
+        self.patience = min(SLOTS - 1, max(1, math.ceil(timeout_s / self.tick_s)))
         self._slots: list[dict[PeerT, None]] = [{} for _ in range(SLOTS)]
         self._now = 0
         self._next_slot = 0
@@ -46,6 +46,10 @@ class PingWheel(Generic[PeerT]):
     def __len__(self) -> int:
         """Return how many peers are on the wheel."""
         return sum(map(len, self._slots))
+
+    def __contains__(self, peer: PeerT) -> bool:
+        """Return whether ``peer`` is on the wheel."""
+        return peer in self._slots[peer.wheel_slot]
 
     def add(self, peer: PeerT) -> None:
         """Put ``peer`` on the wheel; its first ping comes within one interval."""
@@ -60,6 +64,9 @@ class PingWheel(Generic[PeerT]):
     def tick(self) -> tuple[list[PeerT], list[PeerT]]:
         """Move on by one slot; return (to ping now, to cut because they did not answer)."""
         self._now = (self._now + 1) % SLOTS
-        asked = self._slots[(self._now - self._patience) % SLOTS]
-        silent = [peer for peer in asked if peer.awaits_pong]
-        return list(self._slots[self._now]), silent
+        return list(self._slots[self._now]), self.awaiting(self.patience)
+
+    def awaiting(self, ticks: int) -> list[PeerT]:
+        """Return the peers that were pinged so many ticks ago and have not answered."""
+        asked = self._slots[(self._now - ticks) % SLOTS]
+        return [peer for peer in asked if peer.awaits_pong]

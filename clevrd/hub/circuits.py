@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from itertools import islice
 from typing import Final
 
 from clevrd.core.circuit import CircuitBudget
-from clevrd.core.subscriber import Subscriber
+from clevrd.core.subscriber import CIRCUIT_BREAKER, Subscriber
 from clevrd.core.topic import Topic
 from clevrd.hub.readers import Readers
 from clevrd.metrics import Counters
@@ -71,6 +72,16 @@ class Circuits:
             self._break(topic, reader)
         if suspended:
             self._loop.call_soon(self.break_overdue)
+
+    def stall_allowed_s(self, reader: Subscriber) -> float:
+        """Return how long the reader was promised that it may take nothing; 0 for no promise.
+
+        While its circuit is open that is for `break_overdue` to end, and nobody else.
+        """
+        if reader in self._readers.suspended:
+            return math.inf
+        is_promised = reader.strategy is CIRCUIT_BREAKER and reader.is_blocked
+        return self._budget.open_s if is_promised else 0.0
 
     def _retry(self, topic: Topic, reader: Subscriber) -> None:
         if not reader.is_blocked:

@@ -128,6 +128,7 @@ class Hub:
         self.unsubscribe = self._readers.leave
         self.paused = self._readers.pause
         self.resumed = self._readers.resume
+        self.stall_allowed_s = self._circuits.stall_allowed_s
         self.break_overdue_circuits = self._circuits.break_overdue
         self.evaluate_throttle = self._control_loops.evaluate_throttle
         self.evaluate_buffers = self._control_loops.evaluate_buffers
