@@ -123,12 +123,11 @@ class Lines:
 
     def _write(self, data: bytes) -> bytes:
         """Write ``data`` and return what of it could not be written."""
-        if self._is_mid_line:
-            data = b"\n" + data
-        written, error = write_all(self._descriptor, data)
+        start = b"\n" if self._is_mid_line else b""
+        written, error = write_all(self._descriptor, start + data)
         if error is None or written:
-            self._is_mid_line = error is not None and data[written - 1] != _NEWLINE
-        return data[written:]
+            self._is_mid_line = error is not None and (start + data)[written - 1] != _NEWLINE
+        return data[max(written - len(start), 0) :]
 
 
 _NEWLINE: Final = 10

@@ -158,12 +158,13 @@ def test_lines_that_cannot_be_written_are_counted_and_said(disk: Disk, number: i
 def test_line_that_was_cut_by_a_full_disk_is_ended_before_the_next(disk: Disk) -> None:
     """Half a line and a whole one are not one line."""
     lines = lines_to(99)
-    disk.plan = [3, OSError(errno.ENOSPC, "")]
-    for text in ("half of it", "kept"):
+    disk.plan = [3, OSError(errno.ENOSPC, ""), OSError(errno.ENOSPC, "")]
+    for text in ("half of it", "lost", "kept"):
         lines.put(text)
         assert lines.flush(5.0)
 
-    assert disk.written == b"hal\ndropped 1\nkept\n"
+    assert lines.dropped == 2
+    assert disk.written == b"hal\ndropped 2\nkept\n"
 
 
 def test_descriptor_that_others_made_non_blocking_is_waited_for(pipe: Pipe) -> None:
