@@ -18,6 +18,7 @@ from bench.mutants import (
     Mutant,
     all_mutants,
     difference,
+    failing_files,
     measure,
     mutants_of,
     read_lists,
@@ -178,6 +179,15 @@ def test_tests_that_never_end_notice_the_fault(tree: Path) -> None:
 
     assert found["killed"] == [endless]
     assert lines[0].endswith("took too long")
+
+
+def test_tests_that_fail_without_a_fault_are_named(tree: Path) -> None:
+    """They would pass for tests that noticed it."""
+    good, bad = "tests/test_m.py", "tests/test_bad.py"
+    (tree / bad).write_text("def test_bad():\n    assert False\n")
+
+    assert failing_files(Copy(tree), [good], 60.0) == []
+    assert failing_files(Copy(tree), [bad, good], 60.0) == [bad]
 
 
 def test_command_says_what_can_not_be_measured() -> None:
