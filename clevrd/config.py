@@ -217,12 +217,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=0.1,
             le=HOUR_S,
-            description="Seconds that a subscriber has to answer a ping.",
+            description="Seconds to answer a ping, where nothing that is sent is taken.",
         ),
     ] = 10.0
     request_timeout_s: Annotated[
         float,
-        Meta(ge=0.1, le=HOUR_S, description="Seconds that a request has to arrive whole."),
+        Meta(
+            ge=0.1,
+            le=HOUR_S,
+            description="Seconds that a request has to arrive whole; more for a steady body.",
+        ),
     ] = 10.0
     keepalive_timeout_s: Annotated[
         float,

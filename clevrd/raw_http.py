@@ -17,6 +17,7 @@ from functools import partial
 from typing import Final, cast
 
 from clevrd.config import Config
+from clevrd.deadlines import Deadlines
 from clevrd.errors import ClevrdError, RequestTimeout, RetryLater, Unavailable
 from clevrd.exchange import (
     HOST,
@@ -33,7 +34,9 @@ from clevrd.exchange import (
 from clevrd.fair_turns import FairTurns
 from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
-from clevrd.timers import Tasks, Timers
+from clevrd.pace import NEVER, reads_on, sent_step_bytes
+from clevrd.progress import progress_of
+from clevrd.timers import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +49,6 @@ MAX_FIELDS: Final = 128
 # full: it only saves time.
 MAX_CACHED_HEADS: Final = 1_024
 MAX_CACHED_HEAD_BYTES: Final = 1_024
-
-SWEEP_S: Final = 1.0
 
 # How long the rest of a request may take that had begun when the daemon began to drain: half a
 # request must neither be lost nor hold up the stop.
@@ -94,6 +95,12 @@ _FRAMING: Final = frozenset(
         "transfer-encoding",
     }
 )
+
+
+# How much of a request has arrived.
+_NOTHING: Final = 0
+_HEAD: Final = 1
+_BODY: Final = 2
 
 
 class PlainHead:
@@ -218,7 +225,7 @@ class PlainGrammar:
 
 
 class Door:
-    """What all raw connections share: the grammar, the limits, the way to aiohttp, the sweep."""
+    """What all raw connections share: grammar, limits, deadlines, the way to aiohttp."""
 
     def __init__(
         self,
@@ -242,6 +249,7 @@ class Door:
         self.counters = counters
         self.renderer = ResponseRenderer()
         self.request_timeout_s = config.request_timeout_s
+        self.sent_step_bytes = sent_step_bytes(config.request_timeout_s)
         self.keepalive_timeout_s = config.keepalive_timeout_s
         self.now_s = loop.time
         self.loop = loop
@@ -257,7 +265,10 @@ class Door:
         self.probing: dict[RawConnection, None] = {}
         self._count_handed_over = count_handed_over
         self._max_connections = max_connections
-        self._timers = Timers(loop, counters.count_background_error)
+        # Of all connections above, each by its deadline.
+        self.deadlines: Deadlines[RawConnection] = Deadlines(
+            loop, RawConnection.expire, counters.count_background_error
+        )
         # Publishes that wait.
         self.tasks = tasks
         self.turns = turns
@@ -275,22 +286,11 @@ class Door:
         """Whether one more connection would be one too many."""
         return len(self.open) + self._count_handed_over() >= self._max_connections
 
-    def start(self) -> None:
-        """Start the sweep that ends what takes too long."""
-        self._timers.every(SWEEP_S, self.sweep)
-
     def stop(self) -> None:
-        """Stop the sweep, and end what is still open: clients that don't take their last answer."""
-        self._timers.stop()
+        """End what is still open: clients that don't take their last answer."""
+        self.deadlines.stop()
         for connection in self.open | self.lingering | self.probing.keys():
             connection.transport.abort()
-
-    def sweep(self) -> None:
-        """End connections whose request did not arrive whole in time, or that have been idle."""
-        now_s = self.now_s()
-        for connection in self.open | self.lingering | self.probing.keys():
-            if connection.deadline_s <= now_s:
-                connection.expire()
 
     def close_idle(self) -> None:
         """Close connections that are between requests, and the others after theirs."""
@@ -317,10 +317,12 @@ class RawConnection(asyncio.Protocol):
         "_is_busy",
         "_is_closing",
         "_is_last",
-        "_is_partial",
         "_is_probe",
         "_is_write_paused",
         "_needed_bytes",
+        "_stage",
+        "_steady_at_bytes",
+        "_taken_bytes",
         "deadline_s",
         "transport",
     )
@@ -338,8 +340,12 @@ class RawConnection(asyncio.Protocol):
         # What the buffer holds is served in one of the next turns; nothing is read until then.
         self._awaits_turn = False
         self._is_write_paused = False
-        # A request has begun to arrive; its deadline is set.
-        self._is_partial = False
+        # How much of a request has begun to arrive, for which a deadline is set.
+        self._stage = _NOTHING
+        # Bytes the buffer must hold for the request's time to begin anew; NEVER in its head.
+        self._steady_at_bytes = NEVER
+        # What the client had taken when it was last looked at because its answers are unread.
+        self._taken_bytes = 0
         # The daemon is draining: close once nothing is under way.
         self._is_last = False
         # It came over the limit and may ask one thing.
@@ -361,8 +367,8 @@ class RawConnection(asyncio.Protocol):
         if door.is_full():
             self._await_probe()
             return
-        self.deadline_s = door.now_s() + door.request_timeout_s
         door.open.add(self)
+        door.deadlines.set(self, door.now_s() + door.request_timeout_s)
         if door.grammar is None:
             self._hand_over(b"")
 
@@ -378,6 +384,8 @@ class RawConnection(asyncio.Protocol):
             buffer += data
             if self._must_hold or len(buffer) < self._needed_bytes:
                 self._account()
+                if len(buffer) >= self._steady_at_bytes:
+                    self._give_more_time()
                 return
             data = bytes(buffer)
             buffer.clear()
@@ -407,6 +415,7 @@ class RawConnection(asyncio.Protocol):
         """The client has gone; a publish that waits is still published."""
         self._is_closing = True
         self._let_go()
+        self._door.deadlines.remove(self)
         self._door.open.discard(self)
         self._door.lingering.discard(self)
         self._door.probing.pop(self, None)
@@ -414,7 +423,7 @@ class RawConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not read its answers: read no more of its requests."""
         self._is_write_paused = True
-        self.deadline_s = self._door.now_s() + self._door.keepalive_timeout_s
+        self._await_reader(self._door.now_s())
         self.transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -437,6 +446,7 @@ class RawConnection(asyncio.Protocol):
         is_spent = door.turns.is_spent
         answers: list[bytes] = []
         position = 0
+        stage = _HEAD
         while position < len(data):
             if answers and is_spent():
                 self._flush(answers)
@@ -459,6 +469,7 @@ class RawConnection(asyncio.Protocol):
             body_end = head_end + 4 + plain.content_length
             if body_end > len(data):
                 self._needed_bytes = body_end - position
+                stage = _BODY
                 break
             reply = self._reply(plain, data[head_end + 4 : body_end])
             position = body_end
@@ -473,7 +484,7 @@ class RawConnection(asyncio.Protocol):
             return
         is_progress = position > 0
         self._flush(answers)
-        self._keep(data[position:], is_progress=is_progress)
+        self._keep(data[position:], stage, is_progress=is_progress)
         self._close_if_last()
 
     def _account(self) -> None:
@@ -508,18 +519,44 @@ class RawConnection(asyncio.Protocol):
         if answers:
             self.transport.write(answers[0] if len(answers) == 1 else b"".join(answers))
 
-    def _keep(self, rest: bytes, *, is_progress: bool) -> None:
-        """Hold an incomplete request; its time runs from its first byte."""
+    def _keep(self, rest: bytes, stage: int, *, is_progress: bool) -> None:
+        """Hold an incomplete request; its head's time runs from its first byte, then its body's."""
         door = self._door
         self._buffer += rest
         if self._is_write_paused:
             # It has the time that pause_writing set, and is not read meanwhile.
-            self._is_partial = False
+            self._stage = _NOTHING
         elif not rest:
-            self._is_partial = False
-            self.deadline_s = door.now_s() + door.keepalive_timeout_s
-        elif is_progress or not self._is_partial:
-            self._is_partial = True
+            self._stage = _NOTHING
+            self._await_request(door.now_s() + door.keepalive_timeout_s)
+        elif is_progress or self._stage < stage:
+            self._stage = stage
+            self._steady_at_bytes = NEVER
+            if stage == _BODY:
+                self._steady_at_bytes = len(self._buffer) + door.sent_step_bytes
+            door.deadlines.set(self, door.now_s() + door.request_timeout_s)
+
+    def _await_request(self, deadline_s: float) -> None:
+        # Later than before, as a rule, which costs nothing.
+        if deadline_s < self.deadline_s:
+            self._door.deadlines.set(self, deadline_s)
+        else:
+            self.deadline_s = deadline_s
+
+    def _await_reader(self, now_s: float) -> None:
+        """Give the client time to read some of its answers."""
+        self._taken_bytes = progress_of(self.transport).taken_bytes
+        self._door.deadlines.set(self, now_s + self._door.keepalive_timeout_s)
+
+    def _reads_on(self) -> bool:
+        taken_bytes = progress_of(self.transport).taken_bytes - self._taken_bytes
+        return reads_on(taken_bytes, self._door.keepalive_timeout_s)
+
+    def _give_more_time(self) -> None:
+        """Let the time of a body begin anew that arrives slowly but steadily."""
+        door = self._door
+        if self._stage == _BODY and not self._is_last:
+            self._steady_at_bytes = len(self._buffer) + door.sent_step_bytes
             self.deadline_s = door.now_s() + door.request_timeout_s
 
     # --- over the limit --------------------------------------------------------------------------
@@ -530,8 +567,8 @@ class RawConnection(asyncio.Protocol):
         self._is_probe = True
         if len(door.probing) >= MAX_PROBES:
             next(iter(door.probing)).refuse_entry()
-        self.deadline_s = door.now_s() + PROBE_S
         door.probing[self] = None
+        door.deadlines.set(self, door.now_s() + PROBE_S)
 
     def _serve_probe(self, data: bytes) -> None:
         """Answer what may be asked over the limit, and refuse everything else."""
@@ -581,6 +618,7 @@ class RawConnection(asyncio.Protocol):
 
     def _wait_for(self, reply: Awaitable[Answer], request: Request, rest: bytes) -> None:
         self._is_busy = True
+        self._stage = _NOTHING
         self._buffer += rest
         self.transport.pause_reading()
         self._door.tasks.spawn(self._answer_later(reply, request))
@@ -599,6 +637,7 @@ class RawConnection(asyncio.Protocol):
     def _await_turn(self, rest: bytes) -> None:
         """Let other connections be served before ``rest``, and read nothing meanwhile."""
         self._awaits_turn = True
+        self._stage = _NOTHING
         self._buffer += rest
         self.transport.pause_reading()
         self._door.turns.wait(self._take_turn)
@@ -641,6 +680,7 @@ class RawConnection(asyncio.Protocol):
     def _upgrade(self, upgrade: Takeover, rest: bytes) -> None:
         self._let_go()
         self._door.open.discard(self)
+        self._door.deadlines.remove(self)
         self.transport.write(upgrade.head)
         failed = partial(self._door.refusal, request=None)
         hand_over(upgrade, self.transport, rest, failed, has_eof=self._is_closing)
@@ -651,6 +691,7 @@ class RawConnection(asyncio.Protocol):
             return
         self._let_go()
         self._door.open.discard(self)
+        self._door.deadlines.remove(self)
         protocol = self._door.make_aiohttp_protocol()
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
@@ -663,7 +704,12 @@ class RawConnection(asyncio.Protocol):
 
     def expire(self) -> None:
         """End a connection whose time is up, with a word if a request was under way."""
+        door = self._door
         if self._is_busy or self._awaits_turn:
+            door.deadlines.set(self, door.now_s() + door.keepalive_timeout_s)
+            return
+        if self._is_write_paused and not self._is_closing and self._reads_on():
+            self._await_reader(door.now_s())
             return
         if self._is_closing or self._is_write_paused or self.transport.is_closing():
             # It does not even take what it was answered.
@@ -675,11 +721,14 @@ class RawConnection(asyncio.Protocol):
         else:
             self._is_closing = True
             self.transport.close()
+            # Unless it does not even take what it was answered.
+            door.deadlines.set(self, door.now_s() + LINGER_S)
 
     def close_when_idle(self) -> None:
         """Close now, or after the request that is under way, which had better come soon."""
         self._is_last = True
-        self.deadline_s = min(self.deadline_s, self._door.now_s() + LAST_REQUEST_S)
+        door = self._door
+        door.deadlines.set(self, min(self.deadline_s, door.now_s() + LAST_REQUEST_S))
         self._close_if_last()
 
     @property
@@ -702,10 +751,11 @@ class RawConnection(asyncio.Protocol):
         self._let_go()
         door.open.discard(self)
         door.probing.pop(self, None)
+        door.deadlines.remove(self)
         self.transport.write(door.renderer.render(answer, must_close=True))
         if len(door.lingering) >= MAX_LINGERING:
             self.transport.close()
             return
         door.lingering.add(self)
-        self.deadline_s = door.now_s() + LINGER_S
+        door.deadlines.set(self, door.now_s() + LINGER_S)
         self.transport.write_eof()

@@ -219,7 +219,6 @@ class Server:
         self._timers.every(WATCH_S, self.watch_listeners)
         self.hub.start()
         self.connections.start()
-        self.door.start()
 
     async def stop(self) -> None:
         """End in order, within the configured time; what was acknowledged reaches who reads."""

@@ -212,6 +212,29 @@ def test_thousands_of_circuits_break_a_bounded_number_at_a_time() -> None:
     assert [sink.closed for sink in sinks] == [(4101, "circuit_open")] * 600
 
 
+def test_each_circuit_ends_at_its_own_time() -> None:
+    """The one that opened first stands for all: when it has ended, the next one does."""
+    world = World(ring=1_000, window=3, threshold=3)
+    sinks = [FakeSink() for _ in range(3)]
+    for number, sink in enumerate(sinks):
+        world.loop.now_s = float(number)
+        reader = Subscriber(sink, CIRCUIT_BREAKER)
+        world.hub.subscribe(world.topic, reader, Last(0))
+        world.hub.paused(world.topic, reader)
+        world.publish("a" * 20, 1)
+        world.loop.run()
+    deadlines = world.hub._circuits._deadlines
+    ended = []
+
+    for now_s in (29.9, 30.1, 31.1, 32.1):
+        world.loop.now_s = now_s
+        deadlines.run_due()
+        ended.append(sum(sink.closed is not None for sink in sinks))
+
+    assert ended == [0, 1, 2, 3]
+    assert len(deadlines) == 0
+
+
 # --- over the wire -------------------------------------------------------------------------------
 
 

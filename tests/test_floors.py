@@ -25,6 +25,8 @@ FLOORS = {
     "fair_turns": 1,
     "input_budget": 1,
     "logs": 1,
+    "pace": 1,
+    "progress": 1,
     "timers": 1,
     "deadlines": 1,
     "control": 2,

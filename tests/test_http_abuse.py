@@ -20,6 +20,7 @@ from http_wire import Response, Steady, ask, chunked, get, post, read_response, 
 from streams import EVENTS, LINES, open_stream
 
 from clevrd.config import Config
+from clevrd.pace import MIN_SENT_BYTES_PER_S
 from clevrd.raw_http import MAX_LINGERING, MAX_PROBES
 
 MIB = 1 << 20
@@ -232,6 +233,52 @@ async def test_dripping_bytes_buy_no_time(impatient: Daemon) -> None:
     assert statuses == [[408]] * 4
 
 
+async def upload(daemon: Daemon, path: str, pieces: list[bytes]) -> Response:
+    """Send a head and then a body a piece at a time, one in a fortieth of the time it has."""
+    size = sum(map(len, pieces))
+    head = f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {size}\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+    answering = asyncio.ensure_future(read_response(reader))
+    writer.write(head.encode())
+    for piece in pieces:
+        writer.write(piece)
+        done, _ = await asyncio.wait([answering], timeout=REQUEST_S / 40)
+        if done:
+            break
+    try:
+        return await answering
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("path", ["/publish", "/publish/batch"])
+async def test_slow_and_steady_upload_is_taken(impatient: Daemon, path: str) -> None:
+    """It takes twice the time a request has; what arrives in each of them is enough."""
+    piece = b" " * int(10 * MIN_SENT_BYTES_PER_S * REQUEST_S / 40)
+
+    answer = await upload(impatient, path, [*[piece] * 80, b'{"topic":"t","data":1}'])
+
+    assert answer.status == 200, answer
+
+
+async def test_upload_below_the_floor_is_408(impatient: Daemon) -> None:
+    """Half a floor's bytes a second buy no time, on either way in."""
+    piece = b" " * int(MIN_SENT_BYTES_PER_S * REQUEST_S / 40 / 2)
+
+    answer = await upload(impatient, "/publish", [*[piece] * 200, BODY])
+
+    assert answer.status == 408
+
+
+async def test_upload_that_stops_is_408(impatient: Daemon) -> None:
+    """However much it began with: nearly a MiB at once, and then nothing more."""
+    begun = post(b" " * 1_000_000 + BODY)[:-5]
+
+    (answer,) = responses(await talk(impatient.port, [begun]))
+
+    assert answer.status == 408
+
+
 async def test_slow_clients_keep_nobody_out(impatient: Daemon) -> None:
     """Hundreds of begun requests: others are served meanwhile, and all of them end."""
     slow = [
@@ -419,6 +466,25 @@ async def test_client_that_never_reads_its_answers_is_cut(raw_paths: bool, asked
         assert (await ask(daemon.port, LIVE)).status == 200
         for writer in writers:
             writer.transport.abort()
+
+
+async def test_slow_reader_of_a_large_answer_has_it_whole() -> None:
+    """It takes less than half of it in the time between two looks, and goes on reading."""
+    data = "x" * 1000
+    async with running(keepalive_timeout_s=IDLE_S, send_buffer_bytes=8192) as daemon:
+        for number in range(400):
+            await daemon.publish("t", [number, data])
+        reader, writer = await asyncio.open_connection(sock=small_socket(daemon.port), limit=1024)
+        writer.write(get("/subscribe?topic=t&poll=1&last=400", "Connection: close"))
+
+        transcript = b""
+        for _ in range(60):
+            transcript += await reader.read(2048)
+            await asyncio.wait([asyncio.ensure_future(asyncio.sleep(IDLE_S / 20))])
+        transcript += await reader.read()
+        writer.close()
+
+    assert len(responses(transcript)[0].json["messages"]) == 400
 
 
 async def unread(daemon: Daemon, sent: bytes) -> asyncio.StreamWriter:
@@ -631,8 +697,8 @@ async def test_half_asked_for_events_over_the_limit_are_bounded() -> None:
         probing = list(daemon.server.door.probing)
 
         for connection in probing:
-            connection.deadline_s = 0.0
-        daemon.server.door.sweep()
+            daemon.server.door.deadlines.set(connection, 0.0)
+        daemon.server.door.deadlines.run_due()
         answers = [responses(transcript)[0] for transcript in await asyncio.gather(*talks)]
 
         assert (len(done), len(probing)) == (1, MAX_PROBES)
@@ -653,11 +719,11 @@ async def test_silent_crowd_does_not_keep_a_probe_out() -> None:
 
         assert probing == MAX_PROBES
         assert answer.status == 200
-        daemon.server.door.sweep()
+        daemon.server.door.deadlines.run_due()
         assert len(daemon.server.door.probing) == MAX_PROBES - 1
         for connection in daemon.server.door.probing:
-            connection.deadline_s = 0.0
-        daemon.server.door.sweep()
+            daemon.server.door.deadlines.set(connection, 0.0)
+        daemon.server.door.deadlines.run_due()
         assert daemon.server.door.probing == {}
         for _, writer in streams:
             writer.close()

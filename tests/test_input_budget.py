@@ -9,7 +9,9 @@ import pytest
 from clients import masked
 from daemons import Daemon, running, until
 
+from clevrd.connections.publisher import PublishConnection
 from clevrd.input_budget import InputBudget
+from clevrd.pace import MIN_SENT_BYTES_PER_S
 
 TEXT = 0x1
 HANDSHAKE = (
@@ -87,6 +89,53 @@ async def test_unfinished_input_ends_in_time_and_is_given_back(sent: bytes) -> N
 
         assert b" 408 " in said or b"message_too_slow" in said
         assert daemon.hub.input_budget.used_bytes == 0
+        writer.close()
+
+
+@pytest.mark.parametrize("path", [b"/publish", b"/ws"])
+async def test_slow_and_steady_message_is_taken(path: bytes) -> None:
+    """It takes twice the time a message has, on a socket as in a request."""
+    timeout_s = 0.4
+    piece = b" " * int(10 * MIN_SENT_BYTES_PER_S * timeout_s / 40)
+    text = b'{"topic":"t","data":1%b,"ref":7}' % (piece * 80)
+    if path == b"/ws":
+        text = b'{"type":"publish",' + text[1:]
+    frame = masked(TEXT, text)
+    async with running(request_timeout_s=timeout_s) as daemon:
+        offer = b"Sec-WebSocket-Protocol: clevrd.v1\r\n\r\n"
+        handshake = HANDSHAKE.replace(b"/publish", path).removesuffix(b"\r\n") + offer
+        reader, writer = await begin(daemon, handshake)
+        await reader.readuntil(b"\r\n\r\n")
+        answering = asyncio.ensure_future(reader.read(65_536))
+        for start in range(0, len(frame), len(piece)):
+            writer.write(frame[start : start + len(piece)])
+            await asyncio.wait([answering], timeout=timeout_s / 40)
+        said = await answering
+        writer.close()
+
+    assert b'"success":true' in said
+
+
+async def test_message_is_not_late_while_nobody_reads_it() -> None:
+    """A publish that waits holds up what follows it, which is not the client's doing."""
+    async with running() as daemon:
+        reader, writer = await begin(daemon, HALF_A_FRAME)
+        await reader.readuntil(b"\r\n\r\n")
+        await until(lambda: daemon.hub.input_budget.used_bytes > 0)
+        sockets = daemon.server.connections
+        (connection,) = sockets._open
+        assert isinstance(connection, PublishConnection)
+
+        connection._is_held = True
+        sockets._messages.set(sockets._unfinished[connection], 0.0)
+        sockets._messages.run_due()
+        is_kept, has_time = not connection.is_closing, connection in sockets._unfinished
+        connection._is_held = False
+        sockets._messages.set(sockets._unfinished[connection], 0.0)
+        sockets._messages.run_due()
+
+        assert (is_kept, has_time) == (True, True)
+        assert connection.is_closing
         writer.close()
 
 

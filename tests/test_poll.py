@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -340,3 +341,23 @@ async def test_draining_daemon_takes_no_poll(daemon: Daemon) -> None:
     answer = await polled(daemon)
 
     assert (answer["code"], answer["retryable"]) == ("unavailable", True)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="options of Linux's")
+async def test_client_of_a_waiting_poll_that_vanishes_is_found_by_the_kernel() -> None:
+    """Nothing is sent while it waits, so the kernels ask each other: within 25 and 10 seconds."""
+    async with running() as daemon:
+        _, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+        writer.write(get("/subscribe?topic=t&poll=1&timeout=60"))
+        await until(lambda: daemon.hub.subscribers == 1)
+        (transport,) = daemon.server._http._transports.values()
+        sock = transport.get_extra_info("socket")
+
+        asked = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle_s = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+        pause_s = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
+        times = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
+        writer.close()
+
+    assert asked
+    assert (idle_s, idle_s + pause_s * times) == (25, 35)

@@ -9,6 +9,7 @@ it.
 from __future__ import annotations
 
 import io
+from asyncio import TimerHandle
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
@@ -58,6 +59,17 @@ class ManualLoop:
     def call_soon(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Remember ``call`` for the next turn."""
         self._due.append((call, arguments))
+
+    def call_at(self, when_s: float, call: Callable[..., Any]) -> TimerHandle:
+        """Forget ``call``: the test says when time has passed."""
+        return TimerHandle(when_s, call, (), cast(Any, self))
+
+    def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
+        """Nothing is scheduled."""
+
+    def get_debug(self) -> bool:
+        """Return False, as a handle asks."""
+        return False
 
     def run(self) -> None:
         """Run turns until nothing is due."""

@@ -482,8 +482,9 @@ async def test_publisher_that_waits_is_not_read_meanwhile(
     await until(Steady(writer.transport.get_write_buffer_size), timeout_s=15)
     held_back_bytes = writer.transport.get_write_buffer_size()
 
-    monkeypatch.setattr(daemon.server.door, "now_s", lambda: asyncio.get_running_loop().time() + 99)
-    daemon.server.door.sweep()
+    for connection in list(daemon.server.door.open):
+        daemon.server.door.deadlines.set(connection, 0.0)
+    daemon.server.door.deadlines.run_due()
     waits.set()
     first = await read_response(reader)
 

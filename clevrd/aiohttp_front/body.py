@@ -20,6 +20,7 @@ from clevrd.errors import (
 )
 from clevrd.exchange import TOO_MUCH_INPUT
 from clevrd.input_budget import InputBudget
+from clevrd.pace import sent_step_bytes
 
 # Bytes that a body may cost on the wire beyond twice its limit: chunks of one byte are six times
 # their size, and half a second of parsing per MiB.
@@ -55,8 +56,8 @@ class BodyReader:
         if _expects_continue(http_request):
             connection.open_transport().write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._collect(content, connection, max_bytes)
+            async with asyncio.timeout(self._timeout_s) as limit:
+                return await self._collect(content, connection, max_bytes, limit)
         except TimeoutError as error:
             raise RequestTimeout(self._timeout_s) from error
         except web.RequestPayloadError as error:
@@ -65,10 +66,16 @@ class BodyReader:
             raise ConnectionResetError("the client has gone") from error
 
     async def _collect(
-        self, content: StreamReader, connection: FrontConnection, max_bytes: int
+        self,
+        content: StreamReader,
+        connection: FrontConnection,
+        max_bytes: int,
+        limit: asyncio.Timeout,
     ) -> bytes:
         collected = bytearray()
         connection.limit_body(max_bytes)
+        step_bytes = sent_step_bytes(self._timeout_s)
+        steady_at_bytes = step_bytes
         most_bytes = connection.received_bytes + 2 * max_bytes + CHUNKING_SLACK_BYTES
         try:
             async for chunk in content.iter_any():
@@ -79,6 +86,9 @@ class BodyReader:
                     raise ChunksTooSmall(2 * max_bytes + CHUNKING_SLACK_BYTES)
                 if not fits:
                     raise Unavailable(TOO_MUCH_INPUT)
+                if len(collected) >= steady_at_bytes:
+                    steady_at_bytes = len(collected) + step_bytes
+                    limit.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
             return bytes(collected)
         finally:
             self._budget.change(len(collected), 0)

@@ -35,6 +35,8 @@ from clevrd.errors import (
 from clevrd.exchange import LINGER_S, TOO_MUCH_INPUT, Answer, Request, ResponseRenderer
 from clevrd.fair_turns import FairTurns
 from clevrd.input_budget import InputBudget
+from clevrd.pace import reads_on
+from clevrd.progress import ask_when_silent, progress_of, reset
 
 # What no part of a head may hold: aiohttp's parser reports it as a fault at this place, behind the
 # requests that are whole, and its sentence tells it from a fault of the client's before it.
@@ -142,11 +144,15 @@ class FrontConnection(RequestHandler):
     async def unless_gone(self, reply: asyncio.Future[Answer]) -> Answer:
         """Return the reply to the request, or end the request when its client goes first.
 
-        It may have gone before the request got its turn: then nobody else would end it.
+        It may have gone before the request got its turn: then nobody else would end it. Nothing may
+        be sent before the answer, so the kernels have to ask each other.
         """
         if self.transport is None:
             reply.cancel()
         self._awaited = reply
+        if self.transport is not None:
+            server = self._server
+            ask_when_silent(self.transport, server.ping_interval_s, server.pong_timeout_s)
         try:
             return await reply
         except asyncio.CancelledError:
@@ -303,7 +309,7 @@ class FrontConnection(RequestHandler):
         """Give the client time to read what it was answered, and no more."""
         super().pause_writing()
         if self.transport is not None:
-            self._watch_stall(self.transport, self.transport.get_write_buffer_size())
+            self._watch_stall(self.transport)
 
     def resume_writing(self) -> None:
         """The client has read it all."""
@@ -311,18 +317,18 @@ class FrontConnection(RequestHandler):
         if self._stall is not None:
             self._stall.cancel()
 
-    def _watch_stall(self, transport: asyncio.Transport, unsent_bytes: int) -> None:
+    def _watch_stall(self, transport: asyncio.Transport) -> None:
+        before_bytes = progress_of(transport).taken_bytes
         self._stall = self._server.loop.call_later(
-            self._server.keepalive_timeout_s, self._check_stall, transport, unsent_bytes
+            self._server.keepalive_timeout_s, self._check_stall, transport, before_bytes
         )
 
-    def _check_stall(self, transport: asyncio.Transport, unsent_bytes: int) -> None:
-        left_bytes = transport.get_write_buffer_size()
-        # Half of it each time, so that a byte now and then does not hold the connection for ever.
-        if 2 * left_bytes > unsent_bytes:
-            transport.abort()
+    def _check_stall(self, transport: asyncio.Transport, before_bytes: int) -> None:
+        taken_bytes = progress_of(transport).taken_bytes - before_bytes
+        if reads_on(taken_bytes, self._server.keepalive_timeout_s):
+            self._watch_stall(transport)
         else:
-            self._watch_stall(transport, left_bytes)
+            reset(transport)
 
     # --- half-closes -----------------------------------------------------------------------------
 
@@ -454,6 +460,8 @@ class FrontServer(web.Server):
         self.refuse = refuse
         self.request_timeout_s = config.request_timeout_s
         self.keepalive_timeout_s = config.keepalive_timeout_s
+        self.ping_interval_s = config.ping_interval_s
+        self.pong_timeout_s = config.pong_timeout_s
         self._renderer = ResponseRenderer()
         # Of the connections that are aiohttp's now.
         self._transports: dict[RequestHandler, asyncio.Transport] = {}

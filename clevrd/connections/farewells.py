@@ -6,14 +6,11 @@ What is said is theirs. Rules: RFC 6455 §7.1 (closing).
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final, Protocol
 
-from clevrd.connections.presence import Progress, progress_of
 from clevrd.deadlines import Deadlines
+from clevrd.progress import Progress, progress_of, reset
 
 # Once the peer's kernel has our last word, how long the peer may take to answer it.
 CLOSE_TIMEOUT_S: Final = 5.0
@@ -22,8 +19,6 @@ CLOSE_TIMEOUT_S: Final = 5.0
 CLOSE_FLUSH_TIMEOUT_S: Final = 35.0
 # How often it is looked at what a peer has taken that has not taken all, at 2.5 us.
 CLOSE_LOOK_S: Final = 0.5
-
-_RESET: Final = struct.pack("ii", 1, 0)
 
 
 class Leaving(Protocol):
@@ -115,18 +110,3 @@ class Farewells:
             reset(farewell.connection.transport)
             return
         self._deadlines.set(farewell, min(now_s + CLOSE_LOOK_S, over_s, farewell.ends_s))
-
-
-def reset(transport: asyncio.Transport) -> None:
-    """End the connection now, in the kernel as well.
-
-    Without the reset the kernel would go on offering what nobody takes, up to SO_SNDBUF for each,
-    for minutes after the process forgot the connection. socket(7), SO_LINGER.
-    """
-    # A transport that is closed has none.
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family != socket.AF_UNIX:
-        # It may be closed by now.
-        with suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    transport.abort()

@@ -14,7 +14,6 @@ from typing import ClassVar, Final
 
 import msgspec
 
-from clevrd.connections.presence import unsent_bytes_of
 from clevrd.connections.subscriptions import Manner
 from clevrd.connections.websocket import RESTARTING, WebSockets
 from clevrd.core.client_frames import POLICY_VIOLATION
@@ -25,6 +24,7 @@ from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.core.wire_forms import StreamForm
 from clevrd.hub import CLOSE_SLOW_CONSUMER, Hub
+from clevrd.progress import unsent_bytes_of
 
 # What a client may send behind its request, in all: requests that it pipelined won't be answered.
 MAX_IGNORED_BYTES: Final = 65_536
@@ -88,6 +88,8 @@ class Stream(asyncio.Protocol):
         self._has_said_why = False
 
     answers_pings: ClassVar[bool] = False
+    # Nothing that a client sends is waited for.
+    is_sending: ClassVar[bool] = False
 
     def take_over(self) -> None:
         """Have the transport call this, and the sweep know of it."""

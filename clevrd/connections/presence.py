@@ -1,8 +1,7 @@
 """Presence: which peers are there, judged by what they answer and by what they take.
 
 One wheel and one sweep for all connections, no timer for each. What a connection is, and how it
-ends, is not decided here. Sources: struct tcp_info in the kernel's include/uapi/linux/tcp.h;
-tcp(7), SIOCOUTQ.
+ends, is not decided here.
 
 A peer that takes bytes is there, however slowly. A WebSocket's pong lies behind what was sent
 before the ping, and on a stream nobody answers, so silence alone means nothing: the kernel knows
@@ -13,19 +12,13 @@ counts from the last time the peer's window was open, so a reader at 20 KB/s was
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import socket
-import struct
-import sys
-import termios
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import ClassVar, Final, Protocol
 
-import msgspec
-
 from clevrd.control.ping_wheel import PingWheel
+from clevrd.progress import Progress, progress_of
 
 log = logging.getLogger(__name__)
 
@@ -34,77 +27,11 @@ log = logging.getLogger(__name__)
 LOOKS_PER_TIMEOUT: Final = 2
 STALLS_PER_TURN: Final = 1_000
 
-_INT: Final = struct.Struct("i")
-
-# Fields of struct tcp_info, which only ever grows at its end: repetitions of a segment that nobody
-# acknowledges, segments under way, bytes that the peer's kernel has acknowledged (since 4.1), that
-# were not sent yet (4.6), and that the peer's kernel last offered room for (5.4).
-_RETRANSMITS: Final = struct.Struct("@2xB")
-_UNACKED_SEGMENTS: Final = struct.Struct("@24xI")
-_ACKED_BYTES: Final = struct.Struct("@120xQ")
-_NOT_SENT_BYTES: Final = struct.Struct("@144xI")
-_OFFERED_WINDOW: Final = struct.Struct("@228xI")
-_TCP_INFO_BYTES: Final = 232
-# Linux's own number where Python's socket module lacks it.
-_TCP_INFO: Final = getattr(socket, "TCP_INFO", 11)
-_HAS_TCP_INFO: Final = sys.platform == "linux"
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """How far a peer had got at one moment."""
-
-    # Rises when the peer's kernel takes bytes; only the difference of two means anything.
-    taken_bytes: int
-    # Written and not acknowledged, in this process or in its kernel; not 0 if anything is.
-    is_behind: bool
-    # What the peer's kernel last said it has room for; None where nobody knows.
-    offered_bytes: int | None = None
-    # The kernel counts acknowledgements, so that silence on a stream means something.
-    is_exact: bool = False
-    # What was sent is repeated, since nobody acknowledges it: not even the peer's kernel is there.
-    is_repeating: bool = False
-
-
-def progress_of(transport: asyncio.Transport) -> Progress:
-    """Return how far the peer of ``transport`` has got; 2 us."""
-    buffered_bytes = transport.get_write_buffer_size()
-    # A transport that is closed has none.
-    sock = transport.get_extra_info("socket")
-    if _HAS_TCP_INFO and sock is not None and sock.family != socket.AF_UNIX:
-        try:
-            info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_BYTES)
-        except (OSError, ValueError):
-            # Closed in between: what is left is the process's own.
-            info = b""
-        if len(info) == _TCP_INFO_BYTES:
-            unsent_bytes = buffered_bytes + _NOT_SENT_BYTES.unpack_from(info)[0]
-            return Progress(
-                taken_bytes=_ACKED_BYTES.unpack_from(info)[0],
-                is_behind=bool(unsent_bytes or _UNACKED_SEGMENTS.unpack_from(info)[0]),
-                offered_bytes=_OFFERED_WINDOW.unpack_from(info)[0],
-                is_exact=True,
-                is_repeating=_RETRANSMITS.unpack_from(info)[0] > 0,
-            )
-    unsent_bytes = unsent_bytes_of(transport)
-    return Progress(taken_bytes=-unsent_bytes, is_behind=unsent_bytes > 0)
-
-
-def unsent_bytes_of(transport: asyncio.Transport) -> int:
-    """Return how much of what was written to ``transport`` is not acknowledged, as far as is known.
-
-    What the kernel holds counts: it asks for more only when a third of its buffer is free, which a
-    reader at some KB/s takes many seconds for. tcp(7), SIOCOUTQ.
-    """
-    unsent_bytes = transport.get_write_buffer_size()
-    sock = transport.get_extra_info("socket")
-    if sock is None:
-        # The transport is closed.
-        return unsent_bytes
-    try:
-        (in_kernel,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
-    except (OSError, ValueError):
-        return unsent_bytes
-    return unsent_bytes + int(in_kernel)
+# What seems to be more room than before may be rounding, since a window is told in multiples of up
+# to 1 KiB (RFC 7323, Window Scale), or Linux's guess of what messages cost it: while 11 KB/s came
+# to a process that was stopped, the edge moved on by a tenth of that. Who reads moves it by more.
+ROUNDING_BYTES: Final = 4_096
+GUESS_RATIO: Final = 0.2
 
 
 def has_moved(before: Progress, after: Progress, *, answers_pings: bool) -> bool:
@@ -113,17 +40,17 @@ def has_moved(before: Progress, after: Progress, *, answers_pings: bool) -> bool
     Args:
         before: soon after it was pinged.
         after: when its time to answer is up.
-        answers_pings: it is a WebSocket's, so that its kernel alone proves nothing.
+        answers_pings: it is a WebSocket's. Its kernel takes what it has room for, whether anybody
+            reads or not: that proves nothing. Offering more room than before does.
     """
-    if before.is_behind and after.taken_bytes > before.taken_bytes:
-        return True
+    taken_bytes = after.taken_bytes - before.taken_bytes
     if not answers_pings:
-        return not after.is_exact or not after.is_behind
-    if before.offered_bytes is None or after.offered_bytes is None:
-        return False
-    # Its kernel has had the ping for a while. If it offers more room than then, somebody reads
-    # what lies before the ping; a process that was stopped never makes room.
-    return after.offered_bytes > before.offered_bytes
+        has_taken = before.is_behind and taken_bytes > 0
+        return has_taken or not after.is_exact or not after.is_behind
+    if not after.is_exact:
+        return taken_bytes > 0
+    least_bytes = ROUNDING_BYTES + max(0, taken_bytes) * GUESS_RATIO
+    return after.edge_bytes - before.edge_bytes >= least_bytes
 
 
 class Peer(Protocol):
@@ -139,6 +66,13 @@ class Peer(Protocol):
     def ping(self) -> None:
         """Show that the connection is alive, and ask whether the peer is."""
 
+    @property
+    def is_sending(self) -> bool:
+        """Whether it is in the middle of a message, which its pong can't overtake.
+
+        A message has a time of its own.
+        """
+
     def stall_allowed_s(self) -> float:
         """Return how long the peer was promised that it may take nothing; 0 for no promise."""
 
@@ -146,13 +80,20 @@ class Peer(Protocol):
 class _Stall:
     """What is known of a peer that does not take what was written for it."""
 
-    __slots__ = ("since", "taken_bytes")
+    __slots__ = ("has_taken", "is_full", "is_over", "progress", "since")
 
-    def __init__(self, since: int, taken_bytes: int | None) -> None:
+    def __init__(self, since: int, progress: Progress | None, *, is_full: bool) -> None:
+        # Its transport takes no more. Otherwise its pong is overdue, or it is a stream's that its
+        # kernel has no room for.
+        self.is_full = is_full
         # Number of the look at which it was last seen to take anything, or of the first one.
         self.since = since
-        # At the last look; None before the first.
-        self.taken_bytes = taken_bytes
+        # How far it had got then; None before the first look.
+        self.progress = progress
+        # It was full before, and took something then: it is slow, and was not just stopped.
+        self.has_taken = False
+        # Its transport takes more. It is forgotten at the next look, unless it is full again.
+        self.is_over = False
 
 
 class Presence:
@@ -160,7 +101,8 @@ class Presence:
 
     A peer that is gone is found within ``interval_s + timeout_s``. One whose transport takes no
     more is not judged by its pong but by what it takes: within ``interval_s`` it has to take
-    something, unless it was promised more time.
+    something, unless it was promised more time. One that never took anything since it was full has
+    less: its process may have been stopped some seconds before, when its kernel had room.
     """
 
     def __init__(
@@ -174,7 +116,11 @@ class Presence:
         self._give_up = give_up
         self._on_error = on_error
         self._loop = loop
-        self._interval_s = interval_s
+        # How long a peer may take nothing: one that is slow, one that has just become full, and one
+        # whose kernel does not acknowledge anything either.
+        self.stall_s = interval_s
+        self._first_stall_s = max(interval_s - timeout_s, timeout_s)
+        self._repeating_s = timeout_s
         self._wheel: PingWheel[Peer] = PingWheel(interval_s, timeout_s)
         # Peers that did not answer by the next tick, and how far they had got then. A look is kept
         # until the next ping of a peer that has answered, or until the peer is removed.
@@ -203,7 +149,15 @@ class Presence:
 
     def stalled(self, peer: Peer) -> None:
         """Note that the transport of ``peer`` takes no more."""
-        self._stalls[peer] = _Stall(self._stall_looks + 1, None)
+        stall = self._stalls.get(peer)
+        if stall is None:
+            self._stalls[peer] = _Stall(self._stall_looks + 1, None, is_full=True)
+            return
+        if stall.is_full:
+            # It was full before and took something since.
+            stall.has_taken = True
+        stall.is_full, stall.is_over = True, False
+        stall.since, stall.progress = self._stall_looks + 1, None
 
     def moved(self, peer: Peer) -> None:
         """Note that the transport of ``peer`` takes more: somebody reads.
@@ -211,12 +165,16 @@ class Presence:
         The ping may lie far behind what was sent before it.
         """
         peer.awaits_pong = False
-        self._stalls.pop(peer, None)
+        stall = self._stalls.get(peer)
+        if stall is not None:
+            stall.is_over = True
 
     def silent_s(self, peer: Peer) -> float:
         """Return for how long ``peer`` is known to have taken nothing."""
         stall = self._stalls.get(peer)
-        return 0.0 if stall is None else max(0, self._stall_looks - stall.since) * self.look_s
+        if stall is None or stall.is_over:
+            return 0.0
+        return max(0, self._stall_looks - stall.since) * self.look_s
 
     # --- pings -----------------------------------------------------------------------------------
 
@@ -265,17 +223,24 @@ class Presence:
 
     def _judge(self, peer: Peer) -> None:
         """Give up a peer whose time to answer is over, unless it is there all the same."""
-        # Reading a stalled peer's pong may have to wait for what it reads itself.
-        if peer in self._stalls or peer.stall_allowed_s():
+        if peer.is_sending or peer.stall_allowed_s():
             return
         before = self._looks.get(peer)
+        stall = self._stalls.get(peer)
+        if stall is not None and not stall.is_over:
+            # It is judged by what it takes, unless its kernel had the ping before it was full.
+            had_ping = before is not None and not before.is_behind
+            if not (had_ping and stall.is_full and peer.answers_pings) or stall.has_taken:
+                return
         progress = progress_of(peer.transport)
-        if before is None or has_moved(before, progress, answers_pings=peer.answers_pings):
+        is_there = before is None or has_moved(before, progress, answers_pings=peer.answers_pings)
+        if is_there and not peer.answers_pings:
             peer.awaits_pong = False
-        elif peer.answers_pings or progress.is_repeating:
-            self._end(peer)
+        elif is_there or not (peer.answers_pings or progress.is_repeating):
+            # A window also grows for a while in a kernel whose process was stopped.
+            self._stalls[peer] = _Stall(self._stall_looks, progress, is_full=False)
         else:
-            self._stalls[peer] = _Stall(self._stall_looks, progress.taken_bytes)
+            self._end(peer)
 
     # --- stalls ----------------------------------------------------------------------------------
 
@@ -294,23 +259,39 @@ class Presence:
         stall = self._stalls.get(peer)
         if stall is None:
             return
-        if peer not in self._wheel:
-            # It says goodbye, and its transport was filled by that.
+        if stall.is_over or peer not in self._wheel:
+            # Those that say goodbye are full of that.
+            del self._stalls[peer]
+            return
+        is_overdue = peer.answers_pings and not stall.is_full
+        if is_overdue and not peer.awaits_pong:
+            # It has answered.
             del self._stalls[peer]
             return
         progress = progress_of(peer.transport)
-        before_bytes, stall.taken_bytes = stall.taken_bytes, progress.taken_bytes
-        if before_bytes is None or progress.taken_bytes > before_bytes:
-            stall.since = self._stall_looks
+        before = stall.progress
+        if before is None:
+            stall.progress, stall.since = progress, self._stall_looks
+        elif has_moved(before, progress, answers_pings=peer.answers_pings):
+            stall.progress, stall.since = progress, self._stall_looks
+            stall.has_taken = stall.is_full
         if not progress.is_behind:
-            self.moved(peer)
-            return
+            if not is_overdue:
+                self.moved(peer)
+                return
+            # So that its kernel says again how much room it offers.
+            peer.ping()
         # Without exact figures a stream is left to the kernel's own patience. Over a Unix socket
         # its peer is on this machine and can't vanish without a word.
         if not peer.answers_pings and not progress.is_exact:
             return
-        if self.silent_s(peer) >= max(self._interval_s, peer.stall_allowed_s()):
+        if self.silent_s(peer) >= max(self._allowed_s(stall, progress), peer.stall_allowed_s()):
             self._end(peer)
+
+    def _allowed_s(self, stall: _Stall, progress: Progress) -> float:
+        if progress.is_repeating:
+            return self._repeating_s
+        return self.stall_s if stall.has_taken else self._first_stall_s
 
     def _end(self, peer: Peer) -> None:
         log.debug("peer is not there; cutting its connection")

@@ -127,6 +127,13 @@ class PublishConnection(WebSocketConnection):
         super().connection_lost(exc)
         self._go_on()
 
+    def end_unfinished(self) -> None:
+        """Close because a message did not arrive in time, unless it is we who don't read."""
+        if self._is_held or self._is_write_paused:
+            self._sockets.settle_unfinished(self, self._held_bytes, has_progress=True)
+        else:
+            super().end_unfinished()
+
     def new_frames(self) -> ClientFrames:
         """Return a reader of frames with a publisher's bounds."""
         # As many frames as a slice can hold: shares of turns bound what they cost, not a number.

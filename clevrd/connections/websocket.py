@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import ClassVar, Final, Protocol, cast
 
 from clevrd.config import Config
-from clevrd.connections.farewells import Farewells, reset
-from clevrd.connections.presence import Peer, Presence, unsent_bytes_of
+from clevrd.connections.farewells import Farewells
+from clevrd.connections.presence import Peer, Presence
 from clevrd.core import client_frames
 from clevrd.core.client_frames import POLICY_VIOLATION, ClientFrames, FrameError, close_code_of
 from clevrd.core.encoding import close_frame, ping_frame, pong_frame
@@ -22,6 +22,8 @@ from clevrd.deadlines import Deadlines
 from clevrd.fair_turns import FairTurns
 from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
+from clevrd.pace import sent_step_bytes
+from clevrd.progress import reset, unsent_bytes_of
 from clevrd.timers import Tasks, Timers
 
 log = logging.getLogger(__name__)
@@ -147,6 +149,11 @@ class WebSocketConnection(asyncio.Protocol):
 
     def announce_end(self, reconnect_after_ms: int) -> None:
         """Tell the peer, if it wants to know, that a planned close follows; nobody, here."""
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether the peer is in the middle of a message, which its pong can't overtake."""
+        return self._held_bytes > 0
 
     def stall_allowed_s(self) -> float:
         """Return how long the peer was promised that it may take nothing; 0 for no promise."""
@@ -284,10 +291,12 @@ class Swept(Peer, Protocol):
 class _Unfinished:
     """A message of which a part has arrived."""
 
-    __slots__ = ("connection", "deadline_s")
+    __slots__ = ("connection", "deadline_s", "steady_at_bytes")
 
     def __init__(self, connection: Swept) -> None:
         self.connection = connection
+        # How much of it has to be there for its time to begin anew.
+        self.steady_at_bytes = 0
         # When it has to be whole.
         self.deadline_s = 0.0
 
@@ -360,7 +369,8 @@ class WebSockets:
     def settle_unfinished(self, connection: Swept, held_bytes: int, *, has_progress: bool) -> bool:
         """Note what ``connection`` holds of an unfinished message; return whether that may be.
 
-        The message's time runs from its first bytes, or from the last message before it.
+        The message's time runs from its first bytes, or from the last message before it, and begins
+        anew as long as it comes steadily (`pace`).
         """
         fits = self.budget.change(connection._held_bytes, held_bytes)
         connection._held_bytes = held_bytes
@@ -369,9 +379,10 @@ class WebSockets:
             if unfinished is not None:
                 del self._unfinished[connection]
                 self._messages.remove(unfinished)
-        elif has_progress or unfinished is None:
+        elif has_progress or unfinished is None or held_bytes >= unfinished.steady_at_bytes:
             if unfinished is None:
                 unfinished = self._unfinished[connection] = _Unfinished(connection)
+            unfinished.steady_at_bytes = held_bytes + sent_step_bytes(self._message_timeout_s)
             self._messages.set(unfinished, self.now_s() + self._message_timeout_s)
         return fits
 

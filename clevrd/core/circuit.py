@@ -23,6 +23,6 @@ class CircuitBudget(msgspec.Struct, frozen=True):
         recent = tuple(opened_s for opened_s in openings if now_s - opened_s < self.period_s)
         return (*recent, now_s) if len(recent) < self.openings else None
 
-    def is_overdue(self, openings: tuple[float, ...], now_s: float) -> bool:
-        """Whether a circuit that is open has been so for too long."""
-        return now_s - openings[-1] >= self.open_s
+    def ends_s(self, openings: tuple[float, ...]) -> float:
+        """Return when a circuit that is open has been so for too long."""
+        return openings[-1] + self.open_s

@@ -14,24 +14,32 @@ from typing import Final
 from clevrd.core.circuit import CircuitBudget
 from clevrd.core.subscriber import CIRCUIT_BREAKER, Subscriber
 from clevrd.core.topic import Topic
+from clevrd.deadlines import Deadlines
 from clevrd.hub.readers import Readers
 from clevrd.metrics import Counters
 
 log = logging.getLogger(__name__)
 
-# Circuits that have been open for too long are looked for this often, and so many closed between
-# two turns of the loop: a close is a write.
-CIRCUIT_SWEEP_S: Final = 1.0
-_PER_SWEEP: Final = 256
+# Circuits that have been open for too long and are closed between two turns of the loop: a close is
+# a write.
+_PER_TURN: Final = 256
 
 # Close code 41xx: come back, with backoff.
 CLOSE_SLOW_CONSUMER: Final = 4101
 
 
+class _First:
+    """The circuit that has been open the longest."""
+
+    def __init__(self) -> None:
+        # When it has been so for too long.
+        self.deadline_s = 0.0
+
+
 class Circuits:
     """The circuits of all readers. Those that are suspended are those whose circuit is open."""
 
-    __slots__ = ("_budget", "_counters", "_loop", "_readers")
+    __slots__ = ("_budget", "_counters", "_deadlines", "_first", "_loop", "_readers")
 
     def __init__(
         self,
@@ -44,6 +52,15 @@ class Circuits:
         self._readers = readers
         self._counters = counters
         self._loop = loop
+        # They are suspended in the order in which they are overdue, so the first stands for all.
+        self._first = _First()
+        self._deadlines: Deadlines[_First] = Deadlines(
+            loop, lambda _: self.break_overdue(), counters.count_background_error
+        )
+
+    def stop(self) -> None:
+        """Disconnect nobody any more."""
+        self._deadlines.stop()
 
     def open(self, topic: Topic, reader: Subscriber) -> None:
         """Stop buffering for ``reader``, or disconnect it when it has done so too often."""
@@ -56,6 +73,8 @@ class Circuits:
             return
         reader.openings = openings
         self._readers.suspend(topic, reader)
+        if self._first not in self._deadlines:
+            self._deadlines.set(self._first, self._budget.ends_s(openings))
         self._counters.circuits_opened += 1
         log.debug("circuit opened topic=%s openings=%d", topic.name, len(openings))
         if not reader.is_blocked:
@@ -66,8 +85,9 @@ class Circuits:
         """Disconnect the readers whose circuit has been open for too long."""
         now_s = self._loop.time()
         suspended = self._readers.suspended
-        for reader, topic in list(islice(suspended.items(), _PER_SWEEP)):
-            if not self._budget.is_overdue(reader.openings, now_s):
+        for reader, topic in list(islice(suspended.items(), _PER_TURN)):
+            if self._budget.ends_s(reader.openings) > now_s:
+                self._deadlines.set(self._first, self._budget.ends_s(reader.openings))
                 return
             self._break(topic, reader)
         if suspended:

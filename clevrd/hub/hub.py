@@ -30,7 +30,7 @@ from clevrd.core.topic_manager import TopicManager, Totals
 from clevrd.errors import Unavailable
 from clevrd.fair_turns import FairTurns
 from clevrd.hub.acceptance import SHUTTING_DOWN, Acceptance, Published
-from clevrd.hub.circuits import CIRCUIT_SWEEP_S, Circuits
+from clevrd.hub.circuits import Circuits
 from clevrd.hub.control_loops import ControlLoops, Stats
 from clevrd.hub.drain import Drain
 from clevrd.hub.first_answers import FirstAnswers
@@ -341,11 +341,11 @@ class Hub:
         self._timers.every(IDLE_SWEEP_S, self.evict_idle_topics)
         self._timers.every(RATE_SWEEP_S, self.forget_full_buckets)
         self._timers.every(KEY_SWEEP_S, self.forget_old_answers)
-        self._timers.every(CIRCUIT_SWEEP_S, self.break_overdue_circuits)
 
     def stop(self) -> None:
         """Stop the timers."""
         self._timers.stop()
+        self._circuits.stop()
 
     def evict_idle_topics(self) -> None:
         """Forget topics that nobody uses."""
