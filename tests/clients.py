@@ -286,10 +286,7 @@ class RawSubscriber:
             return None
 
     async def goodbye(self) -> Goodbye:
-        """Read to the end of the connection; fails if anything follows the close frame.
-
-        Without the daemon's pings, which come at any time.
-        """
+        """Read to the end of the connection; fails if anything follows the close frame."""
         before: list[Frame] = []
         async with asyncio.timeout(5):
             while (frame := await self._frame_or_end()) is not None:
@@ -298,8 +295,7 @@ class RawSubscriber:
                     assert rest == b"", "something follows the close frame"
                     code = int.from_bytes(frame.payload[:2], "big") if frame.payload else 1005
                     return Goodbye(code, frame.payload[2:].decode(), before)
-                if frame.opcode != PING:
-                    before.append(frame)
+                before.append(frame)
         return Goodbye(None, "", before)
 
     def vanish(self) -> None:

@@ -17,9 +17,11 @@ from clients import (
     subscribe,
 )
 from daemons import Daemon, running
-from fakes import FakeSink, TopicDriver, frames_in, make_topic, sink_of
+from fakes import FakeSink, TopicDriver, frame_of, frames_in, make_topic, sink_of
 
 from clevrd.core.gap_log import GapLog
+from clevrd.core.newest import NewestByKey
+from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.subscriber import LATEST, Subscriber
 
 
@@ -144,6 +146,20 @@ def test_what_was_forgotten_is_there_for_who_asks_for_more() -> None:
     reader = driver.join(Subscriber(FakeSink(), LATEST), last=150)
 
     assert sink_of(reader).offsets == list(range(51, 201))
+
+
+@pytest.mark.parametrize(("evicted", "after"), [(6, 2), (6, 6), (1, 0), (10, 3)])
+def test_keys_are_read_from_what_the_ring_has(evicted: int, after: int) -> None:
+    """What it gave up, if only the last of it, is no key and no place."""
+    ring = RecentMessageCache(100, 1 << 20)
+    ring.extend([frame_of(offset, key="abcdefghij"[offset - 1]) for offset in range(1, 11)])
+    ring.evict(evicted)
+    newest = NewestByKey(edge=10)
+
+    newest.reach_back(ring, after, window=100)
+
+    assert newest.after(0, 100) == list(range(max(evicted, after) + 1, 11))
+    assert len(newest) == 10 - max(evicted, after)
 
 
 def test_window_that_grows_holds_more_keys() -> None:

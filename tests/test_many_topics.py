@@ -15,6 +15,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
+from clevrd.connections.multi import CommandConnection, MultiConnection
+
 CONTROL = [Subprotocol("clevrd.v1")]
 
 
@@ -515,6 +517,36 @@ async def test_stalled_socket_is_not_read_on_and_still_answers_in_the_end() -> N
 
     have = [offset for _, offset in seen(frames)]
     assert have == sorted(set(have))
+
+
+@pytest.mark.parametrize("path", ["/ws", "/subscribe"])
+async def test_socket_that_reads_on_is_kept_though_the_ping_is_far_behind(path: str) -> None:
+    """What it takes shows that somebody is there, as on a socket with one topic."""
+    async with running(**SMALL_BUFFERS) as daemon:
+        stalled: dict[str, Any] = {"max_queue": 1, "sock": small_socket(daemon.port)}
+        topics = [("topic", "t"), ("topic", "u")]
+        client = (
+            socket_of(daemon, **stalled) if path == "/ws" else reader_of(daemon, *topics, **stalled)
+        )
+        async with client as socket:
+            if path == "/ws":
+                await ask(socket, "subscribe", topic="t")
+            (connection,) = daemon.server.connections._open
+            assert isinstance(connection, CommandConnection | MultiConnection)
+            number = 0
+            while not connection.subscriptions.is_paused:
+                number += 1
+                await daemon.publish("t", "x" * 200)
+            connection.ping()
+            assert connection.awaits_pong
+
+            seen_offset = 0
+            while connection.subscriptions.is_paused:
+                seen_offset = (await hear(socket)).get("offset", 0)
+
+            # Before it can have come to the ping and answered it.
+            assert not connection.awaits_pong
+            assert seen_offset < number
 
 
 async def test_going_away_has_the_position_of_every_topic() -> None:
