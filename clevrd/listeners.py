@@ -48,6 +48,11 @@ class Listeners:
         """Where it listens, as URLs without a path."""
         return [_url_of(bound) for bound, _ in self._servers]
 
+    @property
+    def count(self) -> int:
+        """How many sockets there are, served or not."""
+        return len(self._bound) + len(self._servers)
+
     def is_listening(self) -> bool:
         """Whether every socket accepts connections.
 

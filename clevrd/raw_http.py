@@ -54,14 +54,12 @@ MAX_CACHED_HEAD_BYTES: Final = 1_024
 # request must neither be lost nor hold up the stop.
 LAST_REQUEST_S: Final = 1.0
 
-# Connections that linger at once, each for LINGER_S; more are closed right away. Half of the
-# descriptors kept back.
+# Connections that linger at once, each for LINGER_S; more are closed right away.
 MAX_LINGERING: Final = 32
 
 # Connections over the limit that may ask one thing: the daemon's health, since a full daemon is not
 # one to be killed by its liveness probe, or events, since an EventSource gives up for good after a
-# 503. A quarter of the descriptors kept back; when there are more, the one that has waited longest
-# goes.
+# 503. When there are more, the one that has waited longest goes.
 MAX_PROBES: Final = 16
 # A probe sends its request with its connection.
 PROBE_S: Final = 2.0
@@ -264,7 +262,8 @@ class Door:
         # the one that has waited longest first.
         self.probing: dict[RawConnection, None] = {}
         self._count_handed_over = count_handed_over
-        self._max_connections = max_connections
+        # What the server reckons once all that it needs itself is open.
+        self.max_connections = max_connections
         # Of all connections above, each by its deadline.
         self.deadlines: Deadlines[RawConnection] = Deadlines(
             loop, RawConnection.expire, counters.count_background_error
@@ -284,7 +283,7 @@ class Door:
 
     def is_full(self) -> bool:
         """Whether one more connection would be one too many."""
-        return len(self.open) + self._count_handed_over() >= self._max_connections
+        return len(self.open) + self._count_handed_over() >= self.max_connections
 
     def stop(self) -> None:
         """End what is still open: clients that don't take their last answer."""

@@ -12,7 +12,6 @@ import asyncio
 import gc
 import logging
 import os
-import resource
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ from clevrd.aiohttp_front.front import AiohttpFront
 from clevrd.config import Config
 from clevrd.connections.websocket import RESTARTING, WebSockets
 from clevrd.daemon_signals import DaemonSignals
+from clevrd.descriptors import connections_allowed, raise_limit
 from clevrd.errors import CannotStart, RetryLater
 from clevrd.exchange import Answer, Request
 from clevrd.handlers.assets import AssetEndpoint
@@ -45,7 +45,7 @@ from clevrd.handlers.subscribe import SubscribeEndpoint
 from clevrd.handlers.transports import events_refusal, wants_events
 from clevrd.hub import Hub, Stats
 from clevrd.listeners import Listeners
-from clevrd.raw_http import Door, PlainGrammar
+from clevrd.raw_http import MAX_LINGERING, MAX_PROBES, Door, PlainGrammar
 from clevrd.state_dir import StateDir
 from clevrd.timers import Timers
 
@@ -53,9 +53,6 @@ log = logging.getLogger(__name__)
 
 # How often the listeners are looked at.
 WATCH_S: Final = 1.0
-
-# Descriptors kept for files, listeners and the refusals themselves.
-RESERVED_DESCRIPTORS: Final = 64
 
 # How long subscribers get to answer the close at shutdown.
 CLOSE_ALL_TIMEOUT_S: Final = 5.0
@@ -145,7 +142,7 @@ class Server:
             turns=self.hub.turns,
             budget=self.hub.input_budget,
             config=config,
-            max_connections=config.max_connections or _connections_allowed(),
+            max_connections=config.max_connections or 1,
             loop=self._loop,
         )
         self._listeners = Listeners(
@@ -208,6 +205,7 @@ class Server:
             except CannotStart:
                 self.abandon()
                 raise
+        self._bound_connections()
         try:
             await self._listeners.open()
         except CannotStart:
@@ -219,6 +217,16 @@ class Server:
         self._timers.every(WATCH_S, self.watch_listeners)
         self.hub.start()
         self.connections.start()
+
+    def _bound_connections(self) -> None:
+        """Take as many connections as there are descriptors for, and no more than are set."""
+        wanted = self.config.max_connections
+        allowed = connections_allowed(self._listeners.count, MAX_PROBES + MAX_LINGERING)
+        if wanted > allowed:
+            log.warning(
+                "max_connections=%d is more than descriptors allow; taking %d", wanted, allowed
+            )
+        self.door.max_connections = min(wanted or allowed, allowed)
 
     async def stop(self) -> None:
         """End in order, within the configured time; what was acknowledged reaches who reads."""
@@ -418,7 +426,7 @@ def run(config: Config) -> int:
     """
     logs.log_what_python_says()
     _check_parser()
-    _raise_descriptor_limit()
+    raise_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(config))
 
@@ -483,18 +491,6 @@ def _check_parser() -> None:
             "aiohttp's C parser is missing; install aiohttp from a wheel, without"
             " AIOHTTP_NO_EXTENSIONS."
         )
-
-
-def _raise_descriptor_limit() -> None:
-    """Take as many descriptors as the machine gives without asking."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _connections_allowed() -> int:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, soft - RESERVED_DESCRIPTORS)
 
 
 def _quiet_collector() -> None:

@@ -29,6 +29,7 @@ FLOORS = {
     "progress": 1,
     "timers": 1,
     "deadlines": 1,
+    "descriptors": 1,
     "control": 2,
     "tenants": 2,
     "metrics": 2,

@@ -19,9 +19,12 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 import psutil
 
+from clevrd.control.kernel_files import KernelFiles
+
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 PROC_SELF_CGROUP: Final = Path("/proc/self/cgroup")
 PROC_SELF_STATUS: Final = Path("/proc/self/status")
+PROC: Final = Path("/proc")
 
 # The kernel counts CPU time in ticks of 10 ms: over less than ten of them a share is noise.
 MIN_INTERVAL_S: Final = 0.1
@@ -129,8 +132,13 @@ class Machine(Protocol):
 class RealMachine:
     """The machine we run on."""
 
-    def __init__(self) -> None:
+    def __init__(self, proc: Path = PROC) -> None:
+        self._files = KernelFiles()
+        self._stat, self._meminfo = proc / "stat", proc / "meminfo"
+        self._own_statm = proc / "self/statm"
         self._process = psutil.Process()
+        self._ticks_per_s = os.sysconf("SC_CLK_TCK")
+        self._page_bytes = os.sysconf("SC_PAGE_SIZE")
 
     def now_s(self) -> float:
         """Return monotonic seconds."""
@@ -143,21 +151,32 @@ class RealMachine:
     def cpu_times(self) -> CpuTimes:
         """Return the CPU time of all cores; waiting for a disk counts as idle, stolen as busy.
 
-        psutil.cpu_percent(interval=None) would give the share itself, but keeps its last reading
-        in a global that any other caller moves.
+        proc(5), /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal, and the guests'
+        time, which is in user and nice already.
         """
+        words = (self._files.text(self._stat) or "").partition("\n")[0].split()
+        if len(words) >= 6 and words[0] == "cpu":
+            ticks = [int(word) for word in words[1:9]]
+            total_s = sum(ticks) / self._ticks_per_s
+            return CpuTimes(total_s - (ticks[3] + ticks[4]) / self._ticks_per_s, total_s)
         times = psutil.cpu_times()._asdict()
-        # Linux counts the time of guests in user and nice already: proc(5), /proc/stat.
         total_s = sum(times.values()) - times.get("guest", 0.0) - times.get("guest_nice", 0.0)
         return CpuTimes(total_s - times["idle"] - times.get("iowait", 0.0), total_s)
 
     def memory(self) -> MachineMemory:
         """Return the machine's memory, cgroups aside."""
+        text = self._files.text(self._meminfo) or ""
+        total_kib, available_kib = _field(text, "MemTotal:"), _field(text, "MemAvailable:")
+        if total_kib is not None and available_kib is not None:
+            return MachineMemory(total_kib * 1024, available_kib * 1024)
         memory = psutil.virtual_memory()
         return MachineMemory(memory.total, memory.available)
 
     def rss_bytes(self) -> int:
         """Return this process's resident set."""
+        words = (self._files.text(self._own_statm) or "").split()
+        if len(words) > 1:
+            return int(words[1]) * self._page_bytes
         return int(self._process.memory_info().rss)
 
 
@@ -184,7 +203,8 @@ class Cgroups:
     """
 
     def __init__(self, root: Path = CGROUP_ROOT, proc_self_cgroup: Path = PROC_SELF_CGROUP) -> None:
-        paths = _paths_by_controller(_text(proc_self_cgroup) or "")
+        self._files = KernelFiles()
+        paths = _paths_by_controller(_read_once(proc_self_cgroup))
         unified = _levels(root, paths.get("", "/"))
         self._root = root
         self._is_cpu_v1 = "cpu" in paths
@@ -199,34 +219,52 @@ class Cgroups:
         """Yield each cgroup that limits memory."""
         files = self._memory_files
         for directory in self._memory_dirs:
-            limit_bytes = _limit_bytes(directory / files.limit)
-            used_bytes = _number(directory / files.used)
+            limit_bytes = self._limit_bytes(directory / files.limit)
+            used_bytes = self._number(directory / files.used)
             if limit_bytes is None or used_bytes is None:
                 continue
             # Page cache that nobody touched lately goes as soon as the memory is wanted.
-            idle_bytes = _field(directory / "memory.stat", files.idle_cache_field) or 0
+            stat = self._files.text(directory / "memory.stat") or ""
+            idle_bytes = _field(stat, files.idle_cache_field) or 0
             yield MemoryLevel(limit_bytes, max(0, used_bytes - idle_bytes))
 
     def memory_limits(self) -> Iterator[int]:
         """Yield each limit on memory, in bytes."""
         for directory in self._memory_dirs:
-            limit_bytes = _limit_bytes(directory / self._memory_files.limit)
+            limit_bytes = self._limit_bytes(directory / self._memory_files.limit)
             if limit_bytes is not None:
                 yield limit_bytes
 
     def cpu_levels(self) -> dict[Path, CpuLevel]:
         """Return each cgroup that limits CPU, by its directory."""
-        read = self._cpu_level_v1 if self._is_cpu_v1 else _cpu_level_v2
+        read = self._cpu_level_v1 if self._is_cpu_v1 else self._cpu_level_v2
         levels = {directory: read(directory) for directory in self._cpu_dirs}
         return {directory: level for directory, level in levels.items() if level is not None}
 
     def _cpu_level_v1(self, directory: Path) -> CpuLevel | None:
-        quota_us = _number(directory / "cpu.cfs_quota_us")
-        period_us = _number(directory / "cpu.cfs_period_us")
+        quota_us = self._number(directory / "cpu.cfs_quota_us")
+        period_us = self._number(directory / "cpu.cfs_period_us")
         # The usage is another controller's file, in a tree of the same shape.
         path = directory.relative_to(self._root / "cpu")
-        used_ns = _number(self._root / "cpuacct" / path / "cpuacct.usage")
+        used_ns = self._number(self._root / "cpuacct" / path / "cpuacct.usage")
         return _cpu_level(quota_us, period_us, None if used_ns is None else used_ns / 1e9)
+
+    def _cpu_level_v2(self, directory: Path) -> CpuLevel | None:
+        """Read cpu.max, "<quota> <period>" in microseconds or "max <period>", and the usage."""
+        quota, _, period = (self._files.text(directory / "cpu.max") or "").partition(" ")
+        used_us = _field(self._files.text(directory / "cpu.stat") or "", "usage_usec")
+        return _cpu_level(_int(quota), _int(period), None if used_us is None else used_us / 1e6)
+
+    def _limit_bytes(self, path: Path) -> int | None:
+        """Return the limit in a file, None if there is none; 0, with us running, is no figure."""
+        limit_bytes = self._number(path)
+        if limit_bytes is None or not 0 < limit_bytes < NO_LIMIT_BYTES:
+            return None
+        return limit_bytes
+
+    def _number(self, path: Path) -> int | None:
+        """Return the number that is all of a file; None for "max", or if it can't be read."""
+        return _int(self._files.text(path) or "")
 
 
 class _Marks(NamedTuple):
@@ -240,6 +278,8 @@ class _Marks(NamedTuple):
 
 class SystemStats:
     """Samples the load; the one object that reads the machine for the control loops.
+
+    What it reads is open from the start, so that it needs no descriptor later.
 
     Make and ask it on the event loop's thread: the loop's utilisation is that thread's CPU time.
     One timer owns sample(); whoever else wants the figures reads `latest`, since each sample
@@ -348,7 +388,7 @@ def process_figures() -> ProcessFigures:
 
 
 def _peak_rss_bytes(proc_self_status: Path) -> int:
-    high_water_kib = _field(proc_self_status, "VmHWM:")
+    high_water_kib = _field(_read_once(proc_self_status), "VmHWM:")
     if high_water_kib is not None:
         return high_water_kib * 1024
     # The next best: it also covers what the process was before exec(). getrusage(2): kilobytes
@@ -403,13 +443,6 @@ def _levels(root: Path, path: str) -> tuple[Path, ...]:
     return tuple(directory for directory in directories if os.path.isdir(directory))
 
 
-def _cpu_level_v2(directory: Path) -> CpuLevel | None:
-    """Read cpu.max, "<quota> <period>" in microseconds or "max <period>", and the usage."""
-    quota, _, period = (_text(directory / "cpu.max") or "").partition(" ")
-    used_us = _field(directory / "cpu.stat", "usage_usec")
-    return _cpu_level(_int(quota), _int(period), None if used_us is None else used_us / 1e6)
-
-
 def _cpu_level(
     quota_us: int | None, period_us: int | None, used_s: float | None
 ) -> CpuLevel | None:
@@ -421,26 +454,13 @@ def _cpu_level(
     return CpuLevel(quota_us / period_us, used_s)
 
 
-def _limit_bytes(path: Path) -> int | None:
-    """Return the limit in a file, or None if there is none; 0, with us running, is no figure."""
-    limit_bytes = _number(path)
-    if limit_bytes is None or not 0 < limit_bytes < NO_LIMIT_BYTES:
-        return None
-    return limit_bytes
-
-
-def _field(path: Path, name: str) -> int | None:
+def _field(text: str, name: str) -> int | None:
     """Return the number after `name` at the start of a line, e.g. of memory.stat."""
-    for line in (_text(path) or "").splitlines():
+    for line in text.splitlines():
         words = line.split()
         if len(words) >= 2 and words[0] == name:
             return _int(words[1])
     return None
-
-
-def _number(path: Path) -> int | None:
-    """Return the number that is all of a file; None for "max", or if it can't be read."""
-    return _int(_text(path) or "")
 
 
 def _int(text: str) -> int | None:
@@ -450,10 +470,6 @@ def _int(text: str) -> int | None:
         return None
 
 
-def _text(path: Path) -> str | None:
-    """Return a file of the kernel's; None if it is missing or can't be read."""
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        # Not an error: which files there are depends on kernel, controllers and permissions.
-        return None
+def _read_once(path: Path) -> str:
+    """Return a file of the kernel's; nothing if it is missing or can't be read."""
+    return KernelFiles().text(path) or ""
