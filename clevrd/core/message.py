@@ -193,29 +193,32 @@ def _decode(
     if is_too_deep(body):
         raise InvalidRequest(f"The body is {TOO_DEEP}; {EXPECTED_BODY}.")
     try:
-        request = _read(body, decoder, lenient_decoder, names)
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"The body is not valid UTF-8 at byte {error.start}; {EXPECTED_BODY} in UTF-8."
-        ) from error
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise InvalidRequest(_fault(body, error)) from error
+        request = decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        request = _decode_again(body, lenient_decoder, names, error)
     check_publish(request)
     return request
 
 
-def _read(
-    body: bytes,
-    decoder: msgspec.json.Decoder[RequestT],
-    lenient_decoder: msgspec.json.Decoder[Any],
-    names: Vocabulary,
+def _decode_again(
+    body: bytes, decoder: msgspec.json.Decoder[RequestT], names: Vocabulary, error: Exception
 ) -> RequestT:
-    """Decode ``body``, again without complaint about unknown fields where it has some."""
+    """Decode ``body``, which raised ``error``, without complaint about unknown fields.
+
+    Raises:
+        InvalidRequest: as `decode_publish`.
+    """
     try:
-        return decoder.decode(body)
-    except msgspec.ValidationError:
-        request: RequestT = lenient_decoder.decode(body)
+        if not isinstance(error, msgspec.ValidationError):
+            raise error
+        request = decoder.decode(body)
         return msgspec.structs.replace(request, told=field_warnings(body, names))
+    except UnicodeDecodeError as fault:
+        raise InvalidRequest(
+            f"The body is not valid UTF-8 at byte {fault.start}; {EXPECTED_BODY} in UTF-8."
+        ) from fault
+    except (msgspec.MsgspecError, RecursionError) as fault:
+        raise InvalidRequest(_fault(body, fault)) from fault
 
 
 def field_warnings(body: bytes, names: Vocabulary) -> tuple[str, ...]:

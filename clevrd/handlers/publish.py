@@ -46,7 +46,8 @@ class PublishEndpoint:
         topic = self._hub.topic(tenant, publish.topic)
         if self._hub.must_wait(topic):
             return self._later(topic, publish, warnings)
-        return json_answer(with_warnings(self._hub.publish(topic, publish), warnings))
+        answer = self._hub.publish(topic, publish)
+        return json_answer(with_warnings(answer, warnings) if warnings else answer)
 
     async def _later(
         self, topic: Topic, publish: PublishRequest, warnings: tuple[str, ...]
