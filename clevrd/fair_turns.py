@@ -2,9 +2,9 @@
 
 Bytes arrive faster than they can be understood, and a socket with much to read is read many times
 in a turn. So what a connection sent is worked off in shares of SHARE_S; what is left of it waits in
-one queue for the next turns, in the order of arrival, and is not read on meanwhile. What has just
-arrived and what waits in the queue each have a part of the turn of their own, so that a request
-of a quiet connection does not wait behind those of loud ones.
+a queue for the next turns, and is not read on meanwhile. What has just arrived has a part of the
+turn of its own; what does not fit waits in a second queue, and the two are served in turns. So a
+request of a quiet connection does not wait behind those of loud ones.
 
 Time is measured, not bytes or requests: a body that is hard to read costs its sender what it costs.
 """
@@ -23,8 +23,7 @@ log = logging.getLogger(__name__)
 
 # What one connection gets before others get their turn: some 60 HTTP publishes, or 300 messages.
 SHARE_S: Final = 0.001
-# What all get that have just sent something, and what all get that wait in the queue, in one turn
-# of the loop. With 20 attackers a newcomer to the queue waits for 20 shares, in 5 turns.
+# What all get that have just sent something, and what all get that wait, in one turn of the loop.
 FRESH_S: Final = 0.004
 QUEUE_S: Final = 0.004
 
@@ -36,8 +35,8 @@ class FairTurns:
     """Shares out the turns of one loop.
 
     Work on what has just arrived stands between `begin` and `end`; work that waited is a callback
-    given to `wait`. Both look at `is_spent` after each piece of work, of which none should take
-    more than a millisecond, and give what is left over to `wait`.
+    given to `wait` or `wait_to_begin`. Both look at `is_spent` after each piece of work, of which
+    none should take more than a millisecond, and give what is left over to `wait`.
     """
 
     __slots__ = (
@@ -46,6 +45,7 @@ class FairTurns:
         "_fresh_s",
         "_has_turn",
         "_loop",
+        "_newcomers",
         "_on_error",
         "_queue",
         "_queue_until_s",
@@ -69,20 +69,23 @@ class FairTurns:
         self._fresh_s = 0.0
         # `_next_turn` is scheduled.
         self._has_turn = False
-        # Those that wait, each once; when their part of the turn under way ends.
+        # Those that wait to go on, and those that wait to begin, each once.
         self._queue: deque[Callable[[], None]] = deque()
+        self._newcomers: deque[Callable[[], None]] = deque()
+        # When their part of the turn under way ends.
         self._queue_until_s = 0.0
 
     def __len__(self) -> int:
         """Return how many wait for a turn."""
-        return len(self._queue)
+        return len(self._queue) + len(self._newcomers)
 
     # --- fresh work ------------------------------------------------------------------------------
 
     def begin(self) -> bool:
         """Begin a share of work on what has just arrived; return whether the turn has one left.
 
-        After True `end` has to follow, whatever happens; after False the work has to `wait`.
+        After True `end` has to follow, whatever happens; after False the work has to
+        `wait_to_begin`.
         """
         if self._fresh_s >= FRESH_S:
             return False
@@ -105,20 +108,32 @@ class FairTurns:
     # --- waiting ---------------------------------------------------------------------------------
 
     def wait(self, work: Callable[[], None]) -> None:
-        """Call ``work`` in one of the next turns, with a share; it may be given at once again."""
+        """Call ``work``, which has had a share, with another in one of the next turns."""
         self._queue.append(work)
         self._ask_for_turn()
 
-    async def turn(self) -> None:
+    def wait_to_begin(self, work: Callable[[], None]) -> None:
+        """Call ``work``, which has had no share yet, with one in one of the next turns."""
+        self._newcomers.append(work)
+        self._ask_for_turn()
+
+    async def turn(self, *, has_begun: bool = False) -> None:
         """Wait until a coroutine may work off a share, at once where the turn has one left.
 
         Its work stands between this and `end`, without an await. Coroutines that are woken work
-        after the queue's part of the turn, so each takes a whole share of that part.
+        after the queues' part of the turn, so each takes a whole share of that part.
+
+        Args:
+            has_begun: this is not the first share of its work.
         """
-        if not self._queue and self.begin():
+        if not (has_begun and self._queue) and self.begin():
             return
         woken: asyncio.Future[None] = self._loop.create_future()
-        self.wait(partial(self._wake, woken))
+        wake = partial(self._wake, woken)
+        if has_begun:
+            self.wait(wake)
+        else:
+            self.wait_to_begin(wake)
         await woken
         self._began_s = now_s = self._clock_s()
         self._until_s = now_s + SHARE_S
@@ -128,8 +143,10 @@ class FairTurns:
 
         Each step should take less than half a millisecond.
         """
+        has_begun = False
         while True:
-            await self.turn()
+            await self.turn(has_begun=has_begun)
+            has_begun = True
             try:
                 # One at least, so that work ends however short of time the process is.
                 next(steps)
@@ -157,15 +174,16 @@ class FairTurns:
         """Begin a turn: let those work that wait, as long as their part of it lasts."""
         self._has_turn = False
         self._queue_until_s = self._clock_s() + QUEUE_S
-        queue = self._queue
-        while queue and (now_s := self._clock_s()) < self._queue_until_s:
+        first, second = self._newcomers, self._queue
+        while (first or second) and (now_s := self._clock_s()) < self._queue_until_s:
             self._until_s = now_s + SHARE_S
-            work = queue.popleft()
+            work = (first or second).popleft()
+            first, second = second, first
             try:
                 work()
             except Exception:
                 self._on_error()
                 log.exception("work failed in its turn")
         self._fresh_s = 0.0
-        if queue:
+        if first or second:
             self._ask_for_turn()

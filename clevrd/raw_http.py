@@ -395,7 +395,7 @@ class RawConnection(asyncio.Protocol):
             finally:
                 turns.end()
         else:
-            self._await_turn(data)
+            self._await_turn(data, has_begun=False)
         self._account()
 
     def eof_received(self) -> bool:
@@ -633,13 +633,14 @@ class RawConnection(asyncio.Protocol):
         self.transport.write(self._door.renderer.render(answer))
         self._go_on()
 
-    def _await_turn(self, rest: bytes) -> None:
+    def _await_turn(self, rest: bytes, *, has_begun: bool = True) -> None:
         """Let other connections be served before ``rest``, and read nothing meanwhile."""
         self._awaits_turn = True
         self._stage = _NOTHING
         self._buffer += rest
         self.transport.pause_reading()
-        self._door.turns.wait(self._take_turn)
+        turns = self._door.turns
+        (turns.wait if has_begun else turns.wait_to_begin)(self._take_turn)
 
     def _take_turn(self) -> None:
         self._awaits_turn = False

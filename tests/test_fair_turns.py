@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, cast
 
@@ -167,6 +168,20 @@ def test_work_that_fails_does_not_keep_others_from_theirs() -> None:
 
     assert world.worked == ["next"]
     assert world.errors == 1
+
+
+def test_newcomers_take_turns_with_those_that_go_on() -> None:
+    """Who has not begun waits for as many others as have come before, not for all that is left."""
+    world = World()
+    for number in range(20):
+        world.queue(f"loud {number}", 50)
+    for name in ("first", "second", "third"):
+        world.turns.wait_to_begin(partial(world.worked.append, name))
+
+    while "third" not in world.worked:
+        world.loop.turn()
+
+    assert world.worked == ["first", "loud 0", "second", "loud 1", "third", "loud 2", "loud 3"]
 
 
 async def test_coroutines_wait_behind_those_that_wait_already() -> None:

@@ -126,7 +126,7 @@ class FrontConnection(RequestHandler):
             # aiohttp's own call.
             self._parse_on()
         elif self._unread or not turns.begin():
-            self._hold(data)
+            self._hold(data, has_begun=False)
         else:
             try:
                 self._read(data)
@@ -222,7 +222,7 @@ class FrontConnection(RequestHandler):
             self._refuse_next(fault)
         self._check_declared()
 
-    def _hold(self, data: bytes) -> None:
+    def _hold(self, data: bytes, *, has_begun: bool = True) -> None:
         """Read ``data`` in a later turn, and nothing more from the socket until then."""
         before_bytes = len(self._unread)
         self._unread += data
@@ -231,7 +231,8 @@ class FrontConnection(RequestHandler):
             return
         self._stop_reading()
         if not before_bytes:
-            self._server.turns.wait(self._take_turn)
+            turns = self._server.turns
+            (turns.wait if has_begun else turns.wait_to_begin)(self._take_turn)
 
     def _take_turn(self) -> None:
         unread = self.take_unread()

@@ -108,7 +108,7 @@ class PublishConnection(WebSocketConnection):
             return
         turns = self._sockets.turns
         if self._unread or not turns.begin():
-            self._hold_unread(data)
+            self._hold_unread(data, has_begun=False)
             return
         try:
             self._read(data)
@@ -204,7 +204,7 @@ class PublishConnection(WebSocketConnection):
         """Refuse binary: a publish is JSON text."""
         self._fail(UNSUPPORTED_DATA, "text_frames_only")
 
-    def _hold_unread(self, data: bytes) -> None:
+    def _hold_unread(self, data: bytes, *, has_begun: bool = True) -> None:
         """Parse ``data`` in a later turn, and read no more until then."""
         before_bytes = len(self._unread)
         self._unread += data
@@ -212,7 +212,7 @@ class PublishConnection(WebSocketConnection):
             self._drop_unread()
             self._fail(TRY_AGAIN_LATER, "too_much_unfinished")
         elif not self._is_held:
-            self._await_turn()
+            self._await_turn(has_begun=has_begun)
 
     def _drop_unread(self) -> bytes:
         """Hold no bytes back any more; return those that were."""
@@ -220,10 +220,11 @@ class PublishConnection(WebSocketConnection):
         self._sockets.budget.change(len(unread), 0)
         return unread
 
-    def _await_turn(self) -> None:
+    def _await_turn(self, *, has_begun: bool = True) -> None:
         """Go on with what is held back in a turn to come."""
         self._hold()
-        self._sockets.turns.wait(self._take_turn)
+        turns = self._sockets.turns
+        (turns.wait if has_begun else turns.wait_to_begin)(self._take_turn)
 
     def _hold(self) -> None:
         self._is_held = True

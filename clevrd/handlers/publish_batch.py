@@ -93,7 +93,7 @@ class BatchEndpoint:
         turns = self._hub.turns
         taken = 0
         while taken < len(items):
-            await turns.turn()
+            await turns.turn(has_begun=taken > 0)
             try:
                 done, has_to_wait = runs.take(items[taken : taken + ITEMS_PER_SHARE])
             finally:
