@@ -234,7 +234,10 @@ class _Finder(ast.NodeVisitor):
                 self.replace(node, str(int(str(node.value)) + 1), "constant")
             case ast.Call(func=ast.Name(id=name)) if name in _CALLS:
                 self.replace(node.func, _CALLS[name], "call")
-            case ast.Return(value=ast.expr() as value) if self.text(value) != "None":
+            case ast.Return(value=ast.Constant(value=bool() | None)):
+                # The other of the two is tried as a constant, and None is the same as False.
+                pass
+            case ast.Return(value=ast.expr() as value):
                 self.replace(value, "None", "return")
             case ast.AugAssign(op=ast.Add() | ast.Sub()):
                 old, new = _OPERATORS[type(node.op)]
