@@ -9,6 +9,7 @@ leaves it as it was, one after that saves it.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import logging
 import os
@@ -425,6 +426,7 @@ def run(config: Config) -> int:
         CannotStart: the address can't be listened on, or aiohttp lacks its C parser.
     """
     logs.log_what_python_says()
+    faulthandler.enable()
     _check_parser()
     raise_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

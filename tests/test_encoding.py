@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from websockets.frames import Close, Frame, Opcode
 
 from clevrd.core.encoding import (
+    SPLICED_BYTES,
     FrameEncoder,
     close_frame,
     ping_frame,
     pong_frame,
     text_frame,
 )
-from clevrd.core.message import Message
+from clevrd.core.message import KeyedMessage, Message
 
 BOUNDARIES = [125, 126, 127, 2_047, 2_048, 65_535, 65_536, 65_537]
 
@@ -156,3 +157,17 @@ def test_close_reason_is_cut_on_a_character(reason: str) -> None:
     assert reason.startswith(shown)
     assert len(frame.data) <= 125
     assert shown == reason or len(frame.data) > 125 - 4
+
+
+@pytest.mark.parametrize("size", [SPLICED_BYTES - 1, SPLICED_BYTES, 70_000, 1_000_000])
+@pytest.mark.parametrize("key", [None, 'k\u0000é"'])
+def test_large_data_is_put_in_its_place(size: int, key: str | None) -> None:
+    """However it is put together, the frame is what encoding all of it makes."""
+    data = b'"%b"' % (b"x" * (size - 2))
+    plain = message(data, topic='t\u0000\u2028"', tenant_id="té")
+    fields = {name: getattr(plain, name) for name in Message.__struct_fields__}
+    wanted = plain if key is None else KeyedMessage(**fields, key=key)
+
+    frame = FrameEncoder().frame(wanted)
+
+    assert frame == text_frame(msgspec.json.encode(wanted))

@@ -28,6 +28,7 @@ FLOORS = {
     "fair_turns": 1,
     "input_budget": 1,
     "logs": 1,
+    "memory": 1,
     "pace": 1,
     "progress": 1,
     "timers": 1,

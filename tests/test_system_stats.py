@@ -17,6 +17,7 @@ from clevrd.control.system_stats import (
     CpuTimes,
     LoadSample,
     MachineMemory,
+    MemoryLevel,
     RealMachine,
     SystemStats,
     memory_limit_bytes,
@@ -39,6 +40,7 @@ class FakeMachine:
         self.total_s = 1000.0
         self.memory_now = MachineMemory(16 * GIB, 12 * GIB)
         self.rss_now_bytes = 100 * MIB
+        self.limits: list[MemoryLevel] = []
 
     def now_s(self) -> float:
         """Return the clock's time."""
@@ -59,6 +61,10 @@ class FakeMachine:
     def rss_bytes(self) -> int:
         """Return what the resident set was set to."""
         return self.rss_now_bytes
+
+    def own_limits(self) -> list[MemoryLevel]:
+        """Return what the process was limited to."""
+        return self.limits
 
     def run(self, seconds: float, *, cores_busy: float = 0.0, loop_busy: float = 0.0) -> None:
         """Let time pass with so many cores busy, and so much of it in the loop's thread."""
@@ -539,6 +545,47 @@ def test_no_cgroups_at_all_leaves_the_machine(machine: FakeMachine, tmp_path: Pa
 
     assert stats.latest.memory_system == pytest.approx(0.25)
     assert memory_limit_bytes(tmp_path / "none", tmp_path / "none either", machine) == 16 * GIB
+
+
+def test_limit_of_the_process_itself_counts(machine: FakeMachine, no_cgroups: FakeCgroups) -> None:
+    """Of 400 MiB of address space 280 are mapped, of which 100 are used: 220 may be used in all."""
+    machine.limits = [MemoryLevel(400 * MIB, 280 * MIB), MemoryLevel(1 * GIB, 100 * MIB)]
+
+    limit_bytes = memory_limit_bytes(no_cgroups.root, no_cgroups.proc, machine)
+    sample = no_cgroups.stats(machine).latest
+
+    assert limit_bytes == 220 * MIB
+    assert sample.memory_system == pytest.approx(0.7)
+    assert sample.available_bytes == 120 * MIB
+
+
+def test_process_over_its_own_limit_has_nothing_left(
+    machine: FakeMachine, no_cgroups: FakeCgroups
+) -> None:
+    """A limit can be lowered below what is in use."""
+    machine.limits = [MemoryLevel(100 * MIB, 300 * MIB)]
+
+    assert memory_limit_bytes(no_cgroups.root, no_cgroups.proc, machine) == 1
+    assert no_cgroups.stats(machine).latest.available_bytes == 0
+
+
+def test_real_limits_are_those_that_are_set() -> None:
+    """Both kinds, with what the process has of each; none where there are none."""
+    before = RealMachine().own_limits()
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+
+    resource.setrlimit(resource.RLIMIT_DATA, (1 << 40, hard))
+    try:
+        (*_, data) = RealMachine().own_limits()
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+    assert data.limit_bytes == 1 << 40
+    assert 1 * MIB < data.used_bytes < 1 << 40
+    assert len(before) == sum(
+        resource.getrlimit(kind)[0] != resource.RLIM_INFINITY
+        for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    )
 
 
 def test_memory_limit_is_known_before_there_is_a_daemon(v2: FakeCgroups) -> None:

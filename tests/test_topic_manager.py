@@ -202,6 +202,19 @@ def test_sweep_looks_at_a_bounded_number_of_topics() -> None:
     assert set(manager) == set(topics[::2])
 
 
+def test_sweep_forgets_a_bounded_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To free all rings at once, and give them back to the machine, would be a pause."""
+    monkeypatch.setattr("clevrd.core.topic_manager.FORGOTTEN_BYTES_PER_SWEEP", 2 * HELD)
+    manager = make_manager(idle_s=60.0)
+    for number in range(5):
+        topic = topic_of(manager, "acme", f"topic{number}")
+        manager.extend(topic, 1, [frame_of(1)], 0.0)
+
+    evicted = [len(manager.evict_idle(100.0)) for _ in range(4)]
+
+    assert evicted == [2, 2, 1, 0]
+
+
 # --- who is busy -----------------------------------------------------------------------------
 
 

@@ -128,6 +128,10 @@ class Machine(Protocol):
         """Return this process's resident set."""
         ...
 
+    def own_limits(self) -> list[MemoryLevel]:
+        """Return what this process is limited to itself, and what it has of that."""
+        ...
+
 
 class RealMachine:
     """The machine we run on."""
@@ -178,6 +182,22 @@ class RealMachine:
         if len(words) > 1:
             return int(words[1]) * self._page_bytes
         return int(self._process.memory_info().rss)
+
+    def own_limits(self) -> list[MemoryLevel]:
+        """Return the limits on address space and data, where there are any (`ulimit -v`, `-d`).
+
+        setrlimit(2): RLIMIT_AS, and RLIMIT_DATA, which counts private mappings since Linux 4.7.
+        proc(5), /proc/pid/statm: the first figure and the sixth, in pages.
+        """
+        words = (self._files.text(self._own_statm) or "").split()
+        if len(words) < 6:
+            return []
+        used = {resource.RLIMIT_AS: int(words[0]), resource.RLIMIT_DATA: int(words[5])}
+        return [
+            MemoryLevel(limit_bytes, pages * self._page_bytes)
+            for kind, pages in used.items()
+            if (limit_bytes := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY
+        ]
 
 
 class _MemoryFiles(NamedTuple):
@@ -342,6 +362,7 @@ class SystemStats:
         machine_used_bytes = memory.total_bytes - memory.available_bytes
         levels = [MemoryLevel(memory.total_bytes, machine_used_bytes)]
         levels += self._cgroups.memory_levels()
+        levels += self._machine.own_limits()
         rss_bytes = self._machine.rss_bytes()
         return LoadSample(
             cpu_system=cpu_system,
@@ -358,12 +379,17 @@ def memory_limit_bytes(
     proc_self_cgroup: Path = PROC_SELF_CGROUP,
     machine: Machine | None = None,
 ) -> int:
-    """Return the least of the machine's memory and every cgroup's limit.
+    """Return the least of the machine's memory, every cgroup's limit, and the process's own.
 
-    For the check of a configured limit, before there is a SystemStats.
+    For the check of a configured limit, before there is a SystemStats. A limit on address space
+    also counts what is mapped and never used, so what is left of it is what may be added to the
+    resident set.
     """
-    total_bytes = (machine or RealMachine()).memory().total_bytes
-    return min((total_bytes, *Cgroups(cgroup_root, proc_self_cgroup).memory_limits()))
+    machine = machine or RealMachine()
+    rss_bytes = machine.rss_bytes()
+    own = (rss_bytes + level.limit_bytes - level.used_bytes for level in machine.own_limits())
+    cgroups = Cgroups(cgroup_root, proc_self_cgroup).memory_limits()
+    return max(1, min((machine.memory().total_bytes, *cgroups, *own)))
 
 
 def process_memory(proc_self_status: Path = PROC_SELF_STATUS) -> ProcessMemory:

@@ -13,6 +13,14 @@ from clevrd.core.message import Message
 
 MAX_CONTROL_PAYLOAD_BYTES: Final = 125
 
+# Stands for what is put in later: JSON text has no NUL.
+HOLE_BYTES: Final = b"\0"
+HOLE: Final = msgspec.Raw(HOLE_BYTES)
+# Data from which on it is put in its place after encoding: 1.6 us against 1.9 at this size, 31
+# against 54 at 500 KB. And msgspec's encoder ends the process (SIGSEGV, 0.21.0) when its buffer
+# can't grow because memory has run out, where joining raises MemoryError.
+SPLICED_BYTES: Final = 16_384
+
 _BEFORE_ID: Final = b'{"id":"'
 _BEFORE_KEY: Final = b',"key":"'
 _QUOTE: Final = ord('"')
@@ -58,9 +66,18 @@ class FrameEncoder:
 
     def frame(self, message: Message) -> bytes:
         """Return ``message`` as one unmasked, unfragmented text frame (header and JSON)."""
+        if len(message.data) >= SPLICED_BYTES:
+            return self._spliced(message)
         payload = self._encode(message)
         size = len(payload)
         return (_HEADERS[size] if size < _TABLED_BYTES else _text_header(size)) + payload
+
+    def _spliced(self, message: Message) -> bytes:
+        """Return the frame of a message with large data, in one allocation of its size."""
+        around = self._encode(msgspec.structs.replace(message, data=HOLE))
+        before, after = around.split(HOLE_BYTES)
+        header = _text_header(len(before) + len(message.data) + len(after))
+        return b"".join((header, before, message.data, after))
 
 
 def message_id_of(frame: bytes) -> bytes:

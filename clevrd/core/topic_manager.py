@@ -38,6 +38,9 @@ _RINGS_PER_TRIM: Final = 256
 # Topics looked at in one sweep, about 0.3 us each and 2 us for one that is evicted: where there are
 # 100,000, one that is idle is found within as many seconds.
 TOPICS_PER_SWEEP: Final = 1_000
+# Of which no more are forgotten once these had so much in their rings: what three sweeps forget
+# takes 10 ms to give back to the machine (memory.py).
+FORGOTTEN_BYTES_PER_SWEEP: Final = 16 << 20
 
 # Topics that are kept in mind as busy, so that the busiest are found among them and not among all.
 _BUSY_TOPICS: Final = 1_000
@@ -264,10 +267,17 @@ class TopicManager:
         they hold too much: see `extend`.
         """
         idle: list[Topic] = []
+        forgotten_bytes = 0
         for _ in range(min(at_most, len(self._to_sweep))):
+            if forgotten_bytes >= FORGOTTEN_BYTES_PER_SWEEP:
+                break
             topic = self._to_sweep.popleft()
             # Nothing but the sweep forgets, so that what it leaves out is gone.
-            (idle if self._is_idle(topic, now_s) else self._to_sweep).append(topic)
+            if self._is_idle(topic, now_s):
+                idle.append(topic)
+                forgotten_bytes += topic.ring.size_bytes
+            else:
+                self._to_sweep.append(topic)
         for topic in idle:
             self._forget(topic)
         if self.ring_bytes > self.max_ring_bytes:

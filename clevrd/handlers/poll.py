@@ -16,12 +16,12 @@ from typing import Final, Protocol
 import msgspec
 
 from clevrd.core.control_frames import RETENTION, Gap
-from clevrd.core.encoding import payload_of, payloads_in
+from clevrd.core.encoding import HOLE, HOLE_BYTES, payload_of, payloads_in
 from clevrd.core.positions import After, Start, Wish, start_of
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest
-from clevrd.exchange import NOT_STORED, Answer, json_view
+from clevrd.exchange import NOT_STORED, Answer, json_answer
 from clevrd.handlers.options import single_option
 from clevrd.hub import Hub
 
@@ -282,11 +282,20 @@ class WaitingPoll:
 def poll_answer(topic: Topic, start: Start, upto: int, payloads: Iterable[bytes]) -> Answer:
     """Return the answer with the messages in ``payloads``, behind which ``upto`` lies."""
     view = PollView(
-        messages=[msgspec.Raw(payload) for payload in payloads],
+        messages=[HOLE],
         topic=topic.name,
         epoch=topic.epoch,
         offset=upto,
         recovered=start.is_recovered,
         gap=start.gap,
     )
-    return json_view(view)
+    return answer_with(view, payloads)
+
+
+def answer_with(view: object, payloads: Iterable[bytes]) -> Answer:
+    """Return the answer that ``view`` is, with ``payloads`` where its messages are HOLE alone.
+
+    A MiB of messages is joined once and not encoded: see `encoding.SPLICED_BYTES`.
+    """
+    before, after = json_answer(view).body.split(HOLE_BYTES)
+    return Answer(200, b"".join((before, b",".join(payloads), after)), headers=NOT_STORED)

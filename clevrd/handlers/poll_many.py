@@ -22,14 +22,20 @@ from clevrd.connections.subscriptions import (
     is_resumed,
 )
 from clevrd.core.control_frames import Gap, Position, unknown_gap
-from clevrd.core.encoding import message_id_in, message_id_of, payload_of
+from clevrd.core.encoding import HOLE, message_id_in, message_id_of, payload_of
 from clevrd.core.event_ids import IdPlace
 from clevrd.core.patterns import Words, parse_pattern
 from clevrd.core.positions import Wish, check_wish, start_of
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest
-from clevrd.exchange import Answer, json_view
-from clevrd.handlers.poll import POLL_MAX_BYTES, POLL_MAX_MESSAGES, PollReader, Polls
+from clevrd.exchange import Answer
+from clevrd.handlers.poll import (
+    POLL_MAX_BYTES,
+    POLL_MAX_MESSAGES,
+    PollReader,
+    Polls,
+    answer_with,
+)
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
 
@@ -250,13 +256,13 @@ class ManyPoll:
         places = self._places.values()
         positions = {place.topic.name: place.end() for place in places}
         view = ManyPollView(
-            messages=[msgspec.Raw(each) for each in sorted(self._payloads, key=message_id_in)],
+            messages=[HOLE],
             positions=positions,
             last_event_id=self._ids.whole().decode(),
             recovered=self._is_resumed and all(place.is_recovered for place in places),
             gaps=self._gaps,
         )
-        self.answer.set_result(json_view(view))
+        self.answer.set_result(answer_with(view, sorted(self._payloads, key=message_id_in)))
 
     def _leave(self) -> None:
         """Be no subscriber any more. Idempotent."""

@@ -40,6 +40,7 @@ from clevrd.hub.rounds import Rounds
 from clevrd.hub.shares import input_bytes, max_keys, topic_limits
 from clevrd.hub.waiting import WaitingPublishes
 from clevrd.input_budget import InputBudget
+from clevrd.memory import Memory, find_trim
 from clevrd.metrics import Counters
 from clevrd.tenants import Tenant
 from clevrd.timers import Tasks, Timers
@@ -54,6 +55,13 @@ RUN_MAX_BYTES: Final = 262_144
 
 # A bounded number of topics each time, half a millisecond for 1,000 of them.
 IDLE_SWEEP_S: Final = 1.0
+
+# How often it is looked whether memory is to be given back, and what a reader's connection takes
+# (bench: storm).
+MEMORY_LOOK_S: Final = 1.0
+READER_COST_BYTES: Final = 4_096
+# Readers with which a full collection takes 2 ms at most.
+QUIET_READERS: Final = 1_000
 
 # Full token buckets are forgotten a few at a time: a look at 1,000 of them takes 0.3 ms.
 RATE_SWEEP_S: Final = 1.0
@@ -90,6 +98,7 @@ class Hub:
         self.answers: RememberedAnswers[Published] = RememberedAnswers(
             max_keys(config, max_memory_bytes), config.idempotency_s
         )
+        self.memory = Memory(find_trim())
         self.is_draining = False
         self._acceptance = Acceptance(wall_ns)
         self._waiting = WaitingPublishes(loop)
@@ -339,6 +348,7 @@ class Hub:
         self._timers.every(adaptive_throttler.INTERVAL_S, self.evaluate_throttle)
         self._timers.every(adaptive_buffer.INTERVAL_S, self.evaluate_buffers)
         self._timers.every(IDLE_SWEEP_S, self.evict_idle_topics)
+        self._timers.every(MEMORY_LOOK_S, self.give_back_memory)
         self._timers.every(RATE_SWEEP_S, self.forget_full_buckets)
         self._timers.every(KEY_SWEEP_S, self.forget_old_answers)
 
@@ -354,6 +364,12 @@ class Hub:
             log.info("idle topics evicted count=%d left=%d", len(forgotten), len(self.topics))
         for topic in forgotten:
             self.watches.topic_forgotten(topic)
+
+    def give_back_memory(self) -> None:
+        """Give back to the machine what rings, and readers that left, don't need any more."""
+        readers = self._readers.count
+        held_bytes = self.topics.ring_bytes + readers * READER_COST_BYTES
+        self.memory.look(held_bytes, is_quiet=readers <= QUIET_READERS)
 
     def forget_full_buckets(self) -> None:
         """Give back the memory of tenants that have not published for a while."""
