@@ -839,3 +839,14 @@ async def test_reset_behind_a_pipeline_leaves_no_error(caplog: pytest.LogCapture
         await until(lambda: not daemon.server.door.open)
 
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_fault_behind_a_long_pipeline_is_answered() -> None:
+    """aiohttp's parser holds back what its queue has no room for, and is asked to go on later."""
+    async with running(raw_paths=False) as daemon:
+        sent = get("/health/live") * 200 + b"GET  / HTTP/1.1\r\nHost: test\r\n\r\n"
+
+        answers = responses(await daemon.send_raw(sent, timeout_s=20))
+
+    assert {answer.status for answer in answers[:-1]} == {200}
+    assert answers[-1].status == 400

@@ -116,16 +116,17 @@ class FrontConnection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Start the clock of a request with its first bytes."""
+        if not data:
+            # aiohttp's own call: it has room again for what its parser holds.
+            self._parse_on()
+            return
         if self._is_ending or self._fault is not None:
             return
         self.received_bytes += len(data)
         if self._current is None and data.strip(b"\r\n"):
             self._start_limit()
         turns = self._server.turns
-        if not data:
-            # aiohttp's own call.
-            self._parse_on()
-        elif self._unread or not turns.begin():
+        if self._unread or not turns.begin():
             self._hold(data, has_begun=False)
         else:
             try:
@@ -147,12 +148,12 @@ class FrontConnection(RequestHandler):
         It may have gone before the request got its turn: then nobody else would end it. Nothing may
         be sent before the answer, so the kernels have to ask each other.
         """
+        server = self._server
         if self.transport is None:
             reply.cancel()
-        self._awaited = reply
-        if self.transport is not None:
-            server = self._server
+        else:
             ask_when_silent(self.transport, server.ping_interval_s, server.pong_timeout_s)
+        self._awaited = reply
         try:
             return await reply
         except asyncio.CancelledError:
