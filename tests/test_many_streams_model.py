@@ -70,8 +70,6 @@ class FakeTransport(FakeSink):
 class FakeRegistry:
     """As much of the registry of connections as a stream asks for."""
 
-    pong_timeout_s = 1.0
-
     def __init__(self) -> None:
         self.counters = Counters()
 
@@ -80,6 +78,12 @@ class FakeRegistry:
         transport = cast(FakeTransport, stream.transport)
         transport.on_pause = stream.pause_writing
         transport.on_resume = stream.resume_writing
+
+    def stalled(self, stream: ManyStream) -> None:
+        """Nobody is cut here."""
+
+    def moved(self, stream: ManyStream) -> None:
+        """Nobody is cut here."""
 
 
 class Place:
