@@ -497,7 +497,7 @@ async def test_slow_consumer_of_several_topics_loses_nothing(browser: Browser) -
 
     whole = list(range(500))
     assert by_topic(events) == {"a": whole, "b": whole, "p.a": whole, "p.b": whole}
-    assert left >= 5
+    assert left >= 1
 
 
 async def test_more_topics_than_a_connection_may_have_are_an_error(browser: Browser) -> None:
