@@ -381,6 +381,9 @@ class RawConnection(asyncio.Protocol):
         buffer = self._buffer
         if buffer or self._must_hold:
             buffer += data
+            if self._awaits_turn:
+                # Until now it was read on, since most that wait have sent all they have to say.
+                self.transport.pause_reading()
             if self._must_hold or len(buffer) < self._needed_bytes:
                 self._account()
                 if len(buffer) >= self._steady_at_bytes:
@@ -634,13 +637,16 @@ class RawConnection(asyncio.Protocol):
         self._go_on()
 
     def _await_turn(self, rest: bytes, *, has_begun: bool = True) -> None:
-        """Let other connections be served before ``rest``, and read nothing meanwhile."""
+        """Let other connections be served before ``rest``, and read little meanwhile."""
         self._awaits_turn = True
         self._stage = _NOTHING
         self._buffer += rest
-        self.transport.pause_reading()
         turns = self._door.turns
-        (turns.wait if has_begun else turns.wait_to_begin)(self._take_turn)
+        if has_begun:
+            self.transport.pause_reading()
+            turns.wait(self._take_turn)
+        else:
+            turns.wait_to_begin(self._take_turn)
 
     def _take_turn(self) -> None:
         self._awaits_turn = False

@@ -14,7 +14,7 @@ import msgspec
 from clevrd.core.idempotency import EXPECTED_KEY
 from clevrd.core.idempotency import check_key as check_idempotency_key
 from clevrd.core.near_names import PUBLISH_FIELDS, SOCKET_FIELDS, Vocabulary
-from clevrd.core.nesting import TOO_DEEP, is_too_deep
+from clevrd.core.nesting import SHALLOW_BYTES, TOO_DEEP, is_too_deep
 from clevrd.errors import InvalidRequest
 
 # A topic is part of a URL and of every message; 255 bytes is what file systems and brokers take.
@@ -190,7 +190,7 @@ def _decode(
     names: Vocabulary,
 ) -> RequestT:
     check_utf8(body)
-    if is_too_deep(body):
+    if len(body) > SHALLOW_BYTES and is_too_deep(body):
         raise InvalidRequest(f"The body is {TOO_DEEP}; {EXPECTED_BODY}.")
     try:
         request = decoder.decode(body)

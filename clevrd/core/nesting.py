@@ -12,8 +12,8 @@ from typing import Final
 MAX_LEVELS: Final = 512
 TOO_DEEP: Final = f"nested too deeply ({MAX_LEVELS} levels are allowed), flatten it"
 
-# Each level takes an opening bracket and a closing one.
-_SHALLOW_BYTES: Final = 2 * MAX_LEVELS
+# JSON of this size can't be too deep: each level takes an opening bracket and a closing one.
+SHALLOW_BYTES: Final = 2 * MAX_LEVELS
 _OPENERS: Final = b"[{"
 _NOT_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 # One kind of bracket, since whether they match is the decoder's to judge.
@@ -33,7 +33,7 @@ def is_too_deep(json: bytes) -> bool:
     Args:
         json: JSON; for anything else the answer may be either.
     """
-    if len(json) <= _SHALLOW_BYTES or json.count(b"{") + json.count(b"[") <= MAX_LEVELS:
+    if len(json) <= SHALLOW_BYTES or json.count(b"{") + json.count(b"[") <= MAX_LEVELS:
         return False
     return _levels(_brackets_of(json)) > MAX_LEVELS
 
