@@ -25,9 +25,15 @@ log = logging.getLogger(__name__)
 SHARE_S: Final = 0.001
 # What all get that have just sent something, and what all get that wait, in one turn of the loop.
 # The first is what 256 connections with a publish each take: less makes most of them wait, which
-# costs a publish 5 us.
+# costs a publish 5 us. It is less where somebody has sent more than a share can take: others wait
+# for two or three turns, so these are kept short then.
 FRESH_S: Final = 0.010
-QUEUE_S: Final = 0.005
+FRESH_BESIDE_QUEUE_S: Final = 0.003
+QUEUE_S: Final = 0.004
+
+# What a quiet client sends at once, at most: a request with its body. More may take long to work
+# off, even if it has only just arrived, and waits with what is left of others.
+QUIET_BYTES: Final = 4_096
 
 
 ResultT = TypeVar("ResultT")
@@ -87,7 +93,7 @@ class FairTurns:
         After True `end` has to follow, whatever happens; after False the work has to
         `wait_to_begin`.
         """
-        if self._fresh_s >= FRESH_S:
+        if self._fresh_s >= (FRESH_BESIDE_QUEUE_S if self._queue else FRESH_S):
             return False
         self._began_s = self._clock_s()
         return True
@@ -97,7 +103,7 @@ class FairTurns:
         self._fresh_s += self._clock_s() - self._began_s
         # Most turns are short, and a callback to see where they end would cost each of them 1 us.
         # So time adds up over some turns, until it could matter in the one under way.
-        if self._fresh_s >= FRESH_S / 2:
+        if self._fresh_s >= FRESH_BESIDE_QUEUE_S / 2:
             self._ask_for_turn()
 
     def is_spent(self) -> bool:
@@ -111,18 +117,23 @@ class FairTurns:
         self._queue.append(work)
         self._ask_for_turn()
 
-    def wait_to_begin(self, work: Callable[[], None]) -> None:
-        """Call ``work``, which has had no share yet, with one in one of the next turns."""
-        self._newcomers.append(work)
+    def wait_to_begin(self, work: Callable[[], None], size_bytes: int) -> None:
+        """Call ``work``, which has had no share yet, with one in one of the next turns.
+
+        Args:
+            size_bytes: what there is to work off.
+        """
+        (self._newcomers if size_bytes <= QUIET_BYTES else self._queue).append(work)
         self._ask_for_turn()
 
-    async def turn(self, *, has_begun: bool = False) -> None:
+    async def turn(self, size_bytes: int = 0, *, has_begun: bool = False) -> None:
         """Wait until a coroutine may work off a share, at once where the turn has one left.
 
         Its work stands between this and `end`, without an await. Coroutines that are woken work
         after the queues' part of the turn, so each takes a whole share of that part.
 
         Args:
+            size_bytes: what there is to work off.
             has_begun: this is not the first share of its work.
         """
         if not (has_begun and self._queue) and self.begin():
@@ -132,7 +143,7 @@ class FairTurns:
         if has_begun:
             self.wait(wake)
         else:
-            self.wait_to_begin(wake)
+            self.wait_to_begin(wake, size_bytes)
         await woken
         self._began_s = self._clock_s()
 
@@ -169,9 +180,13 @@ class FairTurns:
             self._loop.call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
-        """Begin a turn: let those work that wait, as long as their part of it lasts."""
+        """Begin a turn: let those work that wait, as long as their part of it lasts.
+
+        A piece of work that took longer than its part of a turn is made up for by the next parts.
+        """
         self._has_turn = False
-        self._queue_until_s = self._clock_s() + QUEUE_S
+        overdrawn_s = max(0.0, self._fresh_s - FRESH_S)
+        self._queue_until_s = self._clock_s() + QUEUE_S - overdrawn_s
         first, second = self._newcomers, self._queue
         while (first or second) and (now_s := self._clock_s()) < self._queue_until_s:
             self._began_s = now_s
@@ -182,6 +197,7 @@ class FairTurns:
             except Exception:
                 self._on_error()
                 log.exception("work failed in its turn")
-        self._fresh_s = 0.0
-        if first or second:
+        overdrawn_s = max(0.0, self._clock_s() - self._queue_until_s)
+        self._fresh_s = overdrawn_s
+        if first or second or overdrawn_s >= FRESH_BESIDE_QUEUE_S:
             self._ask_for_turn()

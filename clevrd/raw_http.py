@@ -646,7 +646,7 @@ class RawConnection(asyncio.Protocol):
             self.transport.pause_reading()
             turns.wait(self._take_turn)
         else:
-            turns.wait_to_begin(self._take_turn)
+            turns.wait_to_begin(self._take_turn, len(self._buffer))
 
     def _take_turn(self) -> None:
         self._awaits_turn = False

@@ -20,7 +20,7 @@ from daemons import Daemon, running, until
 from http_wire import chunked, get, post, responses
 from test_ended_connections import command, commands_socket, publish_socket
 
-from clevrd.fair_turns import FRESH_S, QUEUE_S, SHARE_S, FairTurns
+from clevrd.fair_turns import FRESH_S, QUEUE_S, QUIET_BYTES, SHARE_S, FairTurns
 
 
 class FakeLoop:
@@ -176,7 +176,9 @@ def test_newcomers_take_turns_with_those_that_go_on() -> None:
     for number in range(20):
         world.queue(f"loud {number}", 50)
     for name in ("first", "second", "third"):
-        world.turns.wait_to_begin(partial(world.worked.append, name))
+        world.turns.wait_to_begin(partial(world.worked.append, name), QUIET_BYTES)
+
+    world.turns.wait_to_begin(partial(world.worked.append, "large"), QUIET_BYTES + 1)
 
     while "third" not in world.worked:
         world.loop.turn()

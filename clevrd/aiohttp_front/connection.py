@@ -235,7 +235,10 @@ class FrontConnection(RequestHandler):
         self._stop_reading()
         if not before_bytes:
             turns = self._server.turns
-            (turns.wait if has_begun else turns.wait_to_begin)(self._take_turn)
+            if has_begun:
+                turns.wait(self._take_turn)
+            else:
+                turns.wait_to_begin(self._take_turn, len(data))
 
     def _take_turn(self) -> None:
         unread = self.take_unread()

@@ -124,7 +124,7 @@ class AiohttpFront:
             body = await self._bodies.read(http_request, connection, endpoint.max_body_bytes)
         elif http_request.body_exists:
             raise InvalidRequest(f"{request.method} {request.path} takes no body; send none.")
-        await self._turns.turn()
+        await self._turns.turn(len(body))
         try:
             reply = endpoint.answer(request, body)
         finally:

@@ -224,7 +224,10 @@ class PublishConnection(WebSocketConnection):
         """Go on with what is held back in a turn to come."""
         self._hold()
         turns = self._sockets.turns
-        (turns.wait if has_begun else turns.wait_to_begin)(self._take_turn)
+        if has_begun:
+            turns.wait(self._take_turn)
+        else:
+            turns.wait_to_begin(self._take_turn, len(self._unread))
 
     def _hold(self) -> None:
         self._is_held = True
