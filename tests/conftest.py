@@ -83,6 +83,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_heap() -> None:
+    """Keep the collector off what the modules before this one have left, for the same reason.
+
+    Towards the end of a whole run that is so much that a collection takes 0.3 s.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], WatchedLoop]]:
     """Tell pytest-asyncio to run every async test and fixture on uvloop, as the daemon does."""
     return {"uvloop": WatchedLoop}

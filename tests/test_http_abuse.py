@@ -10,7 +10,6 @@ import logging
 import socket
 import struct
 from collections.abc import AsyncIterator
-from typing import Any
 
 import psutil
 import pytest
@@ -851,14 +850,3 @@ async def test_fault_behind_a_long_pipeline_is_answered() -> None:
 
     assert {answer.status for answer in answers[:-1]} == {200}
     assert answers[-1].status == 400
-
-
-@pytest.mark.parametrize("raw_paths", [True, False], ids=["raw", "aiohttp"])
-async def test_connection_that_says_nothing_is_closed_without_a_word(raw_paths: bool) -> None:
-    """In the time that a request has to arrive, not in that between requests."""
-    times = {"request_timeout_s": 0.2, "keepalive_timeout_s": 60.0}
-    settings: dict[str, Any] = {"raw_paths": raw_paths, **times}
-    async with running(**settings) as daemon:
-        said = await daemon.send_raw(b"", timeout_s=20)
-
-    assert said == b""

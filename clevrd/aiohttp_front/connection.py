@@ -113,8 +113,6 @@ class FrontConnection(RequestHandler):
         super().connection_made(transport)
         # After it, since what the raw path left unsent calls `pause_writing` at once.
         cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)
-        # A connection that says nothing has no more time than one that says little.
-        self._start_limit()
 
     def data_received(self, data: bytes) -> None:
         """Start the clock of a request with its first bytes."""
@@ -292,9 +290,6 @@ class FrontConnection(RequestHandler):
         """Refuse a request whose head is not whole, which aiohttp knows nothing of yet."""
         self._limit = None
         if self.transport is None or self.transport.is_closing():
-            return
-        if not self.received_bytes:
-            self.force_close()
             return
         error = RequestTimeout(self._server.request_timeout_s)
         self.transport.write(self._server.last_word(error))
