@@ -12,15 +12,22 @@ import pytest
 from http_corpus import CHUNKED, CORPUS
 from http_wire import chunked, get, post, split_each
 
-from clevrd.aiohttp_front.framing import MAX_LINE_BYTES, Framing, line_fault
+from clevrd.aiohttp_front.framing import (
+    MAX_KNOWN_HEAD_BYTES,
+    MAX_KNOWN_HEADS,
+    MAX_LINE_BYTES,
+    Framing,
+    KnownHeads,
+    line_fault,
+)
 from clevrd.errors import ClevrdError, HeaderTooLarge, InvalidRequest
 
 BODY = b'{"topic":"t","data":1}'
 
 
-def taken(pieces: Sequence[bytes]) -> tuple[bytes, str]:
+def taken(pieces: Sequence[bytes], known: KnownHeads | None = None) -> tuple[bytes, str]:
     """Return all that is passed on of ``pieces``, and the sentence of the first fault, if any."""
-    framing = Framing()
+    framing = Framing(known)
     passed = b""
     for piece in pieces:
         some, fault = framing.take(piece)
@@ -78,6 +85,35 @@ def test_fault_behind_whole_requests_is_found(first: str, second: str) -> None:
 
         assert passed == before
         assert "is not HTTP/1.1" in fault
+
+
+def test_known_heads_do_not_matter() -> None:
+    """All of the corpus, and all requests in pairs, are taken as by a framing that knows none."""
+    known = KnownHeads()
+    everything = [sent for _, sent in CORPUS]
+    everything += [first + second for first in REQUESTS.values() for second in REQUESTS.values()]
+    source = random.Random(1)  # noqa: S311  # not a secret
+    for _ in range(3):
+        source.shuffle(everything)
+        for sent in everything:
+            for pieces in ([sent], split_each(sent, [source.randrange(len(sent) + 1)])):
+                assert taken(pieces, known) == taken(pieces)
+
+
+def test_known_heads_are_used_and_bounded() -> None:
+    """A head that comes again is found; long ones, and those of too many clients, are forgotten."""
+    known = KnownHeads()
+    head = post(BODY).removesuffix(BODY)
+    long_head = post(BODY, "A: " + "a" * MAX_KNOWN_HEAD_BYTES).removesuffix(BODY)
+    taken([post(BODY), long_head + BODY], known)
+
+    assert known.find(b"123" + head, 3) is not None
+    assert known.find(long_head, 0) is None
+
+    for number in range(MAX_KNOWN_HEADS + 1):
+        taken([get(f"/{number}")], known)
+    assert known.find(head, 0) is None
+    assert known.find(get(f"/{MAX_KNOWN_HEADS}"), 0) is not None
 
 
 @pytest.mark.parametrize(

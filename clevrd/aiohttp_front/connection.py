@@ -21,6 +21,7 @@ from clevrd.aiohttp_front.framing import (
     NOT_HTTP,
     TOO_LONG,
     Framing,
+    KnownHeads,
     WrongVersion,
 )
 from clevrd.config import Config
@@ -89,7 +90,7 @@ class FrontConnection(RequestHandler):
         self._wants_more = True
         # The client has shut its side down behind what is not read yet.
         self._is_eof_held = False
-        self._framing = Framing()
+        self._framing = Framing(server.known_heads)
         # What is wrong with the last request, as far as it is not aiohttp that finds it.
         self._fault: ClevrdError | None = None
         # Of the request being handled, once its body is waited for.
@@ -115,7 +116,7 @@ class FrontConnection(RequestHandler):
         cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)
 
     def data_received(self, data: bytes) -> None:
-        """Start the clock of a request with its first bytes."""
+        """Read a share of it now, or all of it in a later turn."""
         if not data:
             # aiohttp's own call: it has room again for what its parser holds.
             self._parse_on()
@@ -123,8 +124,6 @@ class FrontConnection(RequestHandler):
         if self._is_ending or self._fault is not None:
             return
         self.received_bytes += len(data)
-        if self._current is None and data.strip(b"\r\n"):
-            self._start_limit()
         turns = self._server.turns
         if self._unread or not turns.begin():
             self._hold(data, has_begun=False)
@@ -213,7 +212,10 @@ class FrontConnection(RequestHandler):
                 return
             self._give(data[start : start + SLICE_BYTES])
             if self._fault is not None:
-                return
+                break
+        framing = self._framing
+        if self._current is None and (framing.is_in_head or framing.is_lost):
+            self._start_limit()
 
     def _give(self, data: bytes) -> None:
         """Give ``data`` to aiohttp, as far as it is HTTP as it should be."""
@@ -221,7 +223,8 @@ class FrontConnection(RequestHandler):
         super().data_received(passed)
         if fault is not None:
             self._refuse_next(fault)
-        self._check_declared()
+        if self._max_body_bytes is not None:
+            self._check_declared()
 
     def _hold(self, data: bytes, *, has_begun: bool = True) -> None:
         """Read ``data`` in a later turn, and nothing more from the socket until then."""
@@ -297,7 +300,7 @@ class FrontConnection(RequestHandler):
         self.linger()
 
     def _start_limit(self) -> None:
-        """Start the clock of a request, unless it runs."""
+        """Start the clock of a request's head, unless it runs."""
         if self._limit is None:
             self._limit = self._server.loop.call_later(
                 self._server.request_timeout_s, self._expire_head
@@ -467,6 +470,7 @@ class FrontServer(web.Server):
         self.keepalive_timeout_s = config.keepalive_timeout_s
         self.ping_interval_s = config.ping_interval_s
         self.pong_timeout_s = config.pong_timeout_s
+        self.known_heads = KnownHeads()
         self._renderer = ResponseRenderer()
         # Of the connections that are aiohttp's now.
         self._transports: dict[RequestHandler, asyncio.Transport] = {}

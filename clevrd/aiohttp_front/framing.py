@@ -50,6 +50,13 @@ _CHUNK_LINE: Final = re.compile(rb"0*+([0-9A-Fa-f]{1,16})(?:;[^\r\n]*+)?+\r\n")
 _CHUNK_SIZE: Final = re.compile(rb"0*([0-9A-Fa-f]{1,16})(?:[ \t]*;.*)?")
 
 
+# Heads that clients repeat to the byte, followed once for all connections: 1 us instead of 12.
+# Forgotten when full: it only saves time.
+MAX_KNOWN_HEADS: Final = 1_024
+MAX_KNOWN_HEAD_BYTES: Final = 1_024
+_END_OF_HEAD: Final = b"\r\n\r\n"
+
+
 class WrongVersion(InvalidRequest):
     """A request line of HTTP, in a version that is not spoken here."""
 
@@ -65,6 +72,33 @@ class _State(Enum):
     LOST = 6
 
 
+class KnownHeads:
+    """Heads that were followed to their end, and what follows each of them."""
+
+    __slots__ = ("_heads",)
+
+    def __init__(self) -> None:
+        # A head with its end -> the state behind it, and the size of its body if that is known.
+        self._heads: dict[bytes, tuple[_State, int]] = {}
+
+    def find(self, data: bytes, at: int) -> tuple[int, _State, int] | None:
+        """Return where the head ends that begins at ``at``, and what follows; None if unknown."""
+        end = data.find(_END_OF_HEAD, at, at + MAX_KNOWN_HEAD_BYTES)
+        if end < 0:
+            return None
+        end += len(_END_OF_HEAD)
+        known = self._heads.get(data[at:end])
+        return None if known is None else (end, *known)
+
+    def add(self, head: bytes, state: _State, left_bytes: int) -> None:
+        """Remember ``head``, unless it is too long for it."""
+        if len(head) > MAX_KNOWN_HEAD_BYTES:
+            return
+        if len(self._heads) >= MAX_KNOWN_HEADS:
+            self._heads.clear()
+        self._heads[head] = state, left_bytes
+
+
 class Framing:
     """Follows the requests of one connection.
 
@@ -72,9 +106,11 @@ class Framing:
     it was split; everything else is passed on as it comes.
     """
 
-    __slots__ = ("_fields", "_held", "_left_bytes", "_state", "declared_bytes")
+    __slots__ = ("_fields", "_held", "_known", "_left_bytes", "_state", "declared_bytes")
 
-    def __init__(self) -> None:
+    def __init__(self, known: KnownHeads | None = None) -> None:
+        """Args: known: the heads that connections repeat, shared by all that may."""
+        self._known = known if known is not None else KnownHeads()
         self._state = _State.LINE
         # A line that is not whole yet; at most MAX_LINE_BYTES and half of its end.
         self._held = b""
@@ -92,22 +128,36 @@ class Framing:
             return bool(self._held.strip(b"\r\n"))
         return self._state is _State.FIELDS
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the bytes can't be followed any more."""
+        return self._state is _State.LOST
+
     def take(self, data: bytes) -> tuple[bytes, ClevrdError | None]:
         """Return what is to be passed on, and the fault behind it, if any."""
         at = 0
         # The beginning of a line whose end begins ``data``.
         held = self._held if self._state is _State.LINE else b""
         fault: ClevrdError | None = None
+        # Where a head begins that is whole in ``data``, if it is; -1 in any other.
+        head_at = -1
         try:
             while at < len(data) and self._state is not _State.LOST:
                 match self._state:
                     case _State.LINE:
+                        if not self._held and (known := self._known.find(data, at)) is not None:
+                            at, self._state, self._left_bytes = known
+                            self.declared_bytes = 0
+                            continue
+                        head_at = -1 if self._held else at
                         after = self._take_line(data, at)
                         if after is None:
                             break
                         at = after
                     case _State.FIELDS:
                         at = self._take_field(data, at)
+                        if head_at >= 0 and self._state not in (_State.FIELDS, _State.LOST):
+                            self._known.add(data[head_at:at], self._state, self._left_bytes)
                     case _State.BODY:
                         at = self._take_bytes(data, at, _State.LINE)
                     case _State.CHUNK:
