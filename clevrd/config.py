@@ -263,6 +263,8 @@ class Setting(msgspec.Struct, frozen=True):
 
     field: str
     env: str
+    # Of a variable that is known by a plain name, the one with the prefix; it is the stronger.
+    prefixed_env: str
     flag: str
     help: str
     default: Any
@@ -282,7 +284,8 @@ class Loaded(msgspec.Struct, frozen=True):
 # --- the table -----------------------------------------------------------------------------------
 
 ENV_PREFIX: Final = "CLEVRD_"
-# Two variables are older than the prefix and stay as they are known.
+# Two variables are older than the prefix and stay as they are known. With the prefix they are
+# stronger, since that can only be meant for clevrd: an image may set ADDRESS for many programs.
 UNPREFIXED: Final = {"address": "ADDRESS", "max_memory_mb": "MAX_MEMORY_MB"}
 # Read elsewhere (the file's path here, the others by the client commands), so not unknown.
 OTHER_VARIABLES: Final = frozenset({"CLEVRD_CONFIG", "CLEVRD_URL", "CLEVRD_TENANT"})
@@ -305,6 +308,7 @@ def _setting(field: str, default: Any, annotation: Any) -> Setting:
     return Setting(
         field=field,
         env=UNPREFIXED.get(field, ENV_PREFIX + field.upper()),
+        prefixed_env=ENV_PREFIX + field.upper(),
         flag="--" + field.replace("_", "-"),
         help=meta.description,
         default=default,
@@ -472,11 +476,13 @@ def _from_flags(overrides: Mapping[str, str]) -> dict[str, _Given]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
-    return {
-        setting.field: _GivenText(environ[setting.env], f"environment {setting.env}")
-        for setting in SETTINGS
-        if environ.get(setting.env)
-    }
+    given: dict[str, _Given] = {}
+    for setting in SETTINGS:
+        for name in (setting.prefixed_env, setting.env):
+            if text := environ.get(name):
+                given[setting.field] = _GivenText(text, f"environment {name}")
+                break
+    return given
 
 
 def _from_file(path: str, problems: list[str]) -> dict[str, _Given]:
@@ -513,11 +519,11 @@ def _unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
 
     Values are not shown, since an unknown variable may hold a secret.
     """
-    fields = {setting.env: setting.field for setting in SETTINGS}
+    fields = {setting.prefixed_env for setting in SETTINGS}
     for name in sorted(environ):
         if name.startswith(ENV_PREFIX) and name not in OTHER_VARIABLES and name not in fields:
             nearest = _nearest(name, BY_FIELD)
-            hint = _suggestion(nearest and BY_FIELD[nearest].env)
+            hint = _suggestion(nearest and BY_FIELD[nearest].prefixed_env)
             yield f"{_shown(name)} (environment) is not a setting and is ignored{hint}"
 
 

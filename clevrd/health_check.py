@@ -109,7 +109,7 @@ def find_address(flag: str | None, file: str | None, environ: Mapping[str, str])
     """
     if flag is not None:
         return flag
-    if found := environ.get("ADDRESS"):
+    if found := environ.get("CLEVRD_ADDRESS") or environ.get("ADDRESS"):
         return found
     path = file or environ.get("CLEVRD_CONFIG")
     return _address_in(path) if path else DEFAULT_ADDRESS

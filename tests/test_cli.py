@@ -65,6 +65,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("CLEVRD_")]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("ADDRESS", raising=False)
+    monkeypatch.delenv("CLEVRD_ADDRESS", raising=False)
     monkeypatch.delenv("MAX_MEMORY_MB", raising=False)
 
 

@@ -141,6 +141,29 @@ def test_stronger_source_wins_and_is_named(
     assert loaded.sources["ring_messages"] == source.format(path=path)
 
 
+@pytest.mark.parametrize(
+    ("field", "plain", "value", "other"),
+    [("address", "ADDRESS", ":1", ":2"), ("max_memory_mb", "MAX_MEMORY_MB", 512, 600)],
+)
+def test_plain_variables_work_with_the_prefix_too(
+    field: str, plain: str, value: object, other: object
+) -> None:
+    """Every setting can be named as the others are; an image may set the plain one for itself."""
+    prefixed = f"CLEVRD_{plain}"
+
+    for environ, source in (
+        ({plain: str(value)}, plain),
+        ({prefixed: str(value)}, prefixed),
+        ({prefixed: str(value), plain: str(other)}, prefixed),
+        ({prefixed: "", plain: str(value)}, plain),
+    ):
+        loaded = load({}, environ, None)
+
+        assert getattr(loaded.config, field) == value
+        assert loaded.sources[field] == f"environment {source}"
+        assert loaded.warnings == []
+
+
 def test_file_is_found_through_the_environment(tmp_path: Path) -> None:
     """CLEVRD_CONFIG names the file where no --config does."""
     path = write_toml(tmp_path, 'address = "127.0.0.1:9000"')
@@ -417,7 +440,7 @@ def test_unknown_key_in_a_file_is_an_error(key: str, hint: str, tmp_path: Path) 
     ("name", "hint"),
     [
         ("CLEVRD_RING_MESAGES", "; did you mean CLEVRD_RING_MESSAGES?"),
-        ("CLEVRD_ADDRESS", "; did you mean ADDRESS?"),
+        ("CLEVRD_ADRESS", "; did you mean CLEVRD_ADDRESS?"),
         ("CLEVRD_SERVICE_HOST", "."),
         ("CLEVRD_PORT_8080_TCP", "."),
     ],

@@ -29,7 +29,7 @@ has_ipv6 = socket.has_dualstack_ipv6()
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the developer's own settings, and what process 1 of this machine is."""
-    for name in ("ADDRESS", "CLEVRD_CONFIG"):
+    for name in ("ADDRESS", "CLEVRD_ADDRESS", "CLEVRD_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(module, "argv_of_process", lambda: [])
 
@@ -123,18 +123,23 @@ def test_check_of_the_image_finds_the_daemon(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "variable", "file"),
-    list(itertools.product((None, "127.0.0.1:1"), (None, "", ":2"), (None, "", "[::1]:3"))),
+    ("flag", "environ", "file"),
+    list(
+        itertools.product(
+            (None, "127.0.0.1:1"),
+            ({}, {"ADDRESS": ""}, {"ADDRESS": ":2"}, {"ADDRESS": ":2", "CLEVRD_ADDRESS": ":4"}),
+            (None, "", "[::1]:3"),
+        )
+    ),
 )
 def test_address_is_the_one_that_serve_finds(
-    flag: str | None, variable: str | None, file: str | None, tmp_path: Path
+    flag: str | None, environ: dict[str, str], file: str | None, tmp_path: Path
 ) -> None:
     """Flag, variable, file, default: this order is decided in two places, and is one."""
     path = None
     if file is not None:
         path = str(tmp_path / "clevrd.toml")
         Path(path).write_text(f'address = "{file}"\n' if file else "")
-    environ = {} if variable is None else {"ADDRESS": variable}
     flags = {} if flag is None else {"address": flag}
 
     served = load(flags, environ, path).config.address
