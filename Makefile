@@ -14,7 +14,7 @@ LOCK = build/lock/bin/uv --quiet pip compile --upgrade --generate-hashes --pytho
   --custom-compile-command "make lock"
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help run test lint types check fmt bench mutants browser lock image-test clean
+.PHONY: help run test lint types check fmt bench mutants completions browser lock image-test clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
@@ -58,6 +58,9 @@ bench: $(DEV_READY) ## Run the benchmarks
 
 mutants: $(DEV_READY) ## Put faults into a copy and see whether the tests notice
 	@$(BIN)/python -m bench.mutants $(ARGS)
+
+completions: $(DEV_READY) ## Make the shell completion scripts after a change of the command line
+	@$(BIN)/python tests/completions.py
 
 # For the Python of the image, whatever this one is. Raised on purpose: commit what it changes.
 lock: ## Pin the image's dependencies to their newest versions, with hashes

@@ -10,9 +10,14 @@ FIRST_PROCESS = "/proc/1/cmdline"
 
 
 def with_command(argv: Sequence[str]) -> list[str]:
-    """Put in ``serve``, the default command, where none is named."""
-    if list(argv) == ["--version"]:
-        return ["version"]
+    """Put in ``serve``, the default command, where none is named; spell out the usual short ways.
+
+    These are ``clevrd --version`` and ``-V``, and ``clevrd help COMMAND``.
+    """
+    if argv and argv[0] in ("--version", "-V"):
+        return ["version", *argv[1:]]
+    if argv and argv[0] == "help":
+        return [*argv[1:2], "--help"]
     if argv and (not argv[0].startswith("-") or argv[0] in ("-h", "--help")):
         return list(argv)
     return ["serve", *argv]

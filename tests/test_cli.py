@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import completions
 import pytest
 from conftest import FakeClock
 from fake_server import (
@@ -35,6 +36,7 @@ from hypothesis import strategies as st
 
 from clevrd import __version__, logs
 from clevrd.cli import main, publish
+from clevrd.cli.completion import SHELLS
 from clevrd.cli.publish import LineSplitter, Progress, publish_records
 from clevrd.client import Client, Refused, Unreachable
 from clevrd.client.backoff import RETRY_AFTER_CAP_S
@@ -112,7 +114,7 @@ async def start(*argv: str, **options: Any) -> asyncio.subprocess.Process:
         (["--addr", ":9000"], 2, "unrecognized arguments: --addr"),
         (["serve", "--address"], 2, "expected one argument"),
         (["publish"], 2, "required: TOPIC"),
-        (["publish", "t"], 2, "give it as JSON, or - to read"),
+        (["publish", "t"], 2, "give it as JSON, or with --text as text, or - to read"),
         (["publish", "t", "hello"], 2, "a text stands in quotes"),
         (["publish", "t", "{} {}"], 2, "Not JSON"),
         (["publish", "", "1"], 2, "The topic is empty"),
@@ -172,6 +174,14 @@ def test_help_lists_the_commands(capfd: pytest.CaptureFixture[str]) -> None:
     assert {"serve", "publish", "subscribe", "checkconfig", "version"} <= set(
         capfd.readouterr().out.split()
     )
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_scripts_are_of_this_command_line(shell: str) -> None:
+    """After a change of a command or an option: make completions."""
+    kept = (completions.SCRIPTS / f"clevrd.{shell}").read_text(encoding="utf-8")
+
+    assert completions.script(shell) == kept
 
 
 def test_help_of_serve_lists_every_setting(capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -136,6 +138,85 @@ def test_topics_and_patterns_are_followed_by_one_command(daemon: DaemonProcess) 
         ("many.eu", "old", None),
         *((topic, topic, "EUR") for topic in ("many", "more", "many.us")),
     ]
+
+
+def test_lines_of_text_go_through_unchanged(daemon: DaemonProcess) -> None:
+    """`publish --text` and `subscribe --raw` are a pipe over the network."""
+    lines = ['say "hi"', "", "é \\ \t", "[1", "null", " x "]
+
+    published = clevrd(
+        "publish", "lines", "-", "--text", "--url", daemon.url, given="\n".join(lines)
+    )
+    one = clevrd("publish", "lines", "--text", "last\nline", "--url", daemon.url)
+    clevrd("publish", "lines", '{"a":\n 1}', "--url", daemon.url)
+    printed = clevrd("subscribe", "lines", "--raw", "--count", "8", "--url", daemon.url)
+
+    assert (published.returncode, one.returncode) == (0, 0)
+    assert printed.stdout.splitlines() == [*lines, "last", "line", '{"a":  1}']
+
+
+def test_text_that_is_not_utf_8_is_a_bad_line(daemon: DaemonProcess) -> None:
+    """It has the number of its line, and the rest is published."""
+    finished = subprocess.run(
+        [*(sys.executable, "-m", "clevrd", "publish", "odd", "-", "--text"), "--url", daemon.url],
+        cwd=ROOT,
+        input=b"a\n\xff\nb\r\n",
+        capture_output=True,
+        timeout=20,
+    )
+    printed = clevrd("subscribe", "odd", "--raw", "--count", "2", "--url", daemon.url)
+
+    assert finished.returncode == 1
+    assert b"line 2: Not UTF-8 at byte 0" in finished.stderr
+    assert printed.stdout == "a\nb\n"
+
+
+def test_terminal_hears_of_the_subscription_and_is_not_written_to_by_publishers(
+    daemon: DaemonProcess,
+) -> None:
+    """Who waits sees that it is subscribed; escape sequences in a text are shown, not obeyed."""
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "clevrd", "subscribe", "shown", "--pattern", "shown.*"),
+            *("--raw", "--count", "1", "--url", daemon.url),
+        ],
+        cwd=ROOT,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    seen = b""
+    try:
+        while b"\n" not in seen:
+            seen += os.read(controller, 1_000)
+        clevrd("publish", "shown", '"\\u001b]0;x\\u0007 \\u009b1m\\té"', "--url", daemon.url)
+        while seen.count(b"\n") < 2:
+            seen += os.read(controller, 1_000)
+        assert process.wait(timeout=10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(controller)
+
+    told, line = seen.decode().splitlines()
+    assert told == "clevrd: subscribed to shown, shown.*"
+    assert line.expandtabs() == "\\x1b]0;x\\x07 \\x9b1m\té".expandtabs()
+
+
+def test_bash_completes_commands_and_options() -> None:
+    """The script works in a real shell."""
+    script = clevrd("completion", "bash").stdout
+    asked = "COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _shtab_clevrd; echo ${COMPREPLY[@]}"
+
+    def completed(*words: str) -> list[str]:
+        text = f"{script}\nCOMP_WORDS=({shlex.join(words)}); {asked}"
+        bash = ["bash", "--norc", "-c", text]
+        return subprocess.run(bash, capture_output=True, text=True, timeout=20).stdout.split()
+
+    assert completed("clevrd", "sub") == ["subscribe"]
+    assert completed("clevrd", "publish", "--t") == ["--tenant", "--text"]
+    assert completed("clevrd", "subscribe", "--policy", "l") == ["latest"]
 
 
 def test_tenants_are_apart(daemon: DaemonProcess) -> None:
@@ -307,12 +388,39 @@ def test_bad_configuration_is_a_clear_line_for_each_setting(command: str) -> Non
         (["publish", "t"], "needs the data"),
         (["publish", "t", "{"], "Not JSON"),
         (["subscribe", "t", "--last", "-1"], "whole number"),
-        (["serve", "--nonsense"], "unrecognized"),
+        (["publish", "t", "hello"], "take --text"),
+        (["publish", "t", "\udcff", "--text"], "Not UTF-8"),
+        (["serve", "--nonsense"], "unrecognized arguments: --nonsense (try: clevrd serve --help)"),
+        (["serve", "--port", "9000"], "did you mean --address HOST:PORT?"),
+        (["--port=9000"], "did you mean --address HOST:PORT?"),
+        (["serve", "--ring-mesages", "300"], "did you mean --ring-messages?"),
+        (["subscribe", "t", "--host", "x"], "did you mean --url?"),
+        (["subscribe", "--topic", "t"], "a topic stands without a flag"),
+        (["help", "nonsense"], "invalid choice"),
+        (["completion", "cmd"], "invalid choice"),
     ],
 )
 def test_bad_usage_is_one_clear_line(argv: list[str], words: str) -> None:
     """Exit code 2, and a line that says what is meant."""
     assert_one_clear_line(clevrd(*argv), 2, words)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["help"], "usage: clevrd "),
+        (["help", "subscribe"], "usage: clevrd subscribe "),
+        (["help", "health"], "usage: clevrd health "),
+        (["--version"], "clevrd 0."),
+        (["-V"], "clevrd 0."),
+    ],
+)
+def test_help_and_version_are_where_people_look(argv: list[str], words: str) -> None:
+    """Each is on standard output, and no failure."""
+    finished = clevrd(*argv)
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout.startswith(words)
 
 
 def test_exit_codes_tell_failures_apart() -> None:
@@ -358,6 +466,68 @@ def test_interrupted_subscriber_ends_quietly(daemon: DaemonProcess) -> None:
         _, told = subscriber.communicate(timeout=10)
 
     assert (subscriber.returncode, told) == (130, "")
+
+
+def test_reader_of_a_quiet_topic_may_leave(daemon: DaemonProcess) -> None:
+    """What head has left is noticed without another message to write."""
+    with started("subscribe", "left", "--last", "1", "--url", daemon.url) as subscriber:
+        clevrd("publish", "left", "1", "--url", daemon.url)
+        line_of(subscriber)
+        assert subscriber.stdout is not None
+        assert subscriber.stderr is not None
+
+        subscriber.stdout.close()
+
+        assert subscriber.wait(timeout=10) == 0
+        assert subscriber.stderr.read() == ""
+
+
+def test_reader_may_leave_while_the_daemon_is_away() -> None:
+    """Also where all there is to do is to wait for the next attempt."""
+    with daemon_process() as own, started("subscribe", "away", "--url", own.url) as subscriber:
+        clevrd("publish", "away", "1", "--url", own.url)
+        line_of(subscriber)
+        assert subscriber.stdout is not None
+        assert subscriber.stderr is not None
+        own.process.send_signal(signal.SIGKILL)
+        own.process.wait(timeout=10)
+
+        subscriber.stdout.close()
+
+        assert subscriber.wait(timeout=10) == 0
+        assert subscriber.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["version"],
+        ["--help"],
+        ["help", "subscribe"],
+        ["checkconfig"],
+        ["completion", "bash"],
+        ["publish", "closed", "1"],
+        ["subscribe", "closed", "--last", "1", "--count", "1"],
+    ],
+)
+@pytest.mark.parametrize("closing", [">&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_traceback(
+    argv: list[str], closing: str, daemon: DaemonProcess
+) -> None:
+    """A failure is one line where it can be said, and always an exit code."""
+    if argv[0] == "subscribe":
+        clevrd("publish", "closed", "1", "--url", daemon.url)
+    url = ["--url", daemon.url] if argv[0] in ("publish", "subscribe") else []
+    command = shlex.join([sys.executable, "-m", "clevrd", *argv, *url])
+
+    finished = subprocess.run(  # noqa: S602  # only a shell closes streams
+        f"{command} {closing}", shell=True, cwd=ROOT, capture_output=True, text=True, timeout=20
+    )
+
+    assert finished.returncode == 1
+    if "2>&-" not in closing:
+        assert finished.stderr.startswith("clevrd: ") or "broken" in finished.stderr
+        assert finished.stderr.count("\n") == 1
 
 
 def test_reader_of_the_output_may_leave(daemon: DaemonProcess) -> None:

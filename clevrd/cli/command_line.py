@@ -7,12 +7,13 @@ A command's own modules are imported when it is run, so that none waits for anot
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from clevrd import logs, signals
 from clevrd.argv import with_command
@@ -25,12 +26,26 @@ _COMMANDS: Final = {
     "subscribe": "Print topics' messages, one JSON line each.",
     "health": "Ask the daemon of these settings whether it is well; for health checks.",
     "checkconfig": "Print every setting and its source.",
+    "completion": "Print what a shell needs to complete these commands.",
     "version": "Print the version.",
 }
 
 # Each command is a module with two functions, add_arguments(parser) and run(options): the one of
 # its name in this package, or this one, which `entry` runs without anything of the package.
 _MODULES: Final = {"health": "clevrd.health_check"}
+
+# Flags of other programs -> the flags here that may be meant; the first that the command has.
+_OTHER_NAMES: Final[dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(
+        ("--port", "-p", "--host", "-H", "--bind", "-b", "--listen", "--addr"),
+        ("--address", "--url"),
+    ),
+    **dict.fromkeys(("--server", "-s", "--address"), ("--url",)),
+    **dict.fromkeys(("--follow", "-f", "--tail", "-n"), ("--last",)),
+    **dict.fromkeys(("--verbose", "-v", "--debug", "--quiet", "-q"), ("--log-level",)),
+    **dict.fromkeys(("--memory", "--max-memory", "-m"), ("--max-memory-mb",)),
+    **dict.fromkeys(("--string", "--message", "-m"), ("--text",)),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,11 +85,28 @@ def _run_and_explain(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     try:
-        options = _parser().parse_args(with_command(argv))
+        options, unknown = _parser().parse_known_args(with_command(argv))
     except SystemExit as finished:  # --help
         return int(finished.code or 0)
+    if unknown:
+        options.parser.error(_unrecognized(unknown, options.parser.flags))
     command: Callable[[argparse.Namespace], int] = options.command
     return command(options)
+
+
+def _unrecognized(words: Sequence[str], flags: Iterable[str]) -> str:
+    """Return the sentence about ``words``, which are no arguments, with what may be meant."""
+    known = list(flags)
+    sentence = f"unrecognized arguments: {' '.join(words)}"
+    name = words[0].partition("=")[0]
+    if name == "--topic":
+        return f"{sentence}; a topic stands without a flag"
+    meant: list[str] = [flag for flag in _OTHER_NAMES.get(name, ()) if flag in known]
+    meant += difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    if not meant:
+        return sentence
+    example = " HOST:PORT" if meant[0] == "--address" else ""
+    return f"{sentence}; did you mean {meant[0]}{example}?"
 
 
 def _discard_stdout() -> None:
@@ -96,9 +128,25 @@ class CommandParser(_Parser):
     to parse intermixed, which it does by parsing twice. The command is filled in at the first time.
     """
 
-    # Of the module that says what the command takes, and does it; None for one without arguments.
+    # Of the module that says what the command takes, and does it.
     module = ""
     _is_asked = False
+
+    def __init__(self, **options: Any) -> None:
+        # All that begins with a dash, for suggestions.
+        self.flags: list[str] = []
+        super().__init__(**options)
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Take one more argument."""
+        self.flags += [name for name in names if name.startswith("-")]
+        return super().add_argument(*names, **options)
+
+    def fill_in(self) -> None:
+        """Take what the command takes, which imports its module."""
+        command = import_module(self.module)
+        command.add_arguments(self)
+        self.set_defaults(command=command.run, parser=self)
 
     def parse_known_args(  # type: ignore[override]  # its overloads differ in the namespace alone
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -107,9 +155,7 @@ class CommandParser(_Parser):
         if self._is_asked:
             return super().parse_known_args(args, namespace)
         self._is_asked = True
-        command = import_module(self.module)
-        command.add_arguments(self)
-        self.set_defaults(command=command.run)
+        self.fill_in()
         try:
             return self.parse_known_intermixed_args(args, namespace)
         finally:
@@ -117,13 +163,27 @@ class CommandParser(_Parser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    return _parsers()[0]
+
+
+def whole_parser() -> tuple[argparse.ArgumentParser, list[CommandParser]]:
+    """Return the parser, and those of its commands, with all their arguments: for documents."""
+    parser, commands = _parsers()
+    for command in commands:
+        command.fill_in()
+    return parser, commands
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, list[CommandParser]]:
     parser = _Parser(
         prog="clevrd",
         description="A real-time event streaming daemon and its client.",
-        epilog="Without a command, clevrd serves; see clevrd serve --help for its settings.",
+        epilog="Without a command, clevrd serves; clevrd help COMMAND has a command's options.",
     )
+    parsers: list[CommandParser] = []
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
     for name, text in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.module = _MODULES.get(name, f"clevrd.cli.{name}")
-    return parser
+        parsers.append(command)
+    return parser, parsers

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import sys
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -33,6 +36,8 @@ class Output:
         # Set by the writer, through the loop, when something was written or can't be.
         self._moved = asyncio.Event()
         self._error: OSError | None = None
+        # The program that reads has ended, or the terminal is closed.
+        self.is_gone = False
 
     async def write(self, data: bytes) -> None:
         """Have ``data`` written; wait while too much before it is not.
@@ -50,6 +55,27 @@ class Output:
             OSError: something could not be written.
         """
         await self._until_queued(0)
+
+    def watch(self, on_gone: Callable[[], object]) -> None:
+        """Call ``on_gone`` once nobody can read what is written, although nothing is.
+
+        Else `head -1` would have its line while this waits for the next one, perhaps for ever.
+        """
+
+        def notice() -> None:
+            self.is_gone = True
+            on_gone()
+
+        def wait() -> None:
+            # Not the loop's selector: a descriptor that can be written to would wake it all the
+            # time, and a file is none that it can wait for.
+            poll = select.poll()
+            poll.register(self._descriptor, 0)
+            if any(what & (select.POLLERR | select.POLLHUP) for _, what in poll.poll()):
+                with suppress(RuntimeError):  # the loop is closed: everything was written
+                    self._loop.call_soon_threadsafe(notice)
+
+        threading.Thread(target=wait, name="clevrd-output-gone", daemon=True).start()
 
     async def _until_queued(self, at_most_bytes: int) -> None:
         while self._error is None and self._writer.queued_bytes > at_most_bytes:

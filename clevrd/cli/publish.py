@@ -8,8 +8,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -44,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " in order",
     )
     parser.add_argument(
+        "--text",
+        action="store_true",
+        help="the data is text as it is, without quotes; with - each line of standard input,"
+        " empty ones too",
+    )
+    parser.add_argument(
         "--key",
         metavar="KEY",
         help="what the message is about, for readers with --policy latest; with - that of all"
@@ -67,16 +74,39 @@ def run(options: argparse.Namespace) -> int:
         check_key(options.key)
     if options.json is None:
         raise UsageError(
-            "publish needs the data: give it as JSON, or - to read one JSON value per line from"
-            " standard input"
+            "publish needs the data: give it as JSON, or with --text as text, or - to read one"
+            " value per line from standard input"
         )
     logs.log_for_people()
+    read_line = text_line if options.text else json_line
     with client_failures():
         client = Client(options.url, options.tenant, retry_for_s=options.retry_for)
         if options.json == "-":
-            return asyncio.run(_publish_stdin(client, options.topic, options.key))
-        data_json = os.fsencode(options.json)
+            return asyncio.run(_publish_stdin(client, options.topic, read_line, options.key))
+        try:
+            data_json = read_line(os.fsencode(options.json)) or b""
+        except BadRecord as error:
+            raise UsageError(str(error)) from None
         return asyncio.run(_publish_one(client, options.topic, data_json, options.key))
+
+
+def json_line(line: bytes) -> bytes | None:
+    """Return the JSON value on a line, None for a blank line."""
+    # What may stand around a JSON value (RFC 8259 §2), the CR of a CRLF file among it.
+    return line.strip(b" \t\r") or None
+
+
+def text_line(line: bytes) -> bytes:
+    """Return a line of text as a JSON string.
+
+    Raises:
+        BadRecord: it is not UTF-8.
+    """
+    try:
+        text = line.removesuffix(b"\r").decode()
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"Not UTF-8 at byte {error.start} of the line.") from None
+    return msgspec.json.encode(text)
 
 
 async def _publish_one(client: Client, topic: str, data_json: bytes, key: str | None) -> int:
@@ -85,7 +115,7 @@ async def _publish_one(client: Client, topic: str, data_json: bytes, key: str | 
             answer = await client.publish_raw(topic, data_json, key=key)
     except BadRecord as error:
         raise UsageError(
-            f"{error} The data is JSON; a text stands in quotes: '\"hello\"'"
+            f"{error} The data is JSON; a text stands in quotes: '\"hello\"', or take --text"
         ) from None
     fields = msgspec.structs.asdict(answer).items()
     # What an older server does not tell, and what is not so, is left out; warnings are logged.
@@ -95,11 +125,13 @@ async def _publish_one(client: Client, topic: str, data_json: bytes, key: str | 
     return 0
 
 
-async def _publish_stdin(client: Client, topic: str, key: str | None) -> int:
+async def _publish_stdin(
+    client: Client, topic: str, read_line: Callable[[bytes], bytes | None], key: str | None
+) -> int:
     draw = logs.stderr.draw if sys.stderr.isatty() else None
     progress = Progress(draw, time.monotonic)
     async with client:
-        return await publish_records(client, topic, _read_stdin, progress, key)
+        return await publish_records(client, topic, _read_stdin, progress, key, read_line)
 
 
 def _read_stdin() -> bytes:
@@ -113,6 +145,7 @@ async def publish_records(
     read: Callable[[], bytes],
     progress: Progress,
     key: str | None = None,
+    read_line: Callable[[bytes], bytes | None] = json_line,
 ) -> int:
     """Publish each line that ``read`` brings as one message, in order, and return the exit code.
 
@@ -122,27 +155,40 @@ async def publish_records(
     Args:
         read: returns the next bytes, b"" at the end; may block, since it is called in a thread.
         key: of every message.
+        read_line: returns the JSON on a line, None where there is none; may raise BadRecord.
 
     Raises:
         Refused, Unreachable, BadAnswer: as `Client.publish_raw`, for what ends it.
     """
     try:
-        async with aclosing(_numbered_records(read)) as records:
-            async for number, record in records:
-                progress.begin(number)
-                await _publish_record(client, topic, record, progress, key)
+        publish = partial(client.publish_raw, topic, key=key)
+        async with aclosing(_numbered_lines(read)) as lines:
+            async for number, line in lines:
+                try:
+                    record = _record_of(line, read_line)
+                except BadRecord as error:
+                    progress.begin(number)
+                    progress.refuse(error)
+                    continue
+                if record is not None:
+                    progress.begin(number)
+                    await _publish_record(publish, record, progress)
     finally:
         progress.finish(client.repeated_messages)
     return EXIT_FAILED if progress.refused else 0
 
 
+def _record_of(line: bytes, read_line: Callable[[bytes], bytes | None]) -> bytes | None:
+    if len(line) > MAX_LINE_BYTES:
+        raise BadRecord(f"Longer than {MAX_LINE_BYTES} bytes.")
+    return read_line(line)
+
+
 async def _publish_record(
-    client: Client, topic: str, record: bytes, progress: Progress, key: str | None
+    publish: Callable[[bytes], Awaitable[object]], record: bytes, progress: Progress
 ) -> None:
     try:
-        if len(record) > MAX_LINE_BYTES:
-            raise BadRecord(f"Longer than {MAX_LINE_BYTES} bytes.")
-        await client.publish_raw(topic, record, key=key)
+        await publish(record)
     except BadRecord as error:
         progress.refuse(error)
     except Refused as error:
@@ -153,19 +199,17 @@ async def _publish_record(
         progress.accept()
 
 
-async def _numbered_records(read: Callable[[], bytes]) -> AsyncGenerator[tuple[int, bytes]]:
-    """Yield (line number from 1, line) for each line that is not blank."""
+async def _numbered_lines(read: Callable[[], bytes]) -> AsyncGenerator[tuple[int, bytes]]:
+    """Yield (number from 1, line without its newline) for each line."""
     splitter = LineSplitter()
     number = 0
-    chunk = b"more"
-    while chunk:
-        chunk = await _in_thread(read)
-        for line in splitter.feed(chunk or b"\n"):  # the last line may lack its newline
+    while chunk := await _in_thread(read):
+        for line in splitter.feed(chunk):
             number += 1
-            # What may stand around a JSON value (RFC 8259 §2), the CR of a CRLF file among it.
-            record = line.strip(b" \t\r")
-            if record:
-                yield number, record
+            yield number, line
+    # The last line may lack its newline.
+    if splitter.is_mid_line:
+        yield number + 1, next(splitter.feed(b"\n"))
 
 
 class LineSplitter:
@@ -175,6 +219,11 @@ class LineSplitter:
 
     def __init__(self) -> None:
         self._held = bytearray()
+
+    @property
+    def is_mid_line(self) -> bool:
+        """Whether a line has begun and not ended."""
+        return bool(self._held)
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Yield the lines that end in ``chunk``, without their newline."""

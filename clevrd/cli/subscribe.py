@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
+from collections.abc import Callable
 from typing import Final
+
+import msgspec
 
 from clevrd import logs
 from clevrd.cli.failures import UsageError
@@ -19,6 +23,21 @@ from clevrd.core.subscriber import DropStrategy
 # Newlines between a message's tokens would break one line per message; within its strings there
 # are none, since JSON escapes them (RFC 8259 §7).
 _NEWLINES_TO_SPACES: Final = bytes.maketrans(b"\r\n", b"  ")
+
+# On a terminal: control characters of a text, but tab and newline, as Python's escapes. With them a
+# publisher could write over what is shown, or into the terminal's own input (ECMA-48).
+_SHOWN: Final = {
+    number: f"\\x{number:02x}" for number in (*range(32), *range(127, 160)) if number not in (9, 10)
+}
+
+
+class _WithData(msgspec.Struct, frozen=True):
+    """Of a message, what `--raw` prints."""
+
+    data: msgspec.Raw
+
+
+_decode_data = msgspec.json.Decoder(_WithData).decode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WHEN",
         help="begin in the past: 90s, 5m, 2h, a time (RFC 3339 or unix), a message's id, or all",
     )
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="print each message's data alone: a text as it is, without quotes, anything else as"
+        " JSON on one line",
+    )
     parser.add_argument("--count", type=count, metavar="N", help="stop after N messages")
     parser.add_argument(
         "--no-reconnect", action="store_true", help="stop when the connection is lost"
@@ -71,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     logs.log_for_people()
     with client_failures():
         client = Client(options.url, options.tenant)
-        return asyncio.run(_print_messages(client, _subscription(client, options), options.count))
+        return asyncio.run(_print_until_gone(client, _subscription(client, options), options))
 
 
 def _subscription(client: Client, options: argparse.Namespace) -> Subscription:
@@ -89,20 +114,58 @@ def _subscription(client: Client, options: argparse.Namespace) -> Subscription:
         raise UsageError(str(error)) from None
 
 
-async def _print_messages(client: Client, items: Subscription, count: int | None) -> int:
-    printed = 0
+async def _print_until_gone(
+    client: Client, items: Subscription, options: argparse.Namespace
+) -> int:
+    """Print messages, and end as soon as nobody reads them any more."""
     output = Output()
+    printing = asyncio.ensure_future(_print_messages(client, items, output, options))
+    output.watch(printing.cancel)
+    try:
+        return await printing
+    except asyncio.CancelledError:
+        if output.is_gone:
+            return 0
+        raise
+
+
+async def _print_messages(
+    client: Client, items: Subscription, output: Output, options: argparse.Namespace
+) -> int:
+    printed = 0
+    line_of = _raw_line(is_shown=sys.stdout.isatty()) if options.raw else _json_line
     async with client, items:
+        if sys.stderr.isatty():
+            logs.say(f"subscribed to {', '.join((*options.topics, *options.patterns))}")
         async for item in items:
             if isinstance(item, Gap):
                 logs.say(_gap_sentence(item))
                 continue
-            await output.write(item.json.translate(_NEWLINES_TO_SPACES) + b"\n")
+            await output.write(line_of(item.json))
             printed += 1
-            if printed == count:
+            if printed == options.count:
                 break
     await output.finish()
     return 0
+
+
+def _json_line(message_json: bytes) -> bytes:
+    return message_json.translate(_NEWLINES_TO_SPACES) + b"\n"
+
+
+def _raw_line(*, is_shown: bool) -> Callable[[bytes], bytes]:
+    """Return what makes a line of a message's data; ``is_shown`` on a terminal."""
+
+    def line_of(message_json: bytes) -> bytes:
+        data = bytes(_decode_data(message_json).data)
+        if not data.startswith(b'"'):
+            return _json_line(data)
+        text: str = msgspec.json.decode(data)
+        if is_shown:
+            text = text.translate(_SHOWN)
+        return text.encode() + b"\n"
+
+    return line_of
 
 
 def _gap_sentence(gap: Gap) -> str:

@@ -1,0 +1,41 @@
+"""Writes the shell completion scripts that clevrd ships: python tests/completions.py.
+
+shtab makes them from the parsers, so that neither it nor the parsers are needed when a shell
+completes. test_cli.py compares them with what this makes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import shtab
+
+from clevrd.cli.command_line import whole_parser
+from clevrd.cli.completion import SHELLS
+
+SCRIPTS = Path(__file__).parent.parent / "clevrd" / "cli" / "completions"
+
+# What a value is, by how help calls it, or by its option.
+FILES = {"FILE": shtab.FILE, "--state-dir": shtab.DIRECTORY}
+
+
+def script(shell: str) -> str:
+    """Return the script for ``shell``."""
+    parser, commands = whole_parser()
+    for command in commands:
+        for action in command._actions:
+            for name in (action.metavar, *action.option_strings):
+                if name in FILES:
+                    action.complete = FILES[name]  # type: ignore[attr-defined]  # shtab's way
+    text: str = shtab.complete(parser, shell)
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def main() -> None:
+    """Write all of them."""
+    for shell in SHELLS:
+        (SCRIPTS / f"clevrd.{shell}").write_text(script(shell), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
