@@ -110,7 +110,7 @@ class Watches:
             for topic in topics[start : start + _TOPICS_PER_STEP]:
                 if watcher not in self._watching:
                     return
-                if matches(words, topic.name) and self._is_there(topic):
+                if topic.head and matches(words, topic.name) and self._is_there(topic):
                     self._tell(watcher.topic_found, topic)
                     yield 1
             yield _UNITS_PER_STEP

@@ -809,7 +809,7 @@ async def test_poll_tells_gaps_at_once(daemon: Daemon) -> None:
         known = quote("old:4@p.1,*")
         waiter = asyncio.create_task(poll(daemon, f"pattern=p.*&last_event_id={known}&timeout=60"))
         await until(lambda: len(daemon.hub.watches) == 1)
-        daemon.hub.topic(TENANT, "p.1")
+        await daemon.publish("p.1", 1)
         back = await waiter
 
     assert [(gap["topic"], gap["reason"]) for gap in lost["gaps"]] == [
@@ -859,7 +859,7 @@ async def test_topic_that_is_forgotten_while_a_poll_looks_is_found_again(
     """It is not waited for in a life that has ended."""
     monkeypatch.setattr("clevrd.watches._UNITS_PER_TURN", 1)
     for number in range(20):
-        daemon.hub.topic(TENANT, f"p.{number}")
+        await daemon.publish(f"p.{number}", 0)
     waiter = asyncio.create_task(poll(daemon, "topic=a&pattern=p.*"))
     await until(lambda: len(daemon.hub.watches) == 1)
     for topic in daemon.hub.topics.evict_idle(1e12):

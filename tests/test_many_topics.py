@@ -567,3 +567,28 @@ async def test_going_away_has_the_position_of_every_topic() -> None:
 
     assert {t: p["offset"] for t, p in from_reader["positions"].items()} == {"a": 1, "b": 0}
     assert {t: p["offset"] for t, p in from_socket["positions"].items()} == {"a": 1}
+
+
+async def test_reading_a_name_makes_no_topic(daemon: Daemon) -> None:
+    """Patterns find what was published; who only read is forgotten, and comes back to the same."""
+    async with reader_of(daemon, ("pattern", "p.*")) as pattern:
+        assert await found(pattern) == []
+        async with reader_of(daemon, ("topic", "p.read")) as reader:
+            begin = await hear(reader)
+            async with daemon.http.get(f"{daemon.url}/subscribe?topic=p.polled&poll=1&timeout=0"):
+                pass
+            async with reader_of(daemon, ("topic", "p.bad"), ("offset", 9), ("epoch", "x")):
+                pass
+            await daemon.publish("p.made", 1)
+            told = await hear_many(pattern, 2)
+            async with reader_of(daemon, ("pattern", "p.*")) as later:
+                assert {frame["topic"] for frame in await found(later)} == {"p.made"}
+        await until(lambda: daemon.hub.subscribers == 1)
+    daemon.hub.topics.evict_idle(asyncio.get_running_loop().time() + 60)
+
+    assert [frame["topic"] for frame in told] == ["p.made", "p.made"]
+    assert [topic.name for topic in daemon.hub.topics] == ["p.made"]
+    async with reader_of(
+        daemon, ("topic", "p.read"), ("offset", 0), ("epoch", begin["epoch"])
+    ) as reader:
+        assert (await hear(reader))["recovered"] is True

@@ -13,7 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES
 from clevrd.core.subscriber import CIRCUIT_BREAKER, LATEST, DropStrategy, Subscriber
 from clevrd.core.topic import Topic
-from clevrd.core.topic_manager import TopicLimits, TopicManager
+from clevrd.core.topic_manager import (
+    MAX_REMEMBERED,
+    UNMADE_S,
+    TopicLimits,
+    TopicManager,
+)
 from clevrd.errors import InvalidRequest, Unavailable
 
 CREATED = "2026-01-31T12:00:00.000000Z"
@@ -129,6 +134,7 @@ def test_topics_with_readers_are_never_idle() -> None:
     """A reader of a silent topic keeps it for as long as it stays."""
     manager = make_manager(idle_s=60.0)
     topic = topic_of(manager, "acme", "orders")
+    fill(manager, topic, 1)
     reader = Subscriber(FakeSink())
     topic.join(reader, 0, 0.0)
 
@@ -138,6 +144,57 @@ def test_topics_with_readers_are_never_idle() -> None:
     assert while_read == 0
     assert len(manager.evict_idle(1e6 + 59.9)) == 0
     assert len(manager.evict_idle(1e6 + 60.0)) == 1
+
+
+def test_name_that_was_only_read_is_forgotten_soon() -> None:
+    """Reading what nobody publishes leaves nothing behind, and readers come back as they were."""
+    manager = make_manager(idle_s=3600.0)
+    topic = topic_of(manager, "acme", "quiet")
+    reader = Subscriber(FakeSink())
+    topic.join(reader, 0, 0.0)
+    manager.evict_idle(1e3)
+    while_read = len(manager)
+    topic.leave(reader, 1e3)
+    manager.note_left(topic)
+
+    manager.evict_idle(1e3 + UNMADE_S - 0.1)
+    before, told = len(manager), manager.evict_idle(1e3 + UNMADE_S)
+
+    assert (while_read, before, told, len(manager)) == (1, 1, [], 0)
+    # The same life, since nothing was in it; one with a message gets another the next time.
+    again = topic_of(manager, "acme", "quiet", 2e3)
+    assert (again.epoch, again.created_at) == (topic.epoch, topic.created_at)
+    fill(manager, again, 1)
+    assert len(manager.evict_idle(1e6)) == 1
+    assert topic_of(manager, "acme", "quiet", 1e6).epoch != topic.epoch
+
+
+def test_name_that_nobody_joined_is_forgotten_too() -> None:
+    """A subscribe that was refused, or a poll with an answer at once, has begun it all the same."""
+    manager = make_manager()
+    for number in range(3):
+        topic_of(manager, "acme", f"t{number}", float(number))
+    made = topic_of(manager, "acme", "made", 1.0)
+    fill(manager, made, 1)
+
+    manager.evict_idle(1.0 + UNMADE_S)
+
+    assert {topic.name for topic in manager} == {"t2", "made"}
+
+
+def test_names_that_were_read_are_remembered_up_to_a_bound() -> None:
+    """A client that makes up names fills no memory."""
+    manager = make_manager()
+    epochs = {}
+    for number in range(MAX_REMEMBERED + 2):
+        epochs[number] = topic_of(manager, str(number), "t").epoch
+    for _ in range(MAX_REMEMBERED):
+        manager.evict_idle(UNMADE_S)
+
+    newest = MAX_REMEMBERED + 1
+    assert len(manager) == 0
+    assert topic_of(manager, str(newest), "t").epoch == epochs[newest]
+    assert topic_of(manager, "0", "t").epoch != epochs[0]
 
 
 def test_topic_made_anew_is_another_epoch() -> None:
@@ -193,8 +250,10 @@ def test_sweep_looks_at_a_bounded_number_of_topics() -> None:
     """One after the other, so that in the end all have been looked at."""
     manager = make_manager(idle_s=60.0)
     topics = [topic_of(manager, "acme", f"topic{number}") for number in range(5)]
+    for topic in topics:
+        manager.extend(topic, 1, [frame_of(1)], 0.0)
     for topic in topics[::2]:
-        manager.extend(topic, 1, [frame_of(1)], 60.0)
+        manager.extend(topic, 2, [frame_of(2)], 60.0)
 
     evicted = [len(manager.evict_idle(100.0, at_most=2)) for _ in range(3)]
 
@@ -534,7 +593,8 @@ class TopicsUnderPressure(RuleBasedStateMachine):
             topic = self.drivers[which].topic
             assert topic.offered == topic.delivered + topic.losses.total + topic.discarded
         assert self.manager.budget.left_bytes == self.budget_bytes
-        assert len(self.manager.evict_idle(0.0)) == 2
+        self.manager.evict_idle(UNMADE_S)
+        assert len(self.manager) == 0
         assert self.manager.ring_bytes == 0
 
 

@@ -52,8 +52,10 @@ def make_watches(on_error: Callable[[], None] = lambda: None) -> tuple[TopicMana
 
 
 def make_topic(topics: TopicManager, name: str, tenant: str = "t") -> Topic:
-    """Return a new topic."""
-    return topics.get_or_create(tenant, name, "", 0.0)
+    """Return a new topic, which its first message has made."""
+    topic = topics.get_or_create(tenant, name, "", 0.0)
+    topics.extend(topic, 1, [b"{}"], 0.0)
+    return topic
 
 
 async def test_many_watchers_of_one_topic_are_told_in_turns() -> None:

@@ -6,7 +6,7 @@ Keys are tuples, never joined strings: "a:b" of tenant "x" is not "b" of tenant 
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterator
 from itertools import chain, islice
 from typing import Final
@@ -41,6 +41,14 @@ TOPICS_PER_SWEEP: Final = 1_000
 # Of which no more are forgotten once these had so much in their rings: what three sweeps forget
 # takes 10 ms to give back to the machine (memory.py).
 FORGOTTEN_BYTES_PER_SWEEP: Final = 16 << 20
+
+# A topic without a message is nothing but a name that somebody reads: it is forgotten so long after
+# its last reader left, which is more than a reader takes from finding it to joining it.
+UNMADE_S: Final = 5.0
+# Of which so many in one sweep, about 2 us each; and of so many it is remembered where they stood,
+# so that readers who come back have missed nothing.
+UNMADE_PER_SWEEP: Final = 2_500
+MAX_REMEMBERED: Final = 10_000
 
 # Topics that are kept in mind as busy, so that the busiest are found among them and not among all.
 _BUSY_TOPICS: Final = 1_000
@@ -105,8 +113,13 @@ class TopicManager:
         self._new_epoch = new_epoch
         # A plain dict: going over 100,000 topics takes 50 ms in an OrderedDict, and 2 ms here.
         self._topics: dict[tuple[str, str], Topic] = {}
-        # All of them, in the order in which the sweep will look at them.
+        # Topics with a first message, in the order in which the sweep will look at them.
         self._to_sweep: deque[Topic] = deque()
+        # Topics without one that have no reader, or had none when they were added; who has
+        # been left longest first.
+        self._unmade: OrderedDict[Topic, None] = OrderedDict()
+        # Of such topics that were forgotten: (tenant, name) -> epoch, created_at.
+        self._remembered: OrderedDict[tuple[str, str], tuple[str, str]] = OrderedDict()
         # Tenant -> its topics, in the order in which they were made; dicts as ordered sets.
         self._per_tenant: dict[str, dict[Topic, None]] = {}
         self.max_ring_bytes = int(limits.max_memory_bytes * _RINGS_SHARE)
@@ -142,7 +155,7 @@ class TopicManager:
         return self._topics.get((tenant, name))
 
     def get_or_create(self, tenant: str, name: str, created_at: str, now_s: float) -> Topic:
-        """Return the topic, made now if it was missing.
+        """Return the topic, which begins now if it was missing; its first message makes it.
 
         Raises:
             InvalidRequest: the name can't be a topic's.
@@ -154,7 +167,11 @@ class TopicManager:
         check_topic(name)
         self._check_limits(tenant)
         ring = RecentMessageCache(self.limits.ring_messages, self.limits.ring_bytes)
-        return self._add(tenant, name, ring, self._new_epoch(), created_at, now_s)
+        if (tenant, name) in self._remembered:
+            epoch, created_at = self._remembered.pop((tenant, name))
+        else:
+            epoch = self._new_epoch()
+        return self._add(tenant, name, ring, epoch, created_at, now_s)
 
     def ring_for(self, saved: SavedTopic) -> RecentMessageCache | None:
         """Return an empty ring for what there was of a topic; None once memory is spent."""
@@ -207,6 +224,8 @@ class TopicManager:
         size = ring.size_bytes
         self.ring_bytes += size - before
         self._published += len(frames)
+        if offset == 1:
+            self._to_sweep.append(topic)
         if size.bit_length() != topic.size_class:
             self._reclass(topic)
         if not topic.is_noted and topic.published + topic.delivered > self._busy_bar:
@@ -260,12 +279,36 @@ class TopicManager:
             busiest = heapq.nlargest(count, chain(busiest, part), key=_messages)
         return busiest
 
+    def note_left(self, topic: Topic) -> None:
+        """Note that a reader has left; a topic without a message and without readers is forgotten.
+
+        So reading a name that nobody publishes to leaves nothing behind.
+        """
+        if not (topic.head or topic.subscribers):
+            self._unmade[topic] = None
+            self._unmade.move_to_end(topic)
+
+    def _forget_unmade(self, now_s: float) -> None:
+        for _ in range(min(len(self._unmade), UNMADE_PER_SWEEP)):
+            topic = next(iter(self._unmade))
+            if now_s - topic.last_used_s < UNMADE_S:
+                return
+            del self._unmade[topic]
+            if topic.head or topic.subscribers:
+                continue
+            self._forget(topic)
+            self._remembered[topic.tenant, topic.name] = topic.epoch, topic.created_at
+            if len(self._remembered) > MAX_REMEMBERED:
+                self._remembered.popitem(last=False)
+
     def evict_idle(self, now_s: float, at_most: int = TOPICS_PER_SWEEP) -> list[Topic]:
         """Forget those of the next ``at_most`` topics that nobody reads or used for ``idle_s``.
 
-        Returns these; who watches them by a pattern is still joined. Also cuts the rings, should
-        they hold too much: see `extend`.
+        Returns these; who watches them by a pattern is still joined. Also forgets names without
+        messages that nobody reads any more, and cuts the rings, should they hold too much: see
+        `extend`.
         """
+        self._forget_unmade(now_s)
         idle: list[Topic] = []
         forgotten_bytes = 0
         for _ in range(min(at_most, len(self._to_sweep))):
@@ -308,7 +351,10 @@ class TopicManager:
             text_budget=self.text_budget,
         )
         self._topics[tenant, name] = topic
-        self._to_sweep.append(topic)
+        if topic.head:
+            self._to_sweep.append(topic)
+        else:
+            self._unmade[topic] = None
         self._per_tenant.setdefault(tenant, {})[topic] = None
         return topic
 

@@ -103,7 +103,7 @@ class Hub:
         self._acceptance = Acceptance(wall_ns)
         self._waiting = WaitingPublishes(loop)
         self._first_answers = FirstAnswers(self.answers, self._waiting, loop)
-        self._readers = Readers(self.counters.count_background_error, loop)
+        self._readers = Readers(self.counters.count_background_error, self.topics.note_left, loop)
         self._circuits = Circuits(_circuit_budget(config), self._readers, self.counters, loop)
         self._rounds = Rounds(
             config.ring_messages,
@@ -159,7 +159,10 @@ class Hub:
         self.rate_limiter.take(tenant.name, count, self._loop.time())
 
     def topic(self, tenant: Tenant, name: str) -> Topic:
-        """Return the tenant's topic, made now if it is missing.
+        """Return the tenant's topic, which begins now if it is missing.
+
+        It is made, and found by patterns, with its first message; until then it is a name that
+        somebody reads, and forgotten when nobody does.
 
         Raises:
             InvalidRequest: the name can't be a topic's.
@@ -171,7 +174,6 @@ class Hub:
             # pass for one of this life, had the clock been set back.
             created_at = rfc3339(max(self.wall_us(), self.last_id_us))
             topic = self.topics.get_or_create(tenant.name, name, created_at, self._loop.time())
-            self.watches.topic_made(topic)
         return topic
 
     def must_wait(self, topic: Topic) -> bool:
@@ -203,6 +205,8 @@ class Hub:
         ids, frames = self._acceptance.accept(topic, offset, requests)
 
         self.topics.extend(topic, offset, frames, self._loop.time())
+        if offset == 1:
+            self.watches.topic_made(topic)
         if not topic.flush_is_scheduled and ring.head != topic.edge:
             self._rounds.schedule(topic)
         return offset, ids

@@ -38,14 +38,22 @@ class Readers:
         "_count_error",
         "_has_turn",
         "_loop",
+        "_note_left",
         "_spent_bytes",
         "count",
         "suspended",
         "topics",
     )
 
-    def __init__(self, count_error: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        count_error: Callable[[], None],
+        note_left: Callable[[Topic], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Args: note_left: told of each topic that its last reader has left."""
         self._count_error = count_error
+        self._note_left = note_left
         self._loop = loop
         # Readers that would take more, and their topics; who has waited longest first.
         self._behind: dict[Subscriber, Topic] = {}
@@ -87,6 +95,7 @@ class Readers:
         self.count -= 1
         if topic.subscribers == 0:
             self.topics.pop(topic, None)
+            self._note_left(topic)
 
     def suspend(self, topic: Topic, reader: Subscriber) -> None:
         """Offer ``reader`` nothing until it is resumed; it keeps its place."""
