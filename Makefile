@@ -14,7 +14,7 @@ LOCK = build/lock/bin/uv --quiet pip compile --upgrade --generate-hashes --pytho
   --custom-compile-command "make lock"
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help run test lint types check fmt bench mutants completions browser lock image-test clean
+.PHONY: help run test lint types check fmt bench mutants completions browser proxies lock image-test clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
@@ -23,7 +23,7 @@ help: ## List these targets
 run: $(RUN_READY) ## Start the daemon with its defaults
 	@exec $(BIN)/clevrd serve $(ARGS)
 
-test: $(DEV_READY) browser ## Run the tests
+test: $(DEV_READY) browser proxies ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
 # The JavaScript client is tested in it. Who may install it gets it; without it those tests are
@@ -39,6 +39,21 @@ browser: ## Install Chromium for the tests, where apt-get may
 	fi; \
 	echo "There is no Chromium, so the tests of the JavaScript client can't run;" \
 	  "on Debian: apt-get install chromium" >&2
+
+# The examples in docs/operations.md are tried out in them. Not installed where systemd would start
+# them, unless in CI: a developer may not want a web server for some tests.
+proxies: ## Install nginx, HAProxy and Caddy for the tests, where nothing starts them
+	@missing=; for name in nginx haproxy caddy; do \
+	  command -v $$name >/dev/null || missing="$$missing $$name"; done; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
+	if [ -n "$$CI" -o ! -d /run/systemd/system ] && command -v apt-get >/dev/null \
+	    && $$sudo true 2>/dev/null; then \
+	  echo "Installing for the tests behind proxies:$$missing"; \
+	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq -y --no-install-recommends $$missing >/dev/null && exit 0; \
+	fi; \
+	echo "The tests behind proxies can't run without:$$missing" >&2
 
 lint: $(DEV_READY) ## Check style and formatting
 	@$(BIN)/ruff check $(SOURCES)

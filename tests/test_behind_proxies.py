@@ -1,0 +1,205 @@
+"""The proxy configurations of docs/operations.md, in the real nginx, HAProxy and Caddy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import aiohttp
+import pytest
+from daemons import ROOT, Daemon, running, until
+from websockets.asyncio.client import connect
+
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+
+
+def example(language: str) -> str:
+    """Return the configuration that the document has in this language."""
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", OPERATIONS, re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+def nginx(folder: Path, text: str) -> list[str]:
+    """Return the command of an nginx that serves ``text`` from ``folder`` alone."""
+    places = "".join(
+        f"{kind}_temp_path {folder}/{kind};\n"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    file = folder / "nginx.conf"
+    file.write_text(
+        f"daemon off; master_process off; pid {folder}/pid; error_log {folder}/log;\n"
+        f"events {{}}\nhttp {{\naccess_log off;\n{places}{text}}}\n"
+    )
+    return ["nginx", "-e", f"{folder}/log", "-c", str(file)]
+
+
+def haproxy(folder: Path, text: str) -> list[str]:
+    """Return the command of a HAProxy that serves ``text``."""
+    file = folder / "haproxy.cfg"
+    file.write_text(text)
+    return ["haproxy", "-db", "-f", str(file)]
+
+
+def caddy(folder: Path, text: str) -> list[str]:
+    """Return the command of a Caddy that serves ``text``, and has no port for its owner."""
+    file = folder / "Caddyfile"
+    file.write_text(f"{{\n    admin off\n    auto_https off\n}}\n{text}")
+    return ["caddy", "run", "--adapter", "caddyfile", "--config", str(file)]
+
+
+class Proxy:
+    """How to run one, and how its configuration says where it listens."""
+
+    def __init__(
+        self, language: str, listen: str, command: Callable[[Path, str], list[str]]
+    ) -> None:
+        self.language = language
+        # With a place for the port.
+        self.listen = listen
+        self.command = command
+
+
+PROXIES = {
+    "nginx": Proxy("nginx", "listen {};", nginx),
+    "haproxy": Proxy("haproxy", "bind :{}", haproxy),
+    "caddy": Proxy("caddyfile", ":{} {{", caddy),
+}
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def accepts(port: int) -> bool:
+    """Say whether somebody listens on ``port``."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@asynccontextmanager
+async def proxy_of(name: str, daemon_port: int, folder: Path) -> AsyncIterator[int]:
+    """Run a proxy in front of a daemon, and give its port."""
+    if shutil.which(name) is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"there is no {name}; make test installs it where it may")
+        pytest.skip(f"there is no {name}; on Debian: apt-get install {name}")
+    proxy = PROXIES[name]
+    port = free_port()
+    text = example(proxy.language)
+    before, after = proxy.listen.format(80), proxy.listen.format(port)
+    assert before in text
+    assert "127.0.0.1:8080" in text
+    text = text.replace(before, after).replace("127.0.0.1:8080", f"127.0.0.1:{daemon_port}")
+    with open(folder / "output", "wb") as output:  # noqa: ASYNC230  # a small file, once
+        process = await asyncio.create_subprocess_exec(
+            *proxy.command(folder, text),
+            env={**os.environ, "HOME": str(folder)},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        await until(lambda: accepts(port) or process.returncode is not None)
+        assert process.returncode is None, (folder / "output").read_text()
+        yield port
+    finally:
+        with suppress(ProcessLookupError):
+            # Not asked to stop: Caddy would wait for the clients.
+            process.kill()
+        await process.wait()
+
+
+@pytest.fixture
+async def daemon() -> AsyncIterator[Daemon]:
+    async with running() as daemon:
+        yield daemon
+
+
+@pytest.mark.parametrize("name", PROXIES)
+async def test_clients_reach_the_daemon_through_the_proxy(
+    name: str, daemon: Daemon, tmp_path: Path
+) -> None:
+    """Every transport, at once and unbuffered, as the tenant that the proxy names."""
+    async with proxy_of(name, daemon.port, tmp_path) as port:
+        url = f"http://127.0.0.1:{port}"
+        stream = {"Accept": "text/event-stream", "X-Tenant-ID": "other"}
+        lines = {"Accept": "application/x-ndjson"}
+        async with (
+            asyncio.timeout(20),
+            aiohttp.ClientSession() as http,
+            connect(f"ws://127.0.0.1:{port}/subscribe?topic=t", proxy=None) as reader,
+            http.get(f"{url}/subscribe?topic=t", headers=stream) as events,
+            http.get(f"{url}/subscribe?topic=t", headers=lines) as ndjson,
+        ):
+            async with http.post(f"{url}/publish", json={"topic": "t", "data": 1}) as answer:
+                published = await answer.json()
+            message = json.loads(await reader.recv())
+            event = await events.content.readuntil(b"\n\n")
+            while b"data:" not in event or b'"id"' not in event:
+                event = await events.content.readuntil(b"\n\n")
+            line = await ndjson.content.readline()
+            async with http.get(f"{url}/subscribe?topic=t&poll=1&last=1") as polled:
+                (held,) = (await polled.json())["messages"]
+            async with http.get(f"{url}/subscribe?topic=t&poll=1&tenant=other") as refused:
+                status = refused.status
+
+    assert (published["success"], published["offset"]) == (True, 1)
+    for seen in (message, json.loads(line), held):
+        assert (seen["tenant_id"], seen["data"], seen["offset"]) == ("acme", 1, 1)
+    assert b'"tenant_id":"acme"' in event
+    assert status == 400
+
+
+@pytest.mark.parametrize("name", PROXIES)
+async def test_metrics_stay_inside(name: str, daemon: Daemon, tmp_path: Path) -> None:
+    """However the path is spelled: the daemon shows them to everybody who reaches it."""
+    async with proxy_of(name, daemon.port, tmp_path) as port:
+        for target in (
+            b"/metrics",
+            b"/metrics?topics=5",
+            b"//metrics",
+            b"/./metrics",
+            b"/x/../metrics",
+            b"/%6Detrics",
+            b"/metrics/",
+            b"/METRICS",
+            b"http://127.0.0.1/metrics",
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            head = b"GET %b HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+            writer.write(head % target)
+            answer = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+
+            assert answer.startswith(b"HTTP/1.1 "), target
+            assert b"HTTP/1.1 200" not in answer, target
+            assert b'"messages"' not in answer, target
+
+
+@pytest.mark.parametrize("name", PROXIES)
+async def test_event_source_is_kept_while_the_daemon_is_away(name: str, tmp_path: Path) -> None:
+    """It gets 200 and a time to come back; every other client is told that nobody is there."""
+    async with proxy_of(name, free_port(), tmp_path) as port:
+        url = f"http://127.0.0.1:{port}"
+        async with asyncio.timeout(20), aiohttp.ClientSession() as http:
+            stream = {"Accept": "text/event-stream"}
+            while True:
+                async with http.get(f"{url}/subscribe?topic=t", headers=stream) as events:
+                    told = events.status, events.content_type, await events.text()
+                # HAProxy finds out within a second that its server is not there.
+                if told[0] == 200:
+                    break
+            async with http.post(f"{url}/publish", json={"topic": "t", "data": 1}) as refused:
+                status = refused.status
+
+    assert told == (200, "text/event-stream", "retry: 2000\n\n")
+    assert status in (502, 503)
