@@ -18,7 +18,7 @@ RUN python -m venv --without-pip /opt/clevrd \
     --no-deps --require-hashes -r requirements.lock \
  && pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
     --no-deps --require-hashes -r requirements-build.lock
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY clevrd clevrd
 RUN pip wheel --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation -w . . \
  && pip --python /opt/clevrd/bin/python install --no-cache-dir --disable-pip-version-check \

@@ -9,12 +9,12 @@ BIN := $(VENV)/bin
 RUN_READY := $(VENV)/.run-ready
 DEV_READY := $(VENV)/.dev-ready
 # bench/ is checked as soon as there is one.
-SOURCES := clevrd tests $(wildcard bench)
+SOURCES := setup.py clevrd tests $(wildcard bench)
 LOCK = build/lock/bin/uv --quiet pip compile --upgrade --generate-hashes --python-version 3.12 \
   --custom-compile-command "make lock"
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help run test lint types check fmt bench mutants completions browser proxies lock image-test clean
+.PHONY: help run test lint types check fmt bench mutants completions browser proxies dist lock image-test clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
@@ -76,6 +76,10 @@ mutants: $(DEV_READY) ## Put faults into a copy and see whether the tests notice
 
 completions: $(DEV_READY) ## Make the shell completion scripts after a change of the command line
 	@$(BIN)/python tests/completions.py
+
+dist: $(DEV_READY) ## Make the source distribution and the wheel, in dist/
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist .
 
 # For the Python of the image, whatever this one is. Raised on purpose: commit what it changes.
 lock: ## Pin the image's dependencies to their newest versions, with hashes

@@ -26,6 +26,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clevrd.cli.completion import SHELLS
+
 ROOT = Path(__file__).parent.parent
 DEBIAN = "bookworm"
 # What the official image has of Debian beside its Python.
@@ -144,8 +146,9 @@ def check_context(buildah: Builder, context: Path, work: Path) -> None:
     web = {f"clevrd/web/{name}" for name in os.listdir(ROOT / "clevrd" / "web")} - {
         "clevrd/web/__pycache__"
     }
-    files = {"pyproject.toml", "README.md", "LICENSE", "requirements.lock"}
+    files = {"pyproject.toml", "setup.py", "README.md", "LICENSE", "requirements.lock"}
     files |= {"requirements-build.lock"}
+    files |= {f"clevrd/cli/completions/clevrd.{shell}" for shell in SHELLS}
 
     sent = sent_files(buildah, context, work)
 
