@@ -202,6 +202,26 @@ async def test_publisher_that_leaves_abruptly_has_published_what_it_sent() -> No
             assert await offsets(reader, 5) == [1, 2, 3, 4, 5]
 
 
+async def test_publisher_that_shuts_its_side_down_while_frames_wait_has_its_answers() -> None:
+    """What it sent is published and answered although nothing more comes, and then it is closed."""
+    async with running() as daemon:
+        daemon.hub.throttler._until_s = daemon.server._loop.time() + 60
+        reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+        writer.write(
+            b"GET /publish HTTP/1.1\r\nHost: t\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(masked(TEXT, b'{"topic":"t","data":1,"ref":1}') * 5)
+        await until(lambda: daemon.hub._waiting.count > 0)
+        writer.write_eof()
+
+        answers = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+
+    assert answers.count(b'"success":true') == 5
+
+
 async def test_publisher_that_reads_no_answers_is_not_read_either() -> None:
     """A hundred thousand answers owed to somebody who does not read them are not kept."""
     async with running(**SMALL_BUFFERS) as daemon:
