@@ -17,6 +17,7 @@ from clients import (
     RECORD,
     SMALL_BUFFERS,
     RawSubscriber,
+    client_of,
     publishing,
     raw_subscriber,
     read_to_the_end,
@@ -278,6 +279,25 @@ async def test_open_circuit_closes_when_the_socket_drains() -> None:
         lost = sum(sums["dropped"].values()) + sums["discarded"]
         assert sums["offered"] == sums["delivered"] + lost + sums["queued"]
         assert sums["dropped"]["slow_consumer"] >= 50
+
+
+async def test_every_answer_counts_a_reader_with_an_open_circuit() -> None:
+    """A publish, a batch and a publish socket say the same of the same topic."""
+    async with (
+        running(**BREAKS) as daemon,
+        await raw_subscriber(daemon.port, QUERY, receive_bytes=4096),
+        client_of(f"{daemon.ws_url}/publish") as socket,
+    ):
+        await open_circuit(daemon)
+        single = await daemon.publish("t", 1)
+        items = b'{"topic":"t","data":1}\n'
+        async with daemon.http.post(f"{daemon.url}/publish/batch", data=items) as response:
+            (batch,) = (await response.json())["results"]
+        await socket.send('{"topic":"t","data":1,"ref":1}')
+        framed = json.loads(await socket.recv())
+        assert daemon.hub.open_circuits == 1
+
+    assert [answer["subscribers"] for answer in (single, batch, framed)] == [1, 1, 1]
 
 
 async def test_what_the_ring_gave_up_meanwhile_is_told() -> None:

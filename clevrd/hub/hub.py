@@ -186,7 +186,8 @@ class Hub:
         """Append one message and have it offered to all readers this turn; no await."""
         offset, (message_id,) = self.publish_run(topic, (request,))
         lagging = len(topic.lagging)
-        subscribers = len(topic.live) + lagging
+        # `topic.subscribers`, which is a call.
+        subscribers = len(topic.live) + lagging + len(topic.suspended)
         return Published(True, message_id, offset, topic.epoch, subscribers, lagging, topic.slow)
 
     def publish_run(
