@@ -13,8 +13,12 @@ SOURCES := setup.py clevrd tests $(wildcard bench)
 LOCK = build/lock/bin/uv --quiet pip compile --upgrade --generate-hashes --python-version 3.12 \
   --custom-compile-command "make lock"
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# npm's own note of what it has installed; package-lock.json being newer repeats it.
+NODE_TOOLS := tests/javascript
+NODE_READY := $(NODE_TOOLS)/node_modules/.package-lock.json
 
-.PHONY: help run test lint types check fmt bench mutants completions browser proxies dist lock image-test clean
+.PHONY: help run test lint types check fmt bench mutants completions browser node proxies dist lock \
+  image-test clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
@@ -23,7 +27,7 @@ help: ## List these targets
 run: $(RUN_READY) ## Start the daemon with its defaults
 	@exec $(BIN)/clevrd serve $(ARGS)
 
-test: $(DEV_READY) browser proxies ## Run the tests
+test: $(DEV_READY) browser node proxies ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
 # The JavaScript client is tested in it. Who may install it gets it; without it those tests are
@@ -39,6 +43,25 @@ browser: ## Install Chromium for the tests, where apt-get may
 	fi; \
 	echo "There is no Chromium, so the tests of the JavaScript client can't run;" \
 	  "on Debian: apt-get install chromium" >&2
+
+# The same of Node and npm, and of the tools in tests/javascript.
+node: ## Install Node, where apt-get may, and what the tests need of npm
+	@if ! { command -v node && command -v npm; } >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
+	  if command -v apt-get >/dev/null && $$sudo true 2>/dev/null; then \
+	    echo "Installing Node for the tests of the JavaScript client"; \
+	    $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive \
+	      apt-get install -qq -y --no-install-recommends nodejs npm >/dev/null; \
+	  fi; \
+	fi; \
+	if ! command -v npm >/dev/null; then \
+	  echo "There is no npm, so some tests of the JavaScript client can't run;" \
+	    "on Debian: apt-get install nodejs npm" >&2; \
+	elif [ ! $(NODE_READY) -nt $(NODE_TOOLS)/package-lock.json ]; then \
+	  echo "Installing the tools of those tests into $(NODE_TOOLS)/node_modules"; \
+	  npm ci --prefix $(NODE_TOOLS) --no-audit --no-fund --loglevel=error >/dev/null \
+	    && touch $(NODE_READY) || echo "npm could not install them, so those tests can't run" >&2; \
+	fi
 
 # The examples in docs/operations.md are tried out in them. Not installed where systemd would start
 # them, unless in CI: a developer may not want a web server for some tests.
@@ -93,7 +116,7 @@ image-test: $(DEV_READY) ## Build the container image without an engine and try 
 	@$(BIN)/python tests/image.py $(ARGS)
 
 clean: ## Remove the environment, caches and build results
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist $(NODE_TOOLS)/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find clevrd tests $(wildcard bench) -name __pycache__ -type d -exec rm -rf {} +
 
 # Developing includes running, so one installation satisfies both stamps.

@@ -15,12 +15,14 @@ from playwright.async_api import Browser, Error, Page, async_playwright
 # As the Makefile looks for it.
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-# Chance and time out of the way: no jitter, and a wait is noted and cut to 20 ms at most.
+# Chance and time out of the way: no jitter, and a wait is noted and cut to 20 ms at most. From 10 s
+# on it is a time limit, which stays.
 QUICK: Final = """
 Math.random = () => 0;
 globalThis.delays = [];
 const wait = globalThis.setTimeout;
-globalThis.setTimeout = (call, ms) => (delays.push(ms), wait(call, Math.min(ms, 20)));
+globalThis.setTimeout = (call, ms) =>
+    ms < 10_000 ? (delays.push(ms), wait(call, Math.min(ms, 20))) : wait(call, ms);
 """
 
 

@@ -11,9 +11,9 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiohttp
 import pytest
@@ -22,8 +22,7 @@ from browsers import chromium, in_page, page_at, until_page
 from daemons import ROOT, DaemonProcess, daemon_process, running, until
 from playwright.async_api import Browser, Page, Request
 from proxies import cutting_proxy
-from websockets.asyncio.server import ServerConnection, serve
-from websockets.typing import Subprotocol
+from turns import WATCHING, Turn, faking, found, gap_frame, message, subscribed
 
 # One Chromium for all: starting it takes longer than most of the tests.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -236,6 +235,51 @@ async def test_abort_ends_the_loop_quietly(browser: Browser) -> None:
 
         await until(lambda: daemon.hub.subscribers == 0)
         assert ended == ["quiet", "closed"]
+
+
+async def test_leaving_a_quiet_topic_does_not_wait_for_it(browser: Browser) -> None:
+    """return() ends what waits: a handshake, the next message, and before the first of them."""
+    async with running() as daemon, page_at(browser, daemon.url) as page:
+        left = await in_page(
+            page,
+            """const { Clevrd } = await import("/clevrd.js");
+            const client = new Clevrd();
+            const left = [];
+            for (const wanted of [null, "connecting", "open"]) {
+                let reached;
+                const isReached = new Promise((done) => (reached = done));
+                const onStatus = ({ status }) => status === wanted && reached();
+                const events = client.subscribe("quiet", { onStatus });
+                const next = wanted && events.next();
+                if (wanted) await isReached;
+                left.push(await events.return("left"), await next);
+            }
+            return left;""",
+        )
+        await until(lambda: daemon.hub.subscribers == 0)
+
+    returned, ended = {"value": "left", "done": True}, {"done": True}
+    assert [each and {k: v for k, v in each.items() if v is not None} for each in left] == [
+        *(returned, None),
+        *(returned, ended),
+        *(returned, ended),
+    ]
+
+
+async def test_foreign_page_can_publish(browser: Browser, tmp_path: Path) -> None:
+    """As docs/javascript.md says: a plain form does, until the daemon looks at origins."""
+    page_text = """<iframe name="answer"></iframe>
+        <form method="post" enctype="text/plain" target="answer">
+        <input name='{"topic":"t","data":1,"of":"' value='"}'></form>"""
+    file = tmp_path / "foreign.html"
+    file.write_text(page_text)
+
+    async with running() as daemon, page_at(browser, file.as_uri()) as page:
+        await page.evaluate(
+            "url => { document.forms[0].action = url; document.forms[0].submit(); }",
+            f"{daemon.url}/publish",
+        )
+        await until(lambda: [topic.published for topic in daemon.hub.topics] == [1])
 
 
 async def test_network_that_returns_is_used_at_once(browser: Browser) -> None:
@@ -534,90 +578,6 @@ async def test_any_event_is_a_position(browser: Browser) -> None:
 
 
 # --- what a server says only in trouble ----------------------------------------------------------
-
-
-def subscribed(
-    offset: int = 0,
-    *,
-    recovered: bool = False,
-    topic: str = "t",
-    epoch: str = "e1",
-    **more: str,
-) -> str:
-    """Return the frame that a subscription begins with."""
-    return json.dumps(
-        {
-            "type": "subscribed",
-            "topic": topic,
-            "epoch": epoch,
-            "offset": offset,
-            "recovered": recovered,
-            "window": 100,
-            **more,
-        }
-    )
-
-
-def found(topic: str, epoch: str, offset: int = 0, *, recovered: bool = False) -> str:
-    """Return the frame with which a topic begins that the pattern ``p.*`` has brought."""
-    return subscribed(offset, recovered=recovered, topic=topic, epoch=epoch, pattern="p.*")
-
-
-def gap_frame(topic: str, first: int | None, last: int | None, reason: str) -> str:
-    """Return the frame that tells a gap."""
-    count = None if first is None or last is None else last - first + 1
-    gap = {"topic": topic, "from": first, "to": last, "count": count, "reason": reason}
-    return json.dumps({"type": "gap", **gap})
-
-
-def message(offset: int, topic: str = "t") -> str:
-    """Return a message, as far as a client looks at it."""
-    return json.dumps({"id": f"msg-{offset}", "topic": topic, "data": offset, "offset": offset})
-
-
-WATCHING = json.dumps({"type": "watching", "pattern": "p.*"})
-
-
-class Turn(NamedTuple):
-    """What the fake says on one connection; code 0 leaves it open."""
-
-    frames: list[str | bytes]
-    code: int = 0
-    pongs: bool = True
-
-
-class FakeServer:
-    """Plays one turn for each connection, once it subscribes, and keeps what clients say."""
-
-    def __init__(self, turns: list[Turn]) -> None:
-        self._turns = iter(turns)
-        self.url = ""
-        # The subscribe of each connection, and what clients sent after it.
-        self.wishes: list[dict[str, Any]] = []
-        self.heard: list[dict[str, Any]] = []
-
-    async def connected(self, connection: ServerConnection) -> None:
-        """Play the next turn."""
-        self.wishes.append(json.loads(await connection.recv()))
-        turn = next(self._turns)
-        for frame in turn.frames:
-            await connection.send(frame)
-        if turn.code:
-            await connection.close(turn.code, "because")
-        async for frame in connection:
-            self.heard.append(json.loads(frame))
-            if self.heard[-1] == {"type": "ping"} and turn.pongs:
-                await connection.send('{"type":"pong"}')
-
-
-@asynccontextmanager
-async def faking(*turns: Turn) -> AsyncIterator[FakeServer]:
-    """Run a fake server."""
-    fake = FakeServer(list(turns))
-    protocols = [Subprotocol("clevrd.v1")]
-    async with serve(fake.connected, "127.0.0.1", 0, subprotocols=protocols) as server:
-        fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        yield fake
 
 
 @pytest.mark.parametrize("code", [4001, 4099, 1009])

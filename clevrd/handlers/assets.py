@@ -1,5 +1,7 @@
 """GET /clevrd.js and /clevrd.d.ts: the JavaScript client, as it lies in clevrd/web.
 
+The npm package has the same files (clients/javascript). What is served has one line more.
+
 Conditional requests: RFC 9110 §13.1.2.
 """
 
@@ -17,6 +19,10 @@ CACHE_CONTROL: Final = "public, max-age=300"
 # Longer ones are not looked through: no cache holds more than a few versions.
 MAX_IF_NONE_MATCH_CHARS: Final = 1024
 
+# Behind what is served, so that a page need not name the server it has the module from. It is
+# not in the file: bundlers that know no import.meta, as that of React Native, would not load it.
+HOME: Final = b"\nhome = import.meta.url;\n"
+
 
 class AssetEndpoint:
     """One file of clevrd/web, read once."""
@@ -24,8 +30,10 @@ class AssetEndpoint:
     max_body_bytes = 0
 
     def __init__(self, name: str) -> None:
-        self._body = files("clevrd").joinpath("web", name).read_bytes()
-        self._content_type = JAVASCRIPT if name.endswith(".js") else TEXT
+        is_module = name.endswith(".js")
+        file = files("clevrd").joinpath("web", name).read_bytes()
+        self._body = file + HOME if is_module else file
+        self._content_type = JAVASCRIPT if is_module else TEXT
         self._etag = f'"{hashlib.sha256(self._body).hexdigest()[:16]}"'
         self._headers = (
             ("ETag", self._etag),

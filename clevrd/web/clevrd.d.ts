@@ -29,52 +29,87 @@ export interface Gap extends Position {
 	reason: "slow_consumer" | "retention" | "epoch";
 }
 
-export interface Status {
-	/** `waiting`: the connection was lost, or left; the next attempt follows. */
-	status: "connecting" | "open" | "waiting" | "closed";
-	/** With `waiting`: the close code of the server, 1006 for none; absent when this side left. */
-	code?: number;
-	/** With `waiting`: why; of this side `behind`, `online`, `resume`, `timeout`. */
-	reason?: string;
-}
+/** What a loop over `subscribe` gets; `type` tells the two apart. */
+export type Event<Data = unknown> = Message<Data> | Gap;
+
+/** What the server drops when a reader lags. */
+export type Policy = "drop_oldest" | "drop_newest" | "circuit_breaker" | "latest";
+
+export type Status =
+	| { status: "connecting" | "open" | "closed" }
+	/** The connection was lost, or left; the next attempt follows. */
+	| {
+			status: "waiting";
+			/** The close code of the server, 1006 for none; absent when this side left. */
+			code?: number;
+			/** Why; of this side `behind`, `online`, `resume`, `timeout`. */
+			reason: string;
+	  };
+
+/** As much of a WebSocket's class as is needed: a browser's, Node's, that of the package ws. */
+export type WebSocketClass = new (
+	url: string,
+	protocol: string,
+) => {
+	readonly readyState: number;
+	readonly protocol: string;
+	send(data: string): void;
+	close(): void;
+	addEventListener(type: "open", listener: (event: any) => void): void;
+	addEventListener(type: "message", listener: (event: any) => void): void;
+	addEventListener(type: "close", listener: (event: any) => void): void;
+	addEventListener(type: "error", listener: (event: any) => void): void;
+};
 
 export interface Options {
 	/** Whose topics; the server's default tenant if it is left out. */
-	tenant?: string;
-	/** How long `publish` and `publishBatch` try again. Default: 60,000. */
-	retryForMs?: number;
+	tenant?: string | undefined;
+	/** How long `publish` and `publishBatch` try again; 0: not at all. Default: 60,000. */
+	retryForMs?: number | undefined;
 	/** For runtimes without a WebSocket of their own. */
-	WebSocket?: unknown;
+	WebSocket?: WebSocketClass | undefined;
 }
 
-export interface SubscribeOptions {
-	/** Resume one topic behind this position; every event has one. */
-	position?: Position;
-	/** The same for several, by topic. Also of topics that patterns brought. */
-	positions?: Record<string, Position>;
+/** Options of a subscription to several topics, or by patterns. */
+export interface SubscribeManyOptions {
+	/** Resume each topic behind its position; every event has one. */
+	positions?: Readonly<Record<string, Position>> | null | undefined;
 	/** Subscribe to all topics that match, those of later too: `["orders.*"]`. */
-	patterns?: readonly string[];
+	patterns?: readonly string[] | undefined;
 	/** Resume by time or message id: `"90s"`, `"all"`, RFC 3339 and more. Not with `last`. */
-	since?: string;
+	since?: string | Date | undefined;
 	/** Recent messages to begin with. Default: the server's, 50. */
-	last?: number;
+	last?: number | undefined;
 	/** What the server drops when this reader lags. Default: `"drop_oldest"`. */
-	policy?: string;
+	policy?: Policy | undefined;
 	/** Messages that this reader may lag at the server. */
-	buffer?: number;
+	buffer?: number | undefined;
 	/** Characters of JSON that may wait here. Beyond them it leaves and resumes. Default: 1e6. */
-	maxWaitingChars?: number;
+	maxWaitingChars?: number | undefined;
 	/** Ends the loop, quietly. */
-	signal?: AbortSignal;
-	onStatus?: (status: Status) => void;
-	/** Other fields of the subscribe command, as docs/wire.md lists them. */
-	[option: string]: unknown;
+	signal?: AbortSignal | undefined;
+	/** What it throws is thrown by the loop. */
+	onStatus?: ((status: Status) => void) | undefined;
+}
+
+/** Options of a subscription to one topic. */
+export interface SubscribeOptions extends SubscribeManyOptions {
+	/** Resume the topic behind this position; any event will do. */
+	position?: Position | null | undefined;
 }
 
 export interface PublishOptions {
-	key?: string;
+	/** What the message is about, for readers that want the newest of each. */
+	key?: string | undefined;
 	/** By it the server knows a repetition. Default: random, one for all attempts of a call. */
-	idempotencyKey?: string;
+	idempotencyKey?: string | undefined;
+}
+
+/** One message of a batch. */
+export interface Item extends PublishOptions {
+	topic: string;
+	/** What JSON can say, `null` excepted. */
+	data: unknown;
 }
 
 export interface Answer {
@@ -82,7 +117,12 @@ export interface Answer {
 	message_id: string;
 	offset: number;
 	epoch: string;
+	/** How many the topic had; how many of these were behind, and how many were slow. */
 	subscribers: number;
+	lagging: number;
+	slow: number;
+	/** The message was there already, by its idempotency key. */
+	repeated?: true;
 	/** Fields that the server ignored and finds misspelt; they are on the console too. */
 	warnings?: readonly string[];
 }
@@ -100,7 +140,10 @@ export interface Refusal {
 export interface PublishStream {
 	/** Resolves when one more may be published. */
 	readonly ready: Promise<void>;
-	/** Resolves with the answer, however many connections it takes; rejects when it is refused. */
+	/**
+	 * Resolves with the answer, however many connections it takes; rejects when it is refused. Who
+	 * does not look at it finds the first refusal on the console.
+	 */
 	publish(topic: string, data: unknown, options?: PublishOptions): Promise<Answer>;
 	/** Closes the connection once all is answered. */
 	close(): Promise<void>;
@@ -108,6 +151,7 @@ export interface PublishStream {
 
 /** What the server, or the network, said no with; `message` is the server's sentence if it had one. */
 export class ClevrdError extends Error {
+	name: "ClevrdError";
 	/** HTTP status, if there was an answer. */
 	status?: number;
 	/** Machine code of the refusal. */
@@ -120,32 +164,41 @@ export class ClevrdError extends Error {
 }
 
 export class Clevrd {
-	/** `url`: the server's http or https URL. Default: the folder that this module came from. */
+	/**
+	 * `url`: `http://host:port`, `host:port`, `https://host`, a path of the page's server; `ws://`
+	 * and `wss://` are taken for `http://` and `https://`. Default: the folder that `/clevrd.js` came
+	 * from; the npm package has none. Throws a `TypeError` when it is none of these.
+	 */
 	constructor(url?: string | URL, options?: Options);
 	/**
-	 * Yields messages and gaps of one topic, or of several over one connection: of each topic in
-	 * order, each once, across lost connections, until `signal` aborts or the loop is left. Throws
-	 * `ClevrdError` when the server says not to come back.
+	 * Yields messages and gaps of one topic, of each in order, each once, across lost connections,
+	 * until `signal` aborts or the loop is left. Throws `ClevrdError` when the server says not to come
+	 * back, `TypeError` for what can't be subscribed to.
 	 */
 	subscribe<Data = unknown>(
-		topic: string | readonly string[],
+		topic: string,
 		options?: SubscribeOptions,
-	): AsyncGenerator<Message<Data> | Gap, void, undefined>;
+	): AsyncGenerator<Event<Data>, void, undefined>;
+	/** The same for several topics over one connection; between topics there is no order. */
+	subscribe<Data = unknown>(
+		topics: readonly string[],
+		options?: SubscribeManyOptions,
+	): AsyncGenerator<Event<Data>, void, undefined>;
 	/** Publishes one message; tries again what time heals, for `retryForMs`. */
 	publish(
 		topic: string,
 		data: unknown,
-		options?: PublishOptions & { signal?: AbortSignal },
+		options?: PublishOptions & { signal?: AbortSignal | undefined },
 	): Promise<Answer>;
 	/** Publishes many in one request; a result for each, in order. Refused ones are not repeated. */
 	publishBatch(
-		items: Iterable<{ topic: string; data: unknown } & PublishOptions>,
-		options?: { signal?: AbortSignal },
+		items: Iterable<Item>,
+		options?: { signal?: AbortSignal | undefined },
 	): Promise<(Answer | Refusal)[]>;
 	/** Opens a stream of publishes, with at most `maxInFlight` (256) unanswered. */
 	publishStream(options?: {
-		maxInFlight?: number;
-		signal?: AbortSignal;
-		onStatus?: (status: Status) => void;
+		maxInFlight?: number | undefined;
+		signal?: AbortSignal | undefined;
+		onStatus?: ((status: Status) => void) | undefined;
 	}): PublishStream;
 }

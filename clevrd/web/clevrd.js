@@ -1,11 +1,18 @@
 // Publishes, and subscribes across lost connections. The wire: docs/wire.md.
 
+// Where the daemon's copy of this file came from: the daemon puts a line behind it that says so.
+// Here it would keep bundlers that know no import.meta, as React Native's, from loading the file.
+let home;
+
+const PROTOCOL = "clevrd.v1";
 // One that lived this long resets the backoff.
 const STEADY_MS = 10_000;
 // Of what servers may ask for.
 const ASKED_CAP_MS = 300_000;
 // Browsers hide the server's pings; who answers none of ours is gone.
 const BEAT_MS = 25_000;
+// Timers take no longer wait.
+const MAX_TIMER_MS = 2 ** 31 - 1;
 
 export class ClevrdError extends Error {
 	constructor(sentence, fields) {
@@ -16,70 +23,100 @@ export class ClevrdError extends Error {
 
 export class Clevrd {
 	#base;
+	#host;
 	#options;
 
 	constructor(url, options) {
-		this.#base = new URL(url || ".", url ? globalThis.location?.href : import.meta.url);
-		if (!/^http/.test(this.#base)) throw new TypeError("The URL must be http or https.");
-		if (!this.#base.pathname.endsWith("/")) this.#base.pathname += "/";
-		check(options, "tenant retryForMs WebSocket");
-		this.#options = { retryForMs: 60_000, WebSocket: globalThis.WebSocket, ...options };
+		this.#base = baseOf(url);
+		this.#host = this.#base.split("/")[2];
+		const given = take(options, "tenant retryForMs WebSocket");
+		this.#options = { retryForMs: 60_000, WebSocket: globalThis.WebSocket, ...given };
 	}
 
-	async *subscribe(topic, given = {}) {
-		check(given, "position positions patterns last since policy buffer signal onStatus maxWaitingChars");
-		const { position, positions, patterns = [], last, since, signal, onStatus, maxWaitingChars, ...options } = given;
+	subscribe(topic, options) {
+		const leave = new AbortController();
+		const events = this.#subscribe(topic, options, leave);
+		// A generator is left only between two steps, so what it waits for has to end first.
+		for (const way of ["return", "throw"]) {
+			const step = events[way].bind(events);
+			events[way] = (value) => {
+				leave.abort();
+				return step(value);
+			};
+		}
+		return events;
+	}
+
+	async *#subscribe(topic, given, leave) {
+		const all = take(given, "position positions patterns last since policy buffer signal onStatus maxWaitingChars");
+		const { position, positions, patterns = [], last, since, signal, onStatus, maxWaitingChars, ...options } = all;
+		const topics = topicsOf(topic, all);
 		const begin = { last, since };
 		const known = new Map();
-		for (const [name, at] of Object.entries(positions ?? { [topic]: position }))
+		for (const [name, at] of Object.entries(positions ?? (position && { [topics[0]]: position }) ?? {}))
 			if (at) known.set(name, { epoch: at.epoch, offset: at.offset });
 		// Found all there was: what is not known began since.
 		const watched = new Set(known.size ? patterns : []);
 		const starts = new Map();
+		const ask = (wish) => json({ type: "subscribe", ...options, ...wish });
+		// What has no JSON is refused before there is a connection.
+		ask();
 		const onOpen = (link) => {
-			const ask = (wish) => link.send(JSON.stringify({ type: "subscribe", ...options, ...wish }));
+			starts.clear();
 			// First: what a pattern has brought can't be named.
-			for (const name of [topic].flat()) ask({ topic: name, ...(known.get(name) ?? begin) });
+			for (const name of topics) link.send(ask({ topic: name, ...(known.get(name) ?? begin) }));
 			const positions = Object.fromEntries(known);
 			for (const pattern of patterns) {
 				const isNew = !watched.has(pattern);
-				ask({ pattern, ...(isNew && begin), positions: isNew && !known.size ? undefined : positions });
+				const resume = { positions: isNew && !known.size ? undefined : positions };
+				link.send(ask({ pattern, ...(isNew && begin), ...resume }));
 			}
 		};
-		for await (const event of this.#events(signal, { onStatus, onOpen, maxWaitingChars })) {
-			const { type, topic, pattern } = event;
+		for await (const event of this.#events(leave, { signal, onStatus, onOpen, maxWaitingChars })) {
+			const { type, topic, pattern, epoch: named } = event;
 			if (type === "watching") watched.add(pattern);
-			if (type === "forgotten") known.delete(topic);
-			if (type === "subscribed") starts.set(topic, event);
-			else if (type && type !== "gap") continue;
-			const { epoch, offset } = starts.get(topic);
-			const next = { epoch, offset: event.offset ?? event.to ?? offset };
+			if (type === "forgotten") {
+				known.delete(topic);
+				starts.delete(topic);
+			}
+			if (type === "subscribed") {
+				if (typeof topic !== "string" || !isPosition(event)) throw this.#foreign();
+				starts.set(topic, { epoch: named, offset: event.offset });
+			} else if (type && type !== "gap") continue;
+			const start = starts.get(topic);
+			const next = { ...start, offset: event.offset ?? event.to ?? start?.offset };
+			if (!isPosition(next)) throw this.#foreign();
 			const at = known.get(topic);
 			// What is not whole begins with its gap; a cut between must not hide it.
 			if (event.recovered === false && (at || since || watched.has(pattern))) continue;
-			if (epoch === at?.epoch && next.offset <= at.offset) continue;
+			if (next.epoch === at?.epoch && next.offset <= at.offset) continue;
 			known.set(topic, next);
 			if (type !== "subscribed") yield { type: "message", ...event, ...next };
 		}
 	}
 
-	async publish(topic, data, { signal, ...options } = {}) {
-		return this.#post("publish", encode({ topic, data, ...options }), signal);
+	async publish(topic, data, options) {
+		const { signal, ...rest } = take(options, "key idempotencyKey signal");
+		return this.#post("publish", encode({ ...rest, topic, data }), signal);
 	}
 
-	async publishBatch(items, { signal } = {}) {
-		return (await this.#post("publish/batch", Array.from(items, encode).join("\n"), signal)).results;
+	async publishBatch(items, options) {
+		const { signal } = take(options, "signal");
+		if (typeof items?.[Symbol.iterator] !== "function")
+			throw new TypeError("The items must be an array, as [{ topic, data }].");
+		const lines = Array.from(items, (item) => encode(take(item, "topic data key idempotencyKey")));
+		const { results } = await this.#post("publish/batch", lines.join("\n"), signal);
+		if (!Array.isArray(results)) throw this.#foreign();
+		return results;
 	}
 
-	publishStream(options = {}) {
-		check(options, "maxInFlight signal onStatus");
-		const { maxInFlight = 256, signal, onStatus } = options;
+	publishStream(options) {
+		const { maxInFlight = 256, signal, onStatus } = take(options, "maxInFlight signal onStatus");
 		const pending = new Map();
 		const waiting = [];
-		const closing = new AbortController();
-		const ending = either(closing.signal, signal);
+		const stop = new AbortController();
 		let lastRef = 0;
-		let current, failure;
+		let current, failure, isTold;
 		const fewerThan = async (count) => {
 			while (pending.size >= count) await new Promise((done) => waiting.push(done));
 		};
@@ -88,18 +125,20 @@ export class Clevrd {
 			pending.forEach(({ text }) => link.send(text));
 		};
 		const run = async () => {
-			for await (const answer of this.#events(ending, { onStatus, onOpen }))
-				pending.get(answer.ref)?.resolve(answer);
-			throw ending.reason;
+			for await (const { type, ref, ...answer } of this.#events(stop, { signal, onStatus, onOpen }))
+				pending.get(ref)?.resolve(answer);
+			throw signal?.aborted ? reasonOf(signal) : new ClevrdError("The stream is closed.");
 		};
-		run().catch((error) => {
+		const done = run().catch((error) => {
 			failure = error;
+			stop.abort();
 			pending.forEach(({ reject }) => reject(error));
 		});
-		const publish = async (topic, data, options) => {
+		const send = async (topic, data, options) => {
+			const given = take(options, "topic data key idempotencyKey");
 			if (pending.size >= maxInFlight) throw new ClevrdError("Too many at once: await ready.");
 			const ref = ++lastRef;
-			const text = encode({ type: "publish", topic, data, ...options, ref });
+			const text = encode({ ...given, type: "publish", topic, data, ref });
 			try {
 				for (let tries = 0; ; tries++) {
 					if (failure) throw failure;
@@ -108,7 +147,7 @@ export class Clevrd {
 						pending.set(ref, { text, resolve, reject });
 					});
 					if (answer.success) return answer;
-					await pause(new ClevrdError(answer.error, answer), tries, ending);
+					await pause(refusal(answer, "The message was refused."), tries, stop.signal);
 				}
 			} finally {
 				pending.delete(ref);
@@ -120,29 +159,59 @@ export class Clevrd {
 			get ready() {
 				return fewerThan(maxInFlight);
 			},
-			publish,
-			close: () => fewerThan(1).then(() => closing.abort()),
+			publish(...message) {
+				const sent = send(...message);
+				// Who looks at it only later, or never, must not end a Node process.
+				sent.catch((error) => {
+					if (!isTold && !signal?.aborted) console.warn(`A message was not published: ${error.message}`);
+					isTold = true;
+				});
+				return sent;
+			},
+			async close() {
+				await fewerThan(1);
+				stop.abort();
+				await done;
+			},
 		};
 	}
 
-	// Of one connection after the other.
-	async *#events(signal, { onStatus = () => {}, ...options }) {
-		const url = this.#url("ws");
-		let link;
+	// Of one connection after the other, until `stop` aborts.
+	async *#events(stop, { signal, onStatus, ...options }) {
+		let link, failure;
+		// What the application's callbacks throw is thrown to it, by the loop.
+		const fail = (error) => {
+			failure ??= { error };
+			stop.abort();
+		};
+		const say = (status) => {
+			try {
+				onStatus?.(status)?.then?.(undefined, fail);
+			} catch (error) {
+				fail(error);
+			}
+		};
+		const isLeft = () => stop.signal.aborted;
+		const unlisten = listen(signal, "abort", () => stop.abort());
+		if (signal?.aborted) stop.abort();
 		try {
-			for (let tries = 0; !signal?.aborted; tries++) {
-				onStatus({ status: "connecting" });
-				const socket = new this.#options.WebSocket(url.href.replace("http", "ws"), "clevrd.v1");
-				link = connect(socket, signal, { onStatus, ...options });
-				for (let text; (text = (await link.texts.read()).value); ) {
-					if (signal?.aborted) return;
-					const event = heed(JSON.parse(text));
-					link.askedMs ??= event.reconnect_after_ms;
+			// React's strict mode leaves at once and comes again: for that open nothing.
+			await null;
+			for (let tries = 0; !isLeft(); tries++) {
+				say({ status: "connecting" });
+				if (isLeft()) break;
+				link = connect(this.#socket(), stop.signal, { say, fail, ...options });
+				for (let text; (text = await link.read()) !== undefined; ) {
+					if (isLeft()) return;
+					const event = this.#eventOf(text);
+					if (event.reconnect_after_ms >= 0) link.askedMs ??= event.reconnect_after_ms;
 					if (event.type !== "error" || event.ref) yield event;
-					else if (event.retryable) link.end(event.code);
-					else throw new ClevrdError(event.error, event);
+					else if (event.retryable) link.end(event.code ?? "error");
+					else throw refusal(event, "The server refused it.");
 				}
-				const { code, reason, atOnce } = link.ending;
+				if (isLeft()) return;
+				const { code, reason, atOnce, isForeign } = link.ending;
+				if (isForeign) throw this.#foreign();
 				if (atOnce || Date.now() - link.openedMs >= STEADY_MS) tries = 0;
 				if (atOnce || (/^42/.test(code) && !tries)) continue;
 				let lost = new ClevrdError(`Closed with ${code} (${reason}).`, {
@@ -151,133 +220,278 @@ export class Clevrd {
 					retryAfterMs: link.askedMs,
 				});
 				// Browsers hide why a handshake failed, so ask. 426: all else was well.
-				if (!link.openedMs)
-					await this.#ask(url, either(AbortSignal.timeout(BEAT_MS), signal)).catch((error) => (lost = error));
-				await pause(lost, tries, signal);
+				if (!link.openedMs) lost = (await this.#whyNot(stop.signal)) ?? lost;
+				if (!isLeft()) await pause(lost, tries, stop.signal);
 			}
 		} finally {
+			unlisten();
 			link?.end();
-			onStatus({ status: "closed" });
+			say({ status: "closed" });
+			if (failure) throw failure.error;
+		}
+	}
+
+	#socket() {
+		const { WebSocket } = this.#options;
+		if (!WebSocket)
+			throw new TypeError("There is no WebSocket here: pass that of the package ws, new Clevrd(url, { WebSocket }).");
+		try {
+			return new WebSocket(this.#url("ws").replace("http", "ws"), PROTOCOL);
+		} catch (cause) {
+			throw new ClevrdError(`No WebSocket to ${this.#host} can be made: ${cause?.message ?? cause}`, { cause });
+		}
+	}
+
+	#eventOf(text) {
+		let event;
+		try {
+			event = JSON.parse(text);
+		} catch {
+			// Not ours, like all that is no object.
+		}
+		if (!isObject(event)) throw this.#foreign();
+		return event.type ? heed(event) : event;
+	}
+
+	async #whyNot(signal) {
+		const ending = within(BEAT_MS, signal);
+		try {
+			await this.#ask("ws", ending.signal);
+			return this.#foreign();
+		} catch (error) {
+			return error;
+		} finally {
+			ending.end();
 		}
 	}
 
 	async #post(path, body, signal) {
-		const ending = either(AbortSignal.timeout(this.#options.retryForMs), signal);
-		for (let tries = 0; ; tries++) {
-			try {
-				return await this.#ask(this.#url(path), ending, { method: "POST", body });
-			} catch (error) {
-				await pause(error, tries, ending);
-				if (ending.aborted) throw signal?.reason ?? error;
+		const { retryForMs } = this.#options;
+		const ending = within(retryForMs || BEAT_MS, signal);
+		try {
+			for (let tries = 0; ; tries++) {
+				try {
+					return await this.#ask(path, ending.signal, { method: "POST", body });
+				} catch (error) {
+					if (signal?.aborted) throw reasonOf(signal);
+					if (!retryForMs) throw error;
+					await pause(error, tries, ending.signal);
+					if (ending.signal.aborted) throw signal?.aborted ? reasonOf(signal) : error;
+				}
 			}
+		} finally {
+			ending.end();
 		}
 	}
 
-	async #ask(url, signal, init) {
+	async #ask(path, signal, init) {
 		let response, answer;
 		try {
-			response = await fetch(url, { signal, ...init });
+			response = await fetch(this.#url(path), { signal, ...init });
 			answer = await response.json();
 		} catch (cause) {
-			// No JSON of clevrd's: the status has to do.
-			if (!(cause instanceof SyntaxError))
-				throw new ClevrdError(`No answer from ${url.host}.`, { cause, retryable: true });
+			// JSON that is none was cut; Chromium hands out what came. Else it is not clevrd's.
+			const isWhole = cause?.name === "SyntaxError" && !/json/.test(response.headers.get("Content-Type"));
+			if (!isWhole && response?.headers.get("Content-Length") !== "0")
+				throw new ClevrdError(`No answer from ${this.#host}.`, { cause, retryable: true });
 		}
 		const { ok, status, headers } = response;
-		if (ok && answer) return heed(answer);
-		throw new ClevrdError(answer?.error ?? `Answered ${status}, but not by clevrd.`, {
-			...answer,
-			status,
-			retryable: answer?.retryable || status >= 500 || [426, 429].includes(status),
-			retryAfterMs: 1000 * headers.get("Retry-After") || 0,
-		});
+		if (ok && typeof answer?.success === "boolean") return heed(answer);
+		const error = refusal(answer, `${this.#host} answered ${status}, but is no clevrd: check the URL.`);
+		// 426 is clevrd's only with its JSON: every WebSocket server says it.
+		const isBusy = status >= 500 || status === 429 || (status === 426 && isObject(answer));
+		const retryAfterMs = 1000 * headers.get("Retry-After") || 0;
+		throw Object.assign(error, { status, retryable: error.retryable || isBusy, retryAfterMs });
 	}
 
 	#url(path) {
-		const url = new URL(path, this.#base);
-		if (this.#options.tenant) url.searchParams.set("tenant", this.#options.tenant);
-		return url;
+		const { tenant } = this.#options;
+		return this.#base + path + (tenant ? `?tenant=${tenant}` : "");
+	}
+
+	#foreign() {
+		return new ClevrdError(`${this.#host} sends what clevrd does not: check the URL.`, { retryable: false });
 	}
 }
 
-// One WebSocket, which ends once.
-function connect(socket, signal, { onStatus, onOpen, maxWaitingChars = 1e6 }) {
-	const stop = new AbortController();
-	let isQuiet, inbox;
-	const start = (it) => (inbox = it);
-	const size = ({ length = 0 }) => length;
+// One WebSocket, which ends once. Its listeners stay: the package ws calls them after it was closed,
+// and throws an error that nobody listens to.
+function connect(socket, signal, { say, fail, onOpen, maxWaitingChars = 1e6 }) {
+	let arrived = [];
+	let taken = [];
+	let waitingChars = 0;
+	let isQuiet, wake;
 	const link = {
-		texts: new ReadableStream({ start }, { highWaterMark: maxWaitingChars, size }).getReader(),
+		// The next text; undefined when all is read and no more comes.
+		async read() {
+			while (!taken.length && !arrived.length && !link.ending) await new Promise((done) => (wake = done));
+			if (!taken.length) [taken, arrived] = [arrived.reverse(), taken];
+			const text = taken.pop();
+			waitingChars -= text?.length ?? 0;
+			return text;
+		},
 		send: (text) => socket.readyState === 1 && socket.send(text),
 		end: (reason, how) => {
 			if (link.ending) return;
 			link.ending = { reason, ...how };
 			clearInterval(beat);
-			stop.abort();
-			socket.close();
-			inbox.close();
-			if (reason != null) onStatus({ status: "waiting", ...link.ending });
+			unlisten.forEach((each) => each());
+			try {
+				socket.close();
+			} catch {
+				// It is closed then.
+			}
+			wake?.();
+			if (reason != null) say({ status: "waiting", reason, ...(how?.code && { code: how.code }) });
 		},
 	};
 	const beat = setInterval(() => {
-		if (isQuiet || !link.openedMs) link.end("timeout");
+		if (isQuiet || !link.openedMs) return link.end("timeout");
 		isQuiet = true;
 		link.send('{"type":"ping"}');
 	}, BEAT_MS);
-	const on = listen.bind(null, stop.signal);
-	on(socket, "open", () => {
+	const on = (type, call) => socket.addEventListener(type, (event) => link.ending || call(event));
+	on("open", () => {
+		// Its server would have chosen the protocol.
+		if (socket.protocol === "") return link.end(null, { isForeign: true });
 		link.openedMs = Date.now();
-		onStatus({ status: "open" });
-		onOpen(link);
+		say({ status: "open" });
+		try {
+			onOpen(link);
+		} catch (error) {
+			fail(error);
+		}
 	});
-	on(socket, "message", ({ data }) => {
+	on("message", ({ data }) => {
 		isQuiet = false;
-		inbox.enqueue(data);
+		// No frame of clevrd's is binary, and no text of clevrd's is empty.
+		const text = typeof data === "string" ? data : "";
+		arrived.push(text);
+		waitingChars += text.length;
+		wake?.();
+		if (!text) link.end();
 		// It can't be paused: leave, and resume when all is consumed.
-		if (inbox.desiredSize < 0) link.end("behind", { atOnce: true });
+		else if (waitingChars > maxWaitingChars) link.end("behind", { atOnce: true });
 	});
-	on(socket, "close error", ({ code = 1006, reason = "" }) => link.end(reason, { code }));
-	// Now it may be dead and not know. Resuming is exact, so do.
-	on(globalThis, "online resume", ({ type }) => link.end(type, { atOnce: true }));
-	on(signal, "abort", () => link.end());
+	on("close", ({ code = 1006, reason = "" }) => link.end(reason, { code }));
+	// Behind an open connection's error comes its close, which says more.
+	on("error", () => link.openedMs || link.end("", { code: 1006 }));
+	const unlisten = [
+		// Now it may be dead and not know. Resuming is exact, so do.
+		listen(globalThis, "online resume", ({ type }) => link.end(type, { atOnce: true })),
+		listen(signal, "abort", () => link.end()),
+	];
 	return link;
 }
 
 // Our own wait ends early when the network or the page is back.
 const pause = async (error, tries, signal) => {
 	if (!error.retryable) throw error;
+	if (signal.aborted) return;
 	const askedMs = Math.min(error.retryAfterMs ?? 0, ASKED_CAP_MS);
 	// All random: who was cut together does not come back together.
 	const ownMs = Math.random() * Math.min(30_000, 250 * 2 ** tries);
-	const stop = new AbortController();
 	let timer;
+	const unlisten = [];
 	await new Promise((done) => {
-		timer = setTimeout(done, signal?.aborted ? 0 : askedMs + ownMs);
-		if (!askedMs) listen(stop.signal, globalThis, "online pageshow visibilitychange", done);
-		listen(stop.signal, signal, "abort", done);
+		timer = setTimeout(done, askedMs + ownMs);
+		if (!askedMs) unlisten.push(listen(globalThis, "online pageshow visibilitychange", done));
+		unlisten.push(listen(signal, "abort", done));
 	});
 	clearTimeout(timer);
-	stop.abort();
+	unlisten.forEach((each) => each());
 };
 
-const listen = (signal, target, types, call) => {
-	for (const type of types.split(" "))
-		target?.addEventListener?.(type, call, { signal, capture: true });
+// Returns what ends it: { signal } is unknown to React Native, among others, `true` to Node's remove.
+const listen = (target, types, call) => {
+	const each = (way) => types.split(" ").forEach((type) => target?.[way]?.(type, call, { capture: true }));
+	each("addEventListener");
+	return () => each("removeEventListener");
+};
+
+// A signal that also aborts when the time is up.
+const within = (ms, signal) => {
+	const stop = new AbortController();
+	const abort = () => stop.abort();
+	const timer = setTimeout(abort, ms);
+	const unlisten = listen(signal, "abort", abort);
+	if (signal?.aborted) abort();
+	const end = () => {
+		clearTimeout(timer);
+		unlisten();
+	};
+	return { signal: stop.signal, end };
+};
+
+const reasonOf = (signal) => signal.reason ?? new ClevrdError("It was aborted.");
+
+// What the server says of a refusal, as far as it is what the contract says.
+const refusal = (answer, otherwise) => {
+	const { error, code, retryable } = isObject(answer) ? answer : {};
+	const isTold = typeof error === "string" && error;
+	return new ClevrdError(isTold ? error : otherwise, {
+		code: typeof code === "string" ? code : undefined,
+		retryable: retryable === true,
+	});
 };
 
 // What the server ignores, and finds misspelt.
 const heed = (answer) => {
-	for (const { warnings } of [answer, ...(answer.results ?? [])]) warnings?.forEach((each) => console.warn(each));
+	for (const each of [answer, ...listOf(answer.results)]) listOf(each?.warnings).forEach((text) => console.warn(text));
 	return answer;
 };
+const listOf = (value) => (Array.isArray(value) ? value : []);
 
-// A misspelt option would do nothing.
-const check = (options, names) => {
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+const isFunction = (value) => typeof value === "function";
+const isText = (value) => typeof value === "string" && value !== "";
+const isTexts = (value) => Array.isArray(value) && value.every(isText);
+const isWholeFrom = (least) => (value) => Number.isSafeInteger(value) && value >= least;
+const isPosition = (value) => isObject(value) && isText(value.epoch) && isWholeFrom(0)(value.offset);
+const isNone = (value) => value === undefined || value === null;
+
+// What the options of all calls must be: as a test, and in words.
+const text = [isText, "text, and not empty"];
+const callback = [isFunction, "a function"];
+const fromOne = [isWholeFrom(1), "a whole number, 1 or more"];
+const OPTIONS = {
+	tenant: [(value) => /^[\w.-]{1,64}$/.test(value), "a name of 1 to 64 of A-Z a-z 0-9 . _ -"],
+	retryForMs: [(value) => value >= 0 && value <= MAX_TIMER_MS && typeof value === "number", `a number from 0 to ${MAX_TIMER_MS}`],
+	WebSocket: [isFunction, "a class, as that of the package ws"],
+	position: [isPosition, "{ epoch, offset }, as every event has them"],
+	positions: [
+		(value) => isObject(value) && Object.values(value).every((each) => isNone(each) || isPosition(each)),
+		"positions by topic, as { orders: { epoch, offset } }",
+	],
+	patterns: [isTexts, 'an array of texts, as ["orders.*"]'],
+	last: [isWholeFrom(0), "a whole number, 0 or more"],
+	since: [(value) => isText(value) || value.getTime?.() >= 0, 'text, as "90s" or "all", or a Date'],
+	policy: text,
+	buffer: fromOne,
+	signal: [(value) => isFunction(value.addEventListener) && "aborted" in value, "an AbortSignal, as the signal of an AbortController"],
+	onStatus: callback,
+	maxWaitingChars: fromOne,
+	maxInFlight: fromOne,
+	key: text,
+	idempotencyKey: text,
+};
+
+// Returns the options that are given, as they must be. A misspelt one would do nothing.
+const take = (options = {}, names) => {
+	if (!isObject(options)) throw new TypeError(`An object is expected, with any of: ${names.replaceAll(" ", ", ")}.`);
 	const known = names.split(" ");
-	for (const name in options)
+	const given = {};
+	for (const name in options) {
+		const value = options[name];
 		for (const near of known)
 			if (!known.includes(name) && isNear(fold(name), fold(near)))
 				throw new TypeError(`${name} is no option, ${near} is.`);
+		if (isNone(value)) continue;
+		const [is, words] = (known.includes(name) && OPTIONS[name]) || [];
+		if (is && !is(value)) throw new TypeError(`${name} must be ${words}.`);
+		given[name] = value;
+	}
+	return given;
 };
 const fold = (name) => name.replace(/[_-]/g, "").toLowerCase();
 // One letter is wrong, missing or too many.
@@ -288,11 +502,51 @@ const isNear = (a, b) => {
 	return a === b || (b.length > 4 && (fits(1, 1) || fits(0, 1) || fits(1, 0)));
 };
 
-const either = (...signals) => AbortSignal.any(signals.filter(Boolean));
+const topicsOf = (topic, { patterns, position, positions }) => {
+	const topics = Array.isArray(topic) ? [...topic] : [topic];
+	if (!isTexts(topics)) throw new TypeError('The topic must be a name, as "orders", or an array of names.');
+	if (!topics.length && !patterns?.length)
+		throw new TypeError('Name a topic, as "orders", or patterns, as [], { patterns: ["orders.*"] }.');
+	if (position && (positions || topics.length !== 1))
+		throw new TypeError("A position is of one topic: for several pass positions, as { orders: { epoch, offset } }.");
+	return topics;
+};
 
-// The key tells a repetition. Plain http pages have no randomUUID().
+const WEB_URL = /^(?:(http|ws)(s?):\/\/)?(\[[\da-f:.]+\]|[^/:@?#[\]\\\s]+)(:\d{1,5})?(\/[^?#\s]*)?$/i;
+
+// The URL that paths are put behind. With URL only where there is a page: React Native has half of one.
+const baseOf = (given) => {
+	let url = given?.href ?? given;
+	if (isNone(url) || url === "") {
+		if (!/^http/.test(home)) throw new TypeError('Name the server, as in new Clevrd("http://127.0.0.1:8080").');
+		url = new URL(".", home).href;
+	}
+	const page = globalThis.location?.href;
+	try {
+		if (/^[./]/.test(url) && /^http/.test(page)) url = new URL(url, page).href;
+		const [, scheme, s = "", host, port = "", path = "/"] = WEB_URL.exec(isText(url) ? url : "");
+		const number = +port.slice(1);
+		// A host without a port, or a scheme, would be a guess.
+		if ((scheme || port) && (!port || (number > 0 && number < 65_536)))
+			return new URL(`http${s.toLowerCase()}://${host}${port}${path.endsWith("/") ? path : `${path}/`}`).href;
+	} catch {
+		// Not one of these.
+	}
+	throw new TypeError("The URL must be like http://127.0.0.1:8080, 127.0.0.1:8080 or https://host, without a user and a query.");
+};
+
+const json = (value) => {
+	try {
+		return JSON.stringify(value);
+	} catch (cause) {
+		throw new TypeError(`This has no JSON form: ${cause?.message ?? cause}`, { cause });
+	}
+};
+
+// The key tells a repetition. Plain http pages have no randomUUID(), React Native no crypto.
 const encode = ({ idempotencyKey, ...publish }) => {
-	check(publish, "topic data key idempotencyKey signal");
-	idempotencyKey ??= crypto.getRandomValues(new Uint32Array(4)).join("-");
-	return JSON.stringify({ ...publish, idempotency_key: idempotencyKey });
+	if (typeof publish.topic !== "string") throw new TypeError('The topic must be a name, as "orders".');
+	const parts = new Uint32Array(4);
+	globalThis.crypto?.getRandomValues(parts) ?? parts.forEach((_, at) => (parts[at] = Math.random() * 2 ** 32));
+	return json({ ...publish, idempotency_key: idempotencyKey ?? parts.join("-") });
 };

@@ -1,0 +1,554 @@
+"""The JavaScript client in Node, over the package ws and natively: it leaves nothing behind.
+
+And what it says to wrong arguments, and to servers that are none. In a browser:
+test_javascript_client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemons import running, until
+from nodes import KINDS, in_node, make_project
+from turns import Turn, faking, gap_frame, message, subscribed
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.typing import Subprotocol
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the client in node_modules."""
+    return make_project(tmp_path_factory.mktemp("node"))
+
+
+@asynccontextmanager
+async def answering(answer: bytes | None) -> AsyncIterator[str]:
+    """Answer each connection's first bytes so, and close it; with None never answer."""
+    waiting = asyncio.Event()
+
+    async def answer_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65_536)
+        if answer is None:
+            await waiting.wait()
+        else:
+            writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(answer_one, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        waiting.set()
+
+
+def http(status: int, body: str, content_type: str = "text/html") -> bytes:
+    """Return an HTTP answer."""
+    return (
+        f"HTTP/1.1 {status} So\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
+        f"Connection: close\r\n\r\n{body}"
+    ).encode()
+
+
+# --- leaving -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_leaving_while_messages_arrive_ends_nothing_else(project: Path, kind: str) -> None:
+    """By break, by a signal, and for a while because the loop is slow: the process goes on.
+
+    The package ws goes on calling its listeners after it was closed.
+    """
+    script = """
+    const client = new Clevrd(given.url, { WebSocket });
+    const pad = "x".repeat(200);
+    const flood = async (topic) => {
+        for (let first = 0; first < 2000; first += 500)
+            await client.publishBatch(
+                Array.from({ length: 500 }, (_, at) => ({ topic, data: { n: first + at, pad } })));
+    };
+    const stop = new AbortController();
+    const follow = async (topic, options, take) => {
+        const seen = [];
+        let flooding;
+        const onStatus = ({ status, reason }) => {
+            if (status === "open") flooding ??= flood(topic);
+            if (reason === "behind") behind++;
+        };
+        for await (const event of client.subscribe(topic, { last: 0, onStatus, ...options })) {
+            seen.push(event.data?.n ?? event.reason);
+            if (take(seen.length)) break;
+            if (seen.length % 100 === 0) await pause(1);
+        }
+        await flooding;
+        return seen;
+    };
+    let behind = 0;
+    tell(await follow("break", {}, (count) => count === 5));
+    const { signal: leaving } = stop;
+    tell(await follow("abort", { signal: leaving }, (count) => { if (count === 5) stop.abort(); }));
+    const { signal } = new AbortController();
+    const slow = { maxWaitingChars: 20_000, signal };
+    tell((await follow("slow", slow, (count) => count === 2000)).every((n, at) => n === at));
+    tell(behind > 10);
+    """
+    async with running(ring_messages=10_000) as daemon:
+        told = await in_node(project, script, kind, url=daemon.url)
+        await until(lambda: daemon.hub.subscribers == 0)
+
+    assert told == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], True, True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_leaving_never_waits(project: Path, kind: str) -> None:
+    """Not for a message on a quiet topic, a handshake that stalls, or a server that is away."""
+    script = """
+    const leave = async (way, url, name, claim) => {
+        const stop = new AbortController();
+        const statuses = [];
+        let reached;
+        const isReached = new Promise((done) => (reached = done));
+        const onStatus = ({ status }) => {
+            statuses.push(status);
+            if (status === claim) reached();
+        };
+        const client = new Clevrd(url, { WebSocket });
+        const events = client.subscribe("quiet", { signal: stop.signal, last: 0, onStatus });
+        const next = claim === "none" ? null : events.next();
+        if (claim !== "none" && claim !== "at once") await isReached;
+        const left = way === "abort"
+            ? (stop.abort(), { value: "left", done: true })
+            : await events[way]("left").catch((error) => ({ value: error, done: true }));
+        tell([way, name, left, await next, await events.next(), statuses.at(-1) ?? null]);
+    };
+    for (const way of ["return", "throw", "abort"]) {
+        await leave(way, given.url, "before the first next", "none");
+        await leave(way, given.url, "at once", "at once");
+        await leave(way, given.url, "quiet", "open");
+        await leave(way, given.stalled, "connecting", "connecting");
+        await leave(way, "127.0.0.1:9", "backing off", "waiting");
+    }
+    """
+    async with running() as daemon, answering(None) as stalled:
+        told = await in_node(project, script, kind, url=daemon.url, stalled=stalled)
+        await until(lambda: daemon.hub.subscribers == 0)
+
+    left, end = {"value": "left", "done": True}, {"done": True}
+    for way in ("return", "throw", "abort"):
+        closed = "closed" if way == "abort" else None
+        assert [line[1:] for line in told if line[0] == way] == [
+            ["before the first next", left, None, end, closed],
+            ["at once", left, end, end, "closed"],
+            ["quiet", left, end, end, "closed"],
+            ["connecting", left, end, end, "closed"],
+            ["backing off", left, end, end, "closed"],
+        ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_process_ends_when_all_is_left(project: Path, kind: str) -> None:
+    """Publishes, a stream and a subscription leave no timer, no socket and no listener."""
+    script = """
+    import { getEventListeners } from "node:events";
+    const { signal } = new AbortController();
+    const client = new Clevrd(given.url, { WebSocket });
+    await client.publish("t", 1, { signal });
+    await client.publishBatch([{ topic: "t", data: 2 }], { signal });
+    const stream = client.publishStream({ signal });
+    const answer = await stream.publish("t", 3, { key: "k" });
+    await stream.close();
+    const seen = [];
+    for await (const { data } of client.subscribe("t", { since: new Date(0), signal }))
+        if (seen.push(data) === 4) break;
+        else if (seen.length === 3) await client.publish("t", 4);
+    tell([seen, getEventListeners(signal, "abort").length, Object.keys(answer).sort()]);
+    """
+    async with running() as daemon:
+        told = await in_node(project, script, kind, url=daemon.url)
+
+    answer = ["epoch", "lagging", "message_id", "offset", "slow", "subscribers", "success"]
+    # The topic was made later than 1970, so what was before is a gap.
+    assert told == [[[None, 1, 2, 3], 0, answer]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_a_callback_throws_is_thrown_by_the_loop(project: Path, kind: str) -> None:
+    """In whatever status, and by an async function too."""
+    script = """
+    const client = new Clevrd(given.url, { WebSocket });
+    for (const at of ["connecting", "open", "closed"])
+        for (const isAsync of [false, true]) {
+            const fail = ({ status }) => { if (status === at) throw new Error(`at ${at}`); };
+            const onStatus = isAsync ? async (status) => fail(status) : fail;
+            const stop = new AbortController();
+            const ends = said(client.subscribe("t", { onStatus, signal: stop.signal }).next());
+            if (at === "closed") stop.abort();
+            tell(await ends);
+        }
+    """
+    async with running() as daemon:
+        told = await in_node(project, script, kind, url=daemon.url)
+
+    # The last word of an async function comes when all has ended.
+    assert told == [
+        *["Error: at connecting"] * 2,
+        *["Error: at open"] * 2,
+        "Error: at closed",
+        None,
+    ]
+
+
+async def test_refused_message_that_nobody_looks_at_is_on_the_console(project: Path) -> None:
+    """Once for a stream, and it ends no process; the promise says it to who looks."""
+    script = """
+    const warned = [];
+    console.warn = (line) => warned.push(line);
+    const stream = new Clevrd(given.url, { WebSocket }).publishStream();
+    stream.publish("", 1);
+    stream.publish("t", 1n);
+    const later = stream.publish("", 2);
+    await stream.close();
+    tell([warned.length, warned[0], await said(later), await said(stream.publish("t", 1))]);
+    const stop = new AbortController();
+    const lost = new Clevrd("127.0.0.1:9", { WebSocket }).publishStream({ signal: stop.signal });
+    const unanswered = lost.publish("t", 1);
+    stop.abort(new Error("enough"));
+    tell([warned.length, await said(unanswered), await lost.close() ?? null]);
+    """
+    async with running() as daemon:
+        told = await in_node(project, script, url=daemon.url)
+
+    count, warned, later, closed = told[0]
+    assert count == 1
+    assert warned.startswith("A message was not published: ")
+    assert later == "ClevrdError: The topic is empty; name one of 1 to 255 bytes."
+    assert closed == "ClevrdError: The stream is closed."
+    assert told[1] == [1, "Error: enough", None]
+
+
+# --- wrong arguments -----------------------------------------------------------------------------
+
+URL_SENTENCE = (
+    "TypeError: The URL must be like http://127.0.0.1:8080, 127.0.0.1:8080 or https://host,"
+    " without a user and a query."
+)
+SUBSCRIBE_OPTIONS = (
+    "position, positions, patterns, last, since, policy, buffer, signal, onStatus, maxWaitingChars"
+)
+TOPIC_SENTENCE = 'TypeError: The topic must be a name, as "orders", or an array of names.'
+POSITION_SENTENCE = "TypeError: position must be { epoch, offset }, as every event has them."
+SINCE_SENTENCE = 'TypeError: since must be text, as "90s" or "all", or a Date.'
+ONE_POSITION = (
+    "TypeError: A position is of one topic: for several pass positions,"
+    " as { orders: { epoch, offset } }."
+)
+WRONG = {
+    "client.subscribe([]).next()": 'TypeError: Name a topic, as "orders", or patterns, as [],'
+    ' { patterns: ["orders.*"] }.',
+    "client.subscribe().next()": TOPIC_SENTENCE,
+    "client.subscribe(7).next()": TOPIC_SENTENCE,
+    "client.subscribe('').next()": TOPIC_SENTENCE,
+    "client.subscribe(['a', 7]).next()": TOPIC_SENTENCE,
+    "client.subscribe('t', null).next()": "TypeError: An object is expected, with any of:"
+    f" {SUBSCRIBE_OPTIONS}.",
+    "client.subscribe('t', 'all').next()": "TypeError: An object is expected, with any of:"
+    f" {SUBSCRIBE_OPTIONS}.",
+    "client.subscribe('t', { last: -1 }).next()": "TypeError: last must be a whole number, 0 or"
+    " more.",
+    "client.subscribe('t', { last: '5' }).next()": "TypeError: last must be a whole number, 0 or"
+    " more.",
+    "client.subscribe('t', { buffer: 0 }).next()": "TypeError: buffer must be a whole number, 1 or"
+    " more.",
+    "client.subscribe('t', { policy: 1 }).next()": "TypeError: policy must be text, and not empty.",
+    "client.subscribe('t', { policy: 'drop_oldset' }).next()": "ClevrdError: Unknown policy; use"
+    " one of drop_oldest, drop_newest, circuit_breaker, latest.",
+    "client.subscribe('t', { since: 5 }).next()": SINCE_SENTENCE,
+    "client.subscribe('t', { since: new Date(NaN) }).next()": SINCE_SENTENCE,
+    "client.subscribe('t', { position: 'e:1' }).next()": POSITION_SENTENCE,
+    "client.subscribe('t', { position: { epoch: 'e' } }).next()": POSITION_SENTENCE,
+    "client.subscribe(['a', 'b'], { position: { epoch: 'e', offset: 1 } }).next()": ONE_POSITION,
+    "client.subscribe('t', { positions: [1] }).next()": "TypeError: positions must be positions by"
+    " topic, as { orders: { epoch, offset } }.",
+    "client.subscribe('t', { patterns: 'a.*' }).next()": "TypeError: patterns must be an array of"
+    ' texts, as ["orders.*"].',
+    "client.subscribe('t', { signal: new AbortController() }).next()": "TypeError: signal must be"
+    " an AbortSignal, as the signal of an AbortController.",
+    "client.subscribe('t', { onStatus: 1 }).next()": "TypeError: onStatus must be a function.",
+    "client.subscribe('t', { maxWaitingChars: NaN }).next()": "TypeError: maxWaitingChars must be a"
+    " whole number, 1 or more.",
+    "client.subscribe('t', { own: 1n }).next()": "TypeError: This has no JSON form: Do not know how"
+    " to serialize a BigInt",
+    "client.publish(7, 1)": 'TypeError: The topic must be a name, as "orders".',
+    "client.publish('t')": "ClevrdError: The data is missing or null; send",
+    "client.publish('t', 1n)": "TypeError: This has no JSON form: Do not know how to serialize a"
+    " BigInt",
+    "client.publish('t', 1, null)": "TypeError: An object is expected, with any of: key,"
+    " idempotencyKey, signal.",
+    "client.publish('t', 1, { key: 7 })": "TypeError: key must be text, and not empty.",
+    "client.publish('t', 1, { signal: 7 })": "TypeError: signal must be an AbortSignal",
+    "client.publish('t', 1, { signal: AbortSignal.abort(new Error('enough')) })": "Error: enough",
+    "client.publishBatch()": "TypeError: The items must be an array, as [{ topic, data }].",
+    "client.publishBatch('text')": "TypeError: An object is expected, with any of: topic, data,",
+    "client.publishBatch([null])": "TypeError: An object is expected, with any of: topic, data,",
+    "client.publishBatch([{ data: 1 }])": 'TypeError: The topic must be a name, as "orders".',
+    "client.publishBatch([])": "ClevrdError: The batch is empty",
+    "client.publishStream().publish(7, 1)": 'TypeError: The topic must be a name, as "orders".',
+    "(async () => client.publishStream(null))()": "TypeError: An object is expected",
+    "(async () => client.publishStream({ maxInFlight: 0 }))()": "TypeError: maxInFlight must be",
+    "(async () => new Clevrd(given.url, null))()": "TypeError: An object is expected, with any of:"
+    " tenant, retryForMs, WebSocket.",
+    "(async () => new Clevrd(given.url, { tenant: 'a b' }))()": "TypeError: tenant must be a name"
+    " of 1 to 64 of A-Z a-z 0-9 . _ -.",
+    "(async () => new Clevrd(given.url, { retryForMs: -1 }))()": "TypeError: retryForMs must be a"
+    " number from 0 to 2147483647.",
+    "(async () => new Clevrd(given.url, { WebSocket: {} }))()": "TypeError: WebSocket must be a"
+    " class, as that of the package ws.",
+    "(async () => new Clevrd())()": 'TypeError: Name the server, as in new Clevrd("http://127.0.0.1:8080").',
+}
+
+
+async def test_wrong_arguments_are_told_in_a_sentence(project: Path) -> None:
+    """At once, and what would be right; the stream that is left open is ended with the rest."""
+    calls = "".join(f"tell(await said({call}));\n" for call in WRONG)
+    script = f"""
+    console.warn = () => {{}};
+    const client = new Clevrd(given.url, {{ WebSocket }});
+    const opened = client.publishStream;
+    const streams = [];
+    client.publishStream = (...all) => (streams.push(opened.apply(client, all)), streams.at(-1));
+    {calls}
+    for (const stream of streams) await stream.close();
+    """
+    async with running() as daemon:
+        told = await in_node(project, script, url=daemon.url)
+
+    for call, said, expected in zip(WRONG, told, WRONG.values(), strict=True):
+        assert (said or "").startswith(expected), call
+        assert "\n" not in said
+
+
+async def test_url_may_be_short_or_a_websockets(project: Path) -> None:
+    """As the Python client and the command line take it."""
+    forms = ["127.0.0.1:{}", "localhost:{}/", "ws://127.0.0.1:{}", "HTTP://127.0.0.1:{}"]
+    script = """
+    for (const url of given.urls) {
+        const client = new Clevrd(url, { WebSocket });
+        await client.publish("t", url);
+        for await (const { data } of client.subscribe("t", { last: 1 })) { tell(data); break; }
+    }
+    """
+    async with running() as daemon:
+        urls = [form.format(daemon.port) for form in forms]
+        told = await in_node(project, script, urls=urls)
+
+    assert told == urls
+
+
+async def test_url_that_names_no_server_is_told(project: Path) -> None:
+    """Before anything is sent; a host alone would be a guess."""
+    wrong = [
+        *(
+            "localhost",
+            "example.com/x",
+            "unix:/run/clevrd.sock",
+            "ftp://host",
+            "http://",
+            "/events",
+        ),
+        *("http://user:word@host", "http://host/?a=1", "http://host/#a", "http://a b"),
+        *("host:0", "host:65536", "http://999.999.999.999", 7, {}, "[::1", "?", "::1:8080"),
+    ]
+    script = """
+    for (const url of given.wrong) tell(await said((async () => new Clevrd(url))()));
+    for (const url of given.right) tell(await said((async () => new Clevrd(url))()));
+    tell(await said((async () => new Clevrd(new URL("http://host/path")))()));
+    """
+    right = ["wss://host", "[::1]:8080", "https://host:8443/events", "host.name:80"]
+    told = await in_node(project, script, wrong=wrong, right=right)
+
+    assert told == [URL_SENTENCE] * len(wrong) + [None] * (len(right) + 1)
+
+
+# --- servers that are none -----------------------------------------------------------------------
+
+NOT_CLEVRD = (
+    (http(404, "<h1>Not Found</h1>"), "answered 404, but is no clevrd: check the URL."),
+    (http(200, "<!doctype html>"), "answered 200, but is no clevrd: check the URL."),
+    (http(200, '{"a":1}', "application/json"), "answered 200, but is no clevrd: check the URL."),
+    (http(200, "null", "application/json"), "answered 200, but is no clevrd: check the URL."),
+    (http(403, '{"error":{"a":1}}', "application/json"), "answered 403, but is no clevrd"),
+    (http(426, "Upgrade Required"), "answered 426, but is no clevrd: check the URL."),
+    (http(404, "", "application/json"), "answered 404, but is no clevrd: check the URL."),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_other_web_servers_are_told(project: Path, kind: str) -> None:
+    """To who subscribes, publishes, sends a batch or opens a stream; nobody comes back for it."""
+    script = """
+    console.warn = () => {};
+    for (const url of given.urls) {
+        const client = new Clevrd(url, { WebSocket });
+        const stream = client.publishStream();
+        tell([
+            await said(client.subscribe("t").next()),
+            await said(client.publish("t", 1)),
+            await said(client.publishBatch([{ topic: "t", data: 1 }])),
+            await said(stream.publish("t", 1)),
+        ]);
+        await stream.close();
+    }
+    """
+    async with AsyncExitStack() as stack:
+        urls = [await stack.enter_async_context(answering(each)) for each, _ in NOT_CLEVRD]
+        told = await in_node(project, script, kind, urls=urls)
+
+    for url, sentences, (_, expected) in zip(urls, told, NOT_CLEVRD, strict=True):
+        start = f"ClevrdError: {url.removeprefix('http://')} {expected}"
+        assert [said[: len(start)] for said in sentences] == [start] * 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_port_that_is_no_web_server_is_an_outage(project: Path, kind: str) -> None:
+    """A publish gives up in a sentence, a subscription says that it waits and tries on."""
+    script = """
+    for (const url of given.urls) {
+        const client = new Clevrd(url, { WebSocket, retryForMs: 300 });
+        const once = new Clevrd(url, { WebSocket, retryForMs: 0 });
+        const stop = new AbortController();
+        let waits = 0;
+        const onStatus = ({ status }) => {
+            if (status === "waiting" && ++waits === 3) stop.abort();
+        };
+        tell([
+            await said(client.publish("t", 1)),
+            await said(once.publish("t", 1)),
+            await said(client.subscribe("t", { signal: stop.signal, onStatus }).next()),
+        ]);
+    }
+    """
+    answers = [
+        *(b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\nContent-Le"),
+        # As what was cut looks in Chromium.
+        http(426, '{"success":fal', "application/json"),
+    ]
+    async with AsyncExitStack() as stack:
+        urls = [await stack.enter_async_context(answering(each)) for each in answers]
+        told = await in_node(project, script, kind, urls=urls)
+
+    sentences = [f"ClevrdError: No answer from {url.removeprefix('http://')}." for url in urls]
+    assert told == [[sentence, sentence, None] for sentence in sentences]
+
+
+FOREIGN: tuple[str | bytes, ...] = (
+    *("no JSON", "", "null", "7", "[]", b"binary", b'{"type":"pong"}'),
+    '{"id":"msg-1","topic":"t","data":1,"offset":1}',
+    '{"type":"gap","topic":"t","from":1,"to":2,"count":2,"reason":"retention"}',
+    '{"type":"subscribed","topic":"t"}',
+    '{"type":"subscribed","topic":"t","epoch":7,"offset":"1"}',
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_frames_that_are_not_clevrds_end_it(project: Path, kind: str) -> None:
+    """In a sentence, and once: a server of another kind is not asked again and again."""
+    script = """
+    const client = new Clevrd(given.url, { WebSocket });
+    for (let at = 0; at < given.count; at++) tell(await said(client.subscribe(`t${at}`).next()));
+    """
+    async with faking(*(Turn([frame]) for frame in FOREIGN)) as fake:
+        told = await in_node(project, script, kind, url=fake.url, count=len(FOREIGN))
+
+    host = fake.url.removeprefix("http://")
+    sentence = f"ClevrdError: {host} sends what clevrd does not: check the URL."
+    assert told == [sentence] * len(FOREIGN)
+    assert [wish["topic"] for wish in fake.wishes] == [f"t{at}" for at in range(len(FOREIGN))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_server_of_another_protocol_is_left(project: Path, kind: str) -> None:
+    """An echo, say, which did not choose ours; most runtimes see that, some don't look."""
+
+    async def echo(connection: ServerConnection) -> None:
+        async for frame in connection:
+            await connection.send(frame)
+
+    script = """
+    class Lax extends WebSocket { constructor(url) { super(url); } }
+    for (const each of [WebSocket, Lax])
+        tell(await said(new Clevrd(given.url, { WebSocket: each }).subscribe("t").next()));
+    """
+    async with serve(echo, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        told = await in_node(project, script, kind, url=url)
+
+    host = url.removeprefix("http://")
+    assert told == [
+        f"ClevrdError: {host} answered 426, but is no clevrd: check the URL.",
+        f"ClevrdError: {host} sends what clevrd does not: check the URL.",
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_daemon_of_a_later_version_is_understood(project: Path, kind: str) -> None:
+    """Notices and fields that are not known yet mean nothing; reasons and messages pass through."""
+    later = [
+        '{"type":"hello","version":9}',
+        subscribed(compression="none"),
+        '{"type":"lag","topic":"t","behind":3,"offset":99}',
+        message(1)[:-1] + ',"trace":"abc"}',
+        '{"type":"subscribed2","topic":"u"}',
+        gap_frame("t", 2, 4, "too_cold"),
+        '{"type":"watching","pattern":"q.*","more":[1]}',
+        message(5),
+    ]
+    script = """
+    const seen = [];
+    const client = new Clevrd(given.url, { WebSocket });
+    for await (const { type, offset, trace, reason } of client.subscribe("t"))
+        if (seen.push([type, offset, trace ?? reason ?? null]) === 3) break;
+    tell(seen);
+    """
+    async with faking(Turn(list(later))) as fake:
+        told = await in_node(project, script, kind, url=fake.url)
+
+    assert told == [[["message", 1, "abc"], ["gap", 4, "too_cold"], ["message", 5, None]]]
+
+
+async def test_no_websocket_is_told(project: Path) -> None:
+    """Where the runtime has none, the sentence says where one comes from."""
+    script = """
+    delete globalThis.WebSocket;
+    tell(await said(new Clevrd("127.0.0.1:9").subscribe("t").next()));
+    class Refusing { constructor() { throw new SyntaxError("not here"); } }
+    tell(await said(new Clevrd("127.0.0.1:9", { WebSocket: Refusing }).subscribe("t").next()));
+    """
+    told: list[Any] = await in_node(project, script)
+
+    assert told == [
+        "TypeError: There is no WebSocket here: pass that of the package ws,"
+        " new Clevrd(url, { WebSocket }).",
+        "ClevrdError: No WebSocket to 127.0.0.1:9 can be made: not here",
+    ]
+
+
+async def test_subprotocol_is_offered_by_name(project: Path) -> None:
+    """What a proxy or a server goes by; the daemon refuses /ws without it."""
+    offered: list[Any] = []
+
+    async def note(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        offered.append(connection.request.headers["Sec-WebSocket-Protocol"])
+        await connection.send(subscribed())
+        await connection.send(message(1))
+        await connection.wait_closed()
+
+    script = "for await (const _ of new Clevrd(given.url, { WebSocket }).subscribe('t')) break;"
+    protocols = [Subprotocol("clevrd.v1")]
+    async with serve(note, "127.0.0.1", 0, subprotocols=protocols) as server:
+        port = server.sockets[0].getsockname()[1]
+        await in_node(project, script, url=f"ws://127.0.0.1:{port}")
+
+    assert offered == ["clevrd.v1"]
