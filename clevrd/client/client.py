@@ -136,7 +136,7 @@ class Client:
             Unreachable: no answer; ``may_have_arrived`` says whether it could be there.
             BadAnswer: the answer is not a clevrd server's.
         """
-        return await self._publish(topic, data_json(data), key, idempotency_key)
+        return await self.publish_encoded(topic, data_json(data), key, idempotency_key)
 
     async def publish_raw(
         self,
@@ -152,7 +152,7 @@ class Client:
             TypeError: ``raw`` is neither bytes nor text.
             BadRecord: ``raw`` is not one JSON value in UTF-8; nothing was sent.
         """
-        return await self._publish(topic, check_json(raw), key, idempotency_key)
+        return await self.publish_encoded(topic, check_json(raw), key, idempotency_key)
 
     async def publish_batch(
         self,
@@ -261,9 +261,10 @@ class Client:
         check_flag("reconnect", reconnect)
         return Subscription(self._session, feed, self._clockwork, reconnect=reconnect)
 
-    async def _publish(
+    async def publish_encoded(
         self, topic: str, data: bytes, key: str | None, idempotency_key: str | None
     ) -> Published:
+        """Publish data that was checked; for the client without asyncio."""
         check_names(topic, key, idempotency_key)
         body = publish_body(
             topic, data, key=key, idempotency_key=idempotency_key or self._new_key()

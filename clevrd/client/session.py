@@ -10,6 +10,7 @@ import logging
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
+from io import BytesIO
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
@@ -43,6 +44,8 @@ CLOSE_TIMEOUT_S: Final = 5.0
 MAX_MESSAGE_BYTES: Final = (64 << 20) + 4096
 # An answer is some hundred bytes; a proxy's error page is not read to its end.
 MAX_ANSWER_BYTES: Final = 65_536
+# Of a body that is sent in one piece (aiohttp's TOO_LARGE_BYTES_BODY).
+_PIECE_BYTES: Final = 1 << 20
 
 # Statuses that time heals and that a proxy may send without a body of ours.
 _TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
@@ -158,8 +161,10 @@ class Session:
         """
 
         async def post(url: str) -> bytes:
+            # aiohttp warns of more in one piece; each attempt reads it from its beginning.
+            data = body if len(body) <= _PIECE_BYTES else BytesIO(body)
             async with self._opened().post(
-                url, data=body, headers={"Content-Type": "application/json"}
+                url, data=data, headers={"Content-Type": "application/json"}
             ) as response:
                 content = await _read_bounded(response, max_answer_bytes)
             self.was_reached = True

@@ -65,13 +65,18 @@ class Subscription:
             self._session.abandon(self._socket)
 
     @property
+    def only_topic(self) -> str | None:
+        """The topic, where it is only one."""
+        return self._feed.only_topic
+
+    @property
     def position(self) -> Position | None:
         """Of one topic: up to where everything was handed out; None before the server has told it.
 
         Stored, and given to `Client.subscribe` later, it makes a subscription go on behind what
         this one has handed out. With several topics or a pattern it is None: see `positions`.
         """
-        topic = self._feed.only_topic
+        topic = self.only_topic
         return None if topic is None else self.positions.get(topic)
 
     @property
@@ -104,10 +109,13 @@ class Subscription:
                     await self._receive(self._socket, self._feed.greet)
         except BaseException:
             # Nobody leaves a block that was not entered.
-            self._is_opened = False
-            self._let_go()
+            self.leave()
             raise
         return self
+
+    def keep(self) -> None:
+        """Leave the connection open behind loops, as one that is opened; connects nowhere yet."""
+        self._is_opened = True
 
     async def close(self) -> None:
         """Close the connection; who waits for the next item is told that there is none."""
@@ -264,8 +272,9 @@ class Subscription:
             *(self._feed.name, self._delay_s, error),
         )
 
-    def _let_go(self) -> None:
-        """Close the connection aside; who reads on connects again and goes on where it was."""
+    def leave(self) -> None:
+        """Let the connection go, as a plain loop does; another loop goes on where it was."""
+        self._is_opened = False
         socket, self._socket = self._socket, None
         if socket is not None:
             self._was_greeted |= self._feed.is_greeted
@@ -321,4 +330,4 @@ class _PlainLoop:
         items = self._items
         items._loops -= 1
         if not (items._loops or items._is_opened):
-            items._let_go()
+            items.leave()
