@@ -6,7 +6,9 @@ has no value for, that is said and not rounded.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from contextlib import suppress
 from decimal import Decimal
 from functools import lru_cache
 from math import isfinite
@@ -19,10 +21,6 @@ from clevrd.client.errors import BadData, BadRecord
 
 # What a decoder raises: not JSON or not this shape; bad UTF-8 in a key; nested too deeply.
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-# What msgspec writes for a number that JSON has no form for: null for a float, text for a Decimal.
-# Only data with one of these is looked through, which costs ten times what encoding does.
-_SUSPICIOUS: Final = (b"null", b"NaN", b"Infinity")
 
 # What the decoder says of numbers, and what that means.
 _REASONS: Final = {
@@ -59,11 +57,10 @@ def data_json(data: Any) -> bytes:
         raise BadRecord("data holds half a surrogate pair, which UTF-8 has no form for.") from error
     except ValueError as error:
         raise BadRecord(f"data has no JSON form: {str(error).rstrip('.')}.") from error
-    # One search each, and nearly always no more: 0.1 us for 200 bytes.
-    for mark in _SUSPICIOUS:
-        if mark in text:
-            _check_numbers(data)
-            break
+    # What msgspec writes for a number without a JSON form: null for a float, text for a Decimal.
+    # Only data with one of these is looked through, at some ten times what encoding it costs.
+    if b"null" in text or b"NaN" in text or b"Infinity" in text:
+        _check_numbers(data)
     return text
 
 
@@ -71,9 +68,13 @@ def _check_numbers(data: Any) -> None:
     """Raise BadRecord where ``data`` holds infinity or NaN."""
     plain = msgspec.to_builtins(
         data,
+        str_keys=True,
         builtin_types=(Decimal, bytes, bytearray, memoryview),
         enc_hook=lambda _: "",  # JSON in msgspec.Raw; everything else was refused by the encoder
     )
+    with suppress(ValueError, RecursionError):
+        _check_plain(plain)
+        return
     # A stack of its own: data may be as deep as the encoder takes it.
     waiting: list[tuple[str, Any]] = [("", plain)]
     while waiting:
@@ -85,6 +86,16 @@ def _check_numbers(data: Any) -> None:
                 " there."
             )
         waiting += [(f"{place}{step}", each) for step, each in _inside(value)]
+
+
+def _no_number(value: Any) -> None:
+    """Take what the check has no form for; raises ValueError for a Decimal that is not finite."""
+    if not _is_finite(value):
+        raise ValueError
+
+
+# Written in C, unlike a search of our own, and refuses the same numbers, but not with their place.
+_check_plain = json.JSONEncoder(allow_nan=False, check_circular=False, default=_no_number).encode
 
 
 def _is_finite(value: Any) -> bool:
