@@ -298,6 +298,20 @@ def test_subscription_that_nobody_holds_is_closed(client: Client, daemon: Daemon
     no_subscribers(daemon)
 
 
+def test_loop_that_is_freed_during_a_call_does_not_wait_for_it(client: Client) -> None:
+    """Python frees cycles wherever it happens to, also while the thread is given work."""
+    client.publish("t", 1)
+    loop = iter(client.subscribe("t", last=1))
+    assert isinstance(next(loop), Message)
+    running = client._running
+    assert running is not None
+
+    with running.thread._lock:
+        del loop
+
+    assert client.publish("t", 2).offset == 2
+
+
 # --- errors ---
 
 

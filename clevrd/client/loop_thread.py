@@ -51,8 +51,9 @@ class LoopThread:
         self.loop.set_default_executor(self._resolvers)
         self._thread = threading.Thread(target=_run, args=(self.loop,), name=name, daemon=True)
         self._at_end = at_end
-        # Guards _is_stopped, so that nothing is given to a loop that never runs it.
-        self._lock = threading.Lock()
+        # Guards _is_stopped, so that nothing is given to a loop that never runs it. Reentrant:
+        # what Python frees meanwhile, in the same thread, may call as well.
+        self._lock = threading.RLock()
         self._is_stopped = False
         # This is a child's copy of its parent's.
         self.is_forked = False
@@ -138,7 +139,7 @@ class LoopThread:
         epoll, and end its TLS sessions, when it frees them.
         """
         self.is_forked = True
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         with suppress(OSError, RuntimeError):
             null = os.open(os.devnull, os.O_RDWR)
             watched = [key.fd for key in self._selector.get_map().values()]

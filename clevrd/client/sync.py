@@ -316,8 +316,8 @@ class Subscription:
         self._running = running
         self._items = items
         self._intake = Intake(running.thread, items)
-        # Guards _loops.
-        self._lock = threading.Lock()
+        # Guards _loops; reentrant as the thread's.
+        self._lock = threading.RLock()
         self._loops = 0
         self._is_opened = False
         self._is_closed = False
