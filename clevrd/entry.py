@@ -5,12 +5,21 @@ from __future__ import annotations
 import os
 import sys
 
-from clevrd import signals
 from clevrd.argv import with_command
 
 
 def main() -> int:
     """Run the command that the process was started with and return its exit code."""
+    if os.name != "posix":
+        # The rest can't even be imported: there are no such signals.
+        print(
+            "clevrd: the daemon and its commands need Linux or macOS; the client for Python,"
+            " clevrd.client, works here.",
+            file=sys.stderr,
+        )
+        return 69  # EX_UNAVAILABLE, as of CannotStart
+    from clevrd import signals
+
     try:
         command, *words = with_command(sys.argv[1:])
         signals.set_for_start(is_daemon=command == "serve")

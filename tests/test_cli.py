@@ -454,11 +454,14 @@ async def test_refusal_is_told_in_the_servers_words(
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (Answer(404, b"<html>nothing here</html>"), "The server answered 404 Not Found."),
-        (Answer(500, b'{"error": 5}'), "The server answered 500 Internal Server Error."),
-        (Answer(403, b'{"error":"\xff"}'), "The server answered 403 Forbidden."),
+        (
+            Answer(404, b"<html>nothing here</html>"),
+            "answered 404 Not Found, but not as clevrd does",
+        ),
+        (Answer(500, b'{"error": 5}'), "answered 500 Internal Server Error, but not as"),
+        (Answer(403, b'{"error":"\xff"}'), "answered 403 Forbidden; check the credentials."),
         (Answer(200, b"<html>welcome</html>"), "answered 200, but not as clevrd does"),
-        (Answer(302, b"", {"Location": "/elsewhere"}), "answered 302, but not as clevrd does"),
+        (Answer(302, b"", {"Location": "http://elsewhere/"}), "answered 302 and points to"),
         (Answer(200, b'{"x":' + b"[" * 200_000), "answered 200, but not as clevrd does"),
     ],
 )

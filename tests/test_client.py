@@ -41,6 +41,7 @@ from clevrd.client import (
     Closed,
     Gap,
     Message,
+    Misuse,
     Outgoing,
     Position,
     Published,
@@ -63,8 +64,8 @@ from clevrd.client.backoff import (
 from clevrd.client.one_topic import RESUME_LAST
 from clevrd.client.position import Tracker
 from clevrd.client.publishing import IdempotencyKeys
+from clevrd.client.values import check_json
 from clevrd.client.wire import (
-    check_json,
     publish_body,
     read_control,
     read_message,
@@ -367,11 +368,12 @@ async def test_closed_subscription_ends(
         waiting = asyncio.ensure_future(anext(items, None))
         await asyncio.sleep(0)
         await items.aclose()
-        rest = [item async for item in items]
         last = await waiting
+        with pytest.raises(Misuse, match="has ended; subscribe again"):
+            _ = [item async for item in items]
 
     assert texts([first]) == [message(1)]
-    assert (last, rest, items.is_connected) == (None, [], False)
+    assert (last, await anext(items, None), items.is_connected) == (None, None, False)
 
 
 async def test_server_that_goes_away_says_when_to_return(
@@ -937,5 +939,5 @@ async def test_unix_socket_is_spoken_to(tmp_path: Path) -> None:
 
 async def test_client_outside_its_block_says_so() -> None:
     """The mistake is named, not an attribute of None."""
-    with pytest.raises(RuntimeError, match="outside its 'async with' block"):
+    with pytest.raises(Misuse, match="not open; use it in 'async with', or await open"):
         await Client("http://127.0.0.1:1").publish("t", 1)

@@ -320,18 +320,13 @@ async def test_pattern_over_more_topics_than_may_be_is_refused_in_words() -> Non
     assert caught.value.code == "invalid_request"
 
 
-@pytest.mark.parametrize(
-    ("patterns", "words"), [(["**"], "can match everything"), (["ord*"], "a star stands for")]
-)
-async def test_pattern_that_is_refused_is_told_when_the_block_is_entered(
-    patterns: list[str], words: str
-) -> None:
+async def test_pattern_that_is_refused_is_told_when_the_block_is_entered() -> None:
     """In the daemon's words, with the code that a program can ask for."""
     async with running() as daemon, hasty(daemon.url) as client:
-        with pytest.raises(Refused, match=words) as caught:
-            await client.subscribe("a", patterns=patterns).__aenter__()
+        with pytest.raises(Refused, match="can match everything") as caught:
+            await client.subscribe("a", patterns=["**"]).open()
 
-    assert caught.value.code in {"forbidden", "invalid_request"}
+    assert caught.value.code == "forbidden"
 
 
 # --- the publish stream ---

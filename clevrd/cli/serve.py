@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from importlib.util import find_spec
 
 from clevrd import logs
 from clevrd.cli.settings import add_settings, load_settings
+from clevrd.errors import CannotStart
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,11 @@ def run(options: argparse.Namespace) -> int:
     logs.set_up_logging(loaded.config.log_level, for_journal=logs.is_journal(os.environ))
     for warning in loaded.warnings:
         log.warning("setting ignored why=%s", warning)
+    if find_spec("uvloop") is None:
+        raise CannotStart(
+            "The daemon needs uvloop, which is not installed; it has it on CPython for Linux and"
+            " macOS. The client, clevrd.client, works without it."
+        )
     # Here, not above: a wrong setting is told without waiting for the server's modules.
     from clevrd.server import run as run_server
 

@@ -1,15 +1,17 @@
 """A client for clevrd, for asyncio: publishes, and subscribes across lost connections.
 
-How to use it: docs/python.md.
+Without asyncio: clevrd.client.sync. How to use both: docs/python.md.
 """
 
 from clevrd.client.client import Client
 from clevrd.client.errors import (
     BadAnswer,
+    BadData,
     BadRecord,
     BadUrl,
     ClientError,
     Closed,
+    Misuse,
     Refused,
     Unreachable,
 )
@@ -22,6 +24,7 @@ from clevrd.client.wire import Gap, Message, Outgoing, Published, Refusal
 __all__ = [
     "RETRY_FOR_S",
     "BadAnswer",
+    "BadData",
     "BadRecord",
     "BadUrl",
     "Client",
@@ -29,6 +32,7 @@ __all__ = [
     "Closed",
     "Gap",
     "Message",
+    "Misuse",
     "Outgoing",
     "Position",
     "Published",

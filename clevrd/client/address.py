@@ -6,6 +6,7 @@ import re
 from typing import Final
 from urllib.parse import urlsplit
 
+from clevrd.client.arguments import type_name
 from clevrd.client.errors import BadUrl
 
 # What a WebSocket's URL is to everything else.
@@ -18,8 +19,11 @@ def parse_url(text: str) -> tuple[str, str | None]:
     """Return the URL that paths are put behind, and the socket's path for ``unix:/path``.
 
     Raises:
+        TypeError: it is not text.
         BadUrl: it names no server; the sentence says what would.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"The URL is text, not {type_name(text)}.")
     path = text.removeprefix("unix:")
     if path != text:
         if not path.startswith("/"):

@@ -6,6 +6,8 @@ import os
 import ssl
 from typing import Any, Final
 
+import msgspec
+
 # Of the statuses that time heals the gateway's: the server behind it may have taken the message
 # before it fell silent.
 _GATEWAY_STATUSES: Final = frozenset({502, 504})
@@ -24,8 +26,16 @@ class BadUrl(ClientError):
     """The URL does not name a server."""
 
 
-class BadRecord(ClientError):
-    """The data is not one JSON value in UTF-8; nothing was sent."""
+class BadRecord(ClientError, ValueError):
+    """The data is not one JSON value in UTF-8, or has no JSON form; it was not sent."""
+
+
+class BadData(ClientError, msgspec.ValidationError):
+    """A message's data can't be had in the form that was asked for; its JSON can."""
+
+
+class Misuse(ClientError, RuntimeError):
+    """The client is used as it can't be: before it is opened, after it is closed, by two tasks."""
 
 
 class BadAnswer(ClientError):
@@ -77,7 +87,8 @@ class Closed(ClientError):
 
 def reason_of(error: Exception) -> str:
     """Return why in few words; aiohttp's own texts repeat addresses and SSL modes."""
-    for cause in (error, error.__cause__):
+    # aiohttp's errors of TLS are TLS errors too, without what those know; their cause knows it.
+    for cause in (error.__cause__, error):
         if isinstance(cause, ssl.SSLError):
             return _tls_reason(cause)
     code = getattr(error, "errno", None)
@@ -92,5 +103,6 @@ def reason_of(error: Exception) -> str:
 def _tls_reason(error: ssl.SSLError) -> str:
     """Return what the TLS handshake failed of; its errno is OpenSSL's and no system error."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted ({error.verify_message})"
+        why = getattr(error, "verify_message", None)
+        return f"its certificate is not trusted{(why and f' ({why})') or ''}"
     return "it does not speak TLS there (is it http:// instead of https://?)"

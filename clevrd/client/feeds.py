@@ -44,6 +44,9 @@ class Feed(Protocol):
     def positions(self) -> dict[str, Position]:
         """Return by topic up to where everything was handed out."""
 
+    def before(self, item: Message | Gap) -> Position | None:
+        """Return where the topic of ``item``, which was handed out last, stood before it."""
+
     def query(self, *, is_return: bool) -> dict[str, str]:
         """Return the query of the next connection; ``is_return`` after one that failed."""
 
@@ -71,7 +74,7 @@ class Feed(Protocol):
 
 def feed_of(
     topics: Sequence[str],
-    patterns: Iterable[str],
+    patterns: Sequence[str],
     options: Mapping[str, str | int],
     position: Position | None,
     positions: Mapping[str, Position] | None,
@@ -86,7 +89,7 @@ def feed_of(
     Raises:
         ValueError: there is none, or one twice; or it is said in two ways where to begin.
     """
-    patterns = _checked(topics, patterns)
+    _check_names(topics, patterns)
     given = [options.get("last"), options.get("since"), position, positions]
     if sum(each is not None for each in given) > 1:
         raise ValueError(
@@ -99,15 +102,11 @@ def feed_of(
     return ManyTopics(topics, patterns, options, positions, warn)
 
 
-def _checked(topics: Sequence[str], patterns: Iterable[str]) -> tuple[str, ...]:
-    """Return the patterns; raises ValueError as `feed_of`."""
-    if isinstance(patterns, str):
-        raise ValueError(f"patterns is a list of patterns; write patterns=[{patterns!r}].")
-    patterns = tuple(patterns)
+def _check_names(topics: Sequence[str], patterns: Sequence[str]) -> None:
+    """Raise ValueError as `feed_of`."""
     if not (topics or patterns):
         raise ValueError("Name a topic or a pattern to subscribe to.")
     for kind, names in (("topic", topics), ("pattern", patterns)):
         for name, count in Counter(names).items():
             if count > 1:
                 raise ValueError(f"The {kind} {name!r} is named twice.")
-    return patterns

@@ -75,6 +75,8 @@ class ManyTopics:
         self._held_bytes = 0
         # Where topics stand to the user as long as items are held; trackers are ahead of it.
         self._handed_out: dict[str, Position | None] = {}
+        # The last of _held that was handed out, and where its topic stood before it.
+        self._last_held: tuple[Message | Gap | None, Position | None] = (None, None)
 
     @property
     def is_full(self) -> bool:
@@ -85,6 +87,11 @@ class ManyTopics:
         """Return by topic up to where everything was handed out."""
         told: dict[str, Position | None] = {**self._trackers.positions(), **self._handed_out}
         return {topic: position for topic, position in told.items() if position is not None}
+
+    def before(self, item: Message | Gap) -> Position | None:
+        """Return where the topic of ``item``, which was handed out last, stood before it."""
+        held, position = self._last_held
+        return position if item is held else self._trackers.heard_of(item.topic).before
 
     def query(self, *, is_return: bool) -> dict[str, str]:
         """Return no query: commands say everything."""
@@ -145,6 +152,7 @@ class ManyTopics:
         if not self._held:
             return None
         item, position = self._held.popleft()
+        self._last_held = item, self._handed_out.get(item.topic)
         self._handed_out[item.topic] = position
         if not self._held:
             self._handed_out.clear()

@@ -65,6 +65,10 @@ class OneTopic:
         position = self._tracker.position
         return {} if position is None else {self.only_topic: position}
 
+    def before(self, item: Message | Gap) -> Position | None:
+        """Return where the topic stood before ``item``, which was handed out last."""
+        return self._tracker.before
+
     def query(self, *, is_return: bool) -> dict[str, str]:
         """Return the query of the next connection: where this subscription stands."""
         tracker = self._tracker

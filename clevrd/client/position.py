@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Self
 
 import msgspec
 
+from clevrd.client.arguments import type_name
 from clevrd.client.wire import Gap, Message, Subscribed
 
 
@@ -27,12 +29,43 @@ class Position(msgspec.Struct, frozen=True):
         """Return the position that ``text`` spells.
 
         Raises:
+            TypeError: it is not text.
             ValueError: it is not ``epoch:offset``.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"A position is text like f7502dc3:41, not {type_name(text)}.")
         epoch, _, offset = text.strip().rpartition(":")
         if not (epoch and offset.isascii() and offset.isdecimal()):
             raise ValueError(f"{text!r} is no position; it is like f7502dc3:41")
         return cls(epoch, int(offset))
+
+
+def position_of(given: Position | str) -> Position:
+    """Return the position that is given as one or as its text.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if not isinstance(given, Position):
+        return Position.parse(given)
+    # msgspec checks what it decodes, and not what is passed to a struct.
+    if (type(given.epoch), type(given.offset)) != (str, int):
+        raise TypeError("A position has text for its epoch and a whole number for its offset.")
+    if not given.epoch or given.offset < 0:
+        raise ValueError(f"{str(given)!r} is no position; it is like f7502dc3:41")
+    return given
+
+
+def positions_of(given: Mapping[str, Position | str]) -> dict[str, Position]:
+    """Return the positions of several topics; raises as `position_of`."""
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"positions are by topic, as Subscription.positions has them, not {type_name(given)}."
+        )
+    for topic in given:
+        if not isinstance(topic, str):
+            raise TypeError(f"A topic of positions is text, not {type_name(topic)}.")
+    return {topic: position_of(position) for topic, position in given.items()}
 
 
 class Tracker:
@@ -42,7 +75,7 @@ class Tracker:
     ids decide what is new and offsets what is missing.
     """
 
-    __slots__ = ("_greeting", "_topic", "epoch", "last_id", "offset")
+    __slots__ = ("_before", "_greeting", "_topic", "epoch", "last_id", "offset")
 
     def __init__(self, topic: str, position: Position | None = None) -> None:
         self._topic = topic
@@ -51,6 +84,13 @@ class Tracker:
         self.offset = position.offset if position else 0
         # Where this connection begins, while a gap that belongs in front was not handed out.
         self._greeting: Subscribed | None = None
+        # Epoch and offset before what was taken in last.
+        self._before = (self.epoch, self.offset)
+
+    @property
+    def before(self) -> Position | None:
+        """Where it stood before the item that was taken in last; None as `position`."""
+        return Position(*self._before) if self._before[0] else None
 
     @property
     def position(self) -> Position | None:
@@ -70,16 +110,19 @@ class Tracker:
     def start_without_positions(self) -> None:
         """Go on by ids: this connection's server tells no positions."""
         self.epoch = ""
+        self._before = "", 0
         self._greeting = None
 
     def miss(self, gap: Gap) -> None:
         """Take in a gap that the server told."""
+        self._before = self.epoch, self.offset
         self._begin()
         if gap.last is not None:
             self.offset = max(self.offset, gap.last)
 
     def take(self, message: Message) -> bool:
         """Take in a message from a server with positions; return whether it is new."""
+        self._before = self.epoch, self.offset
         if self._greeting is not None:
             self._begin()
         if message.offset <= self.offset:

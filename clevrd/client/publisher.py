@@ -13,16 +13,15 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Final, Self
 
+from clevrd.client.arguments import check_names
 from clevrd.client.backoff import Clockwork, comes_back, delay_s
-from clevrd.client.errors import ClientError, Closed, Refused, Unreachable
+from clevrd.client.errors import ClientError, Closed, Misuse, Refused, Unreachable
 from clevrd.client.publishing import IdempotencyKeys, Repeats, is_transient
 from clevrd.client.session import TEXT, Session, Socket, end_of
+from clevrd.client.values import UNREADABLE, check_json, data_json
 from clevrd.client.wire import (
-    UNREADABLE,
     Published,
     Refusal,
-    check_json,
-    data_json,
     publish_body,
     read_answer,
 )
@@ -90,7 +89,7 @@ class Publisher:
     """A stream of publishes; use as ``async with client.publisher() as publisher``.
 
     Leaving the block waits until each message is answered. A message that was refused, and whose
-    receipt nobody awaited, is raised there.
+    receipt nobody awaited, is raised there. Where no block fits, `open` and `close` do the same.
     """
 
     def __init__(
@@ -102,8 +101,6 @@ class Publisher:
         retry_for_s: float,
         clockwork: Clockwork,
     ) -> None:
-        if max_in_flight < 1:
-            raise ValueError("max_in_flight must be 1 or more.")
         self._session = session
         self._repeats = repeats
         self._new_key = new_key
@@ -129,16 +126,42 @@ class Publisher:
         # First come, first served, when there is no room.
         self._turn = asyncio.Lock()
         self._driver: asyncio.Task[None] | None = None
+        self._is_stopped = False
 
-    async def __aenter__(self) -> Self:
-        """Connect; raises what the very first connection fails of."""
+    async def open(self) -> Self:
+        """Connect; raises what the very first connection fails of, and Misuse a second time."""
+        if self._driver is not None:
+            raise Misuse("A publisher is opened once; make another one with client.publisher().")
         self._is_empty.set()
         self._driver = asyncio.create_task(self._drive(), name="clevrd-publisher")
-        await self._is_open.wait()
-        if self._failure is not None:
+        try:
+            await self._is_open.wait()
+            if self._failure is not None:
+                raise self._failure
+        except BaseException:
+            # Nobody leaves a block that was not entered.
             await self._stop()
-            raise self._failure
+            raise
         return self
+
+    async def close(self) -> None:
+        """Wait until each message is answered, and close; idempotent.
+
+        Raises:
+            Refused: messages were refused, and nobody awaited their receipts.
+            Unreachable, Closed, BadAnswer: the stream has failed.
+        """
+        if self._driver is None or self._is_stopped:
+            return
+        try:
+            await self.flush()
+        finally:
+            await self._stop()
+        self._raise_unseen()
+
+    async def __aenter__(self) -> Self:
+        """Open."""
+        return await self.open()
 
     async def __aexit__(
         self,
@@ -147,13 +170,10 @@ class Publisher:
         trace: TracebackType | None,
     ) -> None:
         """Wait for the answers, and close; after an error close at once."""
-        try:
-            if kind is None:
-                await self.flush()
-        finally:
-            await self._stop()
         if kind is None:
-            self._raise_unseen()
+            await self.close()
+        else:
+            await self._stop()
 
     async def publish(
         self, topic: str, data: Any, *, key: str | None = None, idempotency_key: str | None = None
@@ -169,7 +189,12 @@ class Publisher:
         return await self._publish(topic, data_json(data), key, idempotency_key)
 
     async def publish_raw(
-        self, topic: str, raw: bytes, *, key: str | None = None, idempotency_key: str | None = None
+        self,
+        topic: str,
+        raw: bytes | bytearray | memoryview | str,
+        *,
+        key: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Receipt:
         """Send one message whose data is JSON already; else as `publish`."""
         return await self._publish(topic, check_json(raw), key, idempotency_key)
@@ -185,6 +210,7 @@ class Publisher:
     async def _publish(
         self, topic: str, data: bytes, key: str | None, idempotency_key: str | None
     ) -> Receipt:
+        check_names(topic, key, idempotency_key)
         ref = self._next_ref()
         frame = publish_body(
             topic, data, key=key, idempotency_key=idempotency_key or self._new_key(), ref=ref
@@ -207,8 +233,10 @@ class Publisher:
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
-        if self._driver is None or self._driver.done():
-            raise RuntimeError("Publisher is used outside its 'async with' block.")
+        if self._driver is None:
+            raise Misuse("Publisher is not open; use it in 'async with', or await open() first.")
+        if self._driver.done():
+            raise Misuse("Publisher is closed; make another one with client.publisher().")
         if len(self._unseen) > MAX_UNSEEN:
             self._raise_unseen()
 
@@ -347,15 +375,15 @@ class Publisher:
     def _refuse_too_big(self) -> None:
         """Refuse the message that the connection was closed for; the others go on.
 
-        Answers come in order, so it is the first one that was sent and has none.
+        It is the largest one that was sent and has no answer: answers to those before it may be
+        lost with the connection, and where one is too large the largest is.
         """
-        for ref, entry in self._entries.items():
-            if entry.is_sent:
-                size = len(entry.frame)
-                sentence = f"The message is larger than the server allows: {size} bytes in all."
-                self._refuse(ref, Refused(sentence, code="message_too_large", is_transient=False))
-                return
-        raise Closed(_MESSAGE_TOO_BIG, "message_too_big")
+        sent = [(len(each.frame), ref) for ref, each in self._entries.items() if each.is_sent]
+        if not sent:
+            raise Closed(_MESSAGE_TOO_BIG, "message_too_big")
+        size, ref = max(sent, key=lambda each: each[0])
+        sentence = f"The message is larger than the server allows: {size} bytes in all."
+        self._refuse(ref, Refused(sentence, code="message_too_large", is_transient=False))
 
     def _refuse(self, ref: int, error: Refused) -> None:
         self._unseen = [each for each in self._unseen if not each.is_seen]
@@ -380,6 +408,7 @@ class Publisher:
         self._is_open.set()
 
     async def _stop(self) -> None:
+        self._is_stopped = True
         if self._driver is not None:
             self._driver.cancel()
             await asyncio.wait((self._driver,))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, Final, TypeGuard
 
+from clevrd.client.arguments import check_names, type_name
 from clevrd.client.backoff import Clockwork, delay_s
-from clevrd.client.errors import ClientError, Refused, Unreachable
+from clevrd.client.errors import BadRecord, ClientError, Refused, Unreachable
 from clevrd.client.session import Session
+from clevrd.client.values import UNREADABLE, data_json
 from clevrd.client.wire import (
-    UNREADABLE,
     Outgoing,
     Published,
     Refusal,
-    data_json,
     publish_body,
     read_batch,
     read_published,
@@ -42,6 +42,10 @@ class IdempotencyKeys:
     __slots__ = ("_next", "_prefix")
 
     def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin with other random bits."""
         self._prefix = secrets.token_urlsafe(12)
         self._next = count(1).__next__
 
@@ -104,13 +108,12 @@ class HttpPublisher:
     ) -> list[Published | Refusal]:
         """Publish ``items`` and return what became of each; raises as `Client.publish_batch`."""
         results: list[Published | Refusal] = []
-        lines = (_line(item, new_key) for item in items)
-        for batch in split_batch(lines, max_items, max_bytes):
-            try:
+        try:
+            for batch in split_batch(lines_of(items, new_key), max_items, max_bytes):
                 results += await self._publish_lines(batch)
-            except ClientError as error:
-                error.results = results + error.results
-                raise
+        except ClientError as error:
+            error.results = results + error.results
+            raise
         return results
 
     async def _publish_lines(self, lines: Sequence[bytes]) -> list[Published | Refusal]:
@@ -182,9 +185,11 @@ class HttpPublisher:
         offers.attempt += 1
         _log_repeat(error, wait_s)
         await self._sleep(wait_s)
-        return True
+        return not self._session.is_closed
 
     def _is_worth_repeating(self, error: Refused | Unreachable) -> bool:
+        if self._session.is_closed:
+            return False
         return error.is_transient if isinstance(error, Refused) else self._session.was_reached
 
 
@@ -198,8 +203,31 @@ class Offers:
         self.attempt = 0
 
 
+def lines_of(
+    items: Iterable[Outgoing | tuple[str, Any]], new_key: IdempotencyKeys
+) -> Iterator[bytes]:
+    """Yield the line of each item of a batch.
+
+    Raises:
+        TypeError: ``items`` can't be iterated over.
+        BadRecord: an item is none, or can't be sent; the sentence says which.
+    """
+    if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
+        raise TypeError(
+            f"items is a list or another iterable of (topic, data) pairs, not {type_name(items)}."
+        )
+    for number, item in enumerate(items):
+        try:
+            yield _line(item, new_key)
+        except (TypeError, ValueError) as error:
+            raise BadRecord(f"Item {number} of the batch: {error}") from error
+
+
 def _line(item: Outgoing | Sequence[Any], new_key: IdempotencyKeys) -> bytes:
+    if not isinstance(item, (tuple, list)) or not 2 <= len(item) <= len(Outgoing._fields):
+        raise TypeError(f"An item is a pair (topic, data) or an Outgoing, not {type_name(item)}.")
     outgoing = item if isinstance(item, Outgoing) else Outgoing(*item)
+    check_names(outgoing.topic, outgoing.key, outgoing.idempotency_key)
     return publish_body(
         outgoing.topic,
         data_json(outgoing.data),

@@ -8,26 +8,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from typing import Any, Final
+from io import BytesIO
+from typing import Any, Final, TypeVar
+from urllib.parse import urlencode
 
 import aiohttp
 
 from clevrd import __version__
 from clevrd.client.address import parse_url, without_password
+from clevrd.client.arguments import check_headers, check_tenant, check_tls
 from clevrd.client.backoff import retry_after_s
 from clevrd.client.errors import (
     BadAnswer,
     BadUrl,
     ClientError,
     Closed,
+    Misuse,
     Refused,
     Unreachable,
     reason_of,
 )
-from clevrd.client.wire import UNREADABLE, Refusal, read_refusal
-from clevrd.config import MIB
+from clevrd.client.redirects import MAX_REDIRECTS, NotFollowed, base_after, target_of
+from clevrd.client.values import UNREADABLE
+from clevrd.client.wire import Refusal, read_refusal
 
 CONNECT_TIMEOUT_S: Final = 10.0
 # For the whole answer to one publish; the server itself gives a request 10 s to arrive.
@@ -36,20 +41,40 @@ ANSWER_TIMEOUT_S: Final = 30.0
 HEARTBEAT_S: Final = 25.0
 CLOSE_TIMEOUT_S: Final = 5.0
 # The largest body that a server can be configured to take, and the message's other fields.
-MAX_MESSAGE_BYTES: Final = 64 * MIB + 4096
+MAX_MESSAGE_BYTES: Final = (64 << 20) + 4096
 # An answer is some hundred bytes; a proxy's error page is not read to its end.
 MAX_ANSWER_BYTES: Final = 65_536
+# Of a body that is sent in one piece (aiohttp's TOO_LARGE_BYTES_BODY).
+_PIECE_BYTES: Final = 1 << 20
 
 # Statuses that time heals and that a proxy may send without a body of ours.
 _TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
 
+# Those of a proxy that wants to know who asks.
+_CREDENTIAL_STATUSES: Final = frozenset({401, 403, 407})
+
 # Sentences of the server that are logged; more of them are more of the same.
 _MAX_WARNED: Final = 100
+
+_OTHER_LOOP: Final = (
+    "Client is open in another event loop; make a client in each loop, or close() it in that one."
+)
 
 log = logging.getLogger("clevrd.client")
 
 Socket = aiohttp.ClientWebSocketResponse[Any]
 TEXT: Final = aiohttp.WSMsgType.TEXT
+
+T = TypeVar("T")
+
+
+class _Redirected(Exception):
+    """A server answers with where to ask instead."""
+
+    def __init__(self, status: int, location: str) -> None:
+        super().__init__(status, location)
+        self.status = status
+        self.location = location
 
 
 class Session:
@@ -69,14 +94,13 @@ class Session:
         self._base, self._unix_path = parse_url(url)
         # For error texts: without the password that a URL may hold.
         self.name = url if self._unix_path else without_password(self._base)
-        if tenant is not None and not (tenant and tenant.isascii() and tenant.isprintable()):
-            raise BadUrl("The tenant must be printable ASCII.")
-        self._headers = {"User-Agent": f"clevrd/{__version__}", **(headers or {})}
-        if tenant is not None:
-            self._headers["X-Tenant-ID"] = tenant
-        self._tls = tls
+        self._headers = {"User-Agent": f"clevrd/{__version__}", **check_headers(headers)}
+        if check_tenant(tenant) is not None:
+            self._headers["X-Tenant-ID"] = tenant or ""
+        self._tls = check_tls(tls)
         # Made by open(), which needs the running loop.
         self._http: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         # True once the server has answered anything: then a failed connection is an outage, not
         # a wrong URL, and worth waiting for.
         self.was_reached = False
@@ -98,14 +122,24 @@ class Session:
                 log.warning("%s", sentence)
 
     def open(self) -> None:
-        """Be ready for requests; connects nowhere yet."""
+        """Be ready for requests; connects nowhere yet. Nothing more where it is open already.
+
+        Raises:
+            Misuse: it is open in another event loop.
+        """
+        loop = asyncio.get_running_loop()
+        if self._http is not None and not (self.is_closed or self._is_loop_gone()):
+            if self._loop is not loop:
+                raise Misuse(_OTHER_LOOP)
+            return
         self.is_closed = False
+        self._loop = loop
         self._http = aiohttp.ClientSession(
             connector=self._connector(),
             headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            middlewares=(self._raise_refusals,),
+            middlewares=(self._raise_what_is_no_success,),
         )
 
     async def close(self) -> None:
@@ -125,21 +159,20 @@ class Session:
             Refused: the server answered with an error status.
             Unreachable: no answer, or only a part of it.
         """
-        try:
+
+        async def post(url: str) -> bytes:
+            # aiohttp warns of more in one piece; each attempt reads it from its beginning.
+            data = body if len(body) <= _PIECE_BYTES else BytesIO(body)
             async with self._opened().post(
-                f"{self._base}{path}",
-                data=body,
-                headers={"Content-Type": "application/json"},
-                # A redirected POST would become a GET (RFC 9110 §15.4.3).
-                allow_redirects=False,
+                url, data=data, headers={"Content-Type": "application/json"}
             ) as response:
                 content = await _read_bounded(response, max_answer_bytes)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._unreachable(error) from error
-        self.was_reached = True
-        if response.status != 200:
-            raise self.not_clevrd(response.status)
-        return content
+            self.was_reached = True
+            if response.status != 200:
+                raise self.not_clevrd(response.status)
+            return content
+
+        return await self._ask(path, "", post)
 
     async def websocket(
         self, path: str, query: dict[str, str], protocols: tuple[str, ...]
@@ -151,20 +184,18 @@ class Session:
             Unreachable: there is no connection.
             BadAnswer: what is there does not speak WebSocket.
         """
-        try:
-            socket = await self._opened().ws_connect(
-                f"{self._base}{path}",
-                params=query,
+
+        async def connect(url: str) -> Socket:
+            return await self._opened().ws_connect(
+                url,
                 timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
                 heartbeat=HEARTBEAT_S,
                 max_msg_size=MAX_MESSAGE_BYTES,
                 protocols=protocols,
                 decode_text=False,
             )
-        except aiohttp.WSServerHandshakeError as error:
-            raise BadAnswer(f"{self.name} does not speak WebSocket ({error.message}).") from error
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._unreachable(error) from error
+
+        socket = await self._ask(path, f"?{urlencode(query)}" if query else "", connect)
         self.was_reached = True
         self._sockets.add(socket)
         return socket
@@ -189,15 +220,62 @@ class Session:
 
     def abandon(self, socket: Socket) -> None:
         """Close a WebSocket that nobody waits for, if the loop still runs."""
+        if self._loop is None or self._is_loop_gone():
+            return
+        if _running_loop() is self._loop:
+            self._close_aside(socket)
+            return
+        # Python frees what nobody holds in any thread.
         with suppress(RuntimeError):
-            loop = asyncio.get_running_loop()
-            task = loop.create_task(self.drop(socket))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._loop.call_soon_threadsafe(self._close_aside, socket)
 
     def not_clevrd(self, what: object) -> BadAnswer:
         """Return the error for an answer that no clevrd server gives."""
-        return BadAnswer(f"{self.name} answered {what}, but not as clevrd does.")
+        return BadAnswer(f"{self.name} answered {what}, but not as clevrd does; check the URL.")
+
+    async def _ask(self, path: str, query: str, ask: Callable[[str], Awaitable[T]]) -> T:
+        """Return what ``ask`` returns for the URL of ``path``, or for where that has moved to.
+
+        Raises:
+            Refused, Unreachable, BadAnswer: as `post` and `websocket`.
+        """
+        url = f"{self._base}{path}{query}"
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                return await ask(url)
+            except _Redirected as moved:
+                url = self._moved(path, url, moved)
+            except aiohttp.WSServerHandshakeError as error:
+                raise BadAnswer(
+                    f"{self.name} does not speak WebSocket ({error.message}); check the URL."
+                ) from error
+            except aiohttp.InvalidURL as error:
+                raise BadUrl(f"{self.name} is no URL that can be asked.") from error
+            except UnicodeError as error:
+                # The codec "idna", for a name with a part of no or more than 63 characters.
+                raise BadUrl(f"{self.name} holds what can't be the name of a host.") from error
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise self._unreachable(error) from error
+        raise BadAnswer(f"{self.name} redirects in circles; check the URL.")
+
+    def _moved(self, path: str, url: str, moved: _Redirected) -> str:
+        """Return where to ask instead of at ``url``; raises BadAnswer where nothing is to be."""
+        try:
+            target = target_of(url, moved.status, moved.location)
+        except NotFollowed as error:
+            raise BadAnswer(
+                f"{self.name} {error}; give the daemon's own address as the URL."
+            ) from None
+        self._base = base_after(self._base, path, moved.status, target)
+        return target
+
+    def _close_aside(self, socket: Socket) -> None:
+        task = asyncio.ensure_future(self.drop(socket))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _is_loop_gone(self) -> bool:
+        return self._loop is None or self._loop.is_closed()
 
     def _connector(self) -> aiohttp.BaseConnector:
         if self._unix_path:
@@ -206,33 +284,60 @@ class Session:
         return aiohttp.TCPConnector(limit=0, ssl=self._tls or True)
 
     def _opened(self) -> aiohttp.ClientSession:
-        if self._http is None or self.is_closed:
-            raise RuntimeError("Client is used outside its 'async with' block.")
+        if self._http is None:
+            raise Misuse("Client is not open; use it in 'async with', or await open() first.")
+        if self.is_closed:
+            raise Misuse("Client is closed; open() it again, or make another one.")
+        if self._loop is not asyncio.get_running_loop():
+            raise Misuse(_OTHER_LOOP)
         return self._http
 
-    async def _raise_refusals(
+    async def _raise_what_is_no_success(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Turn an error answer into `Refused`, with the server's words.
+        """Turn an error answer into `Refused`, with the server's words, and a redirect into one.
 
-        Middleware, because ws_connect() drops the body of the answer that refuses it.
+        Middleware, because ws_connect() drops the body of the answer that refuses it, and because
+        aiohttp would follow a redirect to any host.
         """
         response = await handler(request)
-        if response.status < 400:
+        if response.status < 300:
             return response
         self.was_reached = True
+        if response.status < 400:
+            with closing(response):
+                raise _Redirected(response.status, response.headers.get("Location", ""))
         content = b""
         # The status alone says that the message was not taken, so a cut body changes nothing.
         with closing(response), suppress(aiohttp.ClientError, TimeoutError):
             content = await _read_bounded(response, MAX_ANSWER_BYTES)
-        raise _refused(response, content)
+        raise self._refused(response, content)
+
+    def _refused(self, response: aiohttp.ClientResponse, content: bytes) -> Refused:
+        try:
+            refusal = read_refusal(content)
+        except UNREADABLE:
+            answer = f"{response.status} {response.reason or ''}".rstrip()
+            if response.status in _TRANSIENT_STATUSES:
+                refusal = Refusal(f"{self.name} answered {answer}; try again later.")
+            elif response.status in _CREDENTIAL_STATUSES:
+                refusal = Refusal(f"{self.name} answered {answer}; check the credentials.")
+            else:
+                refusal = Refusal(str(self.not_clevrd(answer)))
+        return Refused(
+            refusal.error,
+            status=response.status,
+            code=refusal.code,
+            is_transient=refusal.retryable or response.status in _TRANSIENT_STATUSES,
+            retry_after_s=retry_after_s(response.headers.get("Retry-After", "")),
+        )
 
     def _unreachable(self, error: Exception) -> Unreachable:
         if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
             sentence = f"Can't reach {self.name}: {reason_of(error)}."
             return Unreachable(sentence, may_have_arrived=False)
         return Unreachable(
-            f"The connection to {self.name} broke before the answer: {reason_of(error)}.",
+            f"The connection to {self.name} broke before the answer: {_reason(error)}.",
             may_have_arrived=True,
         )
 
@@ -246,6 +351,15 @@ def end_of(frame: Any, close_code: int | None) -> ClientError:
     if frame.type is aiohttp.WSMsgType.BINARY:
         return BadAnswer("The server sent a binary frame, where clevrd sends text.")
     return Closed(1006, "connection lost")
+
+
+def _reason(error: Exception) -> str:
+    """Return why there is no whole answer; aiohttp's texts show the parser's own words."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "what came is not HTTP, so check the URL"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "it is not whole"
+    return reason_of(error)
 
 
 async def _send_all(socket: Socket, texts: Sequence[bytes]) -> None:
@@ -265,15 +379,8 @@ async def _read_bounded(response: aiohttp.ClientResponse, max_bytes: int) -> byt
     return bytes(content[:max_bytes])
 
 
-def _refused(response: aiohttp.ClientResponse, content: bytes) -> Refused:
+def _running_loop() -> asyncio.AbstractEventLoop | None:
     try:
-        refusal = read_refusal(content)
-    except UNREADABLE:
-        refusal = Refusal(f"The server answered {response.status} {response.reason}.")
-    return Refused(
-        refusal.error,
-        status=response.status,
-        code=refusal.code,
-        is_transient=refusal.retryable or response.status in _TRANSIENT_STATUSES,
-        retry_after_s=retry_after_s(response.headers.get("Retry-After", "")),
-    )
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -6,21 +6,19 @@ No connections here. Shapes: docs/wire.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
-from clevrd.client.errors import BadRecord, Refused
+from clevrd.client.errors import Refused
+from clevrd.client.values import value_of, values_of
 
 T = TypeVar("T")
 
 # Asks for positions and gaps between the messages; no message begins as they do.
 CONTROL_PROTOCOL: Final = "clevrd.v1"
 CONTROL_BEGINS: Final = b'{"type":'
-
-# What a decoder raises: not JSON or not this shape; bad UTF-8 in a key; nested too deeply.
-UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 # The server's own bounds of a batch, by default.
 MAX_BATCH_ITEMS: Final = 10_000
@@ -47,8 +45,13 @@ class Message(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def data(self) -> Any:
-        """The data as Python values: dict, list, str, int, float, bool."""
-        return msgspec.json.decode(self._data)
+        """The data as Python values: dict, list, str, int, float, bool.
+
+        Raises:
+            BadData: there is none for it: a number beyond a float's range (``1e999``), or an
+                integer of more than 4,300 digits. `raw` has the JSON.
+        """
+        return values_of(self._data, self._name)
 
     @property
     def raw(self) -> bytes:
@@ -59,9 +62,15 @@ class Message(msgspec.Struct, frozen=True, dict=True):
         """Return the data as a ``kind``: a msgspec struct, dataclass, TypedDict, list[int] ...
 
         Raises:
-            msgspec.ValidationError: the data is not of that kind; the message says where.
+            BadData: the data is not of that kind; the sentence says where. It is a
+                msgspec.ValidationError as well.
         """
-        return cast(T, _decoder_of(cast(Any, kind)).decode(self._data))
+        return cast(T, value_of(self._data, kind, self._name))
+
+    @property
+    def _name(self) -> str:
+        """What it is called in sentences."""
+        return f"The data of message {self.offset} of {self.topic!r}"
 
     def __hash__(self) -> int:
         """Return the hash of what names it."""
@@ -202,7 +211,6 @@ _decode_published = msgspec.json.Decoder(Published).decode
 _decode_refusal = msgspec.json.Decoder(Refusal).decode
 _decode_head = msgspec.json.Decoder(_Head).decode
 _decode_batch = msgspec.json.Decoder(_BatchAnswer).decode
-_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 _encode = msgspec.json.Encoder().encode
 _set = msgspec.structs.force_setattr
 _CONTROL_TYPES: Final = frozenset({"subscribed", "watching", "gap", "going_away", "error"})
@@ -268,42 +276,7 @@ def read_batch(content: bytes) -> list[Published | Refusal]:
     return [read_answer(each)[1] for each in _decode_batch(content).results]
 
 
-@lru_cache(maxsize=256)
-def _decoder_of(kind: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
-
-
 # --- what is sent --------------------------------------------------------------------------------
-
-
-def data_json(data: Any) -> bytes:
-    """Return ``data`` as JSON.
-
-    Raises:
-        TypeError: it has no JSON form; bytes among others, which would become base64.
-    """
-    if isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError("data is bytes, which JSON has no form for; use publish_raw() for JSON.")
-    return _encode(data)
-
-
-def check_json(raw: bytes) -> bytes:
-    """Return ``raw``, which is one JSON value in UTF-8.
-
-    Raises:
-        BadRecord: it is not. Checked here, since half a value put between other bytes could
-            become another request.
-    """
-    try:
-        raw.decode()
-        _decode_raw(raw)
-    except UnicodeDecodeError as error:
-        raise BadRecord(f"Not UTF-8 at byte {error.start}.") from error
-    except RecursionError as error:
-        raise BadRecord("Nested too deeply.") from error
-    except msgspec.MsgspecError as error:
-        raise BadRecord(f"Not JSON: {error}.") from error
-    return raw
 
 
 def command(type_: str, **fields: object) -> bytes:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from clevrd.client import Message, Published
+from clevrd.client.loop_thread import LoopThread
 from clevrd.testing.daemon import DEFAULT_TENANT, RunningDaemon, SlowReader
 from clevrd.testing.faults import TIMEOUT_S
 
@@ -36,9 +35,9 @@ class DaemonThread:
     Use `daemon_in_thread`, or the fixture ``clevrd_server``.
     """
 
-    def __init__(self, daemon: RunningDaemon, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, daemon: RunningDaemon, thread: LoopThread) -> None:
         self._daemon = daemon
-        self._loop = loop
+        self._thread = thread
 
     @property
     def url(self) -> str:
@@ -52,7 +51,7 @@ class DaemonThread:
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` in the daemon's loop and return what it returns."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_CALL_TIMEOUT_S)
+        return self._thread.run(work, _CALL_TIMEOUT_S)
 
     def publish(self, topic: str, data: Any, *, tenant: str | None = None) -> Published:
         """Publish one message."""
@@ -113,18 +112,15 @@ async def _left(reading: Any) -> None:
 @contextmanager
 def daemon_in_thread(**settings: Any) -> Iterator[DaemonThread]:
     """Run a daemon in a thread as long as the block lasts; settings as of `running_daemon`."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="clevrd", daemon=True)
+    thread = LoopThread("clevrd", None)
     thread.start()
     try:
         running = RunningDaemon(**settings)
-        daemon = DaemonThread(running, loop)
+        daemon = DaemonThread(running, thread)
         daemon.call(running.__aenter__())
         try:
             yield daemon
         finally:
             daemon.call(running.__aexit__(None, None, None))
     finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(_CALL_TIMEOUT_S)
-        loop.close()
+        thread.stop(timeout_s=_CALL_TIMEOUT_S)

@@ -1,0 +1,207 @@
+"""Arguments of the client's calls: each is taken as it is meant, or refused with a sentence.
+
+Where a call is made, not later in a task. What a topic is called, and how large it is, is for the
+server to judge when it is published to.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+
+from clevrd.client.errors import BadUrl
+from clevrd.core.message import check_topic
+from clevrd.core.patterns import parse_pattern
+from clevrd.errors import InvalidRequest
+
+POLICIES: Final = ("drop_oldest", "drop_newest", "circuit_breaker", "latest")
+
+# RFC 9110 §5.1: a field's name is a token.
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# RFC 9110 §5.5: no control characters in a field's value but the tab.
+_CONTROLS: Final = re.compile(r"[\0-\x08\x0a-\x1f\x7f]")
+
+
+def type_name(value: object) -> str:
+    """Return what ``value`` is, for sentences."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"an {name}" if name[:1].lower() in "aeiou" else f"a {name}"
+
+
+# --- of a client ---------------------------------------------------------------------------------
+
+
+def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the headers that are to be sent; raises TypeError, ValueError."""
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"headers are a dict of names and values, not {type_name(headers)}.")
+    for name, value in headers.items():
+        if not all(isinstance(each, str) for each in (name, value)):
+            raise TypeError(f"Names and values of headers are text; {name!r} is not.")
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} can't be the name of a header.")
+        if _CONTROLS.search(value) or not _is_utf_8(value):
+            raise ValueError(f"The value of the header {name} holds what no header can.")
+    return dict(headers)
+
+
+def check_tenant(tenant: str | None) -> str | None:
+    """Return the tenant; raises TypeError, BadUrl."""
+    if tenant is None:
+        return None
+    if not isinstance(tenant, str):
+        raise TypeError(f"The tenant is text, not {type_name(tenant)}.")
+    if not (tenant and tenant.isascii() and tenant.isprintable()):
+        raise BadUrl("The tenant must be printable ASCII.")
+    return tenant
+
+
+def check_tls(tls: ssl.SSLContext | None) -> ssl.SSLContext | None:
+    """Return the context; raises TypeError."""
+    if tls is not None and not isinstance(tls, ssl.SSLContext):
+        raise TypeError(
+            f"tls is an ssl.SSLContext, not {type_name(tls)}; for what the system trusts leave it"
+            " out."
+        )
+    return tls
+
+
+def check_seconds(name: str, value: float) -> float:
+    """Return a duration in seconds, zero or more; raises TypeError, ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a number of seconds, not {type_name(value)}.")
+    if not value >= 0:
+        raise ValueError(f"{name} is a number of seconds, 0 or more, not {value!r}.")
+    return value
+
+
+def check_count(name: str, value: int, minimum: int = 1) -> int:
+    """Return a whole number of at least ``minimum``; raises TypeError, ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number, not {type_name(value)}.")
+    if value < minimum:
+        raise ValueError(f"{name} is {minimum} or more, not {value}.")
+    return value
+
+
+# --- of a publish --------------------------------------------------------------------------------
+
+
+def check_names(topic: str, key: str | None, idempotency_key: str | None) -> None:
+    """Raise TypeError, or ValueError, unless these of a message are text that can be sent."""
+    if not isinstance(topic, str):
+        raise TypeError(f"The topic is text, not {type_name(topic)}.")
+    if key is not None and not isinstance(key, str):
+        raise TypeError(f"key is text, not {type_name(key)}.")
+    if idempotency_key is not None and not isinstance(idempotency_key, str):
+        raise TypeError(f"idempotency_key is text, not {type_name(idempotency_key)}.")
+    for name, text in (("The topic", topic), ("key", key), ("idempotency_key", idempotency_key)):
+        if text is not None and not (text.isascii() or _is_utf_8(text)):
+            raise ValueError(f"{name} holds half a surrogate pair, which UTF-8 has no form for.")
+
+
+# --- of a subscription ---------------------------------------------------------------------------
+
+
+def topics_of(named: Iterable[str | Iterable[str]]) -> tuple[str, ...]:
+    """Return the topics, each checked; a list among them is taken for what it holds."""
+    topics: list[str] = []
+    for each in named:
+        topics += _names("topic", [each] if isinstance(each, str) else each)
+    for topic in topics:
+        _check(check_topic, topic)
+    return tuple(topics)
+
+
+def patterns_of(patterns: Iterable[str]) -> tuple[str, ...]:
+    """Return the patterns, each checked."""
+    if isinstance(patterns, str):
+        raise ValueError(f"patterns is a list of patterns; write patterns=[{patterns!r}].")
+    found = _names("pattern", patterns)
+    for pattern in found:
+        _check(parse_pattern, pattern)
+    return tuple(found)
+
+
+def check_policy(policy: str | None) -> str | None:
+    """Return the policy; raises TypeError, ValueError."""
+    if policy is not None and not isinstance(policy, str):
+        raise TypeError(f"policy is text, not {type_name(policy)}.")
+    if policy is not None and policy not in POLICIES:
+        raise ValueError(f"policy is one of {', '.join(POLICIES)}, not {policy!r}.")
+    return policy
+
+
+def since_text(since: str | datetime | timedelta | None) -> str | None:
+    """Return ``since`` as the server takes it.
+
+    A duration is rounded up to a whole second, since a server takes no parts of one.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: a time without a time zone, or a duration into the future.
+    """
+    match since:
+        case None | str():
+            return since
+        case datetime():
+            if since.utcoffset() is None:
+                raise ValueError(
+                    "since is a time without a time zone; give it one: datetime.now(UTC), or"
+                    " since.astimezone() for local time."
+                )
+            try:
+                utc = since.astimezone(UTC)
+            except OverflowError as error:
+                raise ValueError(f"since is beyond what a time can be: {since}.") from error
+            return f"{utc.replace(tzinfo=None).isoformat()}Z"
+        case timedelta():
+            if since < timedelta(0):
+                raise ValueError("since is how long ago, so it can't be below zero.")
+            return f"{-(-since // timedelta(seconds=1))}s"
+        case date():
+            raise TypeError("since is a datetime with a time zone, not a date.")
+    raise TypeError(
+        f'since is text such as "5m", a timedelta or a datetime, not {type_name(since)}.'
+    )
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """Return a flag; raises TypeError."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is True or False, not {type_name(value)}.")
+    return value
+
+
+def _names(kind: str, given: Iterable[str]) -> list[str]:
+    """Return a list of names; raises TypeError."""
+    if isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable):
+        raise TypeError(f"A {kind} is text, not {type_name(given)}.")
+    found = list(given)
+    for each in found:
+        if not isinstance(each, str):
+            raise TypeError(f"A {kind} is text, not {type_name(each)}.")
+    return found
+
+
+def _check(check: Callable[[str], object], name: str) -> None:
+    """Raise ValueError with the sentence of ``check``."""
+    try:
+        check(name)
+    except InvalidRequest as error:
+        raise ValueError(str(error)) from error
+
+
+def _is_utf_8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,150 @@
+"""What a subscription has read in its loop and another thread has not taken yet. Bounded.
+
+The loop reads ahead by MAX_ITEMS and MAX_BYTES and no further: whoever takes slowly is a slow
+reader to the server. Positions are those of what was taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from typing import Final
+
+from clevrd.client.errors import Misuse
+from clevrd.client.loop_thread import WAIT_SLICE_S, LoopThread
+from clevrd.client.position import Position
+from clevrd.client.subscription import Subscription
+from clevrd.client.wire import Gap, Message
+
+# Enough that the two threads need not wake each other for every message.
+MAX_ITEMS: Final = 64
+# Of the messages' JSON, unless it is a single one.
+MAX_BYTES: Final = 1 << 20
+
+
+class Intake:
+    """Reads a subscription in its loop's thread, for other threads.
+
+    `take` and `positions` are for other threads; methods with an underscore run in the loop.
+    """
+
+    def __init__(self, thread: LoopThread, items: Subscription) -> None:
+        self._thread = thread
+        self.items = items
+        # Guards what follows; notified when there is something to take, or an end.
+        self._changed = threading.Condition()
+        # Each with where its topic stood before it.
+        self._waiting: deque[tuple[Message | Gap, Position | None]] = deque()
+        self._bytes = 0
+        self._is_full = False
+        self._is_over = False
+        self._is_closed = False
+        # What the subscription failed of; handed out once, behind what was read before it.
+        self._failure: BaseException | None = None
+        # Used in the loop only.
+        self._reading: asyncio.Task[None] | None = None
+        self._is_left = False
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+
+    def take(self, timeout_s: float | None) -> Message | Gap | None:
+        """Return the next item; None when none comes in time, or there will be none.
+
+        An interrupt ends the wait at once and takes nothing.
+        """
+        with self._changed:
+            if not self._changed.wait_for(self._has_something, self._first_wait_s(timeout_s)):
+                if timeout_s is not None:
+                    return None
+                while not self._changed.wait_for(self._has_something, WAIT_SLICE_S):
+                    pass
+            if self._is_closed:
+                return None
+            if not self._waiting:
+                failure, self._failure = self._failure, None
+                if failure is not None:
+                    raise failure
+                return None
+            item, _ = self._waiting.popleft()
+            self._bytes -= _size_of(item)
+            if self._is_full and len(self._waiting) <= MAX_ITEMS // 2:
+                self._is_full = False
+                self._thread.call_soon(self._has_room.set)
+            return item
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everything was taken, and nothing will come."""
+        with self._changed:
+            return self._is_closed or (
+                self._is_over and not self._waiting and self._failure is None
+            )
+
+    def close(self) -> None:
+        """Hand out nothing any more, and tell who waits."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def positions(self) -> dict[str, Position]:
+        """Return by topic up to where everything was taken; called in the loop, or after it."""
+        with self._changed:
+            told: dict[str, Position | None] = dict(self.items.positions)
+            for item, before in reversed(self._waiting):
+                told[item.topic] = before
+        return {topic: position for topic, position in told.items() if position is not None}
+
+    def begin(self) -> None:
+        """Read on, in the loop."""
+        before = self._reading
+        if before is None or self._is_left:
+            self._is_left = False
+            self._reading = asyncio.get_running_loop().create_task(self._read(before))
+            self._reading.add_done_callback(self._ended)
+
+    def leave(self) -> None:
+        """Read no more, in the loop; what was read stays."""
+        if self._reading is not None:
+            self._is_left = True
+            self._reading.cancel()
+
+    def _has_something(self) -> bool:
+        if self._thread.is_forked:
+            raise Misuse("The subscription was made before a fork; subscribe again in the child.")
+        return bool(self._waiting) or self._is_over or self._is_closed
+
+    @staticmethod
+    def _first_wait_s(timeout_s: float | None) -> float | None:
+        return WAIT_SLICE_S if timeout_s is None else timeout_s
+
+    async def _read(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait((before,))
+        # By a loop of its own, which lets go of what it is not to keep.
+        async for item in self.items:
+            self._put(item)
+            await self._has_room.wait()
+
+    def _ended(self, reading: asyncio.Task[None]) -> None:
+        """Tell who waits of the end, however it came; the loop's own end cancels, too."""
+        failure = None if reading.cancelled() else reading.exception()
+        if reading is not self._reading or self._is_left:
+            return
+        with self._changed:
+            self._failure = failure
+            self._is_over = True
+            self._changed.notify_all()
+
+    def _put(self, item: Message | Gap) -> None:
+        with self._changed:
+            self._waiting.append((item, self.items.before(item)))
+            self._bytes += _size_of(item)
+            if len(self._waiting) >= MAX_ITEMS or self._bytes >= MAX_BYTES:
+                self._is_full = True
+                self._has_room.clear()
+            self._changed.notify()
+
+
+def _size_of(item: Message | Gap) -> int:
+    return len(item.json) if isinstance(item, Message) else 0

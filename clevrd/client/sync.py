@@ -1,0 +1,594 @@
+"""The client without asyncio: the same names and arguments, and calls that wait.
+
+It is the client for asyncio in an event loop in a thread of its own, so it does what that does.
+How to use it: docs/python.md.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+from itertools import islice
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self, TypeVar
+from weakref import finalize
+
+from clevrd.client.arguments import check_count, check_names, check_seconds, type_name
+from clevrd.client.client import Client as AsyncClient
+from clevrd.client.errors import (
+    BadAnswer,
+    BadData,
+    BadRecord,
+    BadUrl,
+    ClientError,
+    Closed,
+    Misuse,
+    Refused,
+    Unreachable,
+)
+from clevrd.client.intake import Intake
+from clevrd.client.loop_thread import LoopThread, Stopped
+from clevrd.client.position import Position
+from clevrd.client.publisher import MAX_IN_FLIGHT
+from clevrd.client.publisher import Publisher as AsyncPublisher
+from clevrd.client.publisher import Receipt as AsyncReceipt
+from clevrd.client.publishing import RETRY_FOR_S
+from clevrd.client.subscription import Subscription as AsyncSubscription
+from clevrd.client.values import check_json, data_json
+from clevrd.client.wire import (
+    MAX_BATCH_BYTES,
+    MAX_BATCH_ITEMS,
+    Gap,
+    Message,
+    Outgoing,
+    Published,
+    Refusal,
+)
+
+__all__ = [
+    "RETRY_FOR_S",
+    "BadAnswer",
+    "BadData",
+    "BadRecord",
+    "BadUrl",
+    "Client",
+    "ClientError",
+    "Closed",
+    "Gap",
+    "Message",
+    "Misuse",
+    "Outgoing",
+    "Position",
+    "Published",
+    "Publisher",
+    "Receipt",
+    "Refusal",
+    "Refused",
+    "Subscription",
+    "Unreachable",
+]
+
+T = TypeVar("T")
+
+# After Ctrl-C, and after any other error: connections are closed in order if that is quick.
+HASTY_CLOSE_S: Final = 1.0
+
+# Clients of the parent process that a child has replaced: never freed, since that could end what
+# the parent still uses.
+_left_to_parent: list[object] = []
+
+
+class _Running(NamedTuple):
+    """An opened client: its loop, and what is in it."""
+
+    thread: LoopThread
+    client: AsyncClient
+
+    def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
+        """Return what ``work`` returns; raises Misuse and Unreachable besides what it raises."""
+        if self.thread.is_inside:
+            work.close()
+            raise Misuse("The client's own thread can't wait for itself.")
+        try:
+            return self.thread.run(work, timeout_s)
+        except Stopped:
+            raise Unreachable(
+                "The client was closed before the answer.", may_have_arrived=True
+            ) from None
+
+
+class Client:
+    """Publishes to one server and subscribes to it; use as ``with Client(url) as client``.
+
+    Where no block fits, `open` and `close` do the same. Threads may share one. In a process that
+    was forked it opens itself again; subscriptions and publishers are the parent's and say so.
+    Nobody needs to close it at the exit of the program.
+
+    Args, and what they raise: as of clevrd.client.Client.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        tenant: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        retry_for_s: float = RETRY_FOR_S,
+    ) -> None:
+        def make() -> AsyncClient:
+            return AsyncClient(url, tenant, headers=headers, tls=tls, retry_for_s=retry_for_s)
+
+        self._make: Callable[[], AsyncClient] = make
+        # Says now what is wrong with the arguments.
+        make()
+        # Guards what follows.
+        self._lock = threading.Lock()
+        self._running: _Running | None = None
+        self._is_closed = False
+        self._last_resort: finalize[..., Client] | None = None
+        self._repeated_messages = 0
+
+    def open(self) -> Self:
+        """Be ready; connects nowhere yet. Nothing more where it is open already."""
+        self._leave_parent()
+        with self._lock:
+            if self._running is None:
+                self._start()
+            self._is_closed = False
+        return self
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """Close all connections, end all subscriptions, and end the thread; idempotent.
+
+        Args:
+            timeout_s: how long to wait for that; it goes on without.
+        """
+        self._leave_parent()
+        with self._lock:
+            running, self._running = self._running, None
+            self._is_closed = True
+            if self._last_resort is not None:
+                self._last_resort.detach()
+        if running is not None:
+            running.thread.stop(timeout_s)
+            self._repeated_messages += running.client.repeated_messages
+
+    def __enter__(self) -> Self:
+        """Open."""
+        return self.open()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close; after an error, Ctrl-C among them, without waiting for long."""
+        self.close(None if kind is None else HASTY_CLOSE_S)
+
+    @property
+    def repeated_messages(self) -> int:
+        """How many messages may be there twice; as of clevrd.client.Client."""
+        running = self._running
+        now = running.client.repeated_messages if running is not None else 0
+        return self._repeated_messages + now
+
+    def publish(
+        self, topic: str, data: Any, *, key: str | None = None, idempotency_key: str | None = None
+    ) -> Published:
+        """Publish ``data`` and return the server's answer; as of clevrd.client.Client."""
+        check_names(topic, key, idempotency_key)
+        return self._publish(topic, data_json(data), key, idempotency_key)
+
+    def publish_raw(
+        self,
+        topic: str,
+        raw: bytes | bytearray | memoryview | str,
+        *,
+        key: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Published:
+        """Publish data that is JSON already; as of clevrd.client.Client."""
+        check_names(topic, key, idempotency_key)
+        return self._publish(topic, check_json(raw), key, idempotency_key)
+
+    def publish_batch(
+        self,
+        items: Iterable[Outgoing | tuple[str, Any]],
+        *,
+        max_items: int = MAX_BATCH_ITEMS,
+        max_bytes: int = MAX_BATCH_BYTES,
+    ) -> list[Published | Refusal]:
+        """Publish many messages in few requests; as of clevrd.client.Client.
+
+        Items are taken in the calling thread, ``max_items`` at a time.
+        """
+        check_count("max_items", max_items)
+        check_count("max_bytes", max_bytes)
+        if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
+            raise TypeError(
+                "items is a list or another iterable of (topic, data) pairs, not"
+                f" {type_name(items)}."
+            )
+        running = self._opened()
+        results: list[Published | Refusal] = []
+        waiting = iter(items)
+        while batch := list(islice(waiting, max_items)):
+            try:
+                results += running.run(
+                    running.client.publish_batch(batch, max_items=max_items, max_bytes=max_bytes)
+                )
+            except ClientError as error:
+                error.results = results + error.results
+                raise
+        return results
+
+    def publisher(self, *, max_in_flight: int = MAX_IN_FLIGHT) -> Publisher:
+        """Return a stream of publishes over one WebSocket; use with ``with``."""
+        running = self._opened()
+        return Publisher(self, running, running.client.publisher(max_in_flight=max_in_flight))
+
+    def subscribe(
+        self,
+        *topics: str | Iterable[str],
+        topic: str | None = None,
+        patterns: Iterable[str] = (),
+        policy: str | None = None,
+        buffer: int | None = None,
+        last: int | None = None,
+        since: str | datetime | timedelta | None = None,
+        position: Position | str | None = None,
+        positions: Mapping[str, Position | str] | None = None,
+        reconnect: bool = True,
+    ) -> Subscription:
+        """Return an iterator of the topics' messages, and of the gaps between them.
+
+        Arguments as of clevrd.client.Client. Up to 64 items and 1 MiB are read ahead.
+        """
+        running = self._opened()
+        items = running.client.subscribe(
+            *topics,
+            topic=topic,
+            patterns=patterns,
+            policy=policy,
+            buffer=buffer,
+            last=last,
+            since=since,
+            position=position,
+            positions=positions,
+            reconnect=reconnect,
+        )
+        return Subscription(self, running, items)
+
+    def _publish(
+        self, topic: str, data: bytes, key: str | None, idempotency_key: str | None
+    ) -> Published:
+        running = self._opened()
+        return running.run(running.client.publish_encoded(topic, data, key, idempotency_key))
+
+    def _opened(self) -> _Running:
+        self._leave_parent()
+        running = self._running
+        if running is None:
+            if self._is_closed:
+                raise Misuse("Client is closed; open() it again, or make another one.")
+            raise Misuse("Client is not open; use it in 'with', or open() it first.")
+        return running
+
+    def _start(self) -> None:
+        client = self._make()
+        thread = LoopThread("clevrd-client", client.close)
+        thread.start()
+        running = _Running(thread, client)
+        running.run(running.client.open())
+        self._running = running
+        # Where nobody closes it: when it is freed. It does not wait, since that may be anywhere.
+        self._last_resort = finalize(self, thread.stop, 0)
+        self._last_resort.atexit = False
+
+    def _leave_parent(self) -> None:
+        """Open again in a child process, where the parent's client is only a copy."""
+        running = self._running
+        if running is None or not running.thread.is_forked:
+            return
+        # Some thread of the parent may have held the old one.
+        self._lock = threading.Lock()
+        _left_to_parent.append((running, self._last_resort))
+        if self._last_resort is not None:
+            self._last_resort.detach()
+        self._start()
+
+
+class Subscription:
+    """An iterator of `Message` and `Gap`; made by `Client.subscribe`.
+
+    ``with`` connects when it is entered and closes when it is left; `open` and `close` do the same.
+    ``for`` alone connects at its first step and lets the connection go when the loop is left, as of
+    the subscription for asyncio. Threads may share one: each item comes to one of them.
+    """
+
+    def __init__(self, client: Client, running: _Running, items: AsyncSubscription) -> None:
+        # Kept, since a client that nobody holds is closed.
+        self._client = client
+        self._running = running
+        self._items = items
+        self._intake = Intake(running.thread, items)
+        # Guards _loops; reentrant as the thread's.
+        self._lock = threading.RLock()
+        self._loops = 0
+        self._is_opened = False
+        self._is_closed = False
+
+    def __del__(self) -> None:
+        """Close what nobody holds any more."""
+        if self._is_opened and not self._is_closed:
+            _close_aside(self._running, self._items)
+
+    @property
+    def position(self) -> Position | None:
+        """Of one topic: up to where everything was handed out; as of the one for asyncio."""
+        topic = self._items.only_topic
+        return None if topic is None else self.positions.get(topic)
+
+    @property
+    def positions(self) -> dict[str, Position]:
+        """By topic: up to where everything was handed out; as of the one for asyncio."""
+
+        async def look() -> dict[str, Position]:
+            return self._intake.positions()
+
+        try:
+            return self._running.thread.run(look())
+        except Stopped:
+            return self._intake.positions()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection now, as far as was noticed."""
+        return self._items.is_connected and not self._running.thread.is_forked
+
+    def open(self) -> Self:
+        """Connect, and be subscribed; as of the one for asyncio."""
+        self._check()
+
+        async def enter() -> None:
+            await self._items.open()
+            self._intake.begin()
+
+        self._is_opened = True
+        try:
+            self._running.run(enter())
+        except BaseException:
+            # Nobody leaves a block that was not entered.
+            self._is_opened = False
+            self._running.thread.call_soon(self._let_go)
+            raise
+        return self
+
+    def close(self) -> None:
+        """Close; who waits for the next item is told that there is none. Idempotent."""
+        self._is_closed = True
+        self._intake.close()
+
+        async def leave() -> None:
+            self._intake.leave()
+            await self._items.close()
+
+        if not self._running.thread.is_forked:
+            try:
+                self._running.thread.run(leave())
+            except Stopped:
+                return
+
+    def __enter__(self) -> Self:
+        """Open."""
+        return self.open()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close; after an error without waiting for the server."""
+        if kind is None:
+            self.close()
+            return
+        self._is_closed = True
+        self._intake.close()
+        _close_aside(self._running, self._items)
+
+    def __iter__(self) -> Iterator[Message | Gap]:
+        """Return what a loop reads.
+
+        Raises:
+            Misuse: it has ended.
+        """
+        self._check()
+        return _Loop(self)
+
+    def get(self, timeout_s: float | None = None) -> Message | Gap | None:
+        """Return the next item, or None when none comes within ``timeout_s``, or it is closed.
+
+        Outside ``with`` it connects, and keeps the connection until the subscription is closed.
+
+        Raises:
+            TypeError, ValueError: ``timeout_s`` is no duration.
+            Refused, Closed, Unreachable, BadAnswer: as of the subscription for asyncio.
+            Misuse: it has ended.
+        """
+        if timeout_s is not None:
+            check_seconds("timeout_s", timeout_s)
+        self._check()
+        if not self._is_opened:
+            self._is_opened = True
+            if not self._running.thread.call_soon(self._keep_reading):
+                self._intake.close()
+        return self._intake.take(timeout_s)
+
+    def _let_go(self) -> None:
+        self._intake.leave()
+        self._items.leave()
+
+    def _keep_reading(self) -> None:
+        self._items.keep()
+        self._intake.begin()
+
+    def _check(self) -> None:
+        if self._running.thread.is_forked:
+            raise Misuse("The subscription was made before a fork; subscribe again in the child.")
+        if not self._running.thread.is_running:
+            raise Misuse("Client is closed; open() it again, or make another one.")
+        if self._is_closed or self._intake.is_over:
+            raise Misuse("The subscription has ended; subscribe again.")
+
+    def _enter_loop(self) -> None:
+        with self._lock:
+            self._loops += 1
+        if not self._running.thread.call_soon(self._intake.begin):
+            self._intake.close()
+
+    def _leave_loop(self) -> None:
+        with self._lock:
+            self._loops -= 1
+            is_last = not self._loops
+        if is_last and not self._is_opened:
+            self._running.thread.call_soon(self._intake.leave)
+
+
+def _close_aside(running: _Running, items: AsyncSubscription) -> None:
+    """Close without waiting for it, from any thread."""
+    try:
+        running.thread.submit(items.close())
+    except Stopped:
+        return
+
+
+class _Loop:
+    """What ``for`` reads of a subscription; lets go of one that is not opened in the end."""
+
+    __slots__ = ("_is_under_way", "_items")
+
+    def __init__(self, items: Subscription) -> None:
+        self._items = items
+        self._is_under_way = False
+
+    def __iter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> Message | Gap:
+        """Return the next message or gap; Ctrl-C ends the wait at once."""
+        if not self._is_under_way:
+            self._is_under_way = True
+            self._items._enter_loop()
+        try:
+            item = self._items._intake.take(None)
+            if item is None:
+                raise StopIteration
+        except BaseException:
+            self._leave()
+            raise
+        return item
+
+    def __del__(self) -> None:
+        """Let go, where nobody has done so yet."""
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._is_under_way:
+            self._is_under_way = False
+            self._items._leave_loop()
+
+
+class Receipt:
+    """What becomes of one message of a stream."""
+
+    __slots__ = ("_receipt", "_running")
+
+    def __init__(self, running: _Running, receipt: AsyncReceipt) -> None:
+        self._running = running
+        self._receipt = receipt
+
+    def result(self, timeout_s: float | None = None) -> Published:
+        """Return the server's answer, once it is there.
+
+        Raises:
+            TimeoutError: it is not there within ``timeout_s``; the message stays on its way.
+            Refused: the server does not take the message.
+            Unreachable, Closed, BadAnswer: the stream failed before the answer.
+        """
+
+        async def wait() -> Published:
+            return await self._receipt
+
+        if timeout_s is not None:
+            check_seconds("timeout_s", timeout_s)
+        return self._running.run(wait(), timeout_s)
+
+
+class Publisher:
+    """A stream of publishes; use as ``with client.publisher() as publisher``.
+
+    As of clevrd.client.Publisher. Threads may share one.
+    """
+
+    def __init__(self, client: Client, running: _Running, publisher: AsyncPublisher) -> None:
+        # Kept, since a client that nobody holds is closed.
+        self._client = client
+        self._running = running
+        self._publisher = publisher
+
+    def open(self) -> Self:
+        """Connect; raises what the very first connection fails of."""
+        self._run(self._publisher.open())
+        return self
+
+    def close(self) -> None:
+        """Wait until each message is answered, and close; idempotent."""
+        self._run(self._publisher.close())
+
+    def __enter__(self) -> Self:
+        """Open."""
+        return self.open()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for the answers, and close; after an error close at once."""
+        self._run(self._publisher.__aexit__(kind, error, trace))
+
+    def publish(
+        self, topic: str, data: Any, *, key: str | None = None, idempotency_key: str | None = None
+    ) -> Receipt:
+        """Send one message, and return once there is room for the next one."""
+        sending = self._publisher.publish(topic, data, key=key, idempotency_key=idempotency_key)
+        return Receipt(self._running, self._run(sending))
+
+    def publish_raw(
+        self,
+        topic: str,
+        raw: bytes | bytearray | memoryview | str,
+        *,
+        key: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Receipt:
+        """Send one message whose data is JSON already; else as `publish`."""
+        sending = self._publisher.publish_raw(topic, raw, key=key, idempotency_key=idempotency_key)
+        return Receipt(self._running, self._run(sending))
+
+    def flush(self) -> None:
+        """Wait until each message is answered; raises what the stream failed of."""
+        self._run(self._publisher.flush())
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._running.thread.is_forked:
+            work.close()
+            raise Misuse("The publisher was made before a fork; make another one in the child.")
+        return self._running.run(work)

@@ -1,0 +1,191 @@
+"""Data between Python values and JSON, in both directions, without loss. No messages here.
+
+JSON: RFC 8259. It has no form for infinity and NaN (§6); where it has one for a number that Python
+has no value for, that is said and not rounded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from decimal import Decimal
+from functools import lru_cache
+from math import isfinite
+from typing import Any, Final
+
+import msgspec
+
+from clevrd.client.arguments import type_name
+from clevrd.client.errors import BadData, BadRecord
+
+# What a decoder raises: not JSON or not this shape; bad UTF-8 in a key; nested too deeply.
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+# What the decoder says of numbers, and what that means.
+_REASONS: Final = {
+    "Number out of range": "a number beyond a float's range",
+    "Integer value out of range": "an integer of more than 4,300 digits",
+}
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+# --- to JSON -------------------------------------------------------------------------------------
+
+
+def data_json(data: Any) -> bytes:
+    """Return ``data`` as JSON.
+
+    Raises:
+        TypeError: it has no JSON form; bytes among others, which would become base64.
+        BadRecord: it is of a type that has one, but not its value: infinity, NaN, half a surrogate
+            pair, an integer of more digits than Python spells, a list that holds itself.
+    """
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError("data is bytes, which JSON has no form for; use publish_raw() for JSON.")
+    try:
+        text = _encode(data)
+    except TypeError as error:
+        sentence = str(error).rstrip(".")
+        raise TypeError(f"data has no JSON form: {sentence}.") from error
+    except RecursionError as error:
+        raise BadRecord("data is nested too deeply, or holds itself.") from error
+    except UnicodeEncodeError as error:
+        raise BadRecord("data holds half a surrogate pair, which UTF-8 has no form for.") from error
+    except ValueError as error:
+        raise BadRecord(f"data has no JSON form: {str(error).rstrip('.')}.") from error
+    # What msgspec writes for a number without a JSON form: null for a float, text for a Decimal.
+    # Only data with one of these is looked through, at some ten times what encoding it costs.
+    if b"null" in text or b"NaN" in text or b"Infinity" in text:
+        _check_numbers(data)
+    return text
+
+
+def _check_numbers(data: Any) -> None:
+    """Raise BadRecord where ``data`` holds infinity or NaN."""
+    plain = msgspec.to_builtins(
+        data,
+        str_keys=True,
+        builtin_types=(Decimal, bytes, bytearray, memoryview),
+        enc_hook=lambda _: "",  # JSON in msgspec.Raw; everything else was refused by the encoder
+    )
+    with suppress(ValueError, RecursionError):
+        _check_plain(plain)
+        return
+    # A stack of its own: data may be as deep as the encoder takes it.
+    waiting: list[tuple[str, Any]] = [("", plain)]
+    while waiting:
+        place, value = waiting.pop()
+        if not _is_finite(value):
+            where = f" at {place.removeprefix('.')}" if place else ""
+            raise BadRecord(
+                f"data holds {value!r}{where}, which JSON has no form for; publish None or text"
+                " there."
+            )
+        waiting += [(f"{place}{step}", each) for step, each in _inside(value)]
+
+
+def _no_number(value: Any) -> None:
+    """Take what the check has no form for; raises ValueError for a Decimal that is not finite."""
+    if not _is_finite(value):
+        raise ValueError
+
+
+# Written in C, unlike a search of our own, and refuses the same numbers, but not with their place.
+_check_plain = json.JSONEncoder(allow_nan=False, check_circular=False, default=_no_number).encode
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Decimal):
+        return value.is_finite()
+    return not isinstance(value, float) or isfinite(value)
+
+
+def _inside(value: Any) -> Iterable[tuple[str, Any]]:
+    """Return what ``value`` holds, each with the step that leads there."""
+    if isinstance(value, dict):
+        return [(f".{key}", each) for key, each in value.items()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [(f"[{index}]", each) for index, each in enumerate(value)]
+    return ()
+
+
+def check_json(raw: bytes | bytearray | memoryview | str) -> bytes:
+    """Return the bytes of ``raw``, which is one JSON value in UTF-8.
+
+    Raises:
+        TypeError: it is neither bytes nor text.
+        BadRecord: it is not JSON. Checked here, since half a value put between other bytes could
+            become another request.
+    """
+    if isinstance(raw, str):
+        try:
+            raw = raw.encode()
+        except UnicodeEncodeError as error:
+            raise BadRecord(f"Not Unicode at character {error.start}.") from error
+    elif isinstance(raw, (bytearray, memoryview)):
+        raw = bytes(raw)
+    elif not isinstance(raw, bytes):
+        raise TypeError(
+            f"raw is JSON as bytes or text, not {type_name(raw)}; publish() takes Python values."
+        )
+    try:
+        raw.decode()
+        _decode_raw(raw)
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"Not UTF-8 at byte {error.start}.") from error
+    except RecursionError as error:
+        raise BadRecord("Nested too deeply.") from error
+    except msgspec.MsgspecError as error:
+        raise BadRecord(f"Not JSON: {error}.") from error
+    return raw
+
+
+# --- from JSON -----------------------------------------------------------------------------------
+
+
+def values_of(raw: bytes | msgspec.Raw, name: str) -> Any:
+    """Return the JSON ``raw`` as Python values.
+
+    Args:
+        name: whose it is, for the sentence.
+
+    Raises:
+        BadData: Python has no value for it.
+    """
+    try:
+        return _decode(raw)
+    except UNREADABLE as error:
+        raise BadData(
+            f"{name} holds what Python has no value for ({_reason(error)}); raw has its JSON."
+        ) from error
+
+
+def value_of(raw: bytes | msgspec.Raw, kind: Any, name: str) -> Any:
+    """Return the JSON ``raw`` as a ``kind``.
+
+    Raises:
+        BadData: it is not of that kind.
+    """
+    try:
+        return _decoder_of(kind).decode(raw)
+    except UNREADABLE as error:
+        raise BadData(f"{name} is not of that kind: {_reason(error)}.") from error
+
+
+@lru_cache(maxsize=256)
+def _decoder_of(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def _reason(error: Exception) -> str:
+    """Return why in few words."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    text = str(error).rstrip(".")
+    for theirs, ours in _REASONS.items():
+        text = text.replace(theirs, ours)
+    return text
