@@ -12,6 +12,8 @@ from daemons import Daemon, running, until
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from clevrd.tenants import Tenant
+
 TEXT, PING, CLOSE = 0x1, 0x9, 0x8
 
 
@@ -200,6 +202,24 @@ async def test_publisher_that_leaves_abruptly_has_published_what_it_sent() -> No
             socket.transport.abort()
 
             assert await offsets(reader, 5) == [1, 2, 3, 4, 5]
+
+
+async def test_fault_behind_frames_that_wait_comes_behind_their_answers() -> None:
+    """What was sent before it is published and answered; nothing behind it is read."""
+    async with running() as daemon, publish_socket(daemon) as socket:
+        daemon.hub.throttler._until_s = daemon.server._loop.time() + 60
+        fault = b"\x81\x01x"  # not masked
+        publish = masked(TEXT, b'{"topic":"t","data":1,"ref":1}')
+
+        socket.transport.write(publish * 5 + fault + publish * 3)
+        answers = [json.loads(await socket.recv()) for _ in range(5)]
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.recv()
+
+    assert [answer["offset"] for answer in answers] == [1, 2, 3, 4, 5]
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1002
+    assert daemon.hub.topic(Tenant("default-tenant"), "t").head == 5
 
 
 async def test_publisher_that_shuts_its_side_down_while_frames_wait_has_its_answers() -> None:

@@ -50,6 +50,7 @@ class PublishConnection(WebSocketConnection):
     """One publisher's WebSocket."""
 
     __slots__ = (
+        "_fault",
         "_has_eof",
         "_is_held",
         "_is_write_paused",
@@ -78,6 +79,8 @@ class PublishConnection(WebSocketConnection):
         self._is_write_paused = False
         # It sends nothing more, and may still wait for answers.
         self._has_eof = False
+        # The close code and reason for a rule that it broke behind what is held back.
+        self._fault: tuple[int, str] | None = None
 
     def begin(self, early_data: bytes) -> None:
         """Take over the transport, and read what was received behind the handshake."""
@@ -142,6 +145,14 @@ class PublishConnection(WebSocketConnection):
     def before_fault(self, messages: list[tuple[int, bytes]]) -> None:
         """Publish them: they were sent in good faith."""
         self._receive(messages)
+
+    def _fail(self, code: int, reason: str) -> None:
+        """Close for a broken rule, behind the answers to all that was sent before it."""
+        if self._is_held and not self.transport.is_closing():
+            self._has_failed = True
+            self._fault = code, reason
+        else:
+            super()._fail(code, reason)
 
     # --- publishing ------------------------------------------------------------------------------
 
@@ -270,7 +281,9 @@ class PublishConnection(WebSocketConnection):
             return
         if self._is_write_paused:
             return
-        if self._has_eof:
+        if self._fault is not None:
+            super()._fail(*self._fault)
+        elif self._has_eof:
             super().eof_received()
             self.transport.close()
         else:
