@@ -327,6 +327,18 @@ def test_every_module_has_its_place_in_the_architecture() -> None:
     assert documented == {name for name in modules if "__" not in name}
 
 
+def test_the_map_names_modules_that_are_there() -> None:
+    """Each step of the way of a publish, and of a subscribe, has a module to read on in."""
+    ways = ("Of a publish", "Of a subscribe")
+    cells = [row[1] for way in ways for row in rows_after(ARCHITECTURE, way)]
+
+    named = set().union(*(code_spans(cell) for cell in cells))
+
+    assert len(cells) > 10
+    assert all(code_spans(cell) for cell in cells)
+    assert [name for name in named if not (PACKAGE / f"{name}.py").is_file()] == []
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_resolve(document: Path) -> None:
     """Each link inside the repository leads to a file, and its anchor to a heading there."""

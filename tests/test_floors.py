@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -14,46 +15,24 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "clevrd"
-FLOORS = {
-    "": -1,  # the package itself: its version, nothing else
-    "errors": 0,
-    "config": 0,
-    "address": 0,
-    "argv": 0,
-    "signals": 0,
-    "writer_thread": 0,
-    "stacks": 0,
-    "core": 1,
-    "exchange": 1,
-    "fair_turns": 1,
-    "input_budget": 1,
-    "logs": 1,
-    "memory": 1,
-    "pace": 1,
-    "progress": 1,
-    "timers": 1,
-    "deadlines": 1,
-    "descriptors": 1,
-    "control": 2,
-    "tenants": 2,
-    "metrics": 2,
-    "watches": 2,
-    "state_dir": 2,
-    "hub": 3,
-    "aiohttp_front": 4,
-    "connections": 4,
-    "listeners": 4,
-    "raw_http": 4,
-    "handlers": 5,
-    "daemon_signals": 5,
-    "server": 6,
-    "client": 7,
-    "cli": 7,
-    "testing": 8,
-    "health_check": 1,
-    "entry": 8,
-    "__main__": 9,
-}
+# A row of the table of modules: its floor, and the modules on it.
+FLOOR_ROW = re.compile(r"^\| (\d+) \| ((?:`[\w/]+`(?:, )?)+) \|", re.MULTILINE)
+
+
+def read_floors(document: str) -> dict[str, int]:
+    """Return the floor of each module that stands alone, and of each folder.
+
+    Fails if the modules of a folder are on different floors.
+    """
+    floors = {"": -1}  # the package itself: its version, nothing else
+    for floor, modules in FLOOR_ROW.findall(document):
+        for module in re.findall(r"`([\w/]+)`", modules):
+            place = module.partition("/")[0]
+            assert floors.setdefault(place, int(floor)) == int(floor), place
+    return {**floors, "__main__": max(floors.values()) + 1}
+
+
+FLOORS = read_floors((PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8"))
 # The only steps sideways that leave a folder: a wrong setting or address is one of the errors, an
 # address is a setting, and the command line is a user of the client.
 SIDEWAYS = {
