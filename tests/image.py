@@ -148,7 +148,7 @@ def check_context(buildah: Builder, context: Path, work: Path) -> None:
     }
     files = {"pyproject.toml", "setup.py", "README.md", "LICENSE", "requirements.lock"}
     files |= {"requirements-build.lock"}
-    files |= {f"clevrd/cli/completions/clevrd.{shell}" for shell in SHELLS}
+    files |= {"clevrd/py.typed", *(f"clevrd/cli/completions/clevrd.{shell}" for shell in SHELLS)}
 
     sent = sent_files(buildah, context, work)
 
