@@ -55,7 +55,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the wheel, as `pip wheel` builds it; it fetches the builder."""
     folder = tmp_path_factory.mktemp("wheel")
     # A copy, since setuptools builds within the sources and takes in what earlier builds left.
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "clevrd", folder / "clevrd")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "."]

@@ -178,6 +178,8 @@ async def test_application_with_the_package_works(project: Path) -> None:
         chromium() as browser,
         page_at(browser, url, "") as page,
     ):
+        # Of the page as it was opened, which is not counted.
+        await until(lambda: daemon.hub.subscribers == 1)
         handshakes: list[str] = []
         page.on("websocket", lambda socket: handshakes.append(socket.url))
         await page.reload()
