@@ -199,6 +199,13 @@ class Unavailable(RetryLater):
     close_code = 1013
 
 
+class ShuttingDown(Unavailable):
+    """The daemon drains: what was begun before is finished, and nothing new is begun."""
+
+    def __init__(self) -> None:
+        super().__init__("The daemon is shutting down; come back in a moment.")
+
+
 class ConfigError(ClevrdError):
     """A setting is wrong; the message names it, where it came from and what is allowed."""
 

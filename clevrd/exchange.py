@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final, Protocol, cast
@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from clevrd.errors import ClevrdError, InvalidRequest
+from clevrd.errors import ClevrdError, InvalidRequest, RetryLater
 
 log = logging.getLogger(__name__)
 
@@ -167,29 +167,6 @@ def hand_over(
 Reply = Answer | Takeover
 
 
-class Endpoint(Protocol):
-    """What answers one method of one path."""
-
-    # Bytes of body that are read before `answer` is called; 0 where none is taken.
-    max_body_bytes: int
-
-    def admit(self, request: Request) -> None:
-        """Refuse what can be refused without the body, cheapest first, by raising ClevrdError."""
-
-    def answer(self, request: Request, body: bytes) -> Reply | Awaitable[Answer]:
-        """Return the reply, or something to await for it; raises ClevrdError.
-
-        A Future is cancelled when the client goes; anything else is awaited to its end.
-        """
-
-
-class Router(Protocol):
-    """Which endpoint answers a request."""
-
-    def find(self, request: Request) -> Endpoint:
-        """Return it, or raise NotFound or MethodNotAllowed."""
-
-
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """A refusal as its publisher reads it."""
 
@@ -245,13 +222,34 @@ def _on_purpose(error: Exception, request: Request | None) -> ClevrdError:
     return ClevrdError("Something went wrong here, not in the request; it has been logged.")
 
 
-def refusal_answer(
-    error: Exception, request: Request | None, count: Callable[[str], None]
-) -> Answer:
-    """Return the answer to a request that raised ``error``, and ``count`` its machine code."""
-    refused = _on_purpose(error, request)
-    count(refused.code)
-    return error_answer(refused, request)
+class Refusals:
+    """Makes the answers to requests that raised, each as its client reads it, and counts them."""
+
+    __slots__ = ("_as_events", "_count")
+
+    def __init__(
+        self,
+        count: Callable[[str], None],
+        as_events: Callable[[RetryLater, Request], Answer | None],
+    ) -> None:
+        """Make them.
+
+        Args:
+            count: called with the machine code of each.
+            as_events: returns what an EventSource comes back after; None for any other client.
+        """
+        self._count = count
+        self._as_events = as_events
+
+    def answer(self, error: Exception, request: Request | None) -> Answer:
+        """Return the answer to ``request``, None where there is no whole one, and count it."""
+        refused = _on_purpose(error, request)
+        self._count(refused.code)
+        if request is not None and isinstance(refused, RetryLater):
+            events = self._as_events(refused, request)
+            if events is not None:
+                return events
+        return error_answer(refused, request)
 
 
 class ResponseRenderer:

@@ -16,20 +16,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final, cast
 
+from clevrd.admission import Admitted, Endpoint, Gate
 from clevrd.config import Config
 from clevrd.deadlines import Deadlines
-from clevrd.errors import ClevrdError, RequestTimeout, RetryLater, Unavailable
+from clevrd.errors import ClevrdError, RequestTimeout, Unavailable
 from clevrd.exchange import (
     HOST,
     LINGER_S,
     TOO_MUCH_INPUT,
     Answer,
-    Endpoint,
+    Refusals,
     Request,
     ResponseRenderer,
     Takeover,
     hand_over,
-    refusal_answer,
 )
 from clevrd.fair_turns import FairTurns
 from clevrd.input_budget import InputBudget
@@ -104,7 +104,7 @@ _BODY: Final = 2
 class PlainHead:
     """A request head that the grammar recognised whole."""
 
-    __slots__ = ("content_length", "endpoint", "is_upgrade", "request")
+    __slots__ = ("admitted", "content_length", "endpoint", "generation", "is_upgrade", "request")
 
     def __init__(
         self, request: Request, endpoint: Endpoint, content_length: int, is_upgrade: bool
@@ -113,6 +113,9 @@ class PlainHead:
         self.endpoint = endpoint
         self.content_length = content_length
         self.is_upgrade = is_upgrade
+        # What the endpoint took it for, and the gate's generation at that time; None before.
+        self.admitted: Admitted | None = None
+        self.generation = -1
 
 
 def read_fields(lines: list[bytes]) -> dict[str, str] | None:
@@ -228,9 +231,10 @@ class Door:
     def __init__(
         self,
         *,
+        gate: Gate,
         grammar: PlainGrammar | None,
         probes: Mapping[str, Endpoint],
-        refuse_events: Callable[[Request, RetryLater], Answer | None],
+        refusals: Refusals,
         make_aiohttp_protocol: Callable[[], asyncio.Protocol],
         count_handed_over: Callable[[], int],
         counters: Counters,
@@ -241,8 +245,10 @@ class Door:
         max_connections: int,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
+        self._gate = gate
         # None hands every connection straight over.
         self.grammar = grammar
+        self.refusal = refusals.answer
         self.make_aiohttp_protocol = make_aiohttp_protocol
         self.counters = counters
         self.renderer = ResponseRenderer()
@@ -256,8 +262,6 @@ class Door:
         self.lingering: set[RawConnection] = set()
         # Path -> what answers it also over the limit of connections.
         self.probes = probes
-        # How who asks for events hears that there is no room; None for who does not.
-        self.refuse_events = refuse_events
         # Connections over the limit that have not said yet what they want; at most MAX_PROBES, and
         # the one that has waited longest first.
         self.probing: dict[RawConnection, None] = {}
@@ -281,6 +285,24 @@ class Door:
         """Return what ``head`` asks, None when it is not for the raw path."""
         return self.grammar.read(head) if self.grammar is not None else None
 
+    def admit(self, plain: PlainHead, *, has_begun: bool) -> Admitted:
+        """Return the request as its endpoint takes it, remembered where the head is.
+
+        Args:
+            has_begun: it began before the daemon drained, and is answered as it was meant.
+
+        Raises:
+            ClevrdError: as `Gate.admit`.
+        """
+        gate = self._gate
+        if not has_begun:
+            gate.refuse_if_draining(plain.endpoint)
+        admitted = plain.admitted
+        if admitted is None or plain.generation != gate.generation:
+            admitted = plain.admitted = plain.endpoint.admit(plain.request)
+            plain.generation = gate.generation
+        return admitted
+
     def is_full(self) -> bool:
         """Whether one more connection would be one too many."""
         return len(self.open) + self._count_handed_over() >= self.max_connections
@@ -299,10 +321,6 @@ class Door:
     def count_under_way(self) -> int:
         """Return how many connections have a request that is not answered yet."""
         return sum(connection.is_under_way for connection in self.open)
-
-    def refusal(self, error: Exception, request: Request | None) -> Answer:
-        """Return the answer to a request that raised ``error``, and count it."""
-        return refusal_answer(error, request, self.counters.count_refusal)
 
 
 class RawConnection(asyncio.Protocol):
@@ -469,11 +487,17 @@ class RawConnection(asyncio.Protocol):
                 self._hand_over(data[position:])
                 return
             body_end = head_end + 4 + plain.content_length
+            admitted = self._admit(plain)
+            if isinstance(admitted, Answer) and plain.content_length:
+                # Its body is not worth reading.
+                self._flush(answers)
+                self._say_last(admitted)
+                return
             if body_end > len(data):
                 self._needed_bytes = body_end - position
                 stage = _BODY
                 break
-            reply = self._reply(plain, data[head_end + 4 : body_end])
+            reply = self._reply(plain, admitted, data[head_end + 4 : body_end])
             position = body_end
             if isinstance(reply, Answer):
                 answers.append(door.renderer.render(reply))
@@ -507,13 +531,20 @@ class RawConnection(asyncio.Protocol):
         self._needed_bytes = len(part) + 1
         return len(part) < MAX_HEAD_BYTES and can_become_plain(part)
 
-    def _reply(self, plain: PlainHead, body: bytes) -> Answer | Takeover | Awaitable[Answer]:
+    def _admit(self, plain: PlainHead) -> Admitted | Answer:
+        """Return the request as its endpoint takes it, or the refusal."""
         try:
-            # A request that began before the daemon drained is still answered as it was meant;
-            # what else `admit` refuses is not plain.
-            if not self._is_last:
-                plain.endpoint.admit(plain.request)
-            return plain.endpoint.answer(plain.request, body)
+            return self._door.admit(plain, has_begun=self._is_last)
+        except Exception as error:
+            return self._door.refusal(error, plain.request)
+
+    def _reply(
+        self, plain: PlainHead, admitted: Admitted | Answer, body: bytes
+    ) -> Answer | Takeover | Awaitable[Answer]:
+        if isinstance(admitted, Answer):
+            return admitted
+        try:
+            return plain.endpoint.answer(admitted, body)
         except Exception as error:
             return self._door.refusal(error, plain.request)
 
@@ -596,21 +627,14 @@ class RawConnection(asyncio.Protocol):
         door = self._door
         try:
             if request.path == _EVENTS_PATH:
-                return self._events_answer(request)
+                # An EventSource is told when to come back; any other client as always.
+                return door.refusal(_no_room(), request)
             endpoint = door.probes.get(request.path)
             if endpoint is None:
                 return None
-            endpoint.admit(request)
-            return cast(Answer, endpoint.answer(request, b""))
+            return cast(Answer, endpoint.answer(endpoint.admit(request), b""))
         except Exception as error:
             return door.refusal(error, request)
-
-    def _events_answer(self, request: Request) -> Answer | None:
-        error = _no_room()
-        answer = self._door.refuse_events(request, error)
-        if answer is not None:
-            self._door.counters.count_refusal(error.code)
-        return answer
 
     def refuse_entry(self) -> None:
         """Say that there is no room."""

@@ -25,13 +25,14 @@ from aiohttp import http_parser
 
 from clevrd import __version__, logs
 from clevrd.address import parse_address
+from clevrd.admission import Gate
 from clevrd.aiohttp_front.front import AiohttpFront
 from clevrd.config import Config
 from clevrd.connections.websocket import RESTARTING, WebSockets
 from clevrd.daemon_signals import DaemonSignals
 from clevrd.descriptors import connections_allowed, raise_limit
-from clevrd.errors import CannotStart, RetryLater
-from clevrd.exchange import Answer, Request
+from clevrd.errors import CannotStart
+from clevrd.exchange import Refusals
 from clevrd.handlers.assets import AssetEndpoint
 from clevrd.handlers.health import HealthEndpoint, ProbeEndpoint
 from clevrd.handlers.metrics import MetricsEndpoint
@@ -42,8 +43,7 @@ from clevrd.handlers.publish import PublishEndpoint
 from clevrd.handlers.publish_batch import BatchEndpoint
 from clevrd.handlers.publish_socket import PublishSocketEndpoint
 from clevrd.handlers.router import PathRouter
-from clevrd.handlers.subscribe import SubscribeEndpoint
-from clevrd.handlers.transports import events_refusal, wants_events
+from clevrd.handlers.subscribe import SubscribeEndpoint, refusal_as_events
 from clevrd.hub import Hub, Stats
 from clevrd.listeners import Listeners
 from clevrd.raw_http import MAX_LINGERING, MAX_PROBES, Door, PlainGrammar
@@ -123,8 +123,10 @@ class Server:
                 "/metrics": {"GET": MetricsEndpoint(self.hub, started_s)},
             }
         )
+        self._gate = Gate(lambda: self.hub.is_draining)
+        refusals = Refusals(self.hub.counters.count_refusal, refusal_as_events)
         self._front = AiohttpFront(
-            router, self.hub.counters, self.hub.turns, self.hub.input_budget, config
+            self._gate, router, refusals, self.hub.turns, self.hub.input_budget, config
         )
         self._http = self._front.server
         grammar = PlainGrammar(
@@ -133,9 +135,10 @@ class Server:
             config.max_message_bytes,
         )
         self.door = Door(
+            gate=self._gate,
             grammar=grammar if config.raw_paths else None,
             probes={"/health": health, "/health/live": live, "/health/ready": ready},
-            refuse_events=_refuse_events,
+            refusals=refusals,
             make_aiohttp_protocol=self._http,
             count_handed_over=lambda: self._http.open_connections + len(self.connections),
             counters=self.hub.counters,
@@ -381,11 +384,6 @@ class Server:
 def _open_and_read(state: StateDir, hub: Hub) -> None:
     state.open()
     state.read(hub.restore)
-
-
-def _refuse_events(request: Request, error: RetryLater) -> Answer | None:
-    """Return ``error`` as an EventSource reads it, None if ``request`` is not from one."""
-    return events_refusal(error) if wants_events(request) else None
 
 
 def _in_daemon_thread(

@@ -27,7 +27,8 @@ class Tenant(msgspec.Struct, frozen=True):
     name: str
 
 
-_default: Final = Tenant(DEFAULT_TENANT)
+# Of requests that name none, and of those that are the same for everybody.
+DEFAULT: Final = Tenant(DEFAULT_TENANT)
 
 
 def identify(request: Request, options: dict[str, list[str]]) -> Tenant:
@@ -45,7 +46,7 @@ def identify(request: Request, options: dict[str, list[str]]) -> Tenant:
     header = request.headers.get("x-tenant-id")
     names = options.get("tenant")
     if header is None and names is None:
-        return _default
+        return DEFAULT
     given = set(names or ()) | ({header} if header is not None else set())
     if len(given) > 1:
         raise InvalidRequest("The tenant is given twice with different names; give it once.")

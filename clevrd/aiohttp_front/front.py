@@ -13,6 +13,7 @@ from typing import Final, cast
 
 from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
 
+from clevrd.admission import Gate, Router
 from clevrd.aiohttp_front.body import BodyReader
 from clevrd.aiohttp_front.connection import FrontConnection, FrontServer, LastWord
 from clevrd.aiohttp_front.takeover import check_upgrade, take_over
@@ -22,16 +23,14 @@ from clevrd.exchange import (
     HOST,
     WHOLE_SERVER,
     Answer,
+    Refusals,
     Reply,
     Request,
-    Router,
     Takeover,
     Upgrade,
-    refusal_answer,
 )
 from clevrd.fair_turns import FairTurns
 from clevrd.input_budget import InputBudget
-from clevrd.metrics import Counters
 
 # The absolute form of a target (RFC 9112 §3.2.2): the scheme, the authority and the rest.
 _ABSOLUTE: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)", re.ASCII | re.DOTALL)
@@ -65,14 +64,16 @@ class AiohttpFront:
 
     def __init__(
         self,
+        gate: Gate,
         router: Router,
-        counters: Counters,
+        refusals: Refusals,
         turns: FairTurns,
         budget: InputBudget,
         config: Config,
     ) -> None:
+        self._gate = gate
         self._router = router
-        self._count_refusal = counters.count_refusal
+        self.refusal = refusals.answer
         self._bodies = BodyReader(budget, config.request_timeout_s)
         self._turns = turns
         self.server = FrontServer(self.handle, self.refusal, turns, budget, config)
@@ -89,10 +90,6 @@ class AiohttpFront:
         finally:
             connection.end()
             self.in_flight -= 1
-
-    def refusal(self, error: Exception, request: Request | None) -> Answer:
-        """Return the answer to a request that raised ``error``, and count it."""
-        return refusal_answer(error, request, self._count_refusal)
 
     async def _handle(
         self, http_request: web.BaseRequest, connection: FrontConnection
@@ -118,17 +115,17 @@ class AiohttpFront:
         self, request: Request, http_request: web.BaseRequest, connection: FrontConnection
     ) -> Reply:
         endpoint = self._router.find(request)
-        endpoint.admit(request)
+        admitted = self._gate.admit(endpoint, request)
         body = b""
-        if endpoint.max_body_bytes:
-            body = await self._bodies.read(http_request, connection, endpoint.max_body_bytes)
+        if admitted.max_body_bytes:
+            body = await self._bodies.read(http_request, connection, admitted.max_body_bytes)
         elif http_request.body_exists:
             raise InvalidRequest(f"{request.method} {request.path} takes no body; send none.")
         # Asked here as well, because a coroutine that has nothing to wait for costs 1 us.
         if not self._turns.begin():
             await self._turns.turn(len(body))
         try:
-            reply = endpoint.answer(request, body)
+            reply = endpoint.answer(admitted, body)
         finally:
             self._turns.end()
         if isinstance(reply, Upgrade):

@@ -11,6 +11,7 @@ import hashlib
 from importlib.resources import files
 from typing import Final
 
+from clevrd.admission import Admitted, admit_anybody
 from clevrd.exchange import JAVASCRIPT, TEXT, Answer, Request
 
 # The client goes with its server: after an upgrade pages have the old one for at most 5 minutes.
@@ -27,7 +28,7 @@ HOME: Final = b"\nhome = import.meta.url;\n"
 class AssetEndpoint:
     """One file of clevrd/web, read once."""
 
-    max_body_bytes = 0
+    serves_while_draining = True
 
     def __init__(self, name: str) -> None:
         is_module = name.endswith(".js")
@@ -43,12 +44,13 @@ class AssetEndpoint:
             ("Access-Control-Allow-Origin", "*"),
         )
 
-    def admit(self, request: Request) -> None:
+    def admit(self, head: Request) -> Admitted:
         """Refuse nothing."""
+        return admit_anybody(head)
 
-    def answer(self, request: Request, body: bytes) -> Answer:
+    def answer(self, admitted: Admitted, body: bytes) -> Answer:
         """Return the file, or that the client's copy is as good."""
-        if self._is_cached(request.headers.get("if-none-match", "")):
+        if self._is_cached(admitted.head.headers.get("if-none-match", "")):
             return Answer(304, b"", self._content_type, self._headers)
         return Answer(200, self._body, self._content_type, self._headers)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from clevrd import __version__
+from clevrd.admission import Admitted, admit_anybody
 from clevrd.control.system_stats import process_memory
 from clevrd.core.message import rfc3339
 from clevrd.errors import Unavailable
@@ -44,16 +45,17 @@ class HealthView(msgspec.Struct, frozen=True):
 class HealthEndpoint:
     """The whole view, 200 whatever it says: it is for people and dashboards."""
 
-    max_body_bytes = 0
+    serves_while_draining = True
 
     def __init__(self, hub: Hub, started_s: float) -> None:
         self._hub = hub
         self._started_s = started_s
 
-    def admit(self, request: Request) -> None:
+    def admit(self, head: Request) -> Admitted:
         """Refuse nothing."""
+        return admit_anybody(head)
 
-    def answer(self, request: Request, body: bytes) -> Answer:
+    def answer(self, admitted: Admitted, body: bytes) -> Answer:
         """Return the daemon's state."""
         tasks = len(asyncio.all_tasks())
         return json_view(
@@ -79,16 +81,17 @@ class HealthEndpoint:
 class ProbeEndpoint:
     """A probe for an orchestrator: 200 while ``is_well`` says so, 503 otherwise."""
 
-    max_body_bytes = 0
+    serves_while_draining = True
 
     def __init__(self, is_well: Callable[[], bool], refusal: str) -> None:
         self._is_well = is_well
         self._refusal = refusal
 
-    def admit(self, request: Request) -> None:
+    def admit(self, head: Request) -> Admitted:
         """Refuse nothing."""
+        return admit_anybody(head)
 
-    def answer(self, request: Request, body: bytes) -> Answer:
+    def answer(self, admitted: Admitted, body: bytes) -> Answer:
         """Return 200, or raise Unavailable."""
         if not self._is_well():
             raise Unavailable(self._refusal)

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from clevrd import logs
+from clevrd.admission import Admitted, admit_anybody
 from clevrd.control.adaptive_buffer import BufferDecision
 from clevrd.control.system_stats import ProcessFigures, process_figures
 from clevrd.core.topic_manager import Totals
@@ -85,22 +86,23 @@ class MetricsView(msgspec.Struct, frozen=True):
 class MetricsEndpoint:
     """The JSON view; ``?topics=N`` lists the N busiest topics."""
 
-    max_body_bytes = 0
+    serves_while_draining = True
 
     def __init__(self, hub: Hub, started_s: float) -> None:
         self._hub = hub
         self._started_s = started_s
 
-    def admit(self, request: Request) -> None:
+    def admit(self, head: Request) -> Admitted:
         """Refuse nothing."""
+        return admit_anybody(head)
 
-    def answer(self, request: Request, body: bytes) -> Awaitable[Answer]:
+    def answer(self, admitted: Admitted, body: bytes) -> Awaitable[Answer]:
         """Return what makes the answer, in shares of the loop's turns.
 
         Each topic's figures, and its part of the totals, are of one moment; with 10,000 topics that
         are read the last one's may be some 50 ms later than the first one's.
         """
-        return self._hub.turns.carry_out(self._answer(_topic_count(request)))
+        return self._hub.turns.carry_out(self._answer(_topic_count(admitted.head)))
 
     def _answer(self, count: int) -> Generator[None, None, Answer]:
         hub = self._hub

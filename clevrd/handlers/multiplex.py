@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+from clevrd.admission import Admitted, admit_tenant
 from clevrd.config import Config
 from clevrd.connections.multi import CommandConnection
 from clevrd.connections.websocket import WebSockets
@@ -19,31 +20,29 @@ from clevrd.handlers.handshake import (
     offers_control,
 )
 from clevrd.hub import Hub
-from clevrd.tenants import identify
 
 
 class MultiplexEndpoint:
     """Answers the handshake of a socket for commands."""
 
-    max_body_bytes = 0
+    serves_while_draining = False
 
     def __init__(self, hub: Hub, sockets: WebSockets, config: Config) -> None:
         self._hub = hub
         self._sockets = sockets
         self._config = config
 
-    def admit(self, request: Request) -> None:
-        """Refuse nothing: the whole request is its head."""
+    def admit(self, head: Request) -> Admitted:
+        """Refuse what names no tenant."""
+        return admit_tenant(head)
 
-    def answer(self, request: Request, body: bytes) -> Upgrade:
+    def answer(self, admitted: Admitted, body: bytes) -> Upgrade:
         """Return the upgrade after which commands are carried out.
 
         Raises:
             InvalidRequest: the client does not offer the protocol that the commands are of.
         """
-        self._hub.refuse_if_draining()
-        query = request.options()
-        tenant = identify(request, query)
+        request, query, tenant = admitted.head, admitted.options, admitted.tenant
         key = check_handshake(request)
         if not offers_control(request):
             raise InvalidRequest(

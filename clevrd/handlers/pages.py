@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 
 from clevrd import __version__
+from clevrd.admission import Admitted, admit_anybody
 from clevrd.exchange import HTML, NOT_STORED, TEXT, Answer, Request
 
 _TEXT = """clevrd {version}: publish JSON over HTTP, receive it over WebSocket or streams.
@@ -53,15 +54,16 @@ pre{{white-space:pre-wrap}}</style>
 class HomeEndpoint:
     """The home page, as HTML for browsers and as text for everybody else."""
 
-    max_body_bytes = 0
+    serves_while_draining = True
 
-    def admit(self, request: Request) -> None:
+    def admit(self, head: Request) -> Admitted:
         """Refuse nothing."""
+        return admit_anybody(head)
 
-    def answer(self, request: Request, body: bytes) -> Answer:
+    def answer(self, admitted: Admitted, body: bytes) -> Answer:
         """Return the page with the address that the client used."""
-        host = request.headers.get("host", "localhost:8080")
+        host = admitted.head.headers.get("host", "localhost:8080")
         text = _TEXT.format(version=__version__, url=f"http://{host}", ws_url=f"ws://{host}")
-        if "text/html" in request.headers.get("accept", ""):
+        if "text/html" in admitted.head.headers.get("accept", ""):
             return Answer(200, _PAGE.format(text=html.escape(text)).encode(), HTML, NOT_STORED)
         return Answer(200, text.encode(), TEXT, NOT_STORED)

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from clevrd.admission import Admitted, admit_tenant
 from clevrd.config import Config
 from clevrd.core.idempotency import key_of_header
 from clevrd.core.message import PublishRequest, decode_publish
@@ -15,7 +16,7 @@ from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest, MessageTooLarge, UnsupportedMediaType
 from clevrd.exchange import Answer, Request, json_answer
 from clevrd.hub import Hub, Published, with_warnings
-from clevrd.tenants import Tenant, identify
+from clevrd.tenants import Tenant
 
 KEY_HEADER: Final = "idempotency-key"
 
@@ -23,19 +24,20 @@ KEY_HEADER: Final = "idempotency-key"
 class PublishEndpoint:
     """Answers a publish: refuse what is wrong, cheapest first, then append and say where."""
 
+    serves_while_draining = False
+
     def __init__(self, hub: Hub, config: Config) -> None:
         self._hub = hub
-        self.max_body_bytes = config.max_message_bytes
+        self._max_body_bytes = config.max_message_bytes
 
-    def admit(self, request: Request) -> None:
-        """Refuse by the head alone: draining, a coded body, or one declared too large."""
-        self._hub.refuse_if_draining()
-        check_body_head(request, self.max_body_bytes)
+    def admit(self, head: Request) -> Admitted:
+        """Refuse by the head alone: a coded body, one declared too large, or no tenant's name."""
+        check_body_head(head, self._max_body_bytes)
+        return admit_tenant(head, self._max_body_bytes)
 
-    def answer(self, request: Request, body: bytes) -> Answer | Awaitable[Answer]:
+    def answer(self, admitted: Admitted, body: bytes) -> Answer | Awaitable[Answer]:
         """Publish ``body``; return an awaitable when the publisher has to wait."""
-        query = request.options()
-        tenant = identify(request, query)
+        request, query, tenant = admitted.head, admitted.options, admitted.tenant
         self._hub.check_rate(tenant)
         publish = decode_publish(body)
         warnings = publish.warnings()

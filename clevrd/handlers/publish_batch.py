@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from clevrd.admission import Admitted, admit_tenant
 from clevrd.config import Config
 from clevrd.core.message import (
     BEGINS_WITH_BOM,
@@ -26,7 +27,7 @@ from clevrd.exchange import Answer, Failure, Request, failure_of
 from clevrd.handlers.publish import KEY_HEADER, check_body_head
 from clevrd.handlers.publish_run import RunPublisher
 from clevrd.hub import Hub, Published, with_warnings
-from clevrd.tenants import Tenant, identify
+from clevrd.tenants import Tenant
 
 # Items of a batch; their answers alone are a MiB then.
 MAX_ITEMS: Final = 10_000
@@ -61,26 +62,27 @@ class BatchAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 class BatchEndpoint:
     """Answers a batch."""
 
+    serves_while_draining = False
+
     def __init__(self, hub: Hub, config: Config) -> None:
         self._hub = hub
-        self.max_body_bytes = config.max_batch_bytes
+        self._max_body_bytes = config.max_batch_bytes
         self._max_message_bytes = config.max_message_bytes
 
-    def admit(self, request: Request) -> None:
-        """Refuse by the head alone: draining, a coded body, or one declared too large."""
-        self._hub.refuse_if_draining()
-        if KEY_HEADER in request.headers:
+    def admit(self, head: Request) -> Admitted:
+        """Refuse by the head alone: a coded body, one declared too large, or no tenant's name."""
+        if KEY_HEADER in head.headers:
             # Ignored, it would leave who sent it with less than they believe to have.
             raise InvalidRequest(
                 "A batch has no Idempotency-Key header; put an idempotency_key into each item."
             )
-        check_body_head(request, self.max_body_bytes)
+        check_body_head(head, self._max_body_bytes)
+        return admit_tenant(head, self._max_body_bytes)
 
-    def answer(self, request: Request, body: bytes) -> Awaitable[Answer]:
+    def answer(self, admitted: Admitted, body: bytes) -> Awaitable[Answer]:
         """Return the work to await: a batch gives up the loop every few items."""
-        query = request.options()
-        tenant = identify(request, query)
-        return self._publish_all(tenant, split_batch(body), TENANT_OPTION.warnings(query))
+        warnings = TENANT_OPTION.warnings(admitted.options)
+        return self._publish_all(admitted.tenant, split_batch(body), warnings)
 
     async def _publish_all(
         self, tenant: Tenant, items: list[bytes], warnings: tuple[str, ...]

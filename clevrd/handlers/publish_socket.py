@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
+from clevrd.admission import Admitted, admit_tenant
 from clevrd.config import Config
 from clevrd.connections.publisher import PublishConnection
 from clevrd.connections.websocket import WebSockets
@@ -22,7 +23,7 @@ from clevrd.exchange import Failure, Request, Upgrade, failure_of
 from clevrd.handlers.handshake import check_handshake, handshake_head
 from clevrd.handlers.publish_run import RunPublisher
 from clevrd.hub import Hub, Published
-from clevrd.tenants import Tenant, identify
+from clevrd.tenants import Tenant
 
 _encode = msgspec.json.Encoder().encode
 
@@ -53,22 +54,21 @@ _ref_decoder = msgspec.json.Decoder(_RefOnly)
 class PublishSocketEndpoint:
     """Answers the handshake of a publish socket."""
 
-    max_body_bytes = 0
+    serves_while_draining = False
 
     def __init__(self, hub: Hub, sockets: WebSockets, config: Config) -> None:
         self._hub = hub
         self._sockets = sockets
         self._max_message_bytes = config.max_message_bytes
 
-    def admit(self, request: Request) -> None:
-        """Refuse nothing: the whole request is its head."""
+    def admit(self, head: Request) -> Admitted:
+        """Refuse what names no tenant."""
+        return admit_tenant(head)
 
-    def answer(self, request: Request, body: bytes) -> Upgrade:
+    def answer(self, admitted: Admitted, body: bytes) -> Upgrade:
         """Return the upgrade after which frames are published."""
-        self._hub.refuse_if_draining()
-        query = request.options()
-        tenant = identify(request, query)
-        key = check_handshake(request)
+        query, tenant = admitted.options, admitted.tenant
+        key = check_handshake(admitted.head)
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
             connection = PublishConnection(

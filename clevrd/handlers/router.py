@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from clevrd.admission import Admitted, Endpoint, admit_anybody
 from clevrd.errors import MethodNotAllowed, NotFound
-from clevrd.exchange import WHOLE_SERVER, Answer, Endpoint, Request
+from clevrd.exchange import WHOLE_SERVER, Answer, Request
 
 Routes = Mapping[str, Mapping[str, Endpoint]]
 
@@ -45,15 +46,16 @@ class PathRouter:
 class OptionsEndpoint:
     """Says which methods a path takes."""
 
-    max_body_bytes = 0
+    serves_while_draining = True
 
     def __init__(self, methods: tuple[str, ...]) -> None:
         self._answer = Answer(204, b"", "", (("Allow", ", ".join((*methods, "OPTIONS"))),))
 
-    def admit(self, request: Request) -> None:
+    def admit(self, head: Request) -> Admitted:
         """Refuse nothing."""
+        return admit_anybody(head)
 
-    def answer(self, request: Request, body: bytes) -> Answer:
+    def answer(self, admitted: Admitted, body: bytes) -> Answer:
         """Return the methods."""
         return self._answer
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from clevrd.admission import Admitted, admit_tenant
 from clevrd.config import Config
 from clevrd.connections.http_stream import TopicStream, stream_head
 from clevrd.connections.many_streams import ManyStream
@@ -45,7 +46,9 @@ from clevrd.handlers.transports import (
 )
 from clevrd.handlers.warnings import subscribe_warnings, warning_fields
 from clevrd.hub import Hub
-from clevrd.tenants import Tenant, identify
+from clevrd.tenants import Tenant
+
+PATH: Final = "/subscribe"
 
 NO_TRANSPORT: Final = (
     "GET /subscribe is a WebSocket; connect with a WebSocket client, or ask for another transport:"
@@ -62,7 +65,7 @@ MAX_URL_TOPICS: Final = 50
 class SubscribeEndpoint:
     """Answers a subscribe with a head and what to do with the connection then, or a poll."""
 
-    max_body_bytes = 0
+    serves_while_draining = False
 
     def __init__(self, hub: Hub, sockets: WebSockets, polls: Polls, config: Config) -> None:
         self._hub = hub
@@ -74,27 +77,20 @@ class SubscribeEndpoint:
         # Shared by all streams of events with several topics.
         self._writes = PlacedWrites()
 
-    def admit(self, request: Request) -> None:
-        """Refuse nothing: the whole request is its head."""
+    def admit(self, head: Request) -> Admitted:
+        """Refuse what names no tenant."""
+        return admit_tenant(head)
 
-    def answer(self, request: Request, body: bytes) -> Answer | Takeover | asyncio.Future[Answer]:
+    def answer(self, admitted: Admitted, body: bytes) -> Answer | Takeover | asyncio.Future[Answer]:
         """Return what begins the subscription, or the answer to a poll."""
-        if is_upgrade(request):
-            return self._upgrade(request)
-        try:
-            return self._answer(request, stream_form(request))
-        except RetryLater as error:
-            if not wants_events(request):
-                raise
-            self._hub.counters.count_refusal(error.code)
-            return events_refusal(error)
+        if is_upgrade(admitted.head):
+            return self._upgrade(admitted)
+        return self._answer(admitted, stream_form(admitted.head))
 
     def _answer(
-        self, request: Request, form: StreamForm | None
+        self, admitted: Admitted, form: StreamForm | None
     ) -> Answer | Takeover | asyncio.Future[Answer]:
-        self._hub.refuse_if_draining()
-        query = request.options()
-        tenant = identify(request, query)
+        request, query, tenant = admitted.head, admitted.options, admitted.tenant
         polls = is_poll(query)
         told = warning_fields(subscribe_warnings(query))
         options = self._read_options(
@@ -145,10 +141,8 @@ class SubscribeEndpoint:
         retry = form.retry(retry_ms())
         return Takeover(head + form.framed(retry) if retry else head, attach)
 
-    def _upgrade(self, request: Request) -> Upgrade:
-        self._hub.refuse_if_draining()
-        query = request.options()
-        tenant = identify(request, query)
+    def _upgrade(self, admitted: Admitted) -> Upgrade:
+        request, query, tenant = admitted.head, admitted.options, admitted.tenant
         options = self._read_options(request, query, is_events=False, takes_any_id=False)
         key = check_handshake(request)
         topics = self._open_topics(tenant, options)
@@ -224,6 +218,12 @@ class SubscribeEndpoint:
             has_control=options.manner.has_control,
         )
         connection.begin(options, early_data)
+
+
+def refusal_as_events(error: RetryLater, request: Request) -> Answer | None:
+    """Return ``error`` as an EventSource reads it; None if ``request`` is not from one."""
+    is_stream = request.path == PATH and not is_upgrade(request) and wants_events(request)
+    return events_refusal(error) if is_stream else None
 
 
 def with_fields(

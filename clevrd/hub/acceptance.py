@@ -6,16 +6,13 @@ What becomes of them is the caller's, who knows the topic's next offset and deli
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import msgspec
 
 from clevrd.core.encoding import FrameEncoder
 from clevrd.core.message import KeyedMessage, Message, MessageIds, PublishRequest
 from clevrd.core.topic import Topic
-from clevrd.errors import Unavailable
-
-SHUTTING_DOWN: Final = "The daemon is shutting down; come back in a moment."
+from clevrd.errors import ShuttingDown
 
 
 class Published(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -85,7 +82,7 @@ class Acceptance:
             Unavailable: after `seal`.
         """
         if self._is_sealed:
-            raise Unavailable(SHUTTING_DOWN)
+            raise ShuttingDown
         next_id, encode, wall_us = self._ids.next, self._encoder.frame, self._wall_ns() // 1000
         name, tenant = topic.name, topic.tenant
         ids: list[str] = []

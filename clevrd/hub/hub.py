@@ -27,9 +27,9 @@ from clevrd.core.state_format import SavedTopic, StateReader
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager, Totals
-from clevrd.errors import Unavailable
+from clevrd.errors import ShuttingDown
 from clevrd.fair_turns import FairTurns
-from clevrd.hub.acceptance import SHUTTING_DOWN, Acceptance, Published
+from clevrd.hub.acceptance import Acceptance, Published
 from clevrd.hub.circuits import Circuits
 from clevrd.hub.control_loops import ControlLoops, Stats
 from clevrd.hub.drain import Drain
@@ -147,7 +147,7 @@ class Hub:
     def refuse_if_draining(self) -> None:
         """Raise Unavailable once shutdown has begun; what was begun before it is finished."""
         if self.is_draining:
-            raise Unavailable(SHUTTING_DOWN)
+            raise ShuttingDown
 
     def check_rate(self, tenant: Tenant, count: int = 1) -> None:
         """Take ``count`` messages from the tenant's budget.
