@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -52,16 +51,15 @@ asyncio.run(read())
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the wheel, as `pip wheel` builds it; it fetches the builder."""
+    """Return the wheel, as `pip wheel` builds it."""
     folder = tmp_path_factory.mktemp("wheel")
     # A copy, since setuptools builds within the sources and takes in what earlier builds left.
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "clevrd", folder / "clevrd")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "."]
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    command += ["--quiet", "."]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-    if done.returncode and not os.environ.get("CI"):
-        pytest.skip(f"The wheel can't be built here: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
     (built,) = folder.glob("clevrd-*.whl")
     return built
