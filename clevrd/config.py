@@ -263,7 +263,7 @@ class Setting(msgspec.Struct, frozen=True):
 
     field: str
     env: str
-    # Of a variable that is known by a plain name, the one with the prefix; it is the stronger.
+    # The variable with the prefix; it is stronger than a plain one.
     prefixed_env: str
     flag: str
     help: str

@@ -217,6 +217,10 @@ def test_bash_completes_commands_and_options() -> None:
     assert completed("clevrd", "sub") == ["subscribe"]
     assert completed("clevrd", "publish", "--t") == ["--tenant", "--text"]
     assert completed("clevrd", "subscribe", "--policy", "l") == ["latest"]
+    assert completed("clevrd", "serve", "--log-level", "w") == ["warning"]
+    assert completed("clevrd", "serve", "--raw-paths", "f") == ["false"]
+    assert completed("clevrd", "--v") == ["--version"]
+    assert completed("clevrd", "help", "sub") == ["subscribe"]
 
 
 def test_tenants_are_apart(daemon: DaemonProcess) -> None:
@@ -403,6 +407,25 @@ def test_bad_configuration_is_a_clear_line_for_each_setting(command: str) -> Non
 def test_bad_usage_is_one_clear_line(argv: list[str], words: str) -> None:
     """Exit code 2, and a line that says what is meant."""
     assert_one_clear_line(clevrd(*argv), 2, words)
+
+
+@pytest.mark.parametrize("argv", [["help"], ["serve", "--help"], ["version"], ["checkconfig"]])
+def test_full_disk_is_told_of_everything_that_is_printed(argv: list[str]) -> None:
+    """Also of help, which argparse gives up silently."""
+    with open("/dev/full", "w") as full:
+        finished = subprocess.run(
+            [sys.executable, "-m", "clevrd", *argv],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=20,
+        )
+
+    assert finished.returncode == 1
+    assert finished.stderr == (
+        "clevrd: Standard input or output failed: No space left on device.\n"
+    )
 
 
 @pytest.mark.parametrize(

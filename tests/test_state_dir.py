@@ -15,13 +15,14 @@ import msgspec
 import pytest
 from conftest import FakeClock
 from daemons import FakeStats
-from fakes import at_once, totals_of
+from fakes import FakeSink, at_once, totals_of
 from test_positions_model import ManualLoop
 
 from clevrd.config import Config, load
 from clevrd.core.message import PublishRequest, id_at
-from clevrd.core.positions import After, Since, start_of
+from clevrd.core.positions import After, Last, Since, start_of
 from clevrd.core.state_format import StateReader, end_record, file_head
+from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import CannotStart, ConfigError, Unavailable
 from clevrd.hub import Hub
@@ -97,6 +98,24 @@ def test_topics_go_on_where_they_were(state: StateDir) -> None:
     assert (again.epoch, again.head, again.created_at) == (topic.epoch, 3, topic.created_at)
     assert frames_of(again) == frames_of(topic)
     assert hub.publish(again, PublishRequest("orders", msgspec.Raw(b"1"))).offset == 4
+
+
+def test_names_that_were_only_read_are_found_again(state: StateDir) -> None:
+    """A reader of a quiet name resumes, whether it was there at the stop or had left before."""
+    before = make_hub()
+    left, read = (before.topic(ACME, name) for name in ("left", "read"))
+    reader = Subscriber(FakeSink())
+    before.subscribe(read, reader, Last(0))
+    before.topics.evict_idle(1e6)
+    assert [topic.name for topic in before.topics] == ["read"]
+    save(state, before)
+
+    hub = restarted(state)
+
+    assert len(hub.topics) == 0
+    for topic in (left, read):
+        again = hub.topic(ACME, topic.name)
+        assert (again.epoch, again.created_at, again.head) == (topic.epoch, topic.created_at, 0)
 
 
 def test_published_goes_on_and_the_other_counters_begin_anew(state: StateDir) -> None:

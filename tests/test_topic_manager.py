@@ -169,6 +169,25 @@ def test_name_that_was_only_read_is_forgotten_soon() -> None:
     assert topic_of(manager, "acme", "quiet", 1e6).epoch != topic.epoch
 
 
+def test_busy_topic_keeps_no_name_from_being_forgotten() -> None:
+    """Neither one that is published to all the time, nor one that is read all the time."""
+    manager = make_manager(idle_s=1.0)
+    busy = topic_of(manager, "acme", "busy")
+    read = topic_of(manager, "acme", "read")
+    topic_of(manager, "acme", "ghost")
+    fill(manager, busy, 1)
+    for second in range(1, 8):
+        manager.extend(busy, second + 1, [frame_of(second)], float(second))
+        reader = Subscriber(FakeSink())
+        read.join(reader, 0, float(second))
+        manager.evict_idle(float(second))
+
+    assert {topic.name for topic in manager} == {"busy", "read"}
+    # And a topic that is gone is held by nothing.
+    assert len(manager.evict_idle(1e3)) == 1
+    assert not manager._unmade
+
+
 def test_name_that_nobody_joined_is_forgotten_too() -> None:
     """A subscribe that was refused, or a poll with an answer at once, has begun it all the same."""
     manager = make_manager()

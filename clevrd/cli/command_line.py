@@ -28,6 +28,7 @@ _COMMANDS: Final = {
     "checkconfig": "Print every setting and its source.",
     "completion": "Print what a shell needs to complete these commands.",
     "version": "Print the version.",
+    "help": "Show what a command takes.",
 }
 
 # Each command is a module with two functions, add_arguments(parser) and run(options): the one of
@@ -120,6 +121,10 @@ class _Parser(argparse.ArgumentParser):
         """Raise instead of printing the whole usage: one line is what scripts and people read."""
         raise UsageError(f"{message} (try: {self.prog} --help)")
 
+    def print_help(self, file: Any = None) -> None:
+        """Print it; argparse's own says nothing where nobody can read it or the disk is full."""
+        (sys.stdout if file is None else file).write(self.format_help())
+
 
 class CommandParser(_Parser):
     """Of one command, whose options may stand between its arguments: publish t --key k 1.
@@ -180,6 +185,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[CommandParser]]:
         description="A real-time event streaming daemon and its client.",
         epilog="Without a command, clevrd serves; clevrd help COMMAND has a command's options.",
     )
+    # For who looks here; `argv` reads it as the command.
+    parser.add_argument("-V", "--version", action="store_true", help="print the version")
     parsers: list[CommandParser] = []
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
     for name, text in _COMMANDS.items():

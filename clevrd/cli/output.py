@@ -59,7 +59,8 @@ class Output:
     def watch(self, on_gone: Callable[[], object]) -> None:
         """Call ``on_gone`` once nobody can read what is written, although nothing is.
 
-        Else `head -1` would have its line while this waits for the next one, perhaps for ever.
+        Without this `head -1` has its line and ends, while the command waits for the next message,
+        perhaps for ever.
         """
 
         def notice() -> None:

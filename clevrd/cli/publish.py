@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
 
 def json_line(line: bytes) -> bytes | None:
     """Return the JSON value on a line, None for a blank line."""
-    # What may stand around a JSON value (RFC 8259 §2), the CR of a CRLF file among it.
+    # RFC 8259 §2 lets white space stand around a value; a CRLF file leaves its CR here.
     return line.strip(b" \t\r") or None
 
 

@@ -42,12 +42,12 @@ TOPICS_PER_SWEEP: Final = 1_000
 # takes 10 ms to give back to the machine (memory.py).
 FORGOTTEN_BYTES_PER_SWEEP: Final = 16 << 20
 
-# A topic without a message is nothing but a name that somebody reads: it is forgotten so long after
-# its last reader left, which is more than a reader takes from finding it to joining it.
+# A topic without a message is nothing but a name that somebody reads. This is how long it is kept
+# after its last reader left: longer than a reader takes from finding it to joining it.
 UNMADE_S: Final = 5.0
-# Of which so many in one sweep, about 2 us each; and of so many it is remembered where they stood,
-# so that readers who come back have missed nothing.
+# Names that one sweep forgets, at about 2 us each.
 UNMADE_PER_SWEEP: Final = 2_500
+# Names whose epoch is remembered, so that a reader who comes back to one has missed nothing.
 MAX_REMEMBERED: Final = 10_000
 
 # Topics that are kept in mind as busy, so that the busiest are found among them and not among all.
@@ -115,10 +115,10 @@ class TopicManager:
         self._topics: dict[tuple[str, str], Topic] = {}
         # Topics with a first message, in the order in which the sweep will look at them.
         self._to_sweep: deque[Topic] = deque()
-        # Topics without one that have no reader, or had none when they were added; who has
-        # been left longest first.
+        # Topics without a message that had no reader when they were added, in that order. The
+        # first message takes a topic out, the sweep those that have readers again.
         self._unmade: OrderedDict[Topic, None] = OrderedDict()
-        # Of such topics that were forgotten: (tenant, name) -> epoch, created_at.
+        # (tenant, name) -> the epoch and created_at that a forgotten topic without a message had.
         self._remembered: OrderedDict[tuple[str, str], tuple[str, str]] = OrderedDict()
         # Tenant -> its topics, in the order in which they were made; dicts as ordered sets.
         self._per_tenant: dict[str, dict[Topic, None]] = {}
@@ -183,8 +183,10 @@ class TopicManager:
             limits.ring_messages, min(limits.ring_bytes, left_bytes), saved.first
         )
 
-    def restore(self, saved: SavedTopic, ring: RecentMessageCache | None, now_s: float) -> Topic:
+    def restore(self, saved: SavedTopic, ring: RecentMessageCache | None, now_s: float) -> None:
         """Go on with a topic of the process before, in its epoch and behind its newest message.
+
+        A topic without a message is remembered, and begins again with its first reader.
 
         Args:
             ring: what `ring_for` returned, filled; None for a topic without its messages.
@@ -196,6 +198,9 @@ class TopicManager:
         if (saved.tenant, saved.name) in self._topics:
             raise InvalidRequest("The topic is there already.")
         check_topic(saved.name)
+        if saved.head == 0:
+            self._remember(saved.tenant, saved.name, saved.epoch, saved.created_at)
+            return
         self._check_limits(saved.tenant)
         limits = self.limits
         if ring is None:
@@ -211,7 +216,11 @@ class TopicManager:
         if self.ring_bytes > self.max_ring_bytes:
             # Its newest message alone was more than there was room for.
             self._trim_largest(now_s)
-        return topic
+
+    def unmade(self) -> Iterator[tuple[str, str, str, str]]:
+        """Yield tenant, name, epoch and created_at of each name that is remembered."""
+        for (tenant, name), (epoch, created_at) in self._remembered.items():
+            yield tenant, name, epoch, created_at
 
     def extend(self, topic: Topic, offset: int, frames: list[bytes], now_s: float) -> None:
         """Append ``frames`` and hold the bound on all rings together: the largest give first.
@@ -225,6 +234,7 @@ class TopicManager:
         self.ring_bytes += size - before
         self._published += len(frames)
         if offset == 1:
+            self._unmade.pop(topic, None)
             self._to_sweep.append(topic)
         if size.bit_length() != topic.size_class:
             self._reclass(topic)
@@ -291,15 +301,20 @@ class TopicManager:
     def _forget_unmade(self, now_s: float) -> None:
         for _ in range(min(len(self._unmade), UNMADE_PER_SWEEP)):
             topic = next(iter(self._unmade))
+            if topic.subscribers:
+                # `note_left` adds it again.
+                del self._unmade[topic]
+                continue
             if now_s - topic.last_used_s < UNMADE_S:
                 return
             del self._unmade[topic]
-            if topic.head or topic.subscribers:
-                continue
             self._forget(topic)
-            self._remembered[topic.tenant, topic.name] = topic.epoch, topic.created_at
-            if len(self._remembered) > MAX_REMEMBERED:
-                self._remembered.popitem(last=False)
+            self._remember(topic.tenant, topic.name, topic.epoch, topic.created_at)
+
+    def _remember(self, tenant: str, name: str, epoch: str, created_at: str) -> None:
+        self._remembered[tenant, name] = epoch, created_at
+        if len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
 
     def evict_idle(self, now_s: float, at_most: int = TOPICS_PER_SWEEP) -> list[Topic]:
         """Forget those of the next ``at_most`` topics that nobody reads or used for ``idle_s``.

@@ -14,9 +14,14 @@ log = logging.getLogger(__name__)
 
 
 def saved_topics(topics: TopicManager) -> list[tuple[SavedTopic, RecentMessageCache]]:
-    """Return where every topic stands and its ring, the last used first."""
+    """Return where every topic stands and its ring, the last used first.
+
+    Behind them come the names that were only read, so that a reader of one that is quiet resumes.
+    """
     by_use = sorted(topics, key=lambda topic: topic.last_used_s, reverse=True)
-    return [(_saved(topic), topic.ring) for topic in by_use]
+    saved = [(_saved(topic), topic.ring) for topic in by_use]
+    empty = RecentMessageCache(1, 1)
+    return saved + [(SavedTopic(*place, 1, 0), empty) for place in topics.unmade()]
 
 
 def restore_topics(topics: TopicManager, reader: StateReader, now_s: float) -> None:

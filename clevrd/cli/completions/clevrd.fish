@@ -50,13 +50,14 @@ function _shtab_clevrd_using
   test "$_shtab_clevrd_cmdpath" = "$argv"
 end
 
-set -g _shtab_clevrd_commands serve publish subscribe health checkconfig completion version
+set -g _shtab_clevrd_commands serve publish subscribe health checkconfig completion version help
 set -g _shtab_clevrd_opts_with_value --address --buffer --catch-up-messages --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --idempotency-s --keepalive-timeout-s --key --last --log-level --match-all-patterns --max-batch-bytes --max-connections --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --send-buffer-bytes --shutdown-timeout-s --since --state-dir --tenant --timeout --topic-idle-s --url --write-high-bytes --write-low-bytes
 
 complete -c clevrd -e
 complete -c clevrd -f
 
 complete -c clevrd -n _shtab_clevrd_using -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n _shtab_clevrd_using -s V -l version -d 'print the version'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a serve -d 'Run the daemon (the default).'
 complete -c clevrd -n '_shtab_clevrd_using serve' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file of settings (CLEVRD_CONFIG)'
@@ -78,7 +79,7 @@ complete -c clevrd -n '_shtab_clevrd_using serve' -l circuit-breaker-open-s -x -
 complete -c clevrd -n '_shtab_clevrd_using serve' -l max-topics -x -d 'Topics at one time, over all tenants. A whole number from 1 to 10000000; default 100000; CLEVRD_MAX_TOPICS'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l max-topics-per-tenant -x -d 'Topics at one time for each tenant. A whole number from 1 to 10000000; default 10000; CLEVRD_MAX_TOPICS_PER_TENANT'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l max-topics-per-connection -x -d 'Topics that one connection may subscribe to, patterns included. A whole number from 1 to 1000000; default 1000; CLEVRD_MAX_TOPICS_PER_CONNECTION'
-complete -c clevrd -n '_shtab_clevrd_using serve' -l match-all-patterns -x -d 'Allow patterns whose first word is a star, which can match everything. True or false; default false; CLEVRD_MATCH_ALL_PATTERNS'
+complete -c clevrd -n '_shtab_clevrd_using serve' -l match-all-patterns -xka "true false" -d 'Allow patterns whose first word is a star, which can match everything. True or false; default false; CLEVRD_MATCH_ALL_PATTERNS'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l topic-idle-s -x -d 'Seconds without readers or publishes after which a topic is forgotten. A number from 0.1 to 31536000; default 3600; CLEVRD_TOPIC_IDLE_S'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l max-connections -x -d 'Connections at one time; 0 is what the descriptor limit allows. A whole number from 0 to 10000000; default 0; CLEVRD_MAX_CONNECTIONS'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l send-buffer-bytes -x -d 'Kernel send buffer of a connection (SO_SNDBUF); 0 is the kernel'"'"'s own. A whole number from 0 to 1073741824; default 131072; CLEVRD_SEND_BUFFER_BYTES'
@@ -90,8 +91,8 @@ complete -c clevrd -n '_shtab_clevrd_using serve' -l request-timeout-s -x -d 'Se
 complete -c clevrd -n '_shtab_clevrd_using serve' -l keepalive-timeout-s -x -d 'Seconds that an idle connection stays open between requests. A number from 0.1 to 86400; default 75; CLEVRD_KEEPALIVE_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l shutdown-timeout-s -x -d 'Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600; default 30; CLEVRD_SHUTDOWN_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l state-dir -xka "(__fish_complete_directories)" -d 'Directory that carries topics over a planned restart; empty for none. Like /var/lib/clevrd; default none; CLEVRD_STATE_DIR'
-complete -c clevrd -n '_shtab_clevrd_using serve' -l log-level -x -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
-complete -c clevrd -n '_shtab_clevrd_using serve' -l raw-paths -x -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
+complete -c clevrd -n '_shtab_clevrd_using serve' -l log-level -xka "debug info warning error" -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
+complete -c clevrd -n '_shtab_clevrd_using serve' -l raw-paths -xka "true false" -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a publish -d 'Publish one message, or one for each line.'
 complete -c clevrd -n '_shtab_clevrd_using publish' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using publish' -l url -x -d 'the server: http://host:port, host:port, https://host or unix:/path (CLEVRD_URL; default http://127.0.0.1:8080)'
@@ -138,7 +139,7 @@ complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l circuit-breaker-open-
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l max-topics -x -d 'Topics at one time, over all tenants. A whole number from 1 to 10000000; default 100000; CLEVRD_MAX_TOPICS'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l max-topics-per-tenant -x -d 'Topics at one time for each tenant. A whole number from 1 to 10000000; default 10000; CLEVRD_MAX_TOPICS_PER_TENANT'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l max-topics-per-connection -x -d 'Topics that one connection may subscribe to, patterns included. A whole number from 1 to 1000000; default 1000; CLEVRD_MAX_TOPICS_PER_CONNECTION'
-complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l match-all-patterns -x -d 'Allow patterns whose first word is a star, which can match everything. True or false; default false; CLEVRD_MATCH_ALL_PATTERNS'
+complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l match-all-patterns -xka "true false" -d 'Allow patterns whose first word is a star, which can match everything. True or false; default false; CLEVRD_MATCH_ALL_PATTERNS'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l topic-idle-s -x -d 'Seconds without readers or publishes after which a topic is forgotten. A number from 0.1 to 31536000; default 3600; CLEVRD_TOPIC_IDLE_S'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l max-connections -x -d 'Connections at one time; 0 is what the descriptor limit allows. A whole number from 0 to 10000000; default 0; CLEVRD_MAX_CONNECTIONS'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l send-buffer-bytes -x -d 'Kernel send buffer of a connection (SO_SNDBUF); 0 is the kernel'"'"'s own. A whole number from 0 to 1073741824; default 131072; CLEVRD_SEND_BUFFER_BYTES'
@@ -150,10 +151,13 @@ complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l request-timeout-s -x 
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l keepalive-timeout-s -x -d 'Seconds that an idle connection stays open between requests. A number from 0.1 to 86400; default 75; CLEVRD_KEEPALIVE_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l shutdown-timeout-s -x -d 'Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600; default 30; CLEVRD_SHUTDOWN_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l state-dir -xka "(__fish_complete_directories)" -d 'Directory that carries topics over a planned restart; empty for none. Like /var/lib/clevrd; default none; CLEVRD_STATE_DIR'
-complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l log-level -x -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
-complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l raw-paths -x -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
+complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l log-level -xka "debug info warning error" -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
+complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l raw-paths -xka "true false" -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a completion -d 'Print what a shell needs to complete these commands.'
 complete -c clevrd -n '_shtab_clevrd_using completion' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using completion; and test $_shtab_clevrd_npos -eq 0' -ka "bash zsh fish" -d 'bash: eval "$(clevrd completion bash)" in ~/.bashrc; zsh: clevrd completion zsh > a file named _clevrd in a directory of $fpath; fish: clevrd completion fish > ~/.config/fish/completions/clevrd.fish'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a version -d 'Print the version.'
 complete -c clevrd -n '_shtab_clevrd_using version' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a help -d 'Show what a command takes.'
+complete -c clevrd -n '_shtab_clevrd_using help' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using help; and test $_shtab_clevrd_npos -eq 0' -ka "serve publish subscribe health checkconfig completion version help" -d 'the command to explain'

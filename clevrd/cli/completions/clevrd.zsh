@@ -13,6 +13,7 @@ _shtab_clevrd_commands() {
     checkconfig:'Print every setting and its source.'
     completion:'Print what a shell needs to complete these commands.'
     health:'Ask the daemon of these settings whether it is well; for health checks.'
+    help:'Show what a command takes.'
     publish:'Publish one message, or one for each line.'
     serve:'Run the daemon (the default).'
     subscribe:'Print topics'"'"' messages, one JSON line each.'
@@ -23,6 +24,7 @@ _shtab_clevrd_commands() {
 
 _shtab_clevrd_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
+  {-V,--version}"[print the version]"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -49,7 +51,7 @@ _shtab_clevrd_checkconfig_options=(
   "--max-topics[Topics at one time, over all tenants. A whole number from 1 to 10000000\; default 100000\; CLEVRD_MAX_TOPICS]:VALUE:"
   "--max-topics-per-tenant[Topics at one time for each tenant. A whole number from 1 to 10000000\; default 10000\; CLEVRD_MAX_TOPICS_PER_TENANT]:VALUE:"
   "--max-topics-per-connection[Topics that one connection may subscribe to, patterns included. A whole number from 1 to 1000000\; default 1000\; CLEVRD_MAX_TOPICS_PER_CONNECTION]:VALUE:"
-  "--match-all-patterns[Allow patterns whose first word is a star, which can match everything. True or false\; default false\; CLEVRD_MATCH_ALL_PATTERNS]:VALUE:"
+  "--match-all-patterns[Allow patterns whose first word is a star, which can match everything. True or false\; default false\; CLEVRD_MATCH_ALL_PATTERNS]:VALUE:(true false)"
   "--topic-idle-s[Seconds without readers or publishes after which a topic is forgotten. A number from 0.1 to 31536000\; default 3600\; CLEVRD_TOPIC_IDLE_S]:VALUE:"
   "--max-connections[Connections at one time\; 0 is what the descriptor limit allows. A whole number from 0 to 10000000\; default 0\; CLEVRD_MAX_CONNECTIONS]:VALUE:"
   "--send-buffer-bytes[Kernel send buffer of a connection (SO_SNDBUF)\; 0 is the kernel\'s own. A whole number from 0 to 1073741824\; default 131072\; CLEVRD_SEND_BUFFER_BYTES]:VALUE:"
@@ -61,8 +63,8 @@ _shtab_clevrd_checkconfig_options=(
   "--keepalive-timeout-s[Seconds that an idle connection stays open between requests. A number from 0.1 to 86400\; default 75\; CLEVRD_KEEPALIVE_TIMEOUT_S]:VALUE:"
   "--shutdown-timeout-s[Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600\; default 30\; CLEVRD_SHUTDOWN_TIMEOUT_S]:VALUE:"
   "--state-dir[Directory that carries topics over a planned restart\; empty for none. Like \/var\/lib\/clevrd\; default none\; CLEVRD_STATE_DIR]:VALUE:_files -/"
-  "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:"
-  "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:"
+  "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
+  "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -86,6 +88,14 @@ _shtab_clevrd_health_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_clevrd_health_defaults_added=0
+
+_shtab_clevrd_help_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  ":the command to explain:(serve publish subscribe health checkconfig completion version help)"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_help_defaults_added=0
 
 _shtab_clevrd_publish_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -122,7 +132,7 @@ _shtab_clevrd_serve_options=(
   "--max-topics[Topics at one time, over all tenants. A whole number from 1 to 10000000\; default 100000\; CLEVRD_MAX_TOPICS]:VALUE:"
   "--max-topics-per-tenant[Topics at one time for each tenant. A whole number from 1 to 10000000\; default 10000\; CLEVRD_MAX_TOPICS_PER_TENANT]:VALUE:"
   "--max-topics-per-connection[Topics that one connection may subscribe to, patterns included. A whole number from 1 to 1000000\; default 1000\; CLEVRD_MAX_TOPICS_PER_CONNECTION]:VALUE:"
-  "--match-all-patterns[Allow patterns whose first word is a star, which can match everything. True or false\; default false\; CLEVRD_MATCH_ALL_PATTERNS]:VALUE:"
+  "--match-all-patterns[Allow patterns whose first word is a star, which can match everything. True or false\; default false\; CLEVRD_MATCH_ALL_PATTERNS]:VALUE:(true false)"
   "--topic-idle-s[Seconds without readers or publishes after which a topic is forgotten. A number from 0.1 to 31536000\; default 3600\; CLEVRD_TOPIC_IDLE_S]:VALUE:"
   "--max-connections[Connections at one time\; 0 is what the descriptor limit allows. A whole number from 0 to 10000000\; default 0\; CLEVRD_MAX_CONNECTIONS]:VALUE:"
   "--send-buffer-bytes[Kernel send buffer of a connection (SO_SNDBUF)\; 0 is the kernel\'s own. A whole number from 0 to 1073741824\; default 131072\; CLEVRD_SEND_BUFFER_BYTES]:VALUE:"
@@ -134,8 +144,8 @@ _shtab_clevrd_serve_options=(
   "--keepalive-timeout-s[Seconds that an idle connection stays open between requests. A number from 0.1 to 86400\; default 75\; CLEVRD_KEEPALIVE_TIMEOUT_S]:VALUE:"
   "--shutdown-timeout-s[Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600\; default 30\; CLEVRD_SHUTDOWN_TIMEOUT_S]:VALUE:"
   "--state-dir[Directory that carries topics over a planned restart\; empty for none. Like \/var\/lib\/clevrd\; default none\; CLEVRD_STATE_DIR]:VALUE:_files -/"
-  "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:"
-  "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:"
+  "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
+  "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -188,6 +198,7 @@ _shtab_clevrd() {
         checkconfig) _arguments -C -s $_shtab_clevrd_checkconfig_options ;;
         completion) _arguments -C -s $_shtab_clevrd_completion_options ;;
         health) _arguments -C -s $_shtab_clevrd_health_options ;;
+        help) _arguments -C -s $_shtab_clevrd_help_options ;;
         publish) _arguments -C -s $_shtab_clevrd_publish_options ;;
         serve) _arguments -C -s $_shtab_clevrd_serve_options ;;
         subscribe) _arguments -C -s $_shtab_clevrd_subscribe_options ;;
