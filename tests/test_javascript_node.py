@@ -305,6 +305,8 @@ WRONG = {
     " number from 0 to 2147483647.",
     "(async () => new Clevrd(given.url, { WebSocket: {} }))()": "TypeError: WebSocket must be a"
     " class, as that of the package ws.",
+    "(async () => new Clevrd(given.url, { WebSocket: () => 1 }))()": "TypeError: WebSocket must be"
+    " a class, as that of the package ws.",
     "(async () => new Clevrd())()": 'TypeError: Name the server, as in new Clevrd("http://127.0.0.1:8080").',
 }
 
@@ -532,6 +534,69 @@ async def test_no_websocket_is_told(project: Path) -> None:
         " new Clevrd(url, { WebSocket }).",
         "ClevrdError: No WebSocket to 127.0.0.1:9 can be made: not here",
     ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_class_that_is_no_websockets_is_told_and_leaves_nothing(
+    project: Path, kind: str
+) -> None:
+    """Whatever it lacks or throws, and whenever: one sentence, no beat, and nothing later."""
+    script = """
+    const fail = () => { throw new Error("own"); };
+    const classes = [
+        class Bare { constructor() {} close() {} },
+        class Deaf extends WebSocket { addEventListener(type, ...all) {
+            if (type === "close") fail();
+            super.addEventListener(type, ...all);
+        } },
+        class Mute extends WebSocket { get send() { return undefined; } },
+        class Stateless { addEventListener() {} send() {} close() {} },
+        class Stuck extends WebSocket { send() { fail(); } },
+        class Shy extends WebSocket { get protocol() { return fail(); } },
+        class Empty extends WebSocket { addEventListener(type, call) {
+            super.addEventListener(type, () => call(type === "message" ? undefined : { type }));
+        } },
+    ];
+    const { setInterval: set, clearInterval: clear } = globalThis;
+    const beats = new Set();
+    globalThis.setInterval = (...all) => [set(...all)].map((beat) => (beats.add(beat), beat))[0];
+    globalThis.clearInterval = (beat) => { beats.delete(beat); clear(beat); };
+    for (const each of classes) {
+        const client = new Clevrd(given.url, { WebSocket: each });
+        const statuses = [];
+        const onStatus = ({ status }) => statuses.push(status);
+        const failed = await said(client.subscribe("t", { onStatus }).next());
+        const left = beats.size;
+        const stream = client.publishStream();
+        const published = await said(stream.publish("t", 1));
+        await stream.close();
+        tell([each.name, failed, published, statuses.at(-1), left]);
+    }
+    const stop = new AbortController();
+    class Leaving extends WebSocket { constructor(...all) { super(...all); stop.abort(); } }
+    const { signal } = stop;
+    tell(await new Clevrd(given.url, { WebSocket: Leaving }).subscribe("t", { signal }).next());
+    """
+    async with running() as daemon:
+        told = await in_node(project, "console.warn = () => {};" + script, kind, url=daemon.url)
+        await until(lambda: daemon.hub.subscribers == 0)
+
+    advice = "pass that of the package ws, new Clevrd(url, { WebSocket })."
+    causes = {
+        "Bare": "socket.addEventListener is not a function",
+        "Deaf": "own",
+        "Mute": "it has no send",
+        "Stateless": "it has no readyState",
+        "Stuck": "own",
+        "Shy": "own",
+        "Empty": "Cannot destructure property 'data' of 'undefined' as it is undefined.",
+    }
+    for (name, *sentences, status, left), (expected, cause) in zip(
+        told[:-1], causes.items(), strict=True
+    ):
+        sentence = f"ClevrdError: The WebSocket does not work as one ({cause}): {advice}"
+        assert (name, sentences, status, left) == (expected, [sentence] * 2, "closed", 0)
+    assert told[-1] == {"done": True}
 
 
 async def test_subprotocol_is_offered_by_name(project: Path) -> None:
