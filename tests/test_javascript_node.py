@@ -269,6 +269,18 @@ WRONG = {
     "client.subscribe('t', { position: 'e:1' }).next()": POSITION_SENTENCE,
     "client.subscribe('t', { position: { epoch: 'e' } }).next()": POSITION_SENTENCE,
     "client.subscribe(['a', 'b'], { position: { epoch: 'e', offset: 1 } }).next()": ONE_POSITION,
+    "client.subscribe('t', { positions: {}, position: { epoch: 'e', offset: 1 } }).next()": ONE_POSITION,
+    **{
+        f"client.subscribe('t', {{ {options} }}).next()": f"TypeError: {names} each say where to"
+        " begin; give one of them."
+        for options, names in {
+            "position: { epoch: 'e', offset: 1 }, last: 0": "position and last",
+            "since: 'all', position: { epoch: 'e', offset: 1 }": "position and since",
+            "last: 1, since: 'all', positions: { t: { epoch: 'e', offset: 1 } }": "last and since",
+            "position: { epoch: 'e', offset: 1 }, last: 1, since: '1s'": "position and last and"
+            " since",
+        }.items()
+    },
     "client.subscribe('t', { positions: [1] }).next()": "TypeError: positions must be positions by"
     " topic, as { orders: { epoch, offset } }.",
     "client.subscribe('t', { patterns: 'a.*' }).next()": "TypeError: patterns must be an array of"
@@ -301,6 +313,11 @@ WRONG = {
     " tenant, retryForMs, WebSocket.",
     "(async () => new Clevrd(given.url, { tenant: 'a b' }))()": "TypeError: tenant must be a name"
     " of 1 to 64 of A-Z a-z 0-9 . _ -.",
+    **{
+        f"(async () => new Clevrd(given.url, {{ tenant: {tenant} }}))()": "TypeError: tenant must"
+        " be a name of 1 to 64 of A-Z a-z 0-9 . _ -."
+        for tenant in ("5", "true", "['acme']", "''")
+    },
     "(async () => new Clevrd(given.url, { retryForMs: -1 }))()": "TypeError: retryForMs must be a"
     " number from 0 to 2147483647.",
     "(async () => new Clevrd(given.url, { WebSocket: {} }))()": "TypeError: WebSocket must be a"

@@ -481,7 +481,7 @@ const text = [isText, "text, and not empty"];
 const callback = [isFunction, "a function"];
 const fromOne = [isWholeFrom(1), "a whole number, 1 or more"];
 const OPTIONS = {
-	tenant: [(value) => /^[\w.-]{1,64}$/.test(value), "a name of 1 to 64 of A-Z a-z 0-9 . _ -"],
+	tenant: [(value) => isText(value) && /^[\w.-]{1,64}$/.test(value), "a name of 1 to 64 of A-Z a-z 0-9 . _ -"],
 	retryForMs: [(value) => value >= 0 && value <= MAX_TIMER_MS && typeof value === "number", `a number from 0 to ${MAX_TIMER_MS}`],
 	WebSocket: [isClass, "a class, as that of the package ws"],
 	position: [isPosition, "{ epoch, offset }, as every event has them"],
@@ -528,13 +528,16 @@ const isNear = (a, b) => {
 	return a === b || (b.length > 4 && (fits(1, 1) || fits(0, 1) || fits(1, 0)));
 };
 
-const topicsOf = (topic, { patterns, position, positions }) => {
+const topicsOf = (topic, all) => {
+	const { patterns, position, positions } = all;
 	const topics = Array.isArray(topic) ? [...topic] : [topic];
 	if (!isTexts(topics)) throw new TypeError('The topic must be a name, as "orders", or an array of names.');
 	if (!topics.length && !patterns?.length)
 		throw new TypeError('Name a topic, as "orders", or patterns, as [], { patterns: ["orders.*"] }.');
 	if (position && (positions || topics.length !== 1))
 		throw new TypeError("A position is of one topic: for several pass positions, as { orders: { epoch, offset } }.");
+	const ways = ["position", "last", "since"].filter((name) => name in all);
+	if (ways.length > 1) throw new TypeError(`${ways.join(" and ")} each say where to begin; give one of them.`);
 	return topics;
 };
 
