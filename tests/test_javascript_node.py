@@ -7,6 +7,7 @@ test_javascript_client.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -269,7 +270,7 @@ WRONG = {
     "client.subscribe('t', { position: 'e:1' }).next()": POSITION_SENTENCE,
     "client.subscribe('t', { position: { epoch: 'e' } }).next()": POSITION_SENTENCE,
     "client.subscribe(['a', 'b'], { position: { epoch: 'e', offset: 1 } }).next()": ONE_POSITION,
-    "client.subscribe('t', { positions: {}, position: { epoch: 'e', offset: 1 } }).next()": ONE_POSITION,
+    "client.subscribe('t', {positions: {}, position: {epoch:'e', offset: 1}}).next()": ONE_POSITION,
     **{
         f"client.subscribe('t', {{ {options} }}).next()": f"TypeError: {names} each say where to"
         " begin; give one of them."
@@ -484,6 +485,76 @@ async def test_frames_that_are_not_clevrds_end_it(project: Path, kind: str) -> N
     sentence = f"ClevrdError: {host} sends what clevrd does not: check the URL."
     assert told == [sentence] * len(FOREIGN)
     assert [wish["topic"] for wish in fake.wishes] == [f"t{at}" for at in range(len(FOREIGN))]
+
+
+ANSWER: dict[str, Any] = {"success": True, "message_id": "msg-1", "offset": 1, "epoch": "e1"}
+NOT_ANSWERS: tuple[dict[str, Any], ...] = (
+    {"success": True, "message_id": 5, "offset": "x"},
+    {"success": True},
+    {**ANSWER, "message_id": 5},
+    {**ANSWER, "offset": "1"},
+    {**ANSWER, "epoch": ""},
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_publish_answers_that_are_not_clevrds_are_told(project: Path, kind: str) -> None:
+    """Of a publish, a batch, and a message of a stream, which ends: none of them was a success."""
+
+    async def answer_each(connection: ServerConnection) -> None:
+        async for frame in connection:
+            wish = json.loads(frame)
+            answer = wish["data"]["answer"]
+            await connection.send(json.dumps({"type": "published", **answer, "ref": wish["ref"]}))
+
+    script = """
+    console.warn = () => {};
+    for (const url of given.urls) tell(await said(new Clevrd(url).publish("t", 1)));
+    const items = [{ topic: "t", data: 1 }];
+    for (const url of given.batches) tell(await said(new Clevrd(url).publishBatch(items)));
+    for (const answer of given.answers) {
+        const stream = new Clevrd(given.socket, { WebSocket }).publishStream();
+        const good = await stream.publish("t", { answer: given.good });
+        const all = [stream.publish("t", { answer }), stream.publish("t", { answer: given.good })];
+        tell([good.offset, ...(await Promise.all(all.map(said)))]);
+        await stream.close();
+    }
+    """
+    wrong = [
+        [],
+        [ANSWER, ANSWER],
+        [None],
+        [{"success": False}],
+        [{**ANSWER, "success": 1}],
+        *([each] for each in NOT_ANSWERS),
+    ]
+    bodies = [*NOT_ANSWERS, {"success": False}, {"success": False, "error": "no"}]
+    batches = [{"success": True, "results": each} for each in wrong]
+    async with AsyncExitStack() as stack:
+        served = []
+        for body in [*bodies, *batches]:
+            answer = http(200, json.dumps(body), "application/json")
+            served.append(await stack.enter_async_context(answering(answer)))
+        protocols = [Subprotocol("clevrd.v1")]
+        server = await stack.enter_async_context(
+            serve(answer_each, "127.0.0.1", 0, subprotocols=protocols)
+        )
+        socket = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        told = await in_node(
+            project,
+            script,
+            kind,
+            urls=served[: len(bodies)],
+            batches=served[len(bodies) :],
+            socket=socket,
+            answers=NOT_ANSWERS,
+            good=ANSWER,
+        )
+
+    said = "ClevrdError: {} sends what clevrd does not: check the URL."
+    once = [said.format(url.removeprefix("http://")) for url in served]
+    assert told[: len(served)] == once
+    assert told[len(served) :] == [[1, said.format(socket), said.format(socket)]] * len(NOT_ANSWERS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -98,7 +98,9 @@ export class Clevrd {
 
 	async publish(topic, data, options) {
 		const { signal, ...rest } = take(options, "key idempotencyKey signal");
-		return this.#post("publish", encode({ ...rest, topic, data }), signal);
+		const answer = await this.#post("publish", encode({ ...rest, topic, data }), signal);
+		if (!isAnswer(answer)) throw this.#foreign();
+		return answer;
 	}
 
 	async publishBatch(items, options) {
@@ -107,7 +109,8 @@ export class Clevrd {
 			throw new TypeError("The items must be an array, as [{ topic, data }].");
 		const lines = Array.from(items, (item) => encode(take(item, "topic data key idempotencyKey")));
 		const { results } = await this.#post("publish/batch", lines.join("\n"), signal);
-		if (!Array.isArray(results)) throw this.#foreign();
+		const isWhole = listOf(results).length === lines.length;
+		if (!isWhole || !results.every((each) => isAnswer(each) || isRefusal(each))) throw this.#foreign();
 		return results;
 	}
 
@@ -126,8 +129,10 @@ export class Clevrd {
 			pending.forEach(({ text }) => link.send(text));
 		};
 		const run = async () => {
-			for await (const { type, ref, ...answer } of this.#events(stop, { signal, onStatus, onOpen }))
+			for await (const { type, ref, ...answer } of this.#events(stop, { signal, onStatus, onOpen })) {
+				if (pending.has(ref) && type !== "error" && !isAnswer(answer)) throw this.#foreign();
 				pending.get(ref)?.resolve(answer);
+			}
 			throw signal?.aborted ? reasonOf(signal) : new ClevrdError("The stream is closed.");
 		};
 		const done = run().catch((error) => {
@@ -147,7 +152,7 @@ export class Clevrd {
 					const answer = await new Promise((resolve, reject) => {
 						pending.set(ref, { text, resolve, reject });
 					});
-					if (answer.success) return answer;
+					if (isAnswer(answer)) return answer;
 					await pause(refusal(answer, "The message was refused."), tries, stop.signal);
 				}
 			} finally {
@@ -474,6 +479,8 @@ const isText = (value) => typeof value === "string" && value !== "";
 const isTexts = (value) => Array.isArray(value) && value.every(isText);
 const isWholeFrom = (least) => (value) => Number.isSafeInteger(value) && value >= least;
 const isPosition = (value) => isObject(value) && isText(value.epoch) && isWholeFrom(0)(value.offset);
+const isAnswer = (value) => isPosition(value) && value.success === true && isText(value.message_id);
+const isRefusal = (value) => isObject(value) && value.success === false && isText(value.error);
 const isNone = (value) => value === undefined || value === null;
 
 // What the options of all calls must be: as a test, and in words.
