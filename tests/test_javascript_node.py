@@ -245,6 +245,11 @@ ONE_POSITION = (
     "TypeError: A position is of one topic: for several pass positions,"
     " as { orders: { epoch, offset } }."
 )
+UNSUBSCRIBED = (
+    'TypeError: positions name "T", which is not subscribed: name it as a topic,'
+    " or a pattern for it."
+)
+# Calls, and what they throw; an empty sentence where the call is right.
 WRONG = {
     "client.subscribe([]).next()": 'TypeError: Name a topic, as "orders", or patterns, as [],'
     ' { patterns: ["orders.*"] }.',
@@ -282,6 +287,17 @@ WRONG = {
             " since",
         }.items()
     },
+    **{
+        f"client.subscribe({topic}, {{ positions: {{ t: null, T: {{ epoch: 'e', offset: 1 }} }},"
+        f" {more} signal: AbortSignal.abort() }}).next()": expected
+        for topic, more, expected in [
+            ("'t'", "", UNSUBSCRIBED),
+            ("['t', 'u']", "patterns: [],", UNSUBSCRIBED),
+            ("['t', 'T']", "", ""),
+            ("'t'", "patterns: ['p.*'],", ""),
+        ]
+    },
+    "client.subscribe('t', { positions: { u: null }, signal: AbortSignal.abort() }).next()": "",
     "client.subscribe('t', { positions: [1] }).next()": "TypeError: positions must be positions by"
     " topic, as { orders: { epoch, offset } }.",
     "client.subscribe('t', { patterns: 'a.*' }).next()": "TypeError: patterns must be an array of"
@@ -346,7 +362,8 @@ async def test_wrong_arguments_are_told_in_a_sentence(project: Path) -> None:
 
     for call, said, expected in zip(WRONG, told, WRONG.values(), strict=True):
         assert (said or "").startswith(expected), call
-        assert "\n" not in said
+        assert bool(said) == bool(expected), call
+        assert "\n" not in (said or "")
 
 
 async def test_url_may_be_short_or_a_websockets(project: Path) -> None:

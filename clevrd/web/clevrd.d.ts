@@ -72,7 +72,7 @@ export interface Options {
 
 /** Options of a subscription to several topics, or by patterns. */
 export interface SubscribeManyOptions {
-	/** Resume each topic behind its position; every event has one. */
+	/** Resume each topic behind its position; every event has one. Of topics that are subscribed, or come by a pattern. */
 	positions?: Readonly<Record<string, Position>> | null | undefined;
 	/** Subscribe to all topics that match, those of later too: `["orders.*"]`. */
 	patterns?: readonly string[] | undefined;

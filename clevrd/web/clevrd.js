@@ -545,6 +545,10 @@ const topicsOf = (topic, all) => {
 		throw new TypeError("A position is of one topic: for several pass positions, as { orders: { epoch, offset } }.");
 	const ways = ["position", "last", "since"].filter((name) => name in all);
 	if (ways.length > 1) throw new TypeError(`${ways.join(" and ")} each say where to begin; give one of them.`);
+	// Only the server knows which topics a pattern brings.
+	for (const name in patterns?.length ? {} : positions)
+		if (positions[name] && !topics.includes(name))
+			throw new TypeError(`positions name ${json(name)}, which is not subscribed: name it as a topic, or a pattern for it.`);
 	return topics;
 };
 
