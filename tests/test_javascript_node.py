@@ -7,6 +7,7 @@ test_javascript_client.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -244,6 +245,11 @@ ONE_POSITION = (
     "TypeError: A position is of one topic: for several pass positions,"
     " as { orders: { epoch, offset } }."
 )
+UNSUBSCRIBED = (
+    'TypeError: positions name "T", which is not subscribed: name it as a topic,'
+    " or a pattern for it."
+)
+# Calls, and what they throw; an empty sentence where the call is right.
 WRONG = {
     "client.subscribe([]).next()": 'TypeError: Name a topic, as "orders", or patterns, as [],'
     ' { patterns: ["orders.*"] }.',
@@ -269,6 +275,29 @@ WRONG = {
     "client.subscribe('t', { position: 'e:1' }).next()": POSITION_SENTENCE,
     "client.subscribe('t', { position: { epoch: 'e' } }).next()": POSITION_SENTENCE,
     "client.subscribe(['a', 'b'], { position: { epoch: 'e', offset: 1 } }).next()": ONE_POSITION,
+    "client.subscribe('t', {positions: {}, position: {epoch:'e', offset: 1}}).next()": ONE_POSITION,
+    **{
+        f"client.subscribe('t', {{ {options} }}).next()": f"TypeError: {names} each say where to"
+        " begin; give one of them."
+        for options, names in {
+            "position: { epoch: 'e', offset: 1 }, last: 0": "position and last",
+            "since: 'all', position: { epoch: 'e', offset: 1 }": "position and since",
+            "last: 1, since: 'all', positions: { t: { epoch: 'e', offset: 1 } }": "last and since",
+            "position: { epoch: 'e', offset: 1 }, last: 1, since: '1s'": "position and last and"
+            " since",
+        }.items()
+    },
+    **{
+        f"client.subscribe({topic}, {{ positions: {{ t: null, T: {{ epoch: 'e', offset: 1 }} }},"
+        f" {more} signal: AbortSignal.abort() }}).next()": expected
+        for topic, more, expected in [
+            ("'t'", "", UNSUBSCRIBED),
+            ("['t', 'u']", "patterns: [],", UNSUBSCRIBED),
+            ("['t', 'T']", "", ""),
+            ("'t'", "patterns: ['p.*'],", ""),
+        ]
+    },
+    "client.subscribe('t', { positions: { u: null }, signal: AbortSignal.abort() }).next()": "",
     "client.subscribe('t', { positions: [1] }).next()": "TypeError: positions must be positions by"
     " topic, as { orders: { epoch, offset } }.",
     "client.subscribe('t', { patterns: 'a.*' }).next()": "TypeError: patterns must be an array of"
@@ -301,10 +330,17 @@ WRONG = {
     " tenant, retryForMs, WebSocket.",
     "(async () => new Clevrd(given.url, { tenant: 'a b' }))()": "TypeError: tenant must be a name"
     " of 1 to 64 of A-Z a-z 0-9 . _ -.",
+    **{
+        f"(async () => new Clevrd(given.url, {{ tenant: {tenant} }}))()": "TypeError: tenant must"
+        " be a name of 1 to 64 of A-Z a-z 0-9 . _ -."
+        for tenant in ("5", "true", "['acme']", "''")
+    },
     "(async () => new Clevrd(given.url, { retryForMs: -1 }))()": "TypeError: retryForMs must be a"
     " number from 0 to 2147483647.",
     "(async () => new Clevrd(given.url, { WebSocket: {} }))()": "TypeError: WebSocket must be a"
     " class, as that of the package ws.",
+    "(async () => new Clevrd(given.url, { WebSocket: () => 1 }))()": "TypeError: WebSocket must be"
+    " a class, as that of the package ws.",
     "(async () => new Clevrd())()": 'TypeError: Name the server, as in new Clevrd("http://127.0.0.1:8080").',
 }
 
@@ -326,7 +362,8 @@ async def test_wrong_arguments_are_told_in_a_sentence(project: Path) -> None:
 
     for call, said, expected in zip(WRONG, told, WRONG.values(), strict=True):
         assert (said or "").startswith(expected), call
-        assert "\n" not in said
+        assert bool(said) == bool(expected), call
+        assert "\n" not in (said or "")
 
 
 async def test_url_may_be_short_or_a_websockets(project: Path) -> None:
@@ -467,6 +504,76 @@ async def test_frames_that_are_not_clevrds_end_it(project: Path, kind: str) -> N
     assert [wish["topic"] for wish in fake.wishes] == [f"t{at}" for at in range(len(FOREIGN))]
 
 
+ANSWER: dict[str, Any] = {"success": True, "message_id": "msg-1", "offset": 1, "epoch": "e1"}
+NOT_ANSWERS: tuple[dict[str, Any], ...] = (
+    {"success": True, "message_id": 5, "offset": "x"},
+    {"success": True},
+    {**ANSWER, "message_id": 5},
+    {**ANSWER, "offset": "1"},
+    {**ANSWER, "epoch": ""},
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_publish_answers_that_are_not_clevrds_are_told(project: Path, kind: str) -> None:
+    """Of a publish, a batch, and a message of a stream, which ends: none of them was a success."""
+
+    async def answer_each(connection: ServerConnection) -> None:
+        async for frame in connection:
+            wish = json.loads(frame)
+            answer = wish["data"]["answer"]
+            await connection.send(json.dumps({"type": "published", **answer, "ref": wish["ref"]}))
+
+    script = """
+    console.warn = () => {};
+    for (const url of given.urls) tell(await said(new Clevrd(url).publish("t", 1)));
+    const items = [{ topic: "t", data: 1 }];
+    for (const url of given.batches) tell(await said(new Clevrd(url).publishBatch(items)));
+    for (const answer of given.answers) {
+        const stream = new Clevrd(given.socket, { WebSocket }).publishStream();
+        const good = await stream.publish("t", { answer: given.good });
+        const all = [stream.publish("t", { answer }), stream.publish("t", { answer: given.good })];
+        tell([good.offset, ...(await Promise.all(all.map(said)))]);
+        await stream.close();
+    }
+    """
+    wrong = [
+        [],
+        [ANSWER, ANSWER],
+        [None],
+        [{"success": False}],
+        [{**ANSWER, "success": 1}],
+        *([each] for each in NOT_ANSWERS),
+    ]
+    bodies = [*NOT_ANSWERS, {"success": False}, {"success": False, "error": "no"}]
+    batches = [{"success": True, "results": each} for each in wrong]
+    async with AsyncExitStack() as stack:
+        served = []
+        for body in [*bodies, *batches]:
+            answer = http(200, json.dumps(body), "application/json")
+            served.append(await stack.enter_async_context(answering(answer)))
+        protocols = [Subprotocol("clevrd.v1")]
+        server = await stack.enter_async_context(
+            serve(answer_each, "127.0.0.1", 0, subprotocols=protocols)
+        )
+        socket = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        told = await in_node(
+            project,
+            script,
+            kind,
+            urls=served[: len(bodies)],
+            batches=served[len(bodies) :],
+            socket=socket,
+            answers=NOT_ANSWERS,
+            good=ANSWER,
+        )
+
+    said = "ClevrdError: {} sends what clevrd does not: check the URL."
+    once = [said.format(url.removeprefix("http://")) for url in served]
+    assert told[: len(served)] == once
+    assert told[len(served) :] == [[1, said.format(socket), said.format(socket)]] * len(NOT_ANSWERS)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_server_of_another_protocol_is_left(project: Path, kind: str) -> None:
     """An echo, say, which did not choose ours; most runtimes see that, some don't look."""
@@ -532,6 +639,69 @@ async def test_no_websocket_is_told(project: Path) -> None:
         " new Clevrd(url, { WebSocket }).",
         "ClevrdError: No WebSocket to 127.0.0.1:9 can be made: not here",
     ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_class_that_is_no_websockets_is_told_and_leaves_nothing(
+    project: Path, kind: str
+) -> None:
+    """Whatever it lacks or throws, and whenever: one sentence, no beat, and nothing later."""
+    script = """
+    const fail = () => { throw new Error("own"); };
+    const classes = [
+        class Bare { constructor() {} close() {} },
+        class Deaf extends WebSocket { addEventListener(type, ...all) {
+            if (type === "close") fail();
+            super.addEventListener(type, ...all);
+        } },
+        class Mute extends WebSocket { get send() { return undefined; } },
+        class Stateless { addEventListener() {} send() {} close() {} },
+        class Stuck extends WebSocket { send() { fail(); } },
+        class Shy extends WebSocket { get protocol() { return fail(); } },
+        class Empty extends WebSocket { addEventListener(type, call) {
+            super.addEventListener(type, () => call(type === "message" ? undefined : { type }));
+        } },
+    ];
+    const { setInterval: set, clearInterval: clear } = globalThis;
+    const beats = new Set();
+    globalThis.setInterval = (...all) => [set(...all)].map((beat) => (beats.add(beat), beat))[0];
+    globalThis.clearInterval = (beat) => { beats.delete(beat); clear(beat); };
+    for (const each of classes) {
+        const client = new Clevrd(given.url, { WebSocket: each });
+        const statuses = [];
+        const onStatus = ({ status }) => statuses.push(status);
+        const failed = await said(client.subscribe("t", { onStatus }).next());
+        const left = beats.size;
+        const stream = client.publishStream();
+        const published = await said(stream.publish("t", 1));
+        await stream.close();
+        tell([each.name, failed, published, statuses.at(-1), left]);
+    }
+    const stop = new AbortController();
+    class Leaving extends WebSocket { constructor(...all) { super(...all); stop.abort(); } }
+    const { signal } = stop;
+    tell(await new Clevrd(given.url, { WebSocket: Leaving }).subscribe("t", { signal }).next());
+    """
+    async with running() as daemon:
+        told = await in_node(project, "console.warn = () => {};" + script, kind, url=daemon.url)
+        await until(lambda: daemon.hub.subscribers == 0)
+
+    advice = "pass that of the package ws, new Clevrd(url, { WebSocket })."
+    causes = {
+        "Bare": "socket.addEventListener is not a function",
+        "Deaf": "own",
+        "Mute": "it has no send",
+        "Stateless": "it has no readyState",
+        "Stuck": "own",
+        "Shy": "own",
+        "Empty": "Cannot destructure property 'data' of 'undefined' as it is undefined.",
+    }
+    for (name, *sentences, status, left), (expected, cause) in zip(
+        told[:-1], causes.items(), strict=True
+    ):
+        sentence = f"ClevrdError: The WebSocket does not work as one ({cause}): {advice}"
+        assert (name, sentences, status, left) == (expected, [sentence] * 2, "closed", 0)
+    assert told[-1] == {"done": True}
 
 
 async def test_subprotocol_is_offered_by_name(project: Path) -> None:

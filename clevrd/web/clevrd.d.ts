@@ -72,13 +72,13 @@ export interface Options {
 
 /** Options of a subscription to several topics, or by patterns. */
 export interface SubscribeManyOptions {
-	/** Resume each topic behind its position; every event has one. */
+	/** Resume each topic behind its position; every event has one. Of topics that are subscribed, or come by a pattern. */
 	positions?: Readonly<Record<string, Position>> | null | undefined;
 	/** Subscribe to all topics that match, those of later too: `["orders.*"]`. */
 	patterns?: readonly string[] | undefined;
 	/** Resume by time or message id: `"90s"`, `"all"`, RFC 3339 and more. Not with `last`. */
 	since?: string | Date | undefined;
-	/** Recent messages to begin with. Default: the server's, 50. */
+	/** Recent messages to begin with. Default: the server's, 50. Not with `since`. */
 	last?: number | undefined;
 	/** What the server drops when this reader lags. Default: `"drop_oldest"`. */
 	policy?: Policy | undefined;
@@ -94,7 +94,7 @@ export interface SubscribeManyOptions {
 
 /** Options of a subscription to one topic. */
 export interface SubscribeOptions extends SubscribeManyOptions {
-	/** Resume the topic behind this position; any event will do. */
+	/** Resume the topic behind this position; any event will do. Not with `last`, `since`, `positions`. */
 	position?: Position | null | undefined;
 }
 

@@ -13,6 +13,7 @@ const ASKED_CAP_MS = 300_000;
 const BEAT_MS = 25_000;
 // Timers take no longer wait.
 const MAX_TIMER_MS = 2 ** 31 - 1;
+const PASS_ONE = "pass that of the package ws, new Clevrd(url, { WebSocket }).";
 
 export class ClevrdError extends Error {
 	constructor(sentence, fields) {
@@ -97,7 +98,9 @@ export class Clevrd {
 
 	async publish(topic, data, options) {
 		const { signal, ...rest } = take(options, "key idempotencyKey signal");
-		return this.#post("publish", encode({ ...rest, topic, data }), signal);
+		const answer = await this.#post("publish", encode({ ...rest, topic, data }), signal);
+		if (!isAnswer(answer)) throw this.#foreign();
+		return answer;
 	}
 
 	async publishBatch(items, options) {
@@ -106,7 +109,8 @@ export class Clevrd {
 			throw new TypeError("The items must be an array, as [{ topic, data }].");
 		const lines = Array.from(items, (item) => encode(take(item, "topic data key idempotencyKey")));
 		const { results } = await this.#post("publish/batch", lines.join("\n"), signal);
-		if (!Array.isArray(results)) throw this.#foreign();
+		const isWhole = listOf(results).length === lines.length;
+		if (!isWhole || !results.every((each) => isAnswer(each) || isRefusal(each))) throw this.#foreign();
 		return results;
 	}
 
@@ -125,8 +129,10 @@ export class Clevrd {
 			pending.forEach(({ text }) => link.send(text));
 		};
 		const run = async () => {
-			for await (const { type, ref, ...answer } of this.#events(stop, { signal, onStatus, onOpen }))
+			for await (const { type, ref, ...answer } of this.#events(stop, { signal, onStatus, onOpen })) {
+				if (pending.has(ref) && type !== "error" && !isAnswer(answer)) throw this.#foreign();
 				pending.get(ref)?.resolve(answer);
+			}
 			throw signal?.aborted ? reasonOf(signal) : new ClevrdError("The stream is closed.");
 		};
 		const done = run().catch((error) => {
@@ -146,7 +152,7 @@ export class Clevrd {
 					const answer = await new Promise((resolve, reject) => {
 						pending.set(ref, { text, resolve, reject });
 					});
-					if (answer.success) return answer;
+					if (isAnswer(answer)) return answer;
 					await pause(refusal(answer, "The message was refused."), tries, stop.signal);
 				}
 			} finally {
@@ -233,8 +239,7 @@ export class Clevrd {
 
 	#socket() {
 		const { WebSocket } = this.#options;
-		if (!WebSocket)
-			throw new TypeError("There is no WebSocket here: pass that of the package ws, new Clevrd(url, { WebSocket }).");
+		if (!WebSocket) throw new TypeError(`There is no WebSocket here: ${PASS_ONE}`);
 		try {
 			return new WebSocket(this.#url("ws").replace("http", "ws"), PROTOCOL);
 		} catch (cause) {
@@ -320,7 +325,18 @@ function connect(socket, signal, { say, fail, onOpen, maxWaitingChars = 1e6 }) {
 	let arrived = [];
 	let taken = [];
 	let waitingChars = 0;
-	let isQuiet, wake;
+	let isQuiet, wake, beat;
+	const unlisten = [];
+	// What a class that is no WebSocket's throws, wherever it does.
+	const attempt = (call) => {
+		try {
+			call();
+		} catch (cause) {
+			const sentence = `The WebSocket does not work as one (${cause?.message ?? cause}): ${PASS_ONE}`;
+			fail(new ClevrdError(sentence, { cause, retryable: false }));
+			link.end();
+		}
+	};
 	const link = {
 		// The next text; undefined when all is read and no more comes.
 		async read() {
@@ -330,7 +346,7 @@ function connect(socket, signal, { say, fail, onOpen, maxWaitingChars = 1e6 }) {
 			waitingChars -= text?.length ?? 0;
 			return text;
 		},
-		send: (text) => socket.readyState === 1 && socket.send(text),
+		send: (text) => attempt(() => socket.readyState === 1 && socket.send(text)),
 		end: (reason, how) => {
 			if (link.ending) return;
 			link.ending = { reason, ...how };
@@ -345,42 +361,49 @@ function connect(socket, signal, { say, fail, onOpen, maxWaitingChars = 1e6 }) {
 			if (reason != null) say({ status: "waiting", reason, ...(how?.code && { code: how.code }) });
 		},
 	};
-	const beat = setInterval(() => {
+	const calls = {
+		// First: the package ws throws it when what is refused below is closed. Behind an open
+		// connection's error comes its close, which says more.
+		error: () => link.openedMs || link.end("", { code: 1006 }),
+		open() {
+			// Its server would have chosen the protocol.
+			if (socket.protocol === "") return link.end(null, { isForeign: true });
+			link.openedMs = Date.now();
+			say({ status: "open" });
+			onOpen(link);
+		},
+		message({ data }) {
+			isQuiet = false;
+			// No frame of clevrd's is binary, and no text of clevrd's is empty.
+			const text = typeof data === "string" ? data : "";
+			arrived.push(text);
+			waitingChars += text.length;
+			wake?.();
+			if (!text) link.end();
+			// It can't be paused: leave, and resume when all is consumed.
+			else if (waitingChars > maxWaitingChars) link.end("behind", { atOnce: true });
+		},
+		close: ({ code = 1006, reason = "" }) => link.end(reason, { code }),
+	};
+	attempt(() => {
+		for (const type in calls)
+			socket.addEventListener(type, (event) => link.ending || attempt(() => calls[type](event)));
+		for (const name of ["send", "close", "readyState"])
+			if (isNone(socket[name])) throw new TypeError(`it has no ${name}`);
+	});
+	if (signal.aborted) link.end();
+	// Only now, so that what has ended already leaves nothing behind.
+	if (link.ending) return link;
+	unlisten.push(
+		// Now it may be dead and not know. Resuming is exact, so do.
+		listen(globalThis, "online resume", ({ type }) => link.end(type, { atOnce: true })),
+		listen(signal, "abort", () => link.end()),
+	);
+	beat = setInterval(() => {
 		if (isQuiet || !link.openedMs) return link.end("timeout");
 		isQuiet = true;
 		link.send('{"type":"ping"}');
 	}, BEAT_MS);
-	const on = (type, call) => socket.addEventListener(type, (event) => link.ending || call(event));
-	on("open", () => {
-		// Its server would have chosen the protocol.
-		if (socket.protocol === "") return link.end(null, { isForeign: true });
-		link.openedMs = Date.now();
-		say({ status: "open" });
-		try {
-			onOpen(link);
-		} catch (error) {
-			fail(error);
-		}
-	});
-	on("message", ({ data }) => {
-		isQuiet = false;
-		// No frame of clevrd's is binary, and no text of clevrd's is empty.
-		const text = typeof data === "string" ? data : "";
-		arrived.push(text);
-		waitingChars += text.length;
-		wake?.();
-		if (!text) link.end();
-		// It can't be paused: leave, and resume when all is consumed.
-		else if (waitingChars > maxWaitingChars) link.end("behind", { atOnce: true });
-	});
-	on("close", ({ code = 1006, reason = "" }) => link.end(reason, { code }));
-	// Behind an open connection's error comes its close, which says more.
-	on("error", () => link.openedMs || link.end("", { code: 1006 }));
-	const unlisten = [
-		// Now it may be dead and not know. Resuming is exact, so do.
-		listen(globalThis, "online resume", ({ type }) => link.end(type, { atOnce: true })),
-		listen(signal, "abort", () => link.end()),
-	];
 	return link;
 }
 
@@ -394,9 +417,9 @@ const pause = async (error, tries, signal) => {
 	let timer;
 	const unlisten = [];
 	await new Promise((done) => {
-		timer = setTimeout(done, askedMs + ownMs);
 		if (!askedMs) unlisten.push(listen(globalThis, "online pageshow visibilitychange", done));
 		unlisten.push(listen(signal, "abort", done));
+		timer = setTimeout(done, askedMs + ownMs);
 	});
 	clearTimeout(timer);
 	unlisten.forEach((each) => each());
@@ -413,8 +436,8 @@ const listen = (target, types, call) => {
 const within = (ms, signal) => {
 	const stop = new AbortController();
 	const abort = () => stop.abort();
-	const timer = setTimeout(abort, ms);
 	const unlisten = listen(signal, "abort", abort);
+	const timer = setTimeout(abort, ms);
 	if (signal?.aborted) abort();
 	const end = () => {
 		clearTimeout(timer);
@@ -444,10 +467,20 @@ const listOf = (value) => (Array.isArray(value) ? value : []);
 
 const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 const isFunction = (value) => typeof value === "function";
+// What `new` takes, without calling it.
+const isClass = (value) => {
+	try {
+		return !!Reflect.construct(Object, [], value);
+	} catch {
+		return false;
+	}
+};
 const isText = (value) => typeof value === "string" && value !== "";
 const isTexts = (value) => Array.isArray(value) && value.every(isText);
 const isWholeFrom = (least) => (value) => Number.isSafeInteger(value) && value >= least;
 const isPosition = (value) => isObject(value) && isText(value.epoch) && isWholeFrom(0)(value.offset);
+const isAnswer = (value) => isPosition(value) && value.success === true && isText(value.message_id);
+const isRefusal = (value) => isObject(value) && value.success === false && isText(value.error);
 const isNone = (value) => value === undefined || value === null;
 
 // What the options of all calls must be: as a test, and in words.
@@ -455,9 +488,9 @@ const text = [isText, "text, and not empty"];
 const callback = [isFunction, "a function"];
 const fromOne = [isWholeFrom(1), "a whole number, 1 or more"];
 const OPTIONS = {
-	tenant: [(value) => /^[\w.-]{1,64}$/.test(value), "a name of 1 to 64 of A-Z a-z 0-9 . _ -"],
+	tenant: [(value) => isText(value) && /^[\w.-]{1,64}$/.test(value), "a name of 1 to 64 of A-Z a-z 0-9 . _ -"],
 	retryForMs: [(value) => value >= 0 && value <= MAX_TIMER_MS && typeof value === "number", `a number from 0 to ${MAX_TIMER_MS}`],
-	WebSocket: [isFunction, "a class, as that of the package ws"],
+	WebSocket: [isClass, "a class, as that of the package ws"],
 	position: [isPosition, "{ epoch, offset }, as every event has them"],
 	positions: [
 		(value) => isObject(value) && Object.values(value).every((each) => isNone(each) || isPosition(each)),
@@ -502,13 +535,20 @@ const isNear = (a, b) => {
 	return a === b || (b.length > 4 && (fits(1, 1) || fits(0, 1) || fits(1, 0)));
 };
 
-const topicsOf = (topic, { patterns, position, positions }) => {
+const topicsOf = (topic, all) => {
+	const { patterns, position, positions } = all;
 	const topics = Array.isArray(topic) ? [...topic] : [topic];
 	if (!isTexts(topics)) throw new TypeError('The topic must be a name, as "orders", or an array of names.');
 	if (!topics.length && !patterns?.length)
 		throw new TypeError('Name a topic, as "orders", or patterns, as [], { patterns: ["orders.*"] }.');
 	if (position && (positions || topics.length !== 1))
 		throw new TypeError("A position is of one topic: for several pass positions, as { orders: { epoch, offset } }.");
+	const ways = ["position", "last", "since"].filter((name) => name in all);
+	if (ways.length > 1) throw new TypeError(`${ways.join(" and ")} each say where to begin; give one of them.`);
+	// Only the server knows which topics a pattern brings.
+	for (const name in patterns?.length ? {} : positions)
+		if (positions[name] && !topics.includes(name))
+			throw new TypeError(`positions name ${json(name)}, which is not subscribed: name it as a topic, or a pattern for it.`);
 	return topics;
 };
 

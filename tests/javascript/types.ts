@@ -33,7 +33,7 @@ export async function follow(kept: Position | null, signal?: AbortSignal): Promi
 		else status.reason;
 	};
 	const policy: Policy = "latest";
-	for await (const event of client.subscribe<Order>("orders", { position: kept, policy, last: 5, signal, onStatus })) {
+	for await (const event of client.subscribe<Order>("orders", { position: kept, policy, signal, onStatus })) {
 		if (event.type === "gap") {
 			const gap: Gap = event;
 			const count: number | null = event.count;
@@ -86,6 +86,7 @@ export function retry(error: unknown): boolean {
 }
 
 export const options: SubscribeOptions = { since: "90s", buffer: 5, maxWaitingChars: 10 };
+export const recent: SubscribeOptions = { last: 5 };
 
 // @ts-expect-error: a policy that there is not
 client.subscribe("t", { policy: "drop_all" });
