@@ -118,7 +118,7 @@ async def test_position_resumes_behind_it(browser: Browser) -> None:
     async with running() as daemon, page_at(browser, daemon.url) as page:
         answers = [await daemon.publish("t", number) for number in range(10)]
         position = {"epoch": answers[3]["epoch"], "offset": answers[3]["offset"]}
-        await follow(page, "t", position=position)
+        await follow(page, "t", position=position, last=3)
         events = await seen(page, 6)
 
     assert data_of(events) == [4, 5, 6, 7, 8, 9]

@@ -280,11 +280,8 @@ WRONG = {
         f"client.subscribe('t', {{ {options} }}).next()": f"TypeError: {names} each say where to"
         " begin; give one of them."
         for options, names in {
-            "position: { epoch: 'e', offset: 1 }, last: 0": "position and last",
-            "since: 'all', position: { epoch: 'e', offset: 1 }": "position and since",
+            "last: 1, since: 'all'": "last and since",
             "last: 1, since: 'all', positions: { t: { epoch: 'e', offset: 1 } }": "last and since",
-            "position: { epoch: 'e', offset: 1 }, last: 1, since: '1s'": "position and last and"
-            " since",
         }.items()
     },
     **{

@@ -94,7 +94,7 @@ export interface SubscribeManyOptions {
 
 /** Options of a subscription to one topic. */
 export interface SubscribeOptions extends SubscribeManyOptions {
-	/** Resume the topic behind this position; any event will do. Not with `last`, `since`, `positions`. */
+	/** Resume the topic behind this position; any event will do. `last` and `since` count where it is not there. */
 	position?: Position | null | undefined;
 }
 

@@ -543,8 +543,8 @@ const topicsOf = (topic, all) => {
 		throw new TypeError('Name a topic, as "orders", or patterns, as [], { patterns: ["orders.*"] }.');
 	if (position && (positions || topics.length !== 1))
 		throw new TypeError("A position is of one topic: for several pass positions, as { orders: { epoch, offset } }.");
-	const ways = ["position", "last", "since"].filter((name) => name in all);
-	if (ways.length > 1) throw new TypeError(`${ways.join(" and ")} each say where to begin; give one of them.`);
+	// Beside a position they are for when there is none yet.
+	if ("last" in all && "since" in all) throw new TypeError("last and since each say where to begin; give one of them.");
 	// Only the server knows which topics a pattern brings.
 	for (const name in patterns?.length ? {} : positions)
 		if (positions[name] && !topics.includes(name))

@@ -33,7 +33,7 @@ export async function follow(kept: Position | null, signal?: AbortSignal): Promi
 		else status.reason;
 	};
 	const policy: Policy = "latest";
-	for await (const event of client.subscribe<Order>("orders", { position: kept, policy, signal, onStatus })) {
+	for await (const event of client.subscribe<Order>("orders", { position: kept, policy, last: 5, signal, onStatus })) {
 		if (event.type === "gap") {
 			const gap: Gap = event;
 			const count: number | null = event.count;
