@@ -16,11 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import WSMsgType, web
+from aiohttp.http import WSMessage
 from aiohttp.test_utils import TestServer
+from daemons import until
 from fake_server import Answer, FakeServer, Feed, message, subscribed
 
-from clevrd.client import BadAnswer, Client, ClientError, Gap, Message, Refused, Unreachable
+from clevrd.client import (
+    BadAnswer,
+    Client,
+    ClientError,
+    Closed,
+    Gap,
+    Message,
+    Refused,
+    Unreachable,
+)
 from clevrd.client.redirects import NotFollowed, base_after, target_of
 
 
@@ -369,6 +380,89 @@ async def test_plain_text_to_a_port_with_tls_is_named(call: Call, certificate: P
     assert isinstance(plain, (Unreachable, BadAnswer))
     assert "its certificate is not trusted" in str(untrusted)
     assert isinstance(no_tls, Unreachable)
+
+
+# --- servers that are gone when their ping is read ---
+
+
+@pytest.mark.parametrize(
+    ("code", "behind"), [(None, "lost"), (1012, "lost"), (1012, "told"), (4001, "refused")]
+)
+async def test_subscription_whose_server_went_behind_a_ping_comes_back(
+    code: int | None, behind: str
+) -> None:
+    """aiohttp answers the ping inside a read: its own error was raised, and nobody came back."""
+    queries: list[dict[str, str]] = []
+    gone = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        queries.append(dict(request.query))
+        socket = web.WebSocketResponse(protocols=["clevrd.v1"])
+        await socket.prepare(request)
+        await socket.send_frame(subscribed("e", len(queries)), WSMsgType.TEXT)
+        if len(queries) > 1:
+            await socket.send_frame(message(9), WSMsgType.TEXT)
+            await socket.receive()
+            return socket
+        await gone.wait()
+        for _ in range(3):
+            await socket.ping()
+        if behind == "told":
+            await socket.send_frame(message(2), WSMsgType.TEXT)
+        if code is not None:
+            await socket._writer.close(code, b"why")  # type: ignore[union-attr]  # and no wait
+        assert request.transport is not None
+        request.transport.close()
+        return socket
+
+    async with (
+        serving(answer) as url,
+        Client(url, random=lambda: 0.0) as client,
+        client.subscribe("t") as items,
+    ):
+        transport = items._socket._writer.transport  # type: ignore[union-attr]
+        gone.set()
+        await until(transport.is_closing)
+        if behind == "refused":
+            with pytest.raises(Closed, match=r"closed with 4001 \(why\)"):
+                await anext(items)
+            return
+        taken = [(await anext(items)).offset for _ in range(1 + (behind == "told"))]  # type: ignore[union-attr]
+
+    assert taken == ([2, 9] if behind == "told" else [9])
+    assert queries[1]["offset"] == ("2" if behind == "told" else "1")
+
+
+async def test_stream_whose_server_went_behind_a_ping_goes_on() -> None:
+    """What has no answer is sent again over the next connection."""
+    asked = asyncio.Event()
+    attempts: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        attempts.append(request.path)
+        if len(attempts) > 1:
+            return await answer_publishes(request)
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.receive()
+        asked.set()
+        await socket.receive()
+        return socket
+
+    async with (
+        serving(answer) as url,
+        Client(url, random=lambda: 0.0) as client,
+        client.publisher() as publisher,
+    ):
+        receipt = await publisher.publish("t", 1)
+        await asked.wait()
+        (opened,) = client._session._sockets
+        # In one step, or aiohttp would read the ping before it hears of the end.
+        opened._reader.feed_data(WSMessage(WSMsgType.PING, b"", None), 0)
+        opened._writer.transport.abort()
+        assert (await receipt).offset == 1
+
+    assert attempts == ["/publish"] * 2
 
 
 # --- answers and frames that are not as they have to be, and those of later daemons ---

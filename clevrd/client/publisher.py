@@ -17,7 +17,7 @@ from clevrd.client.arguments import check_names
 from clevrd.client.backoff import Clockwork, comes_back, delay_s
 from clevrd.client.errors import ClientError, Closed, Misuse, Refused, Unreachable
 from clevrd.client.publishing import IdempotencyKeys, Repeats, is_transient
-from clevrd.client.session import TEXT, Session, Socket, end_of
+from clevrd.client.session import Session, Socket
 from clevrd.client.values import UNREADABLE, check_json, data_json
 from clevrd.client.wire import (
     Published,
@@ -284,10 +284,7 @@ class Publisher:
         writer = asyncio.create_task(self._write(socket))
         try:
             while True:
-                frame = await socket.receive()
-                if frame.type is not TEXT:
-                    raise end_of(frame, socket.close_code)
-                self._take_answer(frame.data)
+                self._take_answer(await self._session.receive(socket))
         finally:
             writer.cancel()
             await asyncio.wait((writer,))
@@ -302,7 +299,7 @@ class Publisher:
             elif self._to_send:
                 entry = self._to_send.popleft()
                 entry.is_sent = True
-                await socket.send_frame(entry.frame, TEXT)
+                await self._session.send(socket, entry.frame)
             else:
                 self._has_work.clear()
                 await self._has_work.wait()

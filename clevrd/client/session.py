@@ -56,6 +56,9 @@ _CREDENTIAL_STATUSES: Final = frozenset({401, 403, 407})
 # Sentences of the server that are logged; more of them are more of the same.
 _MAX_WARNED: Final = 100
 
+# Why a connection ended that nobody closed.
+_LOST: Final = "connection lost"
+
 _OTHER_LOOP: Final = (
     "Client is open in another event loop; make a client in each loop, or close() it in that one."
 )
@@ -200,6 +203,34 @@ class Session:
         self._sockets.add(socket)
         return socket
 
+    async def receive(self, socket: Socket, timeout_s: float | None = None) -> bytes:
+        """Return the next text frame of a WebSocket; None waits for ever.
+
+        Raises:
+            Closed, BadAnswer: there is none, nor will there be.
+            TimeoutError: none came within ``timeout_s``.
+        """
+        while True:
+            try:
+                frame = await socket.receive(timeout_s)
+            except TimeoutError:
+                raise
+            except (aiohttp.ClientError, OSError):
+                # aiohttp answers a ping in here, and fails when the server has gone since. What
+                # the server sent behind the ping is still there, a close code among it.
+                continue
+            if frame.type is not TEXT:
+                raise _end_of(frame, socket.close_code)
+            content: bytes = frame.data
+            return content
+
+    async def send(self, socket: Socket, text: bytes) -> None:
+        """Send one text frame; raises Closed where the connection is lost."""
+        try:
+            await socket.send_frame(text, TEXT)
+        except (aiohttp.ClientError, OSError) as error:
+            raise Closed(1006, _LOST) from error
+
     def send_aside(self, socket: Socket, texts: Sequence[bytes]) -> None:
         """Send text frames over a new WebSocket, in order, while others read from it.
 
@@ -342,7 +373,7 @@ class Session:
         )
 
 
-def end_of(frame: Any, close_code: int | None) -> ClientError:
+def _end_of(frame: Any, close_code: int | None) -> ClientError:
     """Return what a frame that is no text means for its WebSocket: its end."""
     if frame.type is aiohttp.WSMsgType.CLOSE:
         return Closed(frame.data or 1005, frame.extra or "")
@@ -350,7 +381,7 @@ def end_of(frame: Any, close_code: int | None) -> ClientError:
         return Closed(close_code or 1006, str(frame.data))
     if frame.type is aiohttp.WSMsgType.BINARY:
         return BadAnswer("The server sent a binary frame, where clevrd sends text.")
-    return Closed(1006, "connection lost")
+    return Closed(1006, _LOST)
 
 
 def _reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ from clevrd.client.backoff import STEADY_S, Clockwork, comes_back, delay_s, goin
 from clevrd.client.errors import BadAnswer, ClientError, Closed, Misuse
 from clevrd.client.feeds import Feed
 from clevrd.client.position import Position
-from clevrd.client.session import ANSWER_TIMEOUT_S, TEXT, Session, Socket, end_of
+from clevrd.client.session import ANSWER_TIMEOUT_S, Session, Socket
 from clevrd.client.values import UNREADABLE
 from clevrd.client.wire import CONTROL_PROTOCOL, Gap, Message
 
@@ -196,10 +196,8 @@ class Subscription:
     ) -> Message | Gap | None:
         """Return what ``take`` makes of the next frame; None also when the connection is lost."""
         try:
-            frame = await socket.receive(None if self._feed.is_greeted else ANSWER_TIMEOUT_S)
-            if frame.type is not TEXT:
-                raise end_of(frame, socket.close_code)
-            return take(frame.data)
+            timeout_s = None if self._feed.is_greeted else ANSWER_TIMEOUT_S
+            return take(await self._session.receive(socket, timeout_s))
         except TimeoutError:
             await self._lose(Closed(1006, "no greeting"))
         except UNREADABLE as error:
