@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import math
 import os
 import signal
 import socket
@@ -487,6 +488,33 @@ async def test_notebook_with_a_loop_of_its_own_uses_it(daemon: DaemonThread) -> 
     with Client(daemon.url) as client:
         client.publish("t", 1)
         assert data_of(client.subscribe("t", last=1), 1) == [1]
+
+
+@pytest.mark.parametrize("timeout_s", ["x", -1, math.nan, True])
+def test_time_that_is_none_closes_nothing(timeout_s: Any, client: Client) -> None:
+    """It is refused before anything is done, by each call that waits for a time."""
+    items = client.subscribe("t")
+    with client.publisher() as publisher:
+        receipt = publisher.publish("t", 1)
+        for wait in (client.close, items.get, receipt.result):
+            with pytest.raises((TypeError, ValueError), match="timeout_s is a number of seconds"):
+                wait(timeout_s)
+
+    assert client.publish("t", 1).offset == 2
+
+
+@pytest.mark.parametrize("timeout_s", [math.inf, 1e300, 10**400])
+def test_time_without_an_end_is_one(timeout_s: float, client: Client) -> None:
+    """A thread can't wait for longer than some centuries."""
+    items = client.subscribe("t", last=1)
+    with client.publisher() as publisher:
+        answer = publisher.publish("t", 1).result(timeout_s)
+    item = items.get(timeout_s)
+    client.close(timeout_s)
+
+    assert answer.offset == 1
+    assert isinstance(item, Message)
+    assert own_threads() == set()
 
 
 # --- processes ---

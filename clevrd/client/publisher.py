@@ -212,9 +212,8 @@ class Publisher:
     ) -> Receipt:
         check_names(topic, key, idempotency_key)
         ref = self._next_ref()
-        frame = publish_body(
-            topic, data, key=key, idempotency_key=idempotency_key or self._new_key(), ref=ref
-        )
+        name = self._new_key() if idempotency_key is None else idempotency_key
+        frame = publish_body(topic, data, key=key, idempotency_key=name, ref=ref)
         async with self._turn:
             while not self._fits(len(frame)):
                 self._has_room.clear()

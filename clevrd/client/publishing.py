@@ -228,11 +228,9 @@ def _line(item: Outgoing | Sequence[Any], new_key: IdempotencyKeys) -> bytes:
         raise TypeError(f"An item is a pair (topic, data) or an Outgoing, not {type_name(item)}.")
     outgoing = item if isinstance(item, Outgoing) else Outgoing(*item)
     check_names(outgoing.topic, outgoing.key, outgoing.idempotency_key)
+    name = new_key() if outgoing.idempotency_key is None else outgoing.idempotency_key
     return publish_body(
-        outgoing.topic,
-        data_json(outgoing.data),
-        key=outgoing.key,
-        idempotency_key=outgoing.idempotency_key or new_key(),
+        outgoing.topic, data_json(outgoing.data), key=outgoing.key, idempotency_key=name
     )
 
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 from weakref import finalize
 
-from clevrd.client.arguments import check_count, check_names, check_seconds, type_name
+from clevrd.client.arguments import check_count, check_names, check_timeout, type_name
 from clevrd.client.client import Client as AsyncClient
 from clevrd.client.errors import (
     BadAnswer,
@@ -145,7 +145,12 @@ class Client:
 
         Args:
             timeout_s: how long to wait for that; it goes on without.
+
+        Raises:
+            TypeError, ValueError: ``timeout_s`` is no duration; nothing is closed.
         """
+        if timeout_s is not None:
+            timeout_s = check_timeout("timeout_s", timeout_s)
         self._leave_parent()
         with self._lock:
             running, self._running = self._running, None
@@ -421,7 +426,7 @@ class Subscription:
             Misuse: it has ended.
         """
         if timeout_s is not None:
-            check_seconds("timeout_s", timeout_s)
+            timeout_s = check_timeout("timeout_s", timeout_s)
         self._check()
         if not self._is_opened:
             self._is_opened = True
@@ -526,7 +531,7 @@ class Receipt:
             return await self._receipt
 
         if timeout_s is not None:
-            check_seconds("timeout_s", timeout_s)
+            timeout_s = check_timeout("timeout_s", timeout_s)
         return self._running.run(wait(), timeout_s)
 
 
