@@ -631,6 +631,49 @@ def test_forked_process_has_a_client_of_its_own(daemon: DaemonThread) -> None:
     assert (out, error) == (f"[0, 0] 3 {children}\n", "")
 
 
+FORKED_AND_ENDED = """
+import gc, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+client = Client(URL).open()
+client.publish("t", "parent")
+%s
+child = os.fork()
+if child == 0:
+    %s
+    sys.exit(0)
+code = os.waitpid(child, 0)[1]
+client.publish("t", "parent")
+print(code)
+"""
+READING = "items = client.subscribe('t', last=0).open(); publisher = client.publisher().open()"
+# The loop waits for room, so that nothing but the reader itself holds it.
+FULL = "items = client.subscribe('t', last=0).open()\nfor n in range(200): client.publish('t', n)"
+AGAIN = "if os.fork() == 0: client.publish('t', 2); sys.exit(0)\n    os.wait()"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="There is no fork here.")
+@pytest.mark.parametrize(
+    ("before", "child"),
+    [
+        ("", "pass"),
+        ("", "client.publish('t', 1)"),
+        ("", "client.publish('t', 1); client.close()"),
+        ("", "del client; gc.collect()"),
+        ("", f"client.publish('t', 1)\n    {AGAIN}"),
+        (READING, "client.publish('t', 1)"),
+        (READING, "del items, publisher, client; gc.collect()"),
+        (FULL, "items = None; gc.collect()"),
+        (f"{FULL}\nnext(iter(items))", "del items, client; gc.collect()"),
+    ],
+)
+def test_forked_process_ends_without_a_word(before: str, child: str, daemon: DaemonThread) -> None:
+    """Its copies of the parent's connections are neither closed nor told of as left open."""
+    with script(FORKED_AND_ENDED % (before, child), daemon.url) as program:
+        out, error = program.communicate(timeout=25)
+
+    assert (out, error, program.returncode) == ("0\n", "", 0)
+
+
 async def test_keys_of_a_forked_client_for_asyncio_are_not_its_parents() -> None:
     """A client that was made before the fork draws its keys when it is opened."""
     client = clevrd.client.Client("http://127.0.0.1:1")

@@ -18,6 +18,11 @@ from selectors import DefaultSelector
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
+try:
+    import ctypes
+except ImportError:  # a Python that was built without libffi
+    ctypes = None  # type: ignore[assignment]
+
 T = TypeVar("T")
 
 # For connections to be closed in order at the exit of an interpreter, all together.
@@ -30,6 +35,9 @@ _RESOLVERS: Final = 4
 _ROUNDS: Final = 3
 
 _running: WeakSet[LoopThread] = WeakSet()
+
+# Copies, in a forked child, of what is its parent's. Only sever() adds to it.
+_parents: list[object] = []
 
 
 class Stopped(Exception):
@@ -140,6 +148,10 @@ class LoopThread:
         """
         self.is_forked = True
         self._lock = threading.RLock()
+        _never_free(self)
+        with suppress(RuntimeError):
+            # Some wait for what nothing else but they themselves hold.
+            _never_free(asyncio.all_tasks(self.loop))
         with suppress(OSError, RuntimeError):
             null = os.open(os.devnull, os.O_RDWR)
             watched = [key.fd for key in self._selector.get_map().values()]
@@ -175,6 +187,18 @@ async def _end(at_end: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
     finally:
         # Futures of other threads are told of their tasks' ends first.
         loop.call_soon(loop.stop)
+
+
+def _never_free(copy: object) -> None:
+    """Keep ``copy`` and all it holds, also beyond the interpreter's end.
+
+    Sessions, connections and tasks that are freed while they are open close themselves, and say on
+    standard error that nobody did. They are the parent's, which goes on with them.
+    """
+    _parents.append(copy)
+    # Modules lose what they hold at the end; a reference that nothing gives back stays.
+    with suppress(AttributeError):  # there is no such function in PyPy, nor without ctypes
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(copy))
 
 
 def _stop_all() -> None:

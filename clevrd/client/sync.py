@@ -75,10 +75,6 @@ T = TypeVar("T")
 # After Ctrl-C, and after any other error: connections are closed in order if that is quick.
 HASTY_CLOSE_S: Final = 1.0
 
-# Clients of the parent process that a child has replaced: never freed, since that could end what
-# the parent still uses.
-_left_to_parent: list[object] = []
-
 
 class _Running(NamedTuple):
     """An opened client: its loop, and what is in it."""
@@ -301,7 +297,6 @@ class Client:
             return
         # Some thread of the parent may have held the old one.
         self._lock = threading.Lock()
-        _left_to_parent.append((running, self._last_resort))
         if self._last_resort is not None:
             self._last_resort.detach()
         self._start()
