@@ -310,7 +310,12 @@ async def test_raw_data_may_be_text(
     [
         ({"a": 1}, TypeError, r"JSON as bytes or text, not a dict; publish\(\) takes Python"),
         (None, TypeError, "not None"),
-        ("{", BadRecord, "Not JSON"),
+        ("{", BadRecord, "Not JSON: it ends before the value does"),
+        ("[1}", BadRecord, r"Not JSON: expected ',' or ']' \(byte 2\)"),
+        ('"\\ud800"', BadRecord, r"Not Unicode: \\ud800 at byte 1 is half a surrogate pair"),
+        ('["\\ud83d\\ude00\\\\", "\\uDC00 and more"]', BadRecord, r"\\uDC00 at byte 20 is half"),
+        ('"\\ud800\\ud800 and more"', BadRecord, r"\\ud800 at byte 1 is half"),
+        ('"\\\\ud800', BadRecord, "Not JSON: it ends before the value does"),
         ('"\ud800"', BadRecord, "Not Unicode at character 1"),
         (b'"\xff"', BadRecord, "Not UTF-8 at byte 1"),
         ("NaN", BadRecord, "Not JSON"),

@@ -105,7 +105,10 @@ class ManyTopics:
         Topics come first: one that a pattern brought could not be subscribed by its name.
         """
         if protocol != CONTROL_PROTOCOL:
-            raise BadAnswer(f"The server does not speak {CONTROL_PROTOCOL}.")
+            raise BadAnswer(
+                f"The server does not speak {CONTROL_PROTOCOL}, which several topics and patterns"
+                " need; check the URL, and that no proxy drops Sec-WebSocket-Protocol."
+            )
         self.away_ms = 0
         self._resumed.clear()
         wishes = [

@@ -99,7 +99,10 @@ class OneTopic:
         """Take in the first frame, which says where this connection begins."""
         greeting = read_control(text)
         if not isinstance(greeting, Subscribed):
-            raise BadAnswer("The server did not begin with a position.")
+            raise BadAnswer(
+                f"The server did not begin with a position, as {CONTROL_PROTOCOL} does; check the"
+                " URL, and that no proxy changes what it passes on."
+            )
         self._warn(greeting.warnings)
         self._tracker.greet(greeting, is_resumed=self._is_resumed)
         self._epoch = greeting.epoch

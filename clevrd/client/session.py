@@ -56,6 +56,9 @@ _CREDENTIAL_STATUSES: Final = frozenset({401, 403, 407})
 # Sentences of the server that are logged; more of them are more of the same.
 _MAX_WARNED: Final = 100
 
+# RFC 6455 §7.4.1: the code for a message over MAX_MESSAGE_BYTES.
+_TOO_BIG: Final = 1009
+
 # Why a connection ended that nobody closed.
 _LOST: Final = "connection lost"
 
@@ -220,7 +223,7 @@ class Session:
                 # the server sent behind the ping is still there, a close code among it.
                 continue
             if frame.type is not TEXT:
-                raise _end_of(frame, socket.close_code)
+                raise self._end_of(frame, socket.close_code)
             content: bytes = frame.data
             return content
 
@@ -264,6 +267,18 @@ class Session:
         """Return the error for an answer that no clevrd server gives."""
         return BadAnswer(f"{self.name} answered {what}, but not as clevrd does; check the URL.")
 
+    def _end_of(self, frame: Any, close_code: int | None) -> ClientError:
+        """Return what a frame that is no text means for its WebSocket: its end."""
+        if frame.type is aiohttp.WSMsgType.CLOSE:
+            return Closed(frame.data or 1005, frame.extra or "")
+        if frame.type is aiohttp.WSMsgType.ERROR:
+            return Closed(close_code or 1006, _socket_reason(frame.data, close_code))
+        if frame.type is aiohttp.WSMsgType.BINARY:
+            return BadAnswer(
+                f"{self.name} sent a binary frame, where clevrd sends text; check the URL."
+            )
+        return Closed(1006, _LOST)
+
     async def _ask(self, path: str, query: str, ask: Callable[[str], Awaitable[T]]) -> T:
         """Return what ``ask`` returns for the URL of ``path``, or for where that has moved to.
 
@@ -278,7 +293,8 @@ class Session:
                 url = self._moved(path, url, moved)
             except aiohttp.WSServerHandshakeError as error:
                 raise BadAnswer(
-                    f"{self.name} does not speak WebSocket ({error.message}); check the URL."
+                    f"{self.name} does not speak WebSocket; check the URL, and that a proxy passes"
+                    " WebSockets on."
                 ) from error
             except aiohttp.InvalidURL as error:
                 raise BadUrl(f"{self.name} is no URL that can be asked.") from error
@@ -373,24 +389,28 @@ class Session:
         )
 
 
-def _end_of(frame: Any, close_code: int | None) -> ClientError:
-    """Return what a frame that is no text means for its WebSocket: its end."""
-    if frame.type is aiohttp.WSMsgType.CLOSE:
-        return Closed(frame.data or 1005, frame.extra or "")
-    if frame.type is aiohttp.WSMsgType.ERROR:
-        return Closed(close_code or 1006, str(frame.data))
-    if frame.type is aiohttp.WSMsgType.BINARY:
-        return BadAnswer("The server sent a binary frame, where clevrd sends text.")
-    return Closed(1006, _LOST)
+def _socket_reason(error: object, close_code: int | None) -> str:
+    """Return why a WebSocket ended; aiohttp's texts are its reader's own words."""
+    if isinstance(error, aiohttp.WebSocketError):
+        return "message too big" if close_code == _TOO_BIG else "what came is not WebSocket"
+    return "no answer to a ping" if isinstance(error, aiohttp.ServerTimeoutError) else _LOST
 
 
 def _reason(error: Exception) -> str:
     """Return why there is no whole answer; aiohttp's texts show the parser's own words."""
+    if isinstance(error, aiohttp.ClientConnectionError) and _is_only_cut(error):
+        return "the server, or a proxy, closed it; if it always does, check the URL"
     if isinstance(error, aiohttp.ClientResponseError):
         return "what came is not HTTP, so check the URL"
     if isinstance(error, aiohttp.ClientPayloadError):
         return "it is not whole"
     return reason_of(error)
+
+
+def _is_only_cut(error: aiohttp.ClientConnectionError) -> bool:
+    """Whether neither the system nor TLS nor a clock says why the connection broke."""
+    is_tls = isinstance(error, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError)
+    return not (is_tls or isinstance(error, TimeoutError) or getattr(error, "errno", None))
 
 
 async def _send_all(socket: Socket, texts: Sequence[bytes]) -> None:

@@ -200,9 +200,13 @@ class Subscription:
             return take(await self._session.receive(socket, timeout_s))
         except TimeoutError:
             await self._lose(Closed(1006, "no greeting"))
-        except UNREADABLE as error:
-            sentence = f"{self._session.name} sent what is not a message ({error})."
-            await self._lose(BadAnswer(sentence))
+        except UNREADABLE:
+            await self._lose(
+                BadAnswer(
+                    f"{self._session.name} sent what is not a message of clevrd's; check the URL,"
+                    " and that no proxy changes what it passes on."
+                )
+            )
         except ClientError as error:
             await self._lose(error)
         return None

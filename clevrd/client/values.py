@@ -7,6 +7,7 @@ has no value for, that is said and not rounded.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from decimal import Decimal
@@ -19,14 +20,22 @@ import msgspec
 from clevrd.client.arguments import type_name
 from clevrd.client.errors import BadData, BadRecord
 
-# What a decoder raises: not JSON or not this shape; bad UTF-8 in a key; nested too deeply.
+# A decoder raises these: not JSON or not this shape; bad UTF-8 in a key; nested too deeply.
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-# What the decoder says of numbers, and what that means.
+# The words of the decoder, and what they mean.
 _REASONS: Final = {
+    "JSON is malformed: ": "",
+    "Input data was truncated": "it ends before the value does",
     "Number out of range": "a number beyond a float's range",
     "Integer value out of range": "an integer of more than 4,300 digits",
 }
+
+# One escape of a string in JSON; of a surrogate pair both halves (RFC 8259 §7).
+_ESCAPE: Final = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL
+)
+_HALF: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -140,8 +149,19 @@ def check_json(raw: bytes | bytearray | memoryview | str) -> bytes:
     except RecursionError as error:
         raise BadRecord("Nested too deeply.") from error
     except msgspec.MsgspecError as error:
-        raise BadRecord(f"Not JSON: {error}.") from error
+        if half := _half_pair(raw):
+            raise BadRecord(
+                f"Not Unicode: {half[0].decode()} at byte {half.start()} is half a surrogate pair;"
+                " send both halves, or the character itself."
+            ) from error
+        raise BadRecord(f"Not JSON: {_reason(error)}.") from error
     return raw
+
+
+def _half_pair(raw: bytes) -> re.Match[bytes] | None:
+    """Return the first escape in ``raw`` that is half a surrogate pair."""
+    escapes = _ESCAPE.finditer(raw)
+    return next((escape for escape in escapes if _HALF.fullmatch(escape[0])), None)
 
 
 # --- from JSON -----------------------------------------------------------------------------------
