@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -404,6 +405,11 @@ LOOP.append(LOOP)
         (Decimal("NaN"), r"data holds Decimal\('NaN'\)"),
         ({"price": Decimal("-Infinity")}, r"data holds Decimal\('-Infinity'\) at price"),
         (Decimal("sNaN"), "data holds Decimal"),
+        ({math.inf: 1}, "data holds the key inf; use text for it"),
+        ({-math.inf: None}, "data holds the key -inf;"),
+        ([{"a": {math.nan: 1}}], r"data holds the key nan at \[0\].a;"),
+        ({Decimal("Infinity"): 1}, r"data holds the key Decimal\('Infinity'\);"),
+        ({Decimal(1): [math.inf]}, r"data holds inf at 1\[0\],"),
         ("\ud800", "half a surrogate pair"),
         ({"a": ["\udfff"]}, "half a surrogate pair"),
         (LOOP, "nested too deeply, or holds itself"),
@@ -424,6 +430,8 @@ def test_data_that_json_has_no_form_for_is_refused(data: Any, words: str) -> Non
         {"a": 1e308, "b": -0.0, "c": 2**80, "d": Decimal("1.5"), "e": [None]},
         {"raw": msgspec.Raw(b"null"), "x": None},
         [b"x", None],
+        {Decimal(1): None, 2.5: "inf", 3: "nan", UUID(int=4): None, date(2026, 1, 31): None},
+        {"inf": 1, "-inf": 2, "nan": 3},
     ],
 )
 def test_data_that_only_looks_like_it_is_taken(data: Any) -> None:

@@ -631,6 +631,46 @@ def test_forked_process_has_a_client_of_its_own(daemon: DaemonThread) -> None:
     assert (out, error) == (f"[0, 0] 3 {children}\n", "")
 
 
+LAST_WORDS = """
+import gc
+class Holder:
+    def __init__(self):
+        self.client = Client(URL).open()
+    def __del__(self):
+        try:
+            self.client.publish("t", 1)
+        except Unreachable as error:
+            print(error, error.may_have_arrived)
+one = Holder()
+one.itself = one
+del one
+gc.collect()
+at_the_end = Holder()
+"""
+
+
+def test_publish_while_a_client_is_freed_is_told_as_not_sent(daemon: DaemonThread) -> None:
+    """By the collector and at the program's end its client is closed first; nothing hangs."""
+    with script(LAST_WORDS, daemon.url) as program:
+        out, error = program.communicate(timeout=20)
+
+    told = "The client was closed before the call. False\n"
+    assert (out, error, program.returncode) == (told * 2, "", 0)
+
+
+def test_thread_that_is_no_daemon_ends_with_its_subscription(daemon: DaemonThread) -> None:
+    """Python waits for it at the program's end; closing what it reads lets it go."""
+    code = (
+        "import threading\nitems = Client(URL).open().subscribe('t', last=0).open()\n"
+        "loop = iter(items)\n"
+        "threading.Thread(target=lambda: print([*loop])).start()\nitems.close()"
+    )
+    with script(code, daemon.url) as program:
+        out, error = program.communicate(timeout=20)
+
+    assert (out, error, program.returncode) == ("[]\n", "", 0)
+
+
 FORKED_AND_ENDED = """
 import gc, warnings
 warnings.simplefilter("ignore", DeprecationWarning)

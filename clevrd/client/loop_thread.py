@@ -43,6 +43,10 @@ _parents: list[object] = []
 class Stopped(Exception):
     """The loop does not run, or stopped before it was done."""
 
+    def __init__(self, *, has_begun: bool) -> None:
+        super().__init__()
+        self.has_begun = has_begun
+
 
 class LoopThread:
     """Runs an event loop from `start` to `stop`; its methods are for other threads.
@@ -87,7 +91,7 @@ class LoopThread:
             if self.is_running:
                 return asyncio.run_coroutine_threadsafe(work, self.loop)
         work.close()
-        raise Stopped
+        raise Stopped(has_begun=False)
 
     def call_soon(self, call: Callable[..., object], *arguments: object) -> bool:
         """Let the loop call it; return whether it runs and will."""
@@ -115,7 +119,7 @@ class LoopThread:
                     if future.done() or timeout_s is not None:
                         raise
         except CancelledError:
-            raise Stopped from None
+            raise Stopped(has_begun=True) from None
         finally:
             # After an interrupt, or when it is late; done, it stays as it is.
             future.cancel()

@@ -89,10 +89,13 @@ class _Running(NamedTuple):
             raise Misuse("The client's own thread can't wait for itself.")
         try:
             return self.thread.run(work, timeout_s)
-        except Stopped:
-            raise Unreachable(
-                "The client was closed before the answer.", may_have_arrived=True
-            ) from None
+        except Stopped as error:
+            sentence = (
+                "The client was closed before the answer."
+                if error.has_begun
+                else "The client was closed before the call."
+            )
+            raise Unreachable(sentence, may_have_arrived=error.has_begun) from None
 
 
 class Client:

@@ -23,6 +23,9 @@ from clevrd.client.errors import BadData, BadRecord
 # A decoder raises these: not JSON or not this shape; bad UTF-8 in a key; nested too deeply.
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
+# Some of them is in the JSON of data with infinity or NaN, and in that of some other data.
+_NO_NUMBERS: Final = (b"null", b"NaN", b"Infinity", b'inf"', b'nan"')
+
 # The words of the decoder, and what they mean.
 _REASONS: Final = {
     "JSON is malformed: ": "",
@@ -66,9 +69,9 @@ def data_json(data: Any) -> bytes:
         raise BadRecord("data holds half a surrogate pair, which UTF-8 has no form for.") from error
     except ValueError as error:
         raise BadRecord(f"data has no JSON form: {str(error).rstrip('.')}.") from error
-    # What msgspec writes for a number without a JSON form: null for a float, text for a Decimal.
+    # msgspec writes null for a float without a JSON form, and text for a Decimal and for a key.
     # Only data with one of these is looked through, at some ten times what encoding it costs.
-    if b"null" in text or b"NaN" in text or b"Infinity" in text:
+    if any(each in text for each in _NO_NUMBERS):
         _check_numbers(data)
     return text
 
@@ -77,19 +80,21 @@ def _check_numbers(data: Any) -> None:
     """Raise BadRecord where ``data`` holds infinity or NaN."""
     plain = msgspec.to_builtins(
         data,
-        str_keys=True,
         builtin_types=(Decimal, bytes, bytearray, memoryview),
         enc_hook=lambda _: "",  # JSON in msgspec.Raw; everything else was refused by the encoder
     )
-    with suppress(ValueError, RecursionError):
+    with suppress(TypeError, ValueError, RecursionError):
         _check_plain(plain)
         return
     # A stack of its own: data may be as deep as the encoder takes it.
     waiting: list[tuple[str, Any]] = [("", plain)]
     while waiting:
         place, value = waiting.pop()
+        where = f" at {place.removeprefix('.')}" if place else ""
+        for key in value if isinstance(value, dict) else ():
+            if not _is_finite(key):
+                raise BadRecord(f"data holds the key {key!r}{where}; use text for it.")
         if not _is_finite(value):
-            where = f" at {place.removeprefix('.')}" if place else ""
             raise BadRecord(
                 f"data holds {value!r}{where}, which JSON has no form for; publish None or text"
                 " there."
