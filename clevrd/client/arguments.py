@@ -29,7 +29,7 @@ _CONTROLS: Final = re.compile(r"[\0-\x08\x0a-\x1f\x7f]")
 # The largest count, and the largest offset: what a signed number of 64 bits holds.
 MAX_COUNT: Final = (1 << 63) - 1
 
-# Far below a float's largest value, so that a time can be added.
+# 1e300: a time can be added to it within a float's range.
 _MAX_SECONDS: Final = 1e300
 
 # The largest number of a duration that a server takes.
@@ -37,7 +37,7 @@ _MAX_NUMBER: Final = 999_999_999
 _SECOND: Final = timedelta(seconds=1)
 _DAY: Final = timedelta(days=1)
 
-# Of a wrong value in a sentence: enough to know it by.
+# A sentence shows this much of a wrong value, enough to know it by.
 _SHORT_CHARACTERS: Final = 60
 
 

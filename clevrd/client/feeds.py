@@ -20,7 +20,7 @@ class Feed(Protocol):
     The subscription opens connections and reads from them; a feed outlives all of them.
     """
 
-    # What the server asks to stay away, after the close that it has announced.
+    # The time that the server asks its readers to stay away, after the close it has announced.
     away_ms: int
 
     @property

@@ -25,13 +25,13 @@ except ImportError:  # a Python that was built without libffi
 
 T = TypeVar("T")
 
-# For connections to be closed in order at the exit of an interpreter, all together.
+# The time that all connections together have to be closed in order at an interpreter's exit.
 EXIT_TIMEOUT_S: Final = 1.0
 # Windows interrupts no wait for a lock, so Ctrl-C is looked for this often.
 WAIT_SLICE_S: Final = 0.2 if sys.platform == "win32" else None
 # Names are looked up here; one that never comes back must not keep others from it.
 _RESOLVERS: Final = 4
-# Of cancelling what runs, at the end.
+# The end cancels all tasks this many times: a task that is cancelled may leave another one behind.
 _ROUNDS: Final = 3
 
 _running: WeakSet[LoopThread] = WeakSet()
@@ -121,7 +121,8 @@ class LoopThread:
         except CancelledError:
             raise Stopped(has_begun=True) from None
         finally:
-            # After an interrupt, or when it is late; done, it stays as it is.
+            # An interrupt or a timeout leaves work that nobody waits for; a future that is done
+            # stays done.
             future.cancel()
 
     def stop(self, timeout_s: float | None = None) -> None:
@@ -154,7 +155,7 @@ class LoopThread:
         self._lock = threading.RLock()
         _never_free(self)
         with suppress(RuntimeError):
-            # Some wait for what nothing else but they themselves hold.
+            # Some tasks wait for an event that nothing but they themselves hold.
             _never_free(asyncio.all_tasks(self.loop))
         with suppress(OSError, RuntimeError):
             null = os.open(os.devnull, os.O_RDWR)

@@ -10,7 +10,8 @@ import msgspec
 from clevrd.client.arguments import MAX_COUNT, check_topic_name, is_utf_8, short, type_name
 from clevrd.client.wire import Gap, Message, Subscribed
 
-# Of an offset's text; more are read slowly, and beyond some thousand not at all.
+# An offset of 64 bits has no more digits; Python reads a text of some thousand slowly or not at
+# all.
 _MAX_DIGITS: Final = 19
 
 
@@ -89,9 +90,10 @@ class Tracker:
         self.last_id = ""
         self.epoch = position.epoch if position else ""
         self.offset = position.offset if position else 0
-        # Where this connection begins, while a gap that belongs in front was not handed out.
+        # The place where this connection begins, while a gap that belongs in front was not handed
+        # out.
         self._greeting: Subscribed | None = None
-        # Epoch and offset before what was taken in last.
+        # Epoch and offset before the item that was taken in last.
         self._before = (self.epoch, self.offset)
 
     @property

@@ -9,7 +9,7 @@ from typing import Final
 from clevrd.client.position import Position, Tracker
 from clevrd.core.patterns import matches
 
-# What a server allows one connection by default: it refuses a pattern with more positions.
+# A server's default for the topics of one connection: it refuses a pattern with more positions.
 MAX_MATCHED: Final = 1_000
 
 
@@ -26,7 +26,7 @@ class Trackers:
         self, topics: Iterable[str], patterns: Iterable[str], positions: Mapping[str, Position]
     ) -> None:
         self._named = {topic: Tracker(topic, positions.get(topic)) for topic in topics}
-        # In the order in which they were heard of, the longest ago first.
+        # Trackers of topics that patterns brought; the one heard of longest ago comes first.
         self._matched: OrderedDict[str, Tracker] = OrderedDict()
         wanted = [words_of(pattern) for pattern in patterns]
         for topic, position in positions.items():

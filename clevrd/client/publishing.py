@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 # How long one message is offered again before publish() gives up; a planned restart takes 30 s.
 RETRY_FOR_S: Final = 60.0
-# Of each result in a batch's answer: a server's sentence with a topic of 255 bytes in it.
+# The size that each result in a batch's answer may have: a sentence with a topic of 255 bytes in
+# it.
 _RESULT_BYTES: Final = 1024
 _TOO_LARGE: Final = 413
 

@@ -35,25 +35,25 @@ from clevrd.client.values import UNREADABLE
 from clevrd.client.wire import Refusal, read_refusal
 
 CONNECT_TIMEOUT_S: Final = 10.0
-# For the whole answer to one publish; the server itself gives a request 10 s to arrive.
+# The time of the whole answer to one publish; the server itself gives a request 10 s to arrive.
 ANSWER_TIMEOUT_S: Final = 30.0
-# Below the 60 s at which common proxies cut a silent connection.
+# Common proxies cut a connection that is silent for 60 s.
 HEARTBEAT_S: Final = 25.0
 CLOSE_TIMEOUT_S: Final = 5.0
 # The largest body that a server can be configured to take, and the message's other fields.
 MAX_MESSAGE_BYTES: Final = (64 << 20) + 4096
 # An answer is some hundred bytes; a proxy's error page is not read to its end.
 MAX_ANSWER_BYTES: Final = 65_536
-# Of a body that is sent in one piece (aiohttp's TOO_LARGE_BYTES_BODY).
+# The largest body that is sent in one piece (aiohttp's TOO_LARGE_BYTES_BODY).
 _PIECE_BYTES: Final = 1 << 20
 
 # Statuses that time heals and that a proxy may send without a body of ours.
 _TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
 
-# Those of a proxy that wants to know who asks.
+# Statuses by which a server or a proxy asks for credentials, or refuses them.
 _CREDENTIAL_STATUSES: Final = frozenset({401, 403, 407})
 
-# Sentences of the server that are logged; more of them are more of the same.
+# The number of different warnings that are logged; more of them are more of the same.
 _MAX_WARNED: Final = 100
 
 # RFC 6455 §7.4.1: the code for a message over MAX_MESSAGE_BYTES.
@@ -98,26 +98,26 @@ class Session:
         tls: ssl.SSLContext | None,
     ) -> None:
         self._base, self._unix_path = parse_url(url)
-        # For error texts: without the password that a URL may hold.
+        # The URL for error texts, without the password that it may hold.
         self.name = url if self._unix_path else without_password(self._base)
         self._headers = {"User-Agent": f"clevrd/{__version__}", **check_headers(headers)}
         if check_tenant(tenant) is not None:
             self._headers["X-Tenant-ID"] = tenant or ""
         self._tls = check_tls(tls)
-        # Made by open(), which needs the running loop.
+        # open() makes both, since a session needs the running loop.
         self._http: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         # True once the server has answered anything: then a failed connection is an outage, not
         # a wrong URL, and worth waiting for.
         self.was_reached = False
-        # What the server has warned of and was logged; at most _MAX_WARNED.
+        # Warnings of the server that were logged; at most _MAX_WARNED.
         self._warned: set[str] = set()
-        # Nothing is opened any more; subscriptions end.
+        # True from close() to the next open(): nothing is opened, and subscriptions end.
         self.is_closed = False
         # WebSockets that are to be closed, by who opened them or with the session.
         self._sockets: set[Socket] = set()
         self._closing: set[asyncio.Task[None]] = set()
-        # What is still to be sent over a WebSocket; ends with it.
+        # The task that sends a WebSocket's first frames; it ends with the socket.
         self._sending: dict[Socket, asyncio.Task[None]] = {}
 
     def warn(self, warnings: Iterable[str]) -> None:
@@ -414,7 +414,7 @@ def _is_only_cut(error: aiohttp.ClientConnectionError) -> bool:
 
 
 async def _send_all(socket: Socket, texts: Sequence[bytes]) -> None:
-    # Who reads is told of a lost connection.
+    # The task that reads is told of a lost connection.
     with suppress(aiohttp.ClientError, OSError):
         for text in texts:
             await socket.send_frame(text, TEXT)

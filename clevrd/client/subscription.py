@@ -46,11 +46,11 @@ class Subscription:
         self._socket: Socket | None = None
         self._attempt = 0
         self._connected_s = 0.0
-        # To be waited before the next connection; None before the first.
+        # The wait before the next connection; None before the first.
         self._delay_s: float | None = None
-        # Closed by its user, or for good by the server.
+        # True once its user has closed it, or the server for good.
         self._is_over = False
-        # Opened by its user, who closes it too; loops leave it open.
+        # True while its user, who has opened it, is to close it too; loops leave it open.
         self._is_opened = False
         # It has been subscribed, so that another connection is a return.
         self._was_greeted = False
@@ -231,7 +231,7 @@ class Subscription:
         try:
             await self._sleep(self._delay_s)
         except asyncio.CancelledError:
-            # Who asks again waits for the rest.
+            # The next call waits for the rest.
             self._delay_s = max(0.0, self._delay_s - (self._clock() - started_s))
             raise
         self._delay_s = None

@@ -72,7 +72,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-# After Ctrl-C, and after any other error: connections are closed in order if that is quick.
+# The time for closing connections in order after Ctrl-C, or after any other error.
 HASTY_CLOSE_S: Final = 1.0
 
 
@@ -289,7 +289,8 @@ class Client:
         running = _Running(thread, client)
         running.run(running.client.open())
         self._running = running
-        # Where nobody closes it: when it is freed. It does not wait, since that may be anywhere.
+        # A client that nobody closes is stopped when it is freed. That may be anywhere, so it does
+        # not wait.
         self._last_resort = finalize(self, thread.stop, 0)
         self._last_resort.atexit = False
 
@@ -314,7 +315,7 @@ class Subscription:
     """
 
     def __init__(self, client: Client, running: _Running, items: AsyncSubscription) -> None:
-        # Kept, since a client that nobody holds is closed.
+        # The client is kept, since one that nobody holds is closed.
         self._client = client
         self._running = running
         self._items = items
@@ -540,7 +541,7 @@ class Publisher:
     """
 
     def __init__(self, client: Client, running: _Running, publisher: AsyncPublisher) -> None:
-        # Kept, since a client that nobody holds is closed.
+        # The client is kept, since one that nobody holds is closed.
         self._client = client
         self._running = running
         self._publisher = publisher

@@ -23,7 +23,7 @@ from clevrd.client.errors import BadData, BadRecord
 # A decoder raises these: not JSON or not this shape; bad UTF-8 in a key; nested too deeply.
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-# Some of them is in the JSON of data with infinity or NaN, and in that of some other data.
+# The JSON of data with infinity or NaN holds one of these; that of other data may.
 _NO_NUMBERS: Final = (b"null", b"NaN", b"Infinity", b'inf"', b'nan"')
 
 # The words of the decoder, and what they mean.
@@ -34,7 +34,7 @@ _REASONS: Final = {
     "Integer value out of range": "an integer of more than 4,300 digits",
 }
 
-# One escape of a string in JSON; of a surrogate pair both halves (RFC 8259 §7).
+# The expression matches one escape of a string in JSON, or both of a surrogate pair (RFC 8259 §7).
 _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL
 )
