@@ -10,17 +10,31 @@ import os
 import shutil
 import ssl
 import subprocess
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
-from aiohttp import web
+from aiohttp import WSMsgType, web
+from aiohttp.http import WS_KEY, WSMessage
 from aiohttp.test_utils import TestServer
+from daemons import until
 from fake_server import Answer, FakeServer, Feed, message, subscribed
 
-from clevrd.client import BadAnswer, Client, ClientError, Gap, Message, Refused, Unreachable
+from clevrd.client import (
+    BadAnswer,
+    Client,
+    ClientError,
+    Closed,
+    Gap,
+    Message,
+    Refused,
+    Unreachable,
+)
 from clevrd.client.redirects import NotFollowed, base_after, target_of
 
 
@@ -371,6 +385,89 @@ async def test_plain_text_to_a_port_with_tls_is_named(call: Call, certificate: P
     assert isinstance(no_tls, Unreachable)
 
 
+# --- servers that are gone when their ping is read ---
+
+
+@pytest.mark.parametrize(
+    ("code", "behind"), [(None, "lost"), (1012, "lost"), (1012, "told"), (4001, "refused")]
+)
+async def test_subscription_whose_server_went_behind_a_ping_comes_back(
+    code: int | None, behind: str
+) -> None:
+    """aiohttp answers the ping inside a read: its own error was raised, and nobody came back."""
+    queries: list[dict[str, str]] = []
+    gone = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        queries.append(dict(request.query))
+        socket = web.WebSocketResponse(protocols=["clevrd.v1"])
+        await socket.prepare(request)
+        await socket.send_frame(subscribed("e", len(queries)), WSMsgType.TEXT)
+        if len(queries) > 1:
+            await socket.send_frame(message(9), WSMsgType.TEXT)
+            await socket.receive()
+            return socket
+        await gone.wait()
+        for _ in range(3):
+            await socket.ping()
+        if behind == "told":
+            await socket.send_frame(message(2), WSMsgType.TEXT)
+        if code is not None:
+            await socket._writer.close(code, b"why")  # type: ignore[union-attr]  # and no wait
+        assert request.transport is not None
+        request.transport.close()
+        return socket
+
+    async with (
+        serving(answer) as url,
+        Client(url, random=lambda: 0.0) as client,
+        client.subscribe("t") as items,
+    ):
+        transport = items._socket._writer.transport  # type: ignore[union-attr]
+        gone.set()
+        await until(transport.is_closing)
+        if behind == "refused":
+            with pytest.raises(Closed, match=r"closed with 4001 \(why\)"):
+                await anext(items)
+            return
+        taken = [(await anext(items)).offset for _ in range(1 + (behind == "told"))]  # type: ignore[union-attr]
+
+    assert taken == ([2, 9] if behind == "told" else [9])
+    assert queries[1]["offset"] == ("2" if behind == "told" else "1")
+
+
+async def test_stream_whose_server_went_behind_a_ping_goes_on() -> None:
+    """What has no answer is sent again over the next connection."""
+    asked = asyncio.Event()
+    attempts: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        attempts.append(request.path)
+        if len(attempts) > 1:
+            return await answer_publishes(request)
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.receive()
+        asked.set()
+        await socket.receive()
+        return socket
+
+    async with (
+        serving(answer) as url,
+        Client(url, random=lambda: 0.0) as client,
+        client.publisher() as publisher,
+    ):
+        receipt = await publisher.publish("t", 1)
+        await asked.wait()
+        (opened,) = client._session._sockets
+        # In one step, or aiohttp would read the ping before it hears of the end.
+        opened._reader.feed_data(WSMessage(WSMsgType.PING, b"", None), 0)
+        opened._writer.transport.abort()
+        assert (await receipt).offset == 1
+
+    assert attempts == ["/publish"] * 2
+
+
 # --- answers and frames that are not as they have to be, and those of later daemons ---
 
 
@@ -418,6 +515,75 @@ async def test_frame_that_is_not_ours_is_named(
     error = await sentence_of(subscribe, server.url)
 
     assert isinstance(error, BadAnswer)
+    assert "`" not in str(error)
+    assert str(error).startswith(f"{server.url} sent what is not a message of clevrd's; check")
+
+
+async def subscribe_once(client: Client) -> None:
+    """Subscribe to one topic, and don't come back."""
+    async with client.subscribe("t", reconnect=False) as items:
+        await anext(items)
+
+
+async def subscribe_many_once(client: Client) -> None:
+    """Subscribe to several topics, and don't come back."""
+    async with client.subscribe("a", "b", reconnect=False) as items:
+        await anext(items)
+
+
+@pytest.mark.parametrize("call", [subscribe_once, subscribe_many_once, stream])
+@pytest.mark.parametrize(
+    ("frame", "error", "words"),
+    [
+        (b"\x82\x02hi", BadAnswer, "sent a binary frame, where clevrd sends text; check the URL"),
+        (b"\x83\x00", Closed, "closed with 1002 (what came is not WebSocket)."),
+        (b"\xf1\x00", Closed, "closed with 1002 (what came is not WebSocket)."),
+        (b"\x81\x01\xff", BadAnswer, "check the URL"),
+        (b"\x88\x02\x0f\xa1", Closed, "closed with 4001."),
+    ],
+)
+async def test_frame_that_can_not_be_is_named(
+    call: Call, frame: bytes, error: type[ClientError], words: str
+) -> None:
+    """In words of the client, not of aiohttp's reader of frames."""
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        names = dict(line.split(b": ", 1) for line in head.split(b"\r\n") if b": " in line)
+        key = {name.lower(): value for name, value in names.items()}[b"sec-websocket-key"]
+        accept = b64encode(sha1(key + WS_KEY, usedforsecurity=False).digest())
+        protocol = b"Sec-WebSocket-Protocol: clevrd.v1\r\n" if call is not stream else b""
+        writer.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + accept + b"\r\n" + protocol + b"\r\n" + frame
+        )
+        await reader.read(1)
+
+    async with talking(say) as url, asyncio.timeout(10), Client(url, retry_for_s=0) as client:
+        with pytest.raises(error) as caught:
+            await call(client)
+
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        aiohttp.ClientOSError(None, "Can not write request body for http://h/publish/batch"),
+        aiohttp.ServerDisconnectedError(),
+        aiohttp.ClientConnectionResetError("Cannot write to closing transport"),
+    ],
+)
+async def test_connection_that_breaks_is_named(broken: Exception) -> None:
+    """While the rest of the request is on its way: what aiohttp says of that is not told."""
+    client = Client("http://h:1", retry_for_s=0)
+
+    sentence = str(client._session._unreachable(broken))
+
+    assert sentence == (
+        "The connection to http://h:1 broke before the answer: the server, or a proxy, closed"
+        " it; if it always does, check the URL."
+    )
 
 
 @pytest.mark.parametrize("frame", [b"hello", b"{}", b'{"ref":null}', b'{"ref":1}', b'{"ref":"x"}'])

@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -44,6 +45,8 @@ AWARE = datetime(2026, 1, 31, 13, 0, 0, 5, tzinfo=timezone(timedelta(hours=1)))
         ({"since": timedelta(minutes=5)}, {"since": "300s"}),
         ({"since": timedelta(milliseconds=1500)}, {"since": "2s"}),
         ({"since": timedelta(0)}, {"since": "0s"}),
+        ({"since": timedelta(days=20_000)}, {"since": "20000d"}),
+        ({"since": timedelta.max}, {"since": "999999999d"}),
         ({"since": AWARE}, {"since": "2026-01-31T12:00:00.000005Z"}),
         ({"since": AWARE.replace(microsecond=0)}, {"since": "2026-01-31T12:00:00Z"}),
         ({"position": "e:1"}, {"epoch": "e", "offset": "1"}),
@@ -68,7 +71,8 @@ async def test_daemon_takes_the_times_that_are_made() -> None:
     """An hour ago is an hour ago, however it is said."""
     async with running() as daemon, Client(daemon.url) as client:
         await client.publish("t", 1)
-        for since in (timedelta(hours=1), datetime.now(UTC) - timedelta(hours=1)):
+        hour_ago = datetime.now(UTC) - timedelta(hours=1)
+        for since in (timedelta(hours=1), hour_ago, timedelta(days=20_000), timedelta.max):
             async with client.subscribe("t", since=since) as items:
                 # The topic is younger than that, which is told as a gap.
                 assert [await anext(items), (await anext(items)).topic][1] == "t"
@@ -106,6 +110,7 @@ async def test_topics_may_be_a_list(server: FakeServer, new_client: Callable[...
         ((), {"patterns": ["ord*"]}, ValueError, "a star stands for a whole word"),
         ((), {"patterns": ["orders"]}, ValueError, "A pattern has a star in it"),
         ("t", {"policy": 5}, TypeError, "policy is text, not an int"),
+        ("t", {"policy": ""}, ValueError, "policy is one of drop_oldest,"),
         ("t", {"policy": "drop"}, ValueError, "policy is one of drop_oldest,"),
         ("t", {"buffer": 0}, ValueError, "buffer is 1 or more, not 0"),
         ("t", {"buffer": "5"}, TypeError, "buffer is a whole number, not a str"),
@@ -122,6 +127,25 @@ async def test_topics_may_be_a_list(server: FakeServer, new_client: Callable[...
             ValueError,
             "beyond what a time can be",
         ),
+        ("t", {"since": ""}, ValueError, 'since is empty; it is like "5m"'),
+        ("t", {"since": "\ud800"}, ValueError, "since holds half a surrogate pair"),
+        ("t", {"position": "\ud800:1"}, ValueError, "is no position; it is like f7502dc3:41"),
+        ("t", {"position": Position("\ud800", 1)}, ValueError, "is no position; it is like"),
+        ("t", {"position": "e:" + "9" * 5000}, ValueError, "'e:9+...' is no position; it is like"),
+        ("t", {"position": "x" * 5000}, ValueError, "'x+...' is no position; it is like"),
+        ("t", {"position": f"e:{2**63}"}, ValueError, "is no position; it is like"),
+        (
+            "t",
+            {"position": Position("e", 10**5000)},
+            ValueError,
+            "offset is beyond what one can be",
+        ),
+        ("t", {"positions": {"t": "\ud800:1"}}, ValueError, "is no position; it is like"),
+        ("t", {"positions": {"\ud800": "e:1"}}, ValueError, "lone surrogate"),
+        ("t", {"positions": {"": "e:1"}}, ValueError, "The topic is empty"),
+        ("t", {"buffer": 10**5000}, ValueError, "buffer is at most 9223372036854775807"),
+        ("t", {"last": 2**63}, ValueError, "last is at most 9223372036854775807"),
+        ("t", {"last": -(10**5000)}, ValueError, "last is 0 or more, not less"),
         ("t", {"position": "e"}, ValueError, "'e' is no position; it is like f7502dc3:41"),
         ("t", {"position": ""}, ValueError, "'' is no position"),
         ("t", {"position": 5}, TypeError, "A position is text like f7502dc3:41, not an int"),
@@ -144,6 +168,26 @@ def test_subscription_that_can_not_be_is_refused_when_it_is_made(
         Client(URL).subscribe(*topics, **options)
 
 
+def test_positions_of_topics_that_are_not_read_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What was stored may hold topics that nobody wants any more; a misspelt one looks the same."""
+    client = Client(URL)
+    begun = {"t": "e:1", "p.a": "e:1"}
+
+    client.subscribe("t", patterns=["p.*"], positions=begun)
+    client.subscribe("t", positions={"t": "e:1"})
+    assert caplog.messages == []
+    client.subscribe("t", positions=begun)
+    client.subscribe("t", patterns=["p.*"], positions={**begun, "zz": "e:1", "p.a.b": "e:1"})
+
+    assert caplog.messages == [
+        "positions holds 1 topic that is not subscribed, 'p.a'; it is ignored, so check its name.",
+        "positions holds 2 topics that are not subscribed, such as 'zz'; they are ignored, so check"
+        " their names.",
+    ]
+
+
 # --- clients ---
 
 
@@ -158,8 +202,11 @@ def test_subscription_that_can_not_be_is_refused_when_it_is_made(
         ({"url": "http://"}, BadUrl, "The URL must be like"),
         ({"url": "unix:s"}, BadUrl, "is absolute"),
         ({"tenant": 5}, TypeError, "The tenant is text, not an int"),
+        ({"tenant": ""}, BadUrl, "The tenant is empty; leave it out"),
         ({"tenant": "a\r\nb"}, BadUrl, "printable ASCII"),
         ({"headers": [("a", "b")]}, TypeError, "a dict of names and values, not a list"),
+        ({"headers": []}, TypeError, "a dict of names and values, not a list"),
+        ({"headers": {"": "b"}}, ValueError, "'' can't be the name of a header"),
         ({"headers": {"a": 5}}, TypeError, "Names and values of headers are text"),
         ({"headers": {"a b": "c"}}, ValueError, "'a b' can't be the name of a header"),
         ({"headers": {"a": "b\r\nc: d"}}, ValueError, "holds what no header can"),
@@ -167,6 +214,7 @@ def test_subscription_that_can_not_be_is_refused_when_it_is_made(
         ({"tls": True}, TypeError, "tls is an ssl.SSLContext, not a bool"),
         ({"retry_for_s": "1"}, TypeError, "retry_for_s is a number of seconds, not a str"),
         ({"retry_for_s": -1}, ValueError, "0 or more, not -1"),
+        ({"retry_for_s": -(10**5000)}, ValueError, "0 or more, not less"),
         ({"retry_for_s": math.nan}, ValueError, "0 or more, not nan"),
     ],
 )
@@ -176,6 +224,12 @@ def test_client_that_can_not_be_is_refused_when_it_is_made(
     """Before there is anything that could fail later."""
     with pytest.raises(error, match=words):
         Client(**{"url": URL, **arguments})
+
+
+def test_time_of_retries_is_as_long_as_it_is_said() -> None:
+    """Also beyond what a float holds; no publish meets that as an error of Python."""
+    assert Client(URL, retry_for_s=10**400)._retry_for_s == math.inf
+    assert Client(URL, retry_for_s=60)._retry_for_s == 60
 
 
 @pytest.mark.parametrize("url", ["http://a..b:8080", f"http://{'x' * 64}.org", "http://[::1"])
@@ -211,7 +265,10 @@ async def test_counts_are_whole_numbers(number: Any) -> None:
         ({"topic": "\ud800"}, "The topic holds half a surrogate pair"),
         ({"key": 5}, "key is text, not an int"),
         ({"key": "\udfff"}, "key holds half"),
+        ({"key": ""}, "key is empty; leave it out for a message without one"),
         ({"idempotency_key": b"x"}, "idempotency_key is text, not a bytes"),
+        ({"idempotency_key": "\ud800"}, "idempotency_key holds half"),
+        ({"idempotency_key": ""}, "idempotency_key is empty; leave it out to have one drawn"),
     ],
 )
 async def test_names_of_a_message_are_text(
@@ -254,7 +311,12 @@ async def test_raw_data_may_be_text(
     [
         ({"a": 1}, TypeError, r"JSON as bytes or text, not a dict; publish\(\) takes Python"),
         (None, TypeError, "not None"),
-        ("{", BadRecord, "Not JSON"),
+        ("{", BadRecord, "Not JSON: it ends before the value does"),
+        ("[1}", BadRecord, r"Not JSON: expected ',' or ']' \(byte 2\)"),
+        ('"\\ud800"', BadRecord, r"Not Unicode: \\ud800 at byte 1 is half a surrogate pair"),
+        ('["\\ud83d\\ude00\\\\", "\\uDC00 and more"]', BadRecord, r"\\uDC00 at byte 20 is half"),
+        ('"\\ud800\\ud800 and more"', BadRecord, r"\\ud800 at byte 1 is half"),
+        ('"\\\\ud800', BadRecord, "Not JSON: it ends before the value does"),
         ('"\ud800"', BadRecord, "Not Unicode at character 1"),
         (b'"\xff"', BadRecord, "Not UTF-8 at byte 1"),
         ("NaN", BadRecord, "Not JSON"),
@@ -343,6 +405,11 @@ LOOP.append(LOOP)
         (Decimal("NaN"), r"data holds Decimal\('NaN'\)"),
         ({"price": Decimal("-Infinity")}, r"data holds Decimal\('-Infinity'\) at price"),
         (Decimal("sNaN"), "data holds Decimal"),
+        ({math.inf: 1}, "data holds the key inf; use text for it"),
+        ({-math.inf: None}, "data holds the key -inf;"),
+        ([{"a": {math.nan: 1}}], r"data holds the key nan at \[0\].a;"),
+        ({Decimal("Infinity"): 1}, r"data holds the key Decimal\('Infinity'\);"),
+        ({Decimal(1): [math.inf]}, r"data holds inf at 1\[0\],"),
         ("\ud800", "half a surrogate pair"),
         ({"a": ["\udfff"]}, "half a surrogate pair"),
         (LOOP, "nested too deeply, or holds itself"),
@@ -363,6 +430,8 @@ def test_data_that_json_has_no_form_for_is_refused(data: Any, words: str) -> Non
         {"a": 1e308, "b": -0.0, "c": 2**80, "d": Decimal("1.5"), "e": [None]},
         {"raw": msgspec.Raw(b"null"), "x": None},
         [b"x", None],
+        {Decimal(1): None, 2.5: "inf", 3: "nan", UUID(int=4): None, date(2026, 1, 31): None},
+        {"inf": 1, "-inf": 2, "nan": 3},
     ],
 )
 def test_data_that_only_looks_like_it_is_taken(data: Any) -> None:

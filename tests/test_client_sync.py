@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import math
 import os
 import signal
 import socket
@@ -489,6 +490,33 @@ async def test_notebook_with_a_loop_of_its_own_uses_it(daemon: DaemonThread) -> 
         assert data_of(client.subscribe("t", last=1), 1) == [1]
 
 
+@pytest.mark.parametrize("timeout_s", ["x", -1, math.nan, True])
+def test_time_that_is_none_closes_nothing(timeout_s: Any, client: Client) -> None:
+    """It is refused before anything is done, by each call that waits for a time."""
+    items = client.subscribe("t")
+    with client.publisher() as publisher:
+        receipt = publisher.publish("t", 1)
+        for wait in (client.close, items.get, receipt.result):
+            with pytest.raises((TypeError, ValueError), match="timeout_s is a number of seconds"):
+                wait(timeout_s)
+
+    assert client.publish("t", 1).offset == 2
+
+
+@pytest.mark.parametrize("timeout_s", [math.inf, 1e300, 10**400])
+def test_time_without_an_end_is_one(timeout_s: float, client: Client) -> None:
+    """A thread can't wait for longer than some centuries."""
+    items = client.subscribe("t", last=1)
+    with client.publisher() as publisher:
+        answer = publisher.publish("t", 1).result(timeout_s)
+    item = items.get(timeout_s)
+    client.close(timeout_s)
+
+    assert answer.offset == 1
+    assert isinstance(item, Message)
+    assert own_threads() == set()
+
+
 # --- processes ---
 
 
@@ -601,6 +629,89 @@ def test_forked_process_has_a_client_of_its_own(daemon: DaemonThread) -> None:
 
     children = [f"['child', {number}, {n}]" for number in range(2) for n in range(3)]
     assert (out, error) == (f"[0, 0] 3 {children}\n", "")
+
+
+LAST_WORDS = """
+import gc
+class Holder:
+    def __init__(self):
+        self.client = Client(URL).open()
+    def __del__(self):
+        try:
+            self.client.publish("t", 1)
+        except Unreachable as error:
+            print(error, error.may_have_arrived)
+one = Holder()
+one.itself = one
+del one
+gc.collect()
+at_the_end = Holder()
+"""
+
+
+def test_publish_while_a_client_is_freed_is_told_as_not_sent(daemon: DaemonThread) -> None:
+    """By the collector and at the program's end its client is closed first; nothing hangs."""
+    with script(LAST_WORDS, daemon.url) as program:
+        out, error = program.communicate(timeout=20)
+
+    told = "The client was closed before the call. False\n"
+    assert (out, error, program.returncode) == (told * 2, "", 0)
+
+
+def test_thread_that_is_no_daemon_ends_with_its_subscription(daemon: DaemonThread) -> None:
+    """Python waits for it at the program's end; closing what it reads lets it go."""
+    code = (
+        "import threading\nitems = Client(URL).open().subscribe('t', last=0).open()\n"
+        "loop = iter(items)\n"
+        "threading.Thread(target=lambda: print([*loop])).start()\nitems.close()"
+    )
+    with script(code, daemon.url) as program:
+        out, error = program.communicate(timeout=20)
+
+    assert (out, error, program.returncode) == ("[]\n", "", 0)
+
+
+FORKED_AND_ENDED = """
+import gc, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+client = Client(URL).open()
+client.publish("t", "parent")
+%s
+child = os.fork()
+if child == 0:
+    %s
+    sys.exit(0)
+code = os.waitpid(child, 0)[1]
+client.publish("t", "parent")
+print(code)
+"""
+READING = "items = client.subscribe('t', last=0).open(); publisher = client.publisher().open()"
+# The loop waits for room, so that nothing but the reader itself holds it.
+FULL = "items = client.subscribe('t', last=0).open()\nfor n in range(200): client.publish('t', n)"
+AGAIN = "if os.fork() == 0: client.publish('t', 2); sys.exit(0)\n    os.wait()"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="There is no fork here.")
+@pytest.mark.parametrize(
+    ("before", "child"),
+    [
+        ("", "pass"),
+        ("", "client.publish('t', 1)"),
+        ("", "client.publish('t', 1); client.close()"),
+        ("", "del client; gc.collect()"),
+        ("", f"client.publish('t', 1)\n    {AGAIN}"),
+        (READING, "client.publish('t', 1)"),
+        (READING, "del items, publisher, client; gc.collect()"),
+        (FULL, "items = None; gc.collect()"),
+        (f"{FULL}\nnext(iter(items))", "del items, client; gc.collect()"),
+    ],
+)
+def test_forked_process_ends_without_a_word(before: str, child: str, daemon: DaemonThread) -> None:
+    """Its copies of the parent's connections are neither closed nor told of as left open."""
+    with script(FORKED_AND_ENDED % (before, child), daemon.url) as program:
+        out, error = program.communicate(timeout=25)
+
+    assert (out, error, program.returncode) == ("0\n", "", 0)
 
 
 async def test_keys_of_a_forked_client_for_asyncio_are_not_its_parents() -> None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from clevrd.client.arguments import type_name
 from clevrd.client.errors import BadUrl
 
-# What a WebSocket's URL is to everything else.
+# The scheme of a WebSocket's URL, and the one that its requests have.
 _WEB_SCHEMES: Final = {"ws": "http", "wss": "https"}
 # A host without a port would be a guess, of a word that may be a topic.
 _HOST_AND_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^/:@\[\]?#\s]+):[0-9]{1,5}(/.*)?")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import ssl
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
+from math import inf
 from typing import Final
 
 from clevrd.client.errors import BadUrl
@@ -24,6 +26,20 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # RFC 9110 §5.5: no control characters in a field's value but the tab.
 _CONTROLS: Final = re.compile(r"[\0-\x08\x0a-\x1f\x7f]")
 
+# The largest count, and the largest offset: what a signed number of 64 bits holds.
+MAX_COUNT: Final = (1 << 63) - 1
+
+# 1e300: a time can be added to it within a float's range.
+_MAX_SECONDS: Final = 1e300
+
+# The largest number of a duration that a server takes.
+_MAX_NUMBER: Final = 999_999_999
+_SECOND: Final = timedelta(seconds=1)
+_DAY: Final = timedelta(days=1)
+
+# A sentence shows this much of a wrong value, enough to know it by.
+_SHORT_CHARACTERS: Final = 60
+
 
 def type_name(value: object) -> str:
     """Return what ``value`` is, for sentences."""
@@ -31,6 +47,12 @@ def type_name(value: object) -> str:
         return "None"
     name = type(value).__name__
     return f"an {name}" if name[:1].lower() in "aeiou" else f"a {name}"
+
+
+def short(text: str) -> str:
+    """Return a wrong text as sentences show it, however long it is."""
+    cut = text if len(text) <= _SHORT_CHARACTERS else f"{text[:_SHORT_CHARACTERS]}..."
+    return repr(cut)
 
 
 # --- of a client ---------------------------------------------------------------------------------
@@ -47,7 +69,7 @@ def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
             raise TypeError(f"Names and values of headers are text; {name!r} is not.")
         if not _TOKEN.fullmatch(name):
             raise ValueError(f"{name!r} can't be the name of a header.")
-        if _CONTROLS.search(value) or not _is_utf_8(value):
+        if _CONTROLS.search(value) or not is_utf_8(value):
             raise ValueError(f"The value of the header {name} holds what no header can.")
     return dict(headers)
 
@@ -58,7 +80,9 @@ def check_tenant(tenant: str | None) -> str | None:
         return None
     if not isinstance(tenant, str):
         raise TypeError(f"The tenant is text, not {type_name(tenant)}.")
-    if not (tenant and tenant.isascii() and tenant.isprintable()):
+    if not tenant:
+        raise BadUrl("The tenant is empty; leave it out where the server knows it.")
+    if not (tenant.isascii() and tenant.isprintable()):
         raise BadUrl("The tenant must be printable ASCII.")
     return tenant
 
@@ -78,8 +102,14 @@ def check_seconds(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is a number of seconds, not {type_name(value)}.")
     if not value >= 0:
-        raise ValueError(f"{name} is a number of seconds, 0 or more, not {value!r}.")
-    return value
+        raise ValueError(f"{name} is a number of seconds, 0 or more, not {_shown(value)}.")
+    # An integer beyond a float's range could not be added to a time.
+    return value if value <= _MAX_SECONDS else inf
+
+
+def check_timeout(name: str, value: float) -> float:
+    """Return a duration in seconds that a thread can wait for; raises as `check_seconds`."""
+    return min(check_seconds(name, value), threading.TIMEOUT_MAX)
 
 
 def check_count(name: str, value: int, minimum: int = 1) -> int:
@@ -87,7 +117,9 @@ def check_count(name: str, value: int, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is a whole number, not {type_name(value)}.")
     if value < minimum:
-        raise ValueError(f"{name} is {minimum} or more, not {value}.")
+        raise ValueError(f"{name} is {minimum} or more, not {_shown(value)}.")
+    if value > MAX_COUNT:
+        raise ValueError(f"{name} is at most {MAX_COUNT}.")
     return value
 
 
@@ -102,9 +134,13 @@ def check_names(topic: str, key: str | None, idempotency_key: str | None) -> Non
         raise TypeError(f"key is text, not {type_name(key)}.")
     if idempotency_key is not None and not isinstance(idempotency_key, str):
         raise TypeError(f"idempotency_key is text, not {type_name(idempotency_key)}.")
+    if key == "":
+        raise ValueError("key is empty; leave it out for a message without one.")
+    if idempotency_key == "":
+        raise ValueError("idempotency_key is empty; leave it out to have one drawn.")
     for name, text in (("The topic", topic), ("key", key), ("idempotency_key", idempotency_key)):
-        if text is not None and not (text.isascii() or _is_utf_8(text)):
-            raise ValueError(f"{name} holds half a surrogate pair, which UTF-8 has no form for.")
+        if text is not None:
+            _check_utf_8(name, text)
 
 
 # --- of a subscription ---------------------------------------------------------------------------
@@ -116,8 +152,13 @@ def topics_of(named: Iterable[str | Iterable[str]]) -> tuple[str, ...]:
     for each in named:
         topics += _names("topic", [each] if isinstance(each, str) else each)
     for topic in topics:
-        _check(check_topic, topic)
+        check_topic_name(topic)
     return tuple(topics)
+
+
+def check_topic_name(topic: str) -> None:
+    """Raise ValueError unless there can be a topic of this name."""
+    _check(check_topic, topic)
 
 
 def patterns_of(patterns: Iterable[str]) -> tuple[str, ...]:
@@ -142,14 +183,20 @@ def check_policy(policy: str | None) -> str | None:
 def since_text(since: str | datetime | timedelta | None) -> str | None:
     """Return ``since`` as the server takes it.
 
-    A duration is rounded up to a whole second, since a server takes no parts of one.
+    A duration is rounded up to a whole second, since a server takes no parts of one; one of more
+    than 31 years to a whole day, since it takes no number of more than nine digits.
 
     Raises:
         TypeError: it is none of these.
-        ValueError: a time without a time zone, or a duration into the future.
+        ValueError: a time without a time zone, a duration into the future, or no text to send.
     """
     match since:
-        case None | str():
+        case None:
+            return None
+        case str():
+            _check_utf_8("since", since)
+            if not since:
+                raise ValueError('since is empty; it is like "5m", or leave it out.')
             return since
         case datetime():
             if since.utcoffset() is None:
@@ -165,7 +212,10 @@ def since_text(since: str | datetime | timedelta | None) -> str | None:
         case timedelta():
             if since < timedelta(0):
                 raise ValueError("since is how long ago, so it can't be below zero.")
-            return f"{-(-since // timedelta(seconds=1))}s"
+            seconds = since // _SECOND + bool(since % _SECOND)
+            if seconds <= _MAX_NUMBER:
+                return f"{seconds}s"
+            return f"{min(since // _DAY + bool(since % _DAY), _MAX_NUMBER)}d"
         case date():
             raise TypeError("since is a datetime with a time zone, not a date.")
     raise TypeError(
@@ -199,7 +249,18 @@ def _check(check: Callable[[str], object], name: str) -> None:
         raise ValueError(str(error)) from error
 
 
-def _is_utf_8(text: str) -> bool:
+def _shown(value: float) -> str:
+    """Return a number that is too small, or none, as sentences show it; Python spells not all."""
+    return "less" if value < -MAX_COUNT else repr(value)
+
+
+def _check_utf_8(name: str, text: str) -> None:
+    """Raise ValueError unless ``text`` can be sent."""
+    if not (text.isascii() or is_utf_8(text)):
+        raise ValueError(f"{name} holds half a surrogate pair, which UTF-8 has no form for.")
+
+
+def is_utf_8(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

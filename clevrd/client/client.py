@@ -76,7 +76,7 @@ class Client:
         self._retry_for_s = check_seconds("retry_for_s", retry_for_s)
         self._new_key = IdempotencyKeys()
         self._repeats = Repeats()
-        self._http = HttpPublisher(self._session, self._repeats, retry_for_s, self._clockwork)
+        self._http = HttpPublisher(self._session, self._repeats, self._retry_for_s, self._clockwork)
 
     async def open(self) -> Self:
         """Be ready; connects nowhere yet. Nothing more where it is open already.
@@ -266,7 +266,6 @@ class Client:
     ) -> Published:
         """Publish data that was checked; for the client without asyncio."""
         check_names(topic, key, idempotency_key)
-        body = publish_body(
-            topic, data, key=key, idempotency_key=idempotency_key or self._new_key()
-        )
+        name = self._new_key() if idempotency_key is None else idempotency_key
+        body = publish_body(topic, data, key=key, idempotency_key=name)
         return await self._http.publish(body)

@@ -8,17 +8,16 @@ from typing import Any, Final
 
 import msgspec
 
-# Of the statuses that time heals the gateway's: the server behind it may have taken the message
-# before it fell silent.
+# Statuses of a gateway: the server behind it may have taken the message before it fell silent.
 _GATEWAY_STATUSES: Final = frozenset({502, 504})
 
 
 class ClientError(Exception):
     """Base of what goes wrong here."""
 
-    # What the server asked to wait; 0 when it did not say.
+    # The wait that the server asked for, in seconds; 0 when it did not say.
     retry_after_s: float = 0.0
-    # Of a batch: what had been answered before it failed, in the order of the items.
+    # Results of a batch that had come before it failed, in the order of the items.
     results: list[Any] = []  # noqa: RUF012  # replaced, never changed
 
 
@@ -63,7 +62,7 @@ class Refused(ClientError):
         retry_after_s: float = 0.0,
     ) -> None:
         super().__init__(sentence)
-        # 0 where one message or command on a socket was refused.
+        # The HTTP status; 0 where one message or command on a socket was refused.
         self.status = status
         # The server's word for programs, such as ``rate_limited``; empty when it gave none.
         self.code = code

@@ -9,7 +9,9 @@ from typing import Protocol
 from clevrd.client.many_topics import ManyTopics
 from clevrd.client.one_topic import OneTopic
 from clevrd.client.position import Position
+from clevrd.client.positions import words_of
 from clevrd.client.wire import Gap, Message
+from clevrd.core.patterns import matches
 
 
 class Feed(Protocol):
@@ -18,7 +20,7 @@ class Feed(Protocol):
     The subscription opens connections and reads from them; a feed outlives all of them.
     """
 
-    # What the server asks to stay away, after the close that it has announced.
+    # The time that the server asks its readers to stay away, after the close it has announced.
     away_ms: int
 
     @property
@@ -95,11 +97,42 @@ def feed_of(
         raise ValueError(
             "last, since, position and positions each say where to begin; give one of them."
         )
+    _warn_of_others(topics, patterns, positions or {}, warn)
     if len(topics) == 1 and not patterns:
         return OneTopic(topics[0], options, position or (positions or {}).get(topics[0]), warn)
     if position is not None:
         raise ValueError("position is for one topic without patterns; give positions, by topic.")
     return ManyTopics(topics, patterns, options, positions, warn)
+
+
+def _warn_of_others(
+    topics: Sequence[str],
+    patterns: Sequence[str],
+    positions: Iterable[str],
+    warn: Callable[[Iterable[str]], None],
+) -> None:
+    """Warn of positions that nothing asks for: misspelt, or stored when more was wanted."""
+    named = set(topics)
+    wanted = [words_of(pattern) for pattern in patterns]
+    others = [
+        topic
+        for topic in positions
+        if topic not in named and not any(matches(words, topic) for words in wanted)
+    ]
+    if len(others) == 1:
+        warn(
+            [
+                f"positions holds 1 topic that is not subscribed, {others[0]!r}; it is ignored, so"
+                " check its name."
+            ]
+        )
+    elif others:
+        warn(
+            [
+                f"positions holds {len(others)} topics that are not subscribed, such as"
+                f" {others[0]!r}; they are ignored, so check their names."
+            ]
+        )
 
 
 def _check_names(topics: Sequence[str], patterns: Sequence[str]) -> None:

@@ -17,9 +17,9 @@ from clevrd.client.position import Position
 from clevrd.client.subscription import Subscription
 from clevrd.client.wire import Gap, Message
 
-# Enough that the two threads need not wake each other for every message.
+# 64: the two threads need not wake each other for every message.
 MAX_ITEMS: Final = 64
-# Of the messages' JSON, unless it is a single one.
+# The bound of the waiting messages' JSON; a single message may be larger.
 MAX_BYTES: Final = 1 << 20
 
 
@@ -32,17 +32,18 @@ class Intake:
     def __init__(self, thread: LoopThread, items: Subscription) -> None:
         self._thread = thread
         self.items = items
-        # Guards what follows; notified when there is something to take, or an end.
+        # The condition guards all fields down to _failure. It is notified when there is an item to
+        # take, or an end.
         self._changed = threading.Condition()
-        # Each with where its topic stood before it.
+        # The items that wait, each with its topic's position before it.
         self._waiting: deque[tuple[Message | Gap, Position | None]] = deque()
         self._bytes = 0
         self._is_full = False
         self._is_over = False
         self._is_closed = False
-        # What the subscription failed of; handed out once, behind what was read before it.
+        # The subscription's error, set by its end. take() raises it once, behind the last item.
         self._failure: BaseException | None = None
-        # Used in the loop only.
+        # The loop alone uses the fields from here on.
         self._reading: asyncio.Task[None] | None = None
         self._is_left = False
         self._has_room = asyncio.Event()
@@ -121,7 +122,7 @@ class Intake:
     async def _read(self, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait((before,))
-        # By a loop of its own, which lets go of what it is not to keep.
+        # This `async for` lets the connection go where the subscription is not to keep it.
         async for item in self.items:
             self._put(item)
             await self._has_room.wait()

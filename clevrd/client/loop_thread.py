@@ -18,22 +18,34 @@ from selectors import DefaultSelector
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
+try:
+    import ctypes
+except ImportError:  # a Python that was built without libffi
+    ctypes = None  # type: ignore[assignment]
+
 T = TypeVar("T")
 
-# For connections to be closed in order at the exit of an interpreter, all together.
+# The time that all connections together have to be closed in order at an interpreter's exit.
 EXIT_TIMEOUT_S: Final = 1.0
 # Windows interrupts no wait for a lock, so Ctrl-C is looked for this often.
 WAIT_SLICE_S: Final = 0.2 if sys.platform == "win32" else None
 # Names are looked up here; one that never comes back must not keep others from it.
 _RESOLVERS: Final = 4
-# Of cancelling what runs, at the end.
+# The end cancels all tasks this many times: a task that is cancelled may leave another one behind.
 _ROUNDS: Final = 3
 
 _running: WeakSet[LoopThread] = WeakSet()
 
+# Copies, in a forked child, of what is its parent's. Only sever() adds to it.
+_parents: list[object] = []
+
 
 class Stopped(Exception):
     """The loop does not run, or stopped before it was done."""
+
+    def __init__(self, *, has_begun: bool) -> None:
+        super().__init__()
+        self.has_begun = has_begun
 
 
 class LoopThread:
@@ -79,7 +91,7 @@ class LoopThread:
             if self.is_running:
                 return asyncio.run_coroutine_threadsafe(work, self.loop)
         work.close()
-        raise Stopped
+        raise Stopped(has_begun=False)
 
     def call_soon(self, call: Callable[..., object], *arguments: object) -> bool:
         """Let the loop call it; return whether it runs and will."""
@@ -107,9 +119,10 @@ class LoopThread:
                     if future.done() or timeout_s is not None:
                         raise
         except CancelledError:
-            raise Stopped from None
+            raise Stopped(has_begun=True) from None
         finally:
-            # After an interrupt, or when it is late; done, it stays as it is.
+            # An interrupt or a timeout leaves work that nobody waits for; a future that is done
+            # stays done.
             future.cancel()
 
     def stop(self, timeout_s: float | None = None) -> None:
@@ -140,6 +153,10 @@ class LoopThread:
         """
         self.is_forked = True
         self._lock = threading.RLock()
+        _never_free(self)
+        with suppress(RuntimeError):
+            # Some tasks wait for an event that nothing but they themselves hold.
+            _never_free(asyncio.all_tasks(self.loop))
         with suppress(OSError, RuntimeError):
             null = os.open(os.devnull, os.O_RDWR)
             watched = [key.fd for key in self._selector.get_map().values()]
@@ -175,6 +192,18 @@ async def _end(at_end: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
     finally:
         # Futures of other threads are told of their tasks' ends first.
         loop.call_soon(loop.stop)
+
+
+def _never_free(copy: object) -> None:
+    """Keep ``copy`` and all it holds, also beyond the interpreter's end.
+
+    Sessions, connections and tasks that are freed while they are open close themselves, and say on
+    standard error that nobody did. They are the parent's, which goes on with them.
+    """
+    _parents.append(copy)
+    # Modules lose what they hold at the end; a reference that nothing gives back stays.
+    with suppress(AttributeError):  # there is no such function in PyPy, nor without ctypes
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(copy))
 
 
 def _stop_all() -> None:

@@ -29,9 +29,10 @@ from clevrd.client.wire import (
     read_message,
 )
 
-# Of what comes before the last command is answered, while nobody takes it. The server carries a
-# command out when its connection takes more, so that it can depend on all messages before it being
-# read; up to its own buffers (SO_SNDBUF 128 KiB and write_high_bytes) it goes on without that.
+# The bound of the messages that come before the last command is answered, while nobody takes them.
+# The server carries a command out when its connection takes more, so that it can depend on all
+# messages before it being read; up to its own buffers (SO_SNDBUF 128 KiB and write_high_bytes) it
+# goes on without that.
 MAX_HELD_BYTES: Final = 1 << 20
 
 
@@ -61,7 +62,8 @@ class ManyTopics:
         self._beginning = {name: options[name] for name in ("last", "since") if name in options}
         self._manner = {name: options[name] for name in ("policy", "buffer") if name in options}
         self._trackers = Trackers(topics, patterns, positions or {})
-        # Whether a server has ever begun with it, so that what is unknown now began afterwards.
+        # By pattern: whether a server has ever begun with it. A topic that is unknown now began
+        # after that.
         self._has_begun = dict.fromkeys(patterns, positions is not None)
         self.is_greeted = False
         self.away_ms = 0
@@ -69,11 +71,12 @@ class ManyTopics:
         self._asked: set[int] = set()
         # Patterns that this connection goes on with, by positions.
         self._resumed: set[str] = set()
-        # Read while nobody took items, each with its topic's position behind it. They outlive their
-        # connection, or one that is cut before all is greeted would have brought nothing.
+        # Items that were read while nobody took them, each with its topic's position behind it.
+        # They outlive their connection, or one that is cut before all is greeted would have brought
+        # nothing.
         self._held: deque[tuple[Message | Gap, Position | None]] = deque()
         self._held_bytes = 0
-        # Where topics stand to the user as long as items are held; trackers are ahead of it.
+        # Positions of topics as the user has them, as long as items are held; trackers are ahead.
         self._handed_out: dict[str, Position | None] = {}
         # The last of _held that was handed out, and where its topic stood before it.
         self._last_held: tuple[Message | Gap | None, Position | None] = (None, None)
@@ -105,7 +108,10 @@ class ManyTopics:
         Topics come first: one that a pattern brought could not be subscribed by its name.
         """
         if protocol != CONTROL_PROTOCOL:
-            raise BadAnswer(f"The server does not speak {CONTROL_PROTOCOL}.")
+            raise BadAnswer(
+                f"The server does not speak {CONTROL_PROTOCOL}, which several topics and patterns"
+                " need; check the URL, and that no proxy drops Sec-WebSocket-Protocol."
+            )
         self.away_ms = 0
         self._resumed.clear()
         wishes = [
@@ -179,7 +185,7 @@ class ManyTopics:
             case Watching() if frame.pattern in self._has_begun:
                 self._has_begun[frame.pattern] = True
                 self._warn(frame.warnings)
-                # What is not whole from here on begins with a gap.
+                # A topic that is not whole from here on begins with a gap.
                 self._resumed.add(frame.pattern)
                 self._answered(frame.ref)
             case Forgotten():

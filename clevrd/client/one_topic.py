@@ -21,8 +21,8 @@ from clevrd.client.wire import (
     read_message,
 )
 
-# Asked for after a lost connection where there are no positions: the server's default for what it
-# keeps of a topic.
+# A reader without positions asks for this many after a lost connection: the server's default for
+# the messages it keeps of a topic.
 RESUME_LAST: Final = 10_000
 
 
@@ -57,7 +57,7 @@ class OneTopic:
         self._has_control = False
         # Epoch of the messages of this connection.
         self._epoch = ""
-        # Behind a gap that was handed out first.
+        # The message behind a gap, while the gap alone was handed out.
         self._waiting: Message | None = None
 
     def positions(self) -> dict[str, Position]:
@@ -79,7 +79,7 @@ class OneTopic:
             query |= {"offset": str(tracker.offset), "epoch": tracker.epoch}
             self._is_resumed = True
         elif is_return and "since" not in query:
-            # Who wanted no past and has seen nothing has no place to resume from.
+            # A reader that wanted no past and has seen nothing has no place to resume from.
             wanted = self._query.get("last")
             if wanted != "0" or tracker.last_id:
                 query["last"] = str(max(RESUME_LAST, int(wanted or 0)))
@@ -99,7 +99,10 @@ class OneTopic:
         """Take in the first frame, which says where this connection begins."""
         greeting = read_control(text)
         if not isinstance(greeting, Subscribed):
-            raise BadAnswer("The server did not begin with a position.")
+            raise BadAnswer(
+                f"The server did not begin with a position, as {CONTROL_PROTOCOL} does; check the"
+                " URL, and that no proxy changes what it passes on."
+            )
         self._warn(greeting.warnings)
         self._tracker.greet(greeting, is_resumed=self._is_resumed)
         self._epoch = greeting.epoch

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Final, Self
 
 import msgspec
 
-from clevrd.client.arguments import type_name
+from clevrd.client.arguments import MAX_COUNT, check_topic_name, is_utf_8, short, type_name
 from clevrd.client.wire import Gap, Message, Subscribed
+
+# An offset of 64 bits has no more digits; Python reads a text of some thousand slowly or not at
+# all.
+_MAX_DIGITS: Final = 19
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -35,8 +39,9 @@ class Position(msgspec.Struct, frozen=True):
         if not isinstance(text, str):
             raise TypeError(f"A position is text like f7502dc3:41, not {type_name(text)}.")
         epoch, _, offset = text.strip().rpartition(":")
-        if not (epoch and offset.isascii() and offset.isdecimal()):
-            raise ValueError(f"{text!r} is no position; it is like f7502dc3:41")
+        is_one = epoch and is_utf_8(epoch) and offset.isascii() and offset.isdecimal()
+        if not is_one or len(offset) > _MAX_DIGITS or int(offset) > MAX_COUNT:
+            raise ValueError(f"{short(text)} is no position; it is like f7502dc3:41")
         return cls(epoch, int(offset))
 
 
@@ -51,8 +56,10 @@ def position_of(given: Position | str) -> Position:
     # msgspec checks what it decodes, and not what is passed to a struct.
     if (type(given.epoch), type(given.offset)) != (str, int):
         raise TypeError("A position has text for its epoch and a whole number for its offset.")
-    if not given.epoch or given.offset < 0:
-        raise ValueError(f"{str(given)!r} is no position; it is like f7502dc3:41")
+    if given.offset > MAX_COUNT:
+        raise ValueError("A position's offset is beyond what one can be.")
+    if not given.epoch or not is_utf_8(given.epoch) or given.offset < 0:
+        raise ValueError(f"{short(str(given))} is no position; it is like f7502dc3:41")
     return given
 
 
@@ -65,6 +72,7 @@ def positions_of(given: Mapping[str, Position | str]) -> dict[str, Position]:
     for topic in given:
         if not isinstance(topic, str):
             raise TypeError(f"A topic of positions is text, not {type_name(topic)}.")
+        check_topic_name(topic)
     return {topic: position_of(position) for topic, position in given.items()}
 
 
@@ -82,9 +90,10 @@ class Tracker:
         self.last_id = ""
         self.epoch = position.epoch if position else ""
         self.offset = position.offset if position else 0
-        # Where this connection begins, while a gap that belongs in front was not handed out.
+        # The place where this connection begins, while a gap that belongs in front was not handed
+        # out.
         self._greeting: Subscribed | None = None
-        # Epoch and offset before what was taken in last.
+        # Epoch and offset before the item that was taken in last.
         self._before = (self.epoch, self.offset)
 
     @property

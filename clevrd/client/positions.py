@@ -9,7 +9,7 @@ from typing import Final
 from clevrd.client.position import Position, Tracker
 from clevrd.core.patterns import matches
 
-# What a server allows one connection by default: it refuses a pattern with more positions.
+# A server's default for the topics of one connection: it refuses a pattern with more positions.
 MAX_MATCHED: Final = 1_000
 
 
@@ -26,9 +26,9 @@ class Trackers:
         self, topics: Iterable[str], patterns: Iterable[str], positions: Mapping[str, Position]
     ) -> None:
         self._named = {topic: Tracker(topic, positions.get(topic)) for topic in topics}
-        # In the order in which they were heard of, the longest ago first.
+        # Trackers of topics that patterns brought; the one heard of longest ago comes first.
         self._matched: OrderedDict[str, Tracker] = OrderedDict()
-        wanted = [_words(pattern) for pattern in patterns]
+        wanted = [words_of(pattern) for pattern in patterns]
         for topic, position in positions.items():
             # Stored positions may be of topics that are not wanted any more.
             if topic not in self._named and any(matches(words, topic) for words in wanted):
@@ -58,7 +58,7 @@ class Trackers:
 
         Not only those that this one brought: of two patterns either may bring a topic next time.
         """
-        words = _words(pattern)
+        words = words_of(pattern)
         return _told({name: each for name, each in self._matched.items() if matches(words, name)})
 
     def positions(self) -> dict[str, Position]:
@@ -78,6 +78,6 @@ def _told(trackers: Mapping[str, Tracker]) -> dict[str, Position]:
     return {topic: position for topic, position in found if position is not None}
 
 
-def _words(pattern: str) -> tuple[str, ...]:
+def words_of(pattern: str) -> tuple[str, ...]:
     """Return the words of a pattern; whether it is one the server says."""
     return tuple(pattern.split("."))

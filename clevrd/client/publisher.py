@@ -17,7 +17,7 @@ from clevrd.client.arguments import check_names
 from clevrd.client.backoff import Clockwork, comes_back, delay_s
 from clevrd.client.errors import ClientError, Closed, Misuse, Refused, Unreachable
 from clevrd.client.publishing import IdempotencyKeys, Repeats, is_transient
-from clevrd.client.session import TEXT, Session, Socket, end_of
+from clevrd.client.session import Session, Socket
 from clevrd.client.values import UNREADABLE, check_json, data_json
 from clevrd.client.wire import (
     Published,
@@ -28,9 +28,9 @@ from clevrd.client.wire import (
 
 log = logging.getLogger(__name__)
 
-# Enough to fill a connection of 20 ms there and back at 10,000 messages a second.
+# 256: they fill a connection of 20 ms there and back at 10,000 messages a second.
 MAX_IN_FLIGHT: Final = 256
-# Of all messages in flight, unless it is a single one.
+# The bound of all messages in flight together; a single message may be larger.
 MAX_IN_FLIGHT_BYTES: Final = 8 << 20
 # Refusals that nobody has looked at; one more ends the stream.
 MAX_UNSEEN: Final = 1_000
@@ -79,9 +79,9 @@ class _Entry:
         self.frame = frame
         self.receipt = receipt
         self.offered_s = offered_s
-        # Sent over the connection there is now, and not refused since.
+        # True from the moment the message is sent over the present connection until it is refused.
         self.is_sent = False
-        # Sent over connections that are lost; each may have arrived.
+        # How often the message was sent over connections that are lost; each copy may have arrived.
         self.copies = 0
 
 
@@ -108,12 +108,12 @@ class Publisher:
         self._retry_for_s = retry_for_s
         self._random, self._sleep, self._clock = clockwork
         self._next_ref = count(1).__next__
-        # By ref, in the order in which they were offered.
+        # Messages without an answer by their ref, in the order in which they were offered.
         self._entries: dict[int, _Entry] = {}
         self._in_flight_bytes = 0
-        # Those of _entries that are to be sent, in order.
+        # The entries of _entries that are to be sent, in order.
         self._to_send: deque[_Entry] = deque()
-        # Why the next message is to wait: the server refused one for the moment.
+        # The refusal for which the next message waits: the server refused one for the moment.
         self._held_back_by: Refusal | None = None
         self._attempt = 0
         self._last_taken_s = self._clock()
@@ -123,7 +123,7 @@ class Publisher:
         self._has_room = asyncio.Event()
         self._is_empty = asyncio.Event()
         self._is_open = asyncio.Event()
-        # First come, first served, when there is no room.
+        # The lock serves publishers in the order they came, when there is no room.
         self._turn = asyncio.Lock()
         self._driver: asyncio.Task[None] | None = None
         self._is_stopped = False
@@ -212,9 +212,8 @@ class Publisher:
     ) -> Receipt:
         check_names(topic, key, idempotency_key)
         ref = self._next_ref()
-        frame = publish_body(
-            topic, data, key=key, idempotency_key=idempotency_key or self._new_key(), ref=ref
-        )
+        name = self._new_key() if idempotency_key is None else idempotency_key
+        frame = publish_body(topic, data, key=key, idempotency_key=name, ref=ref)
         async with self._turn:
             while not self._fits(len(frame)):
                 self._has_room.clear()
@@ -284,10 +283,7 @@ class Publisher:
         writer = asyncio.create_task(self._write(socket))
         try:
             while True:
-                frame = await socket.receive()
-                if frame.type is not TEXT:
-                    raise end_of(frame, socket.close_code)
-                self._take_answer(frame.data)
+                self._take_answer(await self._session.receive(socket))
         finally:
             writer.cancel()
             await asyncio.wait((writer,))
@@ -302,7 +298,7 @@ class Publisher:
             elif self._to_send:
                 entry = self._to_send.popleft()
                 entry.is_sent = True
-                await socket.send_frame(entry.frame, TEXT)
+                await self._session.send(socket, entry.frame)
             else:
                 self._has_work.clear()
                 await self._has_work.wait()

@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 # How long one message is offered again before publish() gives up; a planned restart takes 30 s.
 RETRY_FOR_S: Final = 60.0
-# Of each result in a batch's answer: a server's sentence with a topic of 255 bytes in it.
+# The size that each result in a batch's answer may have: a sentence with a topic of 255 bytes in
+# it.
 _RESULT_BYTES: Final = 1024
 _TOO_LARGE: Final = 413
 
@@ -228,11 +229,9 @@ def _line(item: Outgoing | Sequence[Any], new_key: IdempotencyKeys) -> bytes:
         raise TypeError(f"An item is a pair (topic, data) or an Outgoing, not {type_name(item)}.")
     outgoing = item if isinstance(item, Outgoing) else Outgoing(*item)
     check_names(outgoing.topic, outgoing.key, outgoing.idempotency_key)
+    name = new_key() if outgoing.idempotency_key is None else outgoing.idempotency_key
     return publish_body(
-        outgoing.topic,
-        data_json(outgoing.data),
-        key=outgoing.key,
-        idempotency_key=outgoing.idempotency_key or new_key(),
+        outgoing.topic, data_json(outgoing.data), key=outgoing.key, idempotency_key=name
     )
 
 

@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from clevrd.client.address import without_password
 
-# Enough for http to https, and for a path that a proxy adds.
+# Five: http to https is one, and a path that a proxy adds another.
 MAX_REDIRECTS: Final = 5
 # 303 is not among them: it asks for a GET of something else.
 _FOLLOWED: Final = frozenset({301, 302, 307, 308})

@@ -35,26 +35,32 @@ from clevrd.client.values import UNREADABLE
 from clevrd.client.wire import Refusal, read_refusal
 
 CONNECT_TIMEOUT_S: Final = 10.0
-# For the whole answer to one publish; the server itself gives a request 10 s to arrive.
+# The time of the whole answer to one publish; the server itself gives a request 10 s to arrive.
 ANSWER_TIMEOUT_S: Final = 30.0
-# Below the 60 s at which common proxies cut a silent connection.
+# Common proxies cut a connection that is silent for 60 s.
 HEARTBEAT_S: Final = 25.0
 CLOSE_TIMEOUT_S: Final = 5.0
 # The largest body that a server can be configured to take, and the message's other fields.
 MAX_MESSAGE_BYTES: Final = (64 << 20) + 4096
 # An answer is some hundred bytes; a proxy's error page is not read to its end.
 MAX_ANSWER_BYTES: Final = 65_536
-# Of a body that is sent in one piece (aiohttp's TOO_LARGE_BYTES_BODY).
+# The largest body that is sent in one piece (aiohttp's TOO_LARGE_BYTES_BODY).
 _PIECE_BYTES: Final = 1 << 20
 
 # Statuses that time heals and that a proxy may send without a body of ours.
 _TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
 
-# Those of a proxy that wants to know who asks.
+# Statuses by which a server or a proxy asks for credentials, or refuses them.
 _CREDENTIAL_STATUSES: Final = frozenset({401, 403, 407})
 
-# Sentences of the server that are logged; more of them are more of the same.
+# The number of different warnings that are logged; more of them are more of the same.
 _MAX_WARNED: Final = 100
+
+# RFC 6455 §7.4.1: the code for a message over MAX_MESSAGE_BYTES.
+_TOO_BIG: Final = 1009
+
+# Why a connection ended that nobody closed.
+_LOST: Final = "connection lost"
 
 _OTHER_LOOP: Final = (
     "Client is open in another event loop; make a client in each loop, or close() it in that one."
@@ -92,26 +98,26 @@ class Session:
         tls: ssl.SSLContext | None,
     ) -> None:
         self._base, self._unix_path = parse_url(url)
-        # For error texts: without the password that a URL may hold.
+        # The URL for error texts, without the password that it may hold.
         self.name = url if self._unix_path else without_password(self._base)
         self._headers = {"User-Agent": f"clevrd/{__version__}", **check_headers(headers)}
         if check_tenant(tenant) is not None:
             self._headers["X-Tenant-ID"] = tenant or ""
         self._tls = check_tls(tls)
-        # Made by open(), which needs the running loop.
+        # open() makes both, since a session needs the running loop.
         self._http: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         # True once the server has answered anything: then a failed connection is an outage, not
         # a wrong URL, and worth waiting for.
         self.was_reached = False
-        # What the server has warned of and was logged; at most _MAX_WARNED.
+        # Warnings of the server that were logged; at most _MAX_WARNED.
         self._warned: set[str] = set()
-        # Nothing is opened any more; subscriptions end.
+        # True from close() to the next open(): nothing is opened, and subscriptions end.
         self.is_closed = False
         # WebSockets that are to be closed, by who opened them or with the session.
         self._sockets: set[Socket] = set()
         self._closing: set[asyncio.Task[None]] = set()
-        # What is still to be sent over a WebSocket; ends with it.
+        # The task that sends a WebSocket's first frames; it ends with the socket.
         self._sending: dict[Socket, asyncio.Task[None]] = {}
 
     def warn(self, warnings: Iterable[str]) -> None:
@@ -200,6 +206,34 @@ class Session:
         self._sockets.add(socket)
         return socket
 
+    async def receive(self, socket: Socket, timeout_s: float | None = None) -> bytes:
+        """Return the next text frame of a WebSocket; None waits for ever.
+
+        Raises:
+            Closed, BadAnswer: there is none, nor will there be.
+            TimeoutError: none came within ``timeout_s``.
+        """
+        while True:
+            try:
+                frame = await socket.receive(timeout_s)
+            except TimeoutError:
+                raise
+            except (aiohttp.ClientError, OSError):
+                # aiohttp answers a ping in here, and fails when the server has gone since. What
+                # the server sent behind the ping is still there, a close code among it.
+                continue
+            if frame.type is not TEXT:
+                raise self._end_of(frame, socket.close_code)
+            content: bytes = frame.data
+            return content
+
+    async def send(self, socket: Socket, text: bytes) -> None:
+        """Send one text frame; raises Closed where the connection is lost."""
+        try:
+            await socket.send_frame(text, TEXT)
+        except (aiohttp.ClientError, OSError) as error:
+            raise Closed(1006, _LOST) from error
+
     def send_aside(self, socket: Socket, texts: Sequence[bytes]) -> None:
         """Send text frames over a new WebSocket, in order, while others read from it.
 
@@ -233,6 +267,18 @@ class Session:
         """Return the error for an answer that no clevrd server gives."""
         return BadAnswer(f"{self.name} answered {what}, but not as clevrd does; check the URL.")
 
+    def _end_of(self, frame: Any, close_code: int | None) -> ClientError:
+        """Return what a frame that is no text means for its WebSocket: its end."""
+        if frame.type is aiohttp.WSMsgType.CLOSE:
+            return Closed(frame.data or 1005, frame.extra or "")
+        if frame.type is aiohttp.WSMsgType.ERROR:
+            return Closed(close_code or 1006, _socket_reason(frame.data, close_code))
+        if frame.type is aiohttp.WSMsgType.BINARY:
+            return BadAnswer(
+                f"{self.name} sent a binary frame, where clevrd sends text; check the URL."
+            )
+        return Closed(1006, _LOST)
+
     async def _ask(self, path: str, query: str, ask: Callable[[str], Awaitable[T]]) -> T:
         """Return what ``ask`` returns for the URL of ``path``, or for where that has moved to.
 
@@ -247,7 +293,8 @@ class Session:
                 url = self._moved(path, url, moved)
             except aiohttp.WSServerHandshakeError as error:
                 raise BadAnswer(
-                    f"{self.name} does not speak WebSocket ({error.message}); check the URL."
+                    f"{self.name} does not speak WebSocket; check the URL, and that a proxy passes"
+                    " WebSockets on."
                 ) from error
             except aiohttp.InvalidURL as error:
                 raise BadUrl(f"{self.name} is no URL that can be asked.") from error
@@ -342,19 +389,17 @@ class Session:
         )
 
 
-def end_of(frame: Any, close_code: int | None) -> ClientError:
-    """Return what a frame that is no text means for its WebSocket: its end."""
-    if frame.type is aiohttp.WSMsgType.CLOSE:
-        return Closed(frame.data or 1005, frame.extra or "")
-    if frame.type is aiohttp.WSMsgType.ERROR:
-        return Closed(close_code or 1006, str(frame.data))
-    if frame.type is aiohttp.WSMsgType.BINARY:
-        return BadAnswer("The server sent a binary frame, where clevrd sends text.")
-    return Closed(1006, "connection lost")
+def _socket_reason(error: object, close_code: int | None) -> str:
+    """Return why a WebSocket ended; aiohttp's texts are its reader's own words."""
+    if isinstance(error, aiohttp.WebSocketError):
+        return "message too big" if close_code == _TOO_BIG else "what came is not WebSocket"
+    return "no answer to a ping" if isinstance(error, aiohttp.ServerTimeoutError) else _LOST
 
 
 def _reason(error: Exception) -> str:
     """Return why there is no whole answer; aiohttp's texts show the parser's own words."""
+    if isinstance(error, aiohttp.ClientConnectionError) and _is_only_cut(error):
+        return "the server, or a proxy, closed it; if it always does, check the URL"
     if isinstance(error, aiohttp.ClientResponseError):
         return "what came is not HTTP, so check the URL"
     if isinstance(error, aiohttp.ClientPayloadError):
@@ -362,8 +407,14 @@ def _reason(error: Exception) -> str:
     return reason_of(error)
 
 
+def _is_only_cut(error: aiohttp.ClientConnectionError) -> bool:
+    """Whether neither the system nor TLS nor a clock says why the connection broke."""
+    is_tls = isinstance(error, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError)
+    return not (is_tls or isinstance(error, TimeoutError) or getattr(error, "errno", None))
+
+
 async def _send_all(socket: Socket, texts: Sequence[bytes]) -> None:
-    # Who reads is told of a lost connection.
+    # The task that reads is told of a lost connection.
     with suppress(aiohttp.ClientError, OSError):
         for text in texts:
             await socket.send_frame(text, TEXT)

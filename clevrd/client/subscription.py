@@ -17,7 +17,7 @@ from clevrd.client.backoff import STEADY_S, Clockwork, comes_back, delay_s, goin
 from clevrd.client.errors import BadAnswer, ClientError, Closed, Misuse
 from clevrd.client.feeds import Feed
 from clevrd.client.position import Position
-from clevrd.client.session import ANSWER_TIMEOUT_S, TEXT, Session, Socket, end_of
+from clevrd.client.session import ANSWER_TIMEOUT_S, Session, Socket
 from clevrd.client.values import UNREADABLE
 from clevrd.client.wire import CONTROL_PROTOCOL, Gap, Message
 
@@ -46,11 +46,11 @@ class Subscription:
         self._socket: Socket | None = None
         self._attempt = 0
         self._connected_s = 0.0
-        # To be waited before the next connection; None before the first.
+        # The wait before the next connection; None before the first.
         self._delay_s: float | None = None
-        # Closed by its user, or for good by the server.
+        # True once its user has closed it, or the server for good.
         self._is_over = False
-        # Opened by its user, who closes it too; loops leave it open.
+        # True while its user, who has opened it, is to close it too; loops leave it open.
         self._is_opened = False
         # It has been subscribed, so that another connection is a return.
         self._was_greeted = False
@@ -196,15 +196,17 @@ class Subscription:
     ) -> Message | Gap | None:
         """Return what ``take`` makes of the next frame; None also when the connection is lost."""
         try:
-            frame = await socket.receive(None if self._feed.is_greeted else ANSWER_TIMEOUT_S)
-            if frame.type is not TEXT:
-                raise end_of(frame, socket.close_code)
-            return take(frame.data)
+            timeout_s = None if self._feed.is_greeted else ANSWER_TIMEOUT_S
+            return take(await self._session.receive(socket, timeout_s))
         except TimeoutError:
             await self._lose(Closed(1006, "no greeting"))
-        except UNREADABLE as error:
-            sentence = f"{self._session.name} sent what is not a message ({error})."
-            await self._lose(BadAnswer(sentence))
+        except UNREADABLE:
+            await self._lose(
+                BadAnswer(
+                    f"{self._session.name} sent what is not a message of clevrd's; check the URL,"
+                    " and that no proxy changes what it passes on."
+                )
+            )
         except ClientError as error:
             await self._lose(error)
         return None
@@ -229,7 +231,7 @@ class Subscription:
         try:
             await self._sleep(self._delay_s)
         except asyncio.CancelledError:
-            # Who asks again waits for the rest.
+            # The next call waits for the rest.
             self._delay_s = max(0.0, self._delay_s - (self._clock() - started_s))
             raise
         self._delay_s = None

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 from weakref import finalize
 
-from clevrd.client.arguments import check_count, check_names, check_seconds, type_name
+from clevrd.client.arguments import check_count, check_names, check_timeout, type_name
 from clevrd.client.client import Client as AsyncClient
 from clevrd.client.errors import (
     BadAnswer,
@@ -72,12 +72,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-# After Ctrl-C, and after any other error: connections are closed in order if that is quick.
+# The time for closing connections in order after Ctrl-C, or after any other error.
 HASTY_CLOSE_S: Final = 1.0
-
-# Clients of the parent process that a child has replaced: never freed, since that could end what
-# the parent still uses.
-_left_to_parent: list[object] = []
 
 
 class _Running(NamedTuple):
@@ -93,10 +89,13 @@ class _Running(NamedTuple):
             raise Misuse("The client's own thread can't wait for itself.")
         try:
             return self.thread.run(work, timeout_s)
-        except Stopped:
-            raise Unreachable(
-                "The client was closed before the answer.", may_have_arrived=True
-            ) from None
+        except Stopped as error:
+            sentence = (
+                "The client was closed before the answer."
+                if error.has_begun
+                else "The client was closed before the call."
+            )
+            raise Unreachable(sentence, may_have_arrived=error.has_begun) from None
 
 
 class Client:
@@ -145,7 +144,12 @@ class Client:
 
         Args:
             timeout_s: how long to wait for that; it goes on without.
+
+        Raises:
+            TypeError, ValueError: ``timeout_s`` is no duration; nothing is closed.
         """
+        if timeout_s is not None:
+            timeout_s = check_timeout("timeout_s", timeout_s)
         self._leave_parent()
         with self._lock:
             running, self._running = self._running, None
@@ -285,7 +289,8 @@ class Client:
         running = _Running(thread, client)
         running.run(running.client.open())
         self._running = running
-        # Where nobody closes it: when it is freed. It does not wait, since that may be anywhere.
+        # A client that nobody closes is stopped when it is freed. That may be anywhere, so it does
+        # not wait.
         self._last_resort = finalize(self, thread.stop, 0)
         self._last_resort.atexit = False
 
@@ -296,7 +301,6 @@ class Client:
             return
         # Some thread of the parent may have held the old one.
         self._lock = threading.Lock()
-        _left_to_parent.append((running, self._last_resort))
         if self._last_resort is not None:
             self._last_resort.detach()
         self._start()
@@ -311,7 +315,7 @@ class Subscription:
     """
 
     def __init__(self, client: Client, running: _Running, items: AsyncSubscription) -> None:
-        # Kept, since a client that nobody holds is closed.
+        # The client is kept, since one that nobody holds is closed.
         self._client = client
         self._running = running
         self._items = items
@@ -421,7 +425,7 @@ class Subscription:
             Misuse: it has ended.
         """
         if timeout_s is not None:
-            check_seconds("timeout_s", timeout_s)
+            timeout_s = check_timeout("timeout_s", timeout_s)
         self._check()
         if not self._is_opened:
             self._is_opened = True
@@ -526,7 +530,7 @@ class Receipt:
             return await self._receipt
 
         if timeout_s is not None:
-            check_seconds("timeout_s", timeout_s)
+            timeout_s = check_timeout("timeout_s", timeout_s)
         return self._running.run(wait(), timeout_s)
 
 
@@ -537,7 +541,7 @@ class Publisher:
     """
 
     def __init__(self, client: Client, running: _Running, publisher: AsyncPublisher) -> None:
-        # Kept, since a client that nobody holds is closed.
+        # The client is kept, since one that nobody holds is closed.
         self._client = client
         self._running = running
         self._publisher = publisher

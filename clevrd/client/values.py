@@ -7,6 +7,7 @@ has no value for, that is said and not rounded.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from decimal import Decimal
@@ -19,14 +20,25 @@ import msgspec
 from clevrd.client.arguments import type_name
 from clevrd.client.errors import BadData, BadRecord
 
-# What a decoder raises: not JSON or not this shape; bad UTF-8 in a key; nested too deeply.
+# A decoder raises these: not JSON or not this shape; bad UTF-8 in a key; nested too deeply.
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-# What the decoder says of numbers, and what that means.
+# The JSON of data with infinity or NaN holds one of these; that of other data may.
+_NO_NUMBERS: Final = (b"null", b"NaN", b"Infinity", b'inf"', b'nan"')
+
+# The words of the decoder, and what they mean.
 _REASONS: Final = {
+    "JSON is malformed: ": "",
+    "Input data was truncated": "it ends before the value does",
     "Number out of range": "a number beyond a float's range",
     "Integer value out of range": "an integer of more than 4,300 digits",
 }
+
+# The expression matches one escape of a string in JSON, or both of a surrogate pair (RFC 8259 §7).
+_ESCAPE: Final = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL
+)
+_HALF: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -57,9 +69,9 @@ def data_json(data: Any) -> bytes:
         raise BadRecord("data holds half a surrogate pair, which UTF-8 has no form for.") from error
     except ValueError as error:
         raise BadRecord(f"data has no JSON form: {str(error).rstrip('.')}.") from error
-    # What msgspec writes for a number without a JSON form: null for a float, text for a Decimal.
+    # msgspec writes null for a float without a JSON form, and text for a Decimal and for a key.
     # Only data with one of these is looked through, at some ten times what encoding it costs.
-    if b"null" in text or b"NaN" in text or b"Infinity" in text:
+    if any(each in text for each in _NO_NUMBERS):
         _check_numbers(data)
     return text
 
@@ -68,19 +80,21 @@ def _check_numbers(data: Any) -> None:
     """Raise BadRecord where ``data`` holds infinity or NaN."""
     plain = msgspec.to_builtins(
         data,
-        str_keys=True,
         builtin_types=(Decimal, bytes, bytearray, memoryview),
         enc_hook=lambda _: "",  # JSON in msgspec.Raw; everything else was refused by the encoder
     )
-    with suppress(ValueError, RecursionError):
+    with suppress(TypeError, ValueError, RecursionError):
         _check_plain(plain)
         return
     # A stack of its own: data may be as deep as the encoder takes it.
     waiting: list[tuple[str, Any]] = [("", plain)]
     while waiting:
         place, value = waiting.pop()
+        where = f" at {place.removeprefix('.')}" if place else ""
+        for key in value if isinstance(value, dict) else ():
+            if not _is_finite(key):
+                raise BadRecord(f"data holds the key {key!r}{where}; use text for it.")
         if not _is_finite(value):
-            where = f" at {place.removeprefix('.')}" if place else ""
             raise BadRecord(
                 f"data holds {value!r}{where}, which JSON has no form for; publish None or text"
                 " there."
@@ -140,8 +154,19 @@ def check_json(raw: bytes | bytearray | memoryview | str) -> bytes:
     except RecursionError as error:
         raise BadRecord("Nested too deeply.") from error
     except msgspec.MsgspecError as error:
-        raise BadRecord(f"Not JSON: {error}.") from error
+        if half := _half_pair(raw):
+            raise BadRecord(
+                f"Not Unicode: {half[0].decode()} at byte {half.start()} is half a surrogate pair;"
+                " send both halves, or the character itself."
+            ) from error
+        raise BadRecord(f"Not JSON: {_reason(error)}.") from error
     return raw
+
+
+def _half_pair(raw: bytes) -> re.Match[bytes] | None:
+    """Return the first escape in ``raw`` that is half a surrogate pair."""
+    escapes = _ESCAPE.finditer(raw)
+    return next((escape for escape in escapes if _HALF.fullmatch(escape[0])), None)
 
 
 # --- from JSON -----------------------------------------------------------------------------------

@@ -146,12 +146,12 @@ class Published(msgspec.Struct, frozen=True):
     offset: int = 0
     epoch: str = ""
     subscribers: int = 0
-    # Of the subscribers, those that are behind, and those that lose messages; None: not told.
+    # How many of the subscribers are behind, and how many lose messages; None: not told.
     lagging: int | None = None
     slow: int | None = None
     # The server had this message already, by its idempotency key: this is its first answer.
     repeated: bool = False
-    # What of the publish the server ignored and finds misspelt; sentences for people, also logged.
+    # Sentences on fields that the server ignored and finds misspelt; they are logged as well.
     warnings: tuple[str, ...] = ()
 
     @property
@@ -226,7 +226,7 @@ def read_message(text: bytes, epoch: str) -> Message:
         one of UNREADABLE: it is none.
     """
     message = _decode_message(text)
-    # Frozen for users; nobody else has it yet.
+    # The struct is frozen for users, and no user has it yet.
     _set(message, "json", text)
     _set(message, "epoch", epoch)
     return message
