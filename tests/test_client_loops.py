@@ -196,6 +196,21 @@ async def test_two_tasks_are_told_not_to_share(client: Client, server: FakeServe
     assert not was_left
 
 
+async def test_opening_beside_a_reader_connects_once(client: Client, server: FakeServer) -> None:
+    """A second connection would stay until the client closes."""
+    server.feeds.append(Feed())
+    items = client.subscribe("t")
+    waiting = asyncio.create_task(anext(items))
+    await asyncio.sleep(0)
+
+    with pytest.raises(Misuse, match="Two tasks read one subscription"):
+        await items.open()
+    waiting.cancel()
+    with suppress(asyncio.CancelledError):
+        await waiting
+    await items.close()
+
+
 async def test_subscription_that_is_cancelled_while_it_opens_lets_go(
     server: FakeServer, new_client: Callable[..., Client]
 ) -> None:

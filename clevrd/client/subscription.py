@@ -100,6 +100,7 @@ class Subscription:
         those are taken first, and the rest follows while items are taken.
         """
         self._raise_over()
+        self._begin_to_read()
         self._is_opened = True
         try:
             while not (self._is_over or self.is_connected or self._feed.is_full):
@@ -111,6 +112,8 @@ class Subscription:
             # Nobody leaves a block that was not entered.
             self.leave()
             raise
+        finally:
+            self._is_read = False
         return self
 
     def keep(self) -> None:
@@ -161,16 +164,20 @@ class Subscription:
         """
         if self._is_over:
             raise StopAsyncIteration
+        self._begin_to_read()
+        try:
+            return await self._next()
+        finally:
+            self._is_read = False
+
+    def _begin_to_read(self) -> None:
+        """Note that a task opens or reads it, which one at a time may; each would connect."""
         if self._is_read:
             raise Misuse(
                 "Two tasks read one subscription at the same time; subscribe once for each, or let"
                 " one read and fill a queue."
             )
         self._is_read = True
-        try:
-            return await self._next()
-        finally:
-            self._is_read = False
 
     async def _next(self) -> Message | Gap:
         while not self._is_over:
