@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import shutil
 import socket
 import urllib.error
 import urllib.request
@@ -15,7 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from clients import client_of, subscribe
+from clients import CURL, client_of, needs_curl, subscribe
 from daemons import Daemon, FakeStats, running
 from http_wire import ask, get, post, responses, talk
 
@@ -24,7 +23,6 @@ from clevrd.config import Config
 from clevrd.server import Server
 
 OK = post('{"topic":"t","data":1}')
-CURL = shutil.which("curl")
 PATHS = {
     "/": "GET, HEAD",
     "/publish": "GET, HEAD, POST",
@@ -273,9 +271,6 @@ async def curl(*arguments: str) -> bytes:
     out, err = await process.communicate()
     assert process.returncode == 0, err
     return out
-
-
-needs_curl = pytest.mark.skipif(CURL is None, reason="curl is not installed")
 
 
 @needs_curl

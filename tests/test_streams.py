@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from clients import RECORD, SMALL_BUFFERS, RawPublisher, publishing, subscribe
+from clients import RECORD, SMALL_BUFFERS, RawPublisher, needs_curl, publishing, subscribe
 from daemons import Daemon, running, until
 from http_wire import get, responses, talk
 from httpx_sse import aconnect_sse
@@ -554,6 +554,7 @@ async def test_httpx_sse_reads_the_stream(daemon: Daemon) -> None:
     assert [json.loads(event.data)["offset"] for event in found[1:]] == [1, 2, 3]
 
 
+@needs_curl
 @pytest.mark.parametrize("options", [[], ["--http1.0"]])
 async def test_curl_reads_lines(daemon: Daemon, options: list[str]) -> None:
     """`curl -N` shows each message as it comes, and ends without complaint when the daemon does."""
@@ -574,6 +575,7 @@ async def test_curl_reads_lines(daemon: Daemon, options: list[str]) -> None:
     assert (curl.returncode, complaint) == (0, b"")
 
 
+@needs_curl
 async def test_cut_lines_are_an_error_to_curl(daemon: Daemon) -> None:
     """A stream that was cut does not look like one that ended (curl: exit code 18)."""
     curl = await asyncio.create_subprocess_exec(
