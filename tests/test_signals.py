@@ -110,6 +110,8 @@ async def test_signal_that_means_nothing_changes_nothing(daemon: DaemonProcess, 
 
 async def test_quit_shows_every_stack_and_it_goes_on(daemon: DaemonProcess) -> None:
     """One line for each thread and for each place at which tasks stand."""
+    # Until it serves, its own task stands elsewhere.
+    await assert_serves(daemon)
     daemon.process.send_signal(signal.SIGQUIT)
     lines = await logged(daemon, "stacks of tasks all=")
 
