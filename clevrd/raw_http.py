@@ -32,6 +32,7 @@ from clevrd.exchange import (
     hand_over,
 )
 from clevrd.fair_turns import FairTurns
+from clevrd.head_cache import HeadCache
 from clevrd.input_budget import InputBudget
 from clevrd.metrics import Counters
 from clevrd.pace import NEVER, reads_on, sent_step_bytes
@@ -44,11 +45,6 @@ log = logging.getLogger(__name__)
 MAX_HEAD_BYTES: Final = 8_192
 # As aiohttp's: a head must not have more on one way than on the other.
 MAX_FIELDS: Final = 128
-
-# Heads of publishes that keep-alive connections repeat to the byte, parsed once. Cleared when
-# full: it only saves time.
-MAX_CACHED_HEADS: Final = 1_024
-MAX_CACHED_HEAD_BYTES: Final = 1_024
 
 # How long the rest of a request may take that had begun when the daemon began to drain: half a
 # request must neither be lost nor hold up the stop.
@@ -65,7 +61,6 @@ MAX_PROBES: Final = 16
 PROBE_S: Final = 2.0
 _PROBE_LINE: Final = re.compile(r"GET (/[!-~]*) HTTP/1\.([01])", re.ASCII)
 _PROBE_BEGINNINGS: Final = (b"GET /health", b"GET /subscribe")
-_EVENTS_PATH: Final = "/subscribe"
 
 # How each plain request begins, and what none holds: a line end that is not CR LF, or a NUL.
 _BEGINNINGS: Final = (b"POST /publish", b"GET /subscribe", b"GET /publish", b"GET /ws")
@@ -174,7 +169,8 @@ class PlainGrammar:
         # Path -> what answers its upgrades.
         self._upgrades = upgrades
         self._max_message_bytes = max_message_bytes
-        self._cache: dict[bytes, PlainHead] = {}
+        # Of publishes on kept connections, parsed once.
+        self._cache: HeadCache[PlainHead] = HeadCache()
 
     def read(self, head: bytes) -> PlainHead | None:
         """Return what ``head`` asks, without its final empty line; None when it is not plain."""
@@ -186,7 +182,7 @@ class PlainGrammar:
             plain = self._read_publish(match[1].decode("ascii"), read_fields(lines))
             # A head with a key of its own comes once, and would push out those that come again.
             if plain is not None and "idempotency-key" not in plain.request.headers:
-                self._remember(head, plain)
+                self._cache.add(head, plain)
             return plain
         if match := _UPGRADE_LINE.fullmatch(line):
             endpoint = self._upgrades.get(match[2].decode("ascii"))
@@ -216,13 +212,6 @@ class PlainGrammar:
         if connection not in ("upgrade", "keep-alive,upgrade"):
             return None
         return PlainHead(Request("GET", target, fields), endpoint, 0, True)
-
-    def _remember(self, head: bytes, plain: PlainHead) -> None:
-        if len(head) > MAX_CACHED_HEAD_BYTES:
-            return
-        if len(self._cache) >= MAX_CACHED_HEADS:
-            self._cache.clear()
-        self._cache[head] = plain
 
 
 class Door:
@@ -616,22 +605,18 @@ class RawConnection(asyncio.Protocol):
                 self.refuse_entry()
             return
         request = read_probe(head)
-        answer = self._probe_answer(request) if request is not None else None
-        if answer is None:
+        if request is None:
             self.refuse_entry()
         else:
-            self._say_last(answer)
+            self._say_last(self._probe_answer(request))
 
-    def _probe_answer(self, request: Request) -> Answer | None:
-        """Return the answer to what may be asked over the limit, None to anything else."""
+    def _probe_answer(self, request: Request) -> Answer:
+        """Return the answer to what may be asked over the limit, or that there is no room."""
         door = self._door
         try:
-            if request.path == _EVENTS_PATH:
-                # An EventSource is told when to come back; any other client as always.
-                return door.refusal(_no_room(), request)
             endpoint = door.probes.get(request.path)
             if endpoint is None:
-                return None
+                raise _no_room()
             return cast(Answer, endpoint.answer(endpoint.admit(request), b""))
         except Exception as error:
             return door.refusal(error, request)

@@ -13,14 +13,13 @@ from http_corpus import CHUNKED, CORPUS
 from http_wire import chunked, get, post, split_each
 
 from clevrd.aiohttp_front.framing import (
-    MAX_KNOWN_HEAD_BYTES,
-    MAX_KNOWN_HEADS,
     MAX_LINE_BYTES,
     Framing,
     KnownHeads,
     line_fault,
 )
 from clevrd.errors import ClevrdError, HeaderTooLarge, InvalidRequest
+from clevrd.head_cache import MAX_KNOWN_HEAD_BYTES, MAX_KNOWN_HEADS
 
 BODY = b'{"topic":"t","data":1}'
 
