@@ -43,7 +43,7 @@ class FairTurns:
     """Shares out the turns of one loop.
 
     Work on what has just arrived stands between `begin` and `end`; work that waited is a callback
-    given to `wait` or `wait_to_begin`. Both look at `is_spent` after each piece of work, of which
+    given to `wait`. Both look at `is_spent` after each piece of work, of which
     none should take more than a millisecond, and give what is left over to `wait`.
     """
 
@@ -90,8 +90,7 @@ class FairTurns:
     def begin(self) -> bool:
         """Begin a share of work on what has just arrived; return whether the turn has one left.
 
-        After True `end` has to follow, whatever happens; after False the work has to
-        `wait_to_begin`.
+        After True `end` has to follow, whatever happens; after False the work has to `wait`.
         """
         if self._fresh_s >= (FRESH_BESIDE_QUEUE_S if self._queue else FRESH_S):
             return False
@@ -112,18 +111,17 @@ class FairTurns:
 
     # --- waiting ---------------------------------------------------------------------------------
 
-    def wait(self, work: Callable[[], None]) -> None:
-        """Call ``work``, which has had a share, with another in one of the next turns."""
-        self._queue.append(work)
-        self._ask_for_turn()
-
-    def wait_to_begin(self, work: Callable[[], None], size_bytes: int) -> None:
-        """Call ``work``, which has had no share yet, with one in one of the next turns.
+    def wait(
+        self, work: Callable[[], None], size_bytes: int = 0, *, has_begun: bool = True
+    ) -> None:
+        """Call ``work`` with a share in one of the next turns.
 
         Args:
-            size_bytes: what there is to work off.
+            size_bytes: what there is to work off; looked at where it has not begun.
+            has_begun: it has had a share already. What is small and has had none comes sooner.
         """
-        (self._newcomers if size_bytes <= QUIET_BYTES else self._queue).append(work)
+        is_newcomer = not has_begun and size_bytes <= QUIET_BYTES
+        (self._newcomers if is_newcomer else self._queue).append(work)
         self._ask_for_turn()
 
     async def turn(self, size_bytes: int = 0, *, has_begun: bool = False) -> None:
@@ -139,11 +137,7 @@ class FairTurns:
         if not (has_begun and self._queue) and self.begin():
             return
         woken: asyncio.Future[None] = self._loop.create_future()
-        wake = partial(self._wake, woken)
-        if has_begun:
-            self.wait(wake)
-        else:
-            self.wait_to_begin(wake, size_bytes)
+        self.wait(partial(self._wake, woken), size_bytes, has_begun=has_begun)
         await woken
         self._began_s = self._clock_s()
 

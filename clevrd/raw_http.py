@@ -650,12 +650,9 @@ class RawConnection(asyncio.Protocol):
         self._awaits_turn = True
         self._stage = _NOTHING
         self._buffer += rest
-        turns = self._door.turns
         if has_begun:
             self.transport.pause_reading()
-            turns.wait(self._take_turn)
-        else:
-            turns.wait_to_begin(self._take_turn, len(self._buffer))
+        self._door.turns.wait(self._take_turn, len(self._buffer), has_begun=has_begun)
 
     def _take_turn(self) -> None:
         self._awaits_turn = False

@@ -176,9 +176,9 @@ def test_newcomers_take_turns_with_those_that_go_on() -> None:
     for number in range(20):
         world.queue(f"loud {number}", 50)
     for name in ("first", "second", "third"):
-        world.turns.wait_to_begin(partial(world.worked.append, name), QUIET_BYTES)
+        world.turns.wait(partial(world.worked.append, name), QUIET_BYTES, has_begun=False)
 
-    world.turns.wait_to_begin(partial(world.worked.append, "large"), QUIET_BYTES + 1)
+    world.turns.wait(partial(world.worked.append, "large"), QUIET_BYTES + 1, has_begun=False)
 
     while "third" not in world.worked:
         world.loop.turn()

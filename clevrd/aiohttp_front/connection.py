@@ -235,11 +235,7 @@ class FrontConnection(RequestHandler):
             return
         self._stop_reading()
         if not before_bytes:
-            turns = self._server.turns
-            if has_begun:
-                turns.wait(self._take_turn)
-            else:
-                turns.wait_to_begin(self._take_turn, len(data))
+            self._server.turns.wait(self._take_turn, len(data), has_begun=has_begun)
 
     def _take_turn(self) -> None:
         unread = self.take_unread()

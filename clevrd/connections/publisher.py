@@ -234,11 +234,7 @@ class PublishConnection(WebSocketConnection):
     def _await_turn(self, *, has_begun: bool = True) -> None:
         """Go on with what is held back in a turn to come."""
         self._hold()
-        turns = self._sockets.turns
-        if has_begun:
-            turns.wait(self._take_turn)
-        else:
-            turns.wait_to_begin(self._take_turn, len(self._unread))
+        self._sockets.turns.wait(self._take_turn, len(self._unread), has_begun=has_begun)
 
     def _hold(self) -> None:
         self._is_held = True
