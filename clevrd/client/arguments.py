@@ -126,6 +126,14 @@ def check_count(name: str, value: int, minimum: int = 1) -> int:
 # --- of a publish --------------------------------------------------------------------------------
 
 
+def check_items(items: object) -> None:
+    """Raise TypeError unless a batch can be taken from ``items``."""
+    if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
+        raise TypeError(
+            f"items is a list or another iterable of (topic, data) pairs, not {type_name(items)}."
+        )
+
+
 def check_names(topic: str, key: str | None, idempotency_key: str | None) -> None:
     """Raise TypeError, or ValueError, unless these of a message are text that can be sent."""
     if not isinstance(topic, str):

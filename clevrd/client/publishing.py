@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, Final, TypeGuard
 
-from clevrd.client.arguments import check_names, type_name
+from clevrd.client.arguments import check_items, check_names, type_name
 from clevrd.client.backoff import Clockwork, delay_s
 from clevrd.client.errors import BadRecord, ClientError, Refused, Unreachable
 from clevrd.client.session import Session
@@ -213,10 +213,7 @@ def lines_of(
         TypeError: ``items`` can't be iterated over.
         BadRecord: an item is none, or can't be sent; the sentence says which.
     """
-    if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
-        raise TypeError(
-            f"items is a list or another iterable of (topic, data) pairs, not {type_name(items)}."
-        )
+    check_items(items)
     for number, item in enumerate(items):
         try:
             yield _line(item, new_key)

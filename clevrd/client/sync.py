@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 from weakref import finalize
 
-from clevrd.client.arguments import check_count, check_names, check_timeout, type_name
+from clevrd.client.arguments import check_count, check_items, check_names, check_timeout
 from clevrd.client.client import Client as AsyncClient
 from clevrd.client.errors import (
     BadAnswer,
@@ -212,11 +212,7 @@ class Client:
         """
         check_count("max_items", max_items)
         check_count("max_bytes", max_bytes)
-        if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
-            raise TypeError(
-                "items is a list or another iterable of (topic, data) pairs, not"
-                f" {type_name(items)}."
-            )
+        check_items(items)
         running = self._opened()
         results: list[Published | Refusal] = []
         waiting = iter(items)

@@ -217,7 +217,7 @@ class TopicManager:
             # Its newest message alone was more than there was room for.
             self._trim_largest(now_s)
 
-    def unmade(self) -> Iterator[tuple[str, str, str, str]]:
+    def remembered(self) -> Iterator[tuple[str, str, str, str]]:
         """Yield tenant, name, epoch and created_at of each name that is remembered."""
         for (tenant, name), (epoch, created_at) in self._remembered.items():
             yield tenant, name, epoch, created_at

@@ -21,7 +21,7 @@ def saved_topics(topics: TopicManager) -> list[tuple[SavedTopic, RecentMessageCa
     by_use = sorted(topics, key=lambda topic: topic.last_used_s, reverse=True)
     saved = [(_saved(topic), topic.ring) for topic in by_use]
     empty = RecentMessageCache(1, 1)
-    return saved + [(SavedTopic(*place, 1, 0), empty) for place in topics.unmade()]
+    return saved + [(SavedTopic(*place, 1, 0), empty) for place in topics.remembered()]
 
 
 def restore_topics(topics: TopicManager, reader: StateReader, now_s: float) -> None:
