@@ -26,7 +26,7 @@ from clevrd.errors import ClevrdError, InvalidRequest, MessageTooLarge
 from clevrd.exchange import Answer, Failure, Request, failure_of
 from clevrd.handlers.publish import KEY_HEADER, check_body_head
 from clevrd.handlers.publish_run import RunPublisher
-from clevrd.hub import Hub, Published, with_warnings
+from clevrd.hub import Hub, Published, audience_of, with_warnings
 from clevrd.tenants import Tenant
 
 # Items of a batch; their answers alone are a MiB then.
@@ -129,10 +129,9 @@ class BatchResults:
         self, topic: Topic, run: Sequence[PublishRequest], offset: int, ids: Sequence[str]
     ) -> None:
         """Note a run that was published."""
-        epoch, subscribers = topic.epoch, topic.subscribers
-        lagging, slow = len(topic.lagging), topic.slow
+        audience = audience_of(topic)
         answers = [
-            Published(True, message_id, number, epoch, subscribers, lagging, slow)
+            Published(True, message_id, number, *audience)
             for number, message_id in enumerate(ids, offset)
         ]
         for index, request in enumerate(run):

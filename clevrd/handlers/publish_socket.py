@@ -22,7 +22,7 @@ from clevrd.errors import ClevrdError, Unavailable
 from clevrd.exchange import Failure, Request, Upgrade, failure_of
 from clevrd.handlers.handshake import check_handshake, handshake_head
 from clevrd.handlers.publish_run import RunPublisher
-from clevrd.hub import Hub, Published
+from clevrd.hub import Hub, Published, audience_of
 from clevrd.tenants import Tenant
 
 _encode = msgspec.json.Encoder().encode
@@ -136,17 +136,13 @@ def run_answers(
     ids: Sequence[str],
 ) -> list[AnswerT]:
     """Return what a run's publishers that want an answer are told, as so many ``kind``."""
-    epoch, subscribers = topic.epoch, topic.subscribers
-    lagging, slow = len(topic.lagging), topic.slow
+    audience = audience_of(topic)
     return [
         kind(
             True,
             ids[index],
             offset + index,
-            epoch,
-            subscribers,
-            lagging,
-            slow,
+            *audience,
             False,
             request.ref,
             request.warnings(),

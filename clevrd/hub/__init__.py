@@ -8,9 +8,17 @@ A module for each thing that has a state of its own: `acceptance`, `waiting`, `f
 puts them together, and is what the floors above talk to.
 """
 
-from clevrd.hub.acceptance import Published, with_warnings
+from clevrd.hub.acceptance import Published, audience_of, with_warnings
 from clevrd.hub.circuits import CLOSE_SLOW_CONSUMER
 from clevrd.hub.control_loops import Stats
 from clevrd.hub.hub import RUN_MAX_BYTES, Hub
 
-__all__ = ["CLOSE_SLOW_CONSUMER", "RUN_MAX_BYTES", "Hub", "Published", "Stats", "with_warnings"]
+__all__ = [
+    "CLOSE_SLOW_CONSUMER",
+    "RUN_MAX_BYTES",
+    "Hub",
+    "Published",
+    "Stats",
+    "audience_of",
+    "with_warnings",
+]

@@ -44,6 +44,14 @@ def with_warnings(answer: Published, warnings: tuple[str, ...]) -> Published:
     return WarnedPublished(**msgspec.structs.asdict(answer), warnings=warnings)
 
 
+def audience_of(topic: Topic) -> tuple[str, int, int, int]:
+    """Return what each answer says of the topic: epoch, subscribers, lagging and slow."""
+    lagging = len(topic.lagging)
+    # `topic.subscribers` without its calls, since each publish asks.
+    subscribers = len(topic.live) + lagging + len(topic.suspended)
+    return topic.epoch, subscribers, lagging, topic.slow
+
+
 class Acceptance:
     """The ids of all messages, the clock they are made from, and whether any are made still."""
 

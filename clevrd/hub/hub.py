@@ -29,7 +29,7 @@ from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager, Totals
 from clevrd.errors import ShuttingDown
 from clevrd.fair_turns import FairTurns
-from clevrd.hub.acceptance import Acceptance, Published
+from clevrd.hub.acceptance import Acceptance, Published, audience_of
 from clevrd.hub.circuits import Circuits
 from clevrd.hub.control_loops import ControlLoops, Stats
 from clevrd.hub.drain import Drain
@@ -185,10 +185,7 @@ class Hub:
     def publish(self, topic: Topic, request: PublishRequest) -> Published:
         """Append one message and have it offered to all readers this turn; no await."""
         offset, (message_id,) = self.publish_run(topic, (request,))
-        lagging = len(topic.lagging)
-        # `topic.subscribers`, which is a call.
-        subscribers = len(topic.live) + lagging + len(topic.suspended)
-        return Published(True, message_id, offset, topic.epoch, subscribers, lagging, topic.slow)
+        return Published(True, message_id, offset, *audience_of(topic))
 
     def publish_run(
         self, topic: Topic, requests: Sequence[PublishRequest]
