@@ -151,10 +151,35 @@ def daemon_process(**variables: str) -> Iterator[DaemonProcess]:
             process.stderr.close()
 
 
-def _port_of(process: subprocess.Popen[str]) -> int:
-    """Return the port that the daemon says it listens on."""
+@contextmanager
+def shell_daemon(
+    setup: str, log: list[str] | None = None, **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Run a daemon behind a line of shell, killed in the end; give its process and its port.
+
+    Its standard error has been read up to where it listens, into ``log``.
+    """
+    environ = {**os.environ, "ADDRESS": "127.0.0.1:0", **variables}
+    command = f'{setup}; exec "{sys.executable}" -m clevrd serve'
+    with subprocess.Popen(
+        ["/bin/sh", "-c", command], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process, _port_of(process, log)
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def _port_of(process: subprocess.Popen[str], log: list[str] | None = None) -> int:
+    """Return the port that the daemon says it listens on; what it says until then goes to ``log``.
+
+    A daemon that ends before it listens fails the test.
+    """
     assert process.stderr is not None
     for line in process.stderr:
+        if log is not None:
+            log.append(line)
         if match := re.search(r"listening .*address=http://127\.0\.0\.1:(\d+)", line):
             return int(match[1])
     raise AssertionError("the daemon ended before it listened")

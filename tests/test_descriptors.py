@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import resource
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from daemons import ROOT
+from daemons import shell_daemon
 from http_wire import get, responses
 
 from clevrd import descriptors
@@ -59,28 +57,13 @@ def test_one_connection_is_always_allowed(monkeypatch: pytest.MonkeyPatch) -> No
 def limited_daemon(state_dir: Path) -> Iterator[tuple[subprocess.Popen[str], int, list[str]]]:
     """Run a daemon with LIMIT descriptors, a state directory, and the listeners of localhost."""
     log: list[str] = []
-    environ = {
-        **os.environ,
-        "ADDRESS": "localhost:0",
-        "CLEVRD_STATE_DIR": str(state_dir),
-    }
-    command = f'ulimit -n {LIMIT}; exec "{sys.executable}" -m clevrd serve'
-    with subprocess.Popen(
-        ["/bin/sh", "-c", command], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True
-    ) as process:
+    variables = {"ADDRESS": "localhost:0", "CLEVRD_STATE_DIR": str(state_dir)}
+    with shell_daemon(f"ulimit -n {LIMIT}", log, **variables) as (process, port):
+        yield process, port, log
+        process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
-        try:
-            for line in process.stderr:
-                log.append(line)
-                if match := re.search(r"listening .*address=http://127\.0\.0\.1:(\d+)", line):
-                    yield process, int(match[1]), log
-                    break
-            process.send_signal(signal.SIGTERM)
-            log += process.stderr.read().splitlines()
-            process.wait(20)
-        finally:
-            if process.poll() is None:
-                process.kill()
+        log += process.stderr.read().splitlines()
+        process.wait(20)
 
 
 def connect(port: int) -> socket.socket:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from conftest import FakeClock
-from daemons import ROOT
+from daemons import shell_daemon
 
 from clevrd.memory import LITTLE_LOOKS, PATIENT_LOOKS, WORTH_BYTES, Memory, find_trim
 
@@ -141,25 +139,6 @@ def test_call_is_glibcs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- real processes ------------------------------------------------------------------------------
-
-
-@contextmanager
-def shell_daemon(setup: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Run a daemon behind a line of shell; its log is read to the end when the block has ended."""
-    environ = {**os.environ, "ADDRESS": "127.0.0.1:0", **variables}
-    command = f'{setup}; exec "{sys.executable}" -m clevrd serve'
-    with subprocess.Popen(
-        ["/bin/sh", "-c", command], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr is not None
-        try:
-            for line in process.stderr:
-                if match := re.search(r"listening .*address=http://127\.0\.0\.1:(\d+)", line):
-                    yield process, int(match[1])
-                    return
-            raise AssertionError("the daemon ended before it listened")
-        finally:
-            process.kill()
 
 
 def rss_bytes(process: subprocess.Popen[str]) -> int:
