@@ -13,6 +13,12 @@ SOURCES := setup.py clevrd tests $(wildcard bench)
 LOCK = build/lock/bin/uv --quiet pip compile --upgrade --generate-hashes --python-version 3.12 \
   --custom-compile-command "make lock"
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Installs Debian's packages $(1) where apt-get may; fails elsewhere.
+apt_install = if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
+  command -v apt-get >/dev/null && $$sudo true 2>/dev/null \
+    && echo "Installing for the tests:" $(1) && $$sudo apt-get update -qq \
+    && $$sudo env DEBIAN_FRONTEND=noninteractive \
+      apt-get install -qq -y --no-install-recommends $(1) >/dev/null
 # npm's own note of what it has installed; package-lock.json being newer repeats it.
 NODE_TOOLS := tests/javascript
 NODE_READY := $(NODE_TOOLS)/node_modules/.package-lock.json
@@ -35,25 +41,13 @@ test: $(DEV_READY) browser node proxies ## Run the tests
 browser: ## Install Chromium for the tests, where apt-get may
 	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
 	  command -v $$name >/dev/null && exit 0; done; \
-	if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
-	if command -v apt-get >/dev/null && $$sudo true 2>/dev/null; then \
-	  echo "Installing Chromium for the tests of the JavaScript client"; \
-	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive \
-	    apt-get install -qq -y --no-install-recommends chromium >/dev/null && exit 0; \
-	fi; \
+	{ $(call apt_install,chromium); } && exit 0; \
 	echo "There is no Chromium, so the tests of the JavaScript client can't run;" \
 	  "on Debian: apt-get install chromium" >&2
 
 # The same of Node and npm, and of the tools in tests/javascript.
 node: ## Install Node, where apt-get may, and what the tests need of npm
-	@if ! { command -v node && command -v npm; } >/dev/null; then \
-	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
-	  if command -v apt-get >/dev/null && $$sudo true 2>/dev/null; then \
-	    echo "Installing Node for the tests of the JavaScript client"; \
-	    $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive \
-	      apt-get install -qq -y --no-install-recommends nodejs npm >/dev/null; \
-	  fi; \
-	fi; \
+	@{ command -v node && command -v npm; } >/dev/null || { $(call apt_install,nodejs npm); }; \
 	if ! command -v npm >/dev/null; then \
 	  echo "There is no npm, so some tests of the JavaScript client can't run;" \
 	    "on Debian: apt-get install nodejs npm" >&2; \
@@ -69,12 +63,8 @@ proxies: ## Install nginx, HAProxy and Caddy for the tests, where nothing starts
 	@missing=; for name in nginx haproxy caddy; do \
 	  command -v $$name >/dev/null || missing="$$missing $$name"; done; \
 	[ -z "$$missing" ] && exit 0; \
-	if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
-	if [ -n "$$CI" -o ! -d /run/systemd/system ] && command -v apt-get >/dev/null \
-	    && $$sudo true 2>/dev/null; then \
-	  echo "Installing for the tests behind proxies:$$missing"; \
-	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive \
-	    apt-get install -qq -y --no-install-recommends $$missing >/dev/null && exit 0; \
+	if [ -n "$$CI" ] || [ ! -d /run/systemd/system ]; then \
+	  { $(call apt_install,$$missing); } && exit 0; \
 	fi; \
 	echo "The tests behind proxies can't run without:$$missing" >&2
 
