@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from clevrd.errors import ShuttingDown
-from clevrd.exchange import Answer, Reply, Request
+from clevrd.http_values import Reply, Request, Response
 from clevrd.tenants import DEFAULT, Tenant, identify
 
 
@@ -50,7 +50,7 @@ class Endpoint(Protocol):
             ClevrdError: it can be refused without the body; the cheapest reason first.
         """
 
-    def answer(self, admitted: Admitted, body: bytes) -> Reply | Awaitable[Answer]:
+    def answer(self, admitted: Admitted, body: bytes) -> Reply | Awaitable[Response]:
         """Return the reply, or something to await for it; raises ClevrdError.
 
         A Future is cancelled when the client goes; anything else is awaited to its end.

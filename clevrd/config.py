@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_typ
 import msgspec
 from msgspec import Meta
 
-from clevrd.address import DEFAULT_ADDRESS, parse_address
+from clevrd.addresses import DEFAULT_ADDRESS, parse_address
 from clevrd.errors import ConfigError
 
 KIB: Final = 1024

@@ -1,6 +1,7 @@
 """Every error clevrd can answer with; each class owns its HTTP status, close code and machine code.
 
-Nothing is rendered here: `exchange` turns an error into an HTTP answer, `connections` into a close.
+Nothing is rendered here: `http_values` turns an error into an HTTP response, `connections` into
+a close.
 Status codes: RFC 9110 §15; close codes: RFC 6455 §7.4 and docs/wire.md.
 """
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NoReturn
 
-from clevrd.address import DEFAULT_ADDRESS, TcpAddress, UnixAddress, parse_address
+from clevrd.addresses import DEFAULT_ADDRESS, TcpAddress, UnixAddress, parse_address
 from clevrd.argv import argv_of_process, with_command
 from clevrd.errors import ConfigError
 

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
-from clevrd.address import TcpAddress, UnixAddress
+from clevrd.addresses import TcpAddress, UnixAddress
 from clevrd.errors import CannotStart
 
 log = logging.getLogger(__name__)

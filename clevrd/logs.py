@@ -31,7 +31,7 @@ MAX_QUEUED_DRAWN_BYTES: Final = 4096
 FLUSH_S: Final = 1.0
 HURRIED_FLUSH_S: Final = 0.2
 
-# Control characters from a server, a file or a client would move a terminal's cursor or forge a
+# Notice characters from a server, a file or a client would move a terminal's cursor or forge a
 # second log line.
 ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0))} | {
     ord("\n"): "\\n",

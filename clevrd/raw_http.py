@@ -18,26 +18,26 @@ from typing import Final, cast
 
 from clevrd.admission import Admitted, Endpoint, Gate
 from clevrd.config import Config
-from clevrd.deadlines import Deadlines
 from clevrd.errors import ClevrdError, RequestTimeout, Unavailable
-from clevrd.exchange import (
+from clevrd.head_cache import HeadCache
+from clevrd.http_values import (
     HOST,
     LINGER_S,
     TOO_MUCH_INPUT,
-    Answer,
     Refusals,
     Request,
+    Response,
     ResponseRenderer,
-    Takeover,
-    hand_over,
+    Upgrade,
+    attach_upgrade,
 )
-from clevrd.fair_turns import FairTurns
-from clevrd.head_cache import HeadCache
 from clevrd.input_budget import InputBudget
-from clevrd.metrics import Counters
+from clevrd.metrics.counters import Counters
 from clevrd.pace import NEVER, reads_on, sent_step_bytes
 from clevrd.progress import progress_of
-from clevrd.timers import Tasks
+from clevrd.scheduling.deadlines import Deadlines
+from clevrd.scheduling.fair_turns import FairTurns
+from clevrd.scheduling.timers import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -477,7 +477,7 @@ class RawConnection(asyncio.Protocol):
                 return
             body_end = head_end + 4 + plain.content_length
             admitted = self._admit(plain)
-            if isinstance(admitted, Answer) and plain.content_length:
+            if isinstance(admitted, Response) and plain.content_length:
                 # Its body is not worth reading.
                 self._flush(answers)
                 self._say_last(admitted)
@@ -488,11 +488,11 @@ class RawConnection(asyncio.Protocol):
                 break
             reply = self._reply(plain, admitted, data[head_end + 4 : body_end])
             position = body_end
-            if isinstance(reply, Answer):
+            if isinstance(reply, Response):
                 answers.append(door.renderer.render(reply))
                 continue
             self._flush(answers)
-            if isinstance(reply, Takeover):
+            if isinstance(reply, Upgrade):
                 self._upgrade(reply, data[position:])
             else:
                 self._wait_for(reply, plain.request, data[position:])
@@ -520,7 +520,7 @@ class RawConnection(asyncio.Protocol):
         self._needed_bytes = len(part) + 1
         return len(part) < MAX_HEAD_BYTES and can_become_plain(part)
 
-    def _admit(self, plain: PlainHead) -> Admitted | Answer:
+    def _admit(self, plain: PlainHead) -> Admitted | Response:
         """Return the request as its endpoint takes it, or the refusal."""
         try:
             return self._door.admit(plain, has_begun=self._is_last)
@@ -528,9 +528,9 @@ class RawConnection(asyncio.Protocol):
             return self._door.refusal(error, plain.request)
 
     def _reply(
-        self, plain: PlainHead, admitted: Admitted | Answer, body: bytes
-    ) -> Answer | Takeover | Awaitable[Answer]:
-        if isinstance(admitted, Answer):
+        self, plain: PlainHead, admitted: Admitted | Response, body: bytes
+    ) -> Response | Upgrade | Awaitable[Response]:
+        if isinstance(admitted, Response):
             return admitted
         try:
             return plain.endpoint.answer(admitted, body)
@@ -610,14 +610,14 @@ class RawConnection(asyncio.Protocol):
         else:
             self._say_last(self._probe_answer(request))
 
-    def _probe_answer(self, request: Request) -> Answer:
+    def _probe_answer(self, request: Request) -> Response:
         """Return the answer to what may be asked over the limit, or that there is no room."""
         door = self._door
         try:
             endpoint = door.probes.get(request.path)
             if endpoint is None:
                 raise _no_room()
-            return cast(Answer, endpoint.answer(endpoint.admit(request), b""))
+            return cast(Response, endpoint.answer(endpoint.admit(request), b""))
         except Exception as error:
             return door.refusal(error, request)
 
@@ -627,14 +627,14 @@ class RawConnection(asyncio.Protocol):
 
     # --- waiting, upgrading, handing over --------------------------------------------------------
 
-    def _wait_for(self, reply: Awaitable[Answer], request: Request, rest: bytes) -> None:
+    def _wait_for(self, reply: Awaitable[Response], request: Request, rest: bytes) -> None:
         self._is_busy = True
         self._stage = _NOTHING
         self._buffer += rest
         self.transport.pause_reading()
         self._door.tasks.spawn(self._answer_later(reply, request))
 
-    async def _answer_later(self, reply: Awaitable[Answer], request: Request) -> None:
+    async def _answer_later(self, reply: Awaitable[Response], request: Request) -> None:
         try:
             answer = await reply
         except Exception as error:
@@ -689,13 +689,13 @@ class RawConnection(asyncio.Protocol):
         if not self._must_hold and self in self._door.open:
             self.transport.close()
 
-    def _upgrade(self, upgrade: Takeover, rest: bytes) -> None:
+    def _upgrade(self, upgrade: Upgrade, rest: bytes) -> None:
         self._let_go()
         self._door.open.discard(self)
         self._door.deadlines.remove(self)
         self.transport.write(upgrade.head)
         failed = partial(self._door.refusal, request=None)
-        hand_over(upgrade, self.transport, rest, failed, has_eof=self._is_closing)
+        attach_upgrade(upgrade, self.transport, rest, failed, has_eof=self._is_closing)
 
     def _hand_over(self, data: bytes) -> None:
         """Give the connection to aiohttp, with what was read and not served."""
@@ -756,7 +756,7 @@ class RawConnection(asyncio.Protocol):
     def _end_with(self, error: ClevrdError) -> None:
         self._say_last(self._door.refusal(error, None))
 
-    def _say_last(self, answer: Answer) -> None:
+    def _say_last(self, answer: Response) -> None:
         """Say a last word, and close once the client can have read it."""
         door = self._door
         self._is_closing = True

@@ -24,7 +24,7 @@ import uvloop
 from aiohttp import http_parser
 
 from clevrd import __version__, logs
-from clevrd.address import parse_address
+from clevrd.addresses import parse_address
 from clevrd.admission import Gate
 from clevrd.aiohttp_front.front import AiohttpFront
 from clevrd.config import Config
@@ -32,23 +32,23 @@ from clevrd.connections.websocket import RESTARTING, WebSockets
 from clevrd.daemon_signals import DaemonSignals
 from clevrd.descriptors import connections_allowed, raise_limit
 from clevrd.errors import CannotStart
-from clevrd.exchange import Refusals
-from clevrd.handlers.assets import AssetEndpoint
-from clevrd.handlers.health import HealthEndpoint, ProbeEndpoint
-from clevrd.handlers.metrics import MetricsEndpoint
-from clevrd.handlers.multiplex import MultiplexEndpoint
-from clevrd.handlers.pages import HomeEndpoint
-from clevrd.handlers.poll import Polls
-from clevrd.handlers.publish import PublishEndpoint
-from clevrd.handlers.publish_batch import BatchEndpoint
-from clevrd.handlers.publish_socket import PublishSocketEndpoint
+from clevrd.handlers.commands.endpoint import MultiplexEndpoint
+from clevrd.handlers.operate.health import HealthEndpoint, ProbeEndpoint
+from clevrd.handlers.operate.metrics import MetricsEndpoint
+from clevrd.handlers.publish.batch import BatchEndpoint
+from clevrd.handlers.publish.endpoint import PublishEndpoint
+from clevrd.handlers.publish.socket import PublishSocketEndpoint
 from clevrd.handlers.router import PathRouter
-from clevrd.handlers.subscribe import SubscribeEndpoint, refusal_as_events
+from clevrd.handlers.site.assets import AssetEndpoint
+from clevrd.handlers.site.pages import HomeEndpoint
+from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
+from clevrd.handlers.subscribe.poll import Polls
+from clevrd.http_values import Refusals
 from clevrd.hub import Hub, Stats
 from clevrd.listeners import Listeners
 from clevrd.raw_http import MAX_LINGERING, MAX_PROBES, Door, PlainGrammar
-from clevrd.state_dir import StateDir
-from clevrd.timers import Timers
+from clevrd.restart.directory import StateDir
+from clevrd.scheduling.timers import Timers
 
 log = logging.getLogger(__name__)
 

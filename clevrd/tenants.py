@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from clevrd.errors import InvalidRequest
-from clevrd.exchange import Request
+from clevrd.http_values import Request
 
 DEFAULT_TENANT: Final = "default-tenant"
 

@@ -10,8 +10,8 @@ from daemons import Daemon, running, until
 from http_wire import post, responses
 
 from clevrd.admission import Admitted
-from clevrd.exchange import Request
-from clevrd.handlers.publish import PublishEndpoint
+from clevrd.handlers.publish.endpoint import PublishEndpoint
+from clevrd.http_values import Request
 
 BODY = '{"topic":"t","data":1}'
 

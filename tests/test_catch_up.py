@@ -12,10 +12,10 @@ from daemons import running, until
 from fakes import FakeSink, totals_of
 
 from clevrd.config import Config
+from clevrd.core.beginning import Last
 from clevrd.core.message import PublishRequest
-from clevrd.core.positions import Last
+from clevrd.core.stream_forms import NDJSON_BARE, StreamForm
 from clevrd.core.subscriber import Subscriber
-from clevrd.core.wire_forms import NDJSON_BARE, StreamForm
 from clevrd.hub import Hub
 from clevrd.hub.readers import CATCH_UP_BYTES, CATCH_UP_TURN_BYTES
 from clevrd.tenants import Tenant

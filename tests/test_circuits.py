@@ -28,9 +28,9 @@ from fakes import FakeSink, TopicDriver, frame_of, make_topic, sink_of
 from streams import EVENTS, LINES, open_stream
 from test_positions_model import World, payload_at
 
+from clevrd.core.beginning import Last
 from clevrd.core.circuit import CircuitBudget
 from clevrd.core.gap_log import GapLog
-from clevrd.core.positions import Last
 from clevrd.core.subscriber import CIRCUIT_BREAKER, Subscriber
 from clevrd.hub import readers
 from clevrd.tenants import Tenant

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clevrd.address import TcpAddress, UnixAddress, parse_address
+from clevrd.addresses import TcpAddress, UnixAddress, parse_address
 from clevrd.config import (
     MAX_FILE_BYTES,
     SETTINGS,

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 from conftest import FakeClock
 
-from clevrd.deadlines import ENDS_PER_TURN, GRAIN_S, Deadlines
+from clevrd.scheduling.deadlines import ENDS_PER_TURN, GRAIN_S, Deadlines
 
 # A grain, and what timers may be early by.
 LATE_S = GRAIN_S + 0.002

@@ -21,7 +21,8 @@ from clevrd.config import SETTINGS, Setting
 from clevrd.control.adaptive_buffer import BufferDecision
 from clevrd.control.system_stats import ProcessFigures
 from clevrd.core.client_frames import FrameError
-from clevrd.core.control_frames import (
+from clevrd.core.message import KeyedMessage, Message
+from clevrd.core.notices import (
     ErrorNotice,
     Gap,
     GoingAway,
@@ -30,15 +31,14 @@ from clevrd.core.control_frames import (
     Unsubscribed,
     Watching,
 )
-from clevrd.core.message import KeyedMessage, Message
 from clevrd.core.subscriber import DropStrategy
 from clevrd.errors import CannotStart, ClevrdError, ConfigError
-from clevrd.handlers.commands import Ping, PublishedNotice, Subscribe, Unsubscribe
-from clevrd.handlers.health import HealthView, MemoryView
-from clevrd.handlers.metrics import IdempotencyView, MetricsView, ThrottlerView
-from clevrd.handlers.poll import PollView
+from clevrd.handlers.commands.commands import Ping, PublishedNotice, Subscribe, Unsubscribe
+from clevrd.handlers.operate.health import HealthView, MemoryView
+from clevrd.handlers.operate.metrics import IdempotencyView, MetricsView, ThrottlerView
+from clevrd.handlers.subscribe.poll import PollView
 from clevrd.hub import Published
-from clevrd.metrics import MessageTotals, TopicView
+from clevrd.metrics.counters import MessageTotals, TopicView
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "clevrd"

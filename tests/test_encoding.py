@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Close, Frame, Opcode
 
-from clevrd.core.encoding import (
+from clevrd.core.message import KeyedMessage, Message
+from clevrd.core.server_frames import (
     SPLICED_BYTES,
     FrameEncoder,
     close_frame,
@@ -19,7 +20,6 @@ from clevrd.core.encoding import (
     pong_frame,
     text_frame,
 )
-from clevrd.core.message import KeyedMessage, Message
 
 BOUNDARIES = [125, 126, 127, 2_047, 2_048, 65_535, 65_536, 65_537]
 

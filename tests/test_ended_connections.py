@@ -22,7 +22,7 @@ from daemons import Daemon, running, until
 from http_wire import get
 
 from clevrd.connections.subscriber import SubscriberConnection
-from clevrd.exchange import Takeover, hand_over
+from clevrd.http_values import Upgrade, attach_upgrade
 
 TEXT, BINARY, CLOSE, PING = 0x1, 0x2, 0x8, 0x9
 # SO_LINGER of no time: close() resets the connection instead of finishing it. socket(7).
@@ -99,7 +99,7 @@ async def test_subscribe_behind_a_flood_dies_with_its_connection(
     await daemon.publish("t", 1)
 
     assert daemon.hub.subscribers == 0
-    assert len(daemon.hub.watches) == 0
+    assert len(daemon.hub.patterns) == 0
 
 
 async def test_publishes_of_a_publisher_that_has_gone_are_published(daemon: Daemon) -> None:
@@ -184,8 +184,8 @@ def test_transport_that_is_closing_is_given_to_nobody() -> None:
     begun: list[bytes] = []
     transport = ClosedTransport()
 
-    hand_over(
-        Takeover(b"", lambda transport, early_data: begun.append(early_data)),
+    attach_upgrade(
+        Upgrade(b"", lambda transport, early_data: begun.append(early_data)),
         transport,
         b"early",
         lambda error: None,

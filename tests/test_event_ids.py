@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clevrd.core.beginning import After, Beginning, Last, Since
 from clevrd.core.event_ids import (
     MAX_EVENT_ID_BYTES,
     MAX_READ_BYTES,
@@ -13,7 +14,6 @@ from clevrd.core.event_ids import (
     names_topics,
     read_places,
 )
-from clevrd.core.positions import After, Last, Since, Wish
 from clevrd.errors import InvalidRequest
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=9)
@@ -57,10 +57,10 @@ def test_events_id_begins_with_its_own_topic_and_has_the_others_behind() -> None
     assert ids.whole() == b"e1:2/0,e2:7/1,*"
 
 
-@pytest.mark.parametrize("wish", [Last(0), After(0), Since("msg-x", is_time=False)])
-def test_topic_that_has_begun_nowhere_is_in_no_id(wish: Wish) -> None:
+@pytest.mark.parametrize("beginning", [Last(0), After(0), Since("msg-x", is_time=False)])
+def test_topic_that_has_begun_nowhere_is_in_no_id(beginning: Beginning) -> None:
     """Who is cut before it heard of a topic begins there as its URL says."""
-    ids = EventIds({"a": wish, "b": wish}, {}, is_watching=False)
+    ids = EventIds({"a": beginning, "b": beginning}, {}, is_watching=False)
 
     assert ids.add("b", "e2").move(b"e2:7") == b"/1"
 

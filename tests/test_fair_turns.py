@@ -20,7 +20,7 @@ from daemons import Daemon, running, until
 from http_wire import chunked, get, post, responses
 from test_ended_connections import command, commands_socket, publish_socket
 
-from clevrd.fair_turns import FRESH_S, QUEUE_S, QUIET_BYTES, SHARE_S, FairTurns
+from clevrd.scheduling.fair_turns import FRESH_S, QUEUE_S, QUIET_BYTES, SHARE_S, FairTurns
 
 
 class FakeLoop:

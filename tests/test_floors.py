@@ -37,8 +37,8 @@ FLOORS = read_floors((PACKAGE.parent / "docs" / "architecture.md").read_text(enc
 # address is a setting, and the command line is a user of the client.
 SIDEWAYS = {
     ("config", "errors"),
-    ("address", "errors"),
-    ("config", "address"),
+    ("addresses", "errors"),
+    ("config", "addresses"),
     ("cli", "client"),
 }
 # The core is pure: it has no loop, no socket, no clock and no environment.

@@ -19,7 +19,7 @@ from daemons import Daemon, FakeStats, daemon_process, running, until
 from http_wire import ask, get, post, responses, talk
 
 from clevrd import __version__
-from clevrd.handlers.health import format_uptime
+from clevrd.handlers.operate.health import format_uptime
 
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 

@@ -231,7 +231,7 @@ async def test_failure_of_the_first_is_its_own(
 
 async def test_waiting_repeats_are_bounded(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """They count among the publishes that wait; over the bound they are told to come back."""
-    monkeypatch.setattr("clevrd.hub.waiting.MAX_WAITING_PUBLISHES", 2)
+    monkeypatch.setattr("clevrd.hub.waiting_publishes.MAX_WAITING_PUBLISHES", 2)
     daemon.hub.throttler._until_s = asyncio.get_running_loop().time() + 60
 
     answers = await asyncio.gather(*(ask(daemon.port, with_key("k")) for _ in range(4)))

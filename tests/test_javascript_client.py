@@ -506,7 +506,7 @@ async def test_topic_that_begins_while_the_page_is_away_is_read_in_full(browser:
     """Its first message is not missed, and what was read of another topic does not come again."""
     async with running() as daemon, page_at(browser, daemon.url) as page:
         await follow(page, [], patterns=["p.*"], last=0)
-        await until(lambda: len(daemon.hub.watches) == 1)
+        await until(lambda: len(daemon.hub.patterns) == 1)
         await daemon.publish("p.old", 1)
         await seen(page, 1)
 
@@ -528,7 +528,7 @@ async def test_slow_consumer_of_several_topics_loses_nothing(browser: Browser) -
     async with running() as daemon, page_at(browser, daemon.url) as page:
         await page.evaluate("globalThis.pauseMs = 5")
         await follow(page, ["a", "b"], patterns=["p.*"], last=0, maxWaitingChars=10_000)
-        await until(lambda: len(daemon.hub.watches) == 1)
+        await until(lambda: len(daemon.hub.patterns) == 1)
         lines = "\n".join(
             json.dumps({"topic": topic, "data": number})
             for number in range(500)

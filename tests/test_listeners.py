@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from daemons import running
 
-from clevrd.address import TcpAddress, UnixAddress
+from clevrd.addresses import TcpAddress, UnixAddress
 from clevrd.errors import CannotStart
 from clevrd.listeners import Listeners, open_sockets
 

@@ -26,15 +26,15 @@ from httpx_sse import ServerSentEvent, aconnect_sse
 from streams import EVENTS, LINES, Item, Stream, open_stream
 
 from clevrd.connections.many_streams import EventPlaces
+from clevrd.core.beginning import After, Last
 from clevrd.core.event_ids import EventIds
 from clevrd.core.message import PublishRequest
-from clevrd.core.positions import After, Last
+from clevrd.core.stream_forms import PLACED_MESSAGES, SSE, SSE_BARE, PlacedWrites
 from clevrd.core.subscriber import Sink
-from clevrd.core.wire_forms import PLACED_MESSAGES, SSE, SSE_BARE, PlacedWrites
-from clevrd.exchange import Request
-from clevrd.handlers.poll import POLLS_PER_TURN, WaitingPoll
-from clevrd.handlers.poll_many import ManyPoll
-from clevrd.handlers.subscribe import read_options
+from clevrd.handlers.subscribe.endpoint import read_options
+from clevrd.handlers.subscribe.poll import POLLS_PER_TURN, WaitingPoll
+from clevrd.handlers.subscribe.poll_many import ManyPoll
+from clevrd.http_values import Request
 from clevrd.hub import rounds
 from clevrd.tenants import Tenant
 
@@ -460,10 +460,10 @@ async def test_everything_is_let_go_when_a_stream_ends(daemon: Daemon, accept: s
     async with await open_stream(daemon.port, accept, "topic=a&pattern=p.*") as _:
         await daemon.publish("p.1", 1)
         await until(lambda: daemon.hub.subscribers == 2)
-        assert len(daemon.hub.watches) == 1
+        assert len(daemon.hub.patterns) == 1
 
     await until(lambda: daemon.hub.subscribers == 0)
-    assert len(daemon.hub.watches) == 0
+    assert len(daemon.hub.patterns) == 0
 
 
 # An id that is not of the URL's, and what is wrong with it.
@@ -628,7 +628,7 @@ async def test_nothing_follows_the_end_of_a_stream() -> None:
         url = f"{daemon.url}/subscribe?{query}"
         async with daemon.http.ws_connect(url) as socket:
             frames = [frame async for frame in socket]
-        assert (daemon.hub.subscribers, len(daemon.hub.watches)) == (0, 0)
+        assert (daemon.hub.subscribers, len(daemon.hub.patterns)) == (0, 0)
         assert totals_of(daemon.hub.topics).delivered == len(seen(items)) + len(frames)
 
     assert items[-1].json["code"] == "too_many_topics"
@@ -747,7 +747,7 @@ async def test_polls_one_after_the_other_miss_nothing_in_any_topic(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While publishers push on, topics begin, and answers hold only a part."""
-    monkeypatch.setattr("clevrd.handlers.poll_many.POLL_MAX_MESSAGES", 7)
+    monkeypatch.setattr("clevrd.handlers.subscribe.poll_many.POLL_MAX_MESSAGES", 7)
     topics = ("a", "b", "p.1", "p.2")
     async with running(catch_up_messages=0) as daemon:
 
@@ -786,7 +786,7 @@ async def test_poll_waits_for_any_of_its_topics_and_for_one_that_begins(daemon: 
         answer = await waiter
 
         assert [each["topic"] for each in answer["messages"]] == [topic]
-        assert len(daemon.server._polls) == daemon.hub.subscribers == len(daemon.hub.watches) == 0
+        assert len(daemon.server._polls) == daemon.hub.subscribers == len(daemon.hub.patterns) == 0
 
 
 async def test_poll_has_all_of_one_turn_in_the_order_of_time(
@@ -794,7 +794,7 @@ async def test_poll_has_all_of_one_turn_in_the_order_of_time(
 ) -> None:
     """What is published together to several topics is one answer."""
     # However slow the machine, the batch is worked off in one turn.
-    monkeypatch.setattr("clevrd.fair_turns.SHARE_S", 10.0)
+    monkeypatch.setattr("clevrd.scheduling.fair_turns.SHARE_S", 10.0)
     waiter = asyncio.create_task(poll(daemon, "topic=a&topic=b&last=0"))
     await until(lambda: daemon.hub.subscribers == 2)
 
@@ -812,7 +812,7 @@ async def test_poll_tells_gaps_at_once(daemon: Daemon) -> None:
         lost = await poll(daemon, "topic=a&topic=b&last_event_id=old:4/0,old:2/1&timeout=60")
         known = quote("old:4@p.1,*")
         waiter = asyncio.create_task(poll(daemon, f"pattern=p.*&last_event_id={known}&timeout=60"))
-        await until(lambda: len(daemon.hub.watches) == 1)
+        await until(lambda: len(daemon.hub.patterns) == 1)
         await daemon.publish("p.1", 1)
         back = await waiter
 
@@ -845,7 +845,7 @@ async def test_poll_that_is_cut_short_has_found_all_the_same(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its time runs from the beginning, but where to go on is known only when all is found."""
-    monkeypatch.setattr("clevrd.watches._UNITS_PER_TURN", 1)
+    monkeypatch.setattr("clevrd.hub.pattern_index._UNITS_PER_TURN", 1)
     for number in range(20):
         for _ in range(3):
             await daemon.publish(f"p.{number}", 1)
@@ -861,13 +861,13 @@ async def test_topic_that_is_forgotten_while_a_poll_looks_is_found_again(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not waited for in a life that has ended."""
-    monkeypatch.setattr("clevrd.watches._UNITS_PER_TURN", 1)
+    monkeypatch.setattr("clevrd.hub.pattern_index._UNITS_PER_TURN", 1)
     for number in range(20):
         await daemon.publish(f"p.{number}", 0)
     waiter = asyncio.create_task(poll(daemon, "topic=a&pattern=p.*&last=0"))
-    await until(lambda: len(daemon.hub.watches) == 1)
+    await until(lambda: len(daemon.hub.patterns) == 1)
     for topic in daemon.hub.topics.evict_idle(1e12):
-        daemon.hub.watches.topic_forgotten(topic)
+        daemon.hub.patterns.topic_forgotten(topic)
     await until(lambda: daemon.hub.subscribers == 1)
 
     await daemon.publish("p.0", 1)
@@ -940,7 +940,7 @@ async def test_poll_that_matches_too_much_is_refused() -> None:
         for number in range(5):
             await daemon.publish(f"p.{number}", 1)
         answer = await poll(daemon, "pattern=p.*&last=0")
-        await until(lambda: len(daemon.hub.watches) == 0)
+        await until(lambda: len(daemon.hub.patterns) == 0)
 
     assert answer["code"] == "invalid_request"
     assert "CLEVRD_MAX_TOPICS_PER_CONNECTION" in answer["error"]
@@ -956,7 +956,7 @@ async def test_poller_that_goes_and_a_stop_leave_nothing_behind() -> None:
         await until(lambda: daemon.hub.subscribers == 2)
         reset_by_peer(writer)
         await until(lambda: len(daemon.server._polls) == 0)
-        assert (daemon.hub.subscribers, len(daemon.hub.watches)) == (0, 0)
+        assert (daemon.hub.subscribers, len(daemon.hub.patterns)) == (0, 0)
         staying = asyncio.create_task(poll(daemon, query))
         await until(lambda: daemon.hub.subscribers == 2)
         await daemon.server.stop()

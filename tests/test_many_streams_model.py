@@ -24,14 +24,14 @@ from time_limit import EndableLoop
 
 from clevrd.config import Config
 from clevrd.connections.many_streams import ManyStream
+from clevrd.core.beginning import check_beginning
 from clevrd.core.message import PublishRequest
-from clevrd.core.positions import check_wish
+from clevrd.core.stream_forms import SSE_BARE, PlacedWrites
 from clevrd.core.subscriber import DropStrategy
-from clevrd.core.wire_forms import SSE_BARE, PlacedWrites
-from clevrd.exchange import Request
-from clevrd.handlers.subscribe import read_options
+from clevrd.handlers.subscribe.endpoint import read_options
+from clevrd.http_values import Request
 from clevrd.hub import Hub
-from clevrd.metrics import Counters
+from clevrd.metrics.counters import Counters
 from clevrd.tenants import Tenant
 
 TENANT = Tenant("t")
@@ -177,9 +177,9 @@ class World:
         self.places = places_of(self.last_id)
         self.greeted, self.owes_gap = set(), set()
         self.has_watched = "*" in self.last_id.split(",")
-        for name, wish in wanted.topics.items():
+        for name, beginning in wanted.topics.items():
             topic = self.hub.topic(TENANT, name)
-            check_wish(topic, wish)
+            check_beginning(topic, beginning)
             self.beginnings[name] = max(topic.ring.first - 1, topic.head - self.last)
         self.stream = ManyStream(
             *(cast(Any, FakeRegistry()), cast(Any, self.transport), self.hub, TENANT, 100),
@@ -191,7 +191,7 @@ class World:
         """Forget topics that nobody uses, as after an hour: nothing is put off for so long."""
         await self.turn()
         for topic in self.hub.topics.evict_idle(float("inf")):
-            self.hub.watches.topic_forgotten(topic)
+            self.hub.patterns.topic_forgotten(topic)
 
     def restart(self) -> None:
         """Lose the daemon and what was under way; every life ends."""
@@ -360,7 +360,7 @@ def test_event_source_with_many_topics_has_or_knows_everything(
         assert totals.offered == totals.delivered + lost + totals.discarded + totals.queued
         world.cut(0)
         assert world.hub.subscribers == 0
-        assert len(world.hub.watches) == 0
+        assert len(world.hub.patterns) == 0
 
     with asyncio.Runner(loop_factory=EndableLoop) as runner:
         runner.run(run())

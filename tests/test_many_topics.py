@@ -490,10 +490,10 @@ async def test_everything_is_let_go_when_a_socket_ends(daemon: Daemon) -> None:
         await ask(socket, "subscribe", pattern="b.*")
         await daemon.publish("b.1", 1)
         await hear_many(socket, 2)
-        assert (daemon.hub.subscribers, len(daemon.hub.watches)) == (2, 1)
+        assert (daemon.hub.subscribers, len(daemon.hub.patterns)) == (2, 1)
 
     await until(lambda: daemon.hub.subscribers == 0)
-    assert len(daemon.hub.watches) == 0
+    assert len(daemon.hub.patterns) == 0
 
 
 async def test_stalled_socket_is_not_read_on_and_still_answers_in_the_end() -> None:

@@ -14,8 +14,8 @@ from test_ended_connections import commands_socket, publish_socket
 from clevrd.core.message import decode_publish
 from clevrd.core.nesting import MAX_LEVELS, is_too_deep
 from clevrd.errors import InvalidRequest
-from clevrd.handlers.commands import decode_command
-from clevrd.handlers.publish_batch import split_batch
+from clevrd.handlers.commands.commands import decode_command
+from clevrd.handlers.publish.batch import split_batch
 
 # What stands in JSON between brackets and must not count for one.
 DECOYS = ['"["', r'"\"["', r'"\\"', '"]]"', r'"\\\"{"', "{}", "[]", "1", '"é["']

@@ -24,7 +24,7 @@ from daemons import running, until
 
 from clevrd.config import Config
 from clevrd.control.ping_wheel import SLOTS, PingWheel
-from clevrd.timers import Timers
+from clevrd.scheduling.timers import Timers
 
 
 class FakePeer:

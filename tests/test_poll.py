@@ -15,9 +15,9 @@ from clients import publishing, reset_by_peer, subscribe
 from daemons import Daemon, running, until
 from http_wire import get, read_response, responses, talk
 
+from clevrd.core.beginning import After
 from clevrd.core.message import PublishRequest
-from clevrd.core.positions import After
-from clevrd.handlers import poll
+from clevrd.handlers.subscribe import poll
 from clevrd.hub import rounds
 from clevrd.tenants import Tenant
 

@@ -28,11 +28,11 @@ from streams import EVENTS, LINES, open_stream
 from websockets.asyncio.client import ClientConnection
 
 from clevrd.client import Client, Gap
-from clevrd.core.control_frames import RETENTION, SLOW_CONSUMER, GapReason, control_frame
-from clevrd.core.control_frames import Gap as GapFrame
+from clevrd.core.beginning import After, Last, ResolvedBeginning, Since, resolve
 from clevrd.core.gap_log import GapLog
 from clevrd.core.message import PublishRequest, id_at, rfc3339
-from clevrd.core.positions import After, Last, Since, Start, start_of
+from clevrd.core.notices import RETENTION, SLOW_CONSUMER, GapReason, notice_frame
+from clevrd.core.notices import Gap as GapFrame
 from clevrd.core.subscriber import DropStrategy, Subscriber
 from clevrd.tenants import Tenant
 
@@ -241,7 +241,7 @@ def test_since_before_what_the_ring_has_is_told() -> None:
     for offset in range(1, 11):
         topic.extend(offset, [b'\x81\x7f........{"id":"%b"}' % id_at(offset).encode()], 0.0)
 
-    starts = [start_of(topic, Since(id_at(wall_us), is_time=True)) for wall_us in (3, 7, 8, 99)]
+    starts = [resolve(topic, Since(id_at(wall_us), is_time=True)) for wall_us in (3, 7, 8, 99)]
 
     assert [start.after for start in starts] == [6, 6, 7, 10]
     assert [start.is_recovered for start in starts] == [False, False, True, True]
@@ -254,12 +254,14 @@ def test_since_before_the_topic_was_made_is_told() -> None:
     topic = make_topic()
     topic.created_at = rfc3339(1_000_000)
 
-    start = start_of(topic, Since(id_at(999_999), is_time=True))
+    start = resolve(topic, Since(id_at(999_999), is_time=True))
 
     assert start.gap is not None
     assert start.gap.reason == "epoch"
-    assert start_of(topic, Since(id_at(1_000_000), is_time=True)) == Start(0, is_recovered=True)
-    assert start_of(topic, Last(5)) == Start(0)
+    assert resolve(topic, Since(id_at(1_000_000), is_time=True)) == ResolvedBeginning(
+        0, is_recovered=True
+    )
+    assert resolve(topic, Last(5)) == ResolvedBeginning(0)
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -496,8 +498,8 @@ def test_holes_stand_between_what_was_kept() -> None:
         frame_of(1),
         frame_of(2) + frame_of(3),
         frame_of(4) + frame_of(5),
-        control_frame(GapFrame("t", 6, 8, 3, SLOW_CONSUMER)) + frame_of(9),
-        control_frame(GapFrame("t", 10, 11, 2, SLOW_CONSUMER)) + frame_of(12),
+        notice_frame(GapFrame("t", 6, 8, 3, SLOW_CONSUMER)) + frame_of(9),
+        notice_frame(GapFrame("t", 10, 11, 2, SLOW_CONSUMER)) + frame_of(12),
     ]
 
 
@@ -538,7 +540,7 @@ def test_hole_that_met_slowness_is_named_for_it() -> None:
 
     assert reasons == [[RETENTION], [SLOW_CONSUMER], [SLOW_CONSUMER]]
     assert (topic.losses.retention, topic.losses.slow_consumer) == (11, 3)
-    assert sink.received == control_frame(GapFrame("t", 1, 14, 14, SLOW_CONSUMER)) + b"".join(
+    assert sink.received == notice_frame(GapFrame("t", 1, 14, 14, SLOW_CONSUMER)) + b"".join(
         frame_of(offset) for offset in range(15, 20)
     )
 

@@ -23,19 +23,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clevrd.config import Config
+from clevrd.core.beginning import After, Beginning, Last, Since, check_beginning
 from clevrd.core.gap_log import GapLog
 from clevrd.core.message import PublishRequest
-from clevrd.core.positions import After, Last, Since, Wish, check_wish
-from clevrd.core.state_format import (
+from clevrd.core.stream_forms import SSE_BARE, StreamForm
+from clevrd.core.subscriber import DropStrategy, Subscriber
+from clevrd.hub import Hub, readers
+from clevrd.restart.format import (
     MARKER_BYTES,
     StateReader,
     end_record,
     file_head,
     topic_record,
 )
-from clevrd.core.subscriber import DropStrategy, Subscriber
-from clevrd.core.wire_forms import SSE_BARE, StreamForm
-from clevrd.hub import Hub, readers
 from clevrd.tenants import Tenant
 
 CLIENTS = 3
@@ -157,15 +157,17 @@ class Peer:
         self.epoch: str | None = None
         self.offset = 0
         self.last_id = ""
-        # The wish of the connection was to resume, and at which place.
-        self.wish: Wish = Last(0)
+        # The beginning of the connection was to resume, and at which place.
+        self.beginning: Beginning = Last(0)
         self.is_new = False
         # Highest offset of this connection.
         self.newest = 0
         # An epoch's end was seen, by the greeting; a gap must say so before any message.
         self.owes_gap = False
 
-    def connect(self, wish: Wish, strategy: DropStrategy, wanted: int | None, room: int) -> None:
+    def connect(
+        self, beginning: Beginning, strategy: DropStrategy, wanted: int | None, room: int
+    ) -> None:
         """Subscribe over a new connection that takes ``room`` bytes unread."""
         world = self.world
         self.sink = FakeSink(room)
@@ -176,9 +178,9 @@ class Peer:
         self.sink.on_resume = lambda: daemon.resumed(topic, reader)
         self.newest = 0
         # Cut between greeting and gap, it knows by `recovered` that something is missing.
-        self.wish, self.is_new, self.owes_gap = wish, True, False
-        check_wish(topic, wish)
-        daemon.subscribe(topic, reader, wish)
+        self.beginning, self.is_new, self.owes_gap = beginning, True, False
+        check_beginning(topic, beginning)
+        daemon.subscribe(topic, reader, beginning)
 
     def read(self, count: int) -> None:
         """Read ``count`` frames of those that have arrived; the rest can still be lost."""
@@ -235,7 +237,7 @@ class Peer:
         self.is_new = False
         epoch, offset = frame["epoch"], frame["offset"]
         assert epoch == self.world.topic.epoch
-        if isinstance(self.wish, Last):
+        if isinstance(self.beginning, Last):
             assert frame["recovered"] is False
         elif frame["recovered"]:
             assert (epoch, offset) == (self.epoch or epoch, self.offset)
@@ -269,11 +271,11 @@ class Peer:
             assert self.epoch is not None
             assert frame["id"] == self.world.published[self.epoch][offset - 1]
         assert offset > self.newest, "once, and in order, also for who is told nothing"
-        if isinstance(self.wish, Since):
-            assert frame["id"] > self.wish.message_id
+        if isinstance(self.beginning, Since):
+            assert frame["id"] > self.beginning.message_id
         self.offset, self.last_id, self.newest = offset, frame["id"], offset
 
-    def resume_by_id(self) -> Wish:
+    def resume_by_id(self) -> Beginning:
         return Since(self.last_id, is_time=False)
 
 
@@ -312,18 +314,18 @@ class Model:
         if peer.reader is not None:
             return
         peer.forget_unidentified()
-        wish: Wish = {
+        beginning: Beginning = {
             "all": After(0),
             "id": peer.resume_by_id(),
             "position": After(peer.offset, peer.epoch or ""),
         }.get(how, Last(3))
         if not peer.last_id or (how == "position" and peer.epoch is None) or how in ("all", "last"):
             # No resume: what it had before counts no more.
-            wish = wish if how in ("all", "last") else Last(3)
+            beginning = beginning if how in ("all", "last") else Last(3)
             peer.epoch, peer.offset, peer.last_id, peer.last_event_id = None, 0, "", ""
         elif how == "id" and self.is_behind_id(peer):
             return
-        peer.connect(wish, strategy, wanted, room)
+        peer.connect(beginning, strategy, wanted, room)
 
     def is_behind_id(self, peer: Peer) -> bool:
         """Whether it knows of a gap after its last message: resuming by id would repeat it."""

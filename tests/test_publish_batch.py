@@ -11,7 +11,7 @@ from clients import subscribe
 from daemons import Daemon, running, until
 
 from clevrd.errors import InvalidRequest
-from clevrd.handlers.publish_batch import ITEMS_PER_SHARE, MAX_ITEMS, split_batch
+from clevrd.handlers.publish.batch import ITEMS_PER_SHARE, MAX_ITEMS, split_batch
 
 
 async def send(daemon: Daemon, body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:

@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 
 from clevrd.client import Client, Gap
 from clevrd.errors import CannotStart
-from clevrd.state_dir import BAD, LOCK, STATE
+from clevrd.restart.directory import BAD, LOCK, STATE
 
 
 class Restarts:
@@ -222,7 +222,8 @@ async def test_own_client_reads_on_across_restarts_without_a_gap(restarts: Resta
 # A daemon that comes no further than ``where`` in its start, until it is told to stop.
 HELD_START = """
 import sys, time
-from clevrd import server, state_dir
+from clevrd import server
+from clevrd.restart import directory as state_dir
 told = []
 install = server.DaemonSignals.install
 server.DaemonSignals.install = lambda self: (told.append(self), install(self))

@@ -172,8 +172,8 @@ async def publish(daemon: Daemon | DaemonProcess, count: int, topic: str = "t") 
 @pytest.fixture(autouse=True)
 def quick_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have EventSources come back sooner than in the field."""
-    monkeypatch.setattr("clevrd.handlers.transports.RETRY_FIRST_MS", 100)
-    monkeypatch.setattr("clevrd.handlers.transports.RETRY_SPREAD_MS", 100)
+    monkeypatch.setattr("clevrd.handlers.subscribe.transports.RETRY_FIRST_MS", 100)
+    monkeypatch.setattr("clevrd.handlers.subscribe.transports.RETRY_SPREAD_MS", 100)
 
 
 async def test_event_source_misses_nothing_across_cuts() -> None:

@@ -19,16 +19,16 @@ from fakes import FakeSink, at_once, totals_of
 from test_positions_model import ManualLoop
 
 from clevrd.config import Config, load
+from clevrd.core.beginning import After, Last, Since, resolve
 from clevrd.core.message import PublishRequest, id_at
-from clevrd.core.positions import After, Last, Since, start_of
-from clevrd.core.state_format import StateReader, end_record, file_head
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import CannotStart, ConfigError, Unavailable
 from clevrd.hub import Hub
 from clevrd.listeners import Listeners
+from clevrd.restart.directory import BAD, LOCK, NEW, STATE, SaveReport, StateDir
+from clevrd.restart.format import StateReader, end_record, file_head
 from clevrd.server import Server
-from clevrd.state_dir import BAD, LOCK, NEW, STATE, SaveReport, StateDir
 from clevrd.tenants import Tenant
 
 ACME = Tenant("acme")
@@ -145,7 +145,7 @@ def test_ids_never_go_back_although_the_clock_did(state: StateDir) -> None:
 
     assert b'"id":"' + id_at(NOON_US + 3).encode() in frames_of(topic)[-1]
     # Who knows an id of an earlier life of this name is told that this is another.
-    gap = start_of(other, Since(id_at(NOON_US + 2), is_time=False)).gap
+    gap = resolve(other, Since(id_at(NOON_US + 2), is_time=False)).gap
     assert gap is not None
     assert gap.reason == "epoch"
 
@@ -199,7 +199,7 @@ def test_smaller_ring_keeps_the_newest(state: StateDir) -> None:
     (again,) = hub.topics
 
     assert frames_of(again) == frames_of(topic)[-100:]
-    start = start_of(again, After(150, topic.epoch))
+    start = resolve(again, After(150, topic.epoch))
     assert start.gap is not None
     assert (start.gap.first, start.gap.last, start.gap.count) == (151, 200, 50)
 
@@ -274,8 +274,8 @@ def test_short_time_costs_messages_and_no_position(tmp_path: Path) -> None:
     assert [topic.head for topic in hub.topics] == [5, 5, 5]
     gone = hub.topics.find("acme", "middle")
     assert gone is not None
-    assert start_of(gone, After(5, gone.epoch)).is_recovered
-    start = start_of(gone, After(3, gone.epoch))
+    assert resolve(gone, After(5, gone.epoch)).is_recovered
+    start = resolve(gone, After(3, gone.epoch))
     assert start.gap is not None
     assert (start.gap.first, start.gap.count, start.gap.reason) == (4, 2, "retention")
 
@@ -395,8 +395,8 @@ def test_damaged_messages_leave_the_position(state: StateDir, tmp_path: Path) ->
     (again,) = restarted(state).topics
 
     assert (again.epoch, again.head, len(again.ring)) == (topic.epoch, 3, 0)
-    assert start_of(again, After(3, topic.epoch)).is_recovered
-    gap = start_of(again, After(1, topic.epoch)).gap
+    assert resolve(again, After(3, topic.epoch)).is_recovered
+    gap = resolve(again, After(1, topic.epoch)).gap
     assert gap is not None
     assert (gap.first, gap.last, gap.reason) == (2, 3, "retention")
 

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clevrd.core.encoding import text_frame
 from clevrd.core.message import MessageIds
 from clevrd.core.recent_cache import RecentMessageCache
-from clevrd.core.state_format import (
+from clevrd.core.saved_topic import SavedTopic
+from clevrd.core.server_frames import text_frame
+from clevrd.restart.format import (
     CHUNK_BYTES,
     BadState,
-    SavedTopic,
     StateReader,
     end_record,
     file_head,

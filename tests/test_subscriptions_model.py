@@ -20,9 +20,9 @@ from time_limit import EndableLoop
 
 from clevrd.config import Config
 from clevrd.connections.subscriptions import Manner, PatternWish, Subscriptions
-from clevrd.core.control_frames import Forgotten, Watching
+from clevrd.core.beginning import Last
 from clevrd.core.message import PublishRequest
-from clevrd.core.positions import Last
+from clevrd.core.notices import Forgotten, Watching
 from clevrd.core.subscriber import DropStrategy
 from clevrd.errors import ClevrdError, InvalidRequest
 from clevrd.hub import Hub
@@ -119,7 +119,7 @@ class World:
     def forget(self) -> None:
         """Forget topics that nobody uses, as after an hour."""
         for topic in self.hub.topics.evict_idle(float("inf")):
-            self.hub.watches.topic_forgotten(topic)
+            self.hub.patterns.topic_forgotten(topic)
 
     async def turn(self) -> None:
         """Let everything happen that was put off."""
@@ -211,7 +211,7 @@ def test_connection_has_or_knows_everything(
         assert totals.offered == totals.delivered + lost + totals.discarded + totals.queued
         world.subscriptions.leave()
         assert world.hub.subscribers == 0
-        assert len(world.hub.watches) == 0
+        assert len(world.hub.patterns) == 0
 
     with asyncio.Runner(loop_factory=EndableLoop) as runner:
         runner.run(run())

@@ -12,12 +12,12 @@ from fakes import FakeSink, frames_in
 
 from clevrd.config import Config
 from clevrd.control.adaptive_throttler import ThrottleSample
+from clevrd.core.beginning import Last
 from clevrd.core.message import PublishRequest, decode_publish
-from clevrd.core.positions import Last
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError
-from clevrd.handlers.publish_run import RunPublisher
+from clevrd.handlers.publish.run import RunPublisher
 from clevrd.hub import Hub, Published
 from clevrd.hub.rounds import WRITES_PER_SLICE
 from clevrd.tenants import Tenant

@@ -1,4 +1,4 @@
-"""Watches: everybody is told, a few in each turn, whatever one of them does."""
+"""PatternIndex: everybody is told, a few in each turn, whatever one of them does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from daemons import until
 from clevrd.core.patterns import parse_pattern
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicLimits, TopicManager
-from clevrd.watches import Watches
+from clevrd.hub.pattern_index import PatternIndex
 
 PATTERN = parse_pattern("a.*")
 
@@ -45,10 +45,10 @@ class FakeWatcher:
         self.has_found_all = True
 
 
-def make_watches(on_error: Callable[[], None] = lambda: None) -> tuple[TopicManager, Watches]:
+def make_watches(on_error: Callable[[], None] = lambda: None) -> tuple[TopicManager, PatternIndex]:
     """Return an empty manager and who watches it."""
     topics = TopicManager(TopicLimits(max_memory_bytes=1 << 30), new_epoch=lambda: "e")
-    return topics, Watches(topics, asyncio.get_running_loop(), on_error)
+    return topics, PatternIndex(topics, asyncio.get_running_loop(), on_error)
 
 
 def make_topic(topics: TopicManager, name: str, tenant: str = "t") -> Topic:

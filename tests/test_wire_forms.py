@@ -16,12 +16,11 @@ from httpx_sse import EventSource, ServerSentEvent
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clevrd.core.control_frames import ErrorNotice, Gap, GoingAway, Position, Subscribed
-from clevrd.core.encoding import FrameEncoder, payloads_in, text_frame
 from clevrd.core.gap_log import GapLog
 from clevrd.core.message import KeyedMessage, Message, decode_publish
-from clevrd.core.subscriber import DropStrategy, Subscriber
-from clevrd.core.wire_forms import (
+from clevrd.core.notices import ErrorNotice, Gap, GoingAway, Position, Subscribed
+from clevrd.core.server_frames import FrameEncoder, payloads_in, text_frame
+from clevrd.core.stream_forms import (
     FRAMES,
     HOLE,
     NDJSON,
@@ -38,6 +37,7 @@ from clevrd.core.wire_forms import (
     TextBudget,
     chunk,
 )
+from clevrd.core.subscriber import DropStrategy, Subscriber
 
 EPOCH = "f7502dc3"
 SPACE = st.text(" \t\r\n", max_size=3)

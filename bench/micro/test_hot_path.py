@@ -13,10 +13,10 @@ from typing import cast
 import pytest
 
 from clevrd.config import Config
-from clevrd.core.encoding import FrameEncoder
+from clevrd.core.beginning import Last
 from clevrd.core.message import Message, PublishRequest, decode_publish
-from clevrd.core.positions import Last
 from clevrd.core.recent_cache import RecentMessageCache
+from clevrd.core.server_frames import FrameEncoder
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.hub import Hub

@@ -18,7 +18,7 @@ from clevrd.errors import (
     RequestTimeout,
     Unavailable,
 )
-from clevrd.exchange import TOO_MUCH_INPUT
+from clevrd.http_values import TOO_MUCH_INPUT
 from clevrd.input_budget import InputBudget
 from clevrd.pace import sent_step_bytes
 

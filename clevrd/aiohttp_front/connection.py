@@ -33,11 +33,11 @@ from clevrd.errors import (
     RequestTimeout,
     Unavailable,
 )
-from clevrd.exchange import LINGER_S, TOO_MUCH_INPUT, Answer, Request, ResponseRenderer
-from clevrd.fair_turns import FairTurns
+from clevrd.http_values import LINGER_S, TOO_MUCH_INPUT, Request, Response, ResponseRenderer
 from clevrd.input_budget import InputBudget
 from clevrd.pace import reads_on
 from clevrd.progress import ask_when_silent, progress_of, reset
+from clevrd.scheduling.fair_turns import FairTurns
 
 # What no part of a head may hold: aiohttp's parser reports it as a fault at this place, behind the
 # requests that are whole, and its sentence tells it from a fault of the client's before it.
@@ -82,7 +82,7 @@ class FrontConnection(RequestHandler):
         # The request being handled.
         self._current: web.BaseRequest | None = None
         # What it waits for, where that is of no use to anybody else.
-        self._awaited: asyncio.Future[Answer] | None = None
+        self._awaited: asyncio.Future[Response] | None = None
         self.received_bytes = 0
         # Received and not yet given to aiohttp, which is read on when its turn has come.
         self._unread = b""
@@ -141,7 +141,7 @@ class FrontConnection(RequestHandler):
         if self.has_eof:
             _cut_short(http_request)
 
-    async def unless_gone(self, reply: asyncio.Future[Answer]) -> Answer:
+    async def unless_gone(self, reply: asyncio.Future[Response]) -> Response:
         """Return the reply to the request, or end the request when its client goes first.
 
         It may have gone before the request got its turn: then nobody else would end it. Nothing may
@@ -414,7 +414,7 @@ class FrontConnection(RequestHandler):
 class LastWord(web.Response):
     """An answer that ends the connection, once the client can have read it."""
 
-    def __init__(self, connection: FrontConnection, answer: Answer) -> None:
+    def __init__(self, connection: FrontConnection, answer: Response) -> None:
         super().__init__(status=answer.status, body=answer.body, headers=answer.fields())
         self._connection = connection
         self.force_close()
@@ -451,7 +451,7 @@ class FrontServer(web.Server):
     def __init__(
         self,
         handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-        refuse: Callable[[Exception, Request | None], Answer],
+        refuse: Callable[[Exception, Request | None], Response],
         turns: FairTurns,
         budget: InputBudget,
         config: Config,
@@ -485,7 +485,7 @@ class FrontServer(web.Server):
             keepalive_timeout=self.keepalive_timeout_s,
             # Every refusal lingers by itself (`LastWord`).
             lingering_time=0,
-            # 415 instead of inflating what a stranger compressed (handlers/publish.py).
+            # 415 instead of inflating what a stranger compressed (handlers/publish/endpoint.py).
             auto_decompress=False,
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_LINE_BYTES,

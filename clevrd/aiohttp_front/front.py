@@ -16,21 +16,21 @@ from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
 from clevrd.admission import Gate, Router
 from clevrd.aiohttp_front.body import BodyReader
 from clevrd.aiohttp_front.connection import FrontConnection, FrontServer, LastWord
-from clevrd.aiohttp_front.takeover import check_upgrade, take_over
+from clevrd.aiohttp_front.upgrade import check_upgrade, take_over
 from clevrd.config import Config
 from clevrd.errors import InvalidRequest
-from clevrd.exchange import (
+from clevrd.http_values import (
     HOST,
     WHOLE_SERVER,
-    Answer,
     Refusals,
     Reply,
     Request,
-    Takeover,
+    Response,
     Upgrade,
+    WebSocketUpgrade,
 )
-from clevrd.fair_turns import FairTurns
 from clevrd.input_budget import InputBudget
+from clevrd.scheduling.fair_turns import FairTurns
 
 # The absolute form of a target (RFC 9112 §3.2.2): the scheme, the authority and the rest.
 _ABSOLUTE: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)", re.ASCII | re.DOTALL)
@@ -107,7 +107,7 @@ class AiohttpFront:
             if request is None or http_request.can_read_body:
                 return LastWord(connection, answer)
             return to_response(answer)
-        if isinstance(reply, Takeover):
+        if isinstance(reply, Upgrade):
             return take_over(connection, reply, partial(self.refusal, request=request))
         return to_response(reply)
 
@@ -128,9 +128,9 @@ class AiohttpFront:
             reply = endpoint.answer(admitted, body)
         finally:
             self._turns.end()
-        if isinstance(reply, Upgrade):
+        if isinstance(reply, WebSocketUpgrade):
             check_upgrade(http_request)
-        if isinstance(reply, Answer | Takeover):
+        if isinstance(reply, Response | Upgrade):
             return reply
         if isinstance(reply, asyncio.Future):
             return await connection.unless_gone(reply)
@@ -199,6 +199,6 @@ def _check_framing(version: HttpVersion, headers: dict[str, str]) -> None:
         raise InvalidRequest("The only Transfer-Encoding taken is chunked, in HTTP/1.1.")
 
 
-def to_response(answer: Answer) -> web.Response:
+def to_response(answer: Response) -> web.Response:
     """Return ``answer`` as aiohttp's response."""
     return web.Response(status=answer.status, body=answer.body, headers=answer.fields())

@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from clevrd.deadlines import Deadlines
 from clevrd.progress import Progress, progress_of, reset
+from clevrd.scheduling.deadlines import Deadlines
 
 # Once the peer's kernel has our last word, how long the peer may take to answer it.
 CLOSE_TIMEOUT_S: Final = 5.0

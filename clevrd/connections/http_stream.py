@@ -1,8 +1,8 @@
 """Responses that do not end, SSE and NDJSON: what all have in common, and those of one topic.
 
-What the texts look like is core/wire_forms.py's, and the sweep is that of all connections. Nothing
-is read here: what a client sends behind its request means nothing. Several topics on one response
-are connections/many_streams.py's.
+What the texts look like is core/stream_forms.py's, and the sweep is that of all connections.
+Nothing is read here: what a client sends behind its request means nothing. Several topics on one
+response are connections/many_streams.py's.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import msgspec
 
 from clevrd.connections.subscriptions import Manner
 from clevrd.connections.websocket import RESTARTING, WebSockets
+from clevrd.core.beginning import Beginning
 from clevrd.core.client_frames import POLICY_VIOLATION
-from clevrd.core.control_frames import Control, ErrorNotice, GoingAway, Position, Warnings
 from clevrd.core.gap_log import GapLog
-from clevrd.core.positions import Wish
+from clevrd.core.notices import ErrorNotice, GoingAway, Notice, Position, Warnings
+from clevrd.core.stream_forms import StreamForm
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
-from clevrd.core.wire_forms import StreamForm
 from clevrd.hub import CLOSE_SLOW_CONSUMER, Hub
 from clevrd.progress import unsent_bytes_of
 
@@ -182,7 +182,7 @@ class Stream(asyncio.Protocol):
     def end_unfinished(self) -> None:
         """Do nothing: nothing that a client sends is waited for."""
 
-    def _spelled(self, control: Control) -> bytes:
+    def _spelled(self, control: Notice) -> bytes:
         """Return what tells ``control``, which has no place among the messages."""
         return self._form.framed(self._form.control(control, b"", None))
 
@@ -212,16 +212,18 @@ class TopicStream(Stream):
         gaps = GapLog(topic.name) if manner.has_control else None
         self.reader = Subscriber(self, manner.strategy, manner.wanted_window, gaps, form=form)
 
-    def begin(self, wish: Wish, early_data: bytes, warnings: Warnings = msgspec.UNSET) -> None:
+    def begin(
+        self, beginning: Beginning, early_data: bytes, warnings: Warnings = msgspec.UNSET
+    ) -> None:
         """Take over the transport, deliver what is wished of the past and then what comes.
 
         Args:
-            wish: where to begin.
+            beginning: where to begin.
             early_data: what was received behind the request.
             warnings: what its client is told with where it begins.
         """
         self.take_over()
-        self._hub.subscribe(self.topic, self.reader, wish, warnings=warnings)
+        self._hub.subscribe(self.topic, self.reader, beginning, warnings=warnings)
         if early_data:
             self.data_received(early_data)
 

@@ -12,24 +12,24 @@ from collections.abc import Callable
 from clevrd.connections.http_stream import Stream
 from clevrd.connections.subscriptions import SubscribeOptions, Subscriptions, ids_of, refusal_reason
 from clevrd.connections.websocket import WebSockets
-from clevrd.core.control_frames import (
-    Control,
+from clevrd.core.event_ids import EventIds, IdPlace
+from clevrd.core.notices import (
     ErrorNotice,
     Forgotten,
+    Notice,
     Position,
     Watching,
     unknown_gap,
 )
-from clevrd.core.event_ids import EventIds, IdPlace
-from clevrd.core.subscriber import Sink
-from clevrd.core.topic import Topic
-from clevrd.core.wire_forms import (
+from clevrd.core.stream_forms import (
     PLACED_EVENTS,
     PlacedWrites,
     ServerSentEvents,
     StreamForm,
     control_event,
 )
+from clevrd.core.subscriber import Sink
+from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
@@ -94,7 +94,7 @@ class ManyStream(Stream):
         """Tell that a topic is gone, which is in no id from here on."""
         self._tell(topic)
 
-    def _tell(self, control: Control) -> None:
+    def _tell(self, control: Notice) -> None:
         """Tell who takes control frames what is of no one topic's messages."""
         if self._ids is not None:
             self.write(self._form.framed(control_event(control, self._ids.whole())))
@@ -140,7 +140,7 @@ class EventPlaces:
         form: StreamForm,
         ids: EventIds,
         writes: PlacedWrites,
-        tell: Callable[[Control], None],
+        tell: Callable[[Notice], None],
     ) -> None:
         self._stream = stream
         # Tells what is of no one topic's messages.

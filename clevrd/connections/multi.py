@@ -1,6 +1,6 @@
 """Connections with many subscriptions: one that only receives, and one that takes commands.
 
-What the commands mean is decided by handlers/commands.py, which gives this its Publisher.
+What the commands mean is decided by handlers/commands/commands.py, which gives this its Publisher.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from clevrd.connections.subscriber import ReceivingConnection
 from clevrd.connections.subscriptions import SubscribeOptions, Subscriptions, refusal_reason
 from clevrd.connections.websocket import WebSockets
 from clevrd.core.client_frames import TEXT
-from clevrd.core.control_frames import ErrorNotice, Forgotten, GoingAway, Watching, control_frame
+from clevrd.core.notices import ErrorNotice, Forgotten, GoingAway, Watching, notice_frame
 from clevrd.errors import ClevrdError
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
@@ -57,12 +57,12 @@ class MultiConnection(ReceivingConnection):
     def found_all(self, watching: Watching) -> None:
         """Tell who asked for control frames that every topic which was there is joined."""
         if self._has_control:
-            self.write(control_frame(watching))
+            self.write(notice_frame(watching))
 
     def forgotten(self, topic: Forgotten) -> None:
         """Tell who asked for control frames that a topic is gone."""
         if self._has_control:
-            self.write(control_frame(topic))
+            self.write(notice_frame(topic))
 
     def stall_allowed_s(self) -> float:
         """Return how long its circuits allow it to take nothing; 0 where there are none."""
@@ -76,7 +76,7 @@ class MultiConnection(ReceivingConnection):
         """Give who asked for control frames its positions, before a planned close."""
         if self._has_control and not self.is_closing:
             going = GoingAway(reconnect_after_ms, self.subscriptions.positions())
-            self.write(control_frame(going))
+            self.write(notice_frame(going))
 
     def pause_writing(self) -> None:
         """The transport's buffer is over its high-water mark."""
@@ -119,11 +119,11 @@ class CommandConnection(PublishConnection):
 
     def found_all(self, watching: Watching) -> None:
         """Answer the command that asked for it."""
-        self.write(control_frame(watching))
+        self.write(notice_frame(watching))
 
     def forgotten(self, topic: Forgotten) -> None:
         """Tell that a topic is gone."""
-        self.write(control_frame(topic))
+        self.write(notice_frame(topic))
 
     def stall_allowed_s(self) -> float:
         """Return how long its circuits allow it to take nothing; 0 where there are none."""
@@ -137,7 +137,7 @@ class CommandConnection(PublishConnection):
         """Give its positions before a planned close."""
         if not self.is_closing:
             going = GoingAway(reconnect_after_ms, self.subscriptions.positions())
-            self.write(control_frame(going))
+            self.write(notice_frame(going))
 
     def pause_writing(self) -> None:
         """Take no more commands, which might want answers; its pongs are read all the same."""
@@ -167,4 +167,4 @@ class CommandConnection(PublishConnection):
 
 
 def _notice(error: ClevrdError) -> bytes:
-    return control_frame(ErrorNotice(error.code, str(error), error.retryable))
+    return notice_frame(ErrorNotice(error.code, str(error), error.retryable))

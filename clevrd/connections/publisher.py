@@ -1,6 +1,6 @@
 """Publish sockets: each text frame is a publish, in order; frames with a ``ref`` are answered.
 
-What a publish means is decided by handlers/publish_socket.py, which gives this its Publisher.
+What a publish means is decided by handlers/publish/socket.py, which gives this its Publisher.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from clevrd.connections.websocket import TRY_AGAIN_LATER, WebSocketConnection, WebSockets
 from clevrd.core.client_frames import TEXT, ClientFrames
-from clevrd.core.encoding import text_frame
+from clevrd.core.server_frames import text_frame
 
 # Of a read, which brings up to 256 KiB, what is parsed between two looks at the time: 0.5 ms of the
 # shortest publishes, 3 ms of empty frames.
@@ -22,7 +22,7 @@ SLICE_BYTES: Final = 16_384
 # through again.
 FRAMES_PER_TAKE: Final = 256
 
-# Control frames, and fragments beyond a message's first, within the budget's window: a MiB in
+# Notice frames, and fragments beyond a message's first, within the budget's window: a MiB in
 # fragments of one kilobyte passes, a flood of empty ones does not.
 BUDGET_FRAMES: Final = 2_000
 

@@ -12,10 +12,10 @@ from clevrd.connections.websocket import (
     WebSocketConnection,
     WebSockets,
 )
+from clevrd.core.beginning import Beginning
 from clevrd.core.client_frames import POLICY_VIOLATION, ClientFrames
-from clevrd.core.control_frames import GoingAway, Position, Warnings, control_frame
 from clevrd.core.gap_log import GapLog
-from clevrd.core.positions import Wish
+from clevrd.core.notices import GoingAway, Position, Warnings, notice_frame
 from clevrd.core.subscriber import DropStrategy, Subscriber
 from clevrd.core.topic import Topic
 from clevrd.hub import Hub
@@ -79,16 +79,18 @@ class SubscriberConnection(ReceivingConnection):
         gaps = GapLog(topic.name) if has_control else None
         self.reader = Subscriber(self, strategy, wanted_window, gaps)
 
-    def begin(self, wish: Wish, early_data: bytes, warnings: Warnings = msgspec.UNSET) -> None:
+    def begin(
+        self, beginning: Beginning, early_data: bytes, warnings: Warnings = msgspec.UNSET
+    ) -> None:
         """Take over the transport, deliver what is wished of the past and then what comes.
 
         Args:
-            wish: where to begin.
+            beginning: where to begin.
             early_data: what was received behind the handshake.
             warnings: what its client is told with where it begins.
         """
         self._sockets.add(self)
-        self._hub.subscribe(self.topic, self.reader, wish, warnings=warnings)
+        self._hub.subscribe(self.topic, self.reader, beginning, warnings=warnings)
         if early_data:
             self.data_received(early_data)
 
@@ -106,7 +108,7 @@ class SubscriberConnection(ReceivingConnection):
         if reader.gaps is None or not reader.is_joined:
             return
         position = Position(self.topic.epoch, reader.position())
-        self.write(control_frame(GoingAway(reconnect_after_ms, {self.topic.name: position})))
+        self.write(notice_frame(GoingAway(reconnect_after_ms, {self.topic.name: position})))
 
     def pause_writing(self) -> None:
         """The transport's buffer is over its high-water mark."""

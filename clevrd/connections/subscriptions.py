@@ -12,14 +12,14 @@ from typing import Final, Protocol
 
 import msgspec
 
-from clevrd.core.control_frames import Forgotten, Position, Ref, Warnings, Watching
+from clevrd.core.beginning import After, Beginning, check_beginning
 from clevrd.core.event_ids import EventIds
 from clevrd.core.gap_log import GapLog
+from clevrd.core.notices import Forgotten, Position, Ref, Warnings, Watching
 from clevrd.core.patterns import Words, matches, parse_pattern
-from clevrd.core.positions import After, Wish, check_wish
+from clevrd.core.stream_forms import StreamForm
 from clevrd.core.subscriber import DropStrategy, Sink, Subscriber
 from clevrd.core.topic import Topic
-from clevrd.core.wire_forms import StreamForm
 from clevrd.errors import ClevrdError, InvalidRequest, TooManyTopics
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
@@ -68,7 +68,7 @@ class PatternWish(msgspec.Struct, frozen=True):
     """Where the subscriptions of a pattern begin."""
 
     # In topics that exist; those made later are read from their start.
-    wish: Wish
+    beginning: Beginning
     # By topic, where the subscriber had been; these count more.
     positions: Mapping[str, After] = MappingProxyType({})
 
@@ -77,7 +77,7 @@ class SubscribeOptions(msgspec.Struct, frozen=True):
     """What a subscriber asks for on a URL."""
 
     # Topic -> where to begin.
-    topics: dict[str, Wish]
+    topics: dict[str, Beginning]
     # Pattern -> where to begin.
     patterns: dict[str, PatternWish]
     manner: Manner
@@ -90,16 +90,18 @@ def ids_of(wanted: SubscribeOptions) -> EventIds:
     patterns = wanted.patterns.values()
     return EventIds(
         wanted.topics,
-        {name: at for wish in patterns for name, at in wish.positions.items()},
-        is_watching=bool(patterns) and all(wish.wish == FROM_THE_START for wish in patterns),
+        {name: at for beginning in patterns for name, at in beginning.positions.items()},
+        is_watching=bool(patterns)
+        and all(beginning.beginning == FROM_THE_START for beginning in patterns),
     )
 
 
 def is_resumed(wanted: SubscribeOptions) -> bool:
     """Whether a subscriber who wants that has said where it is, in any topic."""
     return any(
-        wish.wish == FROM_THE_START or wish.positions for wish in wanted.patterns.values()
-    ) or any(isinstance(wish, After) for wish in wanted.topics.values())
+        beginning.beginning == FROM_THE_START or beginning.positions
+        for beginning in wanted.patterns.values()
+    ) or any(isinstance(beginning, After) for beginning in wanted.topics.values())
 
 
 class Watch:
@@ -122,7 +124,7 @@ class Watch:
         subscriptions: Subscriptions,
         text: str,
         manner: Manner,
-        wishes: PatternWish,
+        beginnings: PatternWish,
         ref: Ref,
         warnings: Warnings,
     ) -> None:
@@ -136,9 +138,9 @@ class Watch:
         # Told once for each kind of refusal that a topic is missing.
         self.refused: set[type[InvalidRequest]] = set()
         self._subscriptions = subscriptions
-        self._wish = wishes.wish
+        self._wish = beginnings.beginning
         # Those that were not used yet: a topic may come back later, in a new life.
-        self._positions = dict(wishes.positions)
+        self._positions = dict(beginnings.positions)
 
     def topic_made(self, topic: Topic) -> None:
         """Join a topic that has just been made, from its first message on."""
@@ -217,11 +219,11 @@ class Subscriptions:
     def begin(self, wanted: SubscribeOptions) -> None:
         """Subscribe to what was asked for on a URL, which was checked."""
         warnings = wanted.warnings
-        for name, wish in wanted.topics.items():
-            self.subscribe(name, wanted.manner, wish, warnings=warnings)
+        for name, beginning in wanted.topics.items():
+            self.subscribe(name, wanted.manner, beginning, warnings=warnings)
             warnings = msgspec.UNSET
-        for text, wishes in wanted.patterns.items():
-            self.watch(text, wanted.manner, wishes, warnings=warnings)
+        for text, beginnings in wanted.patterns.items():
+            self.watch(text, wanted.manner, beginnings, warnings=warnings)
             warnings = msgspec.UNSET
 
     # --- topics ----------------------------------------------------------------------------------
@@ -230,7 +232,7 @@ class Subscriptions:
         self,
         name: str,
         manner: Manner,
-        wish: Wish,
+        beginning: Beginning,
         ref: Ref = msgspec.UNSET,
         warnings: Warnings = msgspec.UNSET,
     ) -> None:
@@ -248,8 +250,8 @@ class Subscriptions:
         self._check_new(name)
         self._check_room()
         topic = self._hub.topic(self._tenant, name)
-        check_wish(topic, wish)
-        self._join(topic, manner, wish, None, ref, warnings)
+        check_beginning(topic, beginning)
+        self._join(topic, manner, beginning, None, ref, warnings)
 
     def unsubscribe(self, name: str) -> dict[str, Position]:
         """End the subscription of a topic that was named; return where it was.
@@ -282,7 +284,7 @@ class Subscriptions:
         self,
         text: str,
         manner: Manner,
-        wishes: PatternWish,
+        beginnings: PatternWish,
         ref: Ref = msgspec.UNSET,
         warnings: Warnings = msgspec.UNSET,
     ) -> None:
@@ -299,9 +301,9 @@ class Subscriptions:
         if text in self._watches:
             raise InvalidRequest("That pattern is subscribed already; unsubscribe it first.")
         self._check_room()
-        watch = Watch(self, text, manner, wishes, ref, warnings)
+        watch = Watch(self, text, manner, beginnings, ref, warnings)
         self._watches[text] = watch
-        self._hub.watches.add(self._tenant.name, watch.words, watch)
+        self._hub.patterns.add(self._tenant.name, watch.words, watch)
 
     def unwatch(self, text: str) -> dict[str, Position]:
         """End a pattern and the subscriptions it brought; return where they were, by topic.
@@ -314,7 +316,7 @@ class Subscriptions:
         watch = self._watches.pop(text, None)
         if watch is None:
             raise InvalidRequest("That pattern is not subscribed on this connection.")
-        self._hub.watches.remove(self._tenant.name, watch.words, watch)
+        self._hub.patterns.remove(self._tenant.name, watch.words, watch)
         left: dict[str, Position] = {}
         for name, entry in list(self._by_name.items()):
             if entry.watch is watch:
@@ -323,7 +325,7 @@ class Subscriptions:
                     left[name] = self._drop(name)
         return left
 
-    def join_match(self, watch: Watch, topic: Topic, wish: Wish) -> None:
+    def join_match(self, watch: Watch, topic: Topic, beginning: Beginning) -> None:
         """Join a topic that ``watch`` matches, unless it is joined or the watch has ended."""
         if self._watches.get(watch.text) is not watch:
             return
@@ -335,8 +337,8 @@ class Subscriptions:
             self._drop(topic.name)
         try:
             self._check_room()
-            check_wish(topic, wish)
-            self._join(topic, watch.manner, wish, watch, msgspec.UNSET, msgspec.UNSET)
+            check_beginning(topic, beginning)
+            self._join(topic, watch.manner, beginning, watch, msgspec.UNSET, msgspec.UNSET)
         except InvalidRequest as error:
             self._refuse_match(watch, error)
 
@@ -393,7 +395,7 @@ class Subscriptions:
         """End all of them. Idempotent."""
         self._has_left = True
         for watch in self._watches.values():
-            self._hub.watches.remove(self._tenant.name, watch.words, watch)
+            self._hub.patterns.remove(self._tenant.name, watch.words, watch)
         self._watches.clear()
         for entry in self._by_name.values():
             self._hub.unsubscribe(entry.topic, entry.reader)
@@ -407,7 +409,7 @@ class Subscriptions:
         self,
         topic: Topic,
         manner: Manner,
-        wish: Wish,
+        beginning: Beginning,
         watch: Watch | None,
         ref: Ref,
         warnings: Warnings,
@@ -426,7 +428,7 @@ class Subscriptions:
         # Before it is joined: the transport may pause while it catches up.
         self._by_name[topic.name] = _Entry(topic, reader, watch)
         pattern = msgspec.UNSET if watch is None else watch.text
-        self._hub.subscribe(topic, reader, wish, pattern=pattern, ref=ref, warnings=warnings)
+        self._hub.subscribe(topic, reader, beginning, pattern=pattern, ref=ref, warnings=warnings)
 
     def _drop(self, name: str) -> Position:
         entry = self._by_name.pop(name)

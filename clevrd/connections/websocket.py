@@ -17,14 +17,14 @@ from clevrd.connections.farewells import Farewells
 from clevrd.connections.presence import Peer, Presence
 from clevrd.core import client_frames
 from clevrd.core.client_frames import POLICY_VIOLATION, ClientFrames, FrameError, close_code_of
-from clevrd.core.encoding import close_frame, ping_frame, pong_frame
-from clevrd.deadlines import Deadlines
-from clevrd.fair_turns import FairTurns
+from clevrd.core.server_frames import close_frame, ping_frame, pong_frame
 from clevrd.input_budget import InputBudget
-from clevrd.metrics import Counters
+from clevrd.metrics.counters import Counters
 from clevrd.pace import sent_step_bytes
 from clevrd.progress import reset, unsent_bytes_of
-from clevrd.timers import Tasks, Timers
+from clevrd.scheduling.deadlines import Deadlines
+from clevrd.scheduling.fair_turns import FairTurns
+from clevrd.scheduling.timers import Tasks, Timers
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ RECONNECT_FIRST_MS: Final = 200
 RECONNECT_SPREAD_MS: Final = 1_000
 RECONNECTS_PER_MS: Final = 2
 
-# Control frames of any kind within BUDGET_WINDOW_S, and all bytes a subscriber sends; beyond
+# Notice frames of any kind within BUDGET_WINDOW_S, and all bytes a subscriber sends; beyond
 # either it is closed with 1008.
 BUDGET_FRAMES: Final = 100
 BUDGET_WINDOW_S: Final = 10.0

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from clevrd.core.positions import After, Wish
+from clevrd.core.beginning import After, Beginning
 from clevrd.errors import InvalidRequest, TooManyTopics
 
 # Half of what servers and proxies take for a header field, which the last id comes back in.
@@ -58,7 +58,7 @@ class EventIds:
     """Where one subscriber is in each of its topics, as the ids of its events spell it.
 
     Args:
-        wishes: topics in the order of the URL, and where each begins.
+        beginnings: topics in the order of the URL, and where each begins.
         known: positions of topics that a pattern had found. One that is gone is said on: should it
             come back, its subscriber is told what it missed.
         is_watching: topics that are matched and not in ``known`` began later.
@@ -67,10 +67,10 @@ class EventIds:
     __slots__ = ("_costs", "_given_way", "_gone", "_labels", "_texts", "last_moved")
 
     def __init__(
-        self, wishes: Mapping[str, Wish], known: Mapping[str, After], *, is_watching: bool
+        self, beginnings: Mapping[str, Beginning], known: Mapping[str, After], *, is_watching: bool
     ) -> None:
         # Topics of the URL -> what follows their positions.
-        self._labels = {name: b"/%d" % index for index, name in enumerate(wishes)}
+        self._labels = {name: b"/%d" % index for index, name in enumerate(beginnings)}
         # Topic -> `,epoch:offset` and its label. A topic of the URL that has begun nowhere yet is
         # not in it, and begins as the URL says.
         self._texts: dict[str, bytes] = {}
@@ -79,7 +79,7 @@ class EventIds:
         # The topic that moved last, which is not in the texts as long as no other one moves: most
         # events follow one of the same topic, and their ids end the same.
         self.last_moved: IdPlace | None = None
-        begun = {name: at for name, at in wishes.items() if isinstance(at, After) and at.epoch}
+        begun = {name: at for name, at in beginnings.items() if isinstance(at, After) and at.epoch}
         for name, at in (*begun.items(), *known.items()):
             place = self._place(name, at.epoch)
             self._texts[name] = b",%b:%d%b" % (at.epoch.encode(), at.offset, place.label)

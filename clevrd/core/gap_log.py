@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from clevrd.core.control_frames import SLOW_CONSUMER, Gap, GapReason
+from clevrd.core.notices import SLOW_CONSUMER, Gap, GapReason
 
 
 class Hole:

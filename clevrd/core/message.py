@@ -321,7 +321,7 @@ def _kind_of(json: bytes) -> str:
 def check_topic(topic: str) -> None:
     """Raise InvalidRequest unless ``topic`` is 1 to 255 bytes of UTF-8 without control characters.
 
-    Control characters are those of Unicode's category Cc: C0, DEL and C1.
+    Notice characters are those of Unicode's category Cc: C0, DEL and C1.
     """
     if topic.isascii() and topic.isprintable() and 0 < len(topic) <= MAX_TOPIC_BYTES:
         return

@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from typing import Final
 
-from clevrd.core.encoding import message_id_of
+from clevrd.core.server_frames import message_id_of
 
 # What a frame costs besides its bytes: the bytes object's header, the allocator's rounding and
 # the ring's pointer (sys.getsizeof(b"") is 33 on CPython 3.11 to 3.13).

@@ -15,12 +15,12 @@ from __future__ import annotations
 import enum
 from typing import Final, Protocol
 
-from clevrd.core.control_frames import RETENTION, SLOW_CONSUMER, GapReason
 from clevrd.core.gap_log import GapLog
 from clevrd.core.kept_frames import KeptFrames
-from clevrd.core.newest import NewestByKey
+from clevrd.core.newest_by_key import NewestByKey
+from clevrd.core.notices import RETENTION, SLOW_CONSUMER, GapReason
 from clevrd.core.recent_cache import RecentMessageCache
-from clevrd.core.wire_forms import FRAMES, Spelling, StreamForm
+from clevrd.core.stream_forms import FRAMES, Spelling, StreamForm
 
 # A reader that dropped counts as slow for this long after its last drop.
 SLOW_MEMORY_S: Final = 10.0

@@ -14,12 +14,12 @@ from __future__ import annotations
 import heapq
 from typing import Final, NamedTuple
 
-from clevrd.core.control_frames import RETENTION
 from clevrd.core.kept_frames import KeptBudget, KeptFrames
-from clevrd.core.newest import NewestByKey
+from clevrd.core.newest_by_key import NewestByKey
+from clevrd.core.notices import RETENTION
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, RecentMessageCache
+from clevrd.core.stream_forms import FRAMES, SharedTexts, Spelling, StreamForm, TextBudget
 from clevrd.core.subscriber import CIRCUIT_BREAKER, DROP_OLDEST, LATEST, Losses, Subscriber
-from clevrd.core.wire_forms import FRAMES, SharedTexts, Spelling, StreamForm, TextBudget
 
 # A round carries at most this much, so that one join is no pause and a reader's transport is
 # handed no more than a few socket buffers at once.

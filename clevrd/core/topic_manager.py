@@ -16,9 +16,9 @@ import msgspec
 from clevrd.core.kept_frames import KeptBudget
 from clevrd.core.message import check_topic
 from clevrd.core.recent_cache import RecentMessageCache
-from clevrd.core.state_format import SavedTopic
+from clevrd.core.saved_topic import SavedTopic
+from clevrd.core.stream_forms import TextBudget
 from clevrd.core.topic import Counts, Topic
-from clevrd.core.wire_forms import TextBudget
 from clevrd.errors import InvalidRequest, Unavailable
 
 # When all rings together are over their bound they are cut to this share of it, so that the

@@ -8,8 +8,8 @@ import hashlib
 from typing import Final
 
 from clevrd.errors import InvalidRequest, UpgradeRequired
-from clevrd.exchange import Request
 from clevrd.handlers.warnings import warning_fields
+from clevrd.http_values import Request
 
 # The subprotocol of who wants control frames between the messages.
 CONTROL_PROTOCOL: Final = "clevrd.v1"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from clevrd.admission import Admitted, Endpoint, admit_anybody
 from clevrd.errors import MethodNotAllowed, NotFound
-from clevrd.exchange import WHOLE_SERVER, Answer, Request
+from clevrd.http_values import WHOLE_SERVER, Request, Response
 
 Routes = Mapping[str, Mapping[str, Endpoint]]
 
@@ -49,13 +49,13 @@ class OptionsEndpoint:
     serves_while_draining = True
 
     def __init__(self, methods: tuple[str, ...]) -> None:
-        self._answer = Answer(204, b"", "", (("Allow", ", ".join((*methods, "OPTIONS"))),))
+        self._answer = Response(204, b"", "", (("Allow", ", ".join((*methods, "OPTIONS"))),))
 
     def admit(self, head: Request) -> Admitted:
         """Refuse nothing."""
         return admit_anybody(head)
 
-    def answer(self, admitted: Admitted, body: bytes) -> Answer:
+    def answer(self, admitted: Admitted, body: bytes) -> Response:
         """Return the methods."""
         return self._answer
 

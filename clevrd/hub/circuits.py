@@ -14,9 +14,9 @@ from typing import Final
 from clevrd.core.circuit import CircuitBudget
 from clevrd.core.subscriber import CIRCUIT_BREAKER, Subscriber
 from clevrd.core.topic import Topic
-from clevrd.deadlines import Deadlines
 from clevrd.hub.readers import Readers
-from clevrd.metrics import Counters
+from clevrd.metrics.counters import Counters
+from clevrd.scheduling.deadlines import Deadlines
 
 log = logging.getLogger(__name__)
 

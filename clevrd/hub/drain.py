@@ -10,7 +10,7 @@ from typing import Final
 
 from clevrd.hub.readers import Readers
 from clevrd.hub.rounds import Rounds
-from clevrd.hub.waiting import WaitingPublishes
+from clevrd.hub.waiting_publishes import WaitingPublishes
 
 # Readers that took nothing for this long are not waited for.
 _PATIENCE_S: Final = 1.0

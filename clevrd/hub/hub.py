@@ -17,34 +17,35 @@ from clevrd.control.adaptive_buffer import AdaptiveBufferManager
 from clevrd.control.adaptive_throttler import AdaptiveThrottler
 from clevrd.control.rate_limiter import RateLimiter
 from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes
+from clevrd.core.beginning import Beginning, resolve
 from clevrd.core.circuit import CircuitBudget
-from clevrd.core.control_frames import Ref, Warnings
 from clevrd.core.idempotency import RememberedAnswers
 from clevrd.core.message import PublishRequest, rfc3339
-from clevrd.core.positions import Wish, start_of
+from clevrd.core.notices import Ref, Warnings
 from clevrd.core.recent_cache import RecentMessageCache
-from clevrd.core.state_format import SavedTopic, StateReader
+from clevrd.core.saved_topic import SavedTopic
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager, Totals
 from clevrd.errors import ShuttingDown
-from clevrd.fair_turns import FairTurns
-from clevrd.hub.acceptance import Acceptance, Published, audience_of
 from clevrd.hub.circuits import Circuits
 from clevrd.hub.control_loops import ControlLoops, Stats
 from clevrd.hub.drain import Drain
-from clevrd.hub.first_answers import FirstAnswers
+from clevrd.hub.idempotent_publishes import IdempotentPublishes
+from clevrd.hub.memory_shares import input_bytes, max_keys, topic_limits
+from clevrd.hub.pattern_index import PatternIndex
 from clevrd.hub.readers import Readers
-from clevrd.hub.restart import restore_topics, saved_topics
 from clevrd.hub.rounds import Rounds
-from clevrd.hub.shares import input_bytes, max_keys, topic_limits
-from clevrd.hub.waiting import WaitingPublishes
+from clevrd.hub.stamping import Published, Stamping, audience_of
+from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.input_budget import InputBudget
 from clevrd.memory import Memory, find_trim
-from clevrd.metrics import Counters
+from clevrd.metrics.counters import Counters
+from clevrd.restart.format import StateReader
+from clevrd.restart.topics import restore_topics, saved_topics
+from clevrd.scheduling.fair_turns import FairTurns
+from clevrd.scheduling.timers import Tasks, Timers
 from clevrd.tenants import Tenant
-from clevrd.timers import Tasks, Timers
-from clevrd.watches import Watches
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class Hub:
         self.topics = TopicManager(
             topic_limits(config, max_memory_bytes), new_epoch=lambda: secrets.token_hex(4)
         )
-        self.watches = Watches(self.topics, loop, self.counters.count_background_error)
+        self.patterns = PatternIndex(self.topics, loop, self.counters.count_background_error)
         self.rate_limiter = RateLimiter(config.publish_rate, config.publish_burst)
         self.throttler = AdaptiveThrottler()
         self.buffers = AdaptiveBufferManager()
@@ -100,9 +101,9 @@ class Hub:
         )
         self.memory = Memory(find_trim())
         self.is_draining = False
-        self._acceptance = Acceptance(wall_ns)
+        self._acceptance = Stamping(wall_ns)
         self._waiting = WaitingPublishes(loop)
-        self._first_answers = FirstAnswers(self.answers, self._waiting, loop)
+        self._first_answers = IdempotentPublishes(self.answers, self._waiting, loop)
         self._readers = Readers(self.counters.count_background_error, self.topics.note_left, loop)
         self._circuits = Circuits(_circuit_budget(config), self._readers, self.counters, loop)
         self._rounds = Rounds(
@@ -195,7 +196,7 @@ class Hub:
         A run is at most ``max_run`` messages, of RUN_MAX_BYTES in all or a single one, and comes
         after `must_wait` said no, or its `turn`: then the ring holds it beside what is pending.
 
-        Acceptance and delivery follow each other here; a broker would stand between them.
+        Stamping and delivery follow each other here; a broker would stand between them.
         """
         # The ring's fields, since the topic's `head` and `pending` are calls, 90 ns for both.
         ring = topic.ring
@@ -204,7 +205,7 @@ class Hub:
 
         self.topics.extend(topic, offset, frames, self._loop.time())
         if offset == 1:
-            self.watches.topic_made(topic)
+            self.patterns.topic_made(topic)
         if not topic.flush_is_scheduled and ring.head != topic.edge:
             self._rounds.schedule(topic)
         return offset, ids
@@ -288,20 +289,20 @@ class Hub:
         self,
         topic: Topic,
         reader: Subscriber,
-        wish: Wish,
+        beginning: Beginning,
         *,
         pattern: str | msgspec.UnsetType = msgspec.UNSET,
         ref: Ref = msgspec.UNSET,
         warnings: Warnings = msgspec.UNSET,
     ) -> None:
-        """Join ``reader`` and hand it what it wishes of the past, then what comes.
+        """Join ``reader`` and hand it what it asks for of the past, then what comes.
 
         Its greeting says by which ``pattern`` it came, the ``ref`` of the command that asked, and
         what its client is to be warned of.
         """
         now_s = self._loop.time()
         topic.set_window(self.buffers.window, now_s)
-        start = start_of(topic, wish)
+        start = resolve(topic, beginning)
         if start.after > topic.edge:
             # It has this turn's message already, from a publish answer perhaps.
             self._rounds.begin(topic)
@@ -365,7 +366,7 @@ class Hub:
         if forgotten:
             log.info("idle topics evicted count=%d left=%d", len(forgotten), len(self.topics))
         for topic in forgotten:
-            self.watches.topic_forgotten(topic)
+            self.patterns.topic_forgotten(topic)
 
     def give_back_memory(self) -> None:
         """Give back to the machine what rings, and readers that left, don't need any more."""

@@ -13,8 +13,8 @@ from typing import Final
 
 import msgspec
 
-from clevrd.core.control_frames import Ref, Subscribed, Warnings
-from clevrd.core.positions import Start
+from clevrd.core.beginning import ResolvedBeginning
+from clevrd.core.notices import Ref, Subscribed, Warnings
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 
@@ -71,7 +71,7 @@ class Readers:
         self,
         topic: Topic,
         reader: Subscriber,
-        start: Start,
+        start: ResolvedBeginning,
         pattern: str | msgspec.UnsetType,
         ref: Ref,
         warnings: Warnings,
@@ -192,7 +192,7 @@ class Readers:
 def _greeting(
     topic: Topic,
     reader: Subscriber,
-    start: Start,
+    start: ResolvedBeginning,
     pattern: str | msgspec.UnsetType,
     ref: Ref,
     warnings: Warnings,

@@ -14,8 +14,8 @@ from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Round, Topic
 from clevrd.hub.circuits import Circuits
 from clevrd.hub.readers import Readers
-from clevrd.hub.waiting import WaitingPublishes
-from clevrd.metrics import Counters
+from clevrd.hub.waiting_publishes import WaitingPublishes
+from clevrd.metrics.counters import Counters
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,103 @@
+"""Where a subscription begins: what was wished for, and what the topic can give.
+
+Pure: parsing is handlers/subscribe/endpoint.py's. A resume is whole or says what is missing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from clevrd.core.message import id_of_timestamp
+from clevrd.core.notices import RETENTION, Gap, unknown_gap
+from clevrd.core.topic import Topic
+from clevrd.errors import InvalidRequest
+
+
+class Last(msgspec.Struct, frozen=True):
+    """The last ``count`` messages, or as many as there are."""
+
+    count: int
+
+
+class After(msgspec.Struct, frozen=True):
+    """Everything behind a position; an empty epoch is the topic's own, whichever that is."""
+
+    offset: int
+    epoch: str = ""
+    # Who says it can say nothing else, and must not be refused: in the topic's own epoch and ahead
+    # of it, it is a position of which nothing is known.
+    may_be_ahead: bool = False
+
+
+class Since(msgspec.Struct, frozen=True):
+    """Everything after message ``message_id``, or from it on where that only spells a time."""
+
+    message_id: str
+    is_time: bool
+
+
+Beginning = Last | After | Since
+
+
+# A position of which nothing is known. No topic has this epoch: theirs are hexadecimal.
+UNKNOWN: Final = After(0, "unknown", may_be_ahead=True)
+
+
+class ResolvedBeginning(msgspec.Struct, frozen=True):
+    """Where a subscription begins."""
+
+    # The offset that the first message follows.
+    after: int
+    # A position was wished for and nothing behind it is missing.
+    is_recovered: bool = False
+    # What is missing before the first message.
+    gap: Gap | None = None
+
+
+def check_beginning(topic: Topic, beginning: Beginning) -> None:
+    """Raise InvalidRequest where ``beginning`` is a position that the topic has not reached."""
+    if not isinstance(beginning, After) or beginning.may_be_ahead:
+        return
+    if beginning.epoch == topic.epoch and beginning.offset > topic.head:
+        raise InvalidRequest(
+            f"The offset {beginning.offset} is ahead of the topic, whose newest message in epoch"
+            f" {topic.epoch} is {topic.head}; resume from an offset that you have received."
+        )
+
+
+def resolve(topic: Topic, beginning: Beginning) -> ResolvedBeginning:
+    """Return where in ``topic`` a reader with this beginning begins."""
+    oldest = topic.ring.first
+    match beginning:
+        case Last():
+            return ResolvedBeginning(max(oldest, topic.head - beginning.count + 1) - 1)
+        case After():
+            return _start_after(topic, beginning)
+        case Since():
+            return _start_since(topic, beginning)
+
+
+def _start_after(topic: Topic, beginning: After) -> ResolvedBeginning:
+    oldest = topic.ring.first
+    if beginning.epoch not in ("", topic.epoch) or beginning.offset > topic.head:
+        return ResolvedBeginning(oldest - 1, gap=unknown_gap(topic.name))
+    missing = oldest - 1 - beginning.offset
+    if missing > 0:
+        gap = Gap(topic.name, beginning.offset + 1, oldest - 1, missing, RETENTION)
+        return ResolvedBeginning(oldest - 1, gap=gap)
+    return ResolvedBeginning(beginning.offset, is_recovered=True)
+
+
+def _start_since(topic: Topic, beginning: Since) -> ResolvedBeginning:
+    """Return the start by id: ids rise with offsets, and over all topics of the process."""
+    oldest = topic.ring.first
+    after = topic.ring.last_before(beginning.message_id.encode(), or_at=not beginning.is_time)
+    if beginning.message_id < id_of_timestamp(topic.created_at):
+        # Whether the topic had a life before this one, and what was in it, nobody knows.
+        return ResolvedBeginning(after, gap=unknown_gap(topic.name))
+    if oldest > 1 and after < oldest:
+        # No message that is held lies before, so what was evicted may have been wished for.
+        return ResolvedBeginning(after, gap=Gap(topic.name, None, oldest - 1, None, RETENTION))
+    return ResolvedBeginning(after, is_recovered=True)

@@ -1,0 +1,318 @@
+"""Wire forms: how each transport spells messages and control frames, each message once per form.
+
+A form is made from the ring's finished WebSocket frames, so who reads those pays nothing for the
+others. No sockets here. SSE: WHATWG HTML §9.2.6; NDJSON: one JSON text a line; chunks:
+RFC 9112 §7.1.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from clevrd.core.notices import Notice, notice_frame, notice_json
+from clevrd.core.server_frames import payload_of
+
+# Messages of a topic that are kept spelled in one form, for readers that lag together or come back
+# together: the largest window. Those of who reads further back are spelled for it alone.
+SHARED_MESSAGES: Final = 1_024
+
+# What a kept text costs besides its bytes: the object's header, its key and the dict's entry.
+TEXT_OVERHEAD_BYTES: Final = 160
+
+# Stands in an event's id for what is the reader's own; no text and no id has this byte.
+HOLE: Final = b"\0"
+
+# Messages in one write of events whose ids are the reader's own: each id may be 4 KB long, and
+# what is made for one reader alone is not to be larger than what a round shares among all.
+PLACED_MESSAGES: Final = 32
+
+_ANY_NUMBER: Final = 1 << 60
+
+# Line ends can only stand between the tokens of JSON, where a space means the same.
+_SPACES: Final = bytes.maketrans(b"\r\n", b"  ")
+
+
+def one_line(json: bytes) -> bytes:
+    """Return ``json`` without the line ends between its tokens, which would end a line or event."""
+    return json.translate(_SPACES) if b"\n" in json or b"\r" in json else json
+
+
+def chunk(data: bytes) -> bytes:
+    """Return ``data`` as one chunk of a chunked body; it must not be empty."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class StreamForm:
+    """A response body that does not end: its texts one after the other, each whole in one write.
+
+    ``is_chunked`` in HTTP/1.1, where a body that was cut can be told from one that ended; HTTP/1.0
+    has the same texts bare, and ends with the connection.
+    """
+
+    __slots__ = ("is_chunked",)
+
+    # What the response is called.
+    content_type: str
+    # Sent over a silent connection so that nobody in between takes it for a dead one.
+    keep_alive: bytes
+    # Messages that one write may hold.
+    max_messages: int = _ANY_NUMBER
+
+    def __init__(self, *, is_chunked: bool) -> None:
+        self.is_chunked = is_chunked
+
+    def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
+        """Return the text of the message in ``frame``, whose position is (epoch, offset)."""
+        raise NotImplementedError
+
+    def control(self, control: Notice, epoch: bytes, offset: int | None) -> bytes:
+        """Return the text of ``control``, behind which a client is at (epoch, offset) if given."""
+        raise NotImplementedError
+
+    def retry(self, delay_ms: int) -> bytes:
+        """Return what asks the client to come back so long after the end; b"" where nothing can.
+
+        It stands right before a control frame.
+        """
+        raise NotImplementedError
+
+    def framed(self, text: bytes) -> bytes:
+        """Return ``text`` as it goes over the connection; it must not be empty."""
+        return chunk(text) if self.is_chunked else text
+
+    @property
+    def end(self) -> bytes:
+        """What says that the body is whole; an HTTP/1.0 body ends with the connection only."""
+        return b"0\r\n\r\n" if self.is_chunked else b""
+
+
+class ServerSentEvents(StreamForm):
+    """text/event-stream: messages as plain events with their position as id, the rest named."""
+
+    __slots__ = ()
+
+    content_type = "text/event-stream; charset=utf-8"
+    # A comment, and no empty line behind it: some clients take that for the end of an empty event.
+    keep_alive = b":\n"
+
+    def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
+        """Return the event of one message."""
+        return b"id: %b:%d\ndata: %b\n\n" % (epoch, offset, one_line(payload_of(frame)))
+
+    def control(self, control: Notice, epoch: bytes, offset: int | None) -> bytes:
+        """Return the event of ``control``, with an id where a reconnect may resume behind it."""
+        return control_event(control, b"" if offset is None else b"%b:%d" % (epoch, offset))
+
+    def retry(self, delay_ms: int) -> bytes:
+        """Return the field that sets the client's reconnection time, of the event that follows."""
+        return b"retry: %d\n" % delay_ms
+
+
+class PlacedEvents(ServerSentEvents):
+    """Events of a connection with several topics: in each id is a HOLE for where it is in others.
+
+    Who writes them fills that in, and gives them the framing of the response.
+    """
+
+    __slots__ = ()
+
+    max_messages = PLACED_MESSAGES
+
+    def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
+        """Return the event of one message, with the hole in its id."""
+        payload = one_line(payload_of(frame))
+        return b"id: %b:%d%b\ndata: %b\n\n" % (epoch, offset, HOLE, payload)
+
+    def control(self, control: Notice, epoch: bytes, offset: int | None) -> bytes:
+        """Return the event of ``control``, with the hole in its id if it has one."""
+        place = b"" if offset is None else b"%b:%d%b" % (epoch, offset, HOLE)
+        return control_event(control, place)
+
+
+class PlacedWrites:
+    """Finishes what a round, or a reader that catches up, has of such events: with an id's end.
+
+    Readers that are at the same places in all their topics, as most live ones with the same URL
+    are, are given the same object. Only the last write is kept for that, as it came and as it went.
+    """
+
+    __slots__ = ("events", "finished", "form", "position", "rest")
+
+    def __init__(self) -> None:
+        # What is written to readers at the moment, and the position in the last id that has a hole
+        # in it; b"" where none has.
+        self.events = b""
+        self.position = b""
+        # How that was finished last: with what, and for which form of response.
+        self.rest = b""
+        self.form: StreamForm = SSE
+        self.finished = b""
+
+    def begin(self, events: bytes) -> None:
+        """Begin to finish ``events``, if these are not the ones under way."""
+        self.events = events
+        self.finished = b""
+        last = events.rfind(HOLE)
+        self.position = events[events.rindex(b"id: ", 0, last) + 4 : last] if last >= 0 else b""
+
+    def finish(self, rest: bytes, form: StreamForm) -> bytes:
+        """Put ``rest`` into every hole, and frame it as in ``form``."""
+        self.rest, self.form = rest, form
+        self.finished = form.framed(self.events.replace(HOLE, rest))
+        return self.finished
+
+
+def control_event(control: Notice, event_id: bytes) -> bytes:
+    """Return the event of ``control``; b"" for an id is none."""
+    kind = str(type(control).__struct_config__.tag).encode()
+    place = b"id: %b\n" % event_id if event_id else b""
+    return b"%bevent: %b\ndata: %b\n\n" % (place, kind, notice_json(control))
+
+
+class JsonLines(StreamForm):
+    """application/x-ndjson: a line for each message, and one for each control frame."""
+
+    __slots__ = ()
+
+    content_type = "application/x-ndjson; charset=utf-8"
+    # Whitespace before the next line's JSON: an empty line would be a record to many readers.
+    keep_alive = b" "
+
+    def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
+        """Return the line of one message."""
+        return one_line(payload_of(frame)) + b"\n"
+
+    def control(self, control: Notice, epoch: bytes, offset: int | None) -> bytes:
+        """Return the line of ``control``, which holds its position itself."""
+        return notice_json(control) + b"\n"
+
+    def retry(self, delay_ms: int) -> bytes:
+        """Return nothing: it is in `going_away`."""
+        return b""
+
+
+SSE: Final = ServerSentEvents(is_chunked=True)
+SSE_BARE: Final = ServerSentEvents(is_chunked=False)
+PLACED_EVENTS: Final = PlacedEvents(is_chunked=False)
+NDJSON: Final = JsonLines(is_chunked=True)
+NDJSON_BARE: Final = JsonLines(is_chunked=False)
+
+
+class Spelling(Protocol):
+    """How the readers of one form are given one topic's messages."""
+
+    @property
+    def max_messages(self) -> int:
+        """Messages that one write may hold."""
+
+    def texts(self, frames: list[bytes], first: int) -> list[bytes]:
+        """Return the messages in ``frames``, of offsets from ``first`` on, in this form."""
+
+    def joined(self, texts: list[bytes]) -> bytes:
+        """Return ``texts``, of which there are some, as they are written at once."""
+
+    def told(self, control: Notice, offset: int | None = None) -> bytes:
+        """Return what tells ``control``, to be joined; see `StreamForm.control`."""
+
+    def control(self, control: Notice, offset: int | None = None) -> bytes:
+        """Return what tells ``control``, as it is written by itself."""
+
+
+class FrameSpelling:
+    """WebSocket: the ring's own frames, with nothing made of them."""
+
+    __slots__ = ()
+
+    max_messages = _ANY_NUMBER
+
+    def texts(self, frames: list[bytes], first: int) -> list[bytes]:
+        """Return ``frames``."""
+        return frames
+
+    def joined(self, texts: list[bytes]) -> bytes:
+        """Return the frames behind one another."""
+        return texts[0] if len(texts) == 1 else b"".join(texts)
+
+    def told(self, control: Notice, offset: int | None = None) -> bytes:
+        """Return a text frame."""
+        return notice_frame(control)
+
+    control = told
+
+
+FRAMES: Final = FrameSpelling()
+
+
+class TextBudget:
+    """Bytes that spelled messages may take, all topics and forms together."""
+
+    __slots__ = ("left_bytes",)
+
+    def __init__(self, max_bytes: int) -> None:
+        self.left_bytes = max_bytes
+
+
+class SharedTexts:
+    """One topic's messages in one form, shared by its readers of that form.
+
+    The last SHARED_MESSAGES that were made are kept, while there is budget; which they are decides
+    only who pays for making them.
+    """
+
+    __slots__ = ("_budget", "_epoch", "_form", "_made", "max_messages", "readers", "size_bytes")
+
+    def __init__(self, form: StreamForm, epoch: str, budget: TextBudget) -> None:
+        self._form = form
+        self.max_messages = form.max_messages
+        self._epoch = epoch.encode()
+        self._budget = budget
+        # Offset -> text, in the order in which they were made.
+        self._made: dict[int, bytes] = {}
+        # What is kept, and was taken from the budget.
+        self.size_bytes = 0
+        # How many joined readers there are; the topic's own.
+        self.readers = 0
+
+    def texts(self, frames: list[bytes], first: int) -> list[bytes]:
+        """Return the messages in ``frames``, of offsets from ``first`` on, in this form."""
+        made = self._made
+        return [
+            made.get(offset) or self._make(frame, offset)
+            for offset, frame in enumerate(frames, first)
+        ]
+
+    def joined(self, texts: list[bytes]) -> bytes:
+        """Return ``texts`` as one piece of the body, for all who are given the same."""
+        return self._form.framed(texts[0] if len(texts) == 1 else b"".join(texts))
+
+    def told(self, control: Notice, offset: int | None = None) -> bytes:
+        """Return ``control`` as a part of a piece."""
+        return self._form.control(control, self._epoch, offset)
+
+    def control(self, control: Notice, offset: int | None = None) -> bytes:
+        """Return ``control`` as one piece of the body."""
+        return self._form.framed(self.told(control, offset))
+
+    def clear(self) -> None:
+        """Forget what was made: nobody reads this form any more."""
+        self._made.clear()
+        self._budget.left_bytes += self.size_bytes
+        self.size_bytes = 0
+
+    def _make(self, frame: bytes, offset: int) -> bytes:
+        text = self._form.message(frame, self._epoch, offset)
+        cost = len(text) + TEXT_OVERHEAD_BYTES
+        if len(self._made) >= SHARED_MESSAGES:
+            self._forget_oldest()
+        if cost <= self._budget.left_bytes:
+            self._made[offset] = text
+            self._change(cost)
+        return text
+
+    def _forget_oldest(self) -> None:
+        oldest = next(iter(self._made))
+        self._change(-len(self._made.pop(oldest)) - TEXT_OVERHEAD_BYTES)
+
+    def _change(self, size_bytes: int) -> None:
+        self.size_bytes += size_bytes
+        self._budget.left_bytes -= size_bytes

@@ -1,0 +1,1 @@
+"""Commands over one WebSocket, which publishes and subscribes."""

@@ -1,0 +1,74 @@
+"""GET /ws: one WebSocket for any number of subscriptions and publishes, by commands."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from clevrd.admission import Admitted, admit_tenant
+from clevrd.config import Config
+from clevrd.connections.multi import CommandConnection
+from clevrd.connections.websocket import WebSockets
+from clevrd.core.near_names import TENANT_OPTION
+from clevrd.errors import InvalidRequest
+from clevrd.handlers.commands.commands import Commands
+from clevrd.handlers.handshake import (
+    CONTROL_PROTOCOL,
+    check_handshake,
+    handshake_head,
+    offers_control,
+)
+from clevrd.http_values import Request, WebSocketUpgrade
+from clevrd.hub import Hub
+
+
+class MultiplexEndpoint:
+    """Answers the handshake of a socket for commands."""
+
+    serves_while_draining = False
+
+    def __init__(self, hub: Hub, sockets: WebSockets, config: Config) -> None:
+        self._hub = hub
+        self._sockets = sockets
+        self._config = config
+
+    def admit(self, head: Request) -> Admitted:
+        """Refuse what names no tenant."""
+        return admit_tenant(head)
+
+    def answer(self, admitted: Admitted, body: bytes) -> WebSocketUpgrade:
+        """Return the upgrade after which commands are carried out.
+
+        Raises:
+            InvalidRequest: the client does not offer the protocol that the commands are of.
+        """
+        request, query, tenant = admitted.head, admitted.options, admitted.tenant
+        key = check_handshake(request)
+        if not offers_control(request):
+            raise InvalidRequest(
+                f"GET {request.path} takes commands of {CONTROL_PROTOCOL}; offer it in"
+                " Sec-WebSocket-Protocol."
+            )
+        config = self._config
+
+        def attach(transport: asyncio.Transport, early_data: bytes) -> None:
+            connection = CommandConnection(
+                self._sockets,
+                transport,
+                self._hub,
+                tenant,
+                config.max_topics_per_connection,
+                config.max_message_bytes,
+                partial(
+                    Commands,
+                    self._hub,
+                    tenant,
+                    default_last=config.catch_up_messages,
+                    max_topics=config.max_topics_per_connection,
+                    may_match_all=config.match_all_patterns,
+                ),
+            )
+            connection.begin(early_data)
+
+        head = handshake_head(key, CONTROL_PROTOCOL, TENANT_OPTION.warnings(query))
+        return WebSocketUpgrade(head, attach)

@@ -1,0 +1,1 @@
+"""Endpoints that publish: one message, a batch, a socket."""

@@ -1,0 +1,201 @@
+"""POST /publish/batch: many messages in one request, as NDJSON lines or as one JSON array.
+
+Every item is judged and answered by itself, in order; one bad item does not hold back the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import Final
+
+import msgspec
+
+from clevrd.admission import Admitted, admit_tenant
+from clevrd.config import Config
+from clevrd.core.message import (
+    BEGINS_WITH_BOM,
+    BOM,
+    EXPECTED_BODY,
+    PublishRequest,
+    decode_publish,
+    json_fault,
+)
+from clevrd.core.near_names import TENANT_OPTION
+from clevrd.core.topic import Topic
+from clevrd.errors import ClevrdError, InvalidRequest, MessageTooLarge
+from clevrd.handlers.publish.endpoint import KEY_HEADER, check_body_head
+from clevrd.handlers.publish.run import RunPublisher
+from clevrd.http_values import Failure, Request, Response, failure_of
+from clevrd.hub import Hub, Published, audience_of, with_warnings
+from clevrd.tenants import Tenant
+
+# Items of a batch; their answers alone are a MiB then.
+MAX_ITEMS: Final = 10_000
+
+# Items that a share of a turn is given to choose from: more than it can take, at 3 us for each.
+ITEMS_PER_SHARE: Final = 512
+
+# Lines, blank ones included, and commas of an array: what is over them is not even split.
+MAX_LINES: Final = 2 * MAX_ITEMS
+MAX_ARRAY_COMMAS: Final = 65_536
+
+# White space before the bracket of an array, at most.
+_MAX_LEAD_BYTES: Final = 1_024
+
+# Where the results go in what was encoded without them.
+_NO_RESULTS: Final = b'"results":[]'
+
+_encode = msgspec.json.Encoder().encode
+_array_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+class BatchAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a batch is answered: counts, and a result for each item, in the order of the items."""
+
+    success: bool
+    published: int
+    refused: int
+    results: list[Published | Failure]
+    warnings: tuple[str, ...] = ()
+
+
+class BatchEndpoint:
+    """Answers a batch."""
+
+    serves_while_draining = False
+
+    def __init__(self, hub: Hub, config: Config) -> None:
+        self._hub = hub
+        self._max_body_bytes = config.max_batch_bytes
+        self._max_message_bytes = config.max_message_bytes
+
+    def admit(self, head: Request) -> Admitted:
+        """Refuse by the head alone: a coded body, one declared too large, or no tenant's name."""
+        if KEY_HEADER in head.headers:
+            # Ignored, it would leave who sent it with less than they believe to have.
+            raise InvalidRequest(
+                "A batch has no Idempotency-Key header; put an idempotency_key into each item."
+            )
+        check_body_head(head, self._max_body_bytes)
+        return admit_tenant(head, self._max_body_bytes)
+
+    def answer(self, admitted: Admitted, body: bytes) -> Awaitable[Response]:
+        """Return the work to await: a batch gives up the loop every few items."""
+        warnings = TENANT_OPTION.warnings(admitted.options)
+        return self._publish_all(admitted.tenant, split_batch(body), warnings)
+
+    async def _publish_all(
+        self, tenant: Tenant, items: list[bytes], warnings: tuple[str, ...]
+    ) -> Response:
+        results = BatchResults(self._hub)
+        runs = RunPublisher(
+            self._hub,
+            tenant,
+            self._decode,
+            results.run_published,
+            results.published,
+            results.refused,
+        )
+        turns = self._hub.turns
+        taken = 0
+        while taken < len(items):
+            await turns.turn(has_begun=taken > 0)
+            try:
+                done, has_to_wait = runs.take(items[taken : taken + ITEMS_PER_SHARE])
+            finally:
+                turns.end()
+            taken += done
+            if has_to_wait:
+                taken += await runs.wait_for(items[taken : taken + ITEMS_PER_SHARE])
+        return results.answer(warnings)
+
+    def _decode(self, item: bytes) -> PublishRequest:
+        if len(item) > self._max_message_bytes:
+            raise MessageTooLarge(self._max_message_bytes)
+        return decode_publish(item)
+
+
+class BatchResults:
+    """What became of a batch's items so far."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        # JSON of some results each, made as they come: 10,000 at once would take 10 ms.
+        self._parts: list[bytes] = []
+        self._count = 0
+        self._refused = 0
+
+    def run_published(
+        self, topic: Topic, run: Sequence[PublishRequest], offset: int, ids: Sequence[str]
+    ) -> None:
+        """Note a run that was published."""
+        audience = audience_of(topic)
+        answers = [
+            Published(True, message_id, number, *audience)
+            for number, message_id in enumerate(ids, offset)
+        ]
+        for index, request in enumerate(run):
+            if warnings := request.warnings():
+                answers[index] = with_warnings(answers[index], warnings)
+        self._add(answers)
+
+    def published(self, request: PublishRequest, answer: Published) -> None:
+        """Note an item that was published by itself, or before."""
+        self._add([with_warnings(answer, request.warnings())])
+
+    def refused(self, error: ClevrdError, item: bytes) -> None:
+        """Note an item that was refused."""
+        self._hub.counters.count_refusal(error.code)
+        self._refused += 1
+        self._add([failure_of(error)])
+
+    def _add(self, results: Sequence[Published | Failure]) -> None:
+        self._parts.append(_encode(results)[1:-1])
+        self._count += len(results)
+
+    def answer(self, warnings: tuple[str, ...]) -> Response:
+        """Return the answer to the whole batch; ``warnings`` are of its query."""
+        published = self._count - self._refused
+        whole = _encode(BatchAnswer(self._refused == 0, published, self._refused, [], warnings))
+        results = b'"results":[%b]' % b",".join(self._parts)
+        return Response(200, whole.replace(_NO_RESULTS, results, 1))
+
+
+def split_batch(body: bytes) -> list[bytes]:
+    """Return the items of ``body``: the elements of a JSON array, or else its non-blank lines.
+
+    Raises:
+        InvalidRequest: there is none, there are too many, or the array is no JSON.
+    """
+    if body.startswith(BOM) and body[len(BOM) : _MAX_LEAD_BYTES].lstrip().startswith(b"["):
+        raise InvalidRequest(f"The batch {BEGINS_WITH_BOM}.")
+    is_array = body[:_MAX_LEAD_BYTES].lstrip().startswith(b"[")
+    items = _array_items(body) if is_array else _lines(body)
+    if not items:
+        raise InvalidRequest(f"The batch is empty; for each message {EXPECTED_BODY}.")
+    if len(items) > MAX_ITEMS:
+        raise InvalidRequest(f"The batch has {len(items)} items; {MAX_ITEMS} are allowed.")
+    return items
+
+
+def _array_items(body: bytes) -> list[bytes]:
+    # An array is read in one go, at 0.15 us an element, and commas bound its elements.
+    if body.count(b",") > MAX_ARRAY_COMMAS:
+        raise InvalidRequest(
+            f"The array has over {MAX_ARRAY_COMMAS} commas, too many to read at once;"
+            " send the messages as lines (NDJSON), which have no such limit."
+        )
+    try:
+        return [bytes(item) for item in _array_decoder.decode(body)]
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidRequest(
+            f"The batch {json_fault(body, error)}; send an array or lines of JSON."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("The batch is not valid UTF-8; send UTF-8.") from error
+
+
+def _lines(body: bytes) -> list[bytes]:
+    if body.count(b"\n") > MAX_LINES:
+        raise InvalidRequest(f"The batch has over {MAX_LINES} lines; {MAX_ITEMS} are allowed.")
+    return [line for line in body.split(b"\n") if line and not line.isspace()]

@@ -1,0 +1,112 @@
+"""POST /publish: one JSON message into one topic."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Final
+
+import msgspec
+
+from clevrd.admission import Admitted, admit_tenant
+from clevrd.config import Config
+from clevrd.core.idempotency import key_of_header
+from clevrd.core.message import PublishRequest, decode_publish
+from clevrd.core.near_names import TENANT_OPTION
+from clevrd.core.topic import Topic
+from clevrd.errors import InvalidRequest, MessageTooLarge, UnsupportedMediaType
+from clevrd.http_values import Request, Response, json_answer
+from clevrd.hub import Hub, Published, with_warnings
+from clevrd.tenants import Tenant
+
+KEY_HEADER: Final = "idempotency-key"
+
+
+class PublishEndpoint:
+    """Answers a publish: refuse what is wrong, cheapest first, then append and say where."""
+
+    serves_while_draining = False
+
+    def __init__(self, hub: Hub, config: Config) -> None:
+        self._hub = hub
+        self._max_body_bytes = config.max_message_bytes
+
+    def admit(self, head: Request) -> Admitted:
+        """Refuse by the head alone: a coded body, one declared too large, or no tenant's name."""
+        check_body_head(head, self._max_body_bytes)
+        return admit_tenant(head, self._max_body_bytes)
+
+    def answer(self, admitted: Admitted, body: bytes) -> Response | Awaitable[Response]:
+        """Publish ``body``; return an awaitable when the publisher has to wait."""
+        request, query, tenant = admitted.head, admitted.options, admitted.tenant
+        self._hub.check_rate(tenant)
+        publish = decode_publish(body)
+        warnings = publish.warnings()
+        if query:
+            warnings += TENANT_OPTION.warnings(query)
+        if publish.idempotency_key is not None or KEY_HEADER in request.headers:
+            return self._once(tenant, publish, idempotency_key(request, publish), warnings)
+        topic = self._hub.topic(tenant, publish.topic)
+        if self._hub.must_wait(topic):
+            return self._later(topic, publish, warnings)
+        answer = self._hub.publish(topic, publish)
+        return json_answer(with_warnings(answer, warnings) if warnings else answer)
+
+    async def _later(
+        self, topic: Topic, publish: PublishRequest, warnings: tuple[str, ...]
+    ) -> Response:
+        return json_answer(with_warnings(await self._hub.publish_later(topic, publish), warnings))
+
+    def _once(
+        self, tenant: Tenant, publish: PublishRequest, key: str, warnings: tuple[str, ...]
+    ) -> Response | Awaitable[Response]:
+        published = self._hub.publish_once(tenant, publish, key)
+        if published is None:
+            return self._once_later(tenant, publish, key, warnings)
+        return _answer_once(published, warnings)
+
+    async def _once_later(
+        self, tenant: Tenant, publish: PublishRequest, key: str, warnings: tuple[str, ...]
+    ) -> Response:
+        published = await self._hub.publish_once_later(tenant, publish, key)
+        return _answer_once(published, warnings)
+
+
+def idempotency_key(request: Request, publish: PublishRequest) -> str:
+    """Return the key that stands in the publish's body, in its head, or in both.
+
+    Raises:
+        InvalidRequest: the header holds no key, or another one than the body.
+    """
+    in_body = publish.idempotency_key
+    field = request.headers.get(KEY_HEADER)
+    if field is None and in_body is not None:
+        return in_body
+    key = key_of_header(field or "")
+    if in_body not in (None, key):
+        raise InvalidRequest(
+            "The header Idempotency-Key and the field idempotency_key differ; send one of them."
+        )
+    return key
+
+
+def _answer_once(published: Published, warnings: tuple[str, ...]) -> Response:
+    answer = json_answer(with_warnings(published, warnings))
+    if not published.repeated:
+        return answer
+    return msgspec.structs.replace(answer, headers=(("Idempotency-Replayed", "true"),))
+
+
+def check_body_head(request: Request, max_bytes: int) -> None:
+    """Refuse a body by its head alone.
+
+    Raises:
+        UnsupportedMediaType: it is coded; nothing here inflates what a stranger compressed.
+        MessageTooLarge: it is declared to be larger than ``max_bytes``.
+    """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType(
+            "The body is compressed (Content-Encoding); send it as plain JSON."
+        )
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise MessageTooLarge(max_bytes)

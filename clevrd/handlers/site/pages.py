@@ -1,0 +1,69 @@
+"""GET /: what this is and how to use it, for somebody who typed the address into something."""
+
+from __future__ import annotations
+
+import html
+
+from clevrd import __version__
+from clevrd.admission import Admitted, admit_anybody
+from clevrd.http_values import HTML, NOT_STORED, TEXT, Request, Response
+
+_TEXT = """clevrd {version}: publish JSON over HTTP, receive it over WebSocket or streams.
+
+Subscribe to a topic:
+    clevrd subscribe orders --url {url}
+    websocat '{ws_url}/subscribe?topic=orders'      (or any WebSocket client)
+    curl -N -H 'Accept: application/x-ndjson' '{url}/subscribe?topic=orders'
+    new EventSource("/subscribe?topic=orders")      (text/event-stream)
+    curl '{url}/subscribe?topic=orders&poll=1'      (long-poll)
+
+    and in a page's script, coming back by itself and told of every gap:
+    import {{ Clevrd }} from "{url}/clevrd.js";
+    for await (const event of new Clevrd().subscribe("orders")) console.log(event);
+
+Publish to it:
+    curl {url}/publish -d '{{"topic":"orders","data":{{"id":1}}}}'
+
+    with "key":"EUR/USD" beside them, policy=latest keeps the newest of each key
+    many at once: POST NDJSON or a JSON array of these to {url}/publish/batch
+    a stream of them: WebSocket text frames to {ws_url}/publish
+
+Look at it:
+    {url}/health     state, uptime, memory; /health/live, /health/ready for probes
+    {url}/metrics    topics, subscribers, drops, throttling (JSON)
+
+Options of /subscribe:
+    topic=NAME      required
+    last=N          recent messages to begin with (50 unless configured otherwise)
+    policy=P        drop_oldest (default), drop_newest, circuit_breaker or latest: what you lose
+    buffer=N        when you lag by more than N messages (at most 100 to 1000, by memory)
+    tenant=NAME     whose topic; the header X-Tenant-ID does the same, for /publish too
+
+Each message: {{"id","topic","tenant_id","data","timestamp","offset"}}, and "key" where it was
+published with one. A hole in offset is what you lost. Nothing is kept on a disk.
+"""
+
+_PAGE = """<!doctype html><meta charset="utf-8"><title>clevrd</title>
+<meta name="viewport" content="width=device-width">
+<style>body{{font:15px/1.5 system-ui;max-width:50rem;margin:3rem auto;padding:0 1rem}}
+pre{{white-space:pre-wrap}}</style>
+<pre>{text}</pre>
+"""
+
+
+class HomeEndpoint:
+    """The home page, as HTML for browsers and as text for everybody else."""
+
+    serves_while_draining = True
+
+    def admit(self, head: Request) -> Admitted:
+        """Refuse nothing."""
+        return admit_anybody(head)
+
+    def answer(self, admitted: Admitted, body: bytes) -> Response:
+        """Return the page with the address that the client used."""
+        host = admitted.head.headers.get("host", "localhost:8080")
+        text = _TEXT.format(version=__version__, url=f"http://{host}", ws_url=f"ws://{host}")
+        if "text/html" in admitted.head.headers.get("accept", ""):
+            return Response(200, _PAGE.format(text=html.escape(text)).encode(), HTML, NOT_STORED)
+        return Response(200, text.encode(), TEXT, NOT_STORED)

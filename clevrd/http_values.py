@@ -1,0 +1,293 @@
+"""One request and one answer as small values, the same whichever way the bytes came in.
+
+No sockets here. The raw path and aiohttp both make a Request, ask the same handler, and render
+the same Response, so a request means the same on both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final, Protocol, cast
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from clevrd.errors import ClevrdError, InvalidRequest, RetryLater
+
+log = logging.getLogger(__name__)
+
+JSON: Final = "application/json; charset=utf-8"
+PROBLEM_JSON: Final = "application/problem+json"
+TEXT: Final = "text/plain; charset=utf-8"
+HTML: Final = "text/html; charset=utf-8"
+JAVASCRIPT: Final = "text/javascript; charset=utf-8"
+
+TOO_MUCH_INPUT: Final = (
+    "Too much is arriving at once from all clients together; send it again in a moment."
+)
+
+# How long what a client still sends is ignored after an answer that ends its connection, so that it
+# can read that answer: closing a socket with unread bytes makes the kernel send a reset, which may
+# overtake it.
+LINGER_S: Final = 2.0
+
+# A subscribe to 50 topics with a position each has 150; more than this is a mistake or an attack.
+MAX_QUERY_FIELDS: Final = 256
+
+# The target of an OPTIONS that is of no path (RFC 9112 §3.2.4).
+WHOLE_SERVER: Final = "*"
+
+# A host as clients send it (RFC 9110 §7.2): a name or an address, perhaps with a port.
+HOST: Final = re.compile(r"[A-Za-z0-9._\[\]:-]+", re.ASCII)
+
+# What no cache may keep: it is of this moment, or of this request alone. Said of every answer that
+# says nothing else about caches, but those to POST, which no cache keeps (RFC 9111 §2, §4.2.2).
+NOT_STORED: Final = (("Cache-Control", "no-store"),)
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Request:
+    """A request without its body.
+
+    ``target`` is as the client sent it; ``path`` and ``query`` are its two halves, not decoded.
+    Header names are lower case, and each stands for exactly one field line or for a list joined
+    with commas where HTTP allows that (RFC 9110 §5.3).
+    """
+
+    __slots__ = ("headers", "is_http_1_0", "method", "path", "query")
+
+    def __init__(
+        self, method: str, target: str, headers: Mapping[str, str], *, is_http_1_0: bool = False
+    ) -> None:
+        self.is_http_1_0 = is_http_1_0
+        self.method = method
+        self.path, _, self.query = target.partition("?")
+        self.headers = headers
+
+    def options(self) -> dict[str, list[str]]:
+        """Return the query's fields, decoded, each with all its values.
+
+        Raises:
+            InvalidRequest: not UTF-8 once decoded, or too many fields.
+        """
+        if not self.query:
+            return {}
+        try:
+            pairs = parse_qsl(
+                self.query,
+                keep_blank_values=True,
+                errors="strict",
+                max_num_fields=MAX_QUERY_FIELDS,
+            )
+        except UnicodeDecodeError as error:
+            raise InvalidRequest("The query is not UTF-8 once percent-decoded.") from error
+        except ValueError as error:
+            raise InvalidRequest(
+                f"The query has more than {MAX_QUERY_FIELDS} fields; send fewer."
+            ) from error
+        options: dict[str, list[str]] = {}
+        for name, value in pairs:
+            options.setdefault(name, []).append(value)
+        return options
+
+
+class Response(msgspec.Struct, frozen=True, gc=False):
+    """A whole response: status, body and the headers that are this answer's own.
+
+    Without a body, and a content type (aiohttp's alone), it is a 204.
+    """
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def fields(self) -> list[tuple[str, str]]:
+        """Return the header fields in the order in which both ways send them, before the rest."""
+        kind = [("Content-Type", self.content_type)] if self.content_type else []
+        return [*kind, *self.headers, ("Server", "clevrd")]
+
+
+class Attach(Protocol):
+    """Takes over a transport after a head has been written to it."""
+
+    def __call__(self, transport: asyncio.Transport, early_data: bytes) -> None: ...
+
+
+class Upgrade(msgspec.Struct, frozen=True, gc=False):
+    """An answer that does not end: write ``head``, then the connection is ``attach``'s."""
+
+    head: bytes
+    attach: Attach
+
+
+class WebSocketUpgrade(Upgrade, frozen=True, gc=False):
+    """The answer to a WebSocket handshake."""
+
+
+def attach_upgrade(
+    upgrade: Upgrade,
+    transport: asyncio.Transport,
+    early_data: bytes,
+    failed: Callable[[Exception], object],
+    *,
+    has_eof: bool = False,
+) -> None:
+    """Give ``transport`` to what follows the head; nobody owns it if that fails, so it is ended.
+
+    A transport that is closing already is given to nobody: nothing would end what begins on it.
+
+    Args:
+        early_data: what was received behind the request.
+        failed: told what `attach` raised.
+        has_eof: the client has shut its side down behind that.
+    """
+    if transport.is_closing():
+        transport.abort()
+        return
+    try:
+        upgrade.attach(transport, early_data)
+    except Exception as error:
+        transport.abort()
+        failed(error)
+        return
+    if has_eof and not transport.is_closing():
+        protocol = cast(asyncio.Protocol, transport.get_protocol())
+        if not protocol.eof_received():
+            transport.close()
+
+
+Reply = Response | Upgrade
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A refusal as its publisher reads it."""
+
+    success: bool = False
+    error: str
+    code: str
+    retryable: bool
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    retryable: bool
+
+
+def json_answer(value: object, status: int = 200) -> Response:
+    """Return ``value`` (a struct or plain containers) as a JSON answer to a POST."""
+    return Response(status, _encode(value))
+
+
+def json_view(value: object) -> Response:
+    """Return ``value`` as a JSON answer to a GET: how things are at this moment."""
+    return Response(200, _encode(value), JSON, NOT_STORED)
+
+
+def failure_of(error: ClevrdError) -> Failure:
+    """Return ``error`` as one of several results."""
+    return Failure(error=str(error), code=error.code, retryable=error.retryable)
+
+
+def error_answer(error: ClevrdError, request: Request | None = None) -> Response:
+    """Return ``error`` as JSON, or as RFC 9457 problem details where the client asks for them."""
+    sentence = str(error)
+    headers = (*error.headers(), *NOT_STORED)
+    accept = request.headers.get("accept", "") if request is not None else ""
+    if PROBLEM_JSON in accept.lower():
+        title = HTTPStatus(error.status).phrase
+        problem = _Problem(
+            "about:blank", title, error.status, sentence, error.code, error.retryable
+        )
+        return Response(error.status, _encode(problem), PROBLEM_JSON, headers)
+    return Response(error.status, _encode(failure_of(error)), JSON, headers)
+
+
+def _on_purpose(error: Exception, request: Request | None) -> ClevrdError:
+    """Return ``error`` if it is a refusal; log it and return an internal error if it is a bug."""
+    if isinstance(error, ClevrdError):
+        return error
+    log.error("request failed path=%s", request.path if request else None, exc_info=error)
+    return ClevrdError("Something went wrong here, not in the request; it has been logged.")
+
+
+class Refusals:
+    """Makes the answers to requests that raised, each as its client reads it, and counts them."""
+
+    __slots__ = ("_as_events", "_count")
+
+    def __init__(
+        self,
+        count: Callable[[str], None],
+        as_events: Callable[[RetryLater, Request], Response | None],
+    ) -> None:
+        """Make them.
+
+        Args:
+            count: called with the machine code of each.
+            as_events: returns what an EventSource comes back after; None for any other client.
+        """
+        self._count = count
+        self._as_events = as_events
+
+    def answer(self, error: Exception, request: Request | None) -> Response:
+        """Return the answer to ``request``, None where there is no whole one, and count it."""
+        refused = _on_purpose(error, request)
+        self._count(refused.code)
+        if request is not None and isinstance(refused, RetryLater):
+            events = self._as_events(refused, request)
+            if events is not None:
+                return events
+        return error_answer(refused, request)
+
+
+class ResponseRenderer:
+    """Answers as HTTP/1.1 bytes, field for field as the aiohttp side sends them."""
+
+    __slots__ = ("_date", "_second", "_starts")
+
+    def __init__(self) -> None:
+        # The wall-clock second that _date spells.
+        self._second = -1
+        self._date = b""
+        # (status, content type) -> everything before the answer's own fields.
+        self._starts: dict[tuple[int, str], bytes] = {}
+
+    def render(self, answer: Response, *, must_close: bool = False) -> bytes:
+        """Return the whole response."""
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._date = formatdate(second, usegmt=True).encode()
+        key = (answer.status, answer.content_type)
+        start = self._starts.get(key) or self._render_start(key)
+        own = b""
+        if answer.headers:
+            own = "".join(f"{name}: {value}\r\n" for name, value in answer.headers).encode()
+        return b"%b%bServer: clevrd\r\nContent-Length: %d\r\nDate: %b\r\n%b\r\n%b" % (
+            start,
+            own,
+            len(answer.body),
+            self._date,
+            b"Connection: close\r\n" if must_close else b"",
+            answer.body,
+        )
+
+    def _render_start(self, key: tuple[int, str]) -> bytes:
+        status, content_type = key
+        start = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {content_type}\r\n"
+        ).encode()
+        self._starts[key] = start
+        return start

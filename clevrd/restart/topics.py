@@ -1,0 +1,45 @@
+"""What of the topics goes over a planned restart. Reading and writing it: restart/format."""
+
+from __future__ import annotations
+
+import logging
+
+from clevrd.core.recent_cache import RecentMessageCache
+from clevrd.core.saved_topic import SavedTopic
+from clevrd.core.topic import Topic
+from clevrd.core.topic_manager import TopicManager
+from clevrd.errors import InvalidRequest, Unavailable
+from clevrd.restart.format import StateReader
+
+log = logging.getLogger(__name__)
+
+
+def saved_topics(topics: TopicManager) -> list[tuple[SavedTopic, RecentMessageCache]]:
+    """Return where every topic stands and its ring, the last used first.
+
+    Behind them come the names that were only read, so that a reader of one that is quiet resumes.
+    """
+    by_use = sorted(topics, key=lambda topic: topic.last_used_s, reverse=True)
+    saved = [(_saved(topic), topic.ring) for topic in by_use]
+    empty = RecentMessageCache(1, 1)
+    return saved + [(SavedTopic(*place, 1, 0), empty) for place in topics.remembered()]
+
+
+def restore_topics(topics: TopicManager, reader: StateReader, now_s: float) -> None:
+    """Go on with the topics in a file, as far as the limits allow; say how many are left out."""
+    left_out, reason = 0, ""
+    for saved, ring in reader.topics(topics.ring_for):
+        try:
+            topics.restore(saved, ring, now_s)
+        except (Unavailable, InvalidRequest) as error:
+            left_out += 1
+            reason = str(error)
+    if left_out:
+        log.warning("topics not restored count=%d last_reason=%r", left_out, reason)
+
+
+def _saved(topic: Topic) -> SavedTopic:
+    ring = topic.ring
+    return SavedTopic(
+        topic.tenant, topic.name, topic.epoch, topic.created_at, ring.first, len(ring)
+    )
