@@ -88,7 +88,7 @@ mutants: $(DEV_READY) ## Put faults into a copy and see whether the tests notice
 	@$(BIN)/python -m bench.mutants $(ARGS)
 
 completions: $(DEV_READY) ## Make the shell completion scripts after a change of the command line
-	@$(BIN)/python tests/completions.py
+	@$(BIN)/python tests/support/completions.py
 
 dist: $(DEV_READY) ## Make the source distribution and the wheel, in dist/
 	@rm -rf dist
@@ -103,7 +103,7 @@ lock: ## Pin the image's dependencies to their newest versions, with hashes
 	  ["build-system"]["requires"], sep="\n")' | $(LOCK) - -o requirements-build.lock
 
 image-test: $(DEV_READY) ## Build the container image without an engine and try it out (root)
-	@$(BIN)/python tests/image.py $(ARGS)
+	@$(BIN)/python tests/support/image.py $(ARGS)
 
 clean: ## Remove the environment, caches and build results
 	rm -rf $(VENV) build dist $(NODE_TOOLS)/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -36,6 +36,7 @@ LISTS = HERE / "mutants.toml"
 MODULES: Final = (
     "clevrd/core/*.py",
     "clevrd/hub/*.py",
+    "clevrd/restart/*.py",
     "clevrd/raw_http.py",
     "clevrd/connections/*.py",
     "clevrd/aiohttp_front/*.py",
@@ -105,7 +106,7 @@ class Mutant(NamedTuple):
 class Lists(NamedTuple):
     """What mutants.toml says."""
 
-    # Pattern of modules -> names of their nearest tests, the quickest first.
+    # Pattern of modules -> folders and names of their nearest tests, the quickest first.
     nearest: dict[str, list[str]]
     # (path, was, becomes) -> why it means the same.
     equivalent: dict[tuple[str, str, str], str]
@@ -114,7 +115,8 @@ class Lists(NamedTuple):
         """Return the files of tests that are run on a module: of the first pattern it matches."""
         for pattern, names in self.nearest.items():
             if fnmatch.fnmatch(path, pattern):
-                return [f"tests/test_{name}.py" for name in names]
+                places = [name.rpartition("/") for name in names]
+                return [f"tests/{folder}/test_{name}.py" for folder, _, name in places]
         return []
 
 

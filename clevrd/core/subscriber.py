@@ -4,7 +4,7 @@ A subscriber is not a queue. While it keeps up it is one integer; while it lags,
 still that integer, and DROP_NEWEST and CIRCUIT_BREAKER hold runs of offsets that the topic keeps
 for them once the ring is about to move on beneath them. LATEST is the integer and a count: what it
 is to be given the topic knows for all of them. Each behaves message for message like the bounded
-queue it stands for (tests/test_policies.py). No sockets here: frames go to a Sink.
+queue it stands for (tests/core/test_policies.py). No sockets here: frames go to a Sink.
 
 Terms: the topic's *edge* is the highest offset offered to its readers so far; a reader's *lag* is
 how many offered messages it has neither been given nor lost.

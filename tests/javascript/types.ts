@@ -1,4 +1,4 @@
-// What programs in TypeScript write, and what the types must not let them: tests/test_javascript_package.py.
+// What programs in TypeScript write, and what the types must not let them: tests/client/test_javascript_package.py.
 import { WebSocket as OfPackage } from "ws";
 import {
 	Clevrd,

@@ -44,7 +44,7 @@ from clevrd.config import SETTINGS
 from clevrd.errors import CannotStart
 from clevrd.logs import EventFormatter, is_journal
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("own_logging", "no_settings")
 

@@ -40,7 +40,7 @@ from clevrd.handlers.subscribe.poll import PollView
 from clevrd.hub import Published
 from clevrd.metrics.counters import MessageTotals, TopicView
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "clevrd"
 README = ROOT / "README.md"
 WIRE = ROOT / "docs" / "wire.md"

@@ -28,7 +28,7 @@ from typing import Any
 
 from clevrd.cli.completion import SHELLS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEBIAN = "bookworm"
 # What the official image has of Debian beside its Python.
 PACKAGES = (

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "clevrd"
+PACKAGE = Path(__file__).parents[2] / "clevrd"
 # A row of the table of modules: its floor, and the modules on it.
 FLOOR_ROW = re.compile(r"^\| (\d+) \| ((?:`[\w/]+`(?:, )?)+) \|", re.MULTILINE)
 

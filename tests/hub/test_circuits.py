@@ -26,7 +26,7 @@ from clients import (
 from daemons import Daemon, running, until
 from fakes import FakeSink, TopicDriver, frame_of, make_topic, sink_of
 from streams import EVENTS, LINES, open_stream
-from test_positions_model import World, payload_at
+from world import World, payload_at
 
 from clevrd.core.beginning import Last
 from clevrd.core.circuit import CircuitBudget

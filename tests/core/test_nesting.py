@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from clients import masked, raw_subscriber
+from clients import commands_socket, masked, publish_socket, raw_subscriber
 from daemons import running
 from hypothesis import given
 from hypothesis import strategies as st
-from test_ended_connections import commands_socket, publish_socket
 
 from clevrd.core.message import decode_publish
 from clevrd.core.nesting import MAX_LEVELS, is_too_deep

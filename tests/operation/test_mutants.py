@@ -111,10 +111,10 @@ def test_every_module_has_tests_that_are_there() -> None:
     modules = {mutant.path for mutant in all_mutants(ROOT, "*")}
 
     assert {module for module in modules if not lists.tests_of(module)} == set()
-    for pattern, names in lists.nearest.items():
+    for pattern in lists.nearest:
         assert list(ROOT.glob(pattern)), pattern
-        for name in names:
-            assert (ROOT / f"tests/test_{name}.py").exists(), name
+        for path in lists.tests_of(pattern):
+            assert (ROOT / path).exists(), path
 
 
 def test_listed_equivalents_are_faults_that_are_made() -> None:

@@ -3,7 +3,7 @@ that moves rounds as the hub does, without a loop.
 
 Importing this module also sets how much hypothesis tries: `ci` unless HYPOTHESIS_PROFILE says
 `long`, which takes many minutes: HYPOTHESIS_PROFILE=long pytest --timeout=0
--o faulthandler_timeout=0 tests/test_policies.py and tests/test_positions_model.py
+-o faulthandler_timeout=0 tests/core/test_policies.py and tests/models/test_positions_model.py
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from fakes import at_once, totals_of
 from clevrd.client import Client, Gap, Message, Subscription
 from clevrd.testing import DaemonThread, RunningDaemon, daemon_in_thread, running_daemon
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

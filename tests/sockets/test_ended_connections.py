@@ -7,17 +7,21 @@ gone. Subscriptions are not, since nobody would ever end them.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
-from clients import masked, raw_subscriber, upgrade_request
+from clients import (
+    command,
+    commands_socket,
+    masked,
+    publish_socket,
+    raw_subscriber,
+)
 from daemons import Daemon, running, until
 from http_wire import get
 
@@ -34,22 +38,6 @@ async def daemon(request: pytest.FixtureRequest) -> AsyncIterator[Daemon]:
     async with running(raw_paths=request.param) as daemon:
         yield daemon
         assert daemon.hub.counters.background_errors == 0
-
-
-def command(**fields: Any) -> bytes:
-    """Return one command as a client's frame."""
-    return masked(TEXT, json.dumps(fields).encode())
-
-
-def commands_socket() -> bytes:
-    """Return the handshake of a socket for commands."""
-    request = upgrade_request("", sec_websocket_protocol="clevrd.v1")
-    return request.replace(b"GET /subscribe?", b"GET /ws")
-
-
-def publish_socket() -> bytes:
-    """Return the handshake of a publish socket."""
-    return upgrade_request("").replace(b"GET /subscribe?", b"GET /publish")
 
 
 PUBLISH = command(type="publish", topic="flood", data=1)

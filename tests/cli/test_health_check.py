@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from daemons import ROOT
-from test_service_files import health_check
+from dockerfile import health_check
 
 from clevrd import health_check as module
 from clevrd.argv import argv_of_process

@@ -14,11 +14,10 @@ from itertools import pairwise
 from typing import Any, cast
 
 import pytest
-from clients import masked
+from clients import command, commands_socket, masked, publish_socket
 from conftest import FakeClock
 from daemons import Daemon, running, until
 from http_wire import chunked, get, post, responses
-from test_ended_connections import command, commands_socket, publish_socket
 
 from clevrd.scheduling.fair_turns import FRESH_S, QUEUE_S, QUIET_BYTES, SHARE_S, FairTurns
 

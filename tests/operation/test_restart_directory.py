@@ -16,7 +16,7 @@ import pytest
 from conftest import FakeClock
 from daemons import FakeStats
 from fakes import FakeSink, at_once, totals_of
-from test_positions_model import ManualLoop
+from world import ManualLoop
 
 from clevrd.config import Config, load
 from clevrd.core.beginning import After, Last, Since, resolve

@@ -1,6 +1,6 @@
 """A client of streams made of bytes: heads, chunks, events and lines taken apart strictly.
 
-The parsers are the tests' own on purpose; those of others are in test_wire_forms.py and
+The parsers are the tests' own on purpose; those of others are in test_stream_forms.py and
 test_streams.py. SSE: WHATWG HTML §9.2.6; chunks: RFC 9112 §7.1.
 """
 

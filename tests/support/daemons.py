@@ -21,7 +21,7 @@ from clevrd.connections.subscriber import SubscriberConnection
 from clevrd.control.system_stats import LoadSample
 from clevrd.server import Server
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GIB = 1 << 30
 
 

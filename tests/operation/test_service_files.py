@@ -12,15 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dockerfile import DOCKERFILE, dockerfile_instruction, health_check
 from packaging.requirements import Requirement
 
 from clevrd import config
 from clevrd.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "systemd" / "clevrd.service"
 EXAMPLE = ROOT / "systemd" / "clevrd.toml"
-DOCKERFILE = ROOT / "Dockerfile"
 COMPOSE = ROOT / "docker-compose.yml"
 
 needs_systemd = pytest.mark.skipif(
@@ -51,23 +51,10 @@ def unit_environment() -> dict[str, str]:
     return dict([unit_value("Environment").split("=", 1)])
 
 
-def dockerfile_instruction(name: str) -> str:
-    """Return the arguments of the image's own (last) instruction ``name``, as one line."""
-    lines = DOCKERFILE.read_text().replace("\\\n", "").splitlines()
-    return [line for line in lines if line.startswith(f"{name} ")][-1].removeprefix(f"{name} ")
-
-
 def dockerfile_environment() -> dict[str, str]:
     """Return the variables that the image gives the daemon, less those meant for Python."""
     pairs = (pair.split("=", 1) for pair in dockerfile_instruction("ENV").split())
     return {name: value for name, value in pairs if name not in {"PATH", "PYTHONUNBUFFERED"}}
-
-
-def health_check() -> list[str]:
-    """Return the image's health check, to be run by this Python."""
-    command = json.loads(dockerfile_instruction("HEALTHCHECK").partition("CMD ")[2])
-    assert command[0] == "clevrd"
-    return [sys.executable, "-m", *command]
 
 
 @pytest.fixture

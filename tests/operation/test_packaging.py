@@ -81,7 +81,7 @@ def test_source_distribution_is_what_a_clone_has(dist: Path, tmp_path: Path) -> 
         names = {name.partition("/")[2] for name in archive.getnames() if name.count("/")}
         archive.extractall(tmp_path, filter="data")
     (unpacked,) = tmp_path.iterdir()
-    tests = ["test_service_files.py", "test_config.py", "test_framing.py"]
+    tests = ["operation/test_service_files.py", "cli/test_config.py", "http/test_framing.py"]
 
     finished = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *(f"tests/{name}" for name in tests)],

@@ -330,3 +330,19 @@ async def raw_subscriber(
     assert head.startswith(b"HTTP/1.1 101 "), head
     assert ACCEPT.encode() in head
     return RawSubscriber(reader, writer)
+
+
+def command(**fields: Any) -> bytes:
+    """Return one command as a client's frame."""
+    return masked(0x1, json.dumps(fields).encode())
+
+
+def commands_socket() -> bytes:
+    """Return the handshake of a socket for commands."""
+    request = upgrade_request("", sec_websocket_protocol="clevrd.v1")
+    return request.replace(b"GET /subscribe?", b"GET /ws")
+
+
+def publish_socket() -> bytes:
+    """Return the handshake of a publish socket."""
+    return upgrade_request("").replace(b"GET /subscribe?", b"GET /publish")

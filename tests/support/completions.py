@@ -1,4 +1,4 @@
-"""Writes the shell completion scripts that clevrd ships: python tests/completions.py.
+"""Writes the shell completion scripts that clevrd ships: python tests/support/completions.py.
 
 shtab makes them from the parsers, so that neither it nor the parsers are needed when a shell
 completes. test_cli.py compares them with what this makes.
@@ -14,7 +14,7 @@ from clevrd.cli.command_line import whole_parser
 from clevrd.cli.completion import SHELLS
 from clevrd.config import SETTINGS
 
-SCRIPTS = Path(__file__).parent.parent / "clevrd" / "cli" / "completions"
+SCRIPTS = Path(__file__).parents[2] / "clevrd" / "cli" / "completions"
 
 # What a value is, by how help calls it, or by its option.
 VALUES = {
