@@ -420,7 +420,7 @@ class Subscriptions:
             manner.strategy,
             manner.wanted_window,
             gaps,
-            is_watching=watch is not None,
+            came_by_pattern=watch is not None,
             form=self._form,
         )
         # It begins as blocked as the others are.

@@ -69,7 +69,7 @@ def check_beginning(topic: Topic, beginning: Beginning) -> None:
 
 def resolve(topic: Topic, beginning: Beginning) -> ResolvedBeginning:
     """Return where in ``topic`` a reader with this beginning begins."""
-    oldest = topic.ring.first
+    oldest = topic.first
     match beginning:
         case Last():
             return ResolvedBeginning(max(oldest, topic.head - beginning.count + 1) - 1)
@@ -80,7 +80,7 @@ def resolve(topic: Topic, beginning: Beginning) -> ResolvedBeginning:
 
 
 def _start_after(topic: Topic, beginning: After) -> ResolvedBeginning:
-    oldest = topic.ring.first
+    oldest = topic.first
     if beginning.epoch not in ("", topic.epoch) or beginning.offset > topic.head:
         return ResolvedBeginning(oldest - 1, gap=unknown_gap(topic.name))
     missing = oldest - 1 - beginning.offset
@@ -92,8 +92,8 @@ def _start_after(topic: Topic, beginning: After) -> ResolvedBeginning:
 
 def _start_since(topic: Topic, beginning: Since) -> ResolvedBeginning:
     """Return the start by id: ids rise with offsets, and over all topics of the process."""
-    oldest = topic.ring.first
-    after = topic.ring.last_before(beginning.message_id.encode(), or_at=not beginning.is_time)
+    oldest = topic.first
+    after = topic.last_before(beginning.message_id.encode(), or_at=not beginning.is_time)
     if beginning.message_id < id_of_timestamp(topic.created_at):
         # Whether the topic had a life before this one, and what was in it, nobody knows.
         return ResolvedBeginning(after, gap=unknown_gap(topic.name))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, RecentMessageCache
+from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, FramesByOffset
 
 # 128 messages: a window of 1,000 is nine blocks to count, and a reader holds on to at most a
 # block of what it has read already.
@@ -65,8 +65,8 @@ class KeptFrames:
         """What is held, and was taken from the budget."""
         return sum(block.size_bytes for block in self._blocks.values())
 
-    def hold(self, ring: RecentMessageCache, after: int, upto: int, holders: int = 1) -> int:
-        """Keep what ``ring`` has of a run for so many holders; return how far the budget went.
+    def hold(self, source: FramesByOffset, after: int, upto: int, holders: int = 1) -> int:
+        """Keep what ``source`` has of a run for so many holders; return how far the budget went.
 
         The offset returned ends the run that each of them holds now; ``after`` is nothing.
         """
@@ -79,7 +79,7 @@ class KeptFrames:
                 block = self._blocks[number] = _Block()
             if offset < block.bottom or last > block.top:
                 lacks = block.top + 1 if block.bottom <= offset <= block.top else offset
-                paid = self._fill(block, ring, lacks, last)
+                paid = self._fill(block, source, lacks, last)
                 if paid < offset:
                     self._drop_unheld(number, block)
                     return paid
@@ -114,10 +114,10 @@ class KeptFrames:
             frames.append(frame)
         return frames
 
-    def _fill(self, block: _Block, ring: RecentMessageCache, first: int, last: int) -> int:
+    def _fill(self, block: _Block, source: FramesByOffset, first: int, last: int) -> int:
         """Keep the offsets from ``first`` to ``last`` in ``block`` as far as there is budget."""
         budget = self.budget
-        for offset, frame in enumerate(ring.frames(first - 1, last), first):
+        for offset, frame in enumerate(source.frames(first - 1, last), first):
             if block.frames[offset & _IN_BLOCK]:
                 continue
             size_bytes = len(frame) + FRAME_OVERHEAD_BYTES

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from itertools import islice
 from typing import Final
 
-from clevrd.core.recent_cache import RecentMessageCache
+from clevrd.core.recent_cache import FramesByOffset
 from clevrd.core.server_frames import key_of
 
 # Over twice the limit by this much the oldest keys are forgotten, all at once.
@@ -30,9 +30,10 @@ class NewestByKey:
         self._offsets: list[int] | None = None
         # Every key seen after this offset is known, and what it does not reach nobody asks for.
         self.since = edge
-        # The most that a reader asks for: older ones may be forgotten.
+        # The most offsets that a reader asks for: older ones may be forgotten. Only rises, with the
+        # readers that reach back and with the topic's window.
         self.limit = 0
-        # How many readers it is kept for; the topic's own.
+        # How many readers it is kept for; changed by the topic as these begin and cease to lag.
         self.readers = 0
 
     def __len__(self) -> int:
@@ -51,15 +52,15 @@ class NewestByKey:
         if len(newest) > 2 * self.limit + _SLACK:
             self._forget_oldest()
 
-    def reach_back(self, ring: RecentMessageCache, after: int, window: int) -> None:
-        """Take in what ``ring`` holds behind offset ``after``, for a reader with this window."""
+    def reach_back(self, source: FramesByOffset, after: int, window: int) -> None:
+        """Take in what ``source`` has behind offset ``after``, for a reader with this window."""
         self.limit = max(self.limit, window)
         if after >= self.since or len(self._newest) >= window:
             return
         # Of a round that is being written the ring may have given up all of it.
-        start = min(max(after, ring.first - 1), self.since)
+        start = min(max(after, source.first - 1), self.since)
         older: dict[bytes, int] = {}
-        frames = ring.frames(start, self.since) if start < self.since else []
+        frames = source.frames(start, self.since) if start < self.since else []
         for offset, frame in enumerate(frames, start + 1):
             key = key_of(frame)
             older.pop(key, None)

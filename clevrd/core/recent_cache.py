@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from itertools import accumulate
-from typing import Final
+from typing import Final, Protocol
 
 from clevrd.core.server_frames import message_id_of
 
@@ -18,6 +18,17 @@ _MIN_FRAME_BYTES: Final = 64
 
 # Stands where an evicted frame was until the list is compacted.
 _EVICTED: Final = b""
+
+
+class FramesByOffset(Protocol):
+    """What has frames by offset: a ring, or a topic."""
+
+    @property
+    def first(self) -> int:
+        """Offset of the oldest frame there is; of the next one to come where there is none."""
+
+    def frames(self, after: int, upto: int, /) -> list[bytes]:
+        """Return the frames of offsets ``after + 1`` to ``upto``, which must be there."""
 
 
 class RecentMessageCache:
@@ -92,10 +103,6 @@ class RecentMessageCache:
         ``after`` must not lie before ``first - 1``: the caller has settled what was lost.
         """
         return self._frames[after + 1 - self._base : upto + 1 - self._base]
-
-    def frame(self, offset: int) -> bytes:
-        """Return the frame of ``offset``, which must be held."""
-        return self._frames[offset - self._base]
 
     def last_before(self, message_id: bytes, *, or_at: bool) -> int:
         """Return the offset of the newest message before ``message_id``, ``or_at`` it.

@@ -12,13 +12,6 @@ from typing import Final, Protocol
 from clevrd.core.notices import Notice, notice_frame, notice_json
 from clevrd.core.server_frames import payload_of
 
-# Messages of a topic that are kept spelled in one form, for readers that lag together or come back
-# together: the largest window. Those of who reads further back are spelled for it alone.
-SHARED_MESSAGES: Final = 1_024
-
-# What a kept text costs besides its bytes: the object's header, its key and the dict's entry.
-TEXT_OVERHEAD_BYTES: Final = 160
-
 # Stands in an event's id for what is the reader's own; no text and no id has this byte.
 HOLE: Final = b"\0"
 
@@ -241,78 +234,3 @@ class FrameSpelling:
 
 
 FRAMES: Final = FrameSpelling()
-
-
-class TextBudget:
-    """Bytes that spelled messages may take, all topics and forms together."""
-
-    __slots__ = ("left_bytes",)
-
-    def __init__(self, max_bytes: int) -> None:
-        self.left_bytes = max_bytes
-
-
-class SharedTexts:
-    """One topic's messages in one form, shared by its readers of that form.
-
-    The last SHARED_MESSAGES that were made are kept, while there is budget; which they are decides
-    only who pays for making them.
-    """
-
-    __slots__ = ("_budget", "_epoch", "_form", "_made", "max_messages", "readers", "size_bytes")
-
-    def __init__(self, form: StreamForm, epoch: str, budget: TextBudget) -> None:
-        self._form = form
-        self.max_messages = form.max_messages
-        self._epoch = epoch.encode()
-        self._budget = budget
-        # Offset -> text, in the order in which they were made.
-        self._made: dict[int, bytes] = {}
-        # What is kept, and was taken from the budget.
-        self.size_bytes = 0
-        # How many joined readers there are; the topic's own.
-        self.readers = 0
-
-    def texts(self, frames: list[bytes], first: int) -> list[bytes]:
-        """Return the messages in ``frames``, of offsets from ``first`` on, in this form."""
-        made = self._made
-        return [
-            made.get(offset) or self._make(frame, offset)
-            for offset, frame in enumerate(frames, first)
-        ]
-
-    def joined(self, texts: list[bytes]) -> bytes:
-        """Return ``texts`` as one piece of the body, for all who are given the same."""
-        return self._form.framed(texts[0] if len(texts) == 1 else b"".join(texts))
-
-    def told(self, control: Notice, offset: int | None = None) -> bytes:
-        """Return ``control`` as a part of a piece."""
-        return self._form.control(control, self._epoch, offset)
-
-    def control(self, control: Notice, offset: int | None = None) -> bytes:
-        """Return ``control`` as one piece of the body."""
-        return self._form.framed(self.told(control, offset))
-
-    def clear(self) -> None:
-        """Forget what was made: nobody reads this form any more."""
-        self._made.clear()
-        self._budget.left_bytes += self.size_bytes
-        self.size_bytes = 0
-
-    def _make(self, frame: bytes, offset: int) -> bytes:
-        text = self._form.message(frame, self._epoch, offset)
-        cost = len(text) + TEXT_OVERHEAD_BYTES
-        if len(self._made) >= SHARED_MESSAGES:
-            self._forget_oldest()
-        if cost <= self._budget.left_bytes:
-            self._made[offset] = text
-            self._change(cost)
-        return text
-
-    def _forget_oldest(self) -> None:
-        oldest = next(iter(self._made))
-        self._change(-len(self._made.pop(oldest)) - TEXT_OVERHEAD_BYTES)
-
-    def _change(self, size_bytes: int) -> None:
-        self.size_bytes += size_bytes
-        self._budget.left_bytes -= size_bytes

@@ -1,7 +1,8 @@
 """Topic: one ring, its readers, and the rounds that bring the readers up to date.
 
 Pure: the hub calls, writes and keeps time. Offsets are given to ``extend``, not made here, and
-all reading by offset goes through ``read``.
+all reading by offset goes through ``frames``. What lagging readers lose: core/policies; when their
+circuits open: core/circuit_alarms; what is kept for them: core/keepers.
 
 A message is *appended* (it has an offset, it is in the ring), then *offered* when the next round
 begins (``edge`` moves over it). Live readers are given a round's frames joined once; lagging
@@ -11,35 +12,25 @@ live delivery are one sequence that can't repeat or reorder.
 
 from __future__ import annotations
 
-import heapq
 from typing import Final, NamedTuple
 
+from clevrd.core.circuit_alarms import CircuitAlarms
+from clevrd.core.keepers import Keepers
 from clevrd.core.kept_frames import KeptBudget, KeptFrames
 from clevrd.core.newest_by_key import NewestByKey
 from clevrd.core.notices import RETENTION
+from clevrd.core.policies.policy import Losses, Reader
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, RecentMessageCache
-from clevrd.core.stream_forms import FRAMES, SharedTexts, Spelling, StreamForm, TextBudget
-from clevrd.core.subscriber import CIRCUIT_BREAKER, DROP_OLDEST, LATEST, Losses, Subscriber
+from clevrd.core.round import Round, round_in_forms
+from clevrd.core.shared_texts import TextBudget, TextsByForm
+from clevrd.core.subscriber import Subscriber
 
 # A round carries at most this much, so that one join is no pause and a reader's transport is
 # handed no more than a few socket buffers at once.
 ROUND_MAX_BYTES: Final = 262_144
 
-_NO_CAPTURE: Final = 1 << 62
-
 # Stands for the newest messages of topics in which no LATEST lags; nothing is noted in it.
 _NOBODYS_NEWEST: Final = NewestByKey(0)
-
-# Up to this many stale alarms wait until they are reached; more are swept out once they
-# outnumber the others.
-_STALE_ALARMS: Final = 16
-
-# In a turn of the ring, readers that keep the oldest are asked for their frames so many times, each
-# time those that are next: of 10,000 that stalled one message apart all at once would take 30 ms.
-_CAPTURES: Final = 8
-
-# Alarms looked at in one round, at about 5 us for each circuit that opens; others wait a turn.
-_CIRCUITS_PER_ROUND: Final = 256
 
 
 class Counts(NamedTuple):
@@ -53,38 +44,7 @@ class Counts(NamedTuple):
     memory: int
 
 
-class Round:
-    """One step forward of a topic's live readers; a value that could be carried out elsewhere.
-
-    Of those of one wire form: ``then`` is the same step of the next form's, or the next part of a
-    step that this form makes in several.
-    """
-
-    __slots__ = ("end", "messages", "payload", "readers", "start", "then", "topic", "tripped")
-
-    def __init__(
-        self,
-        topic: Topic,
-        start: int,
-        frames: list[bytes],
-        readers: list[Subscriber],
-        spelling: Spelling = FRAMES,
-        then: Round | None = None,
-    ) -> None:
-        self.topic = topic
-        # Readers whose cursor is ``start`` get offsets start + 1 to end.
-        self.start = start
-        self.end = start + len(frames)
-        self.messages = len(frames)
-        self.payload = spelling.joined(spelling.texts(frames, start + 1)) if readers else b""
-        self.readers = readers
-        self.then = then
-        # Readers whose circuit opens: suspend or close them, they still lag. A round may carry
-        # nothing but these, when there were too many for the one before.
-        self.tripped: list[Subscriber] = []
-
-
-_NO_COUNTS: Final = Counts(0, 0, 0, 0, 0, 0)
+NO_COUNTS: Final = Counts(0, 0, 0, 0, 0, 0)
 
 
 class Topic:
@@ -92,21 +52,17 @@ class Topic:
 
     __slots__ = (
         "_active",
-        "_alarmed",
         "_alarms",
-        "_capture_from",
-        "_circuits_wait",
         "_keepers",
-        "_last_alarm",
-        "_shared_texts",
         "_suspects",
-        "_text_budget",
+        "_texts",
         "_trip_threshold",
         "created_at",
         "delivered",
         "discarded",
         "edge",
         "epoch",
+        "first",
         "flush_is_scheduled",
         "is_noted",
         "kept",
@@ -118,6 +74,7 @@ class Topic:
         "name",
         "newest",
         "offered",
+        "pattern_readers",
         "pending_bytes",
         "published",
         "reported",
@@ -126,7 +83,6 @@ class Topic:
         "slow",
         "suspended",
         "tenant",
-        "watchers",
         "window_cap",
     )
 
@@ -152,16 +108,25 @@ class Topic:
         self.created_at = created_at
         # Monotonic; the last publish, join or leave. Idle topics are evicted by it.
         self.last_used_s = now_s
+        # Messages are appended and evicted here, and read by `frames`.
         self.ring = ring
+        # Offset of the oldest message that `frames` has; of the next one to come where there is
+        # none. Changes in _evict only. The ring's own, once more for readers that are settled: by a
+        # property it took 60 ns of the 300 that settling one takes.
+        self.first = ring.first
         # What lagging readers keep beyond the ring.
         self.kept = KeptFrames(budget)
         # Topics whose counts may have changed since they were last summed up: this one adds itself
         # when readers join.
         self._active: dict[Topic, None] = {} if active is None else active
-        # Owned by the manager: the counts that its sums contain, whether it is kept in mind as
-        # busy, and the ring's order of size.
-        self.reported = _NO_COUNTS
+        # The counts that the sums over all topics contain; changed by TopicTotals only. A slot is
+        # 8 bytes; the entry of a dict of topics would be 30 to 60.
+        self.reported = NO_COUNTS
+        # Kept in mind as busy; changed by BusyTopics only. Asked at each append, where a look-up
+        # among the busy topics would take 20 ns more.
         self.is_noted = False
+        # Order of the ring's size; changed by RingSizes only. Compared at each append, where a dict
+        # of topics would take 13 ns more, and 30 to 60 bytes for each topic.
         self.size_class = 0
         # Highest offset offered; moves in begin_round only, and in extend while nobody reads.
         self.edge = ring.head
@@ -170,38 +135,31 @@ class Topic:
         self.moved_s = now_s
         # Messages appended but not yet offered, as the ring counts them.
         self.pending_bytes = 0
+        # Messages that a reader may lag at most; changes in set_window only.
         self.window_cap = min(window_cap, ring.max_messages)
         # Readers at the edge, or at the running round's start; dicts as ordered sets.
         self.live: dict[Subscriber, None] = {}
         # Readers behind: joining, blocked, or catching up.
         self.lagging: dict[Subscriber, None] = {}
-        # Those of them that keep the oldest.
-        self._keepers: dict[Subscriber, None] = {}
-        # How many readers came by a pattern.
-        self.watchers = 0
-        # Wire form -> its messages, for each form but WebSocket that somebody reads.
-        self._shared_texts: dict[StreamForm, SharedTexts] = {}
-        self._text_budget = text_budget or TextBudget(0)
-        # For those of them that want the newest.
+        # Lagging readers that keep the oldest; None until there is one.
+        self._keepers: Keepers | None = None
+        # Joined readers that came by a pattern.
+        self.pattern_readers = 0
+        # The messages in each wire form but WebSocket that somebody reads.
+        self._texts = TextsByForm(epoch, text_budget or TextBudget(0))
+        # For lagging readers that want the newest message of each key.
         self.newest = _NOBODYS_NEWEST
         # Readers whose circuit is open: nothing is offered to them, nor kept for them.
         self.suspended: dict[Subscriber, None] = {}
-        # Readers that may be slow: everyone who lagged and was not seen to be well since.
+        # Readers that may be slow: all that lagged and were not seen to be well since.
         self._suspects: dict[Subscriber, None] = {}
-        # How many of them were slow when slow_count was last asked, and have not left since.
+        # Readers that were slow when slow_count was last asked, and have not left since.
         self.slow = 0
+        # Drops in one stall that open a circuit.
         self._trip_threshold = trip_threshold
-        # Heap of (edge at which a circuit may open, number of the alarm): lower bounds for
-        # lagging CIRCUIT_BREAKERs, so that a round costs nothing for those far from opening.
-        self._alarms: list[tuple[int, int]] = []
-        # Number of the alarm -> its reader; an entry of the heap that is not in here is stale.
-        self._alarmed: dict[int, Subscriber] = {}
-        self._last_alarm = 0
-        # The last round reached more alarms than it could look at.
-        self._circuits_wait = False
-        # Lowest offset that a lagging DROP_NEWEST or CIRCUIT_BREAKER still reads from the ring.
-        self._capture_from = _NO_CAPTURE
-        # Owned by the hub: a round is running or will be begun this turn.
+        # When the circuits of lagging readers open; None until a reader with a circuit lags.
+        self._alarms: CircuitAlarms | None = None
+        # A round is running, or one will be begun this turn of the loop; set by hub/rounds only.
         self.flush_is_scheduled = False
         # Counters; all only rise. offered: messages times the readers they were offered to.
         self.published = 0
@@ -227,13 +185,24 @@ class Topic:
 
     @property
     def is_unused(self) -> bool:
-        """Whether nobody would miss it: only watchers of patterns, and those have everything."""
-        return len(self.live) == self.subscribers == self.watchers
+        """Whether nobody would miss it: all readers came by a pattern, and have everything."""
+        return len(self.live) == self.subscribers == self.pattern_readers
 
     @property
     def needs_round(self) -> bool:
-        """Whether there is anything to offer, or circuits that the round before left waiting."""
-        return self.ring.head != self.edge or self._circuits_wait
+        """Whether there is anything to offer, or alarms that the round before left waiting."""
+        alarms = self._alarms
+        return self.ring.head != self.edge or (alarms is not None and alarms.has_overdue)
+
+    @property
+    def held_messages(self) -> int:
+        """Messages in the ring."""
+        return len(self.ring)
+
+    @property
+    def held_bytes(self) -> int:
+        """What the ring's messages take of the memory."""
+        return self.ring.size_bytes
 
     @property
     def counts(self) -> Counts:
@@ -267,7 +236,7 @@ class Topic:
     def trim(self, max_bytes: int, now_s: float) -> int:
         """Evict the oldest messages until the ring holds at most ``max_bytes``; return bytes freed.
 
-        What is yet to be offered stays, whatever its size: that is this turn's business.
+        What is yet to be offered stays, whatever its size: the round of this turn offers it.
         """
         before = self.ring.size_bytes
         excess = self.ring.oldest_over(max_bytes, self.edge)
@@ -280,7 +249,7 @@ class Topic:
 
         It starts among the lagging: the caller lets it read until it is up to date.
         """
-        self.join_after(reader, max(self.ring.first, self.ring.head - last + 1) - 1, now_s)
+        self.join_after(reader, max(self.first, self.ring.head - last + 1) - 1, now_s)
 
     def join_after(self, reader: Subscriber, after: int, now_s: float) -> None:
         """Add ``reader``, to be given what follows offset ``after``, which the ring must reach.
@@ -288,9 +257,9 @@ class Topic:
         It begins at the edge at the latest: what is yet to be offered is offered to it too.
         """
         reader.is_joined = True
-        self.watchers += reader.is_watching
+        self.pattern_readers += reader.came_by_pattern
         if reader.form is not None:
-            reader.spelling = self._join_form(reader.form)
+            reader.spelling = self._texts.join(reader.form)
         self.last_used_s = now_s
         self._active[self] = None
         self._offer_behind(reader, after)
@@ -302,11 +271,9 @@ class Topic:
         backlog = self.edge - reader.cursor
         reader.backlog_limit = backlog
         self._add_lagging(reader)
-        if reader.strategy is LATEST:
-            passed = reader.pass_over(self)
-            reader.start += passed
-            backlog -= passed
-        self.offered += backlog
+        passed = reader.policy.pass_over(reader, self)
+        reader.start += passed
+        self.offered += backlog - passed
 
     def leave(self, reader: Subscriber, now_s: float) -> None:
         """Remove ``reader``; what still waited for it is counted as discarded. Idempotent."""
@@ -317,9 +284,9 @@ class Topic:
         else:
             self._offer_no_more(reader)
         reader.is_joined = False
-        self.watchers -= reader.is_watching
+        self.pattern_readers -= reader.came_by_pattern
         if reader.form is not None:
-            self._leave_form(reader.form)
+            self._texts.leave(reader.form)
         self.slow = min(self.slow, self.subscribers)
         self.last_used_s = now_s
 
@@ -341,7 +308,7 @@ class Topic:
         circuit is half-open.
         """
         del self.suspended[reader]
-        missing = reader.half_open(min(self.edge, self.ring.first - 1), now_s)
+        missing = reader.half_open(min(self.edge, self.first - 1), now_s)
         self.offered += missing
         self.losses.retention += missing
         self._offer_behind(reader, reader.cursor)
@@ -363,16 +330,38 @@ class Topic:
         reader.is_live = True
         reader.caught_up()
 
+    def frames(self, after: int, upto: int, max_bytes: int | None = None) -> list[bytes]:
+        """Return the messages behind offset ``after`` up to ``upto``, as finished frames.
+
+        Everything that reads messages by offset comes through here. ``after`` must not lie before
+        ``first - 1``. With ``max_bytes`` as many as fit, and at least one when there is one.
+        """
+        if max_bytes is None:
+            return self.ring.frames(after, upto)
+        return self.ring.take(after, upto, max_bytes)
+
+    def last_before(self, message_id: bytes, *, or_at: bool) -> int:
+        """Return the offset of the newest message before ``message_id``, ``or_at`` it.
+
+        ``first - 1`` when there is none among those that `frames` has.
+        """
+        return self.ring.last_before(message_id, or_at=or_at)
+
     def read(self, reader: Subscriber, max_bytes: int, now_s: float) -> list[bytes]:
         """Return the next messages for a lagging reader, oldest first, up to the edge.
 
         Its policy is applied first. They are in its wire form, for its ``spelling`` to join. Empty
-        when it is up to date.
+        when it is up to date. No hole that is to be told lies between them: a hole before them, or
+        before what is to come when there are none, is told by the reader's next ``write``.
         """
-        reader.settle(self, min(now_s, self.moved_s))
-        frames = reader.take(self, max_bytes)
-        self.delivered += len(frames)
-        return frames
+        policy = reader.policy
+        policy.settle(reader, self, min(now_s, self.moved_s))
+        if reader.gaps is not None:
+            reader.prepare_gap(reader.gaps)
+        texts = policy.take(reader, self, max_bytes)
+        reader.delivered += len(texts)
+        self.delivered += len(texts)
+        return texts
 
     def begin_round(self, now_s: float, max_bytes: int = ROUND_MAX_BYTES) -> Round | None:
         """Offer what was appended since the last round; None when there is nothing to be done.
@@ -382,77 +371,46 @@ class Topic:
         write itself may make the reader lag or leave. And then the same of ``then``, whose
         readers may be at the end of this part. One round at a time.
         """
-        ring = self.ring
-        if ring.first - 1 > self.edge:
+        if self.first - 1 > self.edge:
             self._lose_unoffered(now_s)
-        start = self.edge
-        if start == ring.head:
-            return self._overdue_circuits()
-        frames = ring.take(start, ring.head, max_bytes)
+        start, head = self.edge, self.ring.head
+        if start == head:
+            return self._round_of_overdue()
+        frames = self.frames(start, head, max_bytes)
         count = len(frames)
-        step = self._round_of(start, frames)
+        readers, shared = list(self.live), self._texts.shared
+        if shared:
+            step = round_in_forms(start, frames, readers, list(shared.values()), self.subscribers)
+        else:
+            step = Round(start, frames, readers)
         self.edge += count
-        if self.edge == ring.head:
+        if self.edge == head:
             self.pending_bytes = 0
         else:
             self.pending_bytes -= sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * count
         self.moved_s = now_s
-        self.offered += count * (len(self.live) + len(self.lagging))
+        self.offered += count * (len(readers) + len(self.lagging))
         if self.newest.readers:
             self.newest.note(start + 1, frames)
-        if self._alarms:
-            step.tripped = self._tripped()
+        if self._alarms is not None:
+            step.tripped = self._alarms.tripped(self)
         return step
 
-    def _round_of(self, start: int, frames: list[bytes]) -> Round:
-        """Return the round that brings ``frames`` to all live readers, form by form."""
-        readers = list(self.live)
-        forms = self._shared_texts
-        if not forms:
-            return Round(self, start, frames, readers)
-        if len(forms) == 1:
-            (only,) = forms.values()
-            if only.readers == self.subscribers:
-                return self._parts_of(start, frames, readers, only, None)
-        by_spelling: dict[Spelling, list[Subscriber]] = {}
-        for reader in readers:
-            by_spelling.setdefault(reader.spelling, []).append(reader)
-        step: Round | None = None
-        for spelling, alike in by_spelling.items():
-            step = self._parts_of(start, frames, alike, spelling, step)
-        return step or Round(self, start, frames, [])
-
-    def _parts_of(
-        self,
-        start: int,
-        frames: list[bytes],
-        readers: list[Subscriber],
-        spelling: Spelling,
-        then: Round | None,
-    ) -> Round:
-        """Return the round of one form, in as many parts as its bound on a write makes of it."""
-        size = spelling.max_messages
-        *others, last = range(0, len(frames), size)
-        step = Round(self, start + last, frames[last:], readers, spelling, then)
-        for first in reversed(others):
-            step = Round(self, start + first, frames[first : first + size], readers, spelling, step)
-        return step
-
-    def _overdue_circuits(self) -> Round | None:
-        """Return a round that carries no message, if the one before left circuits waiting."""
-        if not self._circuits_wait:
+    def _round_of_overdue(self) -> Round | None:
+        """Return a round that carries no message, if the one before left alarms waiting."""
+        if self._alarms is None or not self._alarms.has_overdue:
             return None
-        step = Round(self, self.edge, [], [])
-        step.tripped = self._tripped()
+        step = Round(self.edge, [], [])
+        step.tripped = self._alarms.tripped(self)
         return step
 
     def serve(self, after: int, upto: int, max_bytes: int, now_s: float) -> list[bytes]:
-        """Return frames behind offset ``after``, up to ``upto``, for who does not stay to read.
+        """Return frames behind offset ``after``, up to ``upto``, for a reader that does not stay.
 
-        They are offered to it and delivered at once. Empty when there are none; at least one
+        They are offered and delivered at once. Empty when there are none; at least one
         otherwise. ``after`` must not lie before what the ring has.
         """
-        frames = self.ring.take(after, min(upto, self.ring.head), max_bytes)
+        frames = self.frames(after, min(upto, self.ring.head), max_bytes)
         self.offered += len(frames)
         self.delivered += len(frames)
         self._active[self] = None
@@ -470,28 +428,29 @@ class Topic:
         if cap > before:
             # What the smaller window has cost is lost; the larger one begins now.
             for reader in affected:
-                reader.settle(self, self.moved_s)
+                reader.policy.settle(reader, self, self.moved_s)
         self.window_cap = cap
         if self.newest.readers:
             self.newest.limit = max(self.newest.limit, cap)
         if cap < before:
             for reader in affected:
-                reader.trim_kept(self, now_s)
-                reader.settle(self, now_s)
-            self._reset_alarms()
+                reader.policy.trim_kept(reader, self, now_s)
+                reader.policy.settle(reader, self, now_s)
+            if self._alarms is not None:
+                self._alarms.reckon_anew(cap)
 
     def settle(self, now_s: float) -> None:
         """Bring every reader's counters up to date, as a view of them must be."""
         # What a lagging reader has lost by now, it lost when the edge last moved.
         lost_s = min(now_s, self.moved_s)
         for reader in self.lagging:
-            reader.settle(self, lost_s)
+            reader.policy.settle(reader, self, lost_s)
 
     def slow_count(self, now_s: float) -> int:
         """Return how many readers are slow: over their window, or dropping within the last 10 s.
 
-        And those whose circuit is open. It looks at every reader that may be, at up to 0.3 us each;
-        ``slow`` keeps the result.
+        Readers whose circuit is open count too. Every reader that may be slow is looked at, at up
+        to 0.3 us each; ``slow`` keeps the result.
         """
         slow = 0
         well: list[Subscriber] = []
@@ -510,56 +469,46 @@ class Topic:
         live = sum(self.edge - reader.cursor for reader in self.live)
         return live + sum(reader.queued(self) for reader in self.lagging)
 
-    def hasten_alarm(self, reader: Subscriber) -> None:
+    def hasten_alarm(self, reader: Reader) -> None:
         """Reckon the reader's alarm anew: it dropped although its window was not full."""
-        if reader.alarm:
-            self._forget_alarm(reader)
-            self._set_alarm(reader)
+        if self._alarms is not None:
+            self._alarms.hasten_alarm(reader, self.window_cap)
 
     def _add_lagging(self, reader: Subscriber) -> None:
         self.lagging[reader] = None
         self._suspects[reader] = None
-        if reader.strategy is DROP_OLDEST:
-            return
-        if reader.strategy is LATEST:
+        policy = reader.policy
+        if policy.wants_newest:
             self._follow_newest(reader)
-            return
-        # The ring may have given up parts of a round that this reader was not given yet.
-        reader.settle(self, self.moved_s)
-        self._keepers[reader] = None
-        self._capture_from = min(self._capture_from, reader.cursor + 1)
-        self._set_alarm(reader)
-
-    def _join_form(self, form: StreamForm) -> SharedTexts:
-        shared = self._shared_texts.get(form)
-        if shared is None:
-            shared = SharedTexts(form, self.epoch, self._text_budget)
-            self._shared_texts[form] = shared
-        shared.readers += 1
-        return shared
-
-    def _leave_form(self, form: StreamForm) -> None:
-        shared = self._shared_texts[form]
-        shared.readers -= 1
-        if not shared.readers:
-            shared.clear()
-            del self._shared_texts[form]
+        elif policy.keeps_oldest:
+            # The ring may have given up parts of a round that this reader was not given yet.
+            policy.settle(reader, self, self.moved_s)
+            if self._keepers is None:
+                self._keepers = Keepers()
+            self._keepers.add(reader)
+            if policy.has_circuit:
+                if self._alarms is None:
+                    self._alarms = CircuitAlarms(self._trip_threshold)
+                self._alarms.set_alarm(reader, self.window_cap)
 
     def _remove_lagging(self, reader: Subscriber) -> None:
         del self.lagging[reader]
-        self._keepers.pop(reader, None)
-        self._forget_alarm(reader)
-        if reader.strategy is LATEST:
+        policy = reader.policy
+        if policy.wants_newest:
             self.newest.readers -= 1
             if not self.newest.readers:
                 self.newest = _NOBODYS_NEWEST
+        elif self._keepers is not None and policy.keeps_oldest:
+            self._keepers.remove(reader)
+            if self._alarms is not None:
+                self._alarms.forget_alarm(reader)
 
     def _follow_newest(self, reader: Subscriber) -> None:
         """Know the newest message of each key behind the reader's cursor from now on."""
         if not self.newest.readers:
             self.newest = NewestByKey(self.edge)
         self.newest.readers += 1
-        self.newest.reach_back(self.ring, reader.cursor, reader.window(self.window_cap))
+        self.newest.reach_back(self, reader.cursor, reader.window(self.window_cap))
 
     def _offer_no_more(self, reader: Subscriber) -> None:
         """Take ``reader`` out of the live or the lagging; what waited for it is discarded."""
@@ -575,61 +524,14 @@ class Topic:
             self.edge = self.ring.head
             self.pending_bytes = 0
 
-    def _set_alarm(self, reader: Subscriber) -> None:
-        if reader.strategy is CIRCUIT_BREAKER:
-            self._last_alarm += 1
-            reader.alarm = self._last_alarm
-            self._alarmed[reader.alarm] = reader
-            trips_at = reader.trips_at(self.window_cap, self._trip_threshold)
-            heapq.heappush(self._alarms, (trips_at, reader.alarm))
-
-    def _forget_alarm(self, reader: Subscriber) -> None:
-        """Drop the reader's alarm; its heap entry waits until it is reached or swept out."""
-        if reader.alarm:
-            del self._alarmed[reader.alarm]
-            reader.alarm = 0
-            if len(self._alarms) > 2 * len(self._alarmed) + _STALE_ALARMS:
-                self._alarms = [entry for entry in self._alarms if entry[1] in self._alarmed]
-                heapq.heapify(self._alarms)
-
-    def _reset_alarms(self) -> None:
-        """Reckon all alarms anew: the window has shrunk."""
-        alarmed = list(self._alarmed.values())
-        self._alarmed.clear()
-        self._alarms.clear()
-        for reader in alarmed:
-            self._set_alarm(reader)
-
-    def _is_alarmed(self) -> bool:
-        return bool(self._alarms) and self._alarms[0][0] <= self.edge
-
-    def _tripped(self) -> list[Subscriber]:
-        """Return readers whose circuit opens at this edge; what it does not look at stays due."""
-        tripped: list[Subscriber] = []
-        for _ in range(_CIRCUITS_PER_ROUND):
-            if not self._is_alarmed():
-                break
-            reader = self._alarmed.pop(heapq.heappop(self._alarms)[1], None)
-            if reader is None:
-                continue
-            reader.alarm = 0
-            # Not settled where it opens: it needn't keep what it will never be given.
-            if reader.drops_in_stall(self) >= reader.trips_after(self._trip_threshold):
-                tripped.append(reader)
-            else:
-                reader.settle(self, self.moved_s)
-                self._set_alarm(reader)
-        self._circuits_wait = self._is_alarmed()
-        return tripped
-
     def _lose_unoffered(self, now_s: float) -> None:
         """Move the edge past what the ring gave up before it could be offered.
 
-        Only a burst larger than the ring within one turn gets that far.
+        Only a burst larger than the ring within one turn of the loop gets that far.
         """
         # What was offered before is settled before that is added to it.
         self.settle(now_s)
-        gone = self.ring.first - 1 - self.edge
+        gone = self.first - 1 - self.edge
         self.edge += gone
         self.moved_s = now_s
         self.pending_bytes = self.ring.size_bytes
@@ -644,44 +546,9 @@ class Topic:
             self.hasten_alarm(reader)
 
     def _evict(self, count: int, now_s: float) -> None:
-        if self._capture_from <= self.edge and self._capture_from < self.ring.first + count:
-            self._capture(self.ring.first + count, now_s)
-        self.ring.evict(count)
+        ring, first, keepers = self.ring, self.first + count, self._keepers
+        if keepers is not None and keepers.first_needed <= min(self.edge, first - 1):
+            keepers.capture(self, first, len(ring), min(now_s, self.moved_s))
+        ring.evict(count)
+        self.first = first
         self.moved_s = now_s
-
-    def _capture(self, first: int, now_s: float) -> None:
-        """Keep for the readers what they keep, before what precedes ``first`` leaves the ring.
-
-        And what follows soon, so that the next time is some way off; those that lack the same
-        messages together, as most do when they stall together. What is beyond their windows they
-        lose when they are settled: it costs nothing here.
-        """
-        lost_s = min(now_s, self.moved_s)
-        for (after, upto), readers in self._needs(first + len(self.ring) // _CAPTURES).items():
-            paid = self.kept.hold(self.ring, after, upto, len(readers))
-            if paid > after:
-                run = (after, paid)
-                for reader in readers:
-                    reader.keep(run)
-            if paid < upto:
-                for reader in readers:
-                    reader.refuse(self, upto - paid, lost_s)
-
-    def _needs(self, horizon: int) -> dict[tuple[int, int], list[Subscriber]]:
-        """Return runs of the ring and the readers that keep them, of who reads before ``horizon``.
-
-        Notes where the others begin to read.
-        """
-        edge, cap = self.edge, self.window_cap
-        needs: dict[tuple[int, int], list[Subscriber]] = {}
-        others = edge
-        for reader in self._keepers:
-            after = reader.cursor
-            if after >= horizon:
-                others = min(others, after)
-                continue
-            upto = min(edge, after + reader.room(cap))
-            if upto > after:
-                needs.setdefault((after, upto), []).append(reader)
-        self._capture_from = others + 1 if self._keepers else _NO_CAPTURE
-        return needs

@@ -5,41 +5,35 @@ Keys are tuples, never joined strings: "a:b" of tenant "x" is not "b" of tenant 
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterator
-from itertools import chain, islice
 from typing import Final
 
 import msgspec
 
+from clevrd.core.busy_topics import BusyTopics
 from clevrd.core.kept_frames import KeptBudget
 from clevrd.core.message import check_topic
 from clevrd.core.recent_cache import RecentMessageCache
+from clevrd.core.ring_sizes import RingSizes
 from clevrd.core.saved_topic import SavedTopic
-from clevrd.core.stream_forms import TextBudget
-from clevrd.core.topic import Counts, Topic
+from clevrd.core.shared_texts import TextBudget
+from clevrd.core.topic import Topic
+from clevrd.core.topic_totals import TopicTotals, Totals
 from clevrd.errors import InvalidRequest, Unavailable
-
-# When all rings together are over their bound they are cut to this share of it, so that the
-# search for the largest is paid once per tenth of the memory and not once per message.
-_TRIM_TO: Final = 0.9
 
 # Share of the memory bound for rings; a quarter of it again may be held by readers that keep the
 # oldest, and the rest is connections, transport buffers and the interpreter.
 _RINGS_SHARE: Final = 0.6
 _KEPT_SHARE: Final = 0.15
-# And for messages spelled for SSE and NDJSON readers, beyond which each reader's are its own.
+# And for messages spelled as events and lines, beyond which each reader's are its own.
 _TEXTS_SHARE: Final = 0.05
-
-# Rings cut at a time, about 3 us each. Where more are alike, the next publish cuts the next.
-_RINGS_PER_TRIM: Final = 256
 
 # Topics looked at in one sweep, about 0.3 us each and 2 us for one that is evicted: where there are
 # 100,000, one that is idle is found within as many seconds.
 TOPICS_PER_SWEEP: Final = 1_000
-# Of which no more are forgotten once these had so much in their rings: what three sweeps forget
-# takes 10 ms to give back to the machine (memory.py).
+# A sweep forgets no more topics once their rings had so much: what three sweeps forget takes 10 ms
+# to give back to the machine (memory.py).
 FORGOTTEN_BYTES_PER_SWEEP: Final = 16 << 20
 
 # A topic without a message is nothing but a name that somebody reads. This is how long it is kept
@@ -49,13 +43,6 @@ UNMADE_S: Final = 5.0
 UNMADE_PER_SWEEP: Final = 2_500
 # Names whose epoch is remembered, so that a reader who comes back to one has missed nothing.
 MAX_REMEMBERED: Final = 10_000
-
-# Topics that are kept in mind as busy, so that the busiest are found among them and not among all.
-_BUSY_TOPICS: Final = 1_000
-
-# Topics that are summed up, or compared, between two looks at the time: at 4 us and 0.3 us each.
-_TOPICS_PER_STEP: Final = 64
-_CANDIDATES_PER_STEP: Final = 1_000
 
 # Idle topics go by the minute at best, so sooner is no use.
 _LIMIT_RETRY_S: Final = 60.0
@@ -71,38 +58,6 @@ class TopicLimits(msgspec.Struct, frozen=True):
     max_topics_per_tenant: int = 10_000
     circuit_breaker_threshold: int = 100
     idle_s: float = 3600.0
-
-
-class Totals:
-    """Sums over all topics there are and were; they never fall."""
-
-    __slots__ = ("delivered", "discarded", "lost", "offered", "published", "queued")
-
-    def __init__(self) -> None:
-        self.published = 0
-        self.offered = 0
-        self.delivered = 0
-        self.discarded = 0
-        # By reason, as Losses names them.
-        self.lost = {"slow_consumer": 0, "retention": 0, "memory": 0}
-        # What waits at the moment; this one does fall.
-        self.queued = 0
-
-    def copy(self) -> Totals:
-        """Return sums that go on by themselves."""
-        other = Totals()
-        other.offered, other.delivered = self.offered, self.delivered
-        other.discarded, other.lost = self.discarded, dict(self.lost)
-        return other
-
-    def add(self, now: Counts, before: Counts) -> None:
-        """Add what a topic counted between two looks at it."""
-        self.offered += now.offered - before.offered
-        self.delivered += now.delivered - before.delivered
-        self.discarded += now.discarded - before.discarded
-        self.lost["slow_consumer"] += now.slow_consumer - before.slow_consumer
-        self.lost["retention"] += now.retention - before.retention
-        self.lost["memory"] += now.memory - before.memory
 
 
 class TopicManager:
@@ -122,21 +77,11 @@ class TopicManager:
         self._remembered: OrderedDict[tuple[str, str], tuple[str, str]] = OrderedDict()
         # Tenant -> its topics, in the order in which they were made; dicts as ordered sets.
         self._per_tenant: dict[str, dict[Topic, None]] = {}
-        self.max_ring_bytes = int(limits.max_memory_bytes * _RINGS_SHARE)
+        self._ring_sizes = RingSizes(int(limits.max_memory_bytes * _RINGS_SHARE))
         self.budget = KeptBudget(int(limits.max_memory_bytes * _KEPT_SHARE))
         self.text_budget = TextBudget(int(limits.max_memory_bytes * _TEXTS_SHARE))
-        # Bytes all rings hold; kept current by extend and trim.
-        self.ring_bytes = 0
-        # Bit length of a ring's size -> the topics with rings of that order; dicts as ordered sets.
-        self._by_size: dict[int, dict[Topic, None]] = {}
-        # Topics that had readers since the sums were last taken: of the others only ``published``
-        # can have changed, which is counted as it happens.
-        self._active: dict[Topic, None] = {}
-        self._totals = Totals()
-        self._published = 0
-        # Every topic with more publishes and deliveries than the bar, unless it is active.
-        self._busy: dict[Topic, None] = {}
-        self._busy_bar = 0
+        self._totals = TopicTotals()
+        self._busy = BusyTopics()
 
     def __len__(self) -> int:
         """Return how many topics there are."""
@@ -145,6 +90,16 @@ class TopicManager:
     def __iter__(self) -> Iterator[Topic]:
         """Iterate over all topics; take a list first where topics may come or go meanwhile."""
         return iter(self._topics.values())
+
+    @property
+    def ring_bytes(self) -> int:
+        """What the rings of all topics hold."""
+        return self._ring_sizes.total_bytes
+
+    @property
+    def max_ring_bytes(self) -> int:
+        """What the rings of all topics may hold."""
+        return self._ring_sizes.max_bytes
 
     def of_tenant(self, tenant: str) -> list[Topic]:
         """Return the tenant's topics, in the order in which they were made."""
@@ -175,7 +130,7 @@ class TopicManager:
 
     def ring_for(self, saved: SavedTopic) -> RecentMessageCache | None:
         """Return an empty ring for what there was of a topic; None once memory is spent."""
-        left_bytes = self.max_ring_bytes - self.ring_bytes
+        left_bytes = self._ring_sizes.left_bytes
         if left_bytes <= 0:
             return None
         limits = self.limits
@@ -209,13 +164,11 @@ class TopicManager:
         topic = self._add(saved.tenant, saved.name, ring, saved.epoch, saved.created_at, now_s)
         # As its offsets do; what readers were offered and lost is counted by each process anew.
         topic.published = ring.head
-        self.ring_bytes += ring.size_bytes
-        self._reclass(topic)
-        if topic.published > self._busy_bar:
-            self._note_busy(topic)
-        if self.ring_bytes > self.max_ring_bytes:
-            # Its newest message alone was more than there was room for.
-            self._trim_largest(now_s)
+        self._ring_sizes.add(topic)
+        if topic.published > self._busy.bar:
+            self._busy.note(topic)
+        # Its newest message alone may be more than there was room for.
+        self._ring_sizes.trim_largest(now_s)
 
     def remembered(self) -> Iterator[tuple[str, str, str, str]]:
         """Yield tenant, name, epoch and created_at of each name that is remembered."""
@@ -227,67 +180,35 @@ class TopicManager:
 
         Only what is yet to be offered to readers may exceed it, until there is more to append.
         """
-        ring = topic.ring
+        ring, sizes = topic.ring, self._ring_sizes
         before = ring.size_bytes
         topic.extend(offset, frames, now_s)
         size = ring.size_bytes
-        self.ring_bytes += size - before
-        self._published += len(frames)
+        sizes.total_bytes = total = sizes.total_bytes + size - before
+        self._totals.published += len(frames)
         if offset == 1:
             self._unmade.pop(topic, None)
             self._to_sweep.append(topic)
         if size.bit_length() != topic.size_class:
-            self._reclass(topic)
-        if not topic.is_noted and topic.published + topic.delivered > self._busy_bar:
-            self._note_busy(topic)
-        if self.ring_bytes > self.max_ring_bytes:
-            self._trim_largest(now_s)
+            sizes.reclass(topic)
+        if not topic.is_noted and topic.published + topic.delivered > self._busy.bar:
+            self._busy.note(topic)
+        if total > sizes.max_bytes:
+            sizes.trim_largest(now_s)
 
     def totals(self, now_s: Callable[[], float]) -> Generator[None, None, tuple[Totals, int]]:
         """Return the sums over all topics there are and were, and how many readers are slow.
 
-        It goes topic by topic, and others may be served at each yield: each topic's figures are of
-        one moment, so that the sums add up, though not all of the same moment. Of topics without
-        readers what was summed up before is not looked at again.
+        Others may be served at each yield.
         """
-        sums = self._totals.copy()
-        sums.published = self._published
-        slow = 0
-        active = [(topic, topic.reported) for topic in self._active]
-        for index, (topic, reported) in enumerate(active):
-            if index % _TOPICS_PER_STEP == 0:
-                yield
-            moment_s = now_s()
-            topic.settle(moment_s)
-            slow += topic.slow_count(moment_s)
-            sums.add(topic.counts, reported)
-            if topic.subscribers:
-                sums.queued += topic.queued()
-            elif topic in self._active:
-                self._sum_up(topic)
-                del self._active[topic]
-                self._note_busy(topic)
-        return sums, slow
+        return self._totals.take(now_s, self._busy.note)
 
     def busiest(self, count: int) -> Generator[None, None, list[Topic]]:
         """Return the ``count`` topics with the most publishes and deliveries, busiest first.
 
         Others may be served at each yield.
         """
-        # Below the bar there may be others as busy as those in mind.
-        if count <= _BUSY_TOPICS:
-            known = {**self._busy, **self._active}
-            if len(known) < count:
-                known.update(islice(((topic, None) for topic in self._topics.values()), count))
-            yield
-            return heapq.nlargest(count, known, key=_messages)
-        candidates = list(self._topics.values())
-        busiest: list[Topic] = []
-        for start in range(0, len(candidates), _CANDIDATES_PER_STEP):
-            yield
-            part = candidates[start : start + _CANDIDATES_PER_STEP]
-            busiest = heapq.nlargest(count, chain(busiest, part), key=_messages)
-        return busiest
+        return self._busy.busiest(count, self._totals.active, self._topics.values())
 
     def note_left(self, topic: Topic) -> None:
         """Note that a reader has left; a topic without a message and without readers is forgotten.
@@ -319,7 +240,7 @@ class TopicManager:
     def evict_idle(self, now_s: float, at_most: int = TOPICS_PER_SWEEP) -> list[Topic]:
         """Forget those of the next ``at_most`` topics that nobody reads or used for ``idle_s``.
 
-        Returns these; who watches them by a pattern is still joined. Also forgets names without
+        Returns these; readers that came by a pattern are still joined. Also forgets names without
         messages that nobody reads any more, and cuts the rings, should they hold too much: see
         `extend`.
         """
@@ -338,8 +259,7 @@ class TopicManager:
                 self._to_sweep.append(topic)
         for topic in idle:
             self._forget(topic)
-        if self.ring_bytes > self.max_ring_bytes:
-            self._trim_largest(now_s)
+        self._ring_sizes.trim_largest(now_s)
         return idle
 
     def _add(
@@ -362,7 +282,7 @@ class TopicManager:
             epoch=epoch,
             created_at=created_at,
             now_s=now_s,
-            active=self._active,
+            active=self._totals.active,
             text_budget=self.text_budget,
         )
         self._topics[tenant, name] = topic
@@ -393,95 +313,10 @@ class TopicManager:
 
     def _forget(self, topic: Topic) -> None:
         del self._topics[topic.tenant, topic.name]
-        self.ring_bytes -= topic.ring.size_bytes
-        self._sum_up(topic)
-        self._active.pop(topic, None)
-        self._busy.pop(topic, None)
-        if topic.size_class:
-            self._unclass(topic)
+        self._ring_sizes.remove(topic)
+        self._totals.forget(topic)
+        self._busy.forget(topic)
         others = self._per_tenant[topic.tenant]
         del others[topic]
         if not others:
             del self._per_tenant[topic.tenant]
-
-    def _sum_up(self, topic: Topic) -> None:
-        counts = topic.counts
-        self._totals.add(counts, topic.reported)
-        topic.reported = counts
-
-    def _note_busy(self, topic: Topic) -> None:
-        """Keep the topic in mind; when these are too many raise the bar, and forget the rest."""
-        self._busy[topic] = None
-        topic.is_noted = True
-        if len(self._busy) > 2 * _BUSY_TOPICS:
-            busiest = heapq.nlargest(_BUSY_TOPICS, self._busy, key=_messages)
-            for other in self._busy:
-                other.is_noted = False
-            for other in busiest:
-                other.is_noted = True
-            self._busy = dict.fromkeys(busiest)
-            self._busy_bar = _messages(busiest[-1])
-
-    def _reclass(self, topic: Topic) -> None:
-        """Put the topic among those whose rings are of the same order of size."""
-        if topic.size_class:
-            self._unclass(topic)
-        topic.size_class = topic.ring.size_bytes.bit_length()
-        if topic.size_class:
-            self._by_size.setdefault(topic.size_class, {})[topic] = None
-
-    def _unclass(self, topic: Topic) -> None:
-        alike = self._by_size[topic.size_class]
-        del alike[topic]
-        if not alike:
-            del self._by_size[topic.size_class]
-
-    def _trim_largest(self, now_s: float) -> None:
-        """Cut the largest rings to one size, the largest first, until the rest is small enough.
-
-        Of very many that are alike some are cut now, by half at most: the others' turn comes.
-        """
-        largest = self._largest()
-        sizes = [topic.ring.size_bytes for topic in largest]
-        target = int(self.max_ring_bytes * _TRIM_TO)
-        level = _level(sizes, self.ring_bytes - target)
-        if len(largest) == _RINGS_PER_TRIM:
-            level = max(level, sizes[-1] // 2)
-        for topic in largest:
-            # Rings give whole messages, so a few may have given enough for all.
-            if self.ring_bytes <= target or topic.ring.size_bytes <= level:
-                return
-            self.ring_bytes -= topic.trim(level, now_s)
-            # Also when it remains of its order: others come first the next time.
-            self._reclass(topic)
-
-    def _largest(self) -> list[Topic]:
-        """Return up to _RINGS_PER_TRIM topics with the largest rings, the largest first.
-
-        Among rings of the same order of size, twice one another at most, it picks any.
-        """
-        orders = sorted(self._by_size, reverse=True)
-        topics = islice(
-            chain.from_iterable(self._by_size[order] for order in orders), _RINGS_PER_TRIM
-        )
-        return sorted(topics, key=lambda topic: topic.ring.size_bytes, reverse=True)
-
-
-def _messages(topic: Topic) -> int:
-    return topic.published + topic.delivered
-
-
-def _level(sizes: list[int], excess: int) -> int:
-    """Return the size to which the largest must be cut so that ``excess`` is saved.
-
-    Args:
-        sizes: bytes, largest first.
-        excess: bytes to save.
-    """
-    saved = 0
-    for count, size in enumerate(sizes, start=1):
-        below = sizes[count] if count < len(sizes) else 0
-        if saved + (size - below) * count >= excess:
-            return size - -(-(excess - saved) // count)
-        saved += (size - below) * count
-    return 0

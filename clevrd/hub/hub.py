@@ -26,7 +26,8 @@ from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.saved_topic import SavedTopic
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
-from clevrd.core.topic_manager import TopicManager, Totals
+from clevrd.core.topic_manager import TopicManager
+from clevrd.core.topic_totals import Totals
 from clevrd.errors import ShuttingDown
 from clevrd.hub.circuits import Circuits
 from clevrd.hub.control_loops import ControlLoops, Stats

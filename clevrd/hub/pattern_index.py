@@ -92,7 +92,7 @@ class PatternIndex:
 
     def topic_forgotten(self, topic: Topic) -> None:
         """Tell who watches that ``topic`` is gone."""
-        if topic.watchers:
+        if topic.pattern_readers:
             self._announce_soon(topic, lambda watcher: watcher.topic_forgotten(topic))
 
     def _announce(self, topic: Topic, tell: Callable[[PatternSubscriber], None]) -> Iterator[int]:

@@ -184,8 +184,8 @@ class Readers:
 
     def mean_message_bytes(self) -> float:
         """Return the mean size of the recent messages that anybody reads, 0.0 for none."""
-        messages = sum(len(topic.ring) for topic in self.topics)
-        held_bytes = sum(topic.ring.size_bytes for topic in self.topics)
+        messages = sum(topic.held_messages for topic in self.topics)
+        held_bytes = sum(topic.held_bytes for topic in self.topics)
         return held_bytes / messages if messages else 0.0
 
 

@@ -10,8 +10,9 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from clevrd.core.round import Round
 from clevrd.core.subscriber import Subscriber
-from clevrd.core.topic import Round, Topic
+from clevrd.core.topic import Topic
 from clevrd.hub.circuits import Circuits
 from clevrd.hub.readers import Readers
 from clevrd.hub.waiting_publishes import WaitingPublishes
@@ -98,7 +99,7 @@ class Rounds:
             return False
         for reader in step.tripped:
             self._circuits.open(topic, reader)
-        self._write_slice(step, 0)
+        self._write_slice(topic, step, 0)
         return True
 
     def _is_full(self, topic: Topic) -> bool:
@@ -127,16 +128,15 @@ class Rounds:
             self.running.discard(topic)
             self._loop.call_later(_RETRY_S, self._end, topic)
 
-    def _write_slice(self, step: Round, first: int) -> None:
+    def _write_slice(self, topic: Topic, step: Round, first: int) -> None:
         """Write a round to its next readers, then yield to the loop or end the round."""
         left = WRITES_PER_SLICE
-        topic = step.topic
         while True:
             readers = step.readers
             last = first + left
             # Whole lists, which most are, are not copied.
             is_whole = first == 0 and len(readers) <= left
-            self._write_to(step, readers if is_whole else readers[first:last])
+            self._write_to(topic, step, readers if is_whole else readers[first:last])
             if last < len(readers):
                 first = last
                 break
@@ -148,9 +148,9 @@ class Rounds:
             if not left:
                 break
         self.running.add(topic)
-        self._loop.call_soon(self._guarded, topic, self._write_slice, step, first)
+        self._loop.call_soon(self._guarded, topic, self._write_slice, topic, step, first)
 
-    def _write_to(self, step: Round, readers: list[Subscriber]) -> None:
+    def _write_to(self, topic: Topic, step: Round, readers: list[Subscriber]) -> None:
         start, end, messages, payload = step.start, step.end, step.messages, step.payload
         written = 0
         for reader in readers:
@@ -164,5 +164,5 @@ class Rounds:
             try:
                 reader.write(payload)
             except Exception:
-                self._readers.write_failed(step.topic, reader)
-        step.topic.delivered += written
+                self._readers.write_failed(topic, reader)
+        topic.delivered += written

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from clevrd.core.topic import Topic
-from clevrd.core.topic_manager import Totals
+from clevrd.core.topic_totals import Totals
 
 # /metrics lists this many topics unless asked otherwise: about 50 KB of JSON.
 DEFAULT_TOPICS: Final = 100
@@ -105,8 +105,8 @@ def topic_view(topic: Topic, now_s: float) -> TopicView:
         open_circuits=len(topic.suspended),
         offset=topic.head,
         epoch=topic.epoch,
-        buffered_messages=len(topic.ring),
-        buffered_bytes=topic.ring.size_bytes,
+        buffered_messages=topic.held_messages,
+        buffered_bytes=topic.held_bytes,
     )
 
 

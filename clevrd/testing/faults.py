@@ -91,8 +91,7 @@ async def settle(topic: Topic) -> None:
 
 def messages_of(topic: Topic) -> list[bytes]:
     """Return the JSON of each message that the topic keeps, oldest first."""
-    ring = topic.ring
-    return [_payload(frame) for frame in ring.frames(ring.first - 1, ring.head)]
+    return [_payload(frame) for frame in topic.frames(topic.first - 1, topic.head)]
 
 
 def _payload(frame: bytes) -> bytes:

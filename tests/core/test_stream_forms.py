@@ -20,6 +20,12 @@ from clevrd.core.gap_log import GapLog
 from clevrd.core.message import KeyedMessage, Message, decode_publish
 from clevrd.core.notices import ErrorNotice, Gap, GoingAway, Position, Subscribed
 from clevrd.core.server_frames import FrameEncoder, payloads_in, text_frame
+from clevrd.core.shared_texts import (
+    SHARED_MESSAGES,
+    TEXT_OVERHEAD_BYTES,
+    SharedTexts,
+    TextBudget,
+)
 from clevrd.core.stream_forms import (
     FRAMES,
     HOLE,
@@ -27,14 +33,10 @@ from clevrd.core.stream_forms import (
     NDJSON_BARE,
     PLACED_EVENTS,
     PLACED_MESSAGES,
-    SHARED_MESSAGES,
     SSE,
     SSE_BARE,
-    TEXT_OVERHEAD_BYTES,
     PlacedWrites,
-    SharedTexts,
     StreamForm,
-    TextBudget,
     chunk,
 )
 from clevrd.core.subscriber import DropStrategy, Subscriber
@@ -205,7 +207,7 @@ class Counting:
 def real_driver(*, ring_messages: int = 1_000, window: int = 100) -> TopicDriver:
     """Return a driver whose messages are real ones."""
     topic = make_topic(ring_messages=ring_messages, window=window)
-    topic._text_budget = TextBudget(1 << 20)
+    topic._texts.budget = TextBudget(1 << 20)
     driver = TopicDriver(topic)
 
     def publish(count: int = 1, size_bytes: int = 64) -> None:
@@ -317,7 +319,7 @@ def test_what_is_kept_goes_when_the_last_reader_of_the_form_leaves() -> None:
     """A topic that nobody streams holds nothing spelled, and the budget has it back."""
     driver = real_driver()
     first, second = (driver.join(reader_of(NDJSON)) for _ in range(2))
-    budget = driver.topic._text_budget
+    budget = driver.topic._texts.budget
     full = budget.left_bytes
 
     driver.send(10)
@@ -327,7 +329,7 @@ def test_what_is_kept_goes_when_the_last_reader_of_the_form_leaves() -> None:
 
     assert held >= 10 * TEXT_OVERHEAD_BYTES
     assert budget.left_bytes == full
-    assert driver.topic._shared_texts == {}
+    assert driver.topic._texts.shared == {}
 
 
 def test_kept_texts_are_bounded_by_number_and_by_bytes() -> None:

@@ -298,7 +298,7 @@ def test_sweep_forgets_a_bounded_number_of_bytes(monkeypatch: pytest.MonkeyPatch
 
 def test_busiest_are_those_of_all_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever was busy when, few are kept in mind and none of the busiest is missing."""
-    monkeypatch.setattr("clevrd.core.topic_manager._BUSY_TOPICS", 10)
+    monkeypatch.setattr("clevrd.core.busy_topics._BUSY_TOPICS", 10)
     manager = make_manager()
     topics = [topic_of(manager, "acme", f"topic{number}") for number in range(100)]
     for number, topic in enumerate(topics):
@@ -317,7 +317,7 @@ def test_busiest_are_those_of_all_topics(monkeypatch: pytest.MonkeyPatch) -> Non
     assert read[0] is topics[0]
     assert at_once(manager.busiest(1)) == [topics[0]]
     assert messages == [502, *range(100, 91, -1)]
-    assert len(manager._busy) <= 20
+    assert len(manager._busy.topics) <= 20
     assert set(at_once(manager.busiest(1_000))) == set(topics)
 
 

@@ -21,9 +21,11 @@ from websockets.frames import Frame
 
 from clevrd.core.kept_frames import KeptBudget
 from clevrd.core.recent_cache import RecentMessageCache
+from clevrd.core.round import Round
 from clevrd.core.subscriber import Subscriber
-from clevrd.core.topic import ROUND_MAX_BYTES, Round, Topic
-from clevrd.core.topic_manager import TopicManager, Totals
+from clevrd.core.topic import ROUND_MAX_BYTES, Topic
+from clevrd.core.topic_manager import TopicManager
+from clevrd.core.topic_totals import Totals
 
 # The same examples in every run, so that a change is judged by what it changed; no deadline and
 # no complaint about slowness, as a shared machine is slow now and then; no database left behind.

@@ -12,7 +12,7 @@ from clevrd import logs
 from clevrd.admission import Admitted, admit_anybody
 from clevrd.control.adaptive_buffer import BufferDecision
 from clevrd.control.system_stats import ProcessFigures, process_figures
-from clevrd.core.topic_manager import Totals
+from clevrd.core.topic_totals import Totals
 from clevrd.errors import InvalidRequest
 from clevrd.http_values import JSON, NOT_STORED, Request, Response
 from clevrd.hub import Hub

@@ -195,7 +195,7 @@ class PollReader:
 
     def begin(self) -> None:
         """Wait for what comes behind `upto`."""
-        self._reader = Subscriber(self, is_watching=self.is_watching)
+        self._reader = Subscriber(self, came_by_pattern=self.is_watching)
         self._hub.subscribe(self.topic, self._reader, After(self.upto, self.topic.epoch))
 
     def leave(self) -> None:

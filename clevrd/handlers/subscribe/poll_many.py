@@ -81,9 +81,9 @@ class _Place(PollReader):
 
     def frames(self) -> Iterator[tuple[bytes, _Place, bytes]]:
         """Return what there is, each frame with its message's id."""
-        ring = self.topic.ring
-        for offset in range(self.upto + 1, ring.head + 1):
-            frame = ring.frame(offset)
+        topic = self.topic
+        for offset in range(self.upto + 1, topic.head + 1):
+            (frame,) = topic.frames(offset - 1, offset)
             yield message_id_of(frame), self, frame
 
     def end(self) -> Position:
@@ -93,7 +93,7 @@ class _Place(PollReader):
 
     def serve(self, count: int) -> None:
         """Count so many of the frames as given."""
-        self._hub.serve(self.topic, self.upto, count, self.topic.ring.size_bytes)
+        self._hub.serve(self.topic, self.upto, count, self.topic.held_bytes)
         self.upto += count
 
 

@@ -1,0 +1,1 @@
+"""What a reader that lags beyond its window loses: a module for each policy, none with a state."""

@@ -1,0 +1,123 @@
+"""SharedTexts: a topic's messages in one wire form, made once for all its readers of that form.
+
+How a form spells a message: core/stream_forms. WebSocket readers get the ring's own frames, so a
+topic that nobody reads in another way has nothing here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from clevrd.core.notices import Notice
+from clevrd.core.stream_forms import StreamForm
+
+# Messages of a topic that are kept spelled in one form, for readers that lag together or come back
+# together: the largest window. What lies further back is spelled for each reader alone.
+SHARED_MESSAGES: Final = 1_024
+
+# What a kept text costs besides its bytes: the object's header, its key and the dict's entry.
+TEXT_OVERHEAD_BYTES: Final = 160
+
+
+class TextBudget:
+    """Bytes that spelled messages may take, all topics and forms together."""
+
+    __slots__ = ("left_bytes",)
+
+    def __init__(self, max_bytes: int) -> None:
+        # Changed by every SharedTexts that has this budget.
+        self.left_bytes = max_bytes
+
+
+class SharedTexts:
+    """One topic's messages in one form, shared by its readers of that form: their `Spelling`.
+
+    The last SHARED_MESSAGES that were made are kept, while there is budget; which they are decides
+    only who pays for making them.
+    """
+
+    __slots__ = ("_budget", "_epoch", "_form", "_made", "max_messages", "readers", "size_bytes")
+
+    def __init__(self, form: StreamForm, epoch: str, budget: TextBudget) -> None:
+        self._form = form
+        self.max_messages = form.max_messages
+        self._epoch = epoch.encode()
+        self._budget = budget
+        # Offset -> text, in the order in which they were made.
+        self._made: dict[int, bytes] = {}
+        # What is kept, and was taken from the budget.
+        self.size_bytes = 0
+        # How many joined readers have this form; changed by TextsByForm only.
+        self.readers = 0
+
+    def texts(self, frames: list[bytes], first: int) -> list[bytes]:
+        """Return the messages in ``frames``, of offsets from ``first`` on, in this form."""
+        made = self._made
+        return [
+            made.get(offset) or self._make(frame, offset)
+            for offset, frame in enumerate(frames, first)
+        ]
+
+    def joined(self, texts: list[bytes]) -> bytes:
+        """Return ``texts`` as one piece of the body, for all who are given the same."""
+        return self._form.framed(texts[0] if len(texts) == 1 else b"".join(texts))
+
+    def told(self, control: Notice, offset: int | None = None) -> bytes:
+        """Return ``control`` as a part of a piece."""
+        return self._form.control(control, self._epoch, offset)
+
+    def control(self, control: Notice, offset: int | None = None) -> bytes:
+        """Return ``control`` as one piece of the body."""
+        return self._form.framed(self.told(control, offset))
+
+    def clear(self) -> None:
+        """Forget what was made: nobody reads this form any more."""
+        self._made.clear()
+        self._budget.left_bytes += self.size_bytes
+        self.size_bytes = 0
+
+    def _make(self, frame: bytes, offset: int) -> bytes:
+        text = self._form.message(frame, self._epoch, offset)
+        cost = len(text) + TEXT_OVERHEAD_BYTES
+        if len(self._made) >= SHARED_MESSAGES:
+            self._forget_oldest()
+        if cost <= self._budget.left_bytes:
+            self._made[offset] = text
+            self._change(cost)
+        return text
+
+    def _forget_oldest(self) -> None:
+        oldest = next(iter(self._made))
+        self._change(-len(self._made.pop(oldest)) - TEXT_OVERHEAD_BYTES)
+
+    def _change(self, size_bytes: int) -> None:
+        self.size_bytes += size_bytes
+        self._budget.left_bytes -= size_bytes
+
+
+class TextsByForm:
+    """The texts of one topic in each form that somebody reads, WebSocket's frames excepted."""
+
+    __slots__ = ("_epoch", "budget", "shared")
+
+    def __init__(self, epoch: str, budget: TextBudget) -> None:
+        self._epoch = epoch
+        self.budget = budget
+        # Changes in join and leave only; empty where all readers are WebSockets.
+        self.shared: dict[StreamForm, SharedTexts] = {}
+
+    def join(self, form: StreamForm) -> SharedTexts:
+        """Count one more reader of ``form``; return how it is given the topic's messages."""
+        texts = self.shared.get(form)
+        if texts is None:
+            texts = self.shared[form] = SharedTexts(form, self._epoch, self.budget)
+        texts.readers += 1
+        return texts
+
+    def leave(self, form: StreamForm) -> None:
+        """Count one reader of ``form`` less; the texts go with its last reader."""
+        texts = self.shared[form]
+        texts.readers -= 1
+        if not texts.readers:
+            texts.clear()
+            del self.shared[form]
