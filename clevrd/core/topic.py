@@ -12,6 +12,7 @@ live delivery are one sequence that can't repeat or reorder.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from clevrd.core.circuit_alarms import CircuitAlarms
@@ -339,6 +340,11 @@ class Topic:
         if max_bytes is None:
             return self.ring.frames(after, upto)
         return self.ring.take(after, upto, max_bytes)
+
+    def frames_behind(self, after: int) -> Iterator[bytes]:
+        """Return the messages behind offset ``after`` one by one, as they are asked for."""
+        for offset in range(after + 1, self.ring.head + 1):
+            yield self.frames(offset - 1, offset)[0]
 
     def last_before(self, message_id: bytes, *, or_at: bool) -> int:
         """Return the offset of the newest message before ``message_id``, ``or_at`` it.

@@ -19,6 +19,7 @@ def saved_topics(topics: TopicManager) -> list[tuple[SavedTopic, RecentMessageCa
 
     Behind them come the names that were only read, so that a reader of one that is quiet resumes.
     """
+    # The rings themselves: a thread reads what they hold, and no message is asked for by offset.
     by_use = sorted(topics, key=lambda topic: topic.last_used_s, reverse=True)
     saved = [(_saved(topic), topic.ring) for topic in by_use]
     empty = RecentMessageCache(1, 1)

@@ -81,9 +81,7 @@ class _Place(PollReader):
 
     def frames(self) -> Iterator[tuple[bytes, _Place, bytes]]:
         """Return what there is, each frame with its message's id."""
-        topic = self.topic
-        for offset in range(self.upto + 1, topic.head + 1):
-            (frame,) = topic.frames(offset - 1, offset)
+        for frame in self.topic.frames_behind(self.upto):
             yield message_id_of(frame), self, frame
 
     def end(self) -> Position:
