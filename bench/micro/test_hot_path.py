@@ -14,7 +14,8 @@ import pytest
 
 from clevrd.config import Config
 from clevrd.core.beginning import Last
-from clevrd.core.message import Message, PublishRequest, decode_publish
+from clevrd.core.message import Message
+from clevrd.core.publish_request import PublishRequest, decode_publish
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.server_frames import FrameEncoder
 from clevrd.core.subscriber import Subscriber

@@ -22,7 +22,7 @@ from clevrd.cli.server_options import add_server, client_failures
 from clevrd.cli.values import seconds
 from clevrd.client import RETRY_FOR_S, BadRecord, Client, Refused
 from clevrd.config import MIB
-from clevrd.core.message import check_key, check_topic
+from clevrd.core.names import check_key, check_topic
 
 # The largest body that a server can be configured to take; a longer line can't be a record.
 MAX_LINE_BYTES: Final = 64 * MIB

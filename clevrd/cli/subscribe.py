@@ -16,9 +16,9 @@ from clevrd.cli.output import Output
 from clevrd.cli.server_options import add_server, client_failures
 from clevrd.cli.values import count, count_or_zero
 from clevrd.client import Client, Gap, Subscription
-from clevrd.core.message import check_topic
+from clevrd.core.drop_strategy import DropStrategy
+from clevrd.core.names import check_topic
 from clevrd.core.patterns import parse_pattern
-from clevrd.core.subscriber import DropStrategy
 
 # Newlines between a message's tokens would break one line per message; within its strings there
 # are none, since JSON escapes them (RFC 8259 §7).

@@ -15,7 +15,7 @@ from math import inf
 from typing import Final
 
 from clevrd.client.errors import BadUrl
-from clevrd.core.message import check_topic
+from clevrd.core.names import check_topic
 from clevrd.core.patterns import parse_pattern
 from clevrd.errors import InvalidRequest
 

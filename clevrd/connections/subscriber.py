@@ -14,9 +14,10 @@ from clevrd.connections.websocket import (
 )
 from clevrd.core.beginning import Beginning
 from clevrd.core.client_frames import POLICY_VIOLATION, ClientFrames
+from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.gap_log import GapLog
 from clevrd.core.notices import GoingAway, Position, Warnings, notice_frame
-from clevrd.core.subscriber import DropStrategy, Subscriber
+from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.hub import Hub
 

@@ -13,12 +13,13 @@ from typing import Final, Protocol
 import msgspec
 
 from clevrd.core.beginning import After, Beginning, check_beginning
+from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.event_ids import EventIds
 from clevrd.core.gap_log import GapLog
 from clevrd.core.notices import Forgotten, Position, Ref, Warnings, Watching
 from clevrd.core.patterns import Words, matches, parse_pattern
 from clevrd.core.stream_forms import StreamForm
-from clevrd.core.subscriber import DropStrategy, Sink, Subscriber
+from clevrd.core.subscriber import Sink, Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest, TooManyTopics
 from clevrd.hub import Hub

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from clevrd.core.message import id_of_timestamp
+from clevrd.core.message_ids import id_of_timestamp
 from clevrd.core.notices import RETENTION, Gap, unknown_gap
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
-from clevrd.core.message import check_topic
+from clevrd.core.names import check_topic
 from clevrd.errors import InvalidRequest
 
 ONE: Final = "*"

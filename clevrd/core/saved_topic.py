@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from clevrd.core.message import MAX_TOPIC_BYTES
+from clevrd.core.names import MAX_TOPIC_BYTES
 
 # The largest offset that a resume can spell (handlers/subscribe/resume.py).
 MAX_OFFSET: Final = 10**18 - 1

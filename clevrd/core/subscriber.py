@@ -12,11 +12,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from clevrd.core.drop_strategy import CIRCUIT_BREAKER as CIRCUIT_BREAKER
-from clevrd.core.drop_strategy import DROP_NEWEST as DROP_NEWEST
-from clevrd.core.drop_strategy import DROP_OLDEST as DROP_OLDEST
-from clevrd.core.drop_strategy import LATEST as LATEST
-from clevrd.core.drop_strategy import DropStrategy as DropStrategy
+from clevrd.core.drop_strategy import CIRCUIT_BREAKER, DROP_NEWEST, DROP_OLDEST, DropStrategy
 from clevrd.core.gap_log import GapLog
 from clevrd.core.notices import RETENTION, GapReason
 from clevrd.core.policies.drop_oldest import DropOldest

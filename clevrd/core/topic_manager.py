@@ -13,7 +13,7 @@ import msgspec
 
 from clevrd.core.busy_topics import BusyTopics
 from clevrd.core.kept_frames import KeptBudget
-from clevrd.core.message import check_topic
+from clevrd.core.names import check_topic
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.ring_sizes import RingSizes
 from clevrd.core.saved_topic import SavedTopic

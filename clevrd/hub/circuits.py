@@ -11,7 +11,8 @@ import math
 from typing import Final
 
 from clevrd.core.circuit import CircuitBudget
-from clevrd.core.subscriber import CIRCUIT_BREAKER, Subscriber
+from clevrd.core.drop_strategy import CIRCUIT_BREAKER
+from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.hub.readers import Readers
 from clevrd.metrics.counters import Counters

@@ -14,8 +14,9 @@ from clevrd.config import Config
 from clevrd.control.adaptive_buffer import AdaptiveBufferManager
 from clevrd.core.beginning import Beginning, resolve
 from clevrd.core.circuit import CircuitBudget
-from clevrd.core.message import KeyedMessage, Message, PublishRequest
+from clevrd.core.message import KeyedMessage, Message
 from clevrd.core.notices import Ref, Warnings
+from clevrd.core.publish_request import PublishRequest
 from clevrd.core.server_frames import FrameEncoder
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic

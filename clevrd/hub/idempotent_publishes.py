@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import msgspec
 
 from clevrd.core.idempotency import RememberedAnswers, Slot
-from clevrd.core.message import PublishRequest
+from clevrd.core.publish_request import PublishRequest
 from clevrd.hub.publish_answers import Published
 from clevrd.hub.waiting_publishes import WaitingPublishes
 

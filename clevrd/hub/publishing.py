@@ -13,7 +13,8 @@ from typing import Protocol
 from clevrd.control.adaptive_throttler import AdaptiveThrottler
 from clevrd.control.rate_limiter import RateLimiter
 from clevrd.core.idempotency import RememberedAnswers
-from clevrd.core.message import PublishRequest, rfc3339
+from clevrd.core.message_ids import rfc3339
+from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
 from clevrd.hub.idempotent_publishes import IdempotentPublishes

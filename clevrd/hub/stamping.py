@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from clevrd.core.message import MessageIds
+from clevrd.core.message_ids import MessageIds
 from clevrd.errors import ShuttingDown
 
 # A message's id and its timestamp (RFC 3339).

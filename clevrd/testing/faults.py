@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from clevrd.core.message import PublishRequest
+from clevrd.core.publish_request import PublishRequest
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.server import Server

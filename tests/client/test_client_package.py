@@ -107,8 +107,7 @@ def test_import_loads_nothing_of_the_daemon() -> None:
     rest = {name for name in ours if not name.startswith("clevrd.client")}
     # Names of topics and patterns, which the daemon and its clients check alike.
     assert rest == {
-        *("clevrd", "clevrd.errors", "clevrd.core", "clevrd.core.patterns", "clevrd.core.message"),
-        *("clevrd.core.idempotency", "clevrd.core.near_names", "clevrd.core.nesting"),
+        *("clevrd", "clevrd.errors", "clevrd.core", "clevrd.core.patterns", "clevrd.core.names"),
     }
     assert not {"uvloop", "psutil", "aiohttp.web", "aiohttp.web_app", "resource"} & loaded
 

@@ -29,11 +29,13 @@ from websockets.asyncio.client import ClientConnection
 
 from clevrd.client import Client, Gap
 from clevrd.core.beginning import After, Last, ResolvedBeginning, Since, resolve
+from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.gap_log import GapLog
-from clevrd.core.message import PublishRequest, id_at, rfc3339
+from clevrd.core.message_ids import id_at, rfc3339
 from clevrd.core.notices import RETENTION, SLOW_CONSUMER, GapReason, notice_frame
 from clevrd.core.notices import Gap as GapFrame
-from clevrd.core.subscriber import DropStrategy, Subscriber
+from clevrd.core.publish_request import PublishRequest
+from clevrd.core.subscriber import Subscriber
 from clevrd.tenants import Tenant
 
 TENANT = Tenant("default-tenant")

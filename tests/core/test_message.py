@@ -12,14 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clevrd.core.message import (
-    MAX_TOPIC_BYTES,
-    MessageIds,
-    check_topic,
-    decode_publish,
-    decode_socket_publish,
-    rfc3339,
-)
+from clevrd.core.message_ids import MessageIds, rfc3339
+from clevrd.core.names import MAX_TOPIC_BYTES, check_topic
+from clevrd.core.publish_request import decode_publish, decode_socket_publish
 from clevrd.errors import InvalidRequest
 
 NESTED = 100_000

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from streams import EVENTS, LINES, open_stream
 
 from clevrd.client import Client
-from clevrd.core.message import MAX_NAMED_BYTES, decode_publish
 from clevrd.core.near_names import (
     MAX_NAME_CHARS,
     MAX_NAMES,
@@ -27,6 +26,7 @@ from clevrd.core.near_names import (
     meant,
     quoted,
 )
+from clevrd.core.publish_request import MAX_NAMED_BYTES, decode_publish
 
 PUBLISH = ("topic", "data", "key", "idempotency_key")
 

@@ -10,8 +10,8 @@ from daemons import running
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clevrd.core.message import decode_publish
 from clevrd.core.nesting import MAX_LEVELS, is_too_deep
+from clevrd.core.publish_request import decode_publish
 from clevrd.errors import InvalidRequest
 from clevrd.handlers.commands.commands import decode_command
 from clevrd.handlers.publish.batch import split_batch

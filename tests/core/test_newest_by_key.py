@@ -19,10 +19,11 @@ from clients import (
 from daemons import Daemon, running
 from fakes import FakeSink, TopicDriver, frame_of, frames_in, make_topic, sink_of
 
+from clevrd.core.drop_strategy import LATEST
 from clevrd.core.gap_log import GapLog
 from clevrd.core.newest_by_key import NewestByKey
 from clevrd.core.recent_cache import RecentMessageCache
-from clevrd.core.subscriber import LATEST, Subscriber
+from clevrd.core.subscriber import Subscriber
 
 
 def lagging_latest(**settings: Any) -> tuple[TopicDriver, Subscriber]:

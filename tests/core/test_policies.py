@@ -15,17 +15,16 @@ from fakes import FakeSink, TopicDriver, make_topic, sink_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clevrd.core.kept_frames import KeptBudget
-from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES
-from clevrd.core.subscriber import (
+from clevrd.core.drop_strategy import (
     CIRCUIT_BREAKER,
     DROP_NEWEST,
     DROP_OLDEST,
     LATEST,
-    SLOW_MEMORY_S,
     DropStrategy,
-    Subscriber,
 )
+from clevrd.core.kept_frames import KeptBudget
+from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES
+from clevrd.core.subscriber import SLOW_MEMORY_S, Subscriber
 
 # A step's name and arguments.
 Step = tuple[str, tuple[Any, ...]]

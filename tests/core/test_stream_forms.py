@@ -16,9 +16,11 @@ from httpx_sse import EventSource, ServerSentEvent
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.gap_log import GapLog
-from clevrd.core.message import KeyedMessage, Message, decode_publish
+from clevrd.core.message import KeyedMessage, Message
 from clevrd.core.notices import ErrorNotice, Gap, GoingAway, Position, Subscribed
+from clevrd.core.publish_request import decode_publish
 from clevrd.core.server_frames import FrameEncoder, payloads_in, text_frame
 from clevrd.core.shared_texts import (
     SHARED_MESSAGES,
@@ -39,7 +41,7 @@ from clevrd.core.stream_forms import (
     StreamForm,
     chunk,
 )
-from clevrd.core.subscriber import DropStrategy, Subscriber
+from clevrd.core.subscriber import Subscriber
 
 EPOCH = "f7502dc3"
 SPACE = st.text(" \t\r\n", max_size=3)

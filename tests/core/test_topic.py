@@ -9,9 +9,10 @@ from itertools import cycle, islice
 import pytest
 from fakes import FakeSink, TopicDriver, frame_of, make_topic, sink_of
 
+from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.kept_frames import KeptBudget
 from clevrd.core.recent_cache import RecentMessageCache
-from clevrd.core.subscriber import DropStrategy, Subscriber
+from clevrd.core.subscriber import Subscriber
 
 STRATEGIES = list(DropStrategy)
 

@@ -10,8 +10,9 @@ from fakes import FakeSink, TopicDriver, at_once, frame_of, sink_of, totals_of
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from clevrd.core.drop_strategy import CIRCUIT_BREAKER, LATEST, DropStrategy
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES
-from clevrd.core.subscriber import CIRCUIT_BREAKER, LATEST, DropStrategy, Subscriber
+from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import (
     MAX_REMEMBERED,

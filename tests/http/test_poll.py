@@ -16,7 +16,7 @@ from daemons import Daemon, running, until
 from http_wire import get, read_response, responses, talk
 
 from clevrd.core.beginning import After
-from clevrd.core.message import PublishRequest
+from clevrd.core.publish_request import PublishRequest
 from clevrd.handlers.subscribe import poll
 from clevrd.hub import rounds
 from clevrd.tenants import Tenant

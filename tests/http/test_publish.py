@@ -15,7 +15,7 @@ from http_wire import Steady, ask, chunked, get, post, read_response, responses,
 
 from clevrd.config import Config
 from clevrd.control.adaptive_throttler import ThrottleSample
-from clevrd.core.message import PublishRequest
+from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic
 from clevrd.hub import Published
 

@@ -13,7 +13,7 @@ from fakes import FakeSink, totals_of
 
 from clevrd.config import Config
 from clevrd.core.beginning import Last
-from clevrd.core.message import PublishRequest
+from clevrd.core.publish_request import PublishRequest
 from clevrd.core.stream_forms import NDJSON_BARE, StreamForm
 from clevrd.core.subscriber import Subscriber
 from clevrd.hub import Hub

@@ -30,8 +30,9 @@ from world import World, payload_at
 
 from clevrd.core.beginning import Last
 from clevrd.core.circuit import CircuitBudget
+from clevrd.core.drop_strategy import CIRCUIT_BREAKER
 from clevrd.core.gap_log import GapLog
-from clevrd.core.subscriber import CIRCUIT_BREAKER, Subscriber
+from clevrd.core.subscriber import Subscriber
 from clevrd.hub import readers
 from clevrd.tenants import Tenant
 

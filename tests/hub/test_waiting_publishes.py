@@ -13,7 +13,7 @@ from fakes import FakeSink, frames_in
 from clevrd.config import Config
 from clevrd.control.adaptive_throttler import ThrottleSample
 from clevrd.core.beginning import Last
-from clevrd.core.message import PublishRequest, decode_publish
+from clevrd.core.publish_request import PublishRequest, decode_publish
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError

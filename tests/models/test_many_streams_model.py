@@ -25,9 +25,9 @@ from time_limit import EndableLoop
 from clevrd.config import Config
 from clevrd.connections.many_streams import ManyStream
 from clevrd.core.beginning import check_beginning
-from clevrd.core.message import PublishRequest
+from clevrd.core.drop_strategy import DropStrategy
+from clevrd.core.publish_request import PublishRequest
 from clevrd.core.stream_forms import SSE_BARE, PlacedWrites
-from clevrd.core.subscriber import DropStrategy
 from clevrd.handlers.subscribe.endpoint import read_options
 from clevrd.http_values import Request
 from clevrd.hub import Hub

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from world import Peer, World
 
 from clevrd.core.beginning import After, Beginning, Last
+from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.stream_forms import SSE_BARE
-from clevrd.core.subscriber import DropStrategy
 from clevrd.hub import readers
 
 CLIENTS = 3

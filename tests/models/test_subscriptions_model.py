@@ -21,9 +21,9 @@ from time_limit import EndableLoop
 from clevrd.config import Config
 from clevrd.connections.subscriptions import Manner, PatternWish, Subscriptions
 from clevrd.core.beginning import Last
-from clevrd.core.message import PublishRequest
+from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.notices import Forgotten, Watching
-from clevrd.core.subscriber import DropStrategy
+from clevrd.core.publish_request import PublishRequest
 from clevrd.errors import ClevrdError, InvalidRequest
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant

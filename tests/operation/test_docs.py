@@ -21,6 +21,7 @@ from clevrd.config import SETTINGS, Setting
 from clevrd.control.adaptive_buffer import BufferDecision
 from clevrd.control.system_stats import ProcessFigures
 from clevrd.core.client_frames import FrameError
+from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.message import KeyedMessage, Message
 from clevrd.core.notices import (
     ErrorNotice,
@@ -31,7 +32,6 @@ from clevrd.core.notices import (
     Unsubscribed,
     Watching,
 )
-from clevrd.core.subscriber import DropStrategy
 from clevrd.errors import CannotStart, ClevrdError, ConfigError
 from clevrd.handlers.commands.commands import Ping, PublishedNotice, Subscribe, Unsubscribe
 from clevrd.handlers.operate.health import HealthView, MemoryView

@@ -20,7 +20,8 @@ from world import ManualLoop
 
 from clevrd.config import Config, load
 from clevrd.core.beginning import After, Last, Since, resolve
-from clevrd.core.message import PublishRequest, id_at
+from clevrd.core.message_ids import id_at
+from clevrd.core.publish_request import PublishRequest
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import CannotStart, ConfigError, Unavailable

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clevrd.core.message import MessageIds
+from clevrd.core.message_ids import MessageIds
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.saved_topic import SavedTopic
 from clevrd.core.server_frames import text_frame

@@ -14,13 +14,9 @@ from websockets.asyncio.client import connect
 
 from clevrd.config import ENVELOPE_BYTES, MIB, Config
 from clevrd.core.event_ids import MAX_READ_BYTES
-from clevrd.core.message import (
-    MAX_KEY_BYTES,
-    MAX_TOPIC_BYTES,
-    KeyedMessage,
-    PublishRequest,
-    decode_publish,
-)
+from clevrd.core.message import KeyedMessage
+from clevrd.core.names import MAX_KEY_BYTES, MAX_TOPIC_BYTES
+from clevrd.core.publish_request import PublishRequest, decode_publish
 
 # The longest that there may be, with an escape for each letter.
 TOPIC = '"' * MAX_TOPIC_BYTES

@@ -28,7 +28,7 @@ from streams import EVENTS, LINES, Item, Stream, open_stream
 from clevrd.connections.many_streams import EventPlaces
 from clevrd.core.beginning import After, Last
 from clevrd.core.event_ids import EventIds
-from clevrd.core.message import PublishRequest
+from clevrd.core.publish_request import PublishRequest
 from clevrd.core.stream_forms import PLACED_MESSAGES, SSE, SSE_BARE, PlacedWrites
 from clevrd.core.subscriber import Sink
 from clevrd.handlers.subscribe.endpoint import read_options

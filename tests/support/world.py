@@ -17,10 +17,11 @@ from fakes import FakeSink
 
 from clevrd.config import Config
 from clevrd.core.beginning import Beginning, Last, Since, check_beginning
+from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.gap_log import GapLog
-from clevrd.core.message import PublishRequest
+from clevrd.core.publish_request import PublishRequest
 from clevrd.core.stream_forms import StreamForm
-from clevrd.core.subscriber import DropStrategy, Subscriber
+from clevrd.core.subscriber import Subscriber
 from clevrd.hub import Hub, readers
 from clevrd.restart.format import (
     MARKER_BYTES,

@@ -15,17 +15,17 @@ from clevrd.connections.multi import CommandConnection
 from clevrd.connections.subscriptions import FROM_THE_START, Manner, PatternWish
 from clevrd.core.beginning import After, Beginning, Last
 from clevrd.core.event_ids import read_position
-from clevrd.core.message import (
+from clevrd.core.json_faults import json_fault
+from clevrd.core.near_names import PUBLISH_COMMAND, SUBSCRIBE_COMMAND
+from clevrd.core.nesting import TOO_DEEP, is_too_deep
+from clevrd.core.notices import ErrorNotice, Pong, Position, Ref, Unsubscribed
+from clevrd.core.publish_request import (
     SocketPublish,
     check_publish,
     check_ref,
     check_utf8,
     field_warnings,
-    json_fault,
 )
-from clevrd.core.near_names import PUBLISH_COMMAND, SUBSCRIBE_COMMAND
-from clevrd.core.nesting import TOO_DEEP, is_too_deep
-from clevrd.core.notices import ErrorNotice, Pong, Position, Ref, Unsubscribed
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest
 from clevrd.handlers.publish.run import RunPublisher

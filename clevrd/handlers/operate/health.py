@@ -11,7 +11,7 @@ import msgspec
 from clevrd import __version__
 from clevrd.admission import Admitted, admit_anybody
 from clevrd.control.system_stats import process_memory
-from clevrd.core.message import rfc3339
+from clevrd.core.message_ids import rfc3339
 from clevrd.errors import Unavailable
 from clevrd.http_values import Request, Response, json_view
 from clevrd.hub import Hub

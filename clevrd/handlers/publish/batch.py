@@ -12,15 +12,9 @@ import msgspec
 
 from clevrd.admission import Admitted, admit_tenant
 from clevrd.config import Config
-from clevrd.core.message import (
-    BEGINS_WITH_BOM,
-    BOM,
-    EXPECTED_BODY,
-    PublishRequest,
-    decode_publish,
-    json_fault,
-)
+from clevrd.core.json_faults import BEGINS_WITH_BOM, BOM, json_fault
 from clevrd.core.near_names import TENANT_OPTION
+from clevrd.core.publish_request import EXPECTED_BODY, PublishRequest, decode_publish
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest, MessageTooLarge
 from clevrd.handlers.publish.endpoint import KEY_HEADER, check_body_head

@@ -10,8 +10,8 @@ import msgspec
 from clevrd.admission import Admitted, admit_tenant
 from clevrd.config import Config
 from clevrd.core.idempotency import key_of_header
-from clevrd.core.message import PublishRequest, decode_publish
 from clevrd.core.near_names import TENANT_OPTION
+from clevrd.core.publish_request import PublishRequest, decode_publish
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest, MessageTooLarge, UnsupportedMediaType
 from clevrd.http_values import Request, Response, json_answer

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
-from clevrd.core.message import PublishRequest
+from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError
 from clevrd.hub import RUN_MAX_BYTES, Hub, Published

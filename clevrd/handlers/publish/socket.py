@@ -15,8 +15,8 @@ from clevrd.admission import Admitted, admit_tenant
 from clevrd.config import Config
 from clevrd.connections.publisher import PublishConnection
 from clevrd.connections.websocket import WebSockets
-from clevrd.core.message import MAX_REF_CHARS, SocketPublish, decode_socket_publish
 from clevrd.core.near_names import TENANT_OPTION
+from clevrd.core.publish_request import MAX_REF_CHARS, SocketPublish, decode_socket_publish
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, Unavailable
 from clevrd.handlers.handshake import check_handshake, handshake_head

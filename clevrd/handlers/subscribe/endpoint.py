@@ -19,10 +19,10 @@ from clevrd.connections.subscriber import SubscriberConnection
 from clevrd.connections.subscriptions import Manner, SubscribeOptions, check_room
 from clevrd.connections.websocket import WebSockets
 from clevrd.core.beginning import Beginning, check_beginning
-from clevrd.core.message import check_topic
+from clevrd.core.drop_strategy import DropStrategy
+from clevrd.core.names import check_topic
 from clevrd.core.patterns import is_narrow, parse_pattern
 from clevrd.core.stream_forms import PlacedWrites, StreamForm
-from clevrd.core.subscriber import DropStrategy
 from clevrd.core.topic import Topic
 from clevrd.errors import Forbidden, InvalidRequest, RetryLater, UpgradeRequired
 from clevrd.handlers.handshake import (

@@ -17,7 +17,7 @@ import msgspec
 from clevrd.connections.subscriptions import FROM_THE_START, PatternWish
 from clevrd.core.beginning import UNKNOWN, After, Beginning, Last, Since
 from clevrd.core.event_ids import names_topics, read_places, read_position
-from clevrd.core.message import id_at
+from clevrd.core.message_ids import id_at
 from clevrd.core.patterns import PatternTree, parse_pattern
 from clevrd.errors import InvalidRequest
 from clevrd.handlers.subscribe.options import number_option, single_option
