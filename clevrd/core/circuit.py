@@ -6,12 +6,12 @@ import msgspec
 
 
 class CircuitBudget(msgspec.Struct, frozen=True):
-    """What a reader may spend before it is disconnected."""
+    """The openings that a reader may spend before it is disconnected."""
 
     # Openings within ``period_s``; 0 disconnects at the first.
     openings: int
     period_s: float
-    # How long it may stay open at a time.
+    # Seconds that a circuit may stay open at a time.
     open_s: float
 
     def spend(self, openings: tuple[float, ...], now_s: float) -> tuple[float, ...] | None:

@@ -7,7 +7,7 @@ from typing import Final
 
 
 class DropStrategy(enum.Enum):
-    """What a reader that lags beyond its window loses."""
+    """Policies by name: which messages a reader that lags beyond its window loses."""
 
     DROP_OLDEST = "drop_oldest"
     DROP_NEWEST = "drop_newest"

@@ -1,8 +1,8 @@
-"""GapLog: what a reader lost and has not been told of yet, each hole at its place.
+"""GapLog: the holes that a reader has not been told of yet, each at its place.
 
-Only readers that asked for control frames have one. A place is a number of deliveries: the hole
-lies right before the delivery after that many, which is exact also where a policy keeps the
-oldest and new ones follow behind what was refused.
+A *hole* is a run of messages that the reader lost. Only readers that asked for notices have a log.
+A place is a number of deliveries: the hole lies right before the delivery after that many, which is
+exact also where a policy keeps the oldest and new messages follow behind refused ones.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Hole:
 class GapLog:
     """The holes of one reader, first to come first."""
 
-    # Places differ and lie within what the reader has waiting, so there are never more holes than
-    # its window has messages.
+    # Places differ and lie among the messages that wait for the reader, so there are never more
+    # holes than its window has messages.
     __slots__ = ("_holes", "topic")
 
     def __init__(self, topic: str) -> None:
@@ -47,8 +47,8 @@ class GapLog:
     def note(self, place: int, first: int, last: int, reason: GapReason) -> None:
         """Take in that ``first`` to ``last``, which are the newest decided, are lost.
 
-        What meets at one place is one hole; it is the reader's slowness that is named where that
-        was part of it.
+        Losses that meet at one place are one hole. Its reason is the reader's slowness where that
+        was a part of the reason.
         """
         holes = self._holes
         if holes and holes[-1].place == place:
@@ -70,7 +70,7 @@ class GapLog:
         holes.append(Hole(place, upto - count + 1, upto, SLOW_CONSUMER))
 
     def forget(self) -> None:
-        """Tell nothing of what was lost so far: it may yet be given."""
+        """Forget all holes: their messages may yet be given."""
         self._holes.clear()
 
     def is_due(self, delivered: int) -> bool:

@@ -1,4 +1,4 @@
-"""What is wrong with bytes that should be JSON, as a sentence for the client that sent them.
+"""Faults of bytes that should be JSON, in words for the client that sent them.
 
 JSON: RFC 8259; UTF-8: RFC 3629. Nesting: core/nesting.
 """

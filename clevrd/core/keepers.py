@@ -1,7 +1,7 @@
-"""Keepers: a topic's lagging readers that keep the oldest, and what is kept for them in time.
+"""Keepers: a topic's lagging readers that keep the oldest, and frames that are kept in time.
 
 A *keeper* is a lagging reader with the policy `drop_newest` or `circuit_breaker`. It needs frames
-that the ring is about to give up; they are held for all keepers together in core/kept_frames.
+that the ring is about to give up; core/kept_frames holds these for all keepers together.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Keepers:
     __slots__ = ("_readers", "first_needed")
 
     def __init__(self) -> None:
-        # A dict as an ordered set: in the order in which they began to lag.
+        # A dict as an ordered set, in the order in which the readers began to lag.
         self._readers: dict[Subscriber, None] = {}
-        # Lowest offset that a keeper still reads from the ring, or a lower one; what precedes it
-        # the ring may give up.
+        # Lowest offset that a keeper still reads from the ring, or a lower one; the ring may give
+        # up all that precedes it. Changes in add and capture only.
         self.first_needed = _NOTHING_NEEDED
 
     def add(self, reader: Subscriber) -> None:
@@ -43,9 +43,9 @@ class Keepers:
     def capture(self, view: TopicView, first: int, ring_messages: int, now_s: float) -> None:
         """Keep for the keepers what they keep, before what precedes ``first`` leaves the ring.
 
-        And what follows soon, so that the next time is some way off; for keepers that lack the
-        same messages together, as most do when they stall together. What is beyond their windows
-        they lose when they are settled: it costs nothing here.
+        Messages that follow soon are kept as well, so that the next time is some way off. Keepers
+        that lack the same messages, as most do that stall together, are served together. Messages
+        beyond a keeper's window are lost when the keeper is settled, and cost nothing here.
         """
         horizon = first + ring_messages // _CAPTURES
         for (after, upto), readers in self._needs(view, horizon).items():

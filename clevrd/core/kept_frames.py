@@ -1,8 +1,8 @@
 """KeptFrames: frames that outlive the ring because lagging readers keep them. No policy here.
 
-Each frame is held, and paid for, once, however many readers keep it. What they hold is counted by
-blocks of consecutive offsets, so that thousands of readers that stall over one window cost a few
-additions each.
+Each frame is held, and paid for, once, however many readers keep it. Holders are counted by blocks
+of consecutive offsets, so that thousands of readers that stall over one window cost a few additions
+each.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class _Block:
 
     def __init__(self) -> None:
         self.frames = [_NONE] * BLOCK_MESSAGES
-        # What was paid for ``frames``.
+        # Bytes that were paid for ``frames``.
         self.size_bytes = 0
         self.holds = 0
-        # All offsets from here to there are kept; others may be too.
+        # All offsets from ``bottom`` to ``top`` are kept; others may be too.
         self.bottom = 0
         self.top = -1
 
@@ -51,7 +51,7 @@ class _Block:
 class KeptFrames:
     """One topic's kept frames, by offset, from when they are held until the last holder lets go.
 
-    Holders know what they hold as runs (after, upto): the offsets ``after + 1`` to ``upto``.
+    Each holder remembers its runs (after, upto): the offsets ``after + 1`` to ``upto``.
     """
 
     __slots__ = ("_blocks", "budget")
@@ -62,7 +62,7 @@ class KeptFrames:
 
     @property
     def size_bytes(self) -> int:
-        """What is held, and was taken from the budget."""
+        """Bytes of the frames that are held, as taken from the budget."""
         return sum(block.size_bytes for block in self._blocks.values())
 
     def hold(self, source: FramesByOffset, after: int, upto: int, holders: int = 1) -> int:

@@ -1,4 +1,4 @@
-"""What topics and keys may be called. The names are clients' own; docs/wire.md says the same."""
+"""Names of topics and keys: which ones clients may choose. The same for clients: docs/wire.md."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ _SLACK: Final = 64
 class NewestByKey:
     """Offsets of the newest message of each key, those without a key taken as one.
 
-    It is kept while readers with the policy `latest` lag, and for all of them together: what one
-    of them is still to be given is what lies behind its cursor. Keys are read from the frames, so
-    that nobody else pays for them.
+    The map is kept while readers with the policy `latest` lag, and for all of them together: each
+    is still to be given the offsets behind its cursor. Keys are read from the frames, so that no
+    other reader pays for them.
     """
 
     # A dict in the order in which its keys were last seen, so its offsets only rise.
@@ -26,9 +26,9 @@ class NewestByKey:
 
     def __init__(self, edge: int) -> None:
         self._newest: dict[bytes, int] = {}
-        # Its values; None when they have changed since.
+        # The values of ``_newest``; None when they have changed since.
         self._offsets: list[int] | None = None
-        # Every key seen after this offset is known, and what it does not reach nobody asks for.
+        # Every key seen after this offset is known, and no reader asks for older ones.
         self.since = edge
         # The most offsets that a reader asks for: older ones may be forgotten. Only rises, with the
         # readers that reach back and with the topic's window.
@@ -57,7 +57,7 @@ class NewestByKey:
         self.limit = max(self.limit, window)
         if after >= self.since or len(self._newest) >= window:
             return
-        # Of a round that is being written the ring may have given up all of it.
+        # The ring may have given up all of a round that is still being written.
         start = min(max(after, source.first - 1), self.since)
         older: dict[bytes, int] = {}
         frames = source.frames(start, self.since) if start < self.since else []
@@ -74,7 +74,7 @@ class NewestByKey:
     def waiting(self, after: int, window: int) -> tuple[int, int]:
         """Return how many offsets lie behind ``after``, ``window`` at most, and the first of them.
 
-        They are the newest; the first is 0 where there is none.
+        The newest are counted; the first is 0 where there is none.
         """
         offsets = self._rising()
         index = max(bisect_right(offsets, after), len(offsets) - window)

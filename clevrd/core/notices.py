@@ -11,7 +11,7 @@ import msgspec
 
 from clevrd.core.server_frames import text_frame
 
-# What a client calls one of its commands; unset where it gave it no name.
+# A client's own name for one of its commands; unset where the command has none.
 Ref = str | int | msgspec.UnsetType
 # Unset where there are none.
 Warnings = tuple[str, ...] | msgspec.UnsetType
@@ -43,7 +43,7 @@ class Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"
     # The pattern by which the topic was found, and what the command that asked is called.
     pattern: str | msgspec.UnsetType = msgspec.UNSET
     ref: Ref = msgspec.UNSET
-    # What of the request is ignored and was perhaps meant otherwise.
+    # Parts of the request that are ignored and were perhaps meant otherwise.
     warnings: Warnings = msgspec.UNSET
 
 

@@ -1,4 +1,4 @@
-"""Topic patterns, and the tree that finds who watches a topic. No readers and no topics here.
+"""Topic patterns, and the tree that finds the patterns of a topic. No readers and no topics here.
 
 A name is read as words between dots. In a pattern the word ``*`` stands for exactly one word, and
 ``**``, which can only come last, for one or more: the rules of AMQP topic exchanges and of NATS
@@ -17,7 +17,7 @@ ONE: Final = "*"
 REST: Final = "**"
 
 Words = tuple[str, ...]
-WatcherT = TypeVar("WatcherT")
+SubscriberT = TypeVar("SubscriberT")
 
 
 def parse_pattern(text: str) -> Words:
@@ -56,24 +56,24 @@ def matches(words: Words, name: str) -> bool:
     return all(word in (ONE, part) for word, part in zip(words, parts, strict=False))
 
 
-class _Node(Generic[WatcherT]):
-    """What follows the words on the way here."""
+class _Node(Generic[SubscriberT]):
+    """All patterns that begin with the words on the way here."""
 
     __slots__ = ("children", "here", "rest")
 
     def __init__(self) -> None:
-        self.children: dict[str, _Node[WatcherT]] = {}
-        # Watchers whose pattern ends here, and those whose ** begins here; dicts as ordered sets.
-        self.here: dict[WatcherT, None] = {}
-        self.rest: dict[WatcherT, None] = {}
+        self.children: dict[str, _Node[SubscriberT]] = {}
+        # Subscribers whose pattern ends here, and whose ** begins here; dicts as ordered sets.
+        self.here: dict[SubscriberT, None] = {}
+        self.rest: dict[SubscriberT, None] = {}
 
     @property
     def is_empty(self) -> bool:
         return not (self.children or self.here or self.rest)
 
 
-class PatternTree(Generic[WatcherT]):
-    """Who watches which patterns of which tenant.
+class PatternTree(Generic[SubscriberT]):
+    """The patterns that are subscribed, by tenant, and the subscriber of each.
 
     Finding costs a step for each word of the name and each star beside it, however many patterns
     there are.
@@ -82,26 +82,26 @@ class PatternTree(Generic[WatcherT]):
     __slots__ = ("_roots", "size")
 
     def __init__(self) -> None:
-        self._roots: dict[str, _Node[WatcherT]] = {}
-        # Patterns watched; one that two watch counts twice.
+        self._roots: dict[str, _Node[SubscriberT]] = {}
+        # Patterns subscribed; a pattern with two subscribers counts twice.
         self.size = 0
 
-    def add(self, tenant: str, words: Words, watcher: WatcherT) -> None:
-        """Have ``watcher`` found for topics that match; it must not watch these words yet."""
+    def add(self, tenant: str, words: Words, subscriber: SubscriberT) -> None:
+        """Have ``subscriber`` found for topics that match; it must not have these words yet."""
         node = self._roots.setdefault(tenant, _Node())
         for word in _path(words):
             node = node.children.setdefault(word, _Node())
-        _watchers(node, words)[watcher] = None
+        _subscribers(node, words)[subscriber] = None
         self.size += 1
 
-    def remove(self, tenant: str, words: Words, watcher: WatcherT) -> None:
-        """Forget what `add` was told."""
+    def remove(self, tenant: str, words: Words, subscriber: SubscriberT) -> None:
+        """Find ``subscriber`` by these words no more."""
         root = node = self._roots[tenant]
         way = [(root, "")]
         for word in _path(words):
             way.append((node, word))
             node = node.children[word]
-        del _watchers(node, words)[watcher]
+        del _subscribers(node, words)[subscriber]
         self.size -= 1
         for parent, word in reversed(way[1:]):
             if parent.children[word].is_empty:
@@ -109,8 +109,8 @@ class PatternTree(Generic[WatcherT]):
         if root.is_empty:
             del self._roots[tenant]
 
-    def find(self, tenant: str, name: str) -> list[WatcherT]:
-        """Return who watches a pattern that matches; once for each such pattern."""
+    def find(self, tenant: str, name: str) -> list[SubscriberT]:
+        """Return the subscribers of patterns that match, once for each such pattern."""
         root = self._roots.get(tenant)
         return list(_found(root, name.split("."), 0)) if root is not None else []
 
@@ -119,16 +119,16 @@ def _path(words: Words) -> Words:
     return words[:-1] if words[-1] == REST else words
 
 
-def _watchers(node: _Node[WatcherT], words: Words) -> dict[WatcherT, None]:
+def _subscribers(node: _Node[SubscriberT], words: Words) -> dict[SubscriberT, None]:
     return node.rest if words[-1] == REST else node.here
 
 
-def _found(node: _Node[WatcherT], parts: list[str], depth: int) -> Iterator[WatcherT]:
+def _found(node: _Node[SubscriberT], parts: list[str], depth: int) -> Iterator[SubscriberT]:
     if depth == len(parts):
         yield from node.here
         return
     yield from node.rest
-    # A name may have a star for a word, which is then no reason to look twice.
+    # A name may have a star for a word; the set looks there once.
     for word in {parts[depth], ONE}:
         child = node.children.get(word)
         if child is not None:

@@ -1,7 +1,6 @@
 """PublishRequest: what a publisher asks for; strict decoding. No ids and no offsets here.
 
-Wire shapes: docs/wire.md. What a field may be called and what is wrong with JSON: core/names,
-core/json_faults.
+Wire shapes: docs/wire.md. Names: core/names. Sentences about JSON that is none: core/json_faults.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ MAX_REF_CHARS: Final = 128
 
 
 class PublishRequest(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """What a publisher asks for. Fields it does not name are ignored, by `LenientPublish`.
+    """One publish as its publisher asks for it. Unknown fields are for `LenientPublish`.
 
     ``data`` is the publisher's JSON, byte for byte, without the whitespace around it. Missing
-    data reads as null, which is refused alike. Of a name that occurs twice the last one counts.
+    data reads as null, which is refused alike. Where a name occurs twice the last one counts.
     """
 
     topic: str
     data: msgspec.Raw = msgspec.Raw(b"null")
-    # Who publishes again with the same one, topic and data is given the first answer.
+    # A publisher that sends the same key, topic and data again is given the first answer.
     idempotency_key: str | None = None
-    # What the message is about: readers with the policy `latest` want the newest of each key.
+    # The thing that the message is about: `latest` readers want the newest message of each key.
     key: str | None = None
 
     def warnings(self) -> tuple[str, ...]:
@@ -49,7 +48,7 @@ class SocketPublish(PublishRequest, frozen=True, gc=False):
     ref: str | int | None = None
 
 
-# Of a class below: set by `read_leniently`, whatever the field of this name in a body was.
+# A field of the lenient classes: set by `_decode_again`, and never read from a body.
 _told: Final = msgspec.field(name="", default=())
 
 
@@ -78,10 +77,10 @@ _lenient_publish_decoder = msgspec.json.Decoder(LenientPublish)
 _socket_decoder = msgspec.json.Decoder(SocketPublish)
 _lenient_socket_decoder = msgspec.json.Decoder(LenientSocketPublish)
 _names_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-# Of a body, the names of whose fields are looked at: 9,000 of the shortest, in 2 ms.
+# The largest body whose fields' names are looked at: 9,000 of the shortest, in 2 ms.
 MAX_NAMED_BYTES: Final = 65_536
 _NULL: Final = msgspec.Raw(b"null")
-# What to do about a field that is not a string; the ref, which only sockets have, comes last.
+# Advice about a field that is not a string; the ref, which only sockets have, comes last.
 _ADVICE: Final = {
     "topic": EXPECTED_BODY,
     "idempotency_key": f"send a string of {EXPECTED_KEY}",

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from clevrd.core.server_frames import message_id_of
 
-# What a frame costs besides its bytes: the bytes object's header, the allocator's rounding and
+# The cost of a frame besides its bytes: the bytes object's header, the allocator's rounding and
 # the ring's pointer (sys.getsizeof(b"") is 33 on CPython 3.11 to 3.13).
 FRAME_OVERHEAD_BYTES: Final = 56
 
@@ -21,7 +21,7 @@ _EVICTED: Final = b""
 
 
 class FramesByOffset(Protocol):
-    """What has frames by offset: a ring, or a topic."""
+    """An object that has frames by offset: a ring, or a topic."""
 
     @property
     def first(self) -> int:

@@ -30,7 +30,7 @@ class RingSizes:
 
     @property
     def left_bytes(self) -> int:
-        """What the rings may still take; negative while they have too much."""
+        """Bytes that the rings may still take; negative while they have too many."""
         return self.max_bytes - self.total_bytes
 
     def add(self, topic: Topic) -> None:
@@ -56,7 +56,7 @@ class RingSizes:
     def trim_largest(self, now_s: float) -> None:
         """Cut the largest rings to one size, the largest first, until the rest is small enough.
 
-        Of very many that are alike some are cut now, by half at most, and the others the next time.
+        Where very many are alike some are cut now, by half at most, and the others the next time.
         Nothing is cut while the rings are within their bound.
         """
         if self.total_bytes <= self.max_bytes:

@@ -31,8 +31,8 @@ class Round:
         self.payload = spelling.joined(spelling.texts(frames, start + 1)) if readers else b""
         self.readers = readers
         self.then = then
-        # Readers whose circuit opens: suspend or close them, they still lag. A round may carry
-        # nothing but these, when there were too many for the one before.
+        # Readers whose circuit opens; the caller suspends or closes them: they still lag. A round
+        # may carry nothing but these, when there were too many for the round before.
         self.tripped: list[Subscriber] = []
 
 

@@ -13,12 +13,12 @@ from clevrd.core.message import Message
 
 MAX_CONTROL_PAYLOAD_BYTES: Final = 125
 
-# Stands for what is put in later: JSON text has no NUL.
-HOLE_BYTES: Final = b"\0"
-HOLE: Final = msgspec.Raw(HOLE_BYTES)
-# Data from which on it is put in its place after encoding: 1.6 us against 1.9 at this size, 31
-# against 54 at 500 KB. And msgspec's encoder ends the process (SIGSEGV, 0.21.0) when its buffer
-# can't grow because memory has run out, where joining raises MemoryError.
+# Stands in JSON for a part that is put in later: JSON text has no NUL.
+BLANK_BYTES: Final = b"\0"
+BLANK: Final = msgspec.Raw(BLANK_BYTES)
+# Size from which on data is put in its place after encoding: 1.6 us against 1.9 at this size, 31
+# against 54 at 500 KB. Besides, msgspec's encoder ends the process (SIGSEGV, 0.21.0) when its
+# buffer can't grow because memory has run out, where joining raises MemoryError.
 SPLICED_BYTES: Final = 16_384
 
 _BEFORE_ID: Final = b'{"id":"'
@@ -74,8 +74,8 @@ class FrameEncoder:
 
     def _spliced(self, message: Message) -> bytes:
         """Return the frame of a message with large data, in one allocation of its size."""
-        around = self._encode(msgspec.structs.replace(message, data=HOLE))
-        before, after = around.split(HOLE_BYTES)
+        around = self._encode(msgspec.structs.replace(message, data=BLANK))
+        before, after = around.split(BLANK_BYTES)
         header = _text_header(len(before) + len(message.data) + len(after))
         return b"".join((header, before, message.data, after))
 

@@ -12,10 +12,10 @@ from clevrd.core.notices import Notice
 from clevrd.core.stream_forms import StreamForm
 
 # Messages of a topic that are kept spelled in one form, for readers that lag together or come back
-# together: the largest window. What lies further back is spelled for each reader alone.
+# together: the largest window. Messages further back are spelled for each reader alone.
 SHARED_MESSAGES: Final = 1_024
 
-# What a kept text costs besides its bytes: the object's header, its key and the dict's entry.
+# The cost of a kept text besides its bytes: the object's header, its key and the dict's entry.
 TEXT_OVERHEAD_BYTES: Final = 160
 
 
@@ -32,8 +32,8 @@ class TextBudget:
 class SharedTexts:
     """One topic's messages in one form, shared by its readers of that form: their `Spelling`.
 
-    The last SHARED_MESSAGES that were made are kept, while there is budget; which they are decides
-    only who pays for making them.
+    The last SHARED_MESSAGES that were made are kept, while there is budget. A text that is not kept
+    is made again for each reader that wants it.
     """
 
     __slots__ = ("_budget", "_epoch", "_form", "_made", "max_messages", "readers", "size_bytes")
@@ -45,7 +45,7 @@ class SharedTexts:
         self._budget = budget
         # Offset -> text, in the order in which they were made.
         self._made: dict[int, bytes] = {}
-        # What is kept, and was taken from the budget.
+        # Bytes of the texts that are kept, as taken from the budget.
         self.size_bytes = 0
         # How many joined readers have this form; changed by TextsByForm only.
         self.readers = 0

@@ -1,7 +1,7 @@
-"""Wire forms: how each transport spells messages and control frames, each message once per form.
+"""Wire forms: how each transport spells messages and notices. Sharing texts: core/shared_texts.
 
-A form is made from the ring's finished WebSocket frames, so who reads those pays nothing for the
-others. No sockets here. SSE: WHATWG HTML §9.2.6; NDJSON: one JSON text a line; chunks:
+Texts are made from the ring's finished WebSocket frames, so readers of these pay nothing for the
+other forms. No sockets here. SSE: WHATWG HTML §9.2.6; NDJSON: one JSON text a line; chunks:
 RFC 9112 §7.1.
 """
 
@@ -12,11 +12,11 @@ from typing import Final, Protocol
 from clevrd.core.notices import Notice, notice_frame, notice_json
 from clevrd.core.server_frames import payload_of
 
-# Stands in an event's id for what is the reader's own; no text and no id has this byte.
-HOLE: Final = b"\0"
+# A blank: stands in an event's id for the part that is the reader's own; no text has this byte.
+BLANK: Final = b"\0"
 
 # Messages in one write of events whose ids are the reader's own: each id may be 4 KB long, and
-# what is made for one reader alone is not to be larger than what a round shares among all.
+# bytes made for one reader alone are not to be more than a round shares among all.
 PLACED_MESSAGES: Final = 32
 
 _ANY_NUMBER: Final = 1 << 60
@@ -44,7 +44,7 @@ class StreamForm:
 
     __slots__ = ("is_chunked",)
 
-    # What the response is called.
+    # The response's media type.
     content_type: str
     # Sent over a silent connection so that nobody in between takes it for a dead one.
     keep_alive: bytes
@@ -63,9 +63,9 @@ class StreamForm:
         raise NotImplementedError
 
     def retry(self, delay_ms: int) -> bytes:
-        """Return what asks the client to come back so long after the end; b"" where nothing can.
+        """Return the text that asks the client to come back so long after the end; b"" for none.
 
-        It stands right before a control frame.
+        The text stands right before a notice.
         """
         raise NotImplementedError
 
@@ -75,7 +75,7 @@ class StreamForm:
 
     @property
     def end(self) -> bytes:
-        """What says that the body is whole; an HTTP/1.0 body ends with the connection only."""
+        """The mark that the body is whole; an HTTP/1.0 body ends with the connection only."""
         return b"0\r\n\r\n" if self.is_chunked else b""
 
 
@@ -102,9 +102,9 @@ class ServerSentEvents(StreamForm):
 
 
 class PlacedEvents(ServerSentEvents):
-    """Events of a connection with several topics: in each id is a HOLE for where it is in others.
+    """Events of a connection with several topics: each id has a BLANK for its place in the others.
 
-    Who writes them fills that in, and gives them the framing of the response.
+    The write fills the blank in, and adds the framing of the response.
     """
 
     __slots__ = ()
@@ -112,18 +112,18 @@ class PlacedEvents(ServerSentEvents):
     max_messages = PLACED_MESSAGES
 
     def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
-        """Return the event of one message, with the hole in its id."""
+        """Return the event of one message, with the blank in its id."""
         payload = one_line(payload_of(frame))
-        return b"id: %b:%d%b\ndata: %b\n\n" % (epoch, offset, HOLE, payload)
+        return b"id: %b:%d%b\ndata: %b\n\n" % (epoch, offset, BLANK, payload)
 
     def control(self, control: Notice, epoch: bytes, offset: int | None) -> bytes:
-        """Return the event of ``control``, with the hole in its id if it has one."""
-        place = b"" if offset is None else b"%b:%d%b" % (epoch, offset, HOLE)
+        """Return the event of ``control``, with the blank in its id if it has one."""
+        place = b"" if offset is None else b"%b:%d%b" % (epoch, offset, BLANK)
         return control_event(control, place)
 
 
 class PlacedWrites:
-    """Finishes what a round, or a reader that catches up, has of such events: with an id's end.
+    """Fills the blanks in events that a round, or a reader that catches up, has.
 
     Readers that are at the same places in all their topics, as most live ones with the same URL
     are, are given the same object. Only the last write is kept for that, as it came and as it went.
@@ -132,11 +132,11 @@ class PlacedWrites:
     __slots__ = ("events", "finished", "form", "position", "rest")
 
     def __init__(self) -> None:
-        # What is written to readers at the moment, and the position in the last id that has a hole
-        # in it; b"" where none has.
+        # The events that are written to readers at the moment, and the position in the last id that
+        # has a blank; b"" where none has.
         self.events = b""
         self.position = b""
-        # How that was finished last: with what, and for which form of response.
+        # The last result, and what it was made with: the blanks' content and the form of response.
         self.rest = b""
         self.form: StreamForm = SSE
         self.finished = b""
@@ -145,13 +145,13 @@ class PlacedWrites:
         """Begin to finish ``events``, if these are not the ones under way."""
         self.events = events
         self.finished = b""
-        last = events.rfind(HOLE)
+        last = events.rfind(BLANK)
         self.position = events[events.rindex(b"id: ", 0, last) + 4 : last] if last >= 0 else b""
 
     def finish(self, rest: bytes, form: StreamForm) -> bytes:
-        """Put ``rest`` into every hole, and frame it as in ``form``."""
+        """Put ``rest`` into every blank, and frame it as in ``form``."""
         self.rest, self.form = rest, form
-        self.finished = form.framed(self.events.replace(HOLE, rest))
+        self.finished = form.framed(self.events.replace(BLANK, rest))
         return self.finished
 
 
@@ -163,7 +163,7 @@ def control_event(control: Notice, event_id: bytes) -> bytes:
 
 
 class JsonLines(StreamForm):
-    """application/x-ndjson: a line for each message, and one for each control frame."""
+    """application/x-ndjson: a line for each message, and one for each notice."""
 
     __slots__ = ()
 
@@ -180,7 +180,7 @@ class JsonLines(StreamForm):
         return notice_json(control) + b"\n"
 
     def retry(self, delay_ms: int) -> bytes:
-        """Return nothing: it is in `going_away`."""
+        """Return nothing: the delay is in `going_away`."""
         return b""
 
 
@@ -192,7 +192,7 @@ NDJSON_BARE: Final = JsonLines(is_chunked=False)
 
 
 class Spelling(Protocol):
-    """How the readers of one form are given one topic's messages."""
+    """The way in which readers of one form are given one topic's messages."""
 
     @property
     def max_messages(self) -> int:

@@ -110,16 +110,16 @@ class Subscriber:
         self.sink = sink
         # A reader that came by a pattern does not keep its topic from being forgotten.
         self.came_by_pattern = came_by_pattern
-        # What its connection speaks; None for WebSocket.
+        # The wire form that its connection speaks; None for WebSocket.
         self.form = form
-        # How it is given this topic's messages; set by the topic when it joins.
+        # The way in which it is given this topic's messages; set by the topic when it joins.
         self.spelling: Spelling = FRAMES
         # The sink's own bound method: one call less per delivery. While a gap is due it is
         # `_write_behind_gap`, so that readers without one pay nothing for it.
         self.write: WriteFrames = sink.write
-        # What it is to be told of its losses; None for a reader that did not ask.
+        # The holes that it is to be told of; None for a reader that did not ask.
         self.gaps = gaps
-        # What it loses when it lags, and what it is given next; has no state.
+        # The object that decides what a lagging reader loses, and is given next; has no state.
         self.policy = _POLICIES[strategy]
         # Messages; None takes whatever is allowed.
         self.wanted_window = wanted_window
@@ -132,7 +132,7 @@ class Subscriber:
         self.delivered = 0
         # Messages lost; changes in count_drops only.
         self.dropped = 0
-        # What still waited when it left.
+        # Messages that still waited when it left, or when its circuit opened.
         self.discarded = 0
         # Drops since the reader was last up to date: what opens the circuit.
         self.dropped_in_stall = 0

@@ -1,8 +1,8 @@
 """Topic: one ring, its readers, and the rounds that bring the readers up to date.
 
 Pure: the hub calls, writes and keeps time. Offsets are given to ``extend``, not made here, and
-all reading by offset goes through ``frames``. What lagging readers lose: core/policies; when their
-circuits open: core/circuit_alarms; what is kept for them: core/keepers.
+all reading by offset goes through ``frames``. Losses of lagging readers: core/policies; their
+circuits: core/circuit_alarms; frames kept for them: core/keepers.
 
 A message is *appended* (it has an offset, it is in the ring), then *offered* when the next round
 begins (``edge`` moves over it). Live readers are given a round's frames joined once; lagging
@@ -115,7 +115,7 @@ class Topic:
         # none. Changes in _evict only. The ring's own, once more for readers that are settled: by a
         # property it took 60 ns of the 300 that settling one takes.
         self.first = ring.first
-        # What lagging readers keep beyond the ring.
+        # The frames that lagging readers keep beyond the ring.
         self.kept = KeptFrames(budget)
         # Topics whose counts may have changed since they were last summed up: this one adds itself
         # when readers join.
@@ -131,8 +131,8 @@ class Topic:
         self.size_class = 0
         # Highest offset offered; moves in begin_round only, and in extend while nobody reads.
         self.edge = ring.head
-        # Monotonic; when the edge last moved before readers, or the ring gave something up: what a
-        # reader turns out to have lost, it lost then.
+        # Monotonic; when the edge last moved before readers, or the ring gave something up. A loss
+        # that is found later happened then.
         self.moved_s = now_s
         # Messages appended but not yet offered, as the ring counts them.
         self.pending_bytes = 0
@@ -202,12 +202,12 @@ class Topic:
 
     @property
     def held_bytes(self) -> int:
-        """What the ring's messages take of the memory."""
+        """Bytes of memory that the ring's messages take."""
         return self.ring.size_bytes
 
     @property
     def counts(self) -> Counts:
-        """What was counted so far; losses are exact after ``settle``."""
+        """All that was counted so far; losses are exact after ``settle``."""
         losses = self.losses
         return Counts(
             self.offered,
@@ -237,7 +237,8 @@ class Topic:
     def trim(self, max_bytes: int, now_s: float) -> int:
         """Evict the oldest messages until the ring holds at most ``max_bytes``; return bytes freed.
 
-        What is yet to be offered stays, whatever its size: the round of this turn offers it.
+        Messages that are yet to be offered stay, whatever their size: the round of this turn
+        offers them.
         """
         before = self.ring.size_bytes
         excess = self.ring.oldest_over(max_bytes, self.edge)
@@ -248,14 +249,15 @@ class Topic:
     def join(self, reader: Subscriber, last: int, now_s: float) -> None:
         """Add ``reader``, to be given the ``last`` messages first (or as many as there are).
 
-        It starts among the lagging: the caller lets it read until it is up to date.
+        The reader starts among the lagging: the caller lets it read until it is up to date.
         """
         self.join_after(reader, max(self.first, self.ring.head - last + 1) - 1, now_s)
 
     def join_after(self, reader: Subscriber, after: int, now_s: float) -> None:
         """Add ``reader``, to be given what follows offset ``after``, which the ring must reach.
 
-        It begins at the edge at the latest: what is yet to be offered is offered to it too.
+        The reader begins at the edge at the latest: messages that are yet to be offered are
+        offered to it too.
         """
         reader.is_joined = True
         self.pattern_readers += reader.came_by_pattern
@@ -277,7 +279,7 @@ class Topic:
         self.offered += backlog - passed
 
     def leave(self, reader: Subscriber, now_s: float) -> None:
-        """Remove ``reader``; what still waited for it is counted as discarded. Idempotent."""
+        """Remove ``reader``; messages that waited for it count as discarded. Idempotent."""
         if not reader.is_joined:
             return
         if reader in self.suspended:
@@ -294,8 +296,9 @@ class Topic:
     def suspend(self, reader: Subscriber) -> None:
         """Open the circuit of ``reader``: it stays, at the place up to which it has everything.
 
-        Until `resume` nothing is offered to it and it costs nothing. What waited for it is
-        discarded, and what it was still to be told is forgotten: it may yet be given.
+        Until `resume` nothing is offered to the reader, which costs nothing. Messages that waited
+        for it are discarded, and the holes that it was to be told of are forgotten: what lies in
+        them may yet be given.
         """
         position, edge = reader.position(), self.edge
         self._offer_no_more(reader)
@@ -305,8 +308,8 @@ class Topic:
     def resume(self, reader: Subscriber, now_s: float) -> None:
         """Let a suspended ``reader`` go on where it stopped, as if it joined with that position.
 
-        What the ring no longer has is offered to it as well, and lost. Until it is up to date its
-        circuit is half-open.
+        Messages that the ring no longer has are offered to the reader as well, and lost. Until the
+        reader is up to date its circuit is half-open.
         """
         del self.suspended[reader]
         missing = reader.half_open(min(self.edge, self.first - 1), now_s)
@@ -356,9 +359,10 @@ class Topic:
     def read(self, reader: Subscriber, max_bytes: int, now_s: float) -> list[bytes]:
         """Return the next messages for a lagging reader, oldest first, up to the edge.
 
-        Its policy is applied first. They are in its wire form, for its ``spelling`` to join. Empty
-        when it is up to date. No hole that is to be told lies between them: a hole before them, or
-        before what is to come when there are none, is told by the reader's next ``write``.
+        The reader's policy is applied first. The messages are in the reader's wire form, for its
+        ``spelling`` to join; there are none when it is up to date. No hole that is to be told lies
+        between them: a hole before them, or before what is to come when there are none, is told by
+        the reader's next ``write``.
         """
         policy = reader.policy
         policy.settle(reader, self, min(now_s, self.moved_s))
@@ -374,8 +378,8 @@ class Topic:
 
         For each of ``readers`` that is still live with its cursor at ``start`` the caller moves
         the cursor to ``end``, counts, and then writes ``payload``: in this order, because the
-        write itself may make the reader lag or leave. And then the same of ``then``, whose
-        readers may be at the end of this part. One round at a time.
+        write itself may make the reader lag or leave. The same is done with ``then``, whose
+        readers may be at the end of this part. A topic has one round at a time.
         """
         if self.first - 1 > self.edge:
             self._lose_unoffered(now_s)
@@ -413,8 +417,8 @@ class Topic:
     def serve(self, after: int, upto: int, max_bytes: int, now_s: float) -> list[bytes]:
         """Return frames behind offset ``after``, up to ``upto``, for a reader that does not stay.
 
-        They are offered and delivered at once. Empty when there are none; at least one
-        otherwise. ``after`` must not lie before what the ring has.
+        The frames count as offered and delivered at once. There is at least one frame unless no
+        message follows. ``after`` must not lie before ``first - 1``.
         """
         frames = self.frames(after, min(upto, self.ring.head), max_bytes)
         self.offered += len(frames)
@@ -432,7 +436,7 @@ class Topic:
             reader for reader in self.lagging if reader.window(cap) != reader.window(before)
         ]
         if cap > before:
-            # What the smaller window has cost is lost; the larger one begins now.
+            # Messages beyond the smaller window are lost; the larger window begins now.
             for reader in affected:
                 reader.policy.settle(reader, self, self.moved_s)
         self.window_cap = cap
@@ -447,7 +451,7 @@ class Topic:
 
     def settle(self, now_s: float) -> None:
         """Bring every reader's counters up to date, as a view of them must be."""
-        # What a lagging reader has lost by now, it lost when the edge last moved.
+        # Nothing was lost since the edge, or the ring, last moved.
         lost_s = min(now_s, self.moved_s)
         for reader in self.lagging:
             reader.policy.settle(reader, self, lost_s)
@@ -526,7 +530,7 @@ class Topic:
             self._remove_lagging(reader)
         self._suspects.pop(reader, None)
         if not self.live and not self.lagging:
-            # Nobody is left to be offered what waits; later readers find it in the ring.
+            # No reader is left for the messages that wait; later readers find them in the ring.
             self.edge = self.ring.head
             self.pending_bytes = 0
 
@@ -535,7 +539,7 @@ class Topic:
 
         Only a burst larger than the ring within one turn of the loop gets that far.
         """
-        # What was offered before is settled before that is added to it.
+        # Readers are settled by the edge as it was before the loss is added.
         self.settle(now_s)
         gone = self.first - 1 - self.edge
         self.edge += gone

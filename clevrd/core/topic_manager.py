@@ -26,7 +26,7 @@ from clevrd.errors import InvalidRequest, Unavailable
 # oldest, and the rest is connections, transport buffers and the interpreter.
 _RINGS_SHARE: Final = 0.6
 _KEPT_SHARE: Final = 0.15
-# And for messages spelled as events and lines, beyond which each reader's are its own.
+# Share for messages spelled as events and lines; beyond it each reader's texts are its own.
 _TEXTS_SHARE: Final = 0.05
 
 # Topics looked at in one sweep, about 0.3 us each and 2 us for one that is evicted: where there are
@@ -36,8 +36,8 @@ TOPICS_PER_SWEEP: Final = 1_000
 # to give back to the machine (memory.py).
 FORGOTTEN_BYTES_PER_SWEEP: Final = 16 << 20
 
-# A topic without a message is nothing but a name that somebody reads. This is how long it is kept
-# after its last reader left: longer than a reader takes from finding it to joining it.
+# A topic without a message is nothing but a name that somebody reads. The topic is kept so long
+# after its last reader left: longer than a reader takes from finding a topic to joining it.
 UNMADE_S: Final = 5.0
 # Names that one sweep forgets, at about 2 us each.
 UNMADE_PER_SWEEP: Final = 2_500
@@ -93,12 +93,12 @@ class TopicManager:
 
     @property
     def ring_bytes(self) -> int:
-        """What the rings of all topics hold."""
+        """Bytes that the rings of all topics hold."""
         return self._ring_sizes.total_bytes
 
     @property
     def max_ring_bytes(self) -> int:
-        """What the rings of all topics may hold."""
+        """Bytes that the rings of all topics may hold."""
         return self._ring_sizes.max_bytes
 
     def of_tenant(self, tenant: str) -> list[Topic]:

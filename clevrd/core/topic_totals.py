@@ -23,7 +23,7 @@ class Totals:
         self.discarded = 0
         # By reason, as Losses names them.
         self.lost = {"slow_consumer": 0, "retention": 0, "memory": 0}
-        # What waits at the moment; this one does fall.
+        # Messages that wait at the moment; this sum does fall.
         self.queued = 0
 
     def copy(self) -> Totals:
@@ -52,7 +52,7 @@ class TopicTotals:
         # Topics that had readers since the sums were last taken: of the others only ``published``
         # can have changed, which is counted as it happens. Topics add themselves.
         self.active: dict[Topic, None] = {}
-        # What was counted when each topic was last summed up, publishes excepted.
+        # All that had been counted when each topic was last summed up, publishes excepted.
         self._sums = Totals()
         # Messages appended to any topic; counted by TopicManager.extend.
         self.published = 0
@@ -62,9 +62,9 @@ class TopicTotals:
     ) -> Generator[None, None, tuple[Totals, int]]:
         """Return the sums, and how many readers are slow.
 
-        It goes topic by topic, and others may be served at each yield: each topic's figures are of
-        one moment, so that the sums add up, though not all of the same moment. Of topics without
-        readers what was summed up before is not looked at again.
+        Others may be served at each yield. The figures of a topic are of one moment, so that the
+        sums add up, but different topics are summed up at different moments. Topics without readers
+        are not looked at again.
 
         Args:
             note_quiet: told of each topic that has no readers any more.

@@ -29,8 +29,8 @@ from clevrd.core.shared_texts import (
     TextBudget,
 )
 from clevrd.core.stream_forms import (
+    BLANK,
     FRAMES,
-    HOLE,
     NDJSON,
     NDJSON_BARE,
     PLACED_EVENTS,
@@ -385,7 +385,7 @@ def test_write_of_events_with_ids_of_the_readers_own_is_bounded(strategy: DropSt
     sink.drain()
 
     for reader in (live, stalled, late):
-        counts = [data.count(HOLE) for data in sink_writes(reader)]
+        counts = [data.count(BLANK) for data in sink_writes(reader)]
         assert max(counts) <= PLACED_MESSAGES
         assert sum(counts) == reader.delivered > 0
     assert [reader.delivered for reader in whole] == [125, 125]
@@ -414,5 +414,5 @@ def test_events_are_finished_with_what_is_the_readers_own() -> None:
     assert [event.id for event in events_in(one)] == ["e:1/0,f:7/1", "e:2/0,f:7/1"]
     assert [event.id for event in events_in(other)] == ["e:1/0,f:8/1", "e:2/0,f:8/1"]
     assert framed == chunk(other)
-    assert last == chunk(first.replace(HOLE, b"/0,f:8/1"))
+    assert last == chunk(first.replace(BLANK, b"/0,f:8/1"))
     assert writes.finish(b"", SSE_BARE).startswith(b"event: gap\n")

@@ -1,1 +1,1 @@
-"""What a reader that lags beyond its window loses: a module for each policy, none with a state."""
+"""Policies: which messages a lagging reader loses. A module for each; none has a state."""

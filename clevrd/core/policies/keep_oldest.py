@@ -120,7 +120,8 @@ def _keep_upto(reader: Reader, view: TopicView, upto: int, now_s: float) -> None
 def _take_kept(reader: Reader, kept: KeptFrames, max_bytes: int) -> list[bytes]:
     """Return frames of the oldest run that the reader holds, and let go of them.
 
-    Of one run only: what lies behind a hole is a write of its own, and holes part runs.
+    The frames are of one run only: holes part runs, and messages behind a hole are a write of their
+    own.
     """
     (after, upto), *others = reader.kept
     frames = kept.take(after, min(upto, after + reader.spelling.max_messages), max_bytes)

@@ -87,7 +87,7 @@ def _gone(reader: Reader, view: TopicView) -> int:
 def _skip_to(reader: Reader, before: int, gone: int) -> None:
     """Move the cursor ``before`` the first message that waits.
 
-    Of what lies between, ``gone`` were newest that the ring gave up: they lie before all that
+    Among the messages between, ``gone`` were newest that the ring gave up: they lie before all that
     waits.
     """
     hole = before - reader.cursor

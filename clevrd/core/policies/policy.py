@@ -57,7 +57,7 @@ class TopicView(Protocol):
 
     @property
     def kept(self) -> KeptFrames:
-        """What readers keep although the ring may have moved on."""
+        """The frames that readers keep although the ring may have moved on."""
 
     @property
     def newest(self) -> NewestByKey:
@@ -75,7 +75,7 @@ class TopicView(Protocol):
 
 
 class Reader(Protocol):
-    """The numbers of a subscriber that policies read and move. What each is: core/subscriber."""
+    """The numbers of a subscriber that policies read and move. Their meaning: core/subscriber."""
 
     cursor: int
     delivered: int
@@ -103,7 +103,7 @@ class Reader(Protocol):
 
 
 class Policy:
-    """What all policies share; the defaults are those of a reader that holds nothing but a cursor.
+    """The part that all policies share; the defaults suit a reader that has nothing but a cursor.
 
     `overflow` and `settle` are for lagging readers: a live one is about to be given a round, which
     may exceed its window.
@@ -131,16 +131,17 @@ class Policy:
     def settle(self, reader: Reader, view: TopicView, now_s: float) -> None:
         """Drop what there is to drop, given what has been offered so far.
 
-        Lazy and idempotent: nothing happens at publish time, and asking twice changes nothing.
-        Must come before every `take`, before the window grows and after it has shrunk.
+        Settling is lazy and idempotent: nothing happens at publish time, and a second call changes
+        nothing. A call must come before every `take`, before the window grows and after the window
+        has shrunk.
         """
         raise NotImplementedError
 
     def take(self, reader: Reader, view: TopicView, max_bytes: int) -> list[bytes]:
         """Return the next messages in the reader's wire form, oldest first, and move past them.
 
-        ``spelling`` joins them. Call `settle` first. Empty when nothing waits; at least one
-        otherwise. The caller counts them as delivered.
+        The reader's ``spelling`` joins them. Call `settle` first. There is at least one message
+        unless nothing waits. The caller counts the messages as delivered.
         """
         raise NotImplementedError
 
@@ -158,7 +159,7 @@ class Policy:
     def pass_over(self, reader: Reader, view: TopicView) -> int:
         """Skip what of a new backlog is not wanted, uncounted; return how much that is.
 
-        It was never offered to the reader: a reader that joins is not slow.
+        Skipped messages were never offered to the reader: a reader that joins is not slow.
         """
         return 0
 

@@ -17,7 +17,7 @@ import msgspec
 
 from clevrd.core.beginning import After, Beginning, ResolvedBeginning, resolve
 from clevrd.core.notices import RETENTION, Gap
-from clevrd.core.server_frames import HOLE, HOLE_BYTES, payload_of, payloads_in
+from clevrd.core.server_frames import BLANK, BLANK_BYTES, payload_of, payloads_in
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest
@@ -286,7 +286,7 @@ def poll_answer(
 ) -> Response:
     """Return the answer with the messages in ``payloads``, behind which ``upto`` lies."""
     view = PollView(
-        messages=[HOLE],
+        messages=[BLANK],
         topic=topic.name,
         epoch=topic.epoch,
         offset=upto,
@@ -297,9 +297,9 @@ def poll_answer(
 
 
 def answer_with(view: object, payloads: Iterable[bytes]) -> Response:
-    """Return the answer that ``view`` is, with ``payloads`` where its messages are HOLE alone.
+    """Return the answer that ``view`` is, with ``payloads`` where its messages are BLANK alone.
 
     A MiB of messages is joined once and not encoded: see `encoding.SPLICED_BYTES`.
     """
-    before, after = json_answer(view).body.split(HOLE_BYTES)
+    before, after = json_answer(view).body.split(BLANK_BYTES)
     return Response(200, b"".join((before, b",".join(payloads), after)), headers=NOT_STORED)

@@ -25,7 +25,7 @@ from clevrd.core.beginning import Beginning, check_beginning, resolve
 from clevrd.core.event_ids import IdPlace
 from clevrd.core.notices import Gap, Position, unknown_gap
 from clevrd.core.patterns import Words, parse_pattern
-from clevrd.core.server_frames import HOLE, message_id_in, message_id_of, payload_of
+from clevrd.core.server_frames import BLANK, message_id_in, message_id_of, payload_of
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest
 from clevrd.handlers.subscribe.poll import (
@@ -260,7 +260,7 @@ class ManyPoll:
         places = self._places.values()
         positions = {place.topic.name: place.end() for place in places}
         view = ManyPollView(
-            messages=[HOLE],
+            messages=[BLANK],
             positions=positions,
             last_event_id=self._ids.whole().decode(),
             recovered=self._is_resumed and all(place.is_recovered for place in places),
