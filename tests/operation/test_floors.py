@@ -145,3 +145,19 @@ def test_each_module_can_be_imported_first(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stderr
+
+
+def test_messages_are_read_by_offset_in_one_place() -> None:
+    """A topic alone asks its ring for messages, so that a log can stand behind it.
+
+    What a planned restart saves is the ring itself.
+    """
+    reads = re.compile(r"\bring\.(?:frames|take|last_before)\(")
+
+    places = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if reads.search(path.read_text(encoding="utf-8"))
+    }
+
+    assert places == {"core/topic.py", "restart/format.py"}
