@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 from functools import partial
 from typing import Final, cast
 
-from clevrd.admission import Admitted
+from clevrd.admission import Admitted, Later
 from clevrd.errors import ClevrdError, RequestTimeout, Unavailable
 from clevrd.http_values import (
     LINGER_S,
@@ -25,6 +25,7 @@ from clevrd.progress import progress_of
 from clevrd.raw_http.grammar import MAX_HEAD_BYTES, PlainHead, can_become_plain
 from clevrd.raw_http.probes import MAX_PROBES, PROBE_S, can_become_probe, no_room, read_probe
 from clevrd.raw_http.server import MAX_LINGERING, RawServer
+from clevrd.scheduling.due_answers import Due, DueAnswers, Place
 
 # How long the rest of a request may take that had begun when the daemon began to drain: half a
 # request must neither be lost nor hold up the stop.
@@ -42,12 +43,15 @@ class RawConnection(asyncio.Protocol):
     __slots__ = (
         "_awaits_turn",
         "_buffer",
+        "_due",
+        "_has_eof",
         "_held_bytes",
         "_is_busy",
         "_is_closing",
         "_is_last",
         "_is_probe",
         "_is_write_paused",
+        "_last_word",
         "_needed_bytes",
         "_server",
         "_stage",
@@ -70,6 +74,10 @@ class RawConnection(asyncio.Protocol):
         # What the buffer holds is served in one of the next turns; nothing is read until then.
         self._awaits_turn = False
         self._is_write_paused = False
+        # The answers from the first one on that is due; None while none is.
+        self._due: DueAnswers | None = None
+        # What is to be said behind them, and nothing after it.
+        self._last_word = b""
         # How much of a request has begun to arrive, for which a deadline is set.
         self._stage = _NOTHING
         # Bytes the buffer must hold for the request's time to begin anew; NEVER in its head.
@@ -82,6 +90,8 @@ class RawConnection(asyncio.Protocol):
         self._is_probe = False
         # What the budget of all connections was told that the buffer holds.
         self._held_bytes = 0
+        # The client has shut its side down.
+        self._has_eof = False
         # Close after the answers that are due.
         self._is_closing = False
         # Loop time by which the request under way must be whole, or the next one must begin.
@@ -134,19 +144,21 @@ class RawConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Answer what waits before closing: a client may shut its side down after its request."""
-        self._is_closing = True
+        self._is_closing = self._has_eof = True
         if self._is_probe:
             return False
-        is_due = self._is_busy or self._awaits_turn
-        if self._buffer and not is_due:
+        if self._is_busy or self._awaits_turn or self._due is not None:
+            return True
+        if self._buffer:
             # It will never be whole; aiohttp knows what to say to that.
             self._hand_over(bytes(self._buffer))
             return True
-        return is_due
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone; a publish that waits is still published."""
+        """The client has gone; a publish that waits is still published, and answers are let go."""
         self._is_closing = True
+        self._due = None
         self._let_go()
         self._server.deadlines.remove(self)
         self._server.open.discard(self)
@@ -168,7 +180,12 @@ class RawConnection(asyncio.Protocol):
 
     @property
     def _must_hold(self) -> bool:
-        return self._is_busy or self._awaits_turn or self._is_write_paused
+        return (
+            self._is_busy
+            or self._awaits_turn
+            or self._is_write_paused
+            or (self._due is not None and self._due.is_full)
+        )
 
     def _serve(self, data: bytes) -> None:
         """Answer the plain requests that ``data`` holds whole, in order, with one write.
@@ -181,7 +198,7 @@ class RawConnection(asyncio.Protocol):
         position = 0
         stage = _HEAD
         while position < len(data):
-            if answers and is_spent():
+            if position and is_spent():
                 self._flush(answers)
                 self._await_turn(data[position:])
                 return
@@ -193,6 +210,11 @@ class RawConnection(asyncio.Protocol):
                 # Whoever takes the connection over expects it to be read, and not to be paused.
                 self._flush(answers)
                 answers = []
+                if self._due is not None:
+                    # What the new owner sends comes behind all that is due.
+                    self._due.seal()
+                    self._hold(data[position:])
+                    return
                 if self._is_write_paused:
                     self._needed_bytes = 0
                     break
@@ -216,6 +238,12 @@ class RawConnection(asyncio.Protocol):
                 answers.append(server.renderer.render(reply))
                 continue
             self._flush(answers)
+            if isinstance(reply, Due):
+                answers = []
+                if self._expect(reply, plain.request).is_full:
+                    self._hold(data[position:])
+                    return
+                continue
             if isinstance(reply, Upgrade):
                 self._upgrade(reply, data[position:])
             else:
@@ -253,7 +281,7 @@ class RawConnection(asyncio.Protocol):
 
     def _reply(
         self, plain: PlainHead, admitted: Admitted | Response, body: bytes
-    ) -> Response | Upgrade | Awaitable[Response]:
+    ) -> Response | Upgrade | Later:
         if isinstance(admitted, Response):
             return admitted
         try:
@@ -263,14 +291,19 @@ class RawConnection(asyncio.Protocol):
 
     def _flush(self, answers: list[bytes]) -> None:
         if answers:
-            self.transport.write(answers[0] if len(answers) == 1 else b"".join(answers))
+            joined = answers[0] if len(answers) == 1 else b"".join(answers)
+            if self._due is None:
+                self.transport.write(joined)
+            else:
+                self._add(joined, len(answers))
 
     def _keep(self, rest: bytes, stage: int, *, is_progress: bool) -> None:
         """Hold an incomplete request; its head's time runs from its first byte, then its body's."""
         server = self._server
         self._buffer += rest
-        if self._is_write_paused:
-            # It has the time that pause_writing set, and is not read meanwhile.
+        if self._is_write_paused or (self._due is not None and self._due.is_full):
+            # It has the time that pause_writing set, or all that its answers take, and is not read
+            # meanwhile.
             self._stage = _NOTHING
         elif not rest:
             self._stage = _NOTHING
@@ -351,23 +384,32 @@ class RawConnection(asyncio.Protocol):
 
     # --- waiting, upgrading, handing over --------------------------------------------------------
 
-    def _wait_for(self, reply: Awaitable[Response], request: Request, rest: bytes) -> None:
+    def _wait_for(
+        self, reply: Awaitable[Response | Due[Response]], request: Request, rest: bytes
+    ) -> None:
         self._is_busy = True
-        self._stage = _NOTHING
-        self._buffer += rest
-        self.transport.pause_reading()
+        self._hold(rest)
         self._server.tasks.spawn(self._answer_later(reply, request))
 
-    async def _answer_later(self, reply: Awaitable[Response], request: Request) -> None:
+    async def _answer_later(
+        self, reply: Awaitable[Response | Due[Response]], request: Request
+    ) -> None:
         try:
             answer = await reply
         except Exception as error:
             answer = self._server.refusal(error, request)
         self._is_busy = False
-        if self.transport.is_closing():
-            return
-        self.transport.write(self._server.renderer.render(answer))
+        if isinstance(answer, Due):
+            self._expect(answer, request)
+        elif not self.transport.is_closing():
+            self._flush([self._server.renderer.render(answer)])
         self._go_on()
+
+    def _hold(self, rest: bytes) -> None:
+        """Keep ``rest`` until what it waits for has happened, and read nothing meanwhile."""
+        self._stage = _NOTHING
+        self._buffer += rest
+        self.transport.pause_reading()
 
     def _await_turn(self, rest: bytes, *, has_begun: bool = True) -> None:
         """Let other connections be served before ``rest``, and read little meanwhile."""
@@ -405,12 +447,16 @@ class RawConnection(asyncio.Protocol):
         self._serve(data)
         self._account()
         if self._is_closing:
-            self._close_when_done()
+            self._end_input()
         self._close_if_last()
 
-    def _close_when_done(self) -> None:
-        """Close unless an answer is still due, or the connection is not ours now."""
-        if not self._must_hold and self in self._server.open:
+    def _end_input(self) -> None:
+        """End what the client has shut, unless an answer is due, or the connection is not ours."""
+        if self._must_hold or self._due is not None or self not in self._server.open:
+            return
+        if self._buffer:
+            self._hand_over(bytes(self._buffer))
+        else:
             self.transport.close()
 
     def _upgrade(self, upgrade: Upgrade, rest: bytes) -> None:
@@ -436,12 +482,71 @@ class RawConnection(asyncio.Protocol):
         if self._is_closing and not protocol.eof_received():
             self.transport.close()
 
+    # --- answers that are due --------------------------------------------------------------------
+
+    def _expect(self, reply: Due[Response], request: Request) -> DueAnswers:
+        """Give the answer that is due its place; return what it stands in."""
+        due = self._due
+        if due is None:
+            due = self._due = DueAnswers()
+        reply.when_known(partial(self._settle, due, due.expect(), reply, request))
+        return due
+
+    def _add(self, answers: bytes, count: int) -> None:
+        """Put answers behind what is due, and read nothing while they are too many."""
+        due = cast(DueAnswers, self._due)
+        due.add(answers, count)
+        if due.is_full:
+            self.transport.pause_reading()
+
+    def _settle(
+        self,
+        queue: DueAnswers,
+        place: Place,
+        reply: Due[Response],
+        request: Request,
+        _: asyncio.Future[object],
+    ) -> None:
+        """Note an answer that was due; those of one turn of the loop are written together."""
+        server = self._server
+        try:
+            answer = reply.result()
+        except Exception as error:
+            answer = server.refusal(error, request)
+        if queue.settle(place, server.renderer.render(answer)):
+            server.loop.call_soon(self._write_due)
+
+    def _write_due(self) -> None:
+        """Write the answers whose turn has come, and go on with what waited for that."""
+        due = self._due
+        if due is None or self.transport.is_closing():
+            return
+        was_full = due.is_full
+        self.transport.write(due.take())
+        if not due:
+            self._due = None
+            if self._last_word:
+                self._end_behind(self._last_word)
+                return
+        if was_full and not due.is_full:
+            self._go_on()
+        elif self._due is None:
+            self._note_all_answered()
+
+    def _note_all_answered(self) -> None:
+        """Go on between two requests, or end the connection if this was the last one."""
+        if self._is_closing:
+            self._end_input()
+        elif not self._buffer and not self._is_write_paused:
+            self._await_request(self._server.now_s() + self._server.keepalive_timeout_s)
+        self._close_if_last()
+
     # --- ending ----------------------------------------------------------------------------------
 
     def expire(self) -> None:
         """End a connection whose time is up, with a word if a request was under way."""
         server = self._server
-        if self._is_busy or self._awaits_turn:
+        if self._is_busy or self._awaits_turn or self._waits_for_answers:
             server.deadlines.set(self, server.now_s() + server.keepalive_timeout_s)
             return
         if self._is_write_paused and not self._is_closing and self._reads_on():
@@ -470,7 +575,14 @@ class RawConnection(asyncio.Protocol):
     @property
     def is_under_way(self) -> bool:
         """Whether a request has begun to arrive, or an answer is due."""
-        return self._is_busy or self._awaits_turn or bool(self._buffer)
+        return self._is_busy or self._awaits_turn or self._due is not None or bool(self._buffer)
+
+    @property
+    def _waits_for_answers(self) -> bool:
+        """Whether nothing but answers of ours is waited for: no request, and no reader of them."""
+        if self._due is None or self._is_write_paused:
+            return False
+        return self._is_closing or self._stage == _NOTHING
 
     def _close_if_last(self) -> None:
         if self._is_last and not self.is_under_way and self in self._server.open:
@@ -481,15 +593,23 @@ class RawConnection(asyncio.Protocol):
         self._say_last(self._server.refusal(error, None))
 
     def _say_last(self, answer: Response) -> None:
-        """Say a last word, and close once the client can have read it."""
-        server = self._server
+        """Say a last word, behind what is due, and close once the client can have read it."""
         self._is_closing = True
         self._let_go()
+        word = self._server.renderer.render(answer, must_close=True)
+        if self._due is None:
+            self._end_behind(word)
+        else:
+            self._last_word = word
+
+    def _end_behind(self, word: bytes) -> None:
+        """Send ``word`` and nothing more, and linger."""
+        server = self._server
         server.open.discard(self)
         server.probing.pop(self, None)
         server.deadlines.remove(self)
-        self.transport.write(server.renderer.render(answer, must_close=True))
-        if len(server.lingering) >= MAX_LINGERING:
+        self.transport.write(word)
+        if self._has_eof or len(server.lingering) >= MAX_LINGERING:
             self.transport.close()
             return
         server.lingering.add(self)
