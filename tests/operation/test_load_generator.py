@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from bench.build import PROGRAMS, SOURCES
 
 # A function that a header declares: its name before a bracket, at the beginning of a line.
