@@ -22,7 +22,7 @@ from clevrd.core.gap_log import GapLog
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.stream_forms import StreamForm
 from clevrd.core.subscriber import Subscriber
-from clevrd.hub import Hub, readers
+from clevrd.hub import Hub, Published, readers
 from clevrd.restart.format import (
     MARKER_BYTES,
     StateReader,
@@ -149,6 +149,7 @@ class World:
             self.wall_us += tick_us
             request = PublishRequest("t", msgspec.Raw(b"1"), key.strip() or None)
             answer = self.hub.publish(self.topic, request)
+            assert isinstance(answer, Published)
             self.published[answer.epoch].append(answer.message_id)
 
 
