@@ -28,11 +28,12 @@ from clevrd.addresses import parse_address
 from clevrd.admission import Gate
 from clevrd.aiohttp_front.front import AiohttpFront
 from clevrd.config import Config
-from clevrd.connections.websocket import RESTARTING, WebSockets
+from clevrd.connections.poll import Polls
+from clevrd.connections.registry import RESTARTING, Connections
 from clevrd.daemon_signals import DaemonSignals
 from clevrd.descriptors import connections_allowed, raise_limit
 from clevrd.errors import CannotStart
-from clevrd.handlers.commands.endpoint import MultiplexEndpoint
+from clevrd.handlers.commands.endpoint import CommandEndpoint
 from clevrd.handlers.operate.health import HealthEndpoint, ProbeEndpoint
 from clevrd.handlers.operate.metrics import MetricsEndpoint
 from clevrd.handlers.publish.batch import BatchEndpoint
@@ -42,7 +43,6 @@ from clevrd.handlers.router import PathRouter
 from clevrd.handlers.site.assets import AssetEndpoint
 from clevrd.handlers.site.pages import HomeEndpoint
 from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
-from clevrd.handlers.subscribe.poll import Polls
 from clevrd.http_values import Refusals
 from clevrd.hub import Hub, Stats
 from clevrd.listeners import Listeners
@@ -92,7 +92,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
         self.hub = Hub(config, self._loop, stats=stats, wall_ns=wall_ns)
-        self.connections = WebSockets(
+        self.connections = Connections(
             self.hub.counters,
             self.hub.tasks,
             self.hub.turns,
@@ -104,7 +104,7 @@ class Server:
         publish_socket = PublishSocketEndpoint(self.hub, self.connections, config)
         self._polls = Polls(self.hub, self._loop)
         subscribe = SubscribeEndpoint(self.hub, self.connections, self._polls, config)
-        multiplex = MultiplexEndpoint(self.hub, self.connections, config)
+        commands = CommandEndpoint(self.hub, self.connections, config)
         health = HealthEndpoint(self.hub, started_s)
         live = ProbeEndpoint(lambda: True, "never")
         ready = ProbeEndpoint(self.is_ready, "The daemon is starting or shutting down.")
@@ -116,7 +116,7 @@ class Server:
                 "/publish": {"POST": publish, "GET": publish_socket},
                 "/publish/batch": {"POST": BatchEndpoint(self.hub, config)},
                 "/subscribe": {"GET": subscribe},
-                "/ws": {"GET": multiplex},
+                "/ws": {"GET": commands},
                 "/health": {"GET": health},
                 "/health/live": {"GET": live},
                 "/health/ready": {"GET": ready},
@@ -131,7 +131,7 @@ class Server:
         self._http = self._front.server
         grammar = PlainGrammar(
             publish,
-            {"/publish": publish_socket, "/subscribe": subscribe, "/ws": multiplex},
+            {"/publish": publish_socket, "/subscribe": subscribe, "/ws": commands},
             config.max_message_bytes,
         )
         self.door = Door(

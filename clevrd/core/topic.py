@@ -12,6 +12,7 @@ live delivery are one sequence that can't repeat or reorder.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from clevrd.core.kept_frames import KeptBudget, KeptFrames
@@ -458,6 +459,14 @@ class Topic:
         self._active[self] = None
         self.last_used_s = now_s
         return frames
+
+    def frames_behind(self, after: int) -> Iterator[bytes]:
+        """Return the frames behind offset ``after`` one by one, as they are asked for.
+
+        Nothing is counted as offered. ``after`` must not lie before what the ring has.
+        """
+        for offset in range(after + 1, self.ring.head + 1):
+            yield self.ring.frame(offset)
 
     def set_window(self, window_cap: int, now_s: float) -> None:
         """Let readers lag ``window_cap`` messages at most, those that lag now included."""

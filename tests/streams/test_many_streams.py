@@ -25,15 +25,14 @@ from http_wire import get, responses, talk
 from httpx_sse import ServerSentEvent, aconnect_sse
 from streams import EVENTS, LINES, Item, Stream, open_stream
 
-from clevrd.connections.many_streams import EventPlaces
-from clevrd.core.beginning import After, Last
+from clevrd.connections.poll import POLLS_PER_TURN, Poll
+from clevrd.connections.stream import EventIdSink
+from clevrd.core.beginning import After
 from clevrd.core.event_ids import EventIds
 from clevrd.core.message import PublishRequest
 from clevrd.core.stream_forms import PLACED_MESSAGES, SSE, SSE_BARE, PlacedWrites
 from clevrd.core.subscriber import Sink
-from clevrd.handlers.subscribe.endpoint import read_options
-from clevrd.handlers.subscribe.poll import POLLS_PER_TURN, WaitingPoll
-from clevrd.handlers.subscribe.poll_many import ManyPoll
+from clevrd.handlers.subscribe.endpoint import read_request
 from clevrd.http_values import Request
 from clevrd.hub import rounds
 from clevrd.tenants import Tenant
@@ -299,11 +298,11 @@ async def test_readers_at_the_same_places_are_written_the_same_object(daemon: Da
     sinks: list[Sink] = []
     for number, query in enumerate(queries):
         names = [field.removeprefix("topic=") for field in query.split("&")]
-        ids = EventIds(dict.fromkeys(names, After(0, "e")), {}, is_watching=False)
+        ids = EventIds(dict.fromkeys(names, After(0, "e")), {}, has_found_all=False)
         sink = FakeSink()
         form = SSE if number == 2 else SSE_BARE
-        places = EventPlaces(sink, form, ids, writes, lambda control: None)
-        sinks.append(places.sink_of(daemon.hub.topic(TENANT, "a")))
+        topic = daemon.hub.topic(TENANT, "a")
+        sinks.append(EventIdSink(sink, form, ids.add(topic.name, topic.epoch), writes))
         sinks[-1].write(b"id: e:2\0\ndata: 1\n\n")
         written.append(sink.writes)
     for each in sinks:
@@ -747,7 +746,7 @@ async def test_polls_one_after_the_other_miss_nothing_in_any_topic(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While publishers push on, topics begin, and answers hold only a part."""
-    monkeypatch.setattr("clevrd.handlers.subscribe.poll_many.POLL_MAX_MESSAGES", 7)
+    monkeypatch.setattr("clevrd.connections.poll.POLL_MAX_MESSAGES", 7)
     topics = ("a", "b", "p.1", "p.2")
     async with running(catch_up_messages=0) as daemon:
 
@@ -884,20 +883,18 @@ async def test_many_polls_are_answered_by_turns(
     """Messages for hundreds of them hold up nobody else."""
     request = Request("GET", "/subscribe", {})
     query = {"topic": ["a", "b"]}
-    options = read_options(request, query, 0, 0, is_events=False, takes_any_id=False)
+    wanted = read_request(request, query, 0, 0, is_events=False, takes_any_id=False)
     topic = daemon.hub.topic(TENANT, "a")
     polls = [
-        ManyPoll(daemon.server._polls, daemon.hub, TENANT, options, 100)
+        daemon.server._polls.answer_many(TENANT, wanted, 100, 60.0)
         for _ in range(3 * POLLS_PER_TURN)
     ]
-    for each in polls:
-        each.begin([(daemon.hub.topic(TENANT, name), Last(0)) for name in "ab"], 60.0)
     for _ in range(messages):
         daemon.hub.publish(topic, PublishRequest("a", msgspec.Raw(b"1")))
     answered = [0]
     while answered[-1] < len(polls):
         await asyncio.sleep(0)
-        answered.append(sum(each.answer.done() for each in polls))
+        answered.append(sum(each.done() for each in polls))
 
     assert max(after - before for before, after in pairwise(answered)) == per_turn
     assert daemon.hub.subscribers == 0
@@ -920,7 +917,7 @@ async def test_poll_that_was_answered_is_gone(daemon: Daemon, query: str) -> Non
 
 def polls_in_memory() -> int:
     """Return how many polls there are, those included that wait for the collector."""
-    return sum(isinstance(each, WaitingPoll | ManyPoll) for each in gc.get_objects())
+    return sum(isinstance(each, Poll) for each in gc.get_objects())
 
 
 async def test_poll_is_refused_as_one_whatever_else_it_accepts(daemon: Daemon) -> None:

@@ -17,7 +17,8 @@ import aiohttp
 import msgspec
 
 from clevrd.config import Config
-from clevrd.connections.subscriber import SubscriberConnection
+from clevrd.connections.one_subscription import OneSubscription
+from clevrd.connections.websocket import SubscriberWebSocket
 from clevrd.control.system_stats import LoadSample
 from clevrd.server import Server
 
@@ -54,11 +55,17 @@ class Daemon:
         self.url = server.addresses[0]
         self.port = int(self.url.rsplit(":", 1)[1])
 
-    def only_subscriber(self) -> SubscriberConnection:
+    def only_subscriber(self) -> SubscriberWebSocket:
         """Return the connection of the one subscriber there is."""
         (connection,) = self.server.connections._open
-        assert isinstance(connection, SubscriberConnection)
+        assert isinstance(connection, SubscriberWebSocket)
         return connection
+
+    def only_reader(self) -> OneSubscription:
+        """Return the reader of the one subscriber there is, which has one topic."""
+        subscription = self.only_subscriber().subscription
+        assert isinstance(subscription, OneSubscription)
+        return subscription
 
     @property
     def ws_url(self) -> str:

@@ -7,8 +7,8 @@ from functools import partial
 
 from clevrd.admission import Admitted, admit_tenant
 from clevrd.config import Config
-from clevrd.connections.multi import CommandConnection
-from clevrd.connections.websocket import WebSockets
+from clevrd.connections.command_websocket import CommandWebSocket
+from clevrd.connections.registry import Connections
 from clevrd.core.near_names import TENANT_OPTION
 from clevrd.errors import InvalidRequest
 from clevrd.handlers.commands.commands import Commands
@@ -22,14 +22,14 @@ from clevrd.http_values import Request, WebSocketUpgrade
 from clevrd.hub import Hub
 
 
-class MultiplexEndpoint:
+class CommandEndpoint:
     """Answers the handshake of a socket for commands."""
 
     serves_while_draining = False
 
-    def __init__(self, hub: Hub, sockets: WebSockets, config: Config) -> None:
+    def __init__(self, hub: Hub, connections: Connections, config: Config) -> None:
         self._hub = hub
-        self._sockets = sockets
+        self._connections = connections
         self._config = config
 
     def admit(self, head: Request) -> Admitted:
@@ -52,8 +52,8 @@ class MultiplexEndpoint:
         config = self._config
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
-            connection = CommandConnection(
-                self._sockets,
+            connection = CommandWebSocket(
+                self._connections,
                 transport,
                 self._hub,
                 tenant,
