@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import ClassVar, Final
@@ -33,6 +33,7 @@ from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError
 from clevrd.http_values import NOT_STORED, Response, json_answer
 from clevrd.hub import Hub
+from clevrd.scheduling.turn_queue import TurnQueue
 from clevrd.tenants import Tenant
 
 # What one answer holds at most, but for a single larger message: 10 ms of work at 300 MB/s.
@@ -43,9 +44,11 @@ POLL_MAX_BYTES: Final = 1_048_576
 POLL_HEAD: Final = Response(200, b"", headers=NOT_STORED)
 
 # Polls answered in one turn of the loop, at some 100 us each with what the connection then does;
-# and messages in their answers, at 2 us each, which the last answer may exceed.
+# and messages in their answers, at 2 us each, which the last answer may exceed. A poll counts as so
+# many messages at least that both bounds hold.
 POLLS_PER_TURN: Final = 32
 MESSAGES_PER_TURN: Final = 2_000
+_LEAST_COST: Final = -(-MESSAGES_PER_TURN // POLLS_PER_TURN)
 
 # An answer never lags.
 _NO_OPTIONS: Final = DeliveryOptions(
@@ -92,7 +95,10 @@ class Polls:
         self.loop = loop
         self._open: dict[Poll, None] = {}
         # Polls that are answered as soon as it is their turn: one message may be for thousands.
-        self._due: dict[Poll, None] = {}
+        self._due: deque[Poll] = deque()
+        self._queue = TurnQueue(
+            MESSAGES_PER_TURN, self._answer_next, loop, hub.counters.count_background_error
+        )
         # What a round wrote last, and the messages in it: it writes the same to all of them.
         self._last = (b"", list[bytes]())
 
@@ -126,9 +132,10 @@ class Polls:
 
     def settle(self, poll: Poll) -> None:
         """Answer a poll when it is its turn; what comes until then is in the answer."""
-        if not self._due:
-            self.loop.call_soon(self._settle_some)
-        self._due[poll] = None
+        if not poll.is_due:
+            poll.is_due = True
+            self._due.append(poll)
+            self._queue.work_soon()
 
     def end_all(self) -> None:
         """Answer all that wait with nothing, once what is pending now has been offered to them."""
@@ -147,22 +154,19 @@ class Polls:
         self._open[poll] = None
         return poll
 
-    def _settle_some(self) -> None:
-        left_messages = MESSAGES_PER_TURN
-        for poll in list(islice(self._due, POLLS_PER_TURN)):
-            if left_messages <= 0:
-                break
-            self._due.pop(poll, None)
-            left_messages -= poll.messages
-            poll.resolve()
-        self._last = b"", []
-        if self._due:
-            self.loop.call_soon(self._settle_some)
+    def _answer_next(self) -> int | None:
+        """Answer the poll that is due for longest; return what that costs."""
+        if not self._due:
+            self._last = b"", []
+            return None
+        poll = self._due.popleft()
+        cost = max(poll.messages, _LEAST_COST)
+        poll.resolve()
+        return cost
 
     def forget(self, poll: Poll) -> None:
         """Know no more of a poll, which was answered. Idempotent."""
         self._open.pop(poll, None)
-        self._due.pop(poll, None)
 
 
 class PolledTopic:
@@ -306,6 +310,7 @@ class Poll:
         "_topics",
         "answer",
         "has_looked",
+        "is_due",
         "polls",
     )
 
@@ -321,6 +326,8 @@ class Poll:
         self._is_resumed = False
         # It has looked at what there is.
         self.has_looked = False
+        # It waits for its turn to be answered; set by `Polls.settle`.
+        self.is_due = False
         # False answers with nothing at once, as soon as it has looked.
         self._may_wait = timeout_s > 0
         self._payloads: list[bytes] = []

@@ -32,6 +32,7 @@ from clevrd.core.event_ids import EventIds
 from clevrd.core.message import PublishRequest
 from clevrd.core.stream_forms import PLACED_MESSAGES, SSE, SSE_BARE, PlacedWrites
 from clevrd.core.subscriber import Sink
+from clevrd.errors import Unavailable
 from clevrd.handlers.subscribe.endpoint import read_request
 from clevrd.http_values import Request
 from clevrd.hub import rounds
@@ -874,6 +875,31 @@ async def test_topic_that_is_forgotten_while_a_poll_looks_is_found_again(
 
     assert [(each["topic"], each["offset"]) for each in answer["messages"]] == [("p.0", 1)]
     assert answer["gaps"] == []
+
+
+async def test_poll_is_refused_whose_topic_was_forgotten_and_has_no_room_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It does not wait without an end for a search that could not be finished."""
+    async with running(max_topics=21) as daemon:
+        monkeypatch.setattr(daemon.hub.patterns.queue, "units_per_turn", 1)
+        for number in range(20):
+            await daemon.publish(f"p.{number}", 0)
+        daemon.hub.topic(TENANT, "a")
+        request = Request("GET", "/subscribe", {})
+        query = {"topic": ["a"], "pattern": ["p.*"]}
+        wanted = read_request(request, query, 0, 0, is_events=False, takes_any_id=False)
+
+        answer = daemon.server._polls.answer_many(TENANT, wanted, 100, 60.0)
+        for topic in daemon.hub.topics.evict_idle(1e12):
+            daemon.hub.patterns.topic_forgotten(topic)
+        for number in range(21):
+            daemon.hub.topic(TENANT, f"other.{number}")
+        async with asyncio.timeout(5.0):
+            with pytest.raises(Unavailable):
+                await answer
+
+        assert len(daemon.server._polls) == len(daemon.hub.patterns) == 0
 
 
 @pytest.mark.parametrize(("messages", "per_turn"), [(1, POLLS_PER_TURN), (500, 4)])
