@@ -1,6 +1,6 @@
 """Command sockets: one WebSocket with many subscriptions, and publishes, all by commands.
 
-What the commands mean is decided by handlers/commands/commands.py, which gives this its Publisher.
+Their meaning is decided by handlers/commands/commands.py, which gives this its Publisher.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class CommandWebSocket(DeliveringWebSocket, PublishConnection):
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """It reads again: first what it has subscribed to, then its commands."""
+        """The client reads again: its subscriptions go on first, then its commands."""
         self._is_write_paused = False
         super().resume_writing()
-        # What it has subscribed to may have filled the transport anew.
+        # Its subscriptions may have filled the transport anew.
         if not self._is_write_paused:
             self._go_on()
 

@@ -1,7 +1,7 @@
 """Many topics and patterns of one connection: what is subscribed, and where its client is in each.
 
-What a full transport does to them it does to all at once; what each loses is counted by its topic.
-Who asks and how is the handlers' business, what it looks like on the wire the transport's.
+A full transport pauses all of them at once; losses are counted by each topic. Handlers read what is
+asked for, and transports decide what it looks like on the wire.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TopicSubscription(Protocol):
 
     @property
     def topic(self) -> Topic:
-        """What is read."""
+        """The topic that is read."""
 
     # The pattern that brought it; None where it was named.
     pattern: PatternSubscription | None
@@ -122,9 +122,9 @@ class PatternSubscription:
         warnings: Warnings,
     ) -> None:
         self.text = text
-        # What the command that asked for it is called.
+        # The name of the command that asked for it.
         self.ref = ref
-        # What its client is told when all has been found.
+        # The client is told these when all has been found.
         self.warnings = warnings
         self.words: Words = parse_pattern(text)
         self.options = options
@@ -167,7 +167,7 @@ class MemberSubscription(OneSubscription):
         pattern: PatternSubscription | None,
         form: StreamForm | None = None,
     ) -> None:
-        super().__init__(hub, topic, sink, options, form, is_watching=pattern is not None)
+        super().__init__(hub, topic, sink, options, form, came_by_pattern=pattern is not None)
         self.pattern = pattern
 
     def join(

@@ -1,6 +1,6 @@
 """One topic of one connection: its reader, which is the connection's whole subscription as well.
 
-What is written, and where to, is the transport's; several topics are many_subscriptions.py's.
+Writing is the transport's business; many topics are many_subscriptions.py's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from clevrd.hub import Hub
 
 
 class Subscription(Protocol):
-    """What a connection is written, as its transport sees it: one topic's messages, or many's."""
+    """A connection's subscription, as its transport sees it: to one topic, or to many."""
 
     @property
     def is_paused(self) -> bool:
@@ -61,14 +61,14 @@ class OneSubscription(Subscriber):
         options: DeliveryOptions,
         form: StreamForm | None = None,
         *,
-        is_watching: bool = False,
+        came_by_pattern: bool = False,
     ) -> None:
         super().__init__(
             sink,
             options.strategy,
             options.wanted_window,
             GapLog(topic.name) if options.has_notices else None,
-            is_watching=is_watching,
+            is_watching=came_by_pattern,
             form=form,
         )
         self._hub = hub

@@ -10,7 +10,6 @@ import asyncio
 import heapq
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import ClassVar, Final
 
 import msgspec
@@ -36,7 +35,7 @@ from clevrd.hub import Hub
 from clevrd.scheduling.turn_queue import TurnQueue
 from clevrd.tenants import Tenant
 
-# What one answer holds at most, but for a single larger message: 10 ms of work at 300 MB/s.
+# An answer holds no more, but for a single larger message: 10 ms of work at 300 MB/s.
 POLL_MAX_MESSAGES: Final = 1_000
 POLL_MAX_BYTES: Final = 1_048_576
 
@@ -69,12 +68,12 @@ class PollView(msgspec.Struct, frozen=True):
     offset: int
     # A position was asked for, and nothing behind it is missing.
     recovered: bool
-    # What is missing before the first of the messages.
+    # The hole before the first of the messages; None where nothing is missing.
     gap: Gap | None
 
 
 class ManyTopicsPollView(msgspec.Struct, frozen=True):
-    """The answer to a poll of several topics."""
+    """The answer to a poll of many topics."""
 
     # In the order in which they were taken, over all topics.
     messages: list[msgspec.Raw]
@@ -83,7 +82,7 @@ class ManyTopicsPollView(msgspec.Struct, frozen=True):
     last_event_id: str
     # Positions were asked for, and nothing behind them is missing.
     recovered: bool
-    # What is missing before the first message of its topic.
+    # The holes, each before the first message of its topic.
     gaps: list[Gap]
 
 
@@ -99,7 +98,7 @@ class Polls:
         self._queue = TurnQueue(
             MESSAGES_PER_TURN, self._answer_next, loop, hub.counters.count_background_error
         )
-        # What a round wrote last, and the messages in it: it writes the same to all of them.
+        # The last round's frames, and the messages in them: it writes the same to all polls.
         self._last = (b"", list[bytes]())
 
     def __len__(self) -> int:
@@ -121,7 +120,7 @@ class Polls:
     def answer_many(
         self, tenant: Tenant, request: SubscribeRequest, limit: int, timeout_s: float
     ) -> asyncio.Future[Response]:
-        """Return a future of what there is of several topics, or of what comes in time.
+        """Return a future of what there is of many topics, or of what comes in time.
 
         Args:
             limit: topics and patterns that the poll may have.

@@ -1,6 +1,6 @@
 """The registry of connections: each WebSocket and stream, taken over, pinged, swept and closed.
 
-No timer for each of them. What a connection says, and to whom, is its own.
+There is no timer for each of them. A connection's words are its own.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Connections:
         self.tasks = tasks
         # The shares of the loop's turns in which publishes and commands are carried out.
         self.turns = turns
-        # Finishes what is written to streams of events with several topics; all of them share it.
+        # Finishes what is written to streams of events with many topics; all of them share it.
         self.event_writes = PlacedWrites()
 
     def __len__(self) -> int:
@@ -129,7 +129,7 @@ class Connections:
 
     def await_close(self, connection: Connection) -> None:
         """Give ``connection``, which says goodbye now, the time that takes and no more."""
-        self._farewells.begin(connection, self._presence.silent_s(connection))
+        self._farewells.begin_farewell(connection, self._presence.silent_s(connection))
         self._presence.remove(connection)
 
     def remove(self, connection: Connection) -> None:

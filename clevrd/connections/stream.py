@@ -3,9 +3,8 @@
 The texts are core/stream_forms.py's, and the sweep is that of all connections. Nothing is read
 here: what a client sends behind its request means nothing.
 
-Lines are the same for all who read them. The id of an event of several topics says where its reader
-is in all of them, so it is the reader's own: the shared text has a hole for it, which each write
-fills in.
+Lines are the same for all who read them. The id of an event of many topics says where its reader is
+in all of them, so it is the reader's own: the shared text has a hole for it, filled at each write.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from clevrd.errors import ClevrdError
 from clevrd.hub import CLOSE_SLOW_CONSUMER, Hub
 from clevrd.progress import unsent_bytes_of
 
-# What a client may send behind its request, in all: requests that it pipelined won't be answered.
+# A client may send so much behind its request, in all; requests that it pipelined are not answered.
 MAX_IGNORED_BYTES: Final = 65_536
 
 # Close code -> what a client is told that has no close code.

@@ -81,7 +81,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._frames: ClientFrames | None = None
         self._budget_until_s = 0.0
         self._budget_frames = 0
-        # What the budget of all connections was told that _frames holds; the registry's own.
+        # Bytes in _frames that the budget of all connections knows of; changed by the registry.
         self._held_bytes = 0
         self.awaits_pong = False
         self.wheel_slot = 0

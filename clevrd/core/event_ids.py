@@ -1,4 +1,4 @@
-"""Ids of events of a connection with several topics: where it is in each of them, spelled and read.
+"""Ids of events of a connection with many topics: where it is in each of them, spelled and read.
 
 An EventSource comes back with the last id it has seen and nothing else, so each id holds all. It is
 a list of ``epoch:offset/0`` for the first topic that the URL names, and so on, and of
@@ -47,7 +47,7 @@ _AS_RECEIVED: Final = "give the whole id of one event, as you received it."
 
 
 class TopicPositions(msgspec.Struct, frozen=True):
-    """What an id says: a position for each topic, by its number on the URL or by its name."""
+    """An id as it is read: a position for each topic, by its number on the URL or by its name."""
 
     by_index: dict[int, After]
     by_name: dict[str, After]
@@ -88,9 +88,9 @@ class EventIds:
         for name, at in (*begun.items(), *known.items()):
             slot = self._slot(name, at.epoch)
             self._texts[name] = b",%b:%d%b" % (at.epoch.encode(), at.offset, slot.label)
-        # Of the known topics those that have not come back, first those that were said first.
+        # Known topics that have not come back, in the order in which they were said.
         self._gone = dict.fromkeys(known)
-        # Of these the ones that have given way, and of which the subscriber is yet to be told.
+        # Known topics that have given way, and of which the subscriber is yet to be told.
         self._given_way: list[str] = []
         if has_found_all:
             self.note_all_found()
@@ -144,7 +144,7 @@ class EventIds:
         """Return what follows the position of a topic that moves now, where another moved last."""
         self._note_last()
         self.last_moved = slot
-        # What it said before is not among the others; the topic keeps its place in the order.
+        # Its own text is not among the others; the topic keeps its place in the order.
         self._texts[slot.name] = b""
         return slot.label + b"".join(self._texts.values())
 
@@ -171,7 +171,7 @@ class EventIdSlot:
         self._ids = ids
         self._rest = b""
         self.name = name
-        # What follows a position of this topic.
+        # This follows a position of this topic.
         self.label = label
         # Where the subscriber is; of use while this is the topic that moved last.
         self.position = b""
@@ -212,7 +212,7 @@ def read_position(epoch: str, offset: str, name: str) -> After:
 
 
 def names_topics(event_id: str) -> bool:
-    """Whether ``event_id`` is one of a connection with several topics."""
+    """Whether ``event_id`` is one of a connection with many topics."""
     return event_id.startswith(ALL_FOUND) or bool(_LABEL.search(event_id))
 
 

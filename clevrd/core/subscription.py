@@ -1,6 +1,6 @@
-"""What a subscriber asks for: topics and patterns, where each begins, and how it is delivered.
+"""A subscriber's request: topics and patterns, where each begins, and how it is delivered.
 
-Pure values. How a request spells them is the handlers' business.
+Pure values; the handlers read them out of requests.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SubscribeRequest(msgspec.Struct, frozen=True):
     # Pattern -> where to begin.
     patterns: dict[str, PatternBeginning]
     options: DeliveryOptions
-    # What its client is told with the first notice.
+    # Its client is told these with the first notice.
     warnings: Warnings = msgspec.UNSET
 
     @property

@@ -11,8 +11,8 @@ from clevrd.errors import InvalidRequest, UpgradeRequired
 from clevrd.handlers.warnings import warning_fields
 from clevrd.http_values import Request
 
-# The subprotocol of who wants control frames between the messages.
-CONTROL_PROTOCOL: Final = "clevrd.v1"
+# The subprotocol of a client that wants notices between its messages.
+NOTICES_PROTOCOL: Final = "clevrd.v1"
 
 # RFC 6455 §1.3.
 _WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -43,10 +43,10 @@ def check_handshake(request: Request) -> str:
     return key
 
 
-def offers_control(request: Request) -> bool:
-    """Whether the client offers the subprotocol with control frames (RFC 6455 §4.2.2, /4/)."""
+def offers_notices(request: Request) -> bool:
+    """Whether the client offers the subprotocol with notices (RFC 6455 §4.2.2, /4/)."""
     offered = request.headers.get("sec-websocket-protocol", "")
-    return CONTROL_PROTOCOL in {name.strip() for name in offered.split(",")}
+    return NOTICES_PROTOCOL in {name.strip() for name in offered.split(",")}
 
 
 def handshake_head(key: str, protocol: str = "", warnings: tuple[str, ...] = ()) -> bytes:

@@ -260,7 +260,7 @@ class Commands:
         warnings = (*told, *topic_warnings([command.topic or ""])) or msgspec.UNSET
         if command.pattern is None:
             name = _one_of(command)
-            # What it brings is written at once, behind what is due before it.
+            # Its messages are written at once, behind the answers that are due before it.
             self._connection.flush_answers()
             beginning = beginning or self._default()
             subscriptions.subscribe_topic(name, options, beginning, command.ref, warnings)

@@ -13,10 +13,10 @@ from clevrd.core.near_names import TENANT_OPTION
 from clevrd.errors import InvalidRequest
 from clevrd.handlers.commands.commands import Commands
 from clevrd.handlers.handshake import (
-    CONTROL_PROTOCOL,
+    NOTICES_PROTOCOL,
     check_handshake,
     handshake_head,
-    offers_control,
+    offers_notices,
 )
 from clevrd.http_values import Request, WebSocketUpgrade
 from clevrd.hub import Hub
@@ -44,9 +44,9 @@ class CommandEndpoint:
         """
         request, query, tenant = admitted.head, admitted.options, admitted.tenant
         key = check_handshake(request)
-        if not offers_control(request):
+        if not offers_notices(request):
             raise InvalidRequest(
-                f"GET {request.path} takes commands of {CONTROL_PROTOCOL}; offer it in"
+                f"GET {request.path} takes commands of {NOTICES_PROTOCOL}; offer it in"
                 " Sec-WebSocket-Protocol."
             )
         config = self._config
@@ -70,5 +70,5 @@ class CommandEndpoint:
             )
             connection.begin(early_data)
 
-        head = handshake_head(key, CONTROL_PROTOCOL, TENANT_OPTION.warnings(query))
+        head = handshake_head(key, NOTICES_PROTOCOL, TENANT_OPTION.warnings(query))
         return WebSocketUpgrade(head, attach)

@@ -1,6 +1,6 @@
 """GET /subscribe: parse what is asked for, open its topics, attach the transport.
 
-What happens on the connection afterwards is connections/'s.
+The connection afterwards is the business of connections/.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from clevrd.core.subscription import DeliveryOptions, SubscribeRequest
 from clevrd.core.topic import Topic
 from clevrd.errors import Forbidden, InvalidRequest, RetryLater, UpgradeRequired
 from clevrd.handlers.handshake import (
-    CONTROL_PROTOCOL,
+    NOTICES_PROTOCOL,
     check_handshake,
     handshake_head,
-    offers_control,
+    offers_notices,
 )
 from clevrd.handlers.subscribe.options import number_option, single_option
 from clevrd.handlers.subscribe.resume import SubscribeUrl, read_beginnings
@@ -113,7 +113,7 @@ class SubscribeEndpoint:
             connection = SubscriberWebSocket(self._connections, transport)
             self._attach(connection, opened, early_data, form=None)
 
-        protocol = CONTROL_PROTOCOL if offers_control(head) else ""
+        protocol = NOTICES_PROTOCOL if offers_notices(head) else ""
         return WebSocketUpgrade(handshake_head(key, protocol, subscribe_warnings(query)), attach)
 
     def _stream(self, admitted: Admitted, form: StreamForm | None) -> Upgrade:
@@ -261,7 +261,7 @@ def read_request(
     options = DeliveryOptions(
         read_policy(single_option(query, "policy")),
         number_option(query, "buffer", least=1),
-        control == "1" or is_events or offers_control(request),
+        control == "1" or is_events or offers_notices(request),
     )
     warnings = subscribe_warnings(query) or msgspec.UNSET
     return SubscribeRequest(begin.topics, begin.patterns, options, warnings)

@@ -1,6 +1,6 @@
 """The ways to say where a subscription resumes: a position, an event id, a time or a message id.
 
-What the topic makes of it is core/beginning.py's. Times: RFC 3339 §5.6.
+The topic's answer to it is core/beginning.py's. Times: RFC 3339 §5.6.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class BeginningByName(msgspec.Struct, frozen=True):
 
 
 class SubscribeUrl(msgspec.Struct, frozen=True):
-    """What a URL names: topics and patterns in their order, and what they begin with."""
+    """A URL as far as it matters here: topics and patterns in order, and where they begin."""
 
     names: list[str]
     patterns: list[str]
@@ -102,7 +102,7 @@ def read_beginnings(
     if name is not None:
         if len(ids) > 1 or (rest.keys() & {"offset", "epoch"} and not id_wins):
             raise InvalidRequest(_two_ways([*ids, *(rest.keys() & {"offset"})]))
-        # What the URL begins with holds for topics of which no event has come.
+        # The URL's beginning holds for topics of which no event has come.
         read = partial(_resumed, ids[name], name, url, _beginnings({}, rest, url))
     else:
         if id_wins and ids:
