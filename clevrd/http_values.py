@@ -214,7 +214,7 @@ def error_answer(error: ClevrdError, request: Request | None = None) -> Response
     return Response(error.status, _encode(failure_of(error)), JSON, headers)
 
 
-def _on_purpose(error: Exception, request: Request | None) -> ClevrdError:
+def on_purpose(error: Exception, request: Request | None) -> ClevrdError:
     """Return ``error`` if it is a refusal; log it and return an internal error if it is a bug."""
     if isinstance(error, ClevrdError):
         return error
@@ -243,7 +243,7 @@ class Refusals:
 
     def answer(self, error: Exception, request: Request | None) -> Response:
         """Return the answer to ``request``, None where there is no whole one, and count it."""
-        refused = _on_purpose(error, request)
+        refused = on_purpose(error, request)
         self._count(refused.code)
         if request is not None and isinstance(refused, RetryLater):
             events = self._as_events(refused, request)

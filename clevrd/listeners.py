@@ -1,6 +1,6 @@
 """Listening sockets: opened with a reason when they can't be, watched, and opened again.
 
-What happens on accepted connections is raw_http.py's.
+What happens on accepted connections is raw_http's.
 """
 
 from __future__ import annotations

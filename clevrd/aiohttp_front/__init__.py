@@ -1,4 +1,4 @@
-"""The aiohttp side of the door: what the raw path does not recognise is answered through here.
+"""The way through aiohttp: what the raw path does not recognise is answered here.
 
 What aiohttp lacks stands in one module for each question: where a request begins and ends, and
 whether its line is one: `framing`. A client that is slow with its head or with reading, shuts its

@@ -12,7 +12,8 @@ from clevrd.connections.many_subscriptions import ManySubscriptions, MemberSubsc
 from clevrd.connections.publish_websocket import PublishConnection, Publisher
 from clevrd.connections.registry import Connections
 from clevrd.connections.websocket import DeliveringWebSocket
-from clevrd.core.client_frames import TEXT
+from clevrd.core.client_frames import PING, PONG, TEXT
+from clevrd.core.notices import GoingAway, notice_frame
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
 
@@ -37,9 +38,26 @@ class CommandWebSocket(DeliveringWebSocket, PublishConnection):
         self.subscription = ManySubscriptions(hub, tenant, self, limit, has_notices=True)
         super().__init__(connections, transport, make_commands(self), max_message_bytes)
 
-    def flush_answers(self) -> None:
-        """Write the answers due, before something else is written."""
+    def flush_answers(self) -> bool:
+        """Write the answers so far, before something else is written.
+
+        Returns whether that may be written now. If not, answers are due before it, and are sealed:
+        the publisher is given the command again when they have left.
+        """
         self._write_answers()
+        if self._due is None:
+            return True
+        self._due.seal()
+        return False
+
+    def announce_end(self, reconnect_after_ms: int) -> None:
+        """Give the client its positions before a planned close, behind the answers that are due."""
+        if not self.is_closing:
+            going = notice_frame(GoingAway(reconnect_after_ms, self.subscription.positions()))
+            if self._due is None:
+                self.write(going)
+            else:
+                self._due.add(going)
 
     def pause_writing(self) -> None:
         """Take no more commands, which might want answers; its pongs are read all the same."""
@@ -59,7 +77,7 @@ class CommandWebSocket(DeliveringWebSocket, PublishConnection):
             super()._receive(messages)
             return
         for opcode, payload in messages:
-            if opcode == TEXT:
+            if opcode == TEXT or (self._due is not None and opcode not in (PING, PONG)):
                 self._waiting.append((opcode, payload))
                 self.transport.pause_reading()
             else:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import msgspec
 
 from clevrd.core.idempotency import RememberedAnswers, Slot
 from clevrd.core.message import PublishRequest
-from clevrd.hub.publish_answers import Published
+from clevrd.hub.publish_answers import PublishAnswer, Published
 from clevrd.hub.waiting_publishes import WaitingPublishes
 
 
@@ -31,8 +32,8 @@ class IdempotentPublishes:
         self._answers = answers
         self._waiting = waiting
         self._loop = loop
-        # Publishes with a key that wait, each with what is set when it is decided what became of
-        # it; changes in deciding alone.
+        # Publishes with a key that wait, or whose answer is due, each with what is set when it is
+        # decided what became of it; changes in deciding and _remember_later alone.
         self.under_way: dict[Slot, asyncio.Event] = {}
 
     def find(self, slot: Slot, request: PublishRequest) -> Published | None:
@@ -44,19 +45,39 @@ class IdempotentPublishes:
         first = self._answers.find(slot, _content(request), self._loop.time())
         return msgspec.structs.replace(first, repeated=True) if first is not None else None
 
-    def remember(self, slot: Slot, request: PublishRequest, answer: Published) -> Published:
-        """Keep ``answer`` for the repeats of ``request``, and return it."""
-        self._answers.remember(slot, _content(request), answer, self._loop.time())
+    def remember(self, slot: Slot, request: PublishRequest, answer: PublishAnswer) -> PublishAnswer:
+        """Keep ``answer`` for the repeats of ``request``, as soon as it is known, and return it."""
+        if isinstance(answer, Published):
+            self._answers.remember(slot, _content(request), answer, self._loop.time())
+        else:
+            self._remember_later(slot, _content(request), answer)
         return answer
+
+    def _remember_later(self, slot: Slot, content: bytes, due: asyncio.Future[Published]) -> None:
+        """Have repeats wait for the answer; of a publish that fails nothing is kept."""
+        self.under_way[slot] = decided = asyncio.Event()
+        due.add_done_callback(partial(self._note_known, slot, content, decided))
+
+    def _note_known(
+        self, slot: Slot, content: bytes, decided: asyncio.Event, due: asyncio.Future[Published]
+    ) -> None:
+        if not due.cancelled() and due.exception() is None:
+            self._answers.remember(slot, content, due.result(), self._loop.time())
+        del self.under_way[slot]
+        decided.set()
 
     @contextmanager
     def deciding(self, slot: Slot) -> Iterator[None]:
-        """Have repeats wait until this block ends, whether with an answer or without."""
+        """Have repeats wait until this block ends, whether with an answer or without.
+
+        Where it ends with an answer that is due, they wait on for that.
+        """
         self.under_way[slot] = decided = asyncio.Event()
         try:
             yield
         finally:
-            del self.under_way[slot]
+            if self.under_way[slot] is decided:
+                del self.under_way[slot]
             decided.set()
 
     async def decided(self, slot: Slot) -> None:

@@ -1,6 +1,12 @@
-"""What publishers are told: the one place where answers to publishes are made."""
+"""What publishers are told: the one place where answers to publishes are made.
+
+An answer may be due: the message has its place in the order already, and more may be published
+behind it at once, but what became of it is known later. It may still fail, with a ClevrdError.
+"""
 
 from __future__ import annotations
+
+import asyncio
 
 import msgspec
 
@@ -27,6 +33,13 @@ class WarnedPublished(Published, frozen=True, gc=False, omit_defaults=True):
     """The same, to a publisher whose request has names that nearly are known ones."""
 
     warnings: tuple[str, ...] = ()
+
+
+# What a publish is answered, or what will hold it.
+PublishAnswer = Published | asyncio.Future[Published]
+# The same of a run: the first message's offset, and the ids of all.
+Run = tuple[int, list[str]]
+RunAnswer = Run | asyncio.Future[Run]
 
 
 def with_warnings(answer: Published, warnings: tuple[str, ...]) -> Published:
