@@ -1,6 +1,6 @@
-"""ControlLoops: what the load and the readers are, sampled, and what is decided from that done.
+"""ControlLoops: samples the load and the readers, and applies the decisions made from them.
 
-The decisions are `control`'s; when they are asked for is the hub's.
+The decisions are made in `control`; the hub's timers say when.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class ControlLoops:
         self._topics = topics
         self._readers = readers
         self._loop = loop
-        # What the throttle was evaluated from the last time.
+        # The load that the throttle was last evaluated from; set by `evaluate_throttle`, None
+        # before.
         self.last_load: LoadSample | None = None
 
     def evaluate_throttle(self) -> ThrottleDecision:
@@ -66,7 +67,7 @@ class ControlLoops:
         return decision
 
     def evaluate_buffers(self) -> BufferDecision:
-        """Decide how far readers may lag, and let every reader of every topic know."""
+        """Decide the window, in messages, and set it for every reader of every topic."""
         now_s = self._loop.time()
         load = self.last_load or self._stats.sample()
         before = self._buffers.window

@@ -1,6 +1,6 @@
-"""IdempotentPublishes: what publishes with an idempotency key were answered, or are about to be.
+"""IdempotentPublishes: the answers to publishes with an idempotency key, and who waits for one.
 
-Nothing is published here. What is remembered, and for how long: core/idempotency.
+Publishing is done elsewhere; `core/idempotency` decides what is remembered and for how long.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class IdempotentPublishes:
         self._answers = answers
         self._waiting = waiting
         self._loop = loop
-        # Publishes with a key that wait, each with what is set when it is decided what became of
-        # it; changes in deciding alone.
+        # Publishes with a key that are not decided yet; each has an event, set when its publish has
+        # an answer or has failed. Changed by `deciding` alone.
         self.under_way: dict[Slot, asyncio.Event] = {}
 
     def find(self, slot: Slot, request: PublishRequest) -> Published | None:
@@ -51,7 +51,7 @@ class IdempotentPublishes:
 
     @contextmanager
     def deciding(self, slot: Slot) -> Iterator[None]:
-        """Have repeats wait until this block ends, whether with an answer or without."""
+        """Make repeats wait until this block ends, whether it ends with an answer or an error."""
         self.under_way[slot] = decided = asyncio.Event()
         try:
             yield
@@ -76,6 +76,6 @@ class IdempotentPublishes:
 
 
 def _content(request: PublishRequest) -> bytes:
-    """Return what tells one message from another under the same key; JSON has no zero byte."""
+    """Return bytes that differ for different messages under one key; JSON has no zero byte."""
     data = bytes(request.data)
     return data if request.key is None else b"%b\0%b" % (data, request.key.encode())

@@ -1,4 +1,4 @@
-"""What publishers are told: the one place where answers to publishes are made."""
+"""Answers to publishes: every answer to an accepted publish is made here."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ class Published(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     message_id: str
     offset: int
     epoch: str
-    # Readers of the topic; those of them that are behind; and those that were slow at the last
+    # Readers of the topic; readers of it that are behind; readers that were slow at the last
     # evaluation, a second ago at most.
     subscribers: int
     lagging: int
     slow: int
-    # This is the answer to an earlier publish with the same key; it was not published again.
+    # True when an earlier publish with the same key got this answer, and this one was not
+    # published.
     repeated: bool = False
 
 
 class WarnedPublished(Published, frozen=True, gc=False, omit_defaults=True):
-    """The same, to a publisher whose request has names that nearly are known ones."""
+    """The answer to an accepted publish whose request has names that are nearly known ones."""
 
     warnings: tuple[str, ...] = ()
 
@@ -37,8 +38,8 @@ def with_warnings(answer: Published, warnings: tuple[str, ...]) -> Published:
 
 
 def audience_of(topic: Topic) -> tuple[str, int, int, int]:
-    """Return what each answer says of the topic: epoch, subscribers, lagging and slow."""
+    """Return the topic's part of an answer: epoch, subscribers, lagging and slow."""
     lagging = len(topic.lagging)
-    # `topic.subscribers` without its calls, since each publish asks.
+    # The sum is `topic.subscribers` without its calls, since it is needed for each publish.
     subscribers = len(topic.live) + lagging + len(topic.suspended)
     return topic.epoch, subscribers, lagging, topic.slow
