@@ -1,4 +1,4 @@
-"""Where a daemon listens: HOST:PORT or unix:/path. Nothing is opened here.
+"""Listening addresses: HOST:PORT or unix:/path. Nothing is opened here.
 
 `clevrd health` runs every few seconds and imports little besides this module, so modules that are
 slow to import are imported inside the functions that need them.

@@ -248,7 +248,8 @@ class Refusals:
     def answer(self, error: Exception, request: Request | None) -> Response:
         """Return the answer to a request that raised ``error``, and count the refusal.
 
-        Args: request: None where the request is not whole.
+        Args:
+            request: None where the request is not whole.
         """
         refused = _on_purpose(error, request)
         self._count(refused.code)

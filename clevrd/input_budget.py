@@ -22,8 +22,9 @@ class InputBudget:
         A smaller value is always allowed. After a refusal the bytes are still counted, so the
         caller has to give them back.
 
-        Args: before_bytes: bytes that the connection held before. after_bytes: bytes that it holds
-        now.
+        Args:
+            before_bytes: bytes that the connection held before.
+            after_bytes: bytes that the connection holds now.
         """
         self.used_bytes += after_bytes - before_bytes
         return after_bytes <= before_bytes or self.used_bytes <= self.max_bytes

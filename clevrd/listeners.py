@@ -113,7 +113,7 @@ class Listeners:
             _remove_socket(self._address.path)
 
     def _pin_port(self, sockets: list[socket.socket]) -> None:
-        """Keep the port the kernel chose, so that it is the same when it is opened again."""
+        """Keep the port that the kernel chose, for the next opening."""
         if isinstance(self._address, TcpAddress) and self._address.port == 0:
             self._address = TcpAddress(self._address.host, sockets[0].getsockname()[1])
 

@@ -111,7 +111,7 @@ class Lines:
             self._failed_untold = 0
         if rest := data if self._failed_untold else self._write(data):
             self._count_failed(rest.count(b"\n"))
-        # `put` adds no line while lines are refused, so ``data`` becomes the only part left.
+        # `put` adds no line while lines are refused, so in the end ``data`` alone is left.
         untold = self._refused - self._refused_told
         if untold and self._writer.queued_bytes == len(data):
             self._refused_told += untold

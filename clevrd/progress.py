@@ -111,7 +111,7 @@ def ask_when_silent(transport: asyncio.Transport, interval_s: float, timeout_s: 
         return
     # macOS calls the option TCP_KEEPALIVE.
     idle = getattr(socket, "TCP_KEEPIDLE", None) or getattr(socket, "TCP_KEEPALIVE", None)
-    # It may be closed by now.
+    # The socket may be closed by now.
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if idle is not None:
@@ -130,7 +130,7 @@ def reset(transport: asyncio.Transport) -> None:
     """
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family != socket.AF_UNIX:
-        # It may be closed by now.
+        # The socket may be closed by now.
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     transport.abort()

@@ -492,7 +492,7 @@ class FrontServer(web.Server):
             # aiohttp's access log prints query strings; our own log has no text of a request.
             access_log=None,
             keepalive_timeout=self.keepalive_timeout_s,
-            # Every refusal lingers by itself (`LastWord`).
+            # aiohttp need not wait for input after a refusal: `LastWord` does that.
             lingering_time=0,
             # A compressed body gets a 415, and is not decompressed for a stranger
             # (handlers/publish/endpoint.py).

@@ -133,9 +133,6 @@ class CommandParser(_Parser):
     In `publish t --key k 1` argparse would take an optional argument for missing as soon as an
     option comes. Parsing intermixed avoids this, and parses twice. The command's arguments are
     added when it is first parsed.
-
-    argparse takes what may be left out for left out as soon as an option comes, unless it is asked
-    to parse intermixed, which it does by parsing twice. The command is filled in at the first time.
     """
 
     # Name of the module that has the command's arguments and runs it.

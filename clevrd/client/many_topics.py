@@ -37,7 +37,7 @@ MAX_HELD_BYTES: Final = 1 << 20
 
 
 class ManyTopics:
-    """The feed of several topics, and of those that patterns match.
+    """The feed of several topics, and of the topics that patterns match.
 
     Args:
         options: ``policy``, ``buffer``, ``last`` and ``since``, where they were given.

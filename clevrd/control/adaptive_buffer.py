@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-# Limits of the window, in messages, as the system has always documented them.
+# Limits of the window, in messages; clients rely on them, since they are documented.
 WINDOW_MIN: Final = 100
 WINDOW_MAX: Final = 1000
 

@@ -14,7 +14,7 @@ from clevrd.http_values import Request
 # The subprotocol in which notices stand between the messages.
 CONTROL_PROTOCOL: Final = "clevrd.v1"
 
-# RFC 6455 §1.3.
+# The GUID from which the answer to a handshake is made (RFC 6455 §1.3).
 _WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 

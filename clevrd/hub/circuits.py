@@ -106,7 +106,7 @@ class Circuits:
         return 1
 
     def stall_allowed_s(self, reader: Subscriber) -> float:
-        """Return how long the reader was promised that it may take nothing; 0 for no promise.
+        """Return the seconds for which the reader was promised that it may read nothing, or 0.
 
         While the circuit is open the answer is infinity: only `break_overdue` disconnects then.
         """

@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class Stats(Protocol):
-    """Where load figures come from; the machine, or a test."""
+    """The source of load figures: the machine, or a test."""
 
     def sample(self) -> LoadSample:
         """Return the load now."""
 
 
 class ControlLoops:
-    """Whether publishers are throttled and how far readers may lag, evaluated when asked."""
+    """Decides, when asked, whether publishers are throttled and how far readers may lag."""
 
     __slots__ = ("_buffers", "_loop", "_readers", "_stats", "_throttler", "_topics", "last_load")
 

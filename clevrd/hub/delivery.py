@@ -114,7 +114,7 @@ class Delivery:
         self.readers.join(topic, reader, resolved, pattern, ref, warnings, now_s)
 
     def serve(self, topic: Topic, after: int, max_messages: int, max_bytes: int) -> list[bytes]:
-        """Return the frames behind offset ``after``, for a reader that does not stay."""
+        """Return the frames behind offset ``after``, for a long-poll, which is no reader."""
         return topic.serve(after, after + max_messages, max_bytes, self._loop.time())
 
     def is_under_way(self) -> bool:
@@ -122,7 +122,7 @@ class Delivery:
         return bool(self.rounds.running or any(topic.pending for topic in self.readers.topics))
 
     def is_lagging(self) -> bool:
-        """Whether any reader has yet to read what was offered."""
+        """Whether any reader is lagging."""
         return any(topic.lagging for topic in self.readers.topics)
 
     def progress(self) -> tuple[int, int]:

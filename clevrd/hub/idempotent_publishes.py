@@ -36,7 +36,7 @@ class IdempotentPublishes:
         self.under_way: dict[Slot, asyncio.Event] = {}
 
     def find(self, slot: Slot, request: PublishRequest) -> Published | None:
-        """Return the first answer as a repeat is given it; None when this is the first.
+        """Return the first answer, marked as repeated; None if there is none yet.
 
         Raises:
             InvalidRequest: the key was used for another message.

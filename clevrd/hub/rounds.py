@@ -96,7 +96,7 @@ class Rounds:
         self._loop.call_soon(self._guarded, topic, self.begin, topic)
 
     def begin(self, topic: Topic) -> bool:
-        """Offer what is pending to all readers of ``topic``, unless a round is under way.
+        """Offer the pending messages to all readers of ``topic``, unless a round is under way.
 
         Return whether anything was offered.
         """

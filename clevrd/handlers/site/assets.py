@@ -1,4 +1,4 @@
-"""GET /clevrd.js and /clevrd.d.ts: the JavaScript client, as it lies in clevrd/web.
+"""GET /clevrd.js and /clevrd.d.ts: serves the JavaScript client from clevrd/web.
 
 The npm package has the same files (clients/javascript); the module served here has one line more,
 HOME.
