@@ -9,11 +9,11 @@ SOURCES = HERE / "load"
 BUILD = HERE / ".build"
 CFLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Wconversion")
 
-# Program -> its modules; each module is a .c file.
+# Program -> its modules; each module is a .c file and includes only modules behind it.
 PROGRAMS = {
     "load": (
-        *("main", "options", "conn", "sub", "pub", "nats", "report"),
-        *("http", "hist", "payload", "stream", "wsframe"),
+        *("main", "report", "turn", "pub", "sub", "nats", "conn"),
+        *("options", "payload", "stream", "http", "wsframe", "hist"),
     ),
     "floor": ("floor", "http"),
 }

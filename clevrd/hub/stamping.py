@@ -1,6 +1,6 @@
 """Stamping: gives each accepted message its id and its time.
 
-No other module makes ids. A message's offset is not decided here and no message is encoded here:
+Ids are given nowhere else. A message's offset is not decided here and no message is encoded here:
 both follow from its place in the order of its topic.
 """
 
