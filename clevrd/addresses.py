@@ -77,7 +77,7 @@ def _bracketed(text: str) -> TcpAddress:
     try:
         IPv6Address(host)
     except ValueError as error:
-        raise ConfigError("What stands in brackets is not an IPv6 address.") from error
+        raise ConfigError("The text in brackets is not an IPv6 address.") from error
     return TcpAddress(host, _port(port[1:]))
 
 

@@ -26,8 +26,8 @@ MAX_BYTES: Final = 1 << 20
 class Intake:
     """Reads a subscription in its loop's thread, and hands the items to other threads.
 
-    `take`, `close` and `is_over` are for other threads; `begin`, `leave` and methods with an
-    underscore run in the loop.
+    `take`, `close` and `is_over` are for other threads. `begin`, `leave`, `_read`, `_ended` and
+    `_put` run in the loop.
     """
 
     def __init__(self, thread: LoopThread, items: Subscription) -> None:
