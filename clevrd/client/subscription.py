@@ -51,7 +51,8 @@ class Subscription:
         self._delay_s: float | None = None
         # True once the user has closed the subscription, or the server has ended it for good.
         self._is_over = False
-        # True from `open` or `keep` on: the user closes the connection, and loops leave it open.
+        # True from `open` or `keep` until `leave`: the user closes the connection, and loops leave
+        # it open.
         self._is_opened = False
         # True once the subscription was open, so that another connection is a return.
         self._was_greeted = False

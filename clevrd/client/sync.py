@@ -408,7 +408,7 @@ class Subscription:
         """Return an iterator for one loop.
 
         Raises:
-            Misuse: it has ended.
+            Misuse: the subscription has ended.
         """
         self._check()
         return _Loop(self)
@@ -421,7 +421,7 @@ class Subscription:
         Raises:
             TypeError, ValueError: ``timeout_s`` is no duration.
             Refused, Closed, Unreachable, BadAnswer: as from the subscription for asyncio.
-            Misuse: it has ended.
+            Misuse: the subscription has ended.
         """
         if timeout_s is not None:
             timeout_s = check_timeout("timeout_s", timeout_s)

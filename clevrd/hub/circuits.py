@@ -33,7 +33,8 @@ class _OldestOpen:
     """The circuit that has been open longest, as an entry of `Deadlines`."""
 
     def __init__(self) -> None:
-        # When that circuit has been open too long, on the loop's clock; set by `Deadlines.set`.
+        # When that circuit will have been open too long, on the loop's clock; set by
+        # `Deadlines.set` alone.
         self.deadline_s = 0.0
 
 

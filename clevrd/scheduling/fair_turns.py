@@ -73,9 +73,11 @@ class FairTurns:
         self._on_error = on_error
         # A clock other than the loop's, which stands still within a turn.
         self._clock_s = clock_s
-        # When the share under way began, on _clock_s.
+        # When the share under way began, on _clock_s; set when new work begins, when a coroutine is
+        # woken, and for each waiting callback.
         self._began_s = 0.0
-        # Seconds that new work has taken since a turn was last known to begin.
+        # Seconds that new work has taken since a turn was last known to begin; rises in end, and
+        # set anew by _next_turn.
         self._fresh_s = 0.0
         # True while `_next_turn` is scheduled.
         self._has_turn = False
@@ -83,7 +85,8 @@ class FairTurns:
         # callback stands in one of the two, once.
         self._queue: deque[Callable[[], None]] = deque()
         self._newcomers: deque[Callable[[], None]] = deque()
-        # When the two queues' part of the turn under way ends, on _clock_s.
+        # When the two queues' part of the turn under way ends, on _clock_s; set by _next_turn, and
+        # moved to an earlier time by _wake.
         self._queue_until_s = 0.0
 
     def __len__(self) -> int:
