@@ -38,7 +38,7 @@ MODULES: Final = (
     "clevrd/core/*.py",
     "clevrd/hub/*.py",
     "clevrd/restart/*.py",
-    "clevrd/raw_http.py",
+    "clevrd/raw_http/*.py",
     "clevrd/connections/*.py",
     "clevrd/aiohttp_front/*.py",
 )

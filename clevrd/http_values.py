@@ -217,7 +217,7 @@ def error_answer(error: ClevrdError, request: Request | None = None) -> Response
     return Response(error.status, _encode(failure_of(error)), JSON, headers)
 
 
-def _on_purpose(error: Exception, request: Request | None) -> ClevrdError:
+def on_purpose(error: Exception, request: Request | None) -> ClevrdError:
     """Return ``error`` if it is a refusal; log any other and return an internal error."""
     if isinstance(error, ClevrdError):
         return error
@@ -251,7 +251,7 @@ class Refusals:
         Args:
             request: None where the request is not whole.
         """
-        refused = _on_purpose(error, request)
+        refused = on_purpose(error, request)
         self._count(refused.code)
         if request is not None and isinstance(refused, RetryLater):
             events = self._as_events(refused, request)

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import uvloop
@@ -47,7 +48,13 @@ from clevrd.handlers.subscribe.poll import Polls
 from clevrd.http_values import Refusals
 from clevrd.hub import Hub, Stats
 from clevrd.listeners import Listeners
-from clevrd.raw_http import MAX_LINGERING, MAX_PROBES, Door, PlainGrammar
+from clevrd.raw_http import (
+    MAX_LINGERING,
+    MAX_PROBES,
+    PlainGrammar,
+    RawConnection,
+    RawServer,
+)
 from clevrd.restart.directory import StateDir
 from clevrd.scheduling.timers import Timers
 
@@ -137,7 +144,7 @@ class Server:
             {"/publish": publish_socket, "/subscribe": subscribe, "/ws": multiplex},
             config.max_message_bytes,
         )
-        self.door = Door(
+        self.raw_server = RawServer(
             gate=self._gate,
             grammar=grammar if config.raw_paths else None,
             probes={"/health": health, "/health/live": live, "/health/ready": ready},
@@ -153,7 +160,10 @@ class Server:
             loop=self._loop,
         )
         self._listeners = Listeners(
-            parse_address(config.address), config.send_buffer_bytes, self.door, self._loop
+            parse_address(config.address),
+            config.send_buffer_bytes,
+            partial(RawConnection, self.raw_server),
+            self._loop,
         )
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)
         self._state = StateDir(config.state_dir, self._loop.time) if config.state_dir else None
@@ -233,7 +243,7 @@ class Server:
             log.warning(
                 "max_connections=%d is more than descriptors allow; taking %d", wanted, allowed
             )
-        self.door.max_connections = min(wanted or allowed, allowed)
+        self.raw_server.max_connections = min(wanted or allowed, allowed)
 
     async def stop(self) -> None:
         """Stop in order, within `shutdown_timeout_s`; acknowledged messages reach their readers."""
@@ -243,13 +253,13 @@ class Server:
         for step in (
             self._timers.stop,
             self._listeners.close,
-            self.door.close_idle,
+            self.raw_server.close_idle,
             self._polls.end_all,
             lambda: self._finish_requests(deadline_s),
             lambda: self.hub.drain(deadline_s),
             lambda: self._close_connections(deadline_s),
             lambda: self._close_http(deadline_s),
-            self.door.stop,
+            self.raw_server.stop,
             self.connections.stop,
             self.hub.stop,
             lambda: self._save_state(end_s),
@@ -282,7 +292,7 @@ class Server:
         self.connections.stop()
         for transport in self.connections.transports():
             transport.abort()
-        self.door.stop()
+        self.raw_server.stop()
         await self._http.shutdown(0)
         self.hub.stop()
         if self._state is not None:
@@ -370,13 +380,13 @@ class Server:
         aiohttp's own shutdown would use up its whole timeout for a request that has only just
         begun.
         """
-        self.door.close_idle()
+        self.raw_server.close_idle()
         self._http.pre_shutdown()
         await self._finish_requests(deadline_s)
         await self._http.shutdown(_CUT_TIMEOUT_S)
 
     def _requests_under_way(self) -> int:
-        return self._front.in_flight + len(self.hub.tasks) + self.door.count_under_way()
+        return self._front.in_flight + len(self.hub.tasks) + self.raw_server.count_under_way()
 
     async def _finish_requests(self, deadline_s: float) -> None:
         """Wait for requests that are not answered yet, until ``deadline_s`` at most."""

@@ -137,7 +137,8 @@ class AiohttpFront:
             return reply
         if isinstance(reply, asyncio.Future):
             return await connection.unless_gone(reply)
-        return await reply
+        answer = await reply
+        return answer if isinstance(answer, Response) else await answer
 
 
 def to_request(http_request: web.BaseRequest) -> Request:

@@ -14,13 +14,23 @@ alone.
 from clevrd.hub.circuits import CLOSE_SLOW_CONSUMER
 from clevrd.hub.control_loops import Stats
 from clevrd.hub.hub import RUN_MAX_BYTES, Hub
-from clevrd.hub.publish_answers import Published, audience_of, with_warnings
+from clevrd.hub.publish_answers import (
+    PublishAnswer,
+    Published,
+    Run,
+    RunAnswer,
+    audience_of,
+    with_warnings,
+)
 
 __all__ = [
     "CLOSE_SLOW_CONSUMER",
     "RUN_MAX_BYTES",
     "Hub",
+    "PublishAnswer",
     "Published",
+    "Run",
+    "RunAnswer",
     "Stats",
     "audience_of",
     "with_warnings",

@@ -1,6 +1,12 @@
-"""Answers to publishes: every answer to an accepted publish is made here."""
+"""Answers to publishes: every answer to an accepted publish is made here.
+
+An answer may be due: the message has its place in the order already, and more may be published
+behind it at once, but the answer is known later. The publish may still fail, with a ClevrdError.
+"""
 
 from __future__ import annotations
+
+import asyncio
 
 import msgspec
 
@@ -28,6 +34,13 @@ class WarnedPublished(Published, frozen=True, gc=False, omit_defaults=True):
     """The answer to an accepted publish whose request has names that are nearly known ones."""
 
     warnings: tuple[str, ...] = ()
+
+
+# The answer to a publish, or a Future of it.
+PublishAnswer = Published | asyncio.Future[Published]
+# The first offset and all ids of a run; and the answer to a run, or a Future of it.
+Run = tuple[int, list[str]]
+RunAnswer = Run | asyncio.Future[Run]
 
 
 def with_warnings(answer: Published, warnings: tuple[str, ...]) -> Published:

@@ -32,7 +32,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.connections = 0
-        # Error code -> refusals, over HTTP and at the door; bounded by the codes there are.
+        # Error code -> refusals, over HTTP and on connecting; bounded by the codes there are.
         self.refused: dict[str, int] = {}
         # Close code -> WebSockets the daemon closed with it.
         self.closed: dict[int, int] = {}

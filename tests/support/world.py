@@ -21,7 +21,7 @@ from clevrd.core.gap_log import GapLog
 from clevrd.core.message import PublishRequest
 from clevrd.core.stream_forms import StreamForm
 from clevrd.core.subscriber import DropStrategy, Subscriber
-from clevrd.hub import Hub, readers
+from clevrd.hub import Hub, Published, readers
 from clevrd.restart.format import (
     MARKER_BYTES,
     StateReader,
@@ -148,6 +148,7 @@ class World:
             self.wall_us += tick_us
             request = PublishRequest("t", msgspec.Raw(b"1"), key.strip() or None)
             answer = self.hub.publish(self.topic, request)
+            assert isinstance(answer, Published)
             self.published[answer.epoch].append(answer.message_id)
 
 
