@@ -1,1 +1,1 @@
-"""When the loop does what: timers, deadlines, shares of its turns, and queues of small steps."""
+"""When the loop does what: timers, deadlines, shares of turns, small steps, due answers."""
