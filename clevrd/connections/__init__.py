@@ -1,1 +1,1 @@
-"""WebSocket connections below aiohttp: what all have in common, subscribers', publishers'."""
+"""Connections below HTTP: transports, what subscribers read over them, and the registry of all."""

@@ -1,6 +1,6 @@
 """Farewells: connections that say goodbye, and the time that takes at most.
 
-What is said is theirs. Rules: RFC 6455 §7.1 (closing).
+The last word is the connection's own. Rules: RFC 6455 §7.1 (closing).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CLOSE_TIMEOUT_S: Final = 5.0
 # How long the last word may wait behind what a slow peer has not taken: a ping and its timeout. A
 # peer that takes nothing has the time that any stall has, and CLOSE_TIMEOUT_S at least.
 CLOSE_FLUSH_TIMEOUT_S: Final = 35.0
-# How often it is looked at what a peer has taken that has not taken all, at 2.5 us.
+# How often a peer that has not taken all is looked at, at 2.5 us.
 CLOSE_LOOK_S: Final = 0.5
 
 
@@ -63,7 +63,7 @@ class Farewells:
         """Return how many there are."""
         return len(self._open)
 
-    def begin(self, connection: Leaving, silent_s: float) -> None:
+    def begin_farewell(self, connection: Leaving, silent_s: float) -> None:
         """Give ``connection`` the time that a goodbye takes, before it is written.
 
         Args:

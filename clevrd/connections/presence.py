@@ -1,7 +1,7 @@
 """Presence: which peers are there, judged by what they answer and by what they take.
 
-One wheel and one sweep for all connections, no timer for each. What a connection is, and how it
-ends, is not decided here.
+One wheel and one sweep for all connections, no timer for each. The nature of a
+connection, and how it ends, are not decided here.
 
 A peer that takes bytes is there, however slowly. A WebSocket's pong lies behind what was sent
 before the ping, and on a stream nobody answers, so silence alone means nothing: the kernel knows
@@ -27,9 +27,10 @@ log = logging.getLogger(__name__)
 LOOKS_PER_TIMEOUT: Final = 2
 STALLS_PER_TURN: Final = 1_000
 
-# What seems to be more room than before may be rounding, since a window is told in multiples of up
+# More room than before may be an error of rounding, since a window is told in multiples of up
 # to 1 KiB (RFC 7323, Window Scale), or Linux's guess of what messages cost it: while 11 KB/s came
-# to a process that was stopped, the edge moved on by a tenth of that. Who reads moves it by more.
+# to a process that was stopped, the edge moved on by a tenth of that. A peer that reads
+# moves it by more.
 ROUNDING_BYTES: Final = 4_096
 GUESS_RATIO: Final = 0.2
 
@@ -78,7 +79,7 @@ class Peer(Protocol):
 
 
 class _Stall:
-    """What is known of a peer that does not take what was written for it."""
+    """A peer that does not take what was written for it, as far as it is known."""
 
     __slots__ = ("has_taken", "is_full", "is_over", "progress", "since")
 
@@ -260,7 +261,7 @@ class Presence:
         if stall is None:
             return
         if stall.is_over or peer not in self._wheel:
-            # Those that say goodbye are full of that.
+            # Peers that say goodbye are full of that.
             del self._stalls[peer]
             return
         is_overdue = peer.answers_pings and not stall.is_full

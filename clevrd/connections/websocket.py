@@ -1,6 +1,7 @@
-"""What every WebSocket has in common: frames in, pings, closing, and one sweep for all of them.
+"""WebSockets as a transport: frames in, pings, closing, and what a subscriber's may say.
 
-No handshake here (handlers decide it) and no timer per connection. Rules: RFC 6455 §5.5 (control
+No handshake here (handlers decide it), no timer per connection (`registry`), and nothing of topics:
+what is written to a subscriber's WebSocket is its Subscription's. Rules: RFC 6455 §5.5 (control
 frames), §7 (closing).
 """
 
@@ -8,46 +9,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable
-from typing import ClassVar, Final, Protocol, cast
+from typing import ClassVar, Final
 
-from clevrd.config import Config
-from clevrd.connections.farewells import Farewells
-from clevrd.connections.presence import Peer, Presence
+from clevrd.connections.many_subscriptions import (
+    MemberSubscription,
+    PatternSubscription,
+    refusal_reason,
+)
+from clevrd.connections.one_subscription import Subscription
+from clevrd.connections.registry import Connections
 from clevrd.core import client_frames
 from clevrd.core.client_frames import POLICY_VIOLATION, ClientFrames, FrameError, close_code_of
+from clevrd.core.event_ids import EventIdSlot
+from clevrd.core.notices import GoingAway, Notice, notice_frame
 from clevrd.core.server_frames import close_frame, ping_frame, pong_frame
-from clevrd.input_budget import InputBudget
-from clevrd.metrics.counters import Counters
-from clevrd.pace import sent_step_bytes
-from clevrd.progress import reset, unsent_bytes_of
-from clevrd.scheduling.deadlines import Deadlines
-from clevrd.scheduling.fair_turns import FairTurns
-from clevrd.scheduling.timers import Tasks, Timers
+from clevrd.core.subscription import DeliveryOptions, SubscribeRequest
+from clevrd.core.topic import Topic
+from clevrd.errors import ClevrdError
+from clevrd.hub import Hub
+from clevrd.progress import unsent_bytes_of
 
 log = logging.getLogger(__name__)
-
-_CLOSE_POLL_S: Final = 0.02
-# A close is a write, so as many of them as a round writes between two turns of the loop.
-CLOSES_PER_BATCH: Final = 256
-
-# When clients are asked to come back after a planned close, each at a time of its own: not before
-# a process could have been replaced, and at 2,000 a second, half of what one core takes.
-RECONNECT_FIRST_MS: Final = 200
-RECONNECT_SPREAD_MS: Final = 1_000
-RECONNECTS_PER_MS: Final = 2
 
 # Notice frames of any kind within BUDGET_WINDOW_S, and all bytes a subscriber sends; beyond
 # either it is closed with 1008.
 BUDGET_FRAMES: Final = 100
 BUDGET_WINDOW_S: Final = 10.0
 
+# A subscriber has nothing to say but pongs, pings and a close; some libraries also send a text
+# now and then to keep a proxy awake. Larger messages are closed with 1009.
+MAX_CLIENT_MESSAGE_BYTES: Final = 4_096
+
+# Bytes of any kind within the budget's window; beyond them, or too many frames, 1008.
+BUDGET_BYTES: Final = 65_536
+
 _PING: Final = ping_frame()
 _CLOSE_WITHOUT_CODE: Final = b"\x88\x00"
 
 TRY_AGAIN_LATER: Final = 1013
-RESTARTING: Final = 1012
 
 
 class WebSocketConnection(asyncio.Protocol):
@@ -59,10 +59,10 @@ class WebSocketConnection(asyncio.Protocol):
     __slots__ = (
         "_budget_frames",
         "_budget_until_s",
+        "_connections",
         "_frames",
         "_has_failed",
         "_held_bytes",
-        "_sockets",
         "awaits_pong",
         "is_closing",
         "transport",
@@ -72,8 +72,8 @@ class WebSocketConnection(asyncio.Protocol):
 
     answers_pings: ClassVar[bool] = True
 
-    def __init__(self, sockets: WebSockets, transport: asyncio.Transport) -> None:
-        self._sockets = sockets
+    def __init__(self, connections: Connections, transport: asyncio.Transport) -> None:
+        self._connections = connections
         self.transport = transport
         # The transport's own, nothing in between.
         self.write: Callable[[bytes], None] = transport.write
@@ -81,7 +81,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._frames: ClientFrames | None = None
         self._budget_until_s = 0.0
         self._budget_frames = 0
-        # What the budget of all connections was told that _frames holds; the registry's own.
+        # Bytes in _frames that the budget of all connections knows of; changed by the registry.
         self._held_bytes = 0
         self.awaits_pong = False
         self.wheel_slot = 0
@@ -119,9 +119,9 @@ class WebSocketConnection(asyncio.Protocol):
         """Hold an unfinished message within its time and the budget of all connections."""
         if frames.is_idle:
             if self._held_bytes:
-                self._sockets.settle_unfinished(self, 0, has_progress=True)
+                self._connections.settle_unfinished(self, 0, has_progress=True)
             self._frames = None
-        elif not self._sockets.settle_unfinished(
+        elif not self._connections.settle_unfinished(
             self, frames.held_bytes, has_progress=has_progress
         ):
             self._fail(TRY_AGAIN_LATER, "too_much_unfinished")
@@ -139,13 +139,13 @@ class WebSocketConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone, whoever closed it: nothing is written or begun any more."""
         self.is_closing = True
-        self.leave()
-        self._sockets.remove(self)
+        self.stop_delivery()
+        self._connections.remove(self)
 
     # --- what subclasses say ---------------------------------------------------------------------
 
-    def leave(self) -> None:
-        """Stop whatever this connection is for; called once or more, before it ends."""
+    def stop_delivery(self) -> None:
+        """Be no subscriber any more; called once or more, before the connection ends."""
 
     def announce_end(self, reconnect_after_ms: int) -> None:
         """Tell the peer, if it wants to know, that a planned close follows; nobody, here."""
@@ -179,7 +179,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def spend_frames(self, count: int, budget: int) -> bool:
         """Count ``count`` frames against ``budget`` in BUDGET_WINDOW_S; return whether it holds."""
-        now_s = self._sockets.now_s()
+        now_s = self._connections.now_s()
         if now_s >= self._budget_until_s:
             self._budget_until_s = now_s + BUDGET_WINDOW_S
             self.renew_budget()
@@ -196,7 +196,7 @@ class WebSocketConnection(asyncio.Protocol):
         """Send a close frame and let the peer answer it; the sweep ends what takes too long."""
         if self.is_closing:
             return
-        self._sockets.counters.count_close(code)
+        self._connections.counters.count_close(code)
         log.debug("closing websocket code=%d reason=%s", code, reason)
         self._say_goodbye(close_frame(code, reason))
 
@@ -222,7 +222,7 @@ class WebSocketConnection(asyncio.Protocol):
         """
         self._has_failed = True
         self._frames = None
-        self._sockets.settle_unfinished(self, 0, has_progress=True)
+        self._connections.settle_unfinished(self, 0, has_progress=True)
         self.close(code, reason)
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
@@ -233,8 +233,8 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _begin_to_end(self) -> None:
         self.is_closing = True
-        self.leave()
-        self._sockets.await_close(self)
+        self.stop_delivery()
+        self._connections.await_close(self)
 
     def _receive(self, messages: list[tuple[int, bytes]]) -> None:
         for opcode, payload in messages:
@@ -258,6 +258,111 @@ class WebSocketConnection(asyncio.Protocol):
             self.message(opcode, payload)
 
 
+class DeliveringWebSocket(WebSocketConnection):
+    """A WebSocket that is written what its Subscription brings; also the Sink of that."""
+
+    __slots__ = ()
+
+    subscription: Subscription
+
+    # --- what the registry and the transport ask for ---------------------------------------------
+
+    def stop_delivery(self) -> None:
+        """End the subscription. Idempotent."""
+        self.subscription.unsubscribe()
+
+    def stall_allowed_s(self) -> float:
+        """Return how long its circuits allow it to take nothing; 0 where there are none."""
+        return self.subscription.stall_allowed_s()
+
+    def announce_end(self, reconnect_after_ms: int) -> None:
+        """Give a client with notices its positions, before a planned close."""
+        positions = self.subscription.positions_to_tell()
+        if positions is not None and not self.is_closing:
+            self.write(notice_frame(GoingAway(reconnect_after_ms, positions)))
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is over its high-water mark."""
+        self._connections.stalled(self)
+        self.subscription.pause_delivery()
+
+    def resume_writing(self) -> None:
+        """The transport's buffer is below its low-water mark."""
+        self._connections.moved(self)
+        self.subscription.resume_delivery()
+
+    # --- what many subscriptions ask for ---------------------------------------------------------
+
+    keeps_positions: ClassVar[bool] = False
+
+    def topic_subscription(
+        self,
+        hub: Hub,
+        topic: Topic,
+        options: DeliveryOptions,
+        pattern: PatternSubscription | None,
+        slot: EventIdSlot | None,
+    ) -> MemberSubscription:
+        """Return a reader of ``topic`` that writes to this connection."""
+        return MemberSubscription(hub, topic, self, options, pattern)
+
+    def tell(self, notice: Notice, event_id: bytes) -> None:
+        """Write ``notice``."""
+        self.write(notice_frame(notice))
+
+    def refuse(self, error: ClevrdError) -> None:
+        """Close: the client can't be told in any other way, and a missing topic is a loss."""
+        self._connections.counters.count_refusal(error.code)
+        self.close(error.close_code, refusal_reason(error))
+
+    def found_all(self) -> None:
+        """Do nothing: what was found is delivered already."""
+
+
+class SubscriberWebSocket(DeliveringWebSocket):
+    """A WebSocket whose peer only receives: what it may send is little."""
+
+    __slots__ = ("_budget_bytes", "subscription")
+
+    def __init__(self, connections: Connections, transport: asyncio.Transport) -> None:
+        super().__init__(connections, transport)
+        self._budget_bytes = 0
+
+    def subscribe(
+        self, subscription: Subscription, request: SubscribeRequest, early_data: bytes
+    ) -> None:
+        """Take over the transport, and subscribe to what is asked for, which was checked.
+
+        Args:
+            subscription: what writes to this connection from now on.
+            early_data: what was received behind the handshake.
+        """
+        self.subscription = subscription
+        self._connections.add(self)
+        subscription.subscribe(request)
+        if early_data:
+            self.data_received(early_data)
+
+    def new_frames(self) -> ClientFrames:
+        """Return a reader of frames with a subscriber's bounds."""
+        return ClientFrames(MAX_CLIENT_MESSAGE_BYTES)
+
+    def renew_budget(self) -> None:
+        """Begin a new budget window."""
+        super().renew_budget()
+        self._budget_bytes = 0
+
+    def over_budget(self) -> None:
+        """Close because the peer sends more than a subscriber has to say."""
+        self._fail(POLICY_VIOLATION, "subscribers_only_receive")
+
+    def _affords(self, size: int, frames: int, messages: int) -> bool:
+        # All that a subscriber sends is spent from the budget; texts within it mean nothing.
+        is_within = self.spend_frames(frames, BUDGET_FRAMES)
+        self._budget_bytes += size
+        return is_within and self._budget_bytes <= BUDGET_BYTES
+
+
 def echo_of_close(payload: bytes) -> bytes:
     """Return the close frame that answers a peer's close: its own code, or none if it gave none.
 
@@ -265,177 +370,3 @@ def echo_of_close(payload: bytes) -> bytes:
     """
     code = close_code_of(payload)
     return _CLOSE_WITHOUT_CODE if code is None else close_frame(code)
-
-
-class Swept(Peer, Protocol):
-    """A connection as the registry sees it: a WebSocket, or a stream."""
-
-    _held_bytes: int
-
-    def leave(self) -> None:
-        """Stop whatever the connection is for."""
-
-    def end_unfinished(self) -> None:
-        """Close because a message did not arrive whole in time."""
-
-    def announce_end(self, reconnect_after_ms: int) -> None:
-        """Tell the peer that a planned close follows."""
-
-    def close(self, code: int, reason: str) -> None:
-        """Say goodbye."""
-
-    def cut(self) -> None:
-        """End the connection without a word."""
-
-
-class _Unfinished:
-    """A message of which a part has arrived."""
-
-    __slots__ = ("connection", "deadline_s", "steady_at_bytes")
-
-    def __init__(self, connection: Swept) -> None:
-        self.connection = connection
-        # How much of it has to be there for its time to begin anew.
-        self.steady_at_bytes = 0
-        # When it has to be whole.
-        self.deadline_s = 0.0
-
-
-class WebSockets:
-    """Every WebSocket and stream there is: taken over, pinged, swept and closed in one place."""
-
-    def __init__(
-        self,
-        counters: Counters,
-        tasks: Tasks,
-        turns: FairTurns,
-        budget: InputBudget,
-        config: Config,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        self.counters = counters
-        self.loop = loop
-        self.now_s = loop.time
-        self._high_bytes = config.write_high_bytes
-        self._low_bytes = config.write_low_bytes
-        on_error = counters.count_background_error
-        self._presence = Presence(
-            config.ping_interval_s, config.pong_timeout_s, self._give_up, on_error, loop
-        )
-        self.stalled = self._presence.stalled
-        self.moved = self._presence.moved
-        self._message_timeout_s = config.request_timeout_s
-        self._messages: Deadlines[_Unfinished] = Deadlines(loop, self._end_unfinished, on_error)
-        # Those with an unfinished message.
-        self._unfinished: dict[Swept, _Unfinished] = {}
-        self.budget = budget
-        self._farewells = Farewells(config.ping_interval_s, on_error, loop)
-        self._open: set[Swept] = set()
-        self._timers = Timers(loop, on_error)
-        # Publishes that wait.
-        self.tasks = tasks
-        # The shares of the loop's turns in which publishes and commands are carried out.
-        self.turns = turns
-
-    def __len__(self) -> int:
-        """Return how many there are, closing ones included."""
-        return len(self._open)
-
-    def transports(self) -> set[asyncio.Transport]:
-        """Return the transports of all of them."""
-        return {connection.transport for connection in self._open}
-
-    def add(self, connection: Swept) -> None:
-        """Take over the transport of ``connection``, to which its head was written."""
-        transport = connection.transport
-        transport.set_protocol(cast(asyncio.Protocol, connection))
-        # uvloop's own low-water mark is 16 bytes, which would wake a reader for every message.
-        transport.set_write_buffer_limits(self._high_bytes, self._low_bytes)
-        self._open.add(connection)
-        self._presence.add(connection)
-
-    def await_close(self, connection: Swept) -> None:
-        """Give ``connection``, which says goodbye now, the time that takes and no more."""
-        self._farewells.begin(connection, self._presence.silent_s(connection))
-        self._presence.remove(connection)
-
-    def remove(self, connection: Swept) -> None:
-        """Forget ``connection``, whose transport is gone. Idempotent."""
-        self._presence.remove(connection)
-        self.settle_unfinished(connection, 0, has_progress=True)
-        self._farewells.remove(connection)
-        self._open.discard(connection)
-
-    def settle_unfinished(self, connection: Swept, held_bytes: int, *, has_progress: bool) -> bool:
-        """Note what ``connection`` holds of an unfinished message; return whether that may be.
-
-        The message's time runs from its first bytes, or from the last message before it, and begins
-        anew as long as it comes steadily (`pace`).
-        """
-        fits = self.budget.change(connection._held_bytes, held_bytes)
-        connection._held_bytes = held_bytes
-        unfinished = self._unfinished.get(connection)
-        if not held_bytes:
-            if unfinished is not None:
-                del self._unfinished[connection]
-                self._messages.remove(unfinished)
-        elif has_progress or unfinished is None or held_bytes >= unfinished.steady_at_bytes:
-            if unfinished is None:
-                unfinished = self._unfinished[connection] = _Unfinished(connection)
-            unfinished.steady_at_bytes = held_bytes + sent_step_bytes(self._message_timeout_s)
-            self._messages.set(unfinished, self.now_s() + self._message_timeout_s)
-        return fits
-
-    def _end_unfinished(self, unfinished: _Unfinished) -> None:
-        """Close a connection whose message did not arrive whole in time."""
-        self._unfinished.pop(unfinished.connection, None)
-        unfinished.connection.end_unfinished()
-
-    def start(self) -> None:
-        """Start asking who is there."""
-        self._timers.every(self._presence.tick_s, self.ping_due)
-        self._timers.every(self._presence.look_s, self.look_at_stalls)
-
-    def stop(self) -> None:
-        """Stop that, and end nothing any more."""
-        self._timers.stop()
-        self._messages.stop()
-        self._farewells.stop()
-
-    def ping_due(self) -> None:
-        """Ping who is due, and cut who is not there."""
-        self._presence.ping_due()
-
-    def look_at_stalls(self) -> None:
-        """Cut who has taken nothing for too long."""
-        self._presence.look_at_stalls()
-
-    def _give_up(self, peer: Peer) -> None:
-        connection = cast(Swept, peer)
-        self.counters.pings_cut += 1
-        connection.leave()
-        reset(connection.transport)
-
-    async def close_all(self, code: int, reason: str, timeout_s: float) -> None:
-        """Say goodbye to everyone, wait for their answers, then cut those who gave none."""
-        spread_ms = max(RECONNECT_SPREAD_MS, len(self._open) // RECONNECTS_PER_MS)
-        for count, connection in enumerate(list(self._open), start=1):
-            self._close_one(connection, code, reason, secrets.randbelow(spread_ms))
-            if count % CLOSES_PER_BATCH == 0:
-                await asyncio.sleep(0)
-        deadline_s = self.now_s() + timeout_s
-        while self._open and self.now_s() < deadline_s:  # noqa: ASYNC110  # once in a life
-            await asyncio.sleep(_CLOSE_POLL_S)
-        for connection in list(self._open):
-            connection.cut()
-
-    def _close_one(self, connection: Swept, code: int, reason: str, delay_ms: int) -> None:
-        """Say goodbye to ``connection``; a fault of one must not keep the others from theirs."""
-        try:
-            connection.announce_end(RECONNECT_FIRST_MS + delay_ms)
-            connection.close(code, reason)
-        except Exception:
-            self.counters.count_background_error()
-            log.exception("a connection could not be closed in order: cutting it")
-            self.remove(connection)
-            connection.cut()

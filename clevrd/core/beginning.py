@@ -1,6 +1,6 @@
-"""Where a subscription begins: what was wished for, and what the topic can give.
+"""Where a subscription begins: what was asked for, and what the topic can give.
 
-Pure: parsing is handlers/subscribe/endpoint.py's. A resume is whole or says what is missing.
+Pure: parsing is handlers/subscribe/resume.py's. A resume is whole or says what is missing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class After(msgspec.Struct, frozen=True):
 
     offset: int
     epoch: str = ""
-    # Who says it can say nothing else, and must not be refused: in the topic's own epoch and ahead
-    # of it, it is a position of which nothing is known.
+    # The client can say nothing else, and must not be refused: in the topic's own epoch and ahead
+    # of it, this is a position of which nothing is known.
     may_be_ahead: bool = False
 
 
@@ -50,9 +50,9 @@ class ResolvedBeginning(msgspec.Struct, frozen=True):
 
     # The offset that the first message follows.
     after: int
-    # A position was wished for and nothing behind it is missing.
+    # A position was asked for and nothing behind it is missing.
     is_recovered: bool = False
-    # What is missing before the first message.
+    # The hole before the first message; None where nothing is missing.
     gap: Gap | None = None
 
 
@@ -98,6 +98,6 @@ def _start_since(topic: Topic, beginning: Since) -> ResolvedBeginning:
         # Whether the topic had a life before this one, and what was in it, nobody knows.
         return ResolvedBeginning(after, gap=unknown_gap(topic.name))
     if oldest > 1 and after < oldest:
-        # No message that is held lies before, so what was evicted may have been wished for.
+        # No message that is held lies before, so what was evicted may have been asked for.
         return ResolvedBeginning(after, gap=Gap(topic.name, None, oldest - 1, None, RETENTION))
     return ResolvedBeginning(after, is_recovered=True)

@@ -1,4 +1,4 @@
-"""Ids of events of a connection with several topics: where it is in each of them, spelled and read.
+"""Ids of events of a connection with many topics: where it is in each of them, spelled and read.
 
 An EventSource comes back with the last id it has seen and nothing else, so each id holds all. It is
 a list of ``epoch:offset/0`` for the first topic that the URL names, and so on, and of
@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from clevrd.core.beginning import After, Beginning
+from clevrd.core.subscription import FROM_THE_START, SubscribeRequest
 from clevrd.errors import InvalidRequest, TooManyTopics
 
 # Half of what servers and proxies take for a header field, which the last id comes back in.
@@ -28,7 +29,7 @@ MAX_READ_BYTES: Final = 6_000
 # 50 topics of the URL, as many as fit of those that patterns find, and a star.
 _MAX_ENTRIES: Final = 50 + MAX_EVENT_ID_BYTES // len("e:,@n" + "0" * 15) + 1
 
-WATCHING: Final = "*"
+ALL_FOUND: Final = "*"
 # Stands among topics for all patterns; no topic is called that.
 _PATTERNS: Final = ""
 
@@ -45,13 +46,13 @@ _LABEL: Final = re.compile(r"[/@]")
 _AS_RECEIVED: Final = "give the whole id of one event, as you received it."
 
 
-class Places(msgspec.Struct, frozen=True):
-    """What an id says: a position for each topic, by its place on the URL or by its name."""
+class TopicPositions(msgspec.Struct, frozen=True):
+    """An id as it is read: a position for each topic, by its number on the URL or by its name."""
 
     by_index: dict[int, After]
     by_name: dict[str, After]
     # All topics that the patterns matched are in it; others began later.
-    is_watching: bool
+    has_found_all: bool
 
 
 class EventIds:
@@ -61,13 +62,17 @@ class EventIds:
         beginnings: topics in the order of the URL, and where each begins.
         known: positions of topics that a pattern had found. One that is gone is said on: should it
             come back, its subscriber is told what it missed.
-        is_watching: topics that are matched and not in ``known`` began later.
+        has_found_all: topics that are matched and not in ``known`` began later.
     """
 
     __slots__ = ("_costs", "_given_way", "_gone", "_labels", "_texts", "last_moved")
 
     def __init__(
-        self, beginnings: Mapping[str, Beginning], known: Mapping[str, After], *, is_watching: bool
+        self,
+        beginnings: Mapping[str, Beginning],
+        known: Mapping[str, After],
+        *,
+        has_found_all: bool,
     ) -> None:
         # Topics of the URL -> what follows their positions.
         self._labels = {name: b"/%d" % index for index, name in enumerate(beginnings)}
@@ -78,27 +83,27 @@ class EventIds:
         self._costs: dict[str, int] = {}
         # The topic that moved last, which is not in the texts as long as no other one moves: most
         # events follow one of the same topic, and their ids end the same.
-        self.last_moved: IdPlace | None = None
+        self.last_moved: EventIdSlot | None = None
         begun = {name: at for name, at in beginnings.items() if isinstance(at, After) and at.epoch}
         for name, at in (*begun.items(), *known.items()):
-            place = self._place(name, at.epoch)
-            self._texts[name] = b",%b:%d%b" % (at.epoch.encode(), at.offset, place.label)
-        # Of the known topics those that have not come back, first those that were said first.
+            slot = self._slot(name, at.epoch)
+            self._texts[name] = b",%b:%d%b" % (at.epoch.encode(), at.offset, slot.label)
+        # Known topics that have not come back, in the order in which they were said.
         self._gone = dict.fromkeys(known)
-        # Of these the ones that have given way, and of which the subscriber is yet to be told.
+        # Known topics that have given way, and of which the subscriber is yet to be told.
         self._given_way: list[str] = []
-        if is_watching:
-            self.watch()
+        if has_found_all:
+            self.note_all_found()
 
-    def add(self, name: str, epoch: str) -> IdPlace:
-        """Return the place of one more topic, which has begun nowhere yet.
+    def add(self, name: str, epoch: str) -> EventIdSlot:
+        """Return the slot of one more topic, which has begun nowhere yet.
 
         Where there is no room, topics that have not come back give way.
 
         Raises:
             TooManyTopics: the ids would become too long.
         """
-        place = self._place(name, epoch)
+        slot = self._slot(name, epoch)
         self._gone.pop(name, None)
         # The URL's own are bounded by the URL.
         while name in self._costs and sum(self._costs.values()) > MAX_EVENT_ID_BYTES:
@@ -111,7 +116,7 @@ class EventIds:
             gone = next(iter(self._gone))
             self.forget(gone)
             self._given_way.append(gone)
-        return place
+        return slot
 
     def given_way(self) -> list[str]:
         """Return topics that have given way since the last call: what followed there is lost."""
@@ -125,7 +130,7 @@ class EventIds:
         self._costs.pop(name, None)
         self._gone.pop(name, None)
 
-    def watch(self) -> None:
+    def note_all_found(self) -> None:
         """Say from now on that all topics which the patterns match are there."""
         self._note_last()
         self._texts[_PATTERNS] = b",*"
@@ -135,13 +140,13 @@ class EventIds:
         self._note_last()
         return b"".join(self._texts.values())[1:]
 
-    def rest_of(self, place: IdPlace) -> bytes:
+    def rest_of(self, slot: EventIdSlot) -> bytes:
         """Return what follows the position of a topic that moves now, where another moved last."""
         self._note_last()
-        self.last_moved = place
-        # What it said before is not among the others; the topic keeps its place in the order.
-        self._texts[place.name] = b""
-        return place.label + b"".join(self._texts.values())
+        self.last_moved = slot
+        # Its own text is not among the others; the topic keeps its place in the order.
+        self._texts[slot.name] = b""
+        return slot.label + b"".join(self._texts.values())
 
     def _note_last(self) -> None:
         """Have all topics in the texts."""
@@ -149,16 +154,16 @@ class EventIds:
         if last is not None:
             self._texts[last.name] = b",%b%b" % (last.position, last.label)
 
-    def _place(self, name: str, epoch: str) -> IdPlace:
+    def _slot(self, name: str, epoch: str) -> EventIdSlot:
         label = self._labels.get(name)
         if label is None:
             label = _name_label(name)
             self._costs[name] = len(epoch) + len(":,") + _OFFSET_DIGITS + len(label)
-        return IdPlace(self, name, label)
+        return EventIdSlot(self, name, label)
 
 
-class IdPlace:
-    """One topic of the ids of one subscriber."""
+class EventIdSlot:
+    """The slot of one topic in the ids of one subscriber."""
 
     __slots__ = ("_ids", "_rest", "label", "name", "position")
 
@@ -166,7 +171,7 @@ class IdPlace:
         self._ids = ids
         self._rest = b""
         self.name = name
-        # What follows a position of this topic.
+        # This follows a position of this topic.
         self.label = label
         # Where the subscriber is; of use while this is the topic that moved last.
         self.position = b""
@@ -177,6 +182,17 @@ class IdPlace:
         if self._ids.last_moved is not self:
             self._rest = self._ids.rest_of(self)
         return self._rest
+
+
+def event_ids_for(request: SubscribeRequest) -> EventIds:
+    """Return the ids of events for a subscriber that begins with ``request``."""
+    patterns = request.patterns.values()
+    return EventIds(
+        request.topics,
+        {name: at for pattern in patterns for name, at in pattern.positions.items()},
+        has_found_all=bool(patterns)
+        and all(pattern.beginning == FROM_THE_START for pattern in patterns),
+    )
 
 
 def _name_label(name: str) -> bytes:
@@ -196,11 +212,11 @@ def read_position(epoch: str, offset: str, name: str) -> After:
 
 
 def names_topics(event_id: str) -> bool:
-    """Whether ``event_id`` is one of a connection with several topics."""
-    return event_id.startswith(WATCHING) or bool(_LABEL.search(event_id))
+    """Whether ``event_id`` is one of a connection with many topics."""
+    return event_id.startswith(ALL_FOUND) or bool(_LABEL.search(event_id))
 
 
-def read_places(event_id: str, name: str) -> Places:
+def read_topic_positions(event_id: str, name: str) -> TopicPositions:
     """Return what the id of an event says, which the client calls ``name``.
 
     Raises:
@@ -214,7 +230,7 @@ def read_places(event_id: str, name: str) -> Places:
     by_index: dict[int, After] = {}
     by_name: dict[str, After] = {}
     for entry in entries:
-        if entry == WATCHING:
+        if entry == ALL_FOUND:
             continue
         position, label = _split(entry, name)
         epoch, _, offset = position.rpartition(":")
@@ -226,7 +242,7 @@ def read_places(event_id: str, name: str) -> Places:
         )
         if known is not at:
             raise InvalidRequest(f"{name} has two positions of one topic; {_AS_RECEIVED}")
-    return Places(by_index, by_name, is_watching=WATCHING in entries)
+    return TopicPositions(by_index, by_name, has_found_all=ALL_FOUND in entries)
 
 
 def _split(entry: str, name: str) -> tuple[str, int | str]:

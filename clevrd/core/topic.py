@@ -345,7 +345,10 @@ class Topic:
         return self.ring.take(after, upto, max_bytes)
 
     def frames_behind(self, after: int) -> Iterator[bytes]:
-        """Return the messages behind offset ``after`` one by one, as they are asked for."""
+        """Return the frames behind offset ``after`` one by one, as they are asked for.
+
+        Nothing is counted as offered. ``after`` must not lie before what the ring has.
+        """
         for offset in range(after + 1, self.ring.head + 1):
             yield self.frames(offset - 1, offset)[0]
 

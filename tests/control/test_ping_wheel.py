@@ -240,11 +240,11 @@ async def test_peer_that_reads_on_is_kept_though_the_ping_is_far_behind() -> Non
         publishing(daemon.port) as publisher,
     ):
         connection = daemon.only_subscriber()
-        while not connection.reader.is_blocked:
+        while not daemon.only_reader().is_blocked:
             await publisher.send("t", 10, RECORD)
         connection.ping()
 
-        while connection.reader.is_blocked:
+        while daemon.only_reader().is_blocked:
             await slow.frame()
 
         assert not connection.awaits_pong

@@ -9,7 +9,7 @@ import pytest
 from clients import masked
 from daemons import Daemon, running, until
 
-from clevrd.connections.publisher import PublishConnection
+from clevrd.connections.publish_websocket import PublishConnection
 from clevrd.input_budget import InputBudget
 from clevrd.pace import MIN_SENT_BYTES_PER_S
 

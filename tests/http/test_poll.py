@@ -15,9 +15,9 @@ from clients import publishing, reset_by_peer, subscribe
 from daemons import Daemon, running, until
 from http_wire import get, read_response, responses, talk
 
+from clevrd.connections import poll
 from clevrd.core.beginning import After
 from clevrd.core.publish_request import PublishRequest
-from clevrd.handlers.subscribe import poll
 from clevrd.hub import Published, rounds
 from clevrd.tenants import Tenant
 
@@ -228,7 +228,7 @@ async def test_poll_in_the_middle_of_a_round_is_not_given_what_it_has(
         assert isinstance(first, Published)
         assert isinstance(second, Published)
 
-        answer = daemon.server._polls.answer(topic, After(second.offset, second.epoch), 5.0)
+        answer = daemon.server._polls.answer_one(topic, After(second.offset, second.epoch), 5.0)
         assert isinstance(answer, asyncio.Future)
         await until(lambda: not topic.pending)
         assert not answer.done()

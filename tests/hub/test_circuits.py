@@ -266,7 +266,7 @@ async def test_open_circuit_closes_when_the_socket_drains() -> None:
         await open_circuit(daemon)
         while_open = await daemon.get_json("/metrics")
         frames = await read_upto(reader, daemon.hub.topic(TENANT, "t").head)
-        await until(lambda: daemon.only_subscriber().reader.is_live)
+        await until(lambda: daemon.only_reader().is_live)
         afterwards = await daemon.get_json("/metrics")
 
     assert frames[0]["type"] == "subscribed"

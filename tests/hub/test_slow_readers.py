@@ -43,7 +43,7 @@ def topic_of(daemon: Daemon) -> Topic:
 
 def only_reader(daemon: Daemon) -> Subscriber:
     """Return the one subscriber there is, as the hub knows it."""
-    return daemon.only_subscriber().reader
+    return daemon.only_reader()
 
 
 async def publish_until_blocked(publisher: RawPublisher, reader: Subscriber) -> None:

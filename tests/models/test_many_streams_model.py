@@ -23,12 +23,14 @@ from hypothesis import strategies as st
 from time_limit import EndableLoop
 
 from clevrd.config import Config
-from clevrd.connections.many_streams import ManyStream
+from clevrd.connections.many_subscriptions import ManySubscriptions, MemberSubscription
+from clevrd.connections.stream import SubscriberStream
 from clevrd.core.beginning import check_beginning
 from clevrd.core.drop_strategy import DropStrategy
+from clevrd.core.event_ids import event_ids_for
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.stream_forms import SSE_BARE, PlacedWrites
-from clevrd.handlers.subscribe.endpoint import read_options
+from clevrd.handlers.subscribe.endpoint import read_request
 from clevrd.http_values import Request
 from clevrd.hub import Hub
 from clevrd.metrics.counters import Counters
@@ -70,19 +72,20 @@ class FakeTransport(FakeSink):
 class FakeRegistry:
     """As much of the registry of connections as a stream asks for."""
 
-    def __init__(self) -> None:
+    def __init__(self, event_writes: PlacedWrites) -> None:
         self.counters = Counters()
+        self.event_writes = event_writes
 
-    def add(self, stream: ManyStream) -> None:
+    def add(self, stream: SubscriberStream) -> None:
         """Have the transport call the stream."""
         transport = cast(FakeTransport, stream.transport)
         transport.on_pause = stream.pause_writing
         transport.on_resume = stream.resume_writing
 
-    def stalled(self, stream: ManyStream) -> None:
+    def stalled(self, stream: SubscriberStream) -> None:
         """Nobody is cut here."""
 
-    def moved(self, stream: ManyStream) -> None:
+    def moved(self, stream: SubscriberStream) -> None:
         """Nobody is cut here."""
 
 
@@ -104,7 +107,7 @@ class World:
         self.query = {**QUERY, "last": [str(last)], "policy": [strategy.value]}
         # (topic, epoch) -> newest offset.
         self.heads: dict[tuple[str, str], int] = {}
-        self.stream: ManyStream | None = None
+        self.stream: SubscriberStream | None = None
         self.writes = PlacedWrites()
         self.room_bytes = room_bytes
         self.transport = FakeTransport(room_bytes)
@@ -159,7 +162,7 @@ class World:
         """Read some, and lose the connection and the rest."""
         self.read(count)
         if self.stream is not None:
-            self.stream.leave()
+            self.stream.stop_delivery()
             self.stream = None
         self.unread = b""
         self.transport = FakeTransport(self.room_bytes)
@@ -171,7 +174,7 @@ class World:
         if self.last_id:
             headers["last-event-id"] = self.last_id
         request = Request("GET", "/subscribe", headers)
-        wanted = read_options(
+        wanted = read_request(
             *(request, self.query, 5, self.hub.wall_us()), is_events=True, takes_any_id=True
         )
         self.places = places_of(self.last_id)
@@ -181,11 +184,15 @@ class World:
             topic = self.hub.topic(TENANT, name)
             check_beginning(topic, beginning)
             self.beginnings[name] = max(topic.ring.first - 1, topic.head - self.last)
-        self.stream = ManyStream(
-            *(cast(Any, FakeRegistry()), cast(Any, self.transport), self.hub, TENANT, 100),
-            *(SSE_BARE, wanted, self.writes),
+        self.stream = SubscriberStream(
+            cast(Any, FakeRegistry(self.writes)), cast(Any, self.transport), SSE_BARE
         )
-        self.stream.begin(b"")
+        subscriptions: ManySubscriptions[MemberSubscription] = ManySubscriptions(
+            *(self.hub, TENANT, self.stream, 100),
+            has_notices=wanted.options.has_notices,
+            ids=event_ids_for(wanted),
+        )
+        self.stream.subscribe(subscriptions, wanted, b"")
 
     async def forget(self) -> None:
         """Forget topics that nobody uses, as after an hour: nothing is put off for so long."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -19,11 +19,18 @@ from hypothesis import strategies as st
 from time_limit import EndableLoop
 
 from clevrd.config import Config
-from clevrd.connections.subscriptions import Manner, PatternWish, Subscriptions
+from clevrd.connections.many_subscriptions import (
+    ManySubscriptions,
+    MemberSubscription,
+    PatternSubscription,
+)
 from clevrd.core.beginning import Last
 from clevrd.core.drop_strategy import DropStrategy
-from clevrd.core.notices import Forgotten, Watching
+from clevrd.core.event_ids import EventIdSlot
+from clevrd.core.notices import ErrorNotice, Forgotten, Notice
 from clevrd.core.publish_request import PublishRequest
+from clevrd.core.subscription import DeliveryOptions, PatternBeginning
+from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
@@ -48,24 +55,40 @@ STEPS = st.lists(
 )
 
 
-class FakeOwner(FakeSink):
+class FakeConnection(FakeSink):
     """A connection with many subscriptions and a transport of 1,500 bytes."""
+
+    keeps_positions: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__(room_bytes=1_500)
-        self.refusals: list[ClevrdError] = []
+        self.refusals: list[ClevrdError | ErrorNotice] = []
         self.ends: dict[tuple[str, str], int] = {}
 
-    def refused(self, error: ClevrdError) -> None:
+    def topic_subscription(
+        self,
+        hub: Hub,
+        topic: Topic,
+        options: DeliveryOptions,
+        pattern: PatternSubscription | None,
+        slot: EventIdSlot | None,
+    ) -> MemberSubscription:
+        """Return a reader that writes here."""
+        return MemberSubscription(hub, topic, self, options, pattern)
+
+    def tell(self, notice: Notice, event_id: bytes) -> None:
+        """Remember a refusal, and where a topic ended; the frames are what counts otherwise."""
+        if isinstance(notice, ErrorNotice):
+            self.refusals.append(notice)
+        elif isinstance(notice, Forgotten):
+            self.ends[notice.topic, notice.epoch] = notice.offset
+
+    def refuse(self, error: ClevrdError) -> None:
         """Remember it."""
         self.refusals.append(error)
 
-    def found_all(self, watching: Watching) -> None:
+    def found_all(self) -> None:
         """Do nothing: the frames are what counts here."""
-
-    def forgotten(self, topic: Forgotten) -> None:
-        """Remember where it ended."""
-        self.ends[topic.topic, topic.epoch] = topic.offset
 
 
 class World:
@@ -81,10 +104,12 @@ class World:
         )
         # Two hours idle, and no timer that runs by itself: `forget` decides.
         self.hub = Hub(config, asyncio.get_running_loop())
-        self.owner = FakeOwner()
-        self.subscriptions = Subscriptions(self.hub, TENANT, self.owner, limit=100)
-        self.owner.on_pause = self.subscriptions.pause
-        self.owner.on_resume = self.subscriptions.resume
+        self.connection = FakeConnection()
+        self.subscriptions = ManySubscriptions(
+            self.hub, TENANT, self.connection, limit=100, has_notices=True
+        )
+        self.connection.on_pause = self.subscriptions.pause_delivery
+        self.connection.on_resume = self.subscriptions.resume_delivery
         self.strategy = strategy
         self.heads: dict[tuple[str, str], int] = {}
 
@@ -97,24 +122,25 @@ class World:
 
     def subscribe(self, name: str, window: int | None) -> None:
         """Name a topic."""
-        self.subscriptions.subscribe(name, Manner(self.strategy, window, True), Last(5))
+        options = DeliveryOptions(self.strategy, window, True)
+        self.subscriptions.subscribe_topic(name, options, Last(5))
 
     def unsubscribe(self, name: str) -> None:
         """Have no more of a topic."""
-        self.subscriptions.unsubscribe(name)
+        self.subscriptions.unsubscribe_topic(name)
 
     def watch(self, pattern: str, window: int | None) -> None:
         """Name a pattern."""
-        manner = Manner(self.strategy, window, True)
-        self.subscriptions.watch(pattern, manner, PatternWish(Last(5)))
+        options = DeliveryOptions(self.strategy, window, True)
+        self.subscriptions.subscribe_pattern(pattern, options, PatternBeginning(Last(5)))
 
     def unwatch(self, pattern: str) -> None:
         """Have no more of a pattern."""
-        self.subscriptions.unwatch(pattern)
+        self.subscriptions.unsubscribe_pattern(pattern)
 
     def drain(self, size: int) -> None:
         """Let the peer read."""
-        self.owner.drain(size)
+        self.connection.drain(size)
 
     def forget(self) -> None:
         """Forget topics that nobody uses, as after an hour."""
@@ -129,7 +155,7 @@ class World:
     async def read_all(self) -> None:
         """Let the peer read all there is; what that makes room for may fill the transport again."""
         await self.turn()
-        while self.owner.buffered_bytes:
+        while self.connection.buffered_bytes:
             self.drain(1 << 30)
             await self.turn()
 
@@ -150,7 +176,7 @@ class World:
 
     def messages(self) -> list[tuple[str, int]]:
         """Return topic and offset of every message that was written."""
-        frames = [json.loads(bytes(raw.data)) for raw in frames_in(self.owner.received)]
+        frames = [json.loads(bytes(raw.data)) for raw in frames_in(self.connection.received)]
         return [(frame["topic"], frame["offset"]) for frame in frames if "id" in frame]
 
     def follow(self) -> dict[tuple[str, str], int]:
@@ -160,7 +186,7 @@ class World:
         """
         epochs: dict[str, str] = {}
         positions: dict[tuple[str, str], int] = {}
-        for raw in frames_in(self.owner.received):
+        for raw in frames_in(self.connection.received):
             frame = json.loads(bytes(raw.data))
             name = frame["topic"]
             if frame.get("type") == "subscribed":
@@ -202,14 +228,14 @@ def test_connection_has_or_knows_everything(
         for name, position in have.items():
             key = (name, position.epoch)
             assert told[key] == position.offset == world.heads[key]
-        assert world.owner.refusals == []
+        assert world.connection.refusals == []
         # What was forgotten had been given whole.
-        assert all(world.heads.get(key, 0) == end for key, end in world.owner.ends.items())
+        assert all(world.heads.get(key, 0) == end for key, end in world.connection.ends.items())
         assert world.hub.subscribers == len(have)
         totals = totals_of(world.hub.topics)
         lost = sum(totals.lost.values())
         assert totals.offered == totals.delivered + lost + totals.discarded + totals.queued
-        world.subscriptions.leave()
+        world.subscriptions.unsubscribe()
         assert world.hub.subscribers == 0
         assert len(world.hub.patterns) == 0
 

@@ -18,6 +18,7 @@ from daemons import running
 import clevrd.server  # noqa: F401  # it imports every module, so that all errors are known
 from clevrd.cli import main
 from clevrd.config import SETTINGS, Setting
+from clevrd.connections.poll import PollView
 from clevrd.control.adaptive_buffer import BufferDecision
 from clevrd.control.system_stats import ProcessFigures
 from clevrd.core.client_frames import FrameError
@@ -36,7 +37,6 @@ from clevrd.errors import CannotStart, ClevrdError, ConfigError
 from clevrd.handlers.commands.commands import Ping, PublishedNotice, Subscribe, Unsubscribe
 from clevrd.handlers.operate.health import HealthView, MemoryView
 from clevrd.handlers.operate.metrics import IdempotencyView, MetricsView, ThrottlerView
-from clevrd.handlers.subscribe.poll import PollView
 from clevrd.hub import Published
 from clevrd.metrics.counters import MessageTotals, TopicView
 

@@ -203,7 +203,7 @@ async def test_reader_of_some_kilobytes_a_second_is_waited_for() -> None:
 
             await daemon.hub.drain(asyncio.get_running_loop().time() + 5.0)
 
-        assert connection.reader.is_joined
+        assert daemon.only_reader().is_joined
         assert left == [0]
 
 

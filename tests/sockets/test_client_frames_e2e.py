@@ -27,12 +27,12 @@ from daemons import Daemon, running, until
 from websockets.exceptions import ConnectionClosedError
 
 from clevrd.connections import farewells
-from clevrd.connections.subscriber import (
+from clevrd.connections.websocket import (
     BUDGET_BYTES,
+    BUDGET_FRAMES,
     MAX_CLIENT_MESSAGE_BYTES,
-    SubscriberConnection,
+    SubscriberWebSocket,
 )
-from clevrd.connections.websocket import BUDGET_FRAMES
 from clevrd.hub import rounds
 
 BINARY = 0x2
@@ -397,7 +397,7 @@ async def test_stalled_peer_that_shuts_its_side_down_is_gone_in_time(
 
 async def leave_while_stalled(
     monkeypatch: pytest.MonkeyPatch,
-    leave: Callable[[RawSubscriber, SubscriberConnection], None],
+    leave: Callable[[RawSubscriber, SubscriberWebSocket], None],
 ) -> None:
     """Fill a connection that nobody reads, begin to end it, and wait until it is gone."""
     monkeypatch.setattr(farewells, "CLOSE_LOOK_S", 0.02)
@@ -408,7 +408,7 @@ async def leave_while_stalled(
         publishing(daemon.port) as publisher,
     ):
         connection = daemon.only_subscriber()
-        while not connection.reader.is_blocked:
+        while not daemon.only_reader().is_blocked:
             await publisher.send("t", 10, RECORD)
 
         leave(reader, connection)

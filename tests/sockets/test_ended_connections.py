@@ -25,7 +25,7 @@ from clients import (
 from daemons import Daemon, running, until
 from http_wire import get
 
-from clevrd.connections.subscriber import SubscriberConnection
+from clevrd.connections.websocket import SubscriberWebSocket
 from clevrd.http_values import Upgrade, attach_upgrade
 
 TEXT, BINARY, CLOSE, PING = 0x1, 0x2, 0x8, 0x9
@@ -192,16 +192,16 @@ async def test_fault_of_one_connection_does_not_spoil_the_stop(
             await stack.enter_async_context(await raw_subscriber(daemon.port)) for _ in range(3)
         ]
         await until(lambda: daemon.hub.subscribers == 3)
-        close = SubscriberConnection.close
-        closed: list[SubscriberConnection] = []
+        close = SubscriberWebSocket.close
+        closed: list[SubscriberWebSocket] = []
 
-        def fail_first(self: SubscriberConnection, code: int, reason: str) -> None:
+        def fail_first(self: SubscriberWebSocket, code: int, reason: str) -> None:
             closed.append(self)
             if self is closed[0]:
                 raise AttributeError("'NoneType' object has no attribute 'fileno'")
             close(self, code, reason)
 
-        monkeypatch.setattr(SubscriberConnection, "close", fail_first)
+        monkeypatch.setattr(SubscriberWebSocket, "close", fail_first)
         await daemon.server.stop()
         endings = [await reader.goodbye() for reader in readers]
 

@@ -15,7 +15,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
-from clevrd.connections.multi import CommandConnection, MultiConnection
+from clevrd.connections.command_websocket import CommandWebSocket
+from clevrd.connections.websocket import SubscriberWebSocket
 
 CONTROL = [Subprotocol("clevrd.v1")]
 
@@ -532,16 +533,16 @@ async def test_socket_that_reads_on_is_kept_though_the_ping_is_far_behind(path: 
             if path == "/ws":
                 await ask(socket, "subscribe", topic="t")
             (connection,) = daemon.server.connections._open
-            assert isinstance(connection, CommandConnection | MultiConnection)
+            assert isinstance(connection, CommandWebSocket | SubscriberWebSocket)
             number = 0
-            while not connection.subscriptions.is_paused:
+            while not connection.subscription.is_paused:
                 number += 1
                 await daemon.publish("t", "x" * 200)
             connection.ping()
             assert connection.awaits_pong
 
             seen_offset = 0
-            while connection.subscriptions.is_paused:
+            while connection.subscription.is_paused:
                 seen_offset = (await hear(socket)).get("offset", 0)
 
             # Before it can have come to the ping and answered it.

@@ -514,7 +514,7 @@ async def test_kernel_says_what_a_peer_has_taken() -> None:
     ):
         transport = transport_of(daemon)
         idle = progress_of(transport)
-        reader = daemon.only_subscriber().reader
+        reader = daemon.only_reader()
         while not reader.is_blocked:
             await publisher.send("t", 10, RECORD)
         full = progress_of(transport)

@@ -25,15 +25,15 @@ from http_wire import get, responses, talk
 from httpx_sse import ServerSentEvent, aconnect_sse
 from streams import EVENTS, LINES, Item, Stream, open_stream
 
-from clevrd.connections.many_streams import EventPlaces
-from clevrd.core.beginning import After, Last
+from clevrd.connections.poll import POLLS_PER_TURN, Poll
+from clevrd.connections.stream import EventIdSink
+from clevrd.core.beginning import After
 from clevrd.core.event_ids import EventIds
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.stream_forms import PLACED_MESSAGES, SSE, SSE_BARE, PlacedWrites
 from clevrd.core.subscriber import Sink
-from clevrd.handlers.subscribe.endpoint import read_options
-from clevrd.handlers.subscribe.poll import POLLS_PER_TURN, WaitingPoll
-from clevrd.handlers.subscribe.poll_many import ManyPoll
+from clevrd.errors import Unavailable
+from clevrd.handlers.subscribe.endpoint import read_request
 from clevrd.http_values import Request
 from clevrd.hub import rounds
 from clevrd.tenants import Tenant
@@ -299,11 +299,11 @@ async def test_readers_at_the_same_places_are_written_the_same_object(daemon: Da
     sinks: list[Sink] = []
     for number, query in enumerate(queries):
         names = [field.removeprefix("topic=") for field in query.split("&")]
-        ids = EventIds(dict.fromkeys(names, After(0, "e")), {}, is_watching=False)
+        ids = EventIds(dict.fromkeys(names, After(0, "e")), {}, has_found_all=False)
         sink = FakeSink()
         form = SSE if number == 2 else SSE_BARE
-        places = EventPlaces(sink, form, ids, writes, lambda control: None)
-        sinks.append(places.sink_of(daemon.hub.topic(TENANT, "a")))
+        topic = daemon.hub.topic(TENANT, "a")
+        sinks.append(EventIdSink(sink, form, ids.add(topic.name, topic.epoch), writes))
         sinks[-1].write(b"id: e:2\0\ndata: 1\n\n")
         written.append(sink.writes)
     for each in sinks:
@@ -747,7 +747,7 @@ async def test_polls_one_after_the_other_miss_nothing_in_any_topic(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While publishers push on, topics begin, and answers hold only a part."""
-    monkeypatch.setattr("clevrd.handlers.subscribe.poll_many.POLL_MAX_MESSAGES", 7)
+    monkeypatch.setattr("clevrd.connections.poll.POLL_MAX_MESSAGES", 7)
     topics = ("a", "b", "p.1", "p.2")
     async with running(catch_up_messages=0) as daemon:
 
@@ -877,6 +877,31 @@ async def test_topic_that_is_forgotten_while_a_poll_looks_is_found_again(
     assert answer["gaps"] == []
 
 
+async def test_poll_is_refused_whose_topic_was_forgotten_and_has_no_room_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It does not wait without an end for a search that could not be finished."""
+    async with running(max_topics=21) as daemon:
+        monkeypatch.setattr(daemon.hub.patterns.queue, "units_per_turn", 1)
+        for number in range(20):
+            await daemon.publish(f"p.{number}", 0)
+        daemon.hub.topic(TENANT, "a")
+        request = Request("GET", "/subscribe", {})
+        query = {"topic": ["a"], "pattern": ["p.*"]}
+        wanted = read_request(request, query, 0, 0, is_events=False, takes_any_id=False)
+
+        answer = daemon.server._polls.answer_many(TENANT, wanted, 100, 60.0)
+        for topic in daemon.hub.topics.evict_idle(1e12):
+            daemon.hub.patterns.topic_forgotten(topic)
+        for number in range(21):
+            daemon.hub.topic(TENANT, f"other.{number}")
+        async with asyncio.timeout(5.0):
+            with pytest.raises(Unavailable):
+                await answer
+
+        assert len(daemon.server._polls) == len(daemon.hub.patterns) == 0
+
+
 @pytest.mark.parametrize(("messages", "per_turn"), [(1, POLLS_PER_TURN), (500, 4)])
 async def test_many_polls_are_answered_by_turns(
     daemon: Daemon, messages: int, per_turn: int
@@ -884,20 +909,18 @@ async def test_many_polls_are_answered_by_turns(
     """Messages for hundreds of them hold up nobody else."""
     request = Request("GET", "/subscribe", {})
     query = {"topic": ["a", "b"]}
-    options = read_options(request, query, 0, 0, is_events=False, takes_any_id=False)
+    wanted = read_request(request, query, 0, 0, is_events=False, takes_any_id=False)
     topic = daemon.hub.topic(TENANT, "a")
     polls = [
-        ManyPoll(daemon.server._polls, daemon.hub, TENANT, options, 100)
+        daemon.server._polls.answer_many(TENANT, wanted, 100, 60.0)
         for _ in range(3 * POLLS_PER_TURN)
     ]
-    for each in polls:
-        each.begin([(daemon.hub.topic(TENANT, name), Last(0)) for name in "ab"], 60.0)
     for _ in range(messages):
         daemon.hub.publish(topic, PublishRequest("a", msgspec.Raw(b"1")))
     answered = [0]
     while answered[-1] < len(polls):
         await asyncio.sleep(0)
-        answered.append(sum(each.answer.done() for each in polls))
+        answered.append(sum(each.done() for each in polls))
 
     assert max(after - before for before, after in pairwise(answered)) == per_turn
     assert daemon.hub.subscribers == 0
@@ -920,7 +943,7 @@ async def test_poll_that_was_answered_is_gone(daemon: Daemon, query: str) -> Non
 
 def polls_in_memory() -> int:
     """Return how many polls there are, those included that wait for the collector."""
-    return sum(isinstance(each, WaitingPoll | ManyPoll) for each in gc.get_objects())
+    return sum(isinstance(each, Poll) for each in gc.get_objects())
 
 
 async def test_poll_is_refused_as_one_whatever_else_it_accepts(daemon: Daemon) -> None:

@@ -20,7 +20,7 @@ from httpx_sse import aconnect_sse
 from streams import EVENTS, LINES, Stream, open_stream
 
 from clevrd.config import Config
-from clevrd.connections.http_stream import MAX_IGNORED_BYTES
+from clevrd.connections.stream import MAX_IGNORED_BYTES
 from clevrd.errors import Unavailable
 from clevrd.hub import rounds
 from clevrd.server import Server
@@ -335,7 +335,7 @@ async def test_events_that_the_ring_has_lost_are_told_with_the_place_behind_them
 async def push_until_blocked(daemon: Daemon, publisher: RawPublisher) -> None:
     """Publish until the one reader's transport is full."""
     (connection,) = daemon.server.connections._open
-    while not connection.reader.is_blocked:  # type: ignore[attr-defined]
+    while not connection.subscription.is_paused:  # type: ignore[attr-defined]
         await publisher.send("t", 10, RECORD)
 
 

@@ -1,6 +1,7 @@
-"""A double of what a journal will do: the hub's publishes have their place, and answers come later.
+"""A double of a journal: the hub's publishes have their place, and their answers come later.
 
-Messages of topics that begin with "fails" get no answer but an error; they are published as well.
+A publish to a topic that begins with "fails" is answered by an error; its message is published as
+well.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ def disk_is_full() -> ClevrdError:
 
 
 class LateAnswers:
-    """Wraps a hub's `publish` and `publish_run`, and holds what they have answered.
+    """Wraps a hub's `publish` and `publish_run`, and holds their answers back.
 
-    ``is_late`` says of each publish whether its answer is held; without it all are. An answer that
-    fails is a Future in any case, as an error at once would mean that nothing was published.
+    ``is_late`` says of each publish whether its answer is held back; by default all are. An answer
+    that fails is always a Future, since an error at once would mean that no message was published.
     """
 
     def __init__(self, hub: Hub, is_late: Callable[[], bool] = lambda: True) -> None:
         self._publish = hub.publish
         self._publish_run = hub.publish_run
         self._is_late = is_late
-        # What is not answered yet, in the order of the publishes.
+        # Functions that make the held answers known, in the order of the publishes.
         self.held: list[Callable[[], None]] = []
-        # What was handed out.
+        # All Futures that were returned.
         self.futures: list[asyncio.Future[Any]] = []
         double: Any = hub
         double.publish = self.publish
@@ -77,13 +78,13 @@ class LateAnswers:
         return later
 
     def answer(self, count: int | None = None, *, source: random.Random | None = None) -> None:
-        """Let ``count`` answers be known, all without a number: in order, or chosen at random."""
+        """Make ``count`` answers known, or all: in order, or chosen at random from ``source``."""
         for _ in range(len(self.held) if count is None else min(count, len(self.held))):
             at = 0 if source is None else source.randrange(len(self.held))
             self.held.pop(at)()
 
     async def answer_at_random(self, source: random.Random) -> None:
-        """Let answers be known at random times in random order, until this is cancelled."""
+        """Make answers known at random times in random order, until this is cancelled."""
         while True:
             for _ in range(source.choice((0, 1, 2, 5, 20))):
                 await asyncio.sleep(0)

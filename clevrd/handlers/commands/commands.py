@@ -1,6 +1,6 @@
-"""Commands of a multiplexed socket: subscribe, unsubscribe, publish, ping; each answered by `ref`.
+"""Commands of one WebSocket: subscribe, unsubscribe, publish, ping; each answered by `ref`.
 
-Shapes: docs/wire.md. The socket itself is connections/multi.py's.
+Shapes: docs/wire.md. The socket itself is connections/command_websocket.py's.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from clevrd.connections.multi import CommandConnection
-from clevrd.connections.subscriptions import FROM_THE_START, Manner, PatternWish
+from clevrd.connections.command_websocket import CommandWebSocket
 from clevrd.core.beginning import After, Beginning, Last
 from clevrd.core.event_ids import read_position
 from clevrd.core.json_faults import json_fault
@@ -26,11 +25,12 @@ from clevrd.core.publish_request import (
     check_utf8,
     field_warnings,
 )
+from clevrd.core.subscription import FROM_THE_START, DeliveryOptions, PatternBeginning
 from clevrd.errors import ClevrdError, InvalidRequest
 from clevrd.handlers.publish.outcomes import PublishedWithRef, SocketOutcomes
 from clevrd.handlers.publish.run import HasToWait, RunPublisher
 from clevrd.handlers.subscribe.endpoint import check_pattern, read_policy
-from clevrd.handlers.subscribe.resume import since_wish
+from clevrd.handlers.subscribe.resume import read_since
 from clevrd.handlers.warnings import topic_warnings
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
@@ -188,7 +188,7 @@ class Commands(SocketOutcomes):
         self,
         hub: Hub,
         tenant: Tenant,
-        connection: CommandConnection,
+        connection: CommandWebSocket,
         *,
         default_last: int,
         max_topics: int,
@@ -244,36 +244,38 @@ class Commands(SocketOutcomes):
     # --- subscriptions ---------------------------------------------------------------------------
 
     def _subscribe(self, command: Subscribe) -> None:
-        manner = Manner(
+        options = DeliveryOptions(
             read_policy(command.policy), _number(command.buffer, "buffer", least=1), True
         )
-        beginning = self._wish(command)
-        subscriptions = self._connection.subscriptions
+        beginning = self._beginning(command)
+        subscriptions = self._connection.subscription
         told = command.told if isinstance(command, _LenientSubscribe) else ()
         warnings = (*told, *topic_warnings([command.topic or ""])) or msgspec.UNSET
         if command.pattern is None:
             name = _one_of(command)
             beginning = beginning or self._default()
-            subscriptions.subscribe(name, manner, beginning, command.ref, warnings)
+            subscriptions.subscribe_topic(name, options, beginning, command.ref, warnings)
             return
         _one_of(command)
         check_pattern(command.pattern, may_match_all=self._may_match_all)
-        beginnings = self._pattern_wish(command, beginning)
+        begins = self._pattern_beginning(command, beginning)
         # Answered when all topics that there are have been found.
-        subscriptions.watch(command.pattern, manner, beginnings, command.ref, warnings)
+        subscriptions.subscribe_pattern(command.pattern, options, begins, command.ref, warnings)
 
     def _unsubscribe(self, command: Unsubscribe) -> None:
         name = _one_of(command)
-        subscriptions = self._connection.subscriptions
+        subscriptions = self._connection.subscription
         end: Callable[[str], dict[str, Position]] = (
-            subscriptions.unwatch if command.pattern is not None else subscriptions.unsubscribe
+            subscriptions.unsubscribe_topic
+            if command.pattern is None
+            else subscriptions.unsubscribe_pattern
         )
         self._answer(Unsubscribed(end(name), command.ref))
 
     def _default(self) -> Last:
         return Last(self._default_last)
 
-    def _wish(self, command: Subscribe) -> Beginning | None:
+    def _beginning(self, command: Subscribe) -> Beginning | None:
         """Return where the command says to begin; None when it does not.
 
         Raises:
@@ -291,20 +293,22 @@ class Commands(SocketOutcomes):
         if last is not None:
             return Last(last)
         if command.since is not None:
-            return since_wish(command.since, self._hub.wall_us())
+            return read_since(command.since, self._hub.wall_us())
         if command.offset is not None and command.epoch is not None:
             return _after(Position(command.epoch, command.offset))
         return None
 
-    def _pattern_wish(self, command: Subscribe, beginning: Beginning | None) -> PatternWish:
+    def _pattern_beginning(
+        self, command: Subscribe, beginning: Beginning | None
+    ) -> PatternBeginning:
         if isinstance(beginning, After) and beginning.epoch:
             raise InvalidRequest("A pattern resumes by positions, one for each topic.")
         if command.positions is None:
-            return PatternWish(beginning or self._default())
+            return PatternBeginning(beginning or self._default())
         if len(command.positions) > self._max_topics:
             raise InvalidRequest(f"A pattern may have {self._max_topics} positions.")
         known = {name: _after(at) for name, at in command.positions.items()}
-        return PatternWish(beginning or FROM_THE_START, known)
+        return PatternBeginning(beginning or FROM_THE_START, known)
 
 
 def _one_of(command: Subscribe | Unsubscribe) -> str:

@@ -7,29 +7,29 @@ from functools import partial
 
 from clevrd.admission import Admitted, admit_tenant
 from clevrd.config import Config
-from clevrd.connections.multi import CommandConnection
-from clevrd.connections.websocket import WebSockets
+from clevrd.connections.command_websocket import CommandWebSocket
+from clevrd.connections.registry import Connections
 from clevrd.core.near_names import TENANT_OPTION
 from clevrd.errors import InvalidRequest
 from clevrd.handlers.commands.commands import Commands
 from clevrd.handlers.handshake import (
-    CONTROL_PROTOCOL,
+    NOTICES_PROTOCOL,
     check_handshake,
     handshake_head,
-    offers_control,
+    offers_notices,
 )
 from clevrd.http_values import Request, WebSocketUpgrade
 from clevrd.hub import Hub
 
 
-class MultiplexEndpoint:
+class CommandEndpoint:
     """Answers the handshake of a socket for commands."""
 
     serves_while_draining = False
 
-    def __init__(self, hub: Hub, sockets: WebSockets, config: Config) -> None:
+    def __init__(self, hub: Hub, connections: Connections, config: Config) -> None:
         self._hub = hub
-        self._sockets = sockets
+        self._connections = connections
         self._config = config
 
     def admit(self, head: Request) -> Admitted:
@@ -44,16 +44,16 @@ class MultiplexEndpoint:
         """
         request, query, tenant = admitted.head, admitted.options, admitted.tenant
         key = check_handshake(request)
-        if not offers_control(request):
+        if not offers_notices(request):
             raise InvalidRequest(
-                f"GET {request.path} takes commands of {CONTROL_PROTOCOL}; offer it in"
+                f"GET {request.path} takes commands of {NOTICES_PROTOCOL}; offer it in"
                 " Sec-WebSocket-Protocol."
             )
         config = self._config
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
-            connection = CommandConnection(
-                self._sockets,
+            connection = CommandWebSocket(
+                self._connections,
                 transport,
                 self._hub,
                 tenant,
@@ -70,5 +70,5 @@ class MultiplexEndpoint:
             )
             connection.begin(early_data)
 
-        head = handshake_head(key, CONTROL_PROTOCOL, TENANT_OPTION.warnings(query))
+        head = handshake_head(key, NOTICES_PROTOCOL, TENANT_OPTION.warnings(query))
         return WebSocketUpgrade(head, attach)

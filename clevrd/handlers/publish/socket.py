@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from clevrd.admission import Admitted, admit_tenant
 from clevrd.config import Config
-from clevrd.connections.publisher import PublishConnection
-from clevrd.connections.websocket import WebSockets
+from clevrd.connections.publish_websocket import PublishConnection
+from clevrd.connections.registry import Connections
 from clevrd.core.near_names import TENANT_OPTION
 from clevrd.core.publish_request import decode_socket_publish
 from clevrd.errors import Unavailable
@@ -28,9 +28,9 @@ class PublishSocketEndpoint:
 
     serves_while_draining = False
 
-    def __init__(self, hub: Hub, sockets: WebSockets, config: Config) -> None:
+    def __init__(self, hub: Hub, connections: Connections, config: Config) -> None:
         self._hub = hub
-        self._sockets = sockets
+        self._connections = connections
         self._max_message_bytes = config.max_message_bytes
 
     def admit(self, head: Request) -> Admitted:
@@ -44,7 +44,10 @@ class PublishSocketEndpoint:
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
             connection = PublishConnection(
-                self._sockets, transport, FramePublisher(self._hub, tenant), self._max_message_bytes
+                self._connections,
+                transport,
+                FramePublisher(self._hub, tenant),
+                self._max_message_bytes,
             )
             connection.begin(early_data)
 

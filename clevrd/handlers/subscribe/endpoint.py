@@ -1,6 +1,6 @@
-"""GET /subscribe: the options of a subscription.
+"""GET /subscribe: parse what is asked for, open its topics, attach the transport.
 
-What happens on the connection afterwards is connections/subscriber.py's, or http_stream.py's.
+The connection afterwards is the business of connections/.
 """
 
 from __future__ import annotations
@@ -12,33 +12,35 @@ import msgspec
 
 from clevrd.admission import Admitted, admit_tenant
 from clevrd.config import Config
-from clevrd.connections.http_stream import TopicStream, stream_head
-from clevrd.connections.many_streams import ManyStream
-from clevrd.connections.multi import MultiConnection
-from clevrd.connections.subscriber import SubscriberConnection
-from clevrd.connections.subscriptions import Manner, SubscribeOptions, check_room
-from clevrd.connections.websocket import WebSockets
-from clevrd.core.beginning import Beginning, check_beginning
+from clevrd.connections.many_subscriptions import ManySubscriptions, check_room
+from clevrd.connections.one_subscription import OneSubscription, Subscription
+from clevrd.connections.poll import POLL_HEAD, Polls
+from clevrd.connections.registry import Connections
+from clevrd.connections.stream import SubscriberStream, stream_head
+from clevrd.connections.websocket import SubscriberWebSocket
+from clevrd.core.beginning import check_beginning
 from clevrd.core.drop_strategy import DropStrategy
+from clevrd.core.event_ids import event_ids_for
 from clevrd.core.names import check_topic
 from clevrd.core.patterns import is_narrow, parse_pattern
-from clevrd.core.stream_forms import PlacedWrites, StreamForm
+from clevrd.core.stream_forms import StreamForm
+from clevrd.core.subscription import DeliveryOptions, SubscribeRequest
 from clevrd.core.topic import Topic
 from clevrd.errors import Forbidden, InvalidRequest, RetryLater, UpgradeRequired
 from clevrd.handlers.handshake import (
-    CONTROL_PROTOCOL,
+    NOTICES_PROTOCOL,
     check_handshake,
     handshake_head,
-    offers_control,
+    offers_notices,
 )
 from clevrd.handlers.subscribe.options import number_option, single_option
-from clevrd.handlers.subscribe.poll import POLL_HEAD, Polls, is_poll, read_timeout
-from clevrd.handlers.subscribe.poll_many import ManyPoll
-from clevrd.handlers.subscribe.resume import Asked, read_beginnings
+from clevrd.handlers.subscribe.resume import SubscribeUrl, read_beginnings
 from clevrd.handlers.subscribe.transports import (
     events_refusal,
     is_events,
+    is_poll,
     is_upgrade,
+    read_timeout,
     retry_ms,
     stream_form,
     wants_events,
@@ -62,20 +64,27 @@ POLICIES: Final = tuple(strategy.value for strategy in DropStrategy)
 MAX_URL_TOPICS: Final = 50
 
 
+class OpenedRequest(msgspec.Struct, frozen=True):
+    """A request whose topics are there: nothing of it is refused any more."""
+
+    tenant: Tenant
+    request: SubscribeRequest
+    # In the order of the request.
+    topics: list[Topic]
+
+
 class SubscribeEndpoint:
     """Answers a subscribe with a head and what to do with the connection then, or a poll."""
 
     serves_while_draining = False
 
-    def __init__(self, hub: Hub, sockets: WebSockets, polls: Polls, config: Config) -> None:
+    def __init__(self, hub: Hub, connections: Connections, polls: Polls, config: Config) -> None:
         self._hub = hub
-        self._sockets = sockets
+        self._connections = connections
         self._polls = polls
         self._catch_up_messages = config.catch_up_messages
         self._max_topics = config.max_topics_per_connection
         self._may_match_all = config.match_all_patterns
-        # Shared by all streams of events with several topics.
-        self._writes = PlacedWrites()
 
     def admit(self, head: Request) -> Admitted:
         """Refuse what names no tenant."""
@@ -86,144 +95,107 @@ class SubscribeEndpoint:
     ) -> Response | Upgrade | asyncio.Future[Response]:
         """Return what begins the subscription, or the answer to a poll."""
         if is_upgrade(admitted.head):
-            return self._upgrade(admitted)
-        return self._answer(admitted, stream_form(admitted.head))
+            return self._websocket(admitted)
+        form = stream_form(admitted.head)
+        if is_poll(admitted.options):
+            return self._poll(admitted, form)
+        return self._stream(admitted, form)
 
-    def _answer(
-        self, admitted: Admitted, form: StreamForm | None
-    ) -> Response | Upgrade | asyncio.Future[Response]:
-        request, query, tenant = admitted.head, admitted.options, admitted.tenant
-        polls = is_poll(query)
-        told = warning_fields(subscribe_warnings(query))
-        options = self._read_options(
-            request, query, is_events=is_events(form), takes_any_id=is_events(form) and not polls
-        )
-        if not polls and form is None:
-            raise UpgradeRequired(NO_TRANSPORT)
-        timeout_s = read_timeout(query)
-        topics = self._open_topics(tenant, options)
-        if form is not None and not polls:
-            return self._stream(request, tenant, topics, options, form, told)
-        if request.method == "HEAD":
-            return POLL_HEAD
-        if options.patterns or len(topics) > 1:
-            poll = ManyPoll(self._polls, self._hub, tenant, options, self._max_topics)
-            self._polls.add(poll)
-            poll.begin(topics, timeout_s)
-            return with_fields(poll.answer, told)
-        ((topic, beginning),) = topics
-        return with_fields(self._polls.answer(topic, beginning, timeout_s), told)
+    # --- the transports --------------------------------------------------------------------------
 
-    def _stream(
-        self,
-        request: Request,
-        tenant: Tenant,
-        topics: list[tuple[Topic, Beginning]],
-        options: SubscribeOptions,
-        form: StreamForm,
-        told: tuple[tuple[str, str], ...],
-    ) -> Upgrade:
-        """Return the head of the stream and what writes the rest."""
-        head = stream_head(form, told)
-        if request.method == "HEAD":
-            return Upgrade(head, lambda transport, early_data: transport.close())
-        sockets, hub, manner = self._sockets, self._hub, options.manner
+    def _websocket(self, admitted: Admitted) -> WebSocketUpgrade:
+        head, query = admitted.head, admitted.options
+        request = self._parse(admitted, is_events=False, takes_any_id=False)
+        key = check_handshake(head)
+        opened = self._open(admitted.tenant, request)
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
-            if len(topics) == 1 and not options.patterns:
-                ((topic, beginning),) = topics
-                one = TopicStream(sockets, transport, hub, topic, manner, form)
-                one.begin(beginning, early_data, options.warnings)
-                return
-            many = ManyStream(
-                *(sockets, transport, hub, tenant, self._max_topics), form, options, self._writes
-            )
-            many.begin(early_data)
+            connection = SubscriberWebSocket(self._connections, transport)
+            self._attach(connection, opened, early_data, form=None)
+
+        protocol = NOTICES_PROTOCOL if offers_notices(head) else ""
+        return WebSocketUpgrade(handshake_head(key, protocol, subscribe_warnings(query)), attach)
+
+    def _stream(self, admitted: Admitted, form: StreamForm | None) -> Upgrade:
+        """Return the head of the stream and what writes the rest."""
+        told = warning_fields(subscribe_warnings(admitted.options))
+        request = self._parse(admitted, is_events=is_events(form), takes_any_id=is_events(form))
+        if form is None:
+            raise UpgradeRequired(NO_TRANSPORT)
+        # Checked on a stream as well, where it means nothing.
+        read_timeout(admitted.options)
+        opened = self._open(admitted.tenant, request)
+        head = stream_head(form, told)
+        if admitted.head.method == "HEAD":
+            return Upgrade(head, lambda transport, early_data: transport.close())
+
+        def attach(transport: asyncio.Transport, early_data: bytes) -> None:
+            connection = SubscriberStream(self._connections, transport, form)
+            self._attach(connection, opened, early_data, form=form)
 
         retry = form.retry(retry_ms())
         return Upgrade(head + form.framed(retry) if retry else head, attach)
 
-    def _upgrade(self, admitted: Admitted) -> WebSocketUpgrade:
-        request, query, tenant = admitted.head, admitted.options, admitted.tenant
-        options = self._read_options(request, query, is_events=False, takes_any_id=False)
-        key = check_handshake(request)
-        topics = self._open_topics(tenant, options)
-        protocol = CONTROL_PROTOCOL if offers_control(request) else ""
+    def _poll(
+        self, admitted: Admitted, form: StreamForm | None
+    ) -> Response | asyncio.Future[Response]:
+        told = warning_fields(subscribe_warnings(admitted.options))
+        request = self._parse(admitted, is_events=is_events(form), takes_any_id=False)
+        timeout_s = read_timeout(admitted.options)
+        opened = self._open(admitted.tenant, request)
+        if admitted.head.method == "HEAD":
+            return POLL_HEAD
+        reply: Response | asyncio.Future[Response]
+        if request.is_for_one_topic:
+            (topic,) = opened.topics
+            reply = self._polls.answer_one(topic, request.topics[topic.name], timeout_s)
+        else:
+            reply = self._polls.answer_many(admitted.tenant, request, self._max_topics, timeout_s)
+        return with_fields(reply, told)
 
-        def attach(transport: asyncio.Transport, early_data: bytes) -> None:
-            if len(topics) == 1 and not options.patterns:
-                ((topic, beginning),) = topics
-                self._attach_one(transport, topic, beginning, options, early_data)
-            else:
-                self._attach_many(transport, tenant, options, early_data)
+    # --- parse, open, attach ---------------------------------------------------------------------
 
-        return WebSocketUpgrade(handshake_head(key, protocol, subscribe_warnings(query)), attach)
-
-    def _read_options(
-        self,
-        request: Request,
-        query: dict[str, list[str]],
-        *,
-        is_events: bool,
-        takes_any_id: bool,
-    ) -> SubscribeOptions:
-        options = read_options(
-            *(request, query, self._catch_up_messages, self._hub.wall_us()),
+    def _parse(
+        self, admitted: Admitted, *, is_events: bool, takes_any_id: bool
+    ) -> SubscribeRequest:
+        request = read_request(
+            *(admitted.head, admitted.options, self._catch_up_messages, self._hub.wall_us()),
             is_events=is_events,
             takes_any_id=takes_any_id,
         )
-        for text in options.patterns:
+        for text in request.patterns:
             check_pattern(text, may_match_all=self._may_match_all)
-        check_room(len(options.topics) + len(options.patterns) - 1, self._max_topics)
-        return options
+        check_room(len(request.topics) + len(request.patterns) - 1, self._max_topics)
+        return request
 
-    def _open_topics(
-        self, tenant: Tenant, options: SubscribeOptions
-    ) -> list[tuple[Topic, Beginning]]:
-        """Make the topics that are missing; nothing is refused after the 101."""
-        topics = [
-            (self._hub.topic(tenant, name), beginning) for name, beginning in options.topics.items()
-        ]
-        for topic, beginning in topics:
-            check_beginning(topic, beginning)
-        return topics
+    def _open(self, tenant: Tenant, request: SubscribeRequest) -> OpenedRequest:
+        """Make the topics that are missing; nothing is refused after the head."""
+        topics = [self._hub.topic(tenant, name) for name in request.topics]
+        for topic in topics:
+            check_beginning(topic, request.topics[topic.name])
+        return OpenedRequest(tenant, request, topics)
 
-    def _attach_one(
+    def _attach(
         self,
-        transport: asyncio.Transport,
-        topic: Topic,
-        beginning: Beginning,
-        options: SubscribeOptions,
+        connection: SubscriberWebSocket | SubscriberStream,
+        opened: OpenedRequest,
         early_data: bytes,
+        *,
+        form: StreamForm | None,
     ) -> None:
-        manner = options.manner
-        connection = SubscriberConnection(
-            self._sockets,
-            transport,
-            self._hub,
-            topic,
-            manner.strategy,
-            manner.wanted_window,
-            has_control=manner.has_control,
-        )
-        connection.begin(beginning, early_data, options.warnings)
-
-    def _attach_many(
-        self,
-        transport: asyncio.Transport,
-        tenant: Tenant,
-        options: SubscribeOptions,
-        early_data: bytes,
-    ) -> None:
-        connection = MultiConnection(
-            self._sockets,
-            transport,
-            self._hub,
-            tenant,
-            self._max_topics,
-            has_control=options.manner.has_control,
-        )
-        connection.begin(options, early_data)
+        """Have ``connection`` take its transport over and subscribe."""
+        request, options = opened.request, opened.request.options
+        subscription: Subscription
+        if request.is_for_one_topic:
+            (topic,) = opened.topics
+            subscription = OneSubscription(self._hub, topic, connection, options, form)
+        else:
+            subscription = ManySubscriptions(
+                *(self._hub, opened.tenant, connection, self._max_topics),
+                has_notices=options.has_notices,
+                ids=event_ids_for(request) if is_events(form) else None,
+            )
+        connection.subscribe(subscription, request, early_data)
 
 
 def refusal_as_events(error: RetryLater, request: Request) -> Response | None:
@@ -258,7 +230,7 @@ def with_fields(
     return outer
 
 
-def read_options(
+def read_request(
     request: Request,
     query: dict[str, list[str]],
     default_last: int,
@@ -266,7 +238,7 @@ def read_options(
     *,
     is_events: bool,
     takes_any_id: bool,
-) -> SubscribeOptions:
+) -> SubscribeRequest:
     """Return the subscription that ``request`` with this ``query`` asks for.
 
     Args:
@@ -284,15 +256,15 @@ def read_options(
     control = single_option(query, "control")
     if control not in (None, "0", "1"):
         raise InvalidRequest("The option control must be 1 for control frames, or 0 for none.")
-    asked = Asked(names, patterns, default_last, now_us)
-    begin = read_beginnings(request, query, asked, id_wins=is_events, takes_any_id=takes_any_id)
-    manner = Manner(
+    url = SubscribeUrl(names, patterns, default_last, now_us)
+    begin = read_beginnings(request, query, url, id_wins=is_events, takes_any_id=takes_any_id)
+    options = DeliveryOptions(
         read_policy(single_option(query, "policy")),
         number_option(query, "buffer", least=1),
-        control == "1" or is_events or offers_control(request),
+        control == "1" or is_events or offers_notices(request),
     )
     warnings = subscribe_warnings(query) or msgspec.UNSET
-    return SubscribeOptions(begin.topics, begin.patterns, manner, warnings)
+    return SubscribeRequest(begin.topics, begin.patterns, options, warnings)
 
 
 def _check_names(names: list[str], patterns: list[str], query: dict[str, list[str]]) -> None:

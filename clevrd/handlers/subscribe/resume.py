@@ -1,6 +1,6 @@
 """The ways to say where a subscription resumes: a position, an event id, a time or a message id.
 
-What the topic makes of it is core/beginning.py's. Times: RFC 3339 §5.6.
+The topic's answer to it is core/beginning.py's. Times: RFC 3339 §5.6.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from clevrd.connections.subscriptions import FROM_THE_START, PatternWish
 from clevrd.core.beginning import UNKNOWN, After, Beginning, Last, Since
-from clevrd.core.event_ids import names_topics, read_places, read_position
+from clevrd.core.event_ids import names_topics, read_position, read_topic_positions
 from clevrd.core.message_ids import id_at
 from clevrd.core.patterns import PatternTree, parse_pattern
+from clevrd.core.subscription import FROM_THE_START, PatternBeginning
 from clevrd.errors import InvalidRequest
 from clevrd.handlers.subscribe.options import number_option, single_option
 from clevrd.http_values import Request
@@ -51,22 +51,22 @@ _SINCE_FORMS: Final = (
 )
 
 
-WishT = TypeVar("WishT", bound=Beginning)
+BeginningT = TypeVar("BeginningT", bound=Beginning)
 
 
-class Beginnings(msgspec.Struct, frozen=True):
-    """Where the subscriptions of a connection begin, by topic and by pattern."""
+class BeginningByName(msgspec.Struct, frozen=True):
+    """Where each topic, and each pattern, of a URL begins."""
 
     topics: dict[str, Beginning]
-    patterns: dict[str, PatternWish]
+    patterns: dict[str, PatternBeginning]
 
 
-class Asked(msgspec.Struct, frozen=True):
-    """What a request asks to be given: the topics and patterns in their order on the URL."""
+class SubscribeUrl(msgspec.Struct, frozen=True):
+    """A URL as far as it matters here: topics and patterns in order, and where they begin."""
 
     names: list[str]
     patterns: list[str]
-    # Recent messages for who does not say where to begin.
+    # Recent messages for a subscriber that does not say where to begin.
     default_last: int
     # Wall clock, which durations are reckoned from; microseconds since 1970.
     now_us: int
@@ -75,11 +75,11 @@ class Asked(msgspec.Struct, frozen=True):
 def read_beginnings(
     request: Request,
     query: dict[str, list[str]],
-    asked: Asked,
+    url: SubscribeUrl,
     *,
     id_wins: bool,
     takes_any_id: bool,
-) -> Beginnings:
+) -> BeginningByName:
     """Return where each topic and each pattern that is asked for begins.
 
     Args:
@@ -102,36 +102,36 @@ def read_beginnings(
     if name is not None:
         if len(ids) > 1 or (rest.keys() & {"offset", "epoch"} and not id_wins):
             raise InvalidRequest(_two_ways([*ids, *(rest.keys() & {"offset"})]))
-        # What the URL begins with holds for topics of which no event has come.
-        read = partial(_resumed, ids[name], name, asked, _beginnings({}, rest, asked))
+        # The URL's beginning holds for topics of which no event has come.
+        read = partial(_resumed, ids[name], name, url, _beginnings({}, rest, url))
     else:
         if id_wins and ids:
             rest = {name: values for name, values in rest.items() if name not in BEGINNINGS}
-        read = partial(_beginnings, ids, rest, asked)
-    return _by_any_id(read, asked) if takes_any_id and ids else read()
+        read = partial(_beginnings, ids, rest, url)
+    return _by_any_id(read, url) if takes_any_id and ids else read()
 
 
-def _by_any_id(read: Callable[[], Beginnings], asked: Asked) -> Beginnings:
+def _by_any_id(read: Callable[[], BeginningByName], url: SubscribeUrl) -> BeginningByName:
     """Return what ``read`` makes of an event's id, whatever it is."""
     try:
         begin = read()
     except InvalidRequest:
-        return Beginnings(
-            dict.fromkeys(asked.names, UNKNOWN),
-            dict.fromkeys(asked.patterns, PatternWish(UNKNOWN)),
+        return BeginningByName(
+            dict.fromkeys(url.names, UNKNOWN),
+            dict.fromkeys(url.patterns, PatternBeginning(UNKNOWN)),
         )
     topics = {name: _may_be_ahead(beginning) for name, beginning in begin.topics.items()}
     patterns = {
-        text: PatternWish(
+        text: PatternBeginning(
             _may_be_ahead(each.beginning),
             {name: _may_be_ahead(at) for name, at in each.positions.items()},
         )
         for text, each in begin.patterns.items()
     }
-    return Beginnings(topics, patterns)
+    return BeginningByName(topics, patterns)
 
 
-def _may_be_ahead(beginning: WishT) -> WishT:
+def _may_be_ahead(beginning: BeginningT) -> BeginningT:
     """Return ``beginning``, which is refused nowhere if it is a position in a topic's life."""
     if isinstance(beginning, After) and beginning.epoch:
         return msgspec.structs.replace(beginning, may_be_ahead=True)
@@ -149,45 +149,47 @@ def _event_ids(request: Request, query: dict[str, list[str]]) -> dict[str, str]:
     return {name: event_id for name, event_id in given.items() if event_id}
 
 
-def _beginnings(ids: dict[str, str], query: dict[str, list[str]], asked: Asked) -> Beginnings:
+def _beginnings(
+    ids: dict[str, str], query: dict[str, list[str]], url: SubscribeUrl
+) -> BeginningByName:
     last = number_option(query, "last", least=0)
-    default = Last(asked.default_last if last is None else last)
-    resumes = _resumes(ids, query, max(1, len(asked.names)), asked.now_us)
+    default = Last(url.default_last if last is None else last)
+    resumes = _resumes(ids, query, max(1, len(url.names)), url.now_us)
     if last is not None and any(resumes):
         raise InvalidRequest("The option last begins anew; leave it out to resume.")
-    if asked.patterns and any(
+    if url.patterns and any(
         isinstance(beginning, After) and beginning.epoch for beginning in resumes
     ):
         raise InvalidRequest(
             "A pattern can't resume by a position here; use the id of an event, /ws, or since."
         )
-    return Beginnings(
-        {name: resumes[index] or default for index, name in enumerate(asked.names)},
-        dict.fromkeys(asked.patterns, PatternWish(resumes[0] or default)),
+    return BeginningByName(
+        {name: resumes[index] or default for index, name in enumerate(url.names)},
+        dict.fromkeys(url.patterns, PatternBeginning(resumes[0] or default)),
     )
 
 
-def _resumed(event_id: str, name: str, asked: Asked, anew: Beginnings) -> Beginnings:
+def _resumed(event_id: str, name: str, url: SubscribeUrl, anew: BeginningByName) -> BeginningByName:
     """Return ``anew`` with what the id of an event, given as ``name``, says of its topics."""
-    places = read_places(event_id, name)
+    said = read_topic_positions(event_id, name)
     topics = dict(anew.topics)
-    for index, at in places.by_index.items():
-        if index >= len(asked.names):
+    for index, at in said.by_index.items():
+        if index >= len(url.names):
             raise InvalidRequest(
                 f"The event's id is of {index + 1} topics or more, and the URL names"
-                f" {len(asked.names)}; come back to the URL that the event came from."
+                f" {len(url.names)}; come back to the URL that the event came from."
             )
-        topics[asked.names[index]] = at
+        topics[url.names[index]] = at
     tree: PatternTree[str] = PatternTree()
-    for text in asked.patterns:
+    for text in url.patterns:
         tree.add("", parse_pattern(text), text)
-    found: dict[str, dict[str, After]] = {text: {} for text in asked.patterns}
-    for topic, at in places.by_name.items():
+    found: dict[str, dict[str, After]] = {text: {} for text in url.patterns}
+    for topic, at in said.by_name.items():
         patterns = tree.find("", topic)
         for text in patterns:
             found[text][topic] = at
         if topic in topics:
-            if asked.names.index(topic) in places.by_index:
+            if url.names.index(topic) in said.by_index:
                 raise InvalidRequest(f"The event's id has two positions of {topic[:100]!r}.")
             topics[topic] = at
         elif not patterns:
@@ -196,10 +198,10 @@ def _resumed(event_id: str, name: str, asked: Asked, anew: Beginnings) -> Beginn
                 " to the URL that the event came from."
             )
     beginnings = {text: beginning.beginning for text, beginning in anew.patterns.items()}
-    if places.is_watching:
+    if said.has_found_all:
         beginnings = dict.fromkeys(beginnings, FROM_THE_START)
-    return Beginnings(
-        topics, {text: PatternWish(beginnings[text], known) for text, known in found.items()}
+    return BeginningByName(
+        topics, {text: PatternBeginning(beginnings[text], known) for text, known in found.items()}
     )
 
 
@@ -255,7 +257,7 @@ def read_resume(ids: dict[str, str], query: dict[str, list[str]], now_us: int) -
             "A position is offset and epoch together; give both, as you received them."
         )
     if since is not None:
-        return since_wish(since, now_us)
+        return read_since(since, now_us)
     if offset is not None and epoch is not None:
         return read_position(epoch, offset, "offset and epoch")
     for name, event_id in ids.items():
@@ -268,7 +270,7 @@ def _two_ways(names: Iterable[str]) -> str:
     return f"{' and '.join(names)} each say where to resume; give one of them."
 
 
-def since_wish(text: str, now_us: int) -> Beginning:
+def read_since(text: str, now_us: int) -> Beginning:
     """Return the beginning to begin at a time, a duration ago or behind a message.
 
     Raises:

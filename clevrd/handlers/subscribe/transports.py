@@ -6,6 +6,7 @@ A WebSocket handshake is one whatever else it says; then ``poll``; then ``Accept
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import Final
 
@@ -18,13 +19,20 @@ from clevrd.core.stream_forms import (
     ServerSentEvents,
     StreamForm,
 )
-from clevrd.errors import RetryLater
+from clevrd.errors import InvalidRequest, RetryLater
+from clevrd.handlers.subscribe.options import single_option
 from clevrd.http_values import NOT_STORED, Request, Response
 
 # When an EventSource is to come back after a connection that broke: at 2,000 a second, half of what
 # one core takes, 10,000 of them would take 5 s. Browsers' own, 3 to 5 s, is the same for all.
 RETRY_FIRST_MS: Final = 1_000
 RETRY_SPREAD_MS: Final = 4_000
+
+# Proxies cut silent requests after 60 s, and many clients after 30.
+DEFAULT_TIMEOUT_S: Final = 25.0
+MAX_TIMEOUT_S: Final = 60.0
+
+_SECONDS: Final = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3})?", re.ASCII)
 
 # Media type -> its form in HTTP/1.1 and in HTTP/1.0, which has no chunks.
 _FORMS: Final[dict[str, tuple[StreamForm, StreamForm]]] = {
@@ -36,6 +44,32 @@ _FORMS: Final[dict[str, tuple[StreamForm, StreamForm]]] = {
 def is_upgrade(request: Request) -> bool:
     """Whether the request asks for a WebSocket, be it rightly or not."""
     return "websocket" in request.headers.get("upgrade", "").lower()
+
+
+def is_poll(query: dict[str, list[str]]) -> bool:
+    """Return whether ``query`` asks for a poll.
+
+    Raises:
+        InvalidRequest: it neither does nor does not.
+    """
+    poll = single_option(query, "poll")
+    if poll not in (None, "0", "1"):
+        raise InvalidRequest("The option poll must be 1 for a long-poll, or 0 for none.")
+    return poll == "1"
+
+
+def read_timeout(query: dict[str, list[str]]) -> float:
+    """Return how many seconds the poll waits.
+
+    Raises:
+        InvalidRequest: it is no number from 0 to MAX_TIMEOUT_S.
+    """
+    text = single_option(query, "timeout")
+    if text is None:
+        return DEFAULT_TIMEOUT_S
+    if not _SECONDS.fullmatch(text) or float(text) > MAX_TIMEOUT_S:
+        raise InvalidRequest(f"The option timeout must be seconds from 0 to {MAX_TIMEOUT_S:g}.")
+    return float(text)
 
 
 def stream_form(request: Request) -> StreamForm | None:

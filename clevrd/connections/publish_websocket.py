@@ -11,7 +11,8 @@ from functools import partial
 from itertools import takewhile
 from typing import Final, Protocol
 
-from clevrd.connections.websocket import TRY_AGAIN_LATER, WebSocketConnection, WebSockets
+from clevrd.connections.registry import Connections
+from clevrd.connections.websocket import TRY_AGAIN_LATER, WebSocketConnection
 from clevrd.core.client_frames import PING, PONG, TEXT, ClientFrames
 from clevrd.core.server_frames import pong_frame, text_frame
 from clevrd.scheduling.due_answers import Due, DueAnswers, Place
@@ -72,12 +73,12 @@ class PublishConnection(WebSocketConnection):
 
     def __init__(
         self,
-        sockets: WebSockets,
+        connections: Connections,
         transport: asyncio.Transport,
         publisher: Publisher,
         max_message_bytes: int,
     ) -> None:
-        super().__init__(sockets, transport)
+        super().__init__(connections, transport)
         self._max_message_bytes = max_message_bytes
         self._publisher = publisher
         # Parsed and not yet published: what one slice brought, at most. Reading is paused then.
@@ -100,7 +101,7 @@ class PublishConnection(WebSocketConnection):
 
     def begin(self, early_data: bytes) -> None:
         """Take over the transport, and read what was received behind the handshake."""
-        self._sockets.add(self)
+        self._connections.add(self)
         if early_data:
             self.data_received(early_data)
 
@@ -111,21 +112,21 @@ class PublishConnection(WebSocketConnection):
 
     def pause_writing(self) -> None:
         """The publisher does not read its answers: read no more of its publishes."""
-        self._sockets.stalled(self)
+        self._connections.stalled(self)
         self._is_write_paused = True
         self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         """It reads again."""
         self._is_write_paused = False
-        self._sockets.moved(self)
+        self._connections.moved(self)
         self._go_on()
 
     def data_received(self, data: bytes) -> None:
         """Read the publisher's frames, as many as its share of this turn allows."""
         if self._has_failed:
             return
-        turns = self._sockets.turns
+        turns = self._connections.turns
         if self._unread or not turns.begin():
             self._hold_unread(data, has_begun=False)
             return
@@ -149,7 +150,7 @@ class PublishConnection(WebSocketConnection):
     def end_unfinished(self) -> None:
         """Close because a message did not arrive in time, unless it is we who don't read."""
         if self._is_held or self._is_write_paused:
-            self._sockets.settle_unfinished(self, self._held_bytes, has_progress=True)
+            self._connections.settle_unfinished(self, self._held_bytes, has_progress=True)
         else:
             super().end_unfinished()
 
@@ -176,7 +177,7 @@ class PublishConnection(WebSocketConnection):
             super().close(code, reason)
         elif self._farewell is None:
             self._farewell = code, reason
-            self.leave()
+            self.stop_delivery()
 
     # --- publishing ------------------------------------------------------------------------------
 
@@ -188,7 +189,7 @@ class PublishConnection(WebSocketConnection):
 
     def _read(self, data: bytes) -> None:
         """Parse ``data`` slice by slice, and publish what is whole; what is left over is held."""
-        is_spent = self._sockets.turns.is_spent
+        is_spent = self._connections.turns.is_spent
         for start in range(0, len(data), SLICE_BYTES):
             if start and (self._is_held or is_spent()):
                 self._hold_unread(data[start:])
@@ -201,7 +202,7 @@ class PublishConnection(WebSocketConnection):
         """Publish ``messages`` in order, until one has to wait or others want their turn."""
         start = 0
         while start < len(messages):
-            if start and self._sockets.turns.is_spent():
+            if start and self._connections.turns.is_spent():
                 self._waiting.extend(messages[start:])
                 self._await_turn()
                 return
@@ -227,7 +228,7 @@ class PublishConnection(WebSocketConnection):
             if has_to_wait and not (self._due is not None and self._due.is_sealed):
                 self._waiting.extend(messages[start:])
                 self._hold()
-                self._sockets.tasks.spawn(self._wait_for(payloads[taken:]))
+                self._connections.tasks.spawn(self._wait_for(payloads[taken:]))
                 return
 
     async def _wait_for(self, payloads: Sequence[bytes]) -> None:
@@ -253,7 +254,7 @@ class PublishConnection(WebSocketConnection):
         """Parse ``data`` in a later turn, and read no more until then."""
         before_bytes = len(self._unread)
         self._unread += data
-        if not self._sockets.budget.change(before_bytes, len(self._unread)):
+        if not self._connections.budget.change(before_bytes, len(self._unread)):
             self._drop_unread()
             self._fail(TRY_AGAIN_LATER, "too_much_unfinished")
         elif not self._is_held:
@@ -262,13 +263,13 @@ class PublishConnection(WebSocketConnection):
     def _drop_unread(self) -> bytes:
         """Hold no bytes back any more; return those that were."""
         unread, self._unread = self._unread, b""
-        self._sockets.budget.change(len(unread), 0)
+        self._connections.budget.change(len(unread), 0)
         return unread
 
     def _await_turn(self, *, has_begun: bool = True) -> None:
         """Go on with what is held back in a turn to come."""
         self._hold()
-        self._sockets.turns.wait(self._take_turn, len(self._unread), has_begun=has_begun)
+        self._connections.turns.wait(self._take_turn, len(self._unread), has_begun=has_begun)
 
     def _hold(self) -> None:
         self._is_held = True
@@ -310,7 +311,7 @@ class PublishConnection(WebSocketConnection):
             return
         if self.transport.is_closing():
             # The rest of an unfinished message will never come.
-            self._sockets.settle_unfinished(self, 0, has_progress=True)
+            self._connections.settle_unfinished(self, 0, has_progress=True)
             return
         if self._is_write_paused:
             return
@@ -372,7 +373,7 @@ class PublishConnection(WebSocketConnection):
     ) -> None:
         """Note answers that were due; those of one turn of the loop are written together."""
         if queue.settle(place, b"".join(map(text_frame, due.result()))):
-            self._sockets.loop.call_soon(self._write_due)
+            self._connections.loop.call_soon(self._write_due)
 
     def _write_due(self) -> None:
         """Write the answers whose turn has come, and go on with what waited for that."""

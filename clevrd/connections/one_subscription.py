@@ -1,0 +1,122 @@
+"""One topic of one connection: its reader, which is the connection's whole subscription as well.
+
+Writing is the transport's business; many topics are many_subscriptions.py's.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from clevrd.core.beginning import Beginning
+from clevrd.core.gap_log import GapLog
+from clevrd.core.notices import Position, Ref, Warnings
+from clevrd.core.stream_forms import StreamForm
+from clevrd.core.subscriber import Sink, Subscriber
+from clevrd.core.subscription import DeliveryOptions, SubscribeRequest
+from clevrd.core.topic import Topic
+from clevrd.hub import Hub
+
+
+class Subscription(Protocol):
+    """A connection's subscription, as its transport sees it: to one topic, or to many."""
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the transport is full, and nothing is written to it."""
+
+    def subscribe(self, request: SubscribeRequest, /) -> None:
+        """Deliver what ``request`` asks for of the past, and then what comes."""
+
+    def unsubscribe(self) -> None:
+        """Deliver nothing more. Idempotent."""
+
+    def pause_delivery(self) -> None:
+        """The transport is full: all that comes waits, or is lost as the policy says."""
+
+    def resume_delivery(self) -> None:
+        """The transport takes more."""
+
+    def stall_allowed_s(self) -> float:
+        """Return how long a circuit allows the client to take nothing; 0 where there is none."""
+
+    def positions_to_tell(self) -> dict[str, Position] | None:
+        """Return by topic where the client is; None for a client that is not told."""
+
+
+class OneSubscription(Subscriber):
+    """A reader that knows its topic and its hub.
+
+    It is a Subscriber, and has none: an object more would be 64 bytes for each connection.
+    """
+
+    __slots__ = ("_hub", "topic")
+
+    def __init__(
+        self,
+        hub: Hub,
+        topic: Topic,
+        sink: Sink,
+        options: DeliveryOptions,
+        form: StreamForm | None = None,
+        *,
+        came_by_pattern: bool = False,
+    ) -> None:
+        super().__init__(
+            sink,
+            options.strategy,
+            options.wanted_window,
+            GapLog(topic.name) if options.has_notices else None,
+            came_by_pattern=came_by_pattern,
+            form=form,
+        )
+        self._hub = hub
+        self.topic = topic
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the transport is full."""
+        return self.is_blocked
+
+    def subscribe(self, request: SubscribeRequest, /) -> None:
+        """Join the topic where ``request`` says."""
+        self.join(request.topics[self.topic.name], warnings=request.warnings)
+
+    def join(
+        self,
+        beginning: Beginning,
+        ref: Ref = msgspec.UNSET,
+        warnings: Warnings = msgspec.UNSET,
+        pattern: str | msgspec.UnsetType = msgspec.UNSET,
+    ) -> None:
+        """Read from ``beginning`` on; the first notice holds the other arguments."""
+        self._hub.subscribe(
+            self.topic, self, beginning, pattern=pattern, ref=ref, warnings=warnings
+        )
+
+    def unsubscribe(self) -> None:
+        """Leave the topic. Idempotent."""
+        self._hub.unsubscribe(self.topic, self)
+
+    def pause_delivery(self) -> None:
+        """The transport is full."""
+        self._hub.paused(self.topic, self)
+
+    def resume_delivery(self) -> None:
+        """The transport takes more."""
+        self._hub.resumed(self.topic, self)
+
+    def stall_allowed_s(self) -> float:
+        """Return how long its circuit allows the client to take nothing; 0 where there is none."""
+        return self._hub.stall_allowed_s(self)
+
+    def topic_position(self) -> Position:
+        """Return up to where everything was handed to the transport, or told as lost."""
+        return Position(self.topic.epoch, self.position())
+
+    def positions_to_tell(self) -> dict[str, Position] | None:
+        """Return where a client with notices is; None for any other, and for one that has left."""
+        if self.gaps is None or not self.is_joined:
+            return None
+        return {self.topic.name: self.topic_position()}

@@ -1,0 +1,216 @@
+"""The registry of connections: each WebSocket and stream, taken over, pinged, swept and closed.
+
+There is no timer for each of them. A connection's words are its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from typing import Final, Protocol, cast
+
+from clevrd.config import Config
+from clevrd.connections.farewells import Farewells
+from clevrd.connections.presence import Peer, Presence
+from clevrd.core.stream_forms import PlacedWrites
+from clevrd.input_budget import InputBudget
+from clevrd.metrics.counters import Counters
+from clevrd.pace import sent_step_bytes
+from clevrd.progress import reset
+from clevrd.scheduling.deadlines import Deadlines
+from clevrd.scheduling.fair_turns import FairTurns
+from clevrd.scheduling.timers import Tasks, Timers
+
+log = logging.getLogger(__name__)
+
+_CLOSE_POLL_S: Final = 0.02
+# A close is a write, so as many of them as a round writes between two turns of the loop.
+CLOSES_PER_BATCH: Final = 256
+
+# When clients are asked to come back after a planned close, each at a time of its own: not before
+# a process could have been replaced, and at 2,000 a second, half of what one core takes.
+RECONNECT_FIRST_MS: Final = 200
+RECONNECT_SPREAD_MS: Final = 1_000
+RECONNECTS_PER_MS: Final = 2
+
+# The close code of a planned end; a stream has a sentence for it.
+RESTARTING: Final = 1012
+
+
+class Connection(Peer, Protocol):
+    """A connection as the registry sees it: a WebSocket, or a stream."""
+
+    _held_bytes: int
+
+    def stop_delivery(self) -> None:
+        """Be no subscriber any more."""
+
+    def end_unfinished(self) -> None:
+        """Close because a message did not arrive whole in time."""
+
+    def announce_end(self, reconnect_after_ms: int) -> None:
+        """Tell the peer that a planned close follows."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Say goodbye."""
+
+    def cut(self) -> None:
+        """End the connection without a word."""
+
+
+class _Unfinished:
+    """A message of which a part has arrived."""
+
+    __slots__ = ("connection", "deadline_s", "steady_at_bytes")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        # How much of it has to be there for its time to begin anew.
+        self.steady_at_bytes = 0
+        # When it has to be whole.
+        self.deadline_s = 0.0
+
+
+class Connections:
+    """All open connections, closing ones included."""
+
+    def __init__(
+        self,
+        counters: Counters,
+        tasks: Tasks,
+        turns: FairTurns,
+        budget: InputBudget,
+        config: Config,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.counters = counters
+        self.loop = loop
+        self.now_s = loop.time
+        self._high_bytes = config.write_high_bytes
+        self._low_bytes = config.write_low_bytes
+        on_error = counters.count_background_error
+        self._presence = Presence(
+            config.ping_interval_s, config.pong_timeout_s, self._give_up, on_error, loop
+        )
+        self.stalled = self._presence.stalled
+        self.moved = self._presence.moved
+        self._message_timeout_s = config.request_timeout_s
+        self._messages: Deadlines[_Unfinished] = Deadlines(loop, self._end_unfinished, on_error)
+        # Connection -> the message of which a part has arrived.
+        self._unfinished: dict[Connection, _Unfinished] = {}
+        self.budget = budget
+        self._farewells = Farewells(config.ping_interval_s, on_error, loop)
+        self._open: set[Connection] = set()
+        self._timers = Timers(loop, on_error)
+        # Publishes that wait.
+        self.tasks = tasks
+        # The shares of the loop's turns in which publishes and commands are carried out.
+        self.turns = turns
+        # Finishes what is written to streams of events with many topics; all of them share it.
+        self.event_writes = PlacedWrites()
+
+    def __len__(self) -> int:
+        """Return how many there are, closing ones included."""
+        return len(self._open)
+
+    def transports(self) -> set[asyncio.Transport]:
+        """Return the transports of all of them."""
+        return {connection.transport for connection in self._open}
+
+    def add(self, connection: Connection) -> None:
+        """Take over the transport of ``connection``, to which its head was written."""
+        transport = connection.transport
+        transport.set_protocol(cast(asyncio.Protocol, connection))
+        # uvloop's own low-water mark is 16 bytes, which would wake a reader for every message.
+        transport.set_write_buffer_limits(self._high_bytes, self._low_bytes)
+        self._open.add(connection)
+        self._presence.add(connection)
+
+    def await_close(self, connection: Connection) -> None:
+        """Give ``connection``, which says goodbye now, the time that takes and no more."""
+        self._farewells.begin_farewell(connection, self._presence.silent_s(connection))
+        self._presence.remove(connection)
+
+    def remove(self, connection: Connection) -> None:
+        """Forget ``connection``, whose transport is gone. Idempotent."""
+        self._presence.remove(connection)
+        self.settle_unfinished(connection, 0, has_progress=True)
+        self._farewells.remove(connection)
+        self._open.discard(connection)
+
+    def settle_unfinished(
+        self, connection: Connection, held_bytes: int, *, has_progress: bool
+    ) -> bool:
+        """Note what ``connection`` holds of an unfinished message; return whether that may be.
+
+        The message's time runs from its first bytes, or from the last message before it, and begins
+        anew as long as it comes steadily (`pace`).
+        """
+        fits = self.budget.change(connection._held_bytes, held_bytes)
+        connection._held_bytes = held_bytes
+        unfinished = self._unfinished.get(connection)
+        if not held_bytes:
+            if unfinished is not None:
+                del self._unfinished[connection]
+                self._messages.remove(unfinished)
+        elif has_progress or unfinished is None or held_bytes >= unfinished.steady_at_bytes:
+            if unfinished is None:
+                unfinished = self._unfinished[connection] = _Unfinished(connection)
+            unfinished.steady_at_bytes = held_bytes + sent_step_bytes(self._message_timeout_s)
+            self._messages.set(unfinished, self.now_s() + self._message_timeout_s)
+        return fits
+
+    def _end_unfinished(self, unfinished: _Unfinished) -> None:
+        """Close a connection whose message did not arrive whole in time."""
+        self._unfinished.pop(unfinished.connection, None)
+        unfinished.connection.end_unfinished()
+
+    def start(self) -> None:
+        """Start asking who is there."""
+        self._timers.every(self._presence.tick_s, self.ping_due)
+        self._timers.every(self._presence.look_s, self.look_at_stalls)
+
+    def stop(self) -> None:
+        """Stop that, and end nothing any more."""
+        self._timers.stop()
+        self._messages.stop()
+        self._farewells.stop()
+
+    def ping_due(self) -> None:
+        """Ping who is due, and cut who is not there."""
+        self._presence.ping_due()
+
+    def look_at_stalls(self) -> None:
+        """Cut who has taken nothing for too long."""
+        self._presence.look_at_stalls()
+
+    def _give_up(self, peer: Peer) -> None:
+        connection = cast(Connection, peer)
+        self.counters.pings_cut += 1
+        connection.stop_delivery()
+        reset(connection.transport)
+
+    async def close_all(self, code: int, reason: str, timeout_s: float) -> None:
+        """Say goodbye to everyone, wait for their answers, then cut those who gave none."""
+        spread_ms = max(RECONNECT_SPREAD_MS, len(self._open) // RECONNECTS_PER_MS)
+        for count, connection in enumerate(list(self._open), start=1):
+            self._close_one(connection, code, reason, secrets.randbelow(spread_ms))
+            if count % CLOSES_PER_BATCH == 0:
+                await asyncio.sleep(0)
+        deadline_s = self.now_s() + timeout_s
+        while self._open and self.now_s() < deadline_s:  # noqa: ASYNC110  # once in a life
+            await asyncio.sleep(_CLOSE_POLL_S)
+        for connection in list(self._open):
+            connection.cut()
+
+    def _close_one(self, connection: Connection, code: int, reason: str, delay_ms: int) -> None:
+        """Say goodbye to ``connection``; a fault of one must not keep the others from theirs."""
+        try:
+            connection.announce_end(RECONNECT_FIRST_MS + delay_ms)
+            connection.close(code, reason)
+        except Exception:
+            self.counters.count_background_error()
+            log.exception("a connection could not be closed in order: cutting it")
+            self.remove(connection)
+            connection.cut()
