@@ -380,6 +380,7 @@ class RawConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Serve what is whole, keep the rest."""
+        self._door.budget.received_bytes += len(data)
         if self._is_closing:
             return
         if self._is_probe:
@@ -695,6 +696,8 @@ class RawConnection(asyncio.Protocol):
         self._door.deadlines.remove(self)
         self.transport.write(upgrade.head)
         failed = partial(self._door.refusal, request=None)
+        # Whoever takes it over counts it as well.
+        self._door.budget.received_bytes -= len(rest)
         attach_upgrade(upgrade, self.transport, rest, failed, has_eof=self._is_closing)
 
     def _hand_over(self, data: bytes) -> None:
@@ -708,6 +711,8 @@ class RawConnection(asyncio.Protocol):
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
         if data:
+            # Counted there as well.
+            self._door.budget.received_bytes -= len(data)
             protocol.data_received(data)
         if self._is_closing and not protocol.eof_received():
             self.transport.close()

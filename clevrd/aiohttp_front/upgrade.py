@@ -36,6 +36,8 @@ def take_over(
     connection.connection_lost(None)
     # Whoever takes it over expects it to be read, and what aiohttp had too much of is passed on.
     transport.resume_reading()
+    # Whoever takes it over counts it as well.
+    connection.uncount(early_data)
     attach_upgrade(upgrade, transport, early_data, failed, has_eof=connection.has_eof)
     return _HandedOver()
 

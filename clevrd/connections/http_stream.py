@@ -118,6 +118,7 @@ class Stream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Ignore what the client sends, within bounds."""
+        self._sockets.budget.received_bytes += len(data)
         self._ignored_bytes += len(data)
         if self._ignored_bytes > MAX_IGNORED_BYTES:
             self.close(POLICY_VIOLATION, "subscribers_only_receive")

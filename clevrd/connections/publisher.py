@@ -107,6 +107,7 @@ class PublishConnection(WebSocketConnection):
 
     def data_received(self, data: bytes) -> None:
         """Read the publisher's frames, as many as its share of this turn allows."""
+        self._sockets.budget.received_bytes += len(data)
         if self._has_failed:
             return
         turns = self._sockets.turns

@@ -95,6 +95,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read the peer's frames."""
+        self._sockets.budget.received_bytes += len(data)
         if not self._has_failed:
             self._feed(data)
 
@@ -330,7 +331,10 @@ class WebSockets:
         self._unfinished: dict[Swept, _Unfinished] = {}
         self.budget = budget
         self._farewells = Farewells(config.ping_interval_s, on_error, loop)
-        self._open: set[Swept] = set()
+        # Each with the time at which it was taken over.
+        self._open: dict[Swept, float] = {}
+        # Those of them that nobody answers pings on.
+        self.streams = 0
         self._timers = Timers(loop, on_error)
         # Publishes that wait.
         self.tasks = tasks
@@ -351,7 +355,8 @@ class WebSockets:
         transport.set_protocol(cast(asyncio.Protocol, connection))
         # uvloop's own low-water mark is 16 bytes, which would wake a reader for every message.
         transport.set_write_buffer_limits(self._high_bytes, self._low_bytes)
-        self._open.add(connection)
+        self._open[connection] = self.now_s()
+        self.streams += not connection.answers_pings
         self._presence.add(connection)
 
     def await_close(self, connection: Swept) -> None:
@@ -364,7 +369,9 @@ class WebSockets:
         self._presence.remove(connection)
         self.settle_unfinished(connection, 0, has_progress=True)
         self._farewells.remove(connection)
-        self._open.discard(connection)
+        if (opened_s := self._open.pop(connection, None)) is not None:
+            self.counters.connection_s.record(self.now_s() - opened_s)
+            self.streams -= not connection.answers_pings
 
     def settle_unfinished(self, connection: Swept, held_bytes: int, *, has_progress: bool) -> bool:
         """Note what ``connection`` holds of an unfinished message; return whether that may be.

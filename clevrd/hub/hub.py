@@ -41,6 +41,8 @@ from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.input_budget import InputBudget
 from clevrd.memory import Memory, find_trim
 from clevrd.metrics.counters import Counters
+from clevrd.metrics.histograms import HistogramView
+from clevrd.metrics.loop_lag import LOOK_S, LoopLag
 from clevrd.restart.format import StateReader
 from clevrd.restart.topics import restore_topics, saved_topics
 from clevrd.scheduling.fair_turns import FairTurns
@@ -104,7 +106,7 @@ class Hub:
         self._acceptance = Stamping(wall_ns)
         self._waiting = WaitingPublishes(loop)
         self._first_answers = IdempotentPublishes(self.answers, self._waiting, loop)
-        self._readers = Readers(self.counters.count_background_error, self.topics.note_left, loop)
+        self._readers = Readers(self.counters, self.topics.note_left, loop)
         self._circuits = Circuits(_circuit_budget(config), self._readers, self.counters, loop)
         self._rounds = Rounds(
             config.ring_messages,
@@ -127,6 +129,8 @@ class Hub:
         # Messages that may be appended at once: a part of the ring, like what may be pending; with
         # a rate limit one by one, so that the budget is spent to its last message.
         self.max_run = 1 if config.publish_rate else min(MAX_RUN, self._rounds.max_pending)
+        # Not by the loop's clock, which counts milliseconds and stands still within a turn.
+        self._loop_lag = LoopLag(self.counters.loop_lag_s.record, time.monotonic)
         self._timers = Timers(loop, self.counters.count_background_error)
         # Work beside requests and rounds: publishes that wait, above all.
         self.tasks = Tasks(loop, self.counters.count_background_error)
@@ -206,8 +210,11 @@ class Hub:
         self.topics.extend(topic, offset, frames, self._loop.time())
         if offset == 1:
             self.patterns.topic_made(topic)
-        if not topic.flush_is_scheduled and ring.head != topic.edge:
-            self._rounds.schedule(topic)
+        if ring.head != topic.edge:
+            if not topic.flush_is_scheduled:
+                self._rounds.schedule(topic)
+            if offset == topic.edge + 1:
+                self._rounds.note_oldest(topic)
         return offset, ids
 
     async def publish_later(self, topic: Topic, request: PublishRequest) -> Published:
@@ -218,15 +225,17 @@ class Hub:
         """
         return self.publish(await self.turn(topic), request)
 
-    async def turn(self, topic: Topic) -> Topic:
+    async def turn(self, topic: Topic, messages: int = 1) -> Topic:
         """Wait until what comes next may be appended to ``topic``, and return the topic.
 
-        What is appended then has to be appended at once. Who came first is served first.
+        It is so many ``messages``, which have to be appended at once then. Who came first is served
+        first.
 
         Raises:
             Throttled: too many publishes wait already.
         """
         self._waiting.begin()
+        began_s = self._loop.time()
         try:
             delay_s = self.throttler.delay_s(self._loop.time())
             if delay_s > 0.0:
@@ -235,6 +244,7 @@ class Hub:
                 await self._waiting.for_room(topic, self._rounds.makes_room)
         finally:
             self._waiting.end()
+        self.counters.wait_s.record_many(self._loop.time() - began_s, messages)
         # Idle topics are evicted, and this publish may have waited since it was found.
         return self.topic(Tenant(topic.tenant), topic.name)
 
@@ -325,6 +335,16 @@ class Hub:
         return len(self._readers.suspended)
 
     @property
+    def waiting_publishes(self) -> int:
+        """How many publishes wait for room or for the throttle."""
+        return self._waiting.count
+
+    def publish_waits(self) -> HistogramView:
+        """Return how long each message that was published had to wait; most did not."""
+        waits = self.counters.wait_s
+        return waits.view(zeros=max(0, self.topics.published - waits.count))
+
+    @property
     def last_load(self) -> LoadSample | None:
         """What the throttle was evaluated from the last time."""
         return self._control_loops.last_load
@@ -350,6 +370,7 @@ class Hub:
         """Start the timers: throttle, buffers, and what is forgotten or let go in time."""
         self._timers.every(adaptive_throttler.INTERVAL_S, self.evaluate_throttle)
         self._timers.every(adaptive_buffer.INTERVAL_S, self.evaluate_buffers)
+        self._timers.every(LOOK_S, self._loop_lag.look)
         self._timers.every(IDLE_SWEEP_S, self.evict_idle_topics)
         self._timers.every(MEMORY_LOOK_S, self.give_back_memory)
         self._timers.every(RATE_SWEEP_S, self.forget_full_buckets)

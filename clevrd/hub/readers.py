@@ -17,6 +17,7 @@ from clevrd.core.beginning import ResolvedBeginning
 from clevrd.core.notices import Ref, Subscribed, Warnings
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
+from clevrd.metrics.counters import Counters
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Readers:
 
     __slots__ = (
         "_behind",
-        "_count_error",
+        "_counters",
         "_has_turn",
         "_loop",
         "_note_left",
@@ -47,12 +48,12 @@ class Readers:
 
     def __init__(
         self,
-        count_error: Callable[[], None],
+        counters: Counters,
         note_left: Callable[[Topic], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         """Args: note_left: told of each topic that its last reader has left."""
-        self._count_error = count_error
+        self._counters = counters
         self._note_left = note_left
         self._loop = loop
         # Readers that would take more, and their topics; who has waited longest first.
@@ -164,12 +165,13 @@ class Readers:
             return 0
         data = reader.spelling.joined(texts)
         reader.write(data)
+        self._counters.delivered_bytes += len(data)
         return len(data) if reader.form is None else len(data) * _SPELLED_COSTS
 
     def write_failed(self, topic: Topic, reader: Subscriber) -> None:
         """Let go of ``reader``, whose write has just raised: it must not stop it for the others."""
         log.exception("write to subscriber failed topic=%s", topic.name)
-        self._count_error()
+        self._counters.count_background_error()
         self.leave(topic, reader)
         reader.sink.close(1011, "write_failed")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -38,9 +39,11 @@ class Rounds:
 
     __slots__ = (
         "_circuits",
+        "_clock_s",
         "_counters",
         "_loop",
         "_max_pending_bytes",
+        "_oldest_s",
         "_readers",
         "_waiting",
         "max_pending",
@@ -56,12 +59,17 @@ class Rounds:
         waiting: WaitingPublishes,
         counters: Counters,
         loop: asyncio.AbstractEventLoop,
+        clock_s: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """Args: clock_s: measures rounds; the loop's own clock stands still within a turn."""
         self._readers = readers
         self._circuits = circuits
         self._waiting = waiting
         self._counters = counters
         self._loop = loop
+        self._clock_s = clock_s
+        # Topics with messages to be offered, and when the oldest of these was appended.
+        self._oldest_s: dict[Topic, float] = {}
         # What a topic may hold that is not offered yet, in messages and bytes.
         self.max_pending = max(1, ring_messages // _PENDING_SHARE)
         self._max_pending_bytes = max(1, ring_bytes // _PENDING_SHARE)
@@ -85,6 +93,10 @@ class Rounds:
         topic.flush_is_scheduled = True
         self._loop.call_soon(self._guarded, topic, self.begin, topic)
 
+    def note_oldest(self, topic: Topic) -> None:
+        """Note that the oldest message that ``topic`` is yet to offer has just been appended."""
+        self._oldest_s[topic] = self._clock_s()
+
     def begin(self, topic: Topic) -> bool:
         """Offer what is pending to all readers of ``topic``, unless a round is under way.
 
@@ -92,13 +104,23 @@ class Rounds:
         """
         if topic in self.running:
             return False
+        before = topic.edge
         step = topic.begin_round(self._loop.time())
+        began_s = self._clock_s()
+        oldest_s = self._oldest_s.pop(topic, began_s)
         if step is None:
             self._end(topic)
             return False
+        if topic.edge != topic.ring.head:
+            # What is left was appended after that.
+            self._oldest_s[topic] = oldest_s
         for reader in step.tripped:
             self._circuits.open(topic, reader)
-        self._write_slice(step, 0)
+        if not step.messages:
+            self._end(topic)
+            return True
+        self._counters.round_messages.record(topic.edge - before)
+        self._write_slice(step, 0, began_s, oldest_s)
         return True
 
     def _is_full(self, topic: Topic) -> bool:
@@ -113,6 +135,9 @@ class Rounds:
             self._waiting.wake(topic, self.max_pending - topic.pending)
         if is_awaited or topic.needs_round:
             self.schedule(topic)
+        elif self._oldest_s:
+            # Appended while the round was written, and offered to nobody: its readers have left.
+            self._oldest_s.pop(topic, None)
 
     def _guarded(self, topic: Topic, action: Callable[..., object], *arguments: object) -> None:
         """Do a step of a round; should it fail, the topic goes on a second later.
@@ -127,8 +152,13 @@ class Rounds:
             self.running.discard(topic)
             self._loop.call_later(_RETRY_S, self._end, topic)
 
-    def _write_slice(self, step: Round, first: int) -> None:
-        """Write a round to its next readers, then yield to the loop or end the round."""
+    def _write_slice(self, step: Round, first: int, began_s: float, oldest_s: float) -> None:
+        """Write a round to its next readers, then yield to the loop or end the round.
+
+        Args:
+            began_s: when the round began.
+            oldest_s: when the oldest of its messages was appended.
+        """
         left = WRITES_PER_SLICE
         topic = step.topic
         while True:
@@ -142,13 +172,18 @@ class Rounds:
                 break
             left = last - len(readers)
             if step.then is None:
+                now_s = self._clock_s()
+                self._counters.round_s.record(now_s - began_s)
+                self._counters.to_socket_s.record(now_s - oldest_s)
                 self._end(topic)
                 return
             step, first = step.then, 0
             if not left:
                 break
         self.running.add(topic)
-        self._loop.call_soon(self._guarded, topic, self._write_slice, step, first)
+        self._loop.call_soon(
+            self._guarded, topic, self._write_slice, step, first, began_s, oldest_s
+        )
 
     def _write_to(self, step: Round, readers: list[Subscriber]) -> None:
         start, end, messages, payload = step.start, step.end, step.messages, step.payload
@@ -166,3 +201,5 @@ class Rounds:
             except Exception:
                 self._readers.write_failed(step.topic, reader)
         step.topic.delivered += written
+        if written:
+            self._counters.delivered_bytes += len(payload) * (written // messages)

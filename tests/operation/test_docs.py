@@ -35,10 +35,10 @@ from clevrd.core.subscriber import DropStrategy
 from clevrd.errors import CannotStart, ClevrdError, ConfigError
 from clevrd.handlers.commands.commands import Ping, PublishedNotice, Subscribe, Unsubscribe
 from clevrd.handlers.operate.health import HealthView, MemoryView
-from clevrd.handlers.operate.metrics import IdempotencyView, MetricsView, ThrottlerView
 from clevrd.handlers.subscribe.poll import PollView
 from clevrd.hub import Published
-from clevrd.metrics.counters import MessageTotals, TopicView
+from clevrd.metrics.json import MetricsView, ThrottlerView
+from clevrd.metrics.snapshot import IdempotencyView, MessageTotals, TopicView
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "clevrd"
