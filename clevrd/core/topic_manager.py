@@ -53,9 +53,13 @@ MAX_REMEMBERED: Final = 10_000
 # Topics that are kept in mind as busy, so that the busiest are found among them and not among all.
 _BUSY_TOPICS: Final = 1_000
 
-# Topics that are summed up, or compared, between two looks at the time: at 4 us and 0.3 us each.
-_TOPICS_PER_STEP: Final = 64
+# Between two looks at the time: subscribers that are summed up, at up to 1 us each, and how many of
+# them a topic by itself costs as much as; topics that are compared, at 0.3 us each.
+_SUBSCRIBERS_PER_STEP: Final = 512
+_TOPIC_COSTS: Final = 8
 _CANDIDATES_PER_STEP: Final = 1_000
+# And those that are merged, at 1 us.
+_MERGED_PER_STEP: Final = 250
 
 # Idle topics go by the minute at best, so sooner is no use.
 _LIMIT_RETRY_S: Final = 60.0
@@ -259,12 +263,17 @@ class TopicManager:
         sums.published = self._published
         slow = 0
         active = [(topic, topic.reported) for topic in self._active]
-        for index, (topic, reported) in enumerate(active):
-            if index % _TOPICS_PER_STEP == 0:
+        work = _SUBSCRIBERS_PER_STEP
+        for topic, reported in active:
+            if work >= _SUBSCRIBERS_PER_STEP:
                 yield
-            moment_s = now_s()
-            topic.settle(moment_s)
-            slow += topic.slow_count(moment_s)
+                work = 0
+            work += _TOPIC_COSTS + topic.subscribers
+            slow += topic.slow_count(now_s())
+            if work >= _SUBSCRIBERS_PER_STEP:
+                # It is no part of what has to be of one moment.
+                yield
+            topic.settle(now_s())
             sums.add(topic.counts, reported)
             if topic.subscribers:
                 sums.queued += topic.queued()
@@ -287,11 +296,17 @@ class TopicManager:
             yield
             return heapq.nlargest(count, known, key=_messages)
         candidates = list(self._topics.values())
-        busiest: list[Topic] = []
+        # Sorted part by part, then merged: all at once 10,000 would take 4 ms.
+        parts: list[list[Topic]] = []
         for start in range(0, len(candidates), _CANDIDATES_PER_STEP):
             yield
             part = candidates[start : start + _CANDIDATES_PER_STEP]
-            busiest = heapq.nlargest(count, chain(busiest, part), key=_messages)
+            parts.append(sorted(part, key=_messages, reverse=True))
+        merged = islice(heapq.merge(*parts, key=_messages, reverse=True), count)
+        busiest: list[Topic] = []
+        while part := list(islice(merged, _MERGED_PER_STEP)):
+            yield
+            busiest += part
         return busiest
 
     def note_left(self, topic: Topic) -> None:

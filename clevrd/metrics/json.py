@@ -74,9 +74,13 @@ def render_json(snapshot: Snapshot) -> Generator[None, None, bytes]:
     for start in range(0, len(topics), _TOPICS_PER_STEP):
         rows.append(_encode(topics[start : start + _TOPICS_PER_STEP])[1:-1])
         yield
-    summary = _encode(_summary(snapshot))
+    before, _, after = _encode(_summary(snapshot)).partition(_NO_TOPICS)
     yield
-    return summary.replace(_NO_TOPICS, b'"topics":[%b]' % b",".join(rows), 1)
+    # A comma behind each row but the last; joined once, since it may be 5 MB.
+    parts = [part for row in rows for part in (b",", row)][1:]
+    body = b"".join((before, b'"topics":[', *parts, b"]", after))
+    yield
+    return body
 
 
 def _summary(snapshot: Snapshot) -> MetricsView:

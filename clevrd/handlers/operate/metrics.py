@@ -60,6 +60,9 @@ class MetricsEndpoint:
         snapshot = yield from self._figures.snapshot(topics)
         yield
         body = yield from render(snapshot)
+        # To let go of 10,000 topics takes 2 ms, so it is a step of its own.
+        del snapshot
+        yield
         return Response(200, body, content_type, _FIELDS)
 
 
