@@ -9,11 +9,11 @@ SOURCES = HERE / "load"
 BUILD = HERE / ".build"
 CFLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Wconversion")
 
-# Modules of each program; every one has a .c of its name.
+# Modules of each program, each with a .c of its name; a module asks only those behind it.
 PROGRAMS = {
     "load": (
-        *("main", "options", "conn", "sub", "pub", "nats", "report"),
-        *("http", "hist", "payload", "stream", "wsframe"),
+        *("main", "report", "turn", "pub", "sub", "nats", "conn"),
+        *("options", "payload", "stream", "http", "wsframe", "hist"),
     ),
     "floor": ("floor", "http"),
 }

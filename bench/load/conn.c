@@ -10,10 +10,9 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "conn.h"
 #include "http.h"
-#include "run.h"
 
-#define EVENTS_PER_TURN 512
 /* A source address has 28,000 ports, and those of the last runs stay in TIME_WAIT for a minute. */
 #define CONNECTIONS_PER_SOURCE 8000
 
@@ -48,14 +47,15 @@ static void bind_source(int fd) {
     (void)!bind(fd, (struct sockaddr *)&source, sizeof source);
 }
 
-static void give_up(struct run *run, struct conn *conn, struct connecting *stats) {
+void conn_failed(struct run *run, const struct conn *conn) {
+    struct connecting *stats = conn->role == ROLE_PUBLISHER ? &run->pub_connects : &run->sub_connects;
     stats->failed++;
     stats->pending--;
-    conn_close(run, conn);
 }
 
-static struct connecting *stats_of(struct run *run, const struct conn *conn) {
-    return conn->role == ROLE_PUBLISHER ? &run->pub_connects : &run->sub_connects;
+static void give_up(struct run *run, struct conn *conn) {
+    conn_failed(run, conn);
+    conn_close(run, conn);
 }
 
 void conn_start(struct run *run, struct conn *conn, struct connecting *stats) {
@@ -65,7 +65,7 @@ void conn_start(struct run *run, struct conn *conn, struct connecting *stats) {
     conn->state = CONN_CONNECTING;
     conn->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (conn->fd < 0) {
-        give_up(run, conn, stats);
+        give_up(run, conn);
         return;
     }
     int on = 1;
@@ -73,7 +73,7 @@ void conn_start(struct run *run, struct conn *conn, struct connecting *stats) {
     bind_source(conn->fd);
     int failed = connect(conn->fd, (struct sockaddr *)&run->target, sizeof run->target);
     if (failed && errno != EINPROGRESS) {
-        give_up(run, conn, stats);
+        give_up(run, conn);
         return;
     }
     struct epoll_event event = {.events = EPOLLOUT, .data.ptr = conn};
@@ -173,52 +173,16 @@ void conn_established(struct conn *conn, struct connecting *stats) {
     hist_record(&stats->latency, stats->last_ns - conn->started_ns);
 }
 
-static void connected(struct run *run, struct conn *conn) {
-    int error = 0;
-    socklen_t size = sizeof error;
-    getsockopt(conn->fd, SOL_SOCKET, SO_ERROR, &error, &size);
-    if (error) {
-        give_up(run, conn, stats_of(run, conn));
+void closes_count(struct closes *closes, const struct ws_frame *frame) {
+    if (frame->length < 2) {
+        closes->without_code++;
         return;
     }
-    conn_interest(run, conn, EPOLLIN);
-    if (conn->role == ROLE_PUBLISHER)
-        pub_connected(run, (struct pub *)conn);
-    else
-        sub_connected(run, (struct sub *)conn);
-}
-
-static void readable(struct run *run, struct conn *conn) {
-    enum state before = conn->state;
-    if (conn->role == ROLE_PUBLISHER)
-        pub_readable(run, (struct pub *)conn);
-    else
-        sub_readable(run, (struct sub *)conn);
-    if (conn->state == CONN_CLOSED && before < CONN_OPEN) {
-        stats_of(run, conn)->failed++;
-        stats_of(run, conn)->pending--;
-    }
-}
-
-static void handle(struct run *run, struct conn *conn, uint32_t events) {
-    if (conn->state == CONN_CLOSED) return;
-    if (conn->state == CONN_CONNECTING) {
-        connected(run, conn);
+    unsigned code = (unsigned)frame->payload[0] << 8 | frame->payload[1];
+    for (int i = 0; i < MAX_CLOSE_CODES; i++) {
+        if (closes->codes[i] && closes->codes[i] != code) continue;
+        closes->codes[i] = code;
+        closes->counts[i]++;
         return;
     }
-    if (events & EPOLLOUT && conn_flush(run, conn) && conn->role == ROLE_PUBLISHER)
-        pub_writable(run, (struct pub *)conn);
-    if (conn->state == CONN_CLOSED) return;
-    if (events & EPOLLIN)
-        readable(run, conn);
-    else if (events & (EPOLLHUP | EPOLLERR))
-        conn_close(run, conn);
-}
-
-void conn_turn(struct run *run, uint64_t wake_ns) {
-    struct epoll_event events[EVENTS_PER_TURN];
-    uint64_t now = now_ns();
-    struct timespec wait = timespec_of(wake_ns > now ? wake_ns - now : 0);
-    int count = epoll_pwait2(run->epoll_fd, events, EVENTS_PER_TURN, &wait, NULL);
-    for (int i = 0; i < count; i++) handle(run, events[i].data.ptr, events[i].events);
 }

@@ -11,7 +11,11 @@
 #include <unistd.h>
 
 #include "clock.h"
-#include "run.h"
+#include "conn.h"
+#include "pub.h"
+#include "report.h"
+#include "sub.h"
+#include "turn.h"
 
 #define SLOW_READ_INTERVAL_NS (20 * NS_PER_MS)
 
@@ -78,7 +82,7 @@ static void dial(struct run *run, bool is_sub, struct connecting *stats) {
     while (stats->established + stats->failed < stats->wanted && now_ns() < deadline) {
         while (next < stats->wanted && (!window || stats->pending < window))
             conn_start(run, conn_at(run, is_sub, next++), stats);
-        conn_turn(run, now_ns() + 100 * NS_PER_MS);
+        turn_take(run, now_ns() + 100 * NS_PER_MS);
     }
     stats->failed = stats->wanted - stats->established;
 }
@@ -126,7 +130,7 @@ static void hold(struct run *run) {
     uint64_t slow_next = 0;
     for (uint64_t now; (now = now_ns()) < end;) {
         tick_slow_readers(run, now, &slow_next);
-        conn_turn(run, earlier(end, now + SLOW_READ_INTERVAL_NS));
+        turn_take(run, earlier(end, now + SLOW_READ_INTERVAL_NS));
     }
 }
 
@@ -144,7 +148,7 @@ static void publish(struct run *run) {
             wake = run->publishing.first_ns;
         else if (!pubs_send_due(run, now))
             wake = earlier(wake, pubs_next_due_ns(run));
-        conn_turn(run, wake);
+        turn_take(run, wake);
     }
     uint64_t now = now_ns();
     if (now > run->publishing.last_ns) run->publishing.last_ns = now;
@@ -160,7 +164,7 @@ static void drain(struct run *run) {
     uint64_t slow_next = 0;
     for (uint64_t now; !is_drained(run) && (now = now_ns()) < deadline;) {
         tick_slow_readers(run, now, &slow_next);
-        conn_turn(run, now + SLOW_READ_INTERVAL_NS);
+        turn_take(run, now + SLOW_READ_INTERVAL_NS);
     }
 }
 

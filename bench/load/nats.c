@@ -3,7 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "run.h"
+#include "conn.h"
+#include "nats.h"
 
 static void send_line(struct run *run, struct conn *conn, const char *line) {
     size_t length = strlen(line);
@@ -13,7 +14,6 @@ static void send_line(struct run *run, struct conn *conn, const char *line) {
     conn_flush(run, conn);
 }
 
-/* The PONG says that the SUB before it has been carried out; only then is the reader owed anything. */
 void nats_login(struct run *run, struct conn *conn) {
     char lines[600];
     char topic[300];
@@ -38,55 +38,31 @@ size_t nats_publication(const struct run *run, uint32_t topic, const uint8_t *da
     return (size_t)head + length + 2;
 }
 
-/* Size of a MSG with its payload, 0 when it isn't whole: MSG subject sid [reply] #bytes */
-static size_t take_message(struct run *run, struct sub *sub, const char *line, size_t line_bytes,
-                           size_t available, uint64_t now) {
-    const char *number = memrchr(line, ' ', line_bytes);
+void nats_pong(struct run *run, struct conn *conn) { send_line(run, conn, "PONG\r\n"); }
+
+/* MSG subject sid [reply] #bytes, and the payload behind it. */
+static size_t parse_message(const char *bytes, size_t line_bytes, size_t count, struct nats_line *line) {
+    const char *number = memrchr(bytes, ' ', line_bytes);
     if (!number) return 0;
     size_t payload = strtoul(number + 1, NULL, 10);
     size_t size = line_bytes + 2 + payload + 2;
-    if (available < size) return 0;
-    sub_message(run, sub, line + line_bytes + 2, payload, now);
+    if (count < size) return 0;
+    *line = (struct nats_line){NATS_MESSAGE, bytes + line_bytes + 2, payload};
     return size;
 }
 
-static size_t take_line(struct run *run, struct sub *sub, const char *bytes, size_t count, uint64_t now) {
+static enum nats_kind kind_of(const char *bytes) {
+    if (!strncmp(bytes, "PING", 4)) return NATS_PING;
+    if (!strncmp(bytes, "PONG", 4)) return NATS_PONG;
+    if (!strncmp(bytes, "-ERR", 4)) return NATS_ERROR;
+    return NATS_OTHER;
+}
+
+size_t nats_parse(const char *bytes, size_t count, struct nats_line *line) {
     const char *stop = memchr(bytes, '\r', count);
     if (!stop || (size_t)(stop - bytes) + 2 > count) return 0;
     size_t length = (size_t)(stop - bytes);
-    if (!strncmp(bytes, "MSG ", 4)) return take_message(run, sub, bytes, length, count, now);
-    if (!strncmp(bytes, "PING", 4)) send_line(run, &sub->conn, "PONG\r\n");
-    if (!strncmp(bytes, "PONG", 4) && sub->conn.state == CONN_LOGIN) sub_established(run, sub);
-    if (!strncmp(bytes, "-ERR", 4)) run->fast.malformed++;
+    if (!strncmp(bytes, "MSG ", 4)) return parse_message(bytes, length, count, line);
+    *line = (struct nats_line){kind_of(bytes), NULL, 0};
     return length + 2;
-}
-
-static size_t take_lines(struct run *run, struct sub *sub, const char *bytes, size_t count, uint64_t now) {
-    size_t used = 0;
-    size_t size;
-    while (used < count && (size = take_line(run, sub, bytes + used, count - used, now))) used += size;
-    return used;
-}
-
-/* A frame need not end where a message does; the copy is made only when it doesn't. */
-void nats_sub_frame(struct run *run, struct sub *sub, const struct ws_frame *frame, uint64_t now) {
-    struct bytes *stream = &sub->stream;
-    if (!stream->length) {
-        const char *payload = (const char *)frame->payload;
-        size_t used = take_lines(run, sub, payload, frame->length, now);
-        bytes_append(stream, payload + used, frame->length - used);
-        return;
-    }
-    bytes_append(stream, frame->payload, frame->length);
-    size_t used = take_lines(run, sub, (const char *)stream->data, stream->length, now);
-    memmove(stream->data, stream->data + used, stream->length - used);
-    stream->length -= used;
-}
-
-void nats_pub_frame(struct run *run, struct pub *pub, const struct ws_frame *frame) {
-    const char *text = (const char *)frame->payload;
-    if (memmem(text, frame->length, "PING\r\n", 6)) send_line(run, &pub->conn, "PONG\r\n");
-    if (memmem(text, frame->length, "-ERR", 4)) run->publishing.refused++;
-    if (pub->conn.state == CONN_LOGIN && memmem(text, frame->length, "PONG\r\n", 6))
-        pub_established(run, pub);
 }

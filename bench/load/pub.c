@@ -5,8 +5,10 @@
 #include <sys/epoll.h>
 
 #include "clock.h"
+#include "conn.h"
 #include "http.h"
-#include "run.h"
+#include "nats.h"
+#include "pub.h"
 
 /* Sends of one turn, so that reading is never put off for long by a burst that is due at once. */
 #define UNITS_PER_TURN 2048
@@ -62,7 +64,7 @@ void pubs_open(struct run *run) {
     }
 }
 
-void pub_established(struct run *run, struct pub *pub) {
+static void pub_established(struct run *run, struct pub *pub) {
     conn_established(&pub->conn, &run->pub_connects);
     offer(run, pub);
 }
@@ -132,6 +134,23 @@ static size_t handle_answers(struct run *run, struct pub *pub, const char *bytes
     return used;
 }
 
+static void take_nats_line(struct run *run, struct pub *pub, const struct nats_line *line) {
+    if (line->kind == NATS_PING) nats_pong(run, &pub->conn);
+    if (line->kind == NATS_ERROR) run->publishing.refused++;
+    if (line->kind == NATS_PONG && pub->conn.state == CONN_LOGIN) pub_established(run, pub);
+}
+
+/* A publisher is sent short lines alone, each whole in its frame. */
+static void take_nats_frame(struct run *run, struct pub *pub, const struct ws_frame *frame) {
+    const char *bytes = (const char *)frame->payload;
+    struct nats_line line;
+    for (size_t used = 0, size; used < frame->length; used += size) {
+        size = nats_parse(bytes + used, frame->length - used, &line);
+        if (!size) return;
+        take_nats_line(run, pub, &line);
+    }
+}
+
 static void handle_frame(struct run *run, struct pub *pub, const struct ws_frame *frame) {
     uint8_t pong[125 + WS_MAX_HEAD];
     if (frame->opcode == WS_PING && frame->length <= 125) {
@@ -141,7 +160,7 @@ static void handle_frame(struct run *run, struct pub *pub, const struct ws_frame
     } else if (frame->opcode == WS_CLOSE) {
         closes_count(&run->closes, frame);
     } else if (run->options.proto[0] == 'n') {
-        nats_pub_frame(run, pub, frame);
+        take_nats_frame(run, pub, frame);
     } else if (frame->opcode == WS_TEXT) {
         note_error(&run->publishing, 0, (const char *)frame->payload, frame->length);
     }

@@ -2,7 +2,7 @@
 #include <stdio.h>
 
 #include "clock.h"
-#include "run.h"
+#include "report.h"
 
 static double seconds_between(uint64_t from, uint64_t to) {
     return to > from ? (double)(to - from) / 1e9 : 0.0;

@@ -5,9 +5,11 @@
 #include <sys/epoll.h>
 
 #include "clock.h"
+#include "conn.h"
 #include "http.h"
-#include "run.h"
+#include "nats.h"
 #include "stream.h"
+#include "sub.h"
 
 static enum role role_of(const struct options *o, long index) {
     if (index < o->subs) return ROLE_READER;
@@ -48,7 +50,7 @@ void sub_connected(struct run *run, struct sub *sub) {
         conn_upgrade(run, &sub->conn, path);
 }
 
-void sub_established(struct run *run, struct sub *sub) {
+static void sub_established(struct run *run, struct sub *sub) {
     conn_established(&sub->conn, &run->sub_connects);
     if (sub->conn.role == ROLE_READER) run->readers_of[sub->conn.topic]++;
     if (sub->conn.role == ROLE_SLOW) run->slow_readers_of[sub->conn.topic]++;
@@ -95,7 +97,7 @@ static void check_offset(struct sub *sub, const char *message, size_t length, st
     sub->last_offset = offset;
 }
 
-void sub_message(struct run *run, struct sub *sub, const char *message, size_t length, uint64_t now) {
+static void sub_message(struct run *run, struct sub *sub, const char *message, size_t length, uint64_t now) {
     struct deliveries *d = deliveries_of(run, sub);
     struct stamp stamp;
     if (!payload_find(message, length, &sub->stamp_hint, &stamp) ||
@@ -119,20 +121,6 @@ void sub_message(struct run *run, struct sub *sub, const char *message, size_t l
     if (run->options.offsets) check_offset(sub, message, length, d);
 }
 
-void closes_count(struct closes *closes, const struct ws_frame *frame) {
-    if (frame->length < 2) {
-        closes->without_code++;
-        return;
-    }
-    unsigned code = (unsigned)frame->payload[0] << 8 | frame->payload[1];
-    for (int i = 0; i < MAX_CLOSE_CODES; i++) {
-        if (closes->codes[i] && closes->codes[i] != code) continue;
-        closes->codes[i] = code;
-        closes->counts[i]++;
-        return;
-    }
-}
-
 static void pong(struct run *run, struct sub *sub, const struct ws_frame *ping) {
     uint8_t frame[125 + WS_MAX_HEAD];
     if (ping->length > 125) return;
@@ -141,13 +129,47 @@ static void pong(struct run *run, struct sub *sub, const struct ws_frame *ping) 
     conn_flush(run, &sub->conn);
 }
 
+static void take_nats_line(struct run *run, struct sub *sub, const struct nats_line *line, uint64_t now) {
+    if (line->kind == NATS_MESSAGE) sub_message(run, sub, line->payload, line->length, now);
+    if (line->kind == NATS_PING) nats_pong(run, &sub->conn);
+    if (line->kind == NATS_PONG && sub->conn.state == CONN_LOGIN) sub_established(run, sub);
+    if (line->kind == NATS_ERROR) run->fast.malformed++;
+}
+
+static size_t take_nats_lines(struct run *run, struct sub *sub, const char *bytes, size_t count,
+                              uint64_t now) {
+    size_t used = 0;
+    size_t size;
+    struct nats_line line;
+    while (used < count && (size = nats_parse(bytes + used, count - used, &line))) {
+        take_nats_line(run, sub, &line, now);
+        used += size;
+    }
+    return used;
+}
+
+/* A frame need not end where a message does; the copy is made only when it doesn't. */
+static void take_nats_frame(struct run *run, struct sub *sub, const struct ws_frame *frame, uint64_t now) {
+    struct bytes *stream = &sub->stream;
+    if (!stream->length) {
+        const char *payload = (const char *)frame->payload;
+        size_t used = take_nats_lines(run, sub, payload, frame->length, now);
+        bytes_append(stream, payload + used, frame->length - used);
+        return;
+    }
+    bytes_append(stream, frame->payload, frame->length);
+    size_t used = take_nats_lines(run, sub, (const char *)stream->data, stream->length, now);
+    memmove(stream->data, stream->data + used, stream->length - used);
+    stream->length -= used;
+}
+
 static void handle_frame(struct run *run, struct sub *sub, const struct ws_frame *frame, uint64_t now) {
     if (frame->opcode == WS_PING)
         pong(run, sub, frame);
     else if (frame->opcode == WS_CLOSE)
         closes_count(&run->closes, frame);
     else if (frame->opcode != WS_PONG && run->options.proto[0] == 'n')
-        nats_sub_frame(run, sub, frame, now);
+        take_nats_frame(run, sub, frame, now);
     else if (frame->opcode != WS_PONG)
         sub_message(run, sub, (const char *)frame->payload, frame->length, now);
 }

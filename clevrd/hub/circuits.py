@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from itertools import islice
 from typing import Final
 
 from clevrd.core.circuit import CircuitBudget
@@ -17,6 +16,7 @@ from clevrd.core.topic import Topic
 from clevrd.hub.readers import Readers
 from clevrd.metrics.counters import Counters
 from clevrd.scheduling.deadlines import Deadlines
+from clevrd.scheduling.turn_queue import TurnQueue
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class _First:
 class Circuits:
     """The circuits of all readers. Those that are suspended are those whose circuit is open."""
 
-    __slots__ = ("_budget", "_counters", "_deadlines", "_first", "_loop", "_readers")
+    __slots__ = ("_budget", "_counters", "_deadlines", "_first", "_loop", "_overdue", "_readers")
 
     def __init__(
         self,
@@ -56,6 +56,10 @@ class Circuits:
         self._first = _First()
         self._deadlines: Deadlines[_First] = Deadlines(
             loop, lambda _: self.break_overdue(), counters.count_background_error
+        )
+        # Its units are readers.
+        self._overdue = TurnQueue(
+            _PER_TURN, self._break_next, loop, counters.count_background_error
         )
 
     def stop(self) -> None:
@@ -83,15 +87,20 @@ class Circuits:
 
     def break_overdue(self) -> None:
         """Disconnect the readers whose circuit has been open for too long."""
-        now_s = self._loop.time()
-        suspended = self._readers.suspended
-        for reader, topic in list(islice(suspended.items(), _PER_TURN)):
-            if self._budget.ends_s(reader.openings) > now_s:
-                self._deadlines.set(self._first, self._budget.ends_s(reader.openings))
-                return
-            self._break(topic, reader)
-        if suspended:
-            self._loop.call_soon(self.break_overdue)
+        self._overdue.work_on()
+
+    def _break_next(self) -> int | None:
+        """Disconnect the reader whose circuit has been open longest, if that is too long."""
+        first = next(iter(self._readers.suspended.items()), None)
+        if first is None:
+            return None
+        reader, topic = first
+        ends_s = self._budget.ends_s(reader.openings)
+        if ends_s > self._loop.time():
+            self._deadlines.set(self._first, ends_s)
+            return None
+        self._break(topic, reader)
+        return 1
 
     def stall_allowed_s(self, reader: Subscriber) -> float:
         """Return how long the reader was promised that it may take nothing; 0 for no promise.

@@ -13,7 +13,7 @@ import msgspec
 
 from clevrd.core.idempotency import RememberedAnswers, Slot
 from clevrd.core.message import PublishRequest
-from clevrd.hub.stamping import Published
+from clevrd.hub.publish_answers import Published
 from clevrd.hub.waiting_publishes import WaitingPublishes
 
 

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from clevrd.core.patterns import PatternTree, Words, matches
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
+from clevrd.scheduling.turn_queue import TurnQueue
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,6 @@ class PatternIndex:
         on_error: Callable[[], None],
     ) -> None:
         self._topics = topics
-        self._loop = loop
         self._on_error = on_error
         self._tree: PatternTree[PatternSubscriber] = PatternTree()
         self._watching: set[PatternSubscriber] = set()
@@ -64,10 +64,7 @@ class PatternIndex:
         # made or forgotten, which comes first, and one for each watcher that has not found all.
         self._announcements: deque[Iterator[int]] = deque()
         self._finds: deque[Iterator[int]] = deque()
-        # What was spent in this turn of the loop, and whether the next one is asked for.
-        self._units = 0
-        self._has_turn = False
-        self._is_working = False
+        self.queue = TurnQueue(_UNITS_PER_TURN, self._work_step, loop, on_error)
 
     def __len__(self) -> int:
         """Return how many patterns are watched; one that two watch counts twice."""
@@ -78,7 +75,7 @@ class PatternIndex:
         self._tree.add(tenant, words, watcher)
         self._watching.add(watcher)
         self._finds.append(self._find(tenant, words, watcher))
-        self._work_on()
+        self.queue.work_on()
 
     def remove(self, tenant: str, words: Words, watcher: PatternSubscriber) -> None:
         """Tell ``watcher`` no more."""
@@ -130,30 +127,13 @@ class PatternIndex:
 
     def _announce_soon(self, topic: Topic, tell: Callable[[PatternSubscriber], None]) -> None:
         self._announcements.append(self._announce(topic, tell))
-        self._work_on()
+        self.queue.work_on()
 
-    def _work_on(self) -> None:
-        """Do what there is to do, as far as this turn's units reach; the rest in the next turns.
-
-        Right now if nothing waits, so that a few watchers wait for nothing.
-        """
-        if self._is_working:
-            return
-        self._is_working = True
-        try:
-            while self._units < _UNITS_PER_TURN and (work := self._announcements or self._finds):
-                cost = next(work[0], None)
-                if cost is None:
-                    work.popleft()
-                else:
-                    self._units += cost
-        finally:
-            self._is_working = False
-        if self._units and not self._has_turn:
-            self._has_turn = True
-            self._loop.call_soon(self._next_turn)
-
-    def _next_turn(self) -> None:
-        self._has_turn = False
-        self._units = 0
-        self._work_on()
+    def _work_step(self) -> int | None:
+        """Do the next step of what was announced, or else of a search; None when nothing waits."""
+        while work := self._announcements or self._finds:
+            cost = next(work[0], None)
+            if cost is not None:
+                return cost
+            work.popleft()
+        return None

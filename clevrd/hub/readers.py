@@ -18,6 +18,7 @@ from clevrd.core.notices import Ref, Subscribed, Warnings
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.metrics.counters import Counters
+from clevrd.scheduling.turn_queue import TurnQueue
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ class Readers:
         "_has_turn",
         "_loop",
         "_note_left",
-        "_spent_bytes",
         "count",
+        "queue",
         "suspended",
         "topics",
     )
@@ -58,9 +59,10 @@ class Readers:
         self._loop = loop
         # Readers that would take more, and their topics; who has waited longest first.
         self._behind: dict[Subscriber, Topic] = {}
-        # What was handed out in this turn of the loop, and whether the next one is asked for.
-        self._spent_bytes = 0
-        self._has_turn = False
+        # Its units are bytes.
+        self.queue = TurnQueue(
+            CATCH_UP_TURN_BYTES, self._read_next, loop, counters.count_background_error
+        )
         # All three change in join, leave, suspend and resume alone.
         self.count = 0
         # Topics with readers, so that the loops that control don't walk through all topics.
@@ -124,35 +126,25 @@ class Readers:
         Its transport stops it sooner as a rule. It begins at once; where it, or others, take more
         than a turn has, they take turns.
         """
-        is_first = not self._behind
         self._behind[reader] = topic
-        if is_first:
-            self._read_on()
+        self.queue.work_on()
 
-    def _read_on(self) -> None:
-        """Hand out what this turn has left."""
+    def _read_next(self) -> int | None:
+        """Let the reader that has waited longest read once; return its cost, None if none waits."""
         behind = self._behind
-        while behind and self._spent_bytes < CATCH_UP_TURN_BYTES:
-            reader = next(iter(behind))
-            topic = behind.pop(reader)
-            try:
-                taken_bytes = self._read_once(topic, reader)
-            except Exception:
-                self.write_failed(topic, reader)
-                continue
-            if taken_bytes:
-                self._spent_bytes += taken_bytes
-                # Unless it has left in the write.
-                if reader.is_joined:
-                    behind[reader] = topic
-        if self._spent_bytes and not self._has_turn:
-            self._has_turn = True
-            self._loop.call_soon(self._next_turn)
-
-    def _next_turn(self) -> None:
-        self._has_turn = False
-        self._spent_bytes = 0
-        self._read_on()
+        if not behind:
+            return None
+        reader = next(iter(behind))
+        topic = behind.pop(reader)
+        try:
+            taken_bytes = self._read_once(topic, reader)
+        except Exception:
+            self.write_failed(topic, reader)
+            return 0
+        # Unless it has left in the write.
+        if taken_bytes and reader.is_joined:
+            behind[reader] = topic
+        return taken_bytes
 
     def _read_once(self, topic: Topic, reader: Subscriber) -> int:
         """Hand ``reader`` its next messages; return what that cost, 0 when it takes no more."""

@@ -9,13 +9,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Round, Topic
 from clevrd.hub.circuits import Circuits
 from clevrd.hub.readers import Readers
-from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.metrics.counters import Counters
 
 log = logging.getLogger(__name__)
@@ -34,6 +33,16 @@ _PENDING_SHARE: Final = 4
 _RETRY_S: Final = 1.0
 
 
+class RoomWaiters(Protocol):
+    """Publishes that wait for room in a topic."""
+
+    def is_awaited(self, topic: Topic) -> bool:
+        """Return whether any publish waits for room in ``topic``."""
+
+    def room_made(self, topic: Topic, messages: int) -> None:
+        """Hear that ``topic``, which is awaited, has room for so many messages."""
+
+
 class Rounds:
     """The rounds of all topics, one at a time in each, and the room that they make."""
 
@@ -45,7 +54,7 @@ class Rounds:
         "_max_pending_bytes",
         "_oldest_s",
         "_readers",
-        "_waiting",
+        "_room_waiters",
         "max_pending",
         "running",
     )
@@ -56,7 +65,7 @@ class Rounds:
         ring_bytes: int,
         readers: Readers,
         circuits: Circuits,
-        waiting: WaitingPublishes,
+        room_waiters: RoomWaiters,
         counters: Counters,
         loop: asyncio.AbstractEventLoop,
         clock_s: Callable[[], float] = time.perf_counter,
@@ -64,7 +73,7 @@ class Rounds:
         """Args: clock_s: measures rounds; the loop's own clock stands still within a turn."""
         self._readers = readers
         self._circuits = circuits
-        self._waiting = waiting
+        self._room_waiters = room_waiters
         self._counters = counters
         self._loop = loop
         self._clock_s = clock_s
@@ -130,9 +139,9 @@ class Rounds:
         """Let waiting publishes go on, and come back while there is anybody or anything waiting."""
         self.running.discard(topic)
         topic.flush_is_scheduled = False
-        is_awaited = topic in self._waiting.lines
+        is_awaited = self._room_waiters.is_awaited(topic)
         if is_awaited:
-            self._waiting.wake(topic, self.max_pending - topic.pending)
+            self._room_waiters.room_made(topic, self.max_pending - topic.pending)
         if is_awaited or topic.needs_round:
             self.schedule(topic)
         elif self._oldest_s:

@@ -62,9 +62,13 @@ class WaitingPublishes:
             del line[me]
             self._pass_on(topic, line)
 
-    def wake(self, topic: Topic, room_messages: int) -> None:
-        """Let as many of those in ``topic``'s line go on as it has room for, first ones first."""
-        for woken in islice(self.lines[topic].values(), max(0, room_messages)):
+    def is_awaited(self, topic: Topic) -> bool:
+        """Return whether any publish waits for room in ``topic``."""
+        return topic in self.lines
+
+    def room_made(self, topic: Topic, messages: int) -> None:
+        """Let as many publishes go on as ``topic`` has room for, those that came first."""
+        for woken in islice(self.lines[topic].values(), max(0, messages)):
             if not woken.done():
                 woken.set_result(None)
 

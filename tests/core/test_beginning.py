@@ -212,7 +212,7 @@ async def test_since_takes_every_form(form: str) -> None:
     start_us = 1_800_000_000_000_000
     wall_us = start_us
     async with running() as daemon:
-        daemon.hub._acceptance._wall_ns = lambda: wall_us * 1000
+        daemon.hub._stamping._wall_ns = lambda: wall_us * 1000
         hub = daemon.hub
         topic = hub.topic(TENANT, "t")
         for _ in range(10):

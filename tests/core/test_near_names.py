@@ -162,7 +162,7 @@ async def test_publish_that_waits_or_has_a_key_is_told(daemon: Daemon) -> None:
     sent = post('{"topic":"t","data":1,"Key":"k","idempotency_key":"i"}')
 
     first, again = [await ask(daemon.port, sent) for _ in range(2)]
-    daemon.hub.must_wait = lambda topic: True  # type: ignore[method-assign]
+    daemon.hub.must_wait = lambda topic: True
     waited = await ask(daemon.port, post('{"topic":"t","data":1,"Key":"k"}'))
 
     for answer in (first, again, waited):

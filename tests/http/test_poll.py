@@ -224,7 +224,7 @@ async def test_poll_in_the_middle_of_a_round_is_not_given_what_it_has(
         first = daemon.hub.publish(topic, PublishRequest("t", msgspec.Raw(b"1")))
         await asyncio.sleep(0)
         second = daemon.hub.publish(topic, PublishRequest("t", msgspec.Raw(b"2")))
-        assert topic in daemon.hub._rounds.running
+        assert topic in daemon.hub.delivery.rounds.running
 
         answer = daemon.server._polls.answer(topic, After(second.offset, second.epoch), 5.0)
         assert isinstance(answer, asyncio.Future)

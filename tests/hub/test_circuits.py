@@ -178,7 +178,7 @@ def test_circuit_of_a_reader_that_is_not_blocked_closes_by_itself() -> None:
     world.publish("a" * 100, 1)
     with (
         patch.object(readers, "CATCH_UP_BYTES", 350),
-        patch.object(readers, "CATCH_UP_TURN_BYTES", 2_800),
+        patch.object(world.hub.delivery.readers.queue, "units_per_turn", 2_800),
     ):
         world.hub.subscribe(world.topic, reader, Last(100))
         world.publish("a" * 300, 1)
@@ -225,7 +225,7 @@ def test_each_circuit_ends_at_its_own_time() -> None:
         world.hub.paused(world.topic, reader)
         world.publish("a" * 20, 1)
         world.loop.run()
-    deadlines = world.hub._circuits._deadlines
+    deadlines = world.hub.delivery.circuits._deadlines
     ended = []
 
     for now_s in (29.9, 30.1, 31.1, 32.1):

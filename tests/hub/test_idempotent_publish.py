@@ -199,27 +199,28 @@ async def test_repeat_of_a_publish_that_waits_waits_for_its_answer(daemon: Daemo
     assert head(daemon) == 1
     assert sorted("repeated" in answer.json for answer in answers) == [False, *[True] * 4]
     assert {answer.json["offset"] for answer in answers} == {1}
-    assert (daemon.hub._first_answers.under_way, daemon.hub._waiting.count) == ({}, 0)
+    publishing = daemon.hub.publishing
+    assert (publishing.idempotent.under_way, publishing.waiting.count) == ({}, 0)
 
 
 async def test_failure_of_the_first_is_its_own(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits with the same key takes its place; a third is answered as that one was."""
-    turn = daemon.hub.turn
+    turn = daemon.hub.publishing.turn
     fails = asyncio.Event()
 
     async def failing_turn(topic: Topic) -> Topic:
-        monkeypatch.setattr(daemon.hub, "turn", turn)
+        monkeypatch.setattr(daemon.hub.publishing, "turn", turn)
         await fails.wait()
         raise Throttled("Not now.")
 
-    monkeypatch.setattr(daemon.hub, "turn", failing_turn)
+    monkeypatch.setattr(daemon.hub.publishing, "turn", failing_turn)
     throttle(daemon)
     first = asyncio.create_task(ask(daemon.port, with_key("k")))
-    await until(lambda: daemon.hub._first_answers.under_way)
+    await until(lambda: daemon.hub.publishing.idempotent.under_way)
     others = [asyncio.create_task(ask(daemon.port, with_key("k"))) for _ in range(2)]
-    await until(lambda: daemon.hub._waiting.count == 2)
+    await until(lambda: daemon.hub.publishing.waiting.count == 2)
 
     fails.set()
     answers = await asyncio.gather(first, *others)

@@ -71,7 +71,7 @@ async def test_newcomer_never_overtakes_who_waits() -> None:
 
     assert len(crowd.tasks) > RING
     assert crowd.seen() == list(range(1, crowd.arrived + 1))
-    assert (crowd.hub._waiting.lines, crowd.hub._waiting.count) == ({}, 0)
+    assert (crowd.hub.publishing.waiting.lines, crowd.hub.publishing.waiting.count) == ({}, 0)
 
 
 async def test_who_finds_its_room_taken_keeps_its_place() -> None:
@@ -96,7 +96,7 @@ async def test_who_gives_up_passes_its_turn_on() -> None:
     await asyncio.sleep(0)
     crowd.arrive(RING // 4 + 5)
     await asyncio.sleep(0)
-    assert len(crowd.hub._waiting.lines[crowd.topic]) == 5
+    assert len(crowd.hub.publishing.waiting.lines[crowd.topic]) == 5
 
     for task in crowd.tasks[:4]:
         task.cancel()
@@ -105,7 +105,7 @@ async def test_who_gives_up_passes_its_turn_on() -> None:
 
     first = RING // 2
     assert crowd.seen() == [*range(1, first + 1), first + 5]
-    assert (crowd.hub._waiting.lines, crowd.hub._waiting.count) == ({}, 0)
+    assert (crowd.hub.publishing.waiting.lines, crowd.hub.publishing.waiting.count) == ({}, 0)
 
 
 async def test_run_that_waited_is_published_whole() -> None:
@@ -148,7 +148,7 @@ async def test_publisher_with_more_waits_for_others_and_not_for_the_next_round()
     async def publish_twice() -> None:
         for _ in range(2):
             await hub.turn(topic)
-            within_a_round.append(topic in hub._rounds.running)
+            within_a_round.append(topic in hub.delivery.rounds.running)
             hub.publish(topic, request)
 
     crowd.arrive(RING // 4)

@@ -45,7 +45,7 @@ class Bench:
         self.loop = Turns()
         self.clock = FakeClock()
         self.hub = Hub(Config(), cast(asyncio.AbstractEventLoop, self.loop))
-        self.hub._rounds._clock_s = self.clock
+        self.hub.delivery.rounds._clock_s = self.clock
         self.topic: Topic = self.hub.topic(Tenant("default-tenant"), "t")
         self.readers = [Subscriber(sink) for sink in sinks]
         for reader in self.readers:
@@ -115,7 +115,7 @@ def test_what_a_round_leaves_is_as_old_as_what_it_took(monkeypatch: pytest.Monke
     bench.loop.turn()
 
     assert values(bench.hub.counters.to_socket_s) == (2, 1.0 + 2.0)
-    assert bench.hub._rounds._oldest_s == {}
+    assert bench.hub.delivery.rounds._oldest_s == {}
 
 
 def test_what_nobody_is_left_for_is_not_remembered() -> None:
@@ -129,7 +129,7 @@ def test_what_nobody_is_left_for_is_not_remembered() -> None:
         bench.hub.unsubscribe(bench.topic, reader)
     bench.loop.run()
 
-    assert bench.hub._rounds._oldest_s == {}
+    assert bench.hub.delivery.rounds._oldest_s == {}
 
 
 def test_without_readers_there_is_no_round_to_time() -> None:
@@ -140,7 +140,7 @@ def test_without_readers_there_is_no_round_to_time() -> None:
     bench.loop.run()
 
     assert bench.hub.counters.round_s.count == 0
-    assert bench.hub._rounds._oldest_s == {}
+    assert bench.hub.delivery.rounds._oldest_s == {}
 
 
 def test_delivered_bytes_are_what_the_sinks_got() -> None:

@@ -31,7 +31,7 @@ class Model:
     """The world and its clients; a step that can't be is no step."""
 
     def __init__(self, ring: int, window: int, threshold: int) -> None:
-        self.world = World(ring, window, threshold)
+        self.world = World(ring, window, threshold, catch_up_turn_bytes=1_000)
         # The first one is plain.
         self.peers = [
             Peer(self.world, has_control=number > 0, form=SSE_BARE if number == 2 else None)
@@ -150,10 +150,7 @@ class Model:
 
     def run(self, steps: list[Step]) -> None:
         # Two messages at a time, so that a reader can be in the middle of what was kept for it.
-        with (
-            patch.object(readers, "CATCH_UP_BYTES", 350),
-            patch.object(readers, "CATCH_UP_TURN_BYTES", 1_000),
-        ):
+        with patch.object(readers, "CATCH_UP_BYTES", 350):
             for name, arguments in steps:
                 getattr(self, name)(*arguments)
             self.finish()

@@ -258,7 +258,7 @@ async def test_publishes_that_wait_are_finished_first(raw_paths: bool) -> None:
         overload = ThrottleSample(subscribers=1, slow_subscribers=1, cpu=1.0, memory=1.0)
         daemon.hub.throttler.evaluate(overload, asyncio.get_running_loop().time())
         sending = asyncio.gather(*(publisher.send("t", 1) for publisher in publishers))
-        await until(lambda: daemon.hub._waiting.count == 10)
+        await until(lambda: daemon.hub.publishing.waiting.count == 10)
 
         stopping = asyncio.create_task(daemon.server.stop())
         await sending

@@ -198,7 +198,7 @@ async def test_publisher_that_leaves_abruptly_has_published_what_it_sent() -> No
             socket = await publish_socket(daemon)
             frames = masked(TEXT, b'{"topic":"t","data":1,"ref":1}') * 5
             socket.transport.write(frames)
-            await until(lambda: daemon.hub._waiting.count > 0)
+            await until(lambda: daemon.hub.publishing.waiting.count > 0)
             socket.transport.abort()
 
             assert await offsets(reader, 5) == [1, 2, 3, 4, 5]
@@ -233,7 +233,7 @@ async def test_publisher_that_shuts_its_side_down_while_frames_wait_has_its_answ
         )
         await reader.readuntil(b"\r\n\r\n")
         writer.write(masked(TEXT, b'{"topic":"t","data":1,"ref":1}') * 5)
-        await until(lambda: daemon.hub._waiting.count > 0)
+        await until(lambda: daemon.hub.publishing.waiting.count > 0)
         writer.write_eof()
 
         answers = await asyncio.wait_for(reader.read(), 10)

@@ -332,7 +332,7 @@ async def test_parts_of_a_round_take_turns_with_others(monkeypatch: pytest.Monke
         for number in range(3 * PLACED_MESSAGES):
             daemon.hub.publish(topic, PublishRequest("a", msgspec.Raw(b"%d" % number)))
         delivered = []
-        while topic.pending or topic in daemon.hub._rounds.running:
+        while topic.pending or topic in daemon.hub.delivery.rounds.running:
             await asyncio.sleep(0)
             delivered.append(topic.delivered)
         items = [await stream.items(3 * PLACED_MESSAGES) for stream in streams]
@@ -845,7 +845,7 @@ async def test_poll_that_is_cut_short_has_found_all_the_same(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its time runs from the beginning, but where to go on is known only when all is found."""
-    monkeypatch.setattr("clevrd.hub.pattern_index._UNITS_PER_TURN", 1)
+    monkeypatch.setattr(daemon.hub.patterns.queue, "units_per_turn", 1)
     for number in range(20):
         for _ in range(3):
             await daemon.publish(f"p.{number}", 1)
@@ -861,7 +861,7 @@ async def test_topic_that_is_forgotten_while_a_poll_looks_is_found_again(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not waited for in a life that has ended."""
-    monkeypatch.setattr("clevrd.hub.pattern_index._UNITS_PER_TURN", 1)
+    monkeypatch.setattr(daemon.hub.patterns.queue, "units_per_turn", 1)
     for number in range(20):
         await daemon.publish(f"p.{number}", 0)
     waiter = asyncio.create_task(poll(daemon, "topic=a&pattern=p.*&last=0"))

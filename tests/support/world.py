@@ -21,7 +21,7 @@ from clevrd.core.gap_log import GapLog
 from clevrd.core.message import PublishRequest
 from clevrd.core.stream_forms import StreamForm
 from clevrd.core.subscriber import DropStrategy, Subscriber
-from clevrd.hub import Hub
+from clevrd.hub import Hub, readers
 from clevrd.restart.format import (
     MARKER_BYTES,
     StateReader,
@@ -67,6 +67,17 @@ class ManualLoop:
             call, arguments = self._due.popleft()
             call(*arguments)
 
+    def turn(self) -> None:
+        """Run what is due now, and not what that asks for."""
+        for _ in range(len(self._due)):
+            call, arguments = self._due.popleft()
+            call(*arguments)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is due in the next turn."""
+        return bool(self._due)
+
 
 class SetWindow:
     """A window that the test sets, where the daemon's follows memory."""
@@ -78,8 +89,15 @@ class SetWindow:
 class World:
     """A daemon, its topic, and all that was ever published in each of its epochs."""
 
-    def __init__(self, ring: int, window: int, threshold: int) -> None:
+    def __init__(
+        self,
+        ring: int,
+        window: int,
+        threshold: int,
+        catch_up_turn_bytes: int = readers.CATCH_UP_TURN_BYTES,
+    ) -> None:
         self.loop = ManualLoop()
+        self.catch_up_turn_bytes = catch_up_turn_bytes
         self.wall_us = 1_800_000_000_000_000
         self._config = Config(
             ring_messages=ring,
@@ -107,7 +125,8 @@ class World:
             stats=FakeStats(),
             wall_ns=lambda: self.wall_us * 1000,
         )
-        self.hub.buffers = cast(Any, self.buffers)
+        self.hub.delivery.buffers = self.hub.buffers = cast(Any, self.buffers)
+        self.hub.delivery.readers.queue.units_per_turn = self.catch_up_turn_bytes
 
     def restart_as_planned(self) -> None:
         """Go on in another process with what this one writes down, while the clock is set back."""

@@ -1,0 +1,149 @@
+"""Delivery: messages at their place in a topic, and all who read them.
+
+Nothing is known here of publishers, but that some wait for room in a topic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from clevrd.config import Config
+from clevrd.control.adaptive_buffer import AdaptiveBufferManager
+from clevrd.core.beginning import Beginning, resolve
+from clevrd.core.circuit import CircuitBudget
+from clevrd.core.message import KeyedMessage, Message, PublishRequest
+from clevrd.core.notices import Ref, Warnings
+from clevrd.core.server_frames import FrameEncoder
+from clevrd.core.subscriber import Subscriber
+from clevrd.core.topic import Topic
+from clevrd.core.topic_manager import TopicManager
+from clevrd.hub.circuits import Circuits
+from clevrd.hub.pattern_index import PatternIndex
+from clevrd.hub.readers import Readers
+from clevrd.hub.rounds import RoomWaiters, Rounds
+from clevrd.hub.stamping import Stamp
+from clevrd.metrics.counters import Counters
+
+
+class Delivery:
+    """The rings of all topics, their readers, and what is between them."""
+
+    def __init__(
+        self,
+        config: Config,
+        topics: TopicManager,
+        buffers: AdaptiveBufferManager,
+        room_waiters: RoomWaiters,
+        counters: Counters,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._topics = topics
+        self.buffers = buffers
+        self._loop = loop
+        self._encode = FrameEncoder().frame
+        self.patterns = PatternIndex(topics, loop, counters.count_background_error)
+        self.readers = Readers(counters, topics.note_left, loop)
+        self.circuits = Circuits(_circuit_budget(config), self.readers, counters, loop)
+        self.rounds = Rounds(
+            config.ring_messages,
+            config.ring_bytes,
+            self.readers,
+            self.circuits,
+            room_waiters,
+            counters,
+            loop,
+        )
+        self.makes_room = self.rounds.makes_room
+
+    def deliver(
+        self, topic: Topic, offset: int, requests: Sequence[PublishRequest], stamps: Sequence[Stamp]
+    ) -> None:
+        """Take ``topic``'s messages from ``offset`` on, and have them offered to its readers.
+
+        Each is encoded here, once: nothing of it changes any more. `makes_room` has said yes, so
+        that the ring gives up nothing that was not offered yet.
+
+        Args:
+            stamps: the id and the time of each of ``requests``.
+        """
+        encode, name, tenant = self._encode, topic.name, topic.tenant
+        frames: list[bytes] = []
+        number = offset
+        for request, (message_id, timestamp) in zip(requests, stamps, strict=False):
+            data, key = request.data, request.key
+            frames.append(
+                encode(
+                    Message(message_id, name, tenant, data, timestamp, number)
+                    if key is None
+                    else KeyedMessage(message_id, name, tenant, data, timestamp, number, key)
+                )
+            )
+            number += 1
+        self._topics.extend(topic, offset, frames, self._loop.time())
+        if offset == 1:
+            self.patterns.topic_made(topic)
+        # The ring's field, since the topic's `pending` is a call, 45 ns.
+        if topic.ring.head != topic.edge:
+            if not topic.flush_is_scheduled:
+                self.rounds.schedule(topic)
+            if offset == topic.edge + 1:
+                self.rounds.note_oldest(topic)
+
+    def subscribe(
+        self,
+        topic: Topic,
+        reader: Subscriber,
+        beginning: Beginning,
+        *,
+        pattern: str | msgspec.UnsetType = msgspec.UNSET,
+        ref: Ref = msgspec.UNSET,
+        warnings: Warnings = msgspec.UNSET,
+    ) -> None:
+        """Join ``reader`` and hand it what it asks for of the past, then what comes.
+
+        Its greeting says by which ``pattern`` it came, the ``ref`` of the command that asked, and
+        what its client is to be warned of.
+        """
+        now_s = self._loop.time()
+        topic.set_window(self.buffers.window, now_s)
+        resolved = resolve(topic, beginning)
+        if resolved.after > topic.edge:
+            # It has this turn's message already, from a publish answer perhaps.
+            self.rounds.begin(topic)
+        self.readers.join(topic, reader, resolved, pattern, ref, warnings, now_s)
+
+    def serve(self, topic: Topic, after: int, max_messages: int, max_bytes: int) -> list[bytes]:
+        """Return the frames behind offset ``after``, for a reader that does not stay."""
+        return topic.serve(after, after + max_messages, max_bytes, self._loop.time())
+
+    def is_under_way(self) -> bool:
+        """Whether anything is yet to be offered, or written in a round."""
+        return bool(self.rounds.running or any(topic.pending for topic in self.readers.topics))
+
+    def is_lagging(self) -> bool:
+        """Whether any reader has yet to read what was offered."""
+        return any(topic.lagging for topic in self.readers.topics)
+
+    def progress(self) -> tuple[int, int]:
+        """Return figures that change when a lagging reader takes anything: 1 us for each of them.
+
+        They are messages handed over, and bytes that connections hold: a reader at some KB/s lives
+        on these for many seconds.
+        """
+        topics = self.readers.topics
+        delivered = sum(topic.delivered for topic in topics)
+        unsent_bytes = sum(
+            reader.sink.unsent_bytes() for topic in topics for reader in topic.lagging
+        )
+        return delivered, unsent_bytes
+
+
+def _circuit_budget(config: Config) -> CircuitBudget:
+    return CircuitBudget(
+        config.circuit_breaker_openings,
+        config.circuit_breaker_period_s,
+        config.circuit_breaker_open_s,
+    )

@@ -1,0 +1,196 @@
+"""Publishing: an accepted message gets its stamp and its place in the order, and is answered.
+
+What is done with it then is the delivery's, of which this knows two things: it takes messages at
+their place, and it says whether there is room for more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from clevrd.control.adaptive_throttler import AdaptiveThrottler
+from clevrd.control.rate_limiter import RateLimiter
+from clevrd.core.idempotency import RememberedAnswers
+from clevrd.core.message import PublishRequest, rfc3339
+from clevrd.core.topic import Topic
+from clevrd.core.topic_manager import TopicManager
+from clevrd.hub.idempotent_publishes import IdempotentPublishes
+from clevrd.hub.publish_answers import Published, audience_of
+from clevrd.hub.stamping import Stamp, Stamping
+from clevrd.hub.waiting_publishes import WaitingPublishes
+from clevrd.metrics.counters import Counters
+from clevrd.tenants import Tenant
+
+
+class Deliverer(Protocol):
+    """Takes messages whose place in their topic is known for good."""
+
+    def deliver(
+        self, topic: Topic, offset: int, requests: Sequence[PublishRequest], stamps: Sequence[Stamp]
+    ) -> None:
+        """Take ``topic``'s messages from ``offset`` on; its readers are offered them soon."""
+
+    def makes_room(self, topic: Topic) -> bool:
+        """Return whether ``topic`` takes more, after doing what can be done for it at once."""
+
+
+class Publishing:
+    """All that happens between a decoded publish request and its answer."""
+
+    def __init__(
+        self,
+        topics: TopicManager,
+        stamping: Stamping,
+        waiting: WaitingPublishes,
+        deliverer: Deliverer,
+        throttler: AdaptiveThrottler,
+        rate_limiter: RateLimiter,
+        answers: RememberedAnswers[Published],
+        counters: Counters,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Args: answers: those of publishes with an idempotency key."""
+        self._counters = counters
+        self._topics = topics
+        self._stamping = stamping
+        self._throttler = throttler
+        self._rate_limiter = rate_limiter
+        self._loop = loop
+        self.waiting = waiting
+        self.idempotent = IdempotentPublishes(answers, waiting, loop)
+        # The two steps of a delivery; a call through their owner would cost 50 ns each.
+        self._deliver = deliverer.deliver
+        self._makes_room = deliverer.makes_room
+
+    def check_rate(self, tenant: Tenant, count: int = 1) -> None:
+        """Take ``count`` messages from the tenant's budget.
+
+        Raises:
+            RateLimited: the budget is spent; nothing was taken.
+            InvalidRequest: ``count`` is more than the budget ever holds.
+        """
+        self._rate_limiter.take(tenant.name, count, self._loop.time())
+
+    def topic(self, tenant: Tenant, name: str) -> Topic:
+        """Return the tenant's topic, which begins now if it is missing.
+
+        It is made, and found by patterns, with its first message; until then it is a name that
+        somebody reads, and forgotten when nobody does.
+
+        Raises:
+            InvalidRequest: the name can't be a topic's.
+            Unavailable: there are as many topics as there may be.
+        """
+        topic = self._topics.find(tenant.name, name)
+        if topic is None:
+            # Never before an id that was made: `since` an id of the name's life before would
+            # pass for one of this life, had the clock been set back.
+            created_at = rfc3339(max(self._stamping.wall_us(), self._stamping.last_id_us))
+            topic = self._topics.get_or_create(tenant.name, name, created_at, self._loop.time())
+        return topic
+
+    def must_wait(self, topic: Topic) -> bool:
+        """Whether a publish to ``topic`` has to go through `publish_later` or `turn`."""
+        if self._throttler.delay_s(self._loop.time()) > 0.0:
+            return True
+        return self._has_no_room(topic)
+
+    def publish(self, topic: Topic, request: PublishRequest) -> Published:
+        """Append one message and have it offered to all readers this turn; no await."""
+        # `publish_run` of one, without its calls and its list: 5.5 us instead of 6.2.
+        stamps = self._stamping.stamp(1)
+        offset = topic.ring.head + 1
+        self._deliver(topic, offset, (request,), stamps)
+        return Published(True, stamps[0][0], offset, *audience_of(topic))
+
+    def publish_run(
+        self, topic: Topic, requests: Sequence[PublishRequest]
+    ) -> tuple[int, list[str]]:
+        """Append many messages at once; return the first one's offset and all their ids.
+
+        A run is at most ``max_run`` messages, of RUN_MAX_BYTES in all or a single one, and comes
+        after `must_wait` said no, or its `turn`: then the ring holds it beside what is pending.
+        """
+        stamps = self._stamping.stamp(len(requests))
+        # The order is that of this process: the topic's next offset. The ring's field, since the
+        # topic's `head` is a call, 45 ns.
+        offset = topic.ring.head + 1
+        self._deliver(topic, offset, requests, stamps)
+        return offset, [message_id for message_id, _ in stamps]
+
+    async def publish_later(self, topic: Topic, request: PublishRequest) -> Published:
+        """Publish once the throttle's delay has passed and the topic has room.
+
+        Raises:
+            Throttled: too many publishes wait already.
+        """
+        return self.publish(await self.turn(topic), request)
+
+    async def turn(self, topic: Topic, messages: int = 1) -> Topic:
+        """Wait until the next publish may be appended to ``topic``, and return the topic.
+
+        It is of so many ``messages``, which the caller appends at once. Publishers are served in
+        the order in which they came.
+
+        Raises:
+            Throttled: too many publishes wait already.
+        """
+        self.waiting.begin()
+        began_s = self._loop.time()
+        try:
+            delay_s = self._throttler.delay_s(self._loop.time())
+            if delay_s > 0.0:
+                await asyncio.sleep(delay_s)
+            if self._has_no_room(topic):
+                await self.waiting.for_room(topic, self._makes_room)
+        finally:
+            self.waiting.end()
+        self._counters.wait_s.record_many(self._loop.time() - began_s, messages)
+        # Idle topics are evicted, and this publish may have waited since it was found.
+        return self.topic(Tenant(topic.tenant), topic.name)
+
+    def publish_once(self, tenant: Tenant, request: PublishRequest, key: str) -> Published | None:
+        """Publish, or return the first answer if a publish with this key was taken before.
+
+        Returns None when it has to go through `publish_once_later`.
+
+        Raises:
+            InvalidRequest: the key was used for other data.
+        """
+        slot = (tenant.name, request.topic, key)
+        if first := self.idempotent.find(slot, request):
+            return first
+        if slot in self.idempotent.under_way:
+            return None
+        topic = self.topic(tenant, request.topic)
+        if self.must_wait(topic):
+            return None
+        return self.idempotent.remember(slot, request, self.publish(topic, request))
+
+    async def publish_once_later(
+        self, tenant: Tenant, request: PublishRequest, key: str
+    ) -> Published:
+        """Publish when its time has come, unless a publish with this key is taken before that.
+
+        A publish that fails is not remembered: the next that waits with the same key takes its
+        place.
+
+        Raises:
+            Throttled: too many publishes wait already.
+            InvalidRequest: the key was used for other data.
+        """
+        slot = (tenant.name, request.topic, key)
+        await self.idempotent.decided(slot)
+        if first := self.idempotent.find(slot, request):
+            return first
+        with self.idempotent.deciding(slot):
+            topic = self.topic(tenant, request.topic)
+            if self.must_wait(topic):
+                topic = await self.turn(topic)
+            return self.idempotent.remember(slot, request, self.publish(topic, request))
+
+    def _has_no_room(self, topic: Topic) -> bool:
+        """Whether a publish to ``topic`` has to wait for a round, or for others that wait."""
+        return topic in self.waiting.lines or not self._makes_room(topic)
