@@ -118,6 +118,7 @@ class Topic:
         "name",
         "newest",
         "offered",
+        "oldest_pending_ns",
         "pending_bytes",
         "published",
         "reported",
@@ -170,6 +171,8 @@ class Topic:
         self.moved_s = now_s
         # Messages appended but not yet offered, as the ring counts them.
         self.pending_bytes = 0
+        # When the oldest of them was appended; the hub's own, for its figures.
+        self.oldest_pending_ns = 0
         self.window_cap = min(window_cap, ring.max_messages)
         # Readers at the edge, or at the running round's start; dicts as ordered sets.
         self.live: dict[Subscriber, None] = {}

@@ -6,7 +6,8 @@ Nothing is known here of publishers, but that some wait for room in a topic.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -39,8 +40,11 @@ class Delivery:
         room_waiters: RoomWaiters,
         counters: Counters,
         loop: asyncio.AbstractEventLoop,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
+        """Args: clock_ns: times rounds; the loop's own clock stands still within a turn."""
         self._topics = topics
+        self._clock_ns = clock_ns
         self.buffers = buffers
         self._loop = loop
         self._encode = FrameEncoder().frame
@@ -55,6 +59,7 @@ class Delivery:
             room_waiters,
             counters,
             loop,
+            clock_ns,
         )
         self.makes_room = self.rounds.makes_room
 
@@ -90,7 +95,7 @@ class Delivery:
             if not topic.flush_is_scheduled:
                 self.rounds.schedule(topic)
             if offset == topic.edge + 1:
-                self.rounds.note_oldest(topic)
+                topic.oldest_pending_ns = self._clock_ns()
 
     def subscribe(
         self,

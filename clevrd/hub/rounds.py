@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -48,12 +47,12 @@ class Rounds:
 
     __slots__ = (
         "_circuits",
-        "_clock_s",
+        "_clock_ns",
         "_counters",
         "_loop",
         "_max_pending_bytes",
-        "_oldest_s",
         "_readers",
+        "_record",
         "_room_waiters",
         "max_pending",
         "running",
@@ -68,17 +67,15 @@ class Rounds:
         room_waiters: RoomWaiters,
         counters: Counters,
         loop: asyncio.AbstractEventLoop,
-        clock_s: Callable[[], float] = time.perf_counter,
+        clock_ns: Callable[[], int],
     ) -> None:
-        """Args: clock_s: measures rounds; the loop's own clock stands still within a turn."""
         self._readers = readers
         self._circuits = circuits
         self._room_waiters = room_waiters
         self._counters = counters
         self._loop = loop
-        self._clock_s = clock_s
-        # Topics with messages to be offered, and when the oldest of these was appended.
-        self._oldest_s: dict[Topic, float] = {}
+        self._clock_ns = clock_ns
+        self._record = counters.rounds.record
         # What a topic may hold that is not offered yet, in messages and bytes.
         self.max_pending = max(1, ring_messages // _PENDING_SHARE)
         self._max_pending_bytes = max(1, ring_bytes // _PENDING_SHARE)
@@ -102,10 +99,6 @@ class Rounds:
         topic.flush_is_scheduled = True
         self._loop.call_soon(self._guarded, topic, self.begin, topic)
 
-    def note_oldest(self, topic: Topic) -> None:
-        """Note that the oldest message that ``topic`` is yet to offer has just been appended."""
-        self._oldest_s[topic] = self._clock_s()
-
     def begin(self, topic: Topic) -> bool:
         """Offer what is pending to all readers of ``topic``, unless a round is under way.
 
@@ -113,23 +106,19 @@ class Rounds:
         """
         if topic in self.running:
             return False
-        before = topic.edge
+        began_ns = self._clock_ns()
         step = topic.begin_round(self._loop.time())
-        began_s = self._clock_s()
-        oldest_s = self._oldest_s.pop(topic, began_s)
         if step is None:
             self._end(topic)
             return False
-        if topic.edge != topic.ring.head:
-            # What is left was appended after that.
-            self._oldest_s[topic] = oldest_s
         for reader in step.tripped:
             self._circuits.open(topic, reader)
         if not step.messages:
             self._end(topic)
             return True
-        self._counters.round_messages.record(topic.edge - before)
-        self._write_slice(step, 0, began_s, oldest_s)
+        # What is left for the next round was appended after this one's oldest.
+        messages = topic.edge - step.start
+        self._write_slice(step, 0, messages, topic.oldest_pending_ns, began_ns)
         return True
 
     def _is_full(self, topic: Topic) -> bool:
@@ -144,9 +133,6 @@ class Rounds:
             self._room_waiters.room_made(topic, self.max_pending - topic.pending)
         if is_awaited or topic.needs_round:
             self.schedule(topic)
-        elif self._oldest_s:
-            # Appended while the round was written, and offered to nobody: its readers have left.
-            self._oldest_s.pop(topic, None)
 
     def _guarded(self, topic: Topic, action: Callable[..., object], *arguments: object) -> None:
         """Do a step of a round; should it fail, the topic goes on a second later.
@@ -161,12 +147,15 @@ class Rounds:
             self.running.discard(topic)
             self._loop.call_later(_RETRY_S, self._end, topic)
 
-    def _write_slice(self, step: Round, first: int, began_s: float, oldest_s: float) -> None:
+    def _write_slice(
+        self, step: Round, first: int, messages: int, oldest_ns: int, began_ns: int
+    ) -> None:
         """Write a round to its next readers, then yield to the loop or end the round.
 
         Args:
-            began_s: when the round began.
-            oldest_s: when the oldest of its messages was appended.
+            messages: how many it carries, in all its parts.
+            oldest_ns: when the oldest of its messages was appended.
+            began_ns: when the round began.
         """
         left = WRITES_PER_SLICE
         topic = step.topic
@@ -181,9 +170,7 @@ class Rounds:
                 break
             left = last - len(readers)
             if step.then is None:
-                now_s = self._clock_s()
-                self._counters.round_s.record(now_s - began_s)
-                self._counters.to_socket_s.record(now_s - oldest_s)
+                self._record(messages, oldest_ns, began_ns, self._clock_ns())
                 self._end(topic)
                 return
             step, first = step.then, 0
@@ -191,7 +178,7 @@ class Rounds:
                 break
         self.running.add(topic)
         self._loop.call_soon(
-            self._guarded, topic, self._write_slice, step, first, began_s, oldest_s
+            self._guarded, topic, self._write_slice, step, first, messages, oldest_ns, began_ns
         )
 
     def _write_to(self, step: Round, readers: list[Subscriber]) -> None:

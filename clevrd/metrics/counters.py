@@ -7,21 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from clevrd.metrics.histograms import Histogram
+from clevrd.metrics.histograms import Histogram, RoundHistograms
 
-# Bounds in seconds. A round of one reader takes 10 us; a slice of 256 writes 1.5 ms; a turn of the
-# loop under load 10 ms; a reader of 10,000 has waited 100 ms.
-_ROUND_S: Final = (
-    *(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005),
-    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
-)
-_TO_SOCKET_S: Final = (
-    *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
-    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
-)
-# A round has 256 KiB at most, so a few thousand of the shortest messages.
-_ROUND_MESSAGES: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500)
-# The loop's timers count in milliseconds.
+# Bounds in seconds. The loop's timers count in milliseconds.
 _LAG_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 # The throttle's delay is 10 ms; a publish that waits for room may wait as long as its client.
 _WAIT_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -42,9 +30,7 @@ class Counters:
         "loop_lag_s",
         "pings_cut",
         "refused",
-        "round_messages",
-        "round_s",
-        "to_socket_s",
+        "rounds",
         "wait_s",
     )
 
@@ -63,11 +49,8 @@ class Counters:
         # Bytes of messages handed to WebSockets and streams, with their frames or events; nothing
         # else that is written.
         self.delivered_bytes = 0
-        # Of each round that carried messages: how long it took, how many it carried, and the time
-        # from the append of the oldest of them until the round was written to all its readers.
-        self.round_s = Histogram(_ROUND_S)
-        self.round_messages = Histogram(_ROUND_MESSAGES)
-        self.to_socket_s = Histogram(_TO_SOCKET_S)
+        # How long rounds took, what they carried, and the way of messages from publish to socket.
+        self.rounds = RoundHistograms()
         # How late the loop comes to a timer.
         self.loop_lag_s = Histogram(_LAG_S)
         # Of each message whose publish had to wait; those that did not are known by their number.

@@ -178,9 +178,9 @@ def traffic_of(counters: Counters, received_bytes: int, waits: HistogramView) ->
     return Traffic(
         received_bytes=received_bytes,
         delivered_bytes=counters.delivered_bytes,
-        round_s=counters.round_s.view(),
-        round_messages=counters.round_messages.view(),
-        to_socket_s=counters.to_socket_s.view(),
+        round_s=counters.rounds.durations_s(),
+        round_messages=counters.rounds.messages(),
+        to_socket_s=counters.rounds.to_socket_s(),
         publish_wait_s=waits,
         connection_s=counters.connection_s.view(),
         loop_lag_s=counters.loop_lag_s.view(),

@@ -7,7 +7,7 @@ from conftest import FakeClock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clevrd.metrics.histograms import Histogram
+from clevrd.metrics.histograms import Histogram, RoundHistograms
 from clevrd.metrics.loop_lag import LOOK_S, LoopLag
 
 BOUNDS = (0.001, 0.01, 0.1)
@@ -40,6 +40,32 @@ def test_each_bucket_counts_all_that_is_no_larger(
     assert view.counts == tuple(count + zeros for count in below)
     assert abs(view.sum - sum(everything)) < 1e-9
     assert histogram.count == len(everything)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9_000), st.integers(0, 3 * 10**9)), max_size=20))
+def test_rounds_are_counted_by_bounds_of_powers_of_two(rounds: list[tuple[int, int]]) -> None:
+    """Each bucket has all rounds below its bound, the last one all there were."""
+    histograms = RoundHistograms()
+
+    for messages, took_ns in rounds:
+        histograms.record(messages, 1_000, 2_000, 2_000 + took_ns)
+
+    sizes, took, age = histograms.messages(), histograms.durations_s(), histograms.to_socket_s()
+    assert sizes.counts == counts_of([size for size, _ in rounds], sizes.bounds, 0.0)
+    seconds = [took_ns // 1000 / 1e6 for _, took_ns in rounds]
+    assert took.counts == counts_of(seconds, took.bounds, 5e-7)
+    assert age.counts == counts_of(
+        [(took_ns + 1_000) // 1000 / 1e6 for _, took_ns in rounds], age.bounds, 5e-7
+    )
+    assert sizes.sum == sum(size for size, _ in rounds)
+    assert took.sum == pytest.approx(sum(took_ns for _, took_ns in rounds) / 1e9)
+    assert age.sum == pytest.approx(took.sum + len(rounds) * 1e-6)
+
+
+def counts_of(values: list[float], bounds: tuple[float, ...], less: float) -> tuple[int, ...]:
+    """Return how many ``values`` are within each bound, less a little where it excludes."""
+    below = [sum(value <= bound - less for value in values) for bound in bounds]
+    return (*below, len(values))
 
 
 def test_a_view_stands_still() -> None:
