@@ -1,4 +1,4 @@
-"""`python -m bench [NAME...]`: run scenarios, show and keep what they find, check the targets."""
+"""`python -m bench [NAME...]`: run scenarios, show and save their results, check the targets."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ EXIT_CANNOT_RUN = 2
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Return the command line, with every scenario that is not separate when none is named."""
+    """Return the command line; without names it has every scenario that is not separate."""
     listing = "\n".join(f"  {name:<14} {runs.about(name)}" for name in runs.SCENARIOS)
     parser = argparse.ArgumentParser(
         prog="python -m bench",
@@ -39,8 +39,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def record_of(name: str, outcome: Outcome) -> Record:
-    """Return an outcome with all that is needed to judge and repeat it."""
-    # A subject may be a variant: "clevrd 32 pipelined".
+    """Return an outcome with the machine, the versions and the command."""
+    # A subject may be a variant of a server, as in "clevrd 32 pipelined".
     subjects = {figure.subject.replace(",", " ").split()[0] for figure in outcome.figures}
     return Record(
         scenario=name,
@@ -54,12 +54,12 @@ def record_of(name: str, outcome: Outcome) -> Record:
 
 
 def run_one(name: str, settings: runs.Settings, results: Path) -> Outcome:
-    """Run a scenario, show what it found and keep it."""
+    """Run a scenario, show its outcome and save it."""
     began = time.monotonic()
     try:
         outcome = runs.SCENARIOS[name](settings)
     except (CannotStart, GeneratorFailed) as error:
-        # The other scenarios are still worth their time; this one has failed.
+        # This scenario has failed; the others still run.
         outcome = Outcome(targets=[Target(f"{name} could run: {error}", [exactly("ran", 0, 1)])])
     report.show(name, runs.about(name), outcome, time.monotonic() - began)
     report.save(record_of(name, outcome), results)
@@ -78,7 +78,7 @@ def run_all(names: list[str], settings: runs.Settings, results: Path) -> int:
 
 
 def main() -> int:
-    """Run what the command line names; one line when it can't be run."""
+    """Run the scenarios of the command line; print one line if they can't be run."""
     arguments = parse_arguments()
     try:
         settings = runs.Settings(soak_minutes=arguments.minutes)

@@ -1,4 +1,4 @@
-"""Compile the C programs of bench/load when they are older than their sources."""
+"""Compiles the C programs of bench/load when a source is newer than the program."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ SOURCES = HERE / "load"
 BUILD = HERE / ".build"
 CFLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Wconversion")
 
-# Modules of each program, each with a .c of its name; a module asks only those behind it.
+# Program -> its modules; each module is a .c file and includes only modules behind it.
 PROGRAMS = {
     "load": (
         *("main", "report", "turn", "pub", "sub", "nats", "conn"),
@@ -20,7 +20,7 @@ PROGRAMS = {
 
 
 class CannotBuild(Exception):
-    """There is no compiler, or it refused; the message is one line."""
+    """There is no compiler, or it reported an error; the message is one line."""
 
 
 def newest_source_ns() -> int:
@@ -29,7 +29,7 @@ def newest_source_ns() -> int:
 
 
 def is_fresh(program: Path) -> bool:
-    """True when the program is there and newer than all it is made of."""
+    """True when the program exists and is newer than all its sources."""
     return program.exists() and program.stat().st_mtime_ns > newest_source_ns()
 
 
@@ -54,13 +54,13 @@ def compile_program(name: str, target: Path) -> None:
 
 
 def build_all() -> None:
-    """Compile what is not fresh, so that no measurement waits for a compiler."""
+    """Compile programs that are out of date, so that no measurement waits for a compiler."""
     for name in PROGRAMS:
         program(name)
 
 
 def program(name: str) -> Path:
-    """Return the path of a program of PROGRAMS, compiled if need be."""
+    """Return the path of a program of PROGRAMS; compile it if it is out of date."""
     target = BUILD / name
     if not is_fresh(target):
         compile_program(name, target)

@@ -1,4 +1,4 @@
-"""Draw series as an SVG file: lines over two logarithmic axes. No measuring, no dependencies."""
+"""Draws series as an SVG file: lines over two logarithmic axes. No measuring, no dependencies."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from bench.results import Point, Series
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 80, 150, 44, 56
-# Told apart by readers who see no red and green as well (Okabe and Ito).
+# Colours that people who can't tell red from green still tell apart (Okabe and Ito).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
@@ -28,7 +28,7 @@ class Axis:
         return self.from_px + share * (self.to_px - self.from_px)
 
     def ticks(self) -> list[float]:
-        """Return the powers of ten on it."""
+        """Return the powers of ten on the axis."""
         first, last = round(math.log10(self.low)), round(math.log10(self.high))
         return [10.0**power for power in range(first, last + 1)]
 
@@ -77,7 +77,7 @@ def grid(x: Axis, y: Axis) -> list[str]:
 
 
 def marker(x: float, y: float, colour: str, point: Point) -> str:
-    """Return a dot, hollow where messages were lost or the load was not kept up with."""
+    """Return a dot, hollow if messages were lost or the server did not keep up."""
     fill = colour if point.is_clean else "#ffffff"
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}"/>'
 

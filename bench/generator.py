@@ -1,4 +1,4 @@
-"""Run the load generator and read what it reports. What it does itself: load/options.h."""
+"""Runs the load generator and reads its report. The generator's options: load/options.h."""
 
 import subprocess
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ import msgspec
 from bench import build, machine
 
 Option = str | int | float
-# Phases are bounded by the generator itself; this is for a generator that hangs.
+# Bound on the wait for a generator that hangs; the generator itself bounds its phases.
 GRACE_S = 60.0
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Milliseconds over `count` events."""
+    """A latency in milliseconds, over `count` events."""
 
     count: int
     mean: float
@@ -26,7 +26,7 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Connects(msgspec.Struct, frozen=True):
-    """A phase of connecting."""
+    """The result of a phase of connecting."""
 
     wanted: int
     established: int
@@ -37,7 +37,7 @@ class Connects(msgspec.Struct, frozen=True):
 
 
 class Publishes(msgspec.Struct, frozen=True):
-    """What publishers sent and were answered."""
+    """Messages that publishers sent, and the answers to them."""
 
     messages: int
     requests: int
@@ -54,7 +54,7 @@ class Publishes(msgspec.Struct, frozen=True):
 
 
 class Deliveries(msgspec.Struct, frozen=True):
-    """What one kind of reader received; everything but delivered should be 0."""
+    """Messages that one kind of reader received; the counts of faults should be 0."""
 
     readers: int
     expected: int
@@ -74,24 +74,24 @@ class Deliveries(msgspec.Struct, frozen=True):
 
     @property
     def faults(self) -> int:
-        """Messages lost, repeated, out of order, misrouted or broken."""
+        """Number of messages lost, repeated, out of order, misrouted or broken."""
         wrong = self.duplicates + self.reordered + self.misrouted + self.malformed
         return self.missing + wrong + self.offset_breaks
 
 
 class Closes(msgspec.Struct, frozen=True):
-    """Readers that the server let go, and the codes it gave."""
+    """Readers that the server closed, and the close codes."""
 
     readers: int
     codes: dict[str, int]
 
 
 class Cpu(msgspec.Struct, frozen=True):
-    """CPU seconds from the first publish until the last delivery, and how long that was.
+    """CPU seconds from the first publish until the last delivery, and the time between them.
 
-    Without publishers: of the connecting.
+    Without publishers the figures are those of the connecting.
 
-    others_s: of every other process of the machine together; they were in the way.
+    others_s: CPU seconds of all other processes of the machine, which disturbed the run.
     """
 
     server_s: float
@@ -101,7 +101,7 @@ class Cpu(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """Everything one run of the generator found."""
+    """All figures of one run of the generator."""
 
     connect: Connects
     publisher_connect: Connects
@@ -115,7 +115,7 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def is_clean(self) -> bool:
-        """True when all connected, all was accepted, and all of it came once and in order."""
+        """True when no connect or publish failed, and each message came once and in order."""
         connected = self.connect.failed + self.publisher_connect.failed == 0
         accepted = self.publish.refused + self.publish.lost_connections == 0
         return connected and accepted and self.fast.faults == 0
@@ -127,16 +127,16 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def load_utilisation(self) -> float:
-        """Share of its core that the generator used: near 1, it was the bottleneck."""
+        """Share of its core that the generator used; near 1 the generator was the bottleneck."""
         return self.cpu.load_s / max(self.cpu.wall_s, 1e-9)
 
     @property
     def disturbance(self) -> float:
-        """Cores' worth of CPU that others used meanwhile."""
+        """CPU that other processes used meanwhile, in cores."""
         return self.cpu.others_s / max(self.cpu.wall_s, 1e-9)
 
     def complaint(self) -> str:
-        """Return what was wrong with the run in a few words, "" when nothing was."""
+        """Return the faults of the run in a few words, "" without any."""
         counts = {
             "connects failed": self.connect.failed + self.publisher_connect.failed,
             "publishes refused": self.publish.refused,
@@ -156,7 +156,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class GeneratorFailed(Exception):
-    """The generator ended without a report; the message is what it said."""
+    """The generator ended without a report; the message is its last line."""
 
 
 @dataclass
@@ -176,7 +176,7 @@ class Load:
         raise GeneratorFailed(f"ended before phase {phase}")
 
     def report(self) -> Report:
-        """Wait for the end and return what was found."""
+        """Wait for the generator's end and return its report."""
         out, err = self.process.communicate(timeout=GRACE_S * 60)
         if self.process.returncode:
             raise GeneratorFailed(err.strip().splitlines()[-1] if err.strip() else "no message")
@@ -184,7 +184,7 @@ class Load:
 
 
 def arguments(options: Mapping[str, Option]) -> list[str]:
-    """Return the generator's command line options; their names here have _ for -."""
+    """Return the generator's command line options; here their names have _ for -."""
     words: list[str] = []
     for name, value in options.items():
         words += [f"--{name.replace('_', '-')}", str(value)]

@@ -1,4 +1,4 @@
-"""What a figure was measured on, and on which core each side ran. Nothing here measures speed."""
+"""The machine of a measurement, and the core of each side. Speed is not measured here."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ PACKAGES = ("aiohttp", "uvloop", "msgspec", "websockets")
 
 
 class Cores(msgspec.Struct, frozen=True):
-    """The core of the server and that of the load; the same one when there is only one."""
+    """The core of the server and the core of the load; the same one on a single core."""
 
     server: int
     load: int
@@ -29,7 +29,7 @@ def cores() -> Cores:
 
 @contextmanager
 def pinned_to(cpu: int) -> Iterator[None]:
-    """Pin this thread, and with it the processes that it starts meanwhile."""
+    """Pin this thread, and the processes that it starts meanwhile, to a core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {cpu})
     try:
@@ -55,7 +55,7 @@ def package_version(name: str) -> str:
 
 
 def first_line_of(command: Sequence[str]) -> str:
-    """Return what a program prints first (on either stream), or "absent"."""
+    """Return the first line that a program prints (on either stream), or "absent"."""
     try:
         done = subprocess.run(  # noqa: S603 - fixed commands of this package
             command, capture_output=True, text=True, timeout=10, check=False

@@ -1,10 +1,10 @@
-"""Would the tests notice? A seeded sample of small faults, each put into a copy and tested there.
+"""Mutation tests: puts a seeded sample of small faults into a copy, and runs the tests there.
 
 `make mutants`, or `python -m bench.mutants --seed 2 --count 40`. Each fault changes one place of a
 module: a comparison, a constant, a condition, a call that is left out. The module's nearest tests
-(mutants.toml) are run on it; where all of them pass, the fault survived, and either a test is
-missing or the change means the same. What means the same is listed in mutants.toml with a reason.
-The tree itself is never written to.
+(mutants.toml) are run on it. If all of them pass, the fault has survived: either a test is missing,
+or the change has no effect. Changes without an effect are listed in mutants.toml with a reason. The
+tree itself is never written to.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 LISTS = HERE / "mutants.toml"
 
-# What is asked about: decisions and paths. Not the command line, the clients, the pages.
+# Modules that get faults: decisions and the ways of requests; not the command line, the clients,
+# the pages.
 MODULES: Final = (
     "clevrd/core/*.py",
     "clevrd/hub/*.py",
     "clevrd/restart/*.py",
-    "clevrd/raw_http.py",
+    "clevrd/raw_http/*.py",
     "clevrd/connections/*.py",
     "clevrd/aiohttp_front/*.py",
 )
-# What the tests need of the tree, beside what is measured.
+# Parts of the tree that are copied: the modules, and everything that the tests need.
 COPIED: Final = (
     *("clevrd", "tests", "bench", "docs", "systemd", ".ci", "pyproject.toml", "README.md"),
     *("Makefile", "Dockerfile", "CHANGELOG.md", "docker-compose.yml", "LICENSE"),
 )
 
-# Each operator as it is spelled, and what takes its place.
+# Operator -> its text, and the text that replaces it.
 _COMPARISONS: Final[dict[type[ast.cmpop], tuple[str, str]]] = {
     ast.Lt: ("<", "<="),
     ast.LtE: ("<=", "<"),
@@ -75,7 +76,7 @@ _CALLS: Final = {"min": "max", "max": "min", "any": "all", "all": "any"}
 
 
 class Edit(NamedTuple):
-    """Put ``text`` in the place of what stands between two positions, in bytes of the module."""
+    """Replaces the bytes of a module between two positions by ``text``."""
 
     start: int
     end: int
@@ -83,14 +84,14 @@ class Edit(NamedTuple):
     kind: str
 
     def applied(self, source: bytes) -> str:
-        """Return the module with it."""
+        """Return the module with this edit."""
         return (source[: self.start] + self.text.encode() + source[self.end :]).decode()
 
 
 class Mutant(NamedTuple):
-    """One fault: the module, where it is, and what becomes of the first line that differs."""
+    """One fault: its module, its place, and the first line that it changes."""
 
-    # Of the module, from the root of the tree.
+    # The module's path from the root of the tree.
     path: str
     line: int
     was: str
@@ -99,20 +100,20 @@ class Mutant(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Where it is, and of which kind."""
+        """The fault's place and kind."""
         return f"{self.path}:{self.line} {self.edit.kind}"
 
 
 class Lists(NamedTuple):
-    """What mutants.toml says."""
+    """The content of mutants.toml."""
 
-    # Pattern of modules -> folders and names of their nearest tests, the quickest first.
+    # Pattern of modules -> their nearest tests, with folders, the quickest first.
     nearest: dict[str, list[str]]
-    # (path, was, becomes) -> why it means the same.
+    # (path, was, becomes) -> the reason why the change has no effect.
     equivalent: dict[tuple[str, str, str], str]
 
     def tests_of(self, path: str) -> list[str]:
-        """Return the files of tests that are run on a module: of the first pattern it matches."""
+        """Return the files of tests for a module, by the first pattern that it matches."""
         for pattern, names in self.nearest.items():
             if fnmatch.fnmatch(path, pattern):
                 places = [name.rpartition("/") for name in names]
@@ -121,7 +122,7 @@ class Lists(NamedTuple):
 
 
 def read_lists(path: Path = LISTS) -> Lists:
-    """Return what is written in ``path``."""
+    """Read the lists in ``path``."""
     content = tomllib.loads(path.read_text())
     equivalent = {
         (each["module"], each["was"], each["becomes"]): each["why"]
@@ -134,7 +135,7 @@ def read_lists(path: Path = LISTS) -> Lists:
 
 
 class _Finder(ast.NodeVisitor):
-    """Finds the edits in functions; what stands outside of them are figures and declarations."""
+    """Finds the edits in functions; code outside of functions is figures and declarations."""
 
     def __init__(self, source: bytes) -> None:
         self.source = source
@@ -147,13 +148,13 @@ class _Finder(ast.NodeVisitor):
         self._starts = starts
 
     def place(self, line: int, column: int) -> int:
-        """Return a position of the tree as one in the source."""
+        """Return a position of the tree as a position in the source's bytes."""
         return self._starts[line - 1] + column
 
     def span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
         """Return where ``node`` begins and ends."""
         start = self.place(node.lineno, node.col_offset)
-        # Nodes that were parsed have an end.
+        # Every node that was parsed has an end.
         return start, self.place(node.end_lineno or 0, node.end_col_offset or 0)
 
     def text(self, node: ast.expr | ast.stmt) -> str:
@@ -191,13 +192,13 @@ class _Finder(ast.NodeVisitor):
             self.visit(node.value)
 
     def visit_Raise(self, node: ast.Raise) -> None:
-        """What an error says is for people to read."""
+        """Skip it: the text of an error is for people."""
 
     def visit_Assert(self, node: ast.Assert) -> None:
-        """It says what is true anyhow."""
+        """Skip it: an assertion holds in any case."""
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        """Text, and before Python 3.12 its parts don't say where they are."""
+        """Skip it: it is text, and before Python 3.12 its parts have no positions."""
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         was, self._is_in_function = self._is_in_function, False
@@ -237,7 +238,7 @@ class _Finder(ast.NodeVisitor):
             case ast.Call(func=ast.Name(id=name)) if name in _CALLS:
                 self.replace(node.func, _CALLS[name], "call")
             case ast.Return(value=ast.Constant(value=bool() | None)):
-                # The other of the two is tried as a constant, and None is the same as False.
+                # The other boolean is tried as a constant, and None would act like False.
                 pass
             case ast.Return(value=ast.expr() as value):
                 self.replace(value, "None", "return")
@@ -250,7 +251,7 @@ class _Finder(ast.NodeVisitor):
             case ast.Continue():
                 self.replace(node, "break", "left out")
             case ast.Assign(targets=[ast.Attribute()]) if self._is_in_init:
-                # Without it there is no such attribute, which any test notices.
+                # Without this statement the attribute is missing, which any test notices.
                 pass
             case ast.Delete() | ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
                 self.replace(node, "pass", "left out")
@@ -261,7 +262,7 @@ class _Finder(ast.NodeVisitor):
 
 
 def _is_text(node: ast.BinOp) -> bool:
-    """Whether it is a text that is put together: another operator would only be an error."""
+    """Whether the operands are text: another operator would only be an error."""
     sides = (node.left, node.right)
     return any(isinstance(side, ast.JoinedStr) for side in sides) or any(
         isinstance(side, ast.Constant) and isinstance(side.value, str | bytes) for side in sides
@@ -289,7 +290,7 @@ def mutants_of(path: str, text: str) -> list[Mutant]:
 
 
 def all_mutants(root: Path, only: str) -> list[Mutant]:
-    """Return all faults of the modules that are asked about, or of those that ``only`` matches."""
+    """Return all faults of MODULES, or of the modules among them that ``only`` matches."""
     paths = sorted(path for pattern in MODULES for path in root.glob(pattern))
     names = [str(path.relative_to(root)) for path in paths]
     return [
@@ -308,20 +309,20 @@ class Copy:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        # Later than whatever was compiled before, whichever second it is.
+        # A time later than any compiled file's, whatever second that has.
         self._stamp_s = time.time()
 
     def put(self, path: str, text: str) -> None:
-        """Write a module such that Python compiles it anew."""
+        """Write a module in such a way that Python compiles it again."""
         file = self.root / path
         file.write_text(text)
         self._stamp_s += 2
         os.utime(file, (self._stamp_s, self._stamp_s))
 
     def passes(self, tests: list[str], limit_s: float, *, is_cut_short: bool = True) -> bool | None:
-        """Return whether all of these tests pass; None when they take longer.
+        """Return whether all tests pass; None when they take longer than ``limit_s``.
 
-        The first that fails is the last, where it ``is_cut_short``.
+        The first failure ends the run if it ``is_cut_short``.
         """
         options = ["-q", "-p", "no:cacheprovider", "--no-header", *(["-x"] if is_cut_short else [])]
         environ = {name: text for name, text in os.environ.items() if name != "PYTEST_ADDOPTS"}
@@ -343,13 +344,13 @@ class Copy:
                 _end_group(process)
 
     def failures(self) -> list[str]:
-        """Return which of the last tests failed."""
+        """Return the names of the tests that failed in the last run."""
         log = (self.root / "pytest.log").read_text(errors="replace")
         return re.findall(r"^(?:FAILED|ERROR) (\S+)", log, re.MULTILINE)
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the tests with the daemons and browsers that they started."""
+    """End the tests, and the daemons and browsers that they started."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -359,7 +360,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def copied(root: Path, into: Path) -> Copy:
-    """Return a copy of what the tests need of the tree at ``root``."""
+    """Return a copy of the parts of the tree at ``root`` that are in COPIED."""
     skipped = shutil.ignore_patterns("__pycache__", ".build", "results", "*.egg-info")
     for name in COPIED:
         source = root / name
@@ -371,13 +372,13 @@ def copied(root: Path, into: Path) -> Copy:
 
 
 def difference(before: str, after: str) -> list[str]:
-    """Return what was changed as a diff, without its head."""
+    """Return the change as a diff, without its head."""
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1)
     return [line for line in lines if not line.startswith(("---", "+++", "@@"))]
 
 
 def failing_files(copy: Copy, tests: list[str], limit_s: float) -> list[str]:
-    """Return the files whose tests fail as the tree is, twice; on a busy machine one fails once."""
+    """Return the files whose tests fail twice without a fault; one failure may be the load's."""
     for _ in range(2):
         if copy.passes(tests, 20 * limit_s, is_cut_short=False):
             return []
@@ -388,7 +389,7 @@ def failing_files(copy: Copy, tests: list[str], limit_s: float) -> list[str]:
 def measure(
     copy: Copy, chosen: list[Mutant], lists: Lists, limit_s: float, say: Callable[[str], None]
 ) -> dict[str, list[Mutant]]:
-    """Test each fault in the copy; return them by what became of them."""
+    """Test each fault in the copy; return the faults by their outcome."""
     found: dict[str, list[Mutant]] = {"killed": [], "equivalent": [], "survived": []}
     for number, mutant in enumerate(chosen, 1):
         began_s = time.monotonic()
@@ -415,7 +416,7 @@ def measure(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure; return 0 where every fault was noticed, 1 where one was not, 2 where it can't be."""
+    """Measure; return 0 if every fault was noticed, 1 if one was not, 2 if no run was possible."""
     parser = argparse.ArgumentParser(prog="python -m bench.mutants", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="of the sample (1)")
     parser.add_argument("--count", type=int, default=40, help="faults to try (40)")
@@ -437,7 +438,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="clevrd-mutants-") as folder:
         copy = copied(ROOT, Path(folder))
         print(f"{len(chosen)} of {len(mutants)} mutants, seed {options.seed}", flush=True)
-        # Tests that fail anyhow would pass for tests that noticed.
+        # Tests that fail without a fault would be taken for tests that noticed one.
         failing = [] if options.known_good else failing_files(copy, tests, options.limit_s)
         if failing:
             print(f"These fail without a fault: {' '.join(failing)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Show outcomes on a terminal and keep them as files. What they mean: results.py."""
+"""Shows outcomes on a terminal and saves them as files. results.py explains them."""
 
 import sys
 from collections.abc import Iterable
@@ -13,20 +13,20 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def number(value: float) -> str:
-    """Return a number with the digits that matter."""
+    """Return a number with three digits or more, as text."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
 def spread(figure: Figure) -> str:
-    """Return the range of the runs, "" of a single one."""
+    """Return the range over several runs, "" for a single one."""
     low, high = figure.spread
     return f"[{number(low)} .. {number(high)}]" if len(figure.values) > 1 else ""
 
 
 def figure_line(figure: Figure, previous: Figure | None) -> str:
-    """Return one line of the table; a note stands only at the first figure that has it."""
+    """Return one line of the table; a note that repeats is shown once."""
     value = f"{number(figure.value)} {figure.unit}"
     is_said = previous is not None and previous.note == figure.note
     note = f"  ({figure.note})" if figure.note and not is_said else ""
@@ -44,7 +44,7 @@ def target_line(target: Target) -> str:
 
 
 def show(name: str, about: str, outcome: Outcome, took_s: float) -> None:
-    """Print what a scenario found."""
+    """Print a scenario's figures and targets."""
     lines = [f"{name}: {about} [{took_s:.0f} s]"]
     before = [None, *outcome.figures]
     lines += [figure_line(one, last) for last, one in zip(before, outcome.figures, strict=False)]
@@ -67,7 +67,7 @@ def save(record: Record, directory: Path = RESULTS) -> Path:
     return path
 
 
-# Chart -> its file, its axes.
+# Name of a chart -> its file and the labels of its axes.
 CHARTS = {
     "p99 ms by rate, 100 readers": ("latency.svg", "messages/s published", "p99, ms"),
     "deliveries/s by readers": ("deliveries.svg", "readers of one topic", "deliveries/s"),
@@ -75,7 +75,7 @@ CHARTS = {
 
 
 def draw(outcome: Outcome, directory: Path = RESULTS) -> None:
-    """Write the charts that an outcome has the series for."""
+    """Write the charts for which an outcome has series."""
     for title, (file_name, x_label, y_label) in CHARTS.items():
         lines = [series for series in outcome.series if series.chart == title]
         if lines:

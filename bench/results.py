@@ -1,4 +1,4 @@
-"""What a scenario finds: figures with their spread and baselines, and targets that hold or don't.
+"""Results of a scenario: figures with their spread, and targets that hold or fail.
 
 No running and no printing here: scenarios make these values, report.py shows them.
 """
@@ -13,9 +13,9 @@ import msgspec
 class Figure(msgspec.Struct, frozen=True):
     """One measured number of one server.
 
-    values: one of each run; `value` is their median.
-    note: what to know before quoting it (what was lost, what disturbed it), "" when it is plain.
-    command: the load generator's, where there was one.
+    values: one for each run; `value` is their median.
+    note: a warning to read before quoting the figure, such as lost messages; "" without one.
+    command: the load generator's command line, if there was one.
     """
 
     subject: str
@@ -37,7 +37,7 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One comparison of a target: a measured value (None: there was nothing to measure)."""
+    """One comparison of a target; the measured value is None if none was measured."""
 
     what: str
     measured: float | None
@@ -69,12 +69,12 @@ def at_least(what: str, measured: float | None, limit: float) -> Check:
 
 
 def exactly(what: str, measured: float | None, wanted: float) -> Check:
-    """Return a check that a count is this and no other."""
+    """Return a check that a count equals ``wanted``."""
     return Check(what, measured, "==", wanted)
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A promise: all `checks` hold or, where the machine is too slow for those, all `ratios`."""
+    """A promise: all `checks` hold, or, on a machine too slow for them, all `ratios`."""
 
     name: str
     checks: list[Check]
@@ -104,7 +104,7 @@ class Series(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct):
-    """All that one scenario found."""
+    """All results of one scenario."""
 
     figures: list[Figure] = []
     targets: list[Target] = []
@@ -130,10 +130,10 @@ class Record(msgspec.Struct):
 
 
 def ratio(measured: float, baseline: float) -> float | None:
-    """Return how many times the baseline it is; None when one of them came to nothing."""
+    """Return measured / baseline; None if one of them is 0."""
     return measured / baseline if measured and baseline else None
 
 
 def median(values: Sequence[float]) -> float:
-    """Return the median, 0 of nothing."""
+    """Return the median; 0 of no values."""
     return statistics.median(values) if values else 0.0

@@ -1,4 +1,4 @@
-"""What scenarios are made of: the registry, runs against a fresh server, and their figures."""
+"""Parts of scenarios: the registry, runs against a fresh server, and figures of runs."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +12,19 @@ from bench.servers import Kind
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line may change about a scenario."""
+    """Settings of a scenario that the command line may change."""
 
     soak_minutes: float = 60.0
 
 
 Scenario = Callable[[Settings], Outcome]
 SCENARIOS: dict[str, Scenario] = {}
-# Run only when named: too long for "all".
+# Scenarios that run only when they are named, since they take too long.
 SEPARATE: set[str] = set()
 
 
 def scenario(name: str, *, is_separate: bool = False) -> Callable[[Scenario], Scenario]:
-    """Register a scenario; the first line of its docstring says what it asks."""
+    """Register a scenario; the first line of its docstring is the question that it answers."""
 
     def register(function: Scenario) -> Scenario:
         SCENARIOS[name] = function
@@ -36,13 +36,13 @@ def scenario(name: str, *, is_separate: bool = False) -> Callable[[Scenario], Sc
 
 
 def about(name: str) -> str:
-    """Return the question a scenario asks."""
+    """Return the question that a scenario answers."""
     return (SCENARIOS[name].__doc__ or "").splitlines()[0]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A server and a load on it, under the name that its figures get."""
+    """A server and a load on it, under the name that their figures get."""
 
     name: str
     kind: Kind
@@ -59,9 +59,9 @@ class Run:
 
 
 def run(variant: Variant, **options: Option) -> Run:
-    """Start a fresh server, put the load on it, and return what was found.
+    """Start a fresh server, put the load on it, and return the run.
 
-    A server's own options win over the scenario's, and the variant's over both.
+    A server's options replace the scenario's, and the variant's replace both.
     """
     with servers.serving(variant.kind) as server:
         load = generator.start({**options, **server.options(), **variant.options})
@@ -69,7 +69,7 @@ def run(variant: Variant, **options: Option) -> Run:
 
 
 def in_turn(variants: Sequence[Variant], times: int, **options: Option) -> dict[str, list[Run]]:
-    """Run each variant `times` times, round after round: a disturbance then meets all of them."""
+    """Run each variant `times` times, in turn, so that a disturbance meets all of them."""
     found: dict[str, list[Run]] = {variant.name: [] for variant in variants}
     for _ in range(times):
         for variant in variants:
@@ -83,19 +83,20 @@ def of_kinds(*kinds: Kind) -> list[Variant]:
 
 
 def installed(outcome: Outcome, *kinds: Kind) -> list[Variant]:
-    """Return variants of the kinds that can run here; the others are noted, one line each."""
+    """Return variants of the kinds that can run here; note the others as skipped."""
     outcome.skipped += [f"{kind.name}: {why}" for kind in kinds if (why := kind.missing())]
     return of_kinds(*(kind for kind in kinds if not kind.missing()))
 
 
-# A tenth of a core: below it is the harness itself and what a kernel does anyway.
+# A tenth of a core: the harness itself and an idle kernel use less.
 QUIET = 0.1
-# A generator that never waited may not have kept up, and its own queueing is in the latencies.
+# From this share on the generator may not have kept up, and its own queueing may be in the
+# latencies.
 SATURATED = 0.99
 
 
 def note_of(report: Report) -> str:
-    """Return what was wrong with a run or its surroundings, "" when nothing was."""
+    """Return the faults of a run and of its surroundings, "" without any."""
     notes = [report.complaint()]
     if report.load_utilisation > SATURATED:
         notes.append("load generator saturated")
@@ -128,7 +129,7 @@ def latency_figures(these: Sequence[Run], take: Callable[[Report], Latency]) -> 
 
 
 def delivery_figures(these: Sequence[Run]) -> list[Figure]:
-    """Return what every fan-out reports: rate, latency, CPU."""
+    """Return the figures of every fan-out: rate, latency, CPU."""
     return [
         figure("deliveries", "/s", these, lambda r: r.fast.per_s),
         *latency_figures(these, lambda r: r.fast.latency_ms),
@@ -147,7 +148,7 @@ def p99(these: Sequence[Run]) -> float:
 
 
 def unclean(these: Sequence[Run]) -> Check:
-    """Return the check that every message came once and in order, and nothing else went wrong."""
+    """Return the check that each message came once and in order, and no request failed."""
     return at_most("runs with faults", sum(not one.report.is_clean for one in these), 0)
 
 

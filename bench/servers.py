@@ -1,6 +1,6 @@
-"""The servers that are measured: clevrd, the floor, and the alternatives. Start one, know its pid.
+"""The servers that are measured: clevrd, the floor, and the alternatives. Starts each.
 
-How each wants to be spoken to is here as options of the load generator (load/options.h).
+Each server's protocol is given as options of the load generator (load/options.h).
 """
 
 import os
@@ -25,7 +25,8 @@ ROOT = Path(__file__).parent.parent
 PEERS = Path(__file__).parent / "peers"
 NCHAN_MODULE = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
 START_TIMEOUT_S = 15.0
-# What makes a delivered message 250 bytes: clevrd's envelope is 146 and some digits of the offset.
+# Bytes of data that make a delivered message 250 bytes: clevrd's envelope has 146 and some digits
+# of the offset; a server without an envelope needs 250.
 ENVELOPED = 102
 BARE = 250
 
@@ -34,9 +35,9 @@ BARE = 250
 class Kind:
     """One way to serve the same load.
 
-    command: what to start, given a port and an empty directory of its own.
-    options: how the generator has to speak to it.
-    missing: a few words when it can't run here, else "".
+    command: returns the command line, given a port and an empty directory of its own.
+    options: the generator's options for this server.
+    missing: returns why the server can't run here, else "".
     """
 
     name: str
@@ -57,21 +58,21 @@ class Server:
     process: "subprocess.Popen[bytes]"
 
     def options(self) -> dict[str, Option]:
-        """Return what the generator needs to reach it and to read its CPU time."""
+        """Return the generator's options to reach the server and to read its CPU time."""
         target: dict[str, Option] = {"target": f"127.0.0.1:{self.port}", "server_pids": self.pid}
         return {**target, **self.kind.options}
 
     def rss_bytes(self) -> int:
-        """Return its resident set now."""
+        """Return the server's resident set now."""
         return machine.rss_bytes(self.pid)
 
 
 class CannotStart(Exception):
-    """A server ended or did not listen in time; the message has its last words."""
+    """A server ended or did not listen in time; the message is its last line."""
 
 
 def is_free(port: int) -> bool:
-    """True when a server can listen there."""
+    """True when a server can listen on ``port``."""
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", port))
@@ -83,8 +84,8 @@ def is_free(port: int) -> bool:
 def free_port() -> int:
     """Return a port that nothing uses.
 
-    Below those that Linux gives to clients (from 32768): ten thousand connections of the run before
-    still hold theirs for a minute.
+    The port is below those that Linux gives to clients (from 32768), since ten thousand connections
+    of the run before still hold theirs for a minute.
     """
     while True:
         port = random.randrange(20_000, 32_000)  # noqa: S311 - no secret
@@ -99,7 +100,7 @@ def is_listening(port: int) -> bool:
 
 
 def wait_until_listening(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
-    """Return when the server accepts; raise CannotStart when it ended or takes too long."""
+    """Wait until the server accepts; raise CannotStart when it ended or takes too long."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while not is_listening(port):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -122,7 +123,7 @@ def spawn(kind: Kind, port: int, directory: Path) -> "subprocess.Popen[bytes]":
 
 @contextmanager
 def serving(kind: Kind) -> Iterator[Server]:
-    """Start a fresh server and end it afterwards: no run inherits the state of another."""
+    """Start a fresh server and end it afterwards, so that no run inherits another's state."""
     with tempfile.TemporaryDirectory(prefix=f"bench-{kind.name}-") as name:
         directory = Path(name)
         port = free_port()
@@ -131,7 +132,7 @@ def serving(kind: Kind) -> Iterator[Server]:
             wait_until_listening(process, port, directory / "log")
             yield Server(kind, process.pid, port, process)
         finally:
-            # Nothing is to be kept, and a drain would only make the whole take longer.
+            # A drain would only make the run take longer, since no state is to be kept.
             process.kill()
             process.wait()
 
@@ -152,7 +153,7 @@ def filled_config(template: str, directory: Path, **values: object) -> str:
 
 
 def clevrd_command(port: int, _directory: Path) -> list[str]:
-    """Return the daemon's command line, its settings the defaults."""
+    """Return the daemon's command line, with the default settings."""
     return python_module("clevrd", "serve", "--address", f"127.0.0.1:{port}")
 
 
@@ -219,7 +220,7 @@ FLOOR = Kind(
     "floor",
     floor_command,
     options={"data_bytes": ENVELOPED},
-    # A send buffer like the daemon's, so that the kernel does the same work for both.
+    # The floor has a send buffer like the daemon's, so that the kernel does the same work for both.
     version=lambda: "bare send() loop in C",
 )
 NAIVE = Kind(

@@ -1,7 +1,7 @@
-"""Where a daemon listens: HOST:PORT or unix:/path. Nothing is opened here.
+"""Listening addresses: HOST:PORT or unix:/path. Nothing is opened here.
 
-`clevrd health` is run every few seconds with little else than this, so that what takes long to
-import is imported where it is needed.
+`clevrd health` runs every few seconds and imports little besides this module, so modules that are
+slow to import are imported inside the functions that need them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HOST_NAME = re.compile(
 
 
 class TcpAddress(NamedTuple):
-    """A TCP address; host None is every interface, IPv4 and where there is one IPv6."""
+    """A TCP address; host None means every interface, IPv4 and, where the machine has it, IPv6."""
 
     host: str | None
     port: int
@@ -38,10 +38,11 @@ class UnixAddress(NamedTuple):
 def parse_address(text: str) -> TcpAddress | UnixAddress:
     """Return the address that ``text`` names.
 
-    ``:9000`` is every interface, IPv4 and where there is one IPv6; port 0 lets the kernel choose.
+    ``:9000`` means every interface, IPv4 and, where the machine has it, IPv6; port 0 lets the
+    kernel choose.
 
     Raises:
-        ConfigError: not an address; the sentence says what is missing or wrong.
+        ConfigError: ``text`` is not an address; the sentence says what is missing or wrong.
     """
     if text.startswith("unix:"):
         return UnixAddress(_unix_path(text.removeprefix("unix:")))
@@ -76,14 +77,15 @@ def _bracketed(text: str) -> TcpAddress:
     try:
         IPv6Address(host)
     except ValueError as error:
-        raise ConfigError("What stands in brackets is not an IPv6 address.") from error
+        raise ConfigError("The text in brackets is not an IPv6 address.") from error
     return TcpAddress(host, _port(port[1:]))
 
 
 def _host(host: str) -> str:
     if not _HOST_NAME.fullmatch(host):
         raise ConfigError("That is not a host; for all interfaces leave it out: :9000.")
-    # Names never end in a numeric label (RFC 1123 §2.1), so this was meant as an IPv4 address.
+    # A host name never ends in a numeric label (RFC 1123 §2.1), so this was meant as an IPv4
+    # address.
     if host.rpartition(".")[2].isdigit():
         from ipaddress import IPv4Address
 

@@ -11,7 +11,12 @@ from typing import Protocol
 
 from clevrd.errors import ShuttingDown
 from clevrd.http_values import Reply, Request, Response
+from clevrd.scheduling.due_answers import Due
 from clevrd.tenants import DEFAULT, Tenant, identify
+
+# What an endpoint answers later. A Future is cancelled when the client goes; anything else is
+# awaited to its end. What lies behind a `Due` may begin at once; behind anything else it waits.
+Later = Awaitable[Response | Due[Response]] | Due[Response]
 
 
 class Admitted:
@@ -50,11 +55,8 @@ class Endpoint(Protocol):
             ClevrdError: it can be refused without the body; the cheapest reason first.
         """
 
-    def answer(self, admitted: Admitted, body: bytes) -> Reply | Awaitable[Response]:
-        """Return the reply, or something to await for it; raises ClevrdError.
-
-        A Future is cancelled when the client goes; anything else is awaited to its end.
-        """
+    def answer(self, admitted: Admitted, body: bytes) -> Reply | Later:
+        """Return the reply, or something to await for it; raises ClevrdError."""
 
 
 class Router(Protocol):

@@ -1,18 +1,18 @@
-"""Command lines as words: which command they are, before anything is parsed or imported."""
+"""Command lines as words: finds the command before anything is parsed or imported."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 
-# Of the process that a container is there for, or of the init that started it and names it.
+# Command line of process 1: in a container the daemon itself, or the init that started it.
 FIRST_PROCESS = "/proc/1/cmdline"
 
 
 def with_command(argv: Sequence[str]) -> list[str]:
-    """Put in ``serve``, the default command, where none is named; spell out the usual short ways.
+    """Return ``argv`` with its command first: ``serve`` is put in where none is named.
 
-    These are ``clevrd --version`` and ``-V``, and ``clevrd help COMMAND``.
+    Short forms are spelled out: ``clevrd --version``, ``-V`` and ``clevrd help COMMAND``.
     """
     if argv and argv[0] in ("--version", "-V"):
         return ["version", *argv[1:]]
@@ -24,10 +24,11 @@ def with_command(argv: Sequence[str]) -> list[str]:
 
 
 def argv_of_process(path: str = FIRST_PROCESS) -> list[str]:
-    """Return the arguments of the clevrd that a process is, none where it is something else.
+    """Return the arguments of the clevrd that a process runs; none for another program.
 
-    Of a script the kernel shows ``python /opt/clevrd/bin/clevrd serve …``; an init shows the
-    command that it was given, ``docker-init -- clevrd serve …``; ``python -m clevrd`` is one too.
+    The kernel shows a script as ``python /opt/clevrd/bin/clevrd serve …``, and an init with the
+    command that it was given, as ``docker-init -- clevrd serve …``. All forms have a word that
+    names clevrd; the arguments follow that word.
     """
     try:
         with open(path, "rb") as file:

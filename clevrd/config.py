@@ -1,8 +1,9 @@
-"""Settings: what can be set, what is allowed, and which source won. Nothing is started here.
+"""Settings: their names, ranges, defaults and sources. No part of the daemon starts here.
 
-One struct states every setting's name, type, range, default and help; flags, variables, file
-keys and error texts are derived from it. Sources, weakest first: the default, the TOML file, the
-environment, the command line. Secrets have no place in `Config`: `clevrd checkconfig` prints it.
+One struct holds every setting's name, type, range, default and help; flags, variables, file keys
+and error texts are derived from it. Sources, weakest first: the default, the TOML file, the
+environment, the command line. Secrets may not be settings, since `clevrd checkconfig` prints them
+all.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from clevrd.errors import ConfigError
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
-# What the default leaves of 1 MiB, which several clients take at most, for what stands around the
-# publisher's data: 183 bytes in a message, and in an event an id of at most 6,000 beside it.
+# Difference between 1 MiB, which several clients take at most, and the default of
+# max_message_bytes. It leaves room for the text around a publisher's data: 183 bytes in a message,
+# and at most 6,000 more for the id of an event.
 ENVELOPE_BYTES: Final = 8 * KIB
 HOUR_S: Final = 3600.0
 
@@ -33,7 +35,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Every setting's effective value.
 
-    Ranges are checked by `load`, not here, so that tests can build small rings and short timers.
+    `load` checks the ranges, not this struct, so that tests can build small rings and short timers.
     """
 
     address: Annotated[
@@ -263,18 +265,19 @@ class Setting(msgspec.Struct, frozen=True):
 
     field: str
     env: str
-    # The variable with the prefix; it is stronger than a plain one.
+    # The variable's name with the prefix; it is stronger than ``env``, which may lack the prefix.
     prefixed_env: str
     flag: str
     help: str
     default: Any
     type: type
     allowed: str
-    annotation: Any  # what msgspec checks a value against
+    # The type and range that msgspec checks a value against.
+    annotation: Any
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """The effective configuration, and for each field where its value came from."""
+    """The effective configuration, the source of each field's value, and warnings."""
 
     config: Config
     sources: dict[str, str]
@@ -284,10 +287,11 @@ class Loaded(msgspec.Struct, frozen=True):
 # --- the table -----------------------------------------------------------------------------------
 
 ENV_PREFIX: Final = "CLEVRD_"
-# Two variables are older than the prefix and stay as they are known. With the prefix they are
-# stronger, since that can only be meant for clevrd: an image may set ADDRESS for many programs.
+# Two variables are older than the prefix and keep their names. The same names with the prefix are
+# stronger, since only clevrd can be meant: an image may set ADDRESS for many programs.
 UNPREFIXED: Final = {"address": "ADDRESS", "max_memory_mb": "MAX_MEMORY_MB"}
-# Read elsewhere (the file's path here, the others by the client commands), so not unknown.
+# Variables that are no settings but have a meaning: the file's path, read here, and two that the
+# client commands read.
 OTHER_VARIABLES: Final = frozenset({"CLEVRD_CONFIG", "CLEVRD_URL", "CLEVRD_TENANT"})
 
 
@@ -332,8 +336,8 @@ BY_FIELD: Final[Mapping[str, Setting]] = {setting.field: setting for setting in 
 
 # --- one value -----------------------------------------------------------------------------------
 
-# Decimal numbers as TOML writes them, 1_000_000 included, so that a value can be copied from the
-# file to a variable; no leading zero, which elsewhere would mean octal; no nan and no inf.
+# Decimal numbers as in TOML, 1_000_000 included, so that a value can be copied from the file to a
+# variable. No leading zero, which would mean octal elsewhere; no nan and no inf.
 _INT = re.compile(r"-?(?:0|[1-9](?:_?[0-9])*)", re.ASCII)
 _FLOAT = re.compile(rf"{_INT.pattern}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
 _BOOLS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -370,7 +374,7 @@ def _check_state_dir(path: str) -> None:
         raise ConfigError("Write an absolute path, or nothing to keep no state.")
 
 
-# What a text means, where its setting's type doesn't say it.
+# Checks of text settings beyond their type; each raises ConfigError.
 _CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
     "address": parse_address,
     "state_dir": _check_state_dir,
@@ -378,7 +382,7 @@ _CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
 
 
 class _Given(msgspec.Struct, frozen=True):
-    """A value as a source gives it: text from flags and variables, typed from a file."""
+    """A value as its source gives it: text from flags and variables, any TOML type from a file."""
 
     raw: object
     source: str
@@ -389,25 +393,25 @@ class _GivenText(_Given, frozen=True):
 
 
 def _typed(setting: Setting, given: _Given) -> Any:
-    """Return the value as the setting's type and within its range, or raise ValueError."""
+    """Return the value in the setting's type and range; raise ValueError for any other."""
     parse = _PARSERS[setting.type]
     value = parse(given.raw) if isinstance(given, _GivenText) else given.raw
-    # Strict: only a whole number may stand for a fraction, nothing else for something else. A nan
-    # or inf in a file is outside of every range.
+    # Strict conversion takes a whole number for a fraction, and no other type for another. A nan or
+    # inf in a file lies outside every range.
     return msgspec.convert(value, setting.annotation, strict=True)
 
 
 def _shown(raw: object) -> str:
-    """Return a value for an error: escaped, so that it stays on its line, and not too long."""
+    """Return a value for an error text: escaped, so that it stays on its line, and cut to 80."""
     try:
         text = ascii(raw)
-    except ValueError:  # an int of over 4,300 digits, which a file can hold as 0xfff...
+    except ValueError:  # an int of over 4,300 digits, which a file can have as 0xfff...
         return "a very long number"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _convert(setting: Setting, given: _Given) -> Any:
-    """Return the value, or raise ConfigError naming the setting, its source and what is allowed."""
+    """Return the value, or raise ConfigError with the setting, its source and its range."""
     wrong = (
         f"{setting.field} = {_shown(given.raw)} ({given.source}) is not allowed:"
         f" must be {setting.allowed}."
@@ -425,7 +429,8 @@ def _convert(setting: Setting, given: _Given) -> Any:
 
 # --- all sources ---------------------------------------------------------------------------------
 
-# A file with every setting and its help is under 8 KiB; this bounds a wrong path (/dev/zero).
+# A file with every setting and its help is under 8 KiB; the bound is for a wrong path, such as
+# /dev/zero.
 MAX_FILE_BYTES: Final = 1 * MIB
 
 
@@ -435,13 +440,13 @@ def load(
     """Return the effective settings: defaults < TOML file < environment < command line.
 
     Args:
-        argv_overrides: text by field name, only what was given.
-        environ: all variables; an empty one counts as not set, since compose and unit files
-            often pass on what they don't have.
-        toml_path: the file; None falls back to CLEVRD_CONFIG.
+        argv_overrides: field name -> text of the flag, only for flags that were given.
+        environ: all variables. An empty one counts as not set, since compose and unit files often
+            pass on empty ones.
+        toml_path: the TOML file; None for the one in CLEVRD_CONFIG, if any.
 
     Raises:
-        ConfigError: something is wrong; every wrong setting has a line of its own.
+        ConfigError: a setting is wrong; every wrong setting has a line of its own.
     """
     problems: list[str] = []
     path = toml_path or environ.get("CLEVRD_CONFIG") or None
@@ -515,7 +520,10 @@ def _read_bounded(path: str) -> bytes:
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
-    """Warn, no more: Kubernetes sets CLEVRD_SERVICE_HOST and others for a service of this name.
+    """Yield a warning for each variable with the prefix that is no setting.
+
+    Kubernetes sets CLEVRD_SERVICE_HOST and others for a service of this name, so they are no
+    errors.
 
     Values are not shown, since an unknown variable may hold a secret.
     """
@@ -543,7 +551,7 @@ def _suggestion(name: str | None) -> str:
 
 
 class _Rule(msgspec.Struct, frozen=True):
-    """What must hold between a setting and another; ``must`` says it to who broke it."""
+    """A condition between two settings; ``must`` names it in an error sentence."""
 
     field: str
     other: str
@@ -553,11 +561,11 @@ class _Rule(msgspec.Struct, frozen=True):
 
 _RULES: Final = (
     _Rule("catch_up_messages", "ring_messages", operator.le, "be at most ring_messages"),
-    # One turn of the ping wheel is an interval, and an answer is looked for within it.
+    # The ping wheel turns once an interval, and an answer has to come before the next ping.
     _Rule("pong_timeout_s", "ping_interval_s", operator.lt, "be less than ping_interval_s"),
     _Rule("write_low_bytes", "write_high_bytes", operator.lt, "be less than write_high_bytes"),
-    # Else a large message could push others out of the ring before any reader was offered them:
-    # publishers wait when a quarter of it is pending.
+    # Publishers wait when a quarter of the ring is pending. A larger message could push others out
+    # of the ring before they were offered to any reader.
     _Rule(
         "max_message_bytes",
         "ring_bytes",
@@ -574,7 +582,7 @@ _RULES: Final = (
 
 
 def _conflicts(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[str]:
-    """Yield a line for each broken rule; settings that are wrong in themselves have theirs."""
+    """Yield a line for each broken rule between two settings that are right in themselves."""
     for rule in _RULES:
         field, other = rule.field, rule.other
         if not {field, other} <= values.keys() or rule.fits(values[field], values[other]):

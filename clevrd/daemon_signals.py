@@ -1,8 +1,8 @@
-"""What signals do to a running daemon: stop it, show where it stands, or nothing.
+"""Signals of a running daemon: they stop it, log its stacks, or are ignored.
 
-Handlers of Python's, not of the loop's: they are called between two steps of the code, so that the
-second stop and the stacks work also where the loop is held. They may interrupt anything, a log
-call too: all that they use is made for that (`signal` in Python's documentation).
+The handlers are Python's, not the loop's: Python calls them between two steps of the code, so the
+second stop and the stacks work even while the loop is blocked. A handler may interrupt any code, a
+log call too; everything that a handler here calls allows that (`signal` in Python's documentation).
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ EXIT_FORCED: Final = 1
 
 
 class DaemonSignals:
-    """The signals of this process, from `install` on."""
+    """Handles the signals of this process, from `install` on."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        # Set when the daemon is to stop.
+        # Set when the daemon is to stop; set once, by the first stop signal.
         self.stopping = asyncio.Event()
-        # Whether it was told to, which the event says one turn of the loop later.
+        # True from the first stop signal on; `stopping` is set one turn of the loop later.
         self._is_told = False
-        # The exit code once there is nothing left to do in order.
+        # The exit code of a further stop signal, once `finish` was called; None before.
         self._code: int | None = None
 
     def install(self) -> None:
-        """Take over from what signals did at the start."""
+        """Replace the handlers that `signals.set_for_start` installed."""
         for number in STOPS:
             handle(number, self._stop)
         for number in STRAY:
@@ -44,7 +44,7 @@ class DaemonSignals:
         signal.signal(STACKS, self._show_stacks)
 
     def finish(self, code: int) -> None:
-        """Let every further stop end the process at once, with ``code``: all is done."""
+        """Let a further stop signal end the process at once with ``code``, since all is done."""
         self._code = code
 
     def _stop(self, number: int, _: FrameType | None) -> None:
@@ -57,7 +57,7 @@ class DaemonSignals:
             log.info("stopping signal=%s; a second one stops at once", name)
             self._loop.call_soon_threadsafe(self.stopping.set)
         elif number == signal.SIGHUP:
-            # A terminal that closes says so twice, once itself and once by its shell.
+            # A terminal that closes sends SIGHUP twice: itself, and through its shell.
             log.info("stopping already signal=%s", name)
         else:
             log.warning("stopping now signal=%s", name)
@@ -72,7 +72,8 @@ class DaemonSignals:
             for line in stack_lines(asyncio.all_tasks(self._loop), frame):
                 log.info("%s", line)
         except Exception:
-            # Raised on, it would be an error of whatever was interrupted.
+            # An error must not leave this handler: it would be raised in the code that was
+            # interrupted.
             log.exception("stacks can't be shown")
 
 

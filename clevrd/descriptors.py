@@ -1,6 +1,6 @@
-"""Descriptors: how many connections their limit allows, beside what the daemon needs itself.
+"""Descriptors: computes how many connections the descriptor limit allows.
 
-Reckoned, not guessed, when everything that stays open is open.
+The figure is computed when every descriptor that stays open is open.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import resource
 from pathlib import Path
 from typing import Final
 
-# What is open for a moment: the state's file and its directory while it is saved, a file of /proc
-# for /health and /metrics, a connection that is accepted and refused, and as many again.
+# Descriptors that are open for a moment: the state's file and its directory while it is saved, a
+# file of /proc for /health and /metrics, a connection that is accepted and refused, and as many
+# again.
 PASSING: Final = 8
 
-# Where nobody can say what is open, as much as a daemon with a state directory has, and half more.
+# Descriptors assumed open where the system has no list of them: one and a half times what a daemon
+# with a state directory has.
 _ASSUMED_OPEN: Final = 48
 
 _OPEN_FILES: Final = (Path("/proc/self/fd"), Path("/dev/fd"))
@@ -24,7 +26,7 @@ def open_descriptors() -> int:
     """Return how many descriptors this process has open."""
     for directory in _OPEN_FILES:
         try:
-            # Less the one that lists them.
+            # One descriptor less: the one that reads the list.
             return len(os.listdir(directory)) - 1
         except OSError:
             continue
@@ -32,18 +34,19 @@ def open_descriptors() -> int:
 
 
 def raise_limit() -> None:
-    """Take as many descriptors as the machine gives without asking."""
+    """Raise the soft limit on descriptors to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def connections_allowed(listeners: int, beyond_limit: int) -> int:
-    """Return how many connections there is room for, 1 at least.
+    """Return how many connections the descriptor limit leaves room for, at least 1.
 
     Args:
-        listeners: that are open, and are opened again before the old ones are closed.
-        beyond_limit: connections that are not counted: those that are only told something.
+        listeners: listening sockets; each may be open twice for a moment, since a dead one is
+            opened again before it is closed.
+        beyond_limit: connections beyond the limit, which only get a short answer.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, soft - open_descriptors() - listeners - beyond_limit - PASSING)

@@ -1,4 +1,4 @@
-"""Where the process begins: signals and streams first, then everything else is imported."""
+"""Where the process begins: sets signals and streams, then imports everything else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clevrd.argv import with_command
 def main() -> int:
     """Run the command that the process was started with and return its exit code."""
     if os.name != "posix":
-        # The rest can't even be imported: there are no such signals.
+        # The other modules can't be imported here: they use signals that this system lacks.
         print(
             "clevrd: the daemon and its commands need Linux or macOS; the client for Python,"
             " clevrd.client, works here.",
@@ -36,10 +36,11 @@ def main() -> int:
 
 
 def _open_missing_streams() -> None:
-    """Keep the numbers 0 to 2 from what is opened later, where the process was given none.
+    """Open descriptors 0 to 2 where the process was started without them.
 
-    A log line would else go to a file or a client that happens to have the number 2. They are
-    opened so that reading and writing fails, as on what is closed.
+    Otherwise a file or a client could get the number 2, and log lines would go there. The
+    descriptors are opened in the wrong direction, so that reading and writing fail as on a closed
+    one.
     """
     for descriptor, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
         try:

@@ -1,8 +1,7 @@
 """Every error clevrd can answer with; each class owns its HTTP status, close code and machine code.
 
-Nothing is rendered here: `http_values` turns an error into an HTTP response, `connections` into
-a close.
-Status codes: RFC 9110 §15; close codes: RFC 6455 §7.4 and docs/wire.md.
+Errors are not rendered here: `http_values` makes HTTP responses of them, `connections` makes
+closes.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import ClassVar
 
 
 class ClevrdError(Exception):
-    """Base of all errors raised on purpose; the message is one sentence for the person at fault."""
+    """Base of clevrd's own errors; the message is one sentence for the person at fault."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
@@ -32,7 +31,7 @@ class InvalidRequest(ClevrdError):
 
 
 class TooManyTopics(InvalidRequest):
-    """A connection would have more topics than it may; later there may be fewer that match."""
+    """A connection would have more topics than it may; a later attempt may match fewer."""
 
     close_code = 1013
 
@@ -46,7 +45,7 @@ class Forbidden(ClevrdError):
 
 
 class NotFound(ClevrdError):
-    """No such path."""
+    """No endpoint has this path."""
 
     status = 404
     code = "not_found"
@@ -54,7 +53,7 @@ class NotFound(ClevrdError):
 
 
 class MethodNotAllowed(ClevrdError):
-    """The path exists, the method does not."""
+    """The path exists, but not with this method."""
 
     status = 405
     code = "method_not_allowed"
@@ -65,12 +64,12 @@ class MethodNotAllowed(ClevrdError):
         self.allowed = allowed
 
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """RFC 9110 §15.5.6: a 405 must list what is allowed; OPTIONS is everywhere."""
+        """Return the Allow field, which RFC 9110 §15.5.6 requires; every path allows OPTIONS."""
         return (("Allow", ", ".join((*self.allowed, "OPTIONS"))),)
 
 
 class RequestTimeout(ClevrdError):
-    """The request did not arrive whole in time."""
+    """The request did not arrive whole within its time."""
 
     status = 408
     code = "request_timeout"
@@ -127,7 +126,7 @@ class UpgradeRequired(ClevrdError):
     close_code = 4004
 
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """RFC 9110 §15.5.22 and RFC 6455 §4.4: say which upgrade and which version are spoken."""
+        """Return the upgrade and version that are spoken (RFC 9110 §15.5.22, RFC 6455 §4.4)."""
         return (
             ("Upgrade", "websocket"),
             ("Connection", "Upgrade"),
@@ -143,7 +142,7 @@ class HeaderTooLarge(ClevrdError):
 
 
 class RetryLater(ClevrdError):
-    """A refusal that time heals; carries Retry-After (whole seconds, at least 1)."""
+    """A refusal that may succeed later; carries Retry-After in whole seconds, at least 1."""
 
     retryable = True
 
@@ -152,12 +151,12 @@ class RetryLater(ClevrdError):
         self.retry_after_s = retry_after_s
 
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """RFC 9110 §10.2.3: delay-seconds is an integer, so it is rounded up."""
+        """Return Retry-After, rounded up: RFC 9110 §10.2.3 wants whole seconds."""
         return (("Retry-After", str(max(1, -int(-self.retry_after_s // 1)))),)
 
 
 class RateLimited(RetryLater):
-    """A tenant spent its publish budget."""
+    """A tenant has spent its publish budget."""
 
     status = 429
     code = "rate_limited"
@@ -185,7 +184,7 @@ class RateLimited(RetryLater):
 
 
 class Throttled(RetryLater):
-    """Too many publishes already wait because the system itself is the bottleneck."""
+    """Too many publishes wait already: the daemon is the bottleneck."""
 
     status = 429
     code = "throttled"
@@ -201,7 +200,7 @@ class Unavailable(RetryLater):
 
 
 class ShuttingDown(Unavailable):
-    """The daemon drains: what was begun before is finished, and nothing new is begun."""
+    """The daemon drains: work begun before is finished, and new work is refused."""
 
     def __init__(self) -> None:
         super().__init__("The daemon is shutting down; come back in a moment.")

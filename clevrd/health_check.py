@@ -1,8 +1,8 @@
-"""clevrd health: asks a daemon whether it is well, where its own settings say that it listens.
+"""clevrd health: asks the daemon at its configured address whether it is well.
 
-It is run every few seconds beside a daemon that needs the CPU, so that it imports little: no HTTP
-library, no logging, and of the settings the address alone. So it works, too, where a settings file
-was changed since and is wrong.
+The command runs every few seconds beside a daemon that needs the CPU, so it imports no HTTP
+library, no logging, and of the settings only the address. So it also works when a settings file was
+changed since the start and is wrong.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ EXIT_NOT_WELL: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNAVAILABLE: Final = 69
 
-# Less than the 3 s that the image gives its health check.
+# Less than the 3 s that the image allows its health check.
 TIMEOUT_S: Final = 2.0
-# The status line is in the first of them.
+# Bytes read of an answer at most; its status line comes first.
 MAX_HEAD_BYTES: Final = 8192
 MAX_FILE_BYTES: Final = 1 << 20
 
-# Who listens everywhere answers on the loopback of the same family.
+# A daemon that listens on all interfaces answers on the loopback address of the same family.
 _LOOPBACK: Final = {None: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
-    """Return the usual one; without a width it would import what asks the terminal, each time."""
+    """Return argparse's formatter with a fixed width, which saves importing terminal code."""
     return argparse.HelpFormatter(prog, width=98)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """End with one line: that is what a health check's log has room for."""
+        """End with one line, since a health check's log has room for one."""
         sys.exit(_say(2, f"{message} (try: {self.prog} --help)", EXIT_USAGE))
 
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take where the daemon is, and what to ask."""
+    """Add the options: where the daemon is, and what to ask it."""
     parser.add_argument("--address", metavar="VALUE", help="where it listens, as for serve")
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings (CLEVRD_CONFIG)")
     parser.add_argument("--ready", action="store_true", help="ask /health/ready, not /health/live")
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Ask, say what it is in one line, and return the exit code."""
+    """Ask the daemon, print the result as one line, and return the exit code."""
     found = _flags_of_first_process()
     try:
         where = find_address(
@@ -105,7 +105,7 @@ def find_address(flag: str | None, file: str | None, environ: Mapping[str, str])
     """Return the address as `config.load` finds it: flag, environment, file, default.
 
     Raises:
-        ConfigError: the file can't be read, or has none that is text.
+        ConfigError: the file can't be read, or its address is not text.
     """
     if flag is not None:
         return flag
@@ -134,7 +134,7 @@ def _address_in(path: str) -> str:
 def _flags_of_first_process() -> argparse.Namespace:
     """Return the flags of the daemon that is process 1, as in a container.
 
-    A check in there inherits the daemon's environment, and knows nothing of its flags.
+    A check in the same container inherits the daemon's environment, but not its flags.
     """
     command, *flags = with_command(argv_of_process())
     parser = argparse.ArgumentParser(
@@ -144,7 +144,7 @@ def _flags_of_first_process() -> argparse.Namespace:
     parser.add_argument("--config")
     try:
         return parser.parse_known_args(flags if command == "serve" else [])[0]
-    except argparse.ArgumentError:  # nothing runs with these
+    except argparse.ArgumentError:  # a daemon can't run with these flags
         return parser.parse_args([])
 
 
@@ -156,7 +156,7 @@ def _seconds(text: str) -> float:
 
 
 def _say(descriptor: int, sentence: str, code: int) -> int:
-    """Write one line, where somebody takes it, and return ``code``."""
+    """Write one line if the descriptor takes it, and return ``code``."""
     line = sentence if descriptor == 1 else f"clevrd: {sentence}"
     with suppress(OSError):
         os.write(descriptor, line.encode(errors="backslashreplace") + b"\n")
@@ -167,10 +167,10 @@ def _say(descriptor: int, sentence: str, code: int) -> int:
 
 
 def _ask(address: TcpAddress | UnixAddress, path: str, end_s: float) -> bytes:
-    """Return the first line of the answer, and maybe more.
+    """Return the first line of the answer, and perhaps more of it.
 
     Raises:
-        OSError: nobody listens there, or no answer came in time (TimeoutError).
+        OSError: no process listens there, or no answer came in time (TimeoutError).
     """
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     head = b""
@@ -187,7 +187,7 @@ def _ask(address: TcpAddress | UnixAddress, path: str, end_s: float) -> bytes:
 
 
 def _connected(address: TcpAddress | UnixAddress, end_s: float) -> socket.socket:
-    """Return a connection to the first that answers: the daemon listens on all of a name's."""
+    """Return a connection to the first address of the name that accepts one."""
     failed: OSError = OSError("the name means no address")
     for family, where in _places(address):
         peer = socket.socket(family, socket.SOCK_STREAM)
@@ -204,19 +204,19 @@ def _connected(address: TcpAddress | UnixAddress, end_s: float) -> socket.socket
 def _places(address: TcpAddress | UnixAddress) -> list[tuple[int, Any]]:
     if isinstance(address, UnixAddress):
         return [(socket.AF_UNIX, address.path)]
-    # As bytes: text would be encoded by a codec that takes 5 ms to import.
+    # The host is bytes because text would need the idna codec, which takes 5 ms to import.
     host = (_LOOPBACK.get(address.host) or address.host or "").encode()
     infos = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)
     return [(family, where) for family, _, _, _, where in infos]
 
 
 def _left_s(end_s: float) -> float:
-    """Return the time that is left; a moment at least, since 0 would mean not to wait."""
+    """Return the seconds left, at least 1 ms, since 0 would mean not to wait at all."""
     return max(end_s - time.monotonic(), 0.001)
 
 
 def _status_of(head: bytes) -> int:
-    """Return the status, 0 where that is no answer in HTTP/1."""
+    """Return the status; 0 where ``head`` is no answer in HTTP/1."""
     words = head.partition(b"\n")[0].split()
     is_http = len(words) >= 2 and words[0].startswith(b"HTTP/1.") and words[1].isdigit()
     return int(words[1][:9]) if is_http else 0

@@ -1,7 +1,7 @@
-"""One request and one answer as small values, the same whichever way the bytes came in.
+"""Requests and responses as small values, the same for both ways into the daemon.
 
-No sockets here. The raw path and aiohttp both make a Request, ask the same handler, and render
-the same Response, so a request means the same on both.
+No sockets here. The raw path and aiohttp both make a Request, ask the same handler and render the
+same Response, so a request means the same on both.
 """
 
 from __future__ import annotations
@@ -32,22 +32,24 @@ TOO_MUCH_INPUT: Final = (
     "Too much is arriving at once from all clients together; send it again in a moment."
 )
 
-# How long what a client still sends is ignored after an answer that ends its connection, so that it
-# can read that answer: closing a socket with unread bytes makes the kernel send a reset, which may
-# overtake it.
+# How long input is ignored after an answer that ends its connection, so that the client can read
+# that answer: closing a socket with unread bytes makes the kernel send a reset, which may overtake
+# the answer.
 LINGER_S: Final = 2.0
 
-# A subscribe to 50 topics with a position each has 150; more than this is a mistake or an attack.
+# A subscription to 50 topics with a position each has 150 fields; more than this is a mistake or an
+# attack.
 MAX_QUERY_FIELDS: Final = 256
 
-# The target of an OPTIONS that is of no path (RFC 9112 §3.2.4).
+# The target of an OPTIONS request for the whole server (RFC 9112 §3.2.4).
 WHOLE_SERVER: Final = "*"
 
 # A host as clients send it (RFC 9110 §7.2): a name or an address, perhaps with a port.
 HOST: Final = re.compile(r"[A-Za-z0-9._\[\]:-]+", re.ASCII)
 
-# What no cache may keep: it is of this moment, or of this request alone. Said of every answer that
-# says nothing else about caches, but those to POST, which no cache keeps (RFC 9111 §2, §4.2.2).
+# Header field of answers that no cache may keep, since they hold for this moment or this request
+# alone. Every answer that has no other Cache-Control gets it, except answers to POST, which no
+# cache keeps anyway (RFC 9111 §2, §4.2.2).
 NOT_STORED: Final = (("Cache-Control", "no-store"),)
 
 _encode = msgspec.json.Encoder().encode
@@ -57,8 +59,8 @@ class Request:
     """A request without its body.
 
     ``target`` is as the client sent it; ``path`` and ``query`` are its two halves, not decoded.
-    Header names are lower case, and each stands for exactly one field line or for a list joined
-    with commas where HTTP allows that (RFC 9110 §5.3).
+    Header names are lower case. A header's value is one field line, or several joined with commas
+    where HTTP allows that (RFC 9110 §5.3).
     """
 
     __slots__ = ("headers", "is_http_1_0", "method", "path", "query")
@@ -75,7 +77,7 @@ class Request:
         """Return the query's fields, decoded, each with all its values.
 
         Raises:
-            InvalidRequest: not UTF-8 once decoded, or too many fields.
+            InvalidRequest: the query is not UTF-8 once decoded, or has too many fields.
         """
         if not self.query:
             return {}
@@ -99,9 +101,9 @@ class Request:
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):
-    """A whole response: status, body and the headers that are this answer's own.
+    """A whole response: status, body and the headers that only this answer has.
 
-    Without a body, and a content type (aiohttp's alone), it is a 204.
+    A 204 has neither body nor content type; only the aiohttp side sends one.
     """
 
     status: int
@@ -110,19 +112,19 @@ class Response(msgspec.Struct, frozen=True, gc=False):
     headers: tuple[tuple[str, str], ...] = ()
 
     def fields(self) -> list[tuple[str, str]]:
-        """Return the header fields in the order in which both ways send them, before the rest."""
+        """Return the header fields that both ways send first, in their order."""
         kind = [("Content-Type", self.content_type)] if self.content_type else []
         return [*kind, *self.headers, ("Server", "clevrd")]
 
 
 class Attach(Protocol):
-    """Takes over a transport after a head has been written to it."""
+    """Takes a transport over after a head was written to it."""
 
     def __call__(self, transport: asyncio.Transport, early_data: bytes) -> None: ...
 
 
 class Upgrade(msgspec.Struct, frozen=True, gc=False):
-    """An answer that does not end: write ``head``, then the connection is ``attach``'s."""
+    """An answer without an end: ``head`` is written, then ``attach`` gets the connection."""
 
     head: bytes
     attach: Attach
@@ -140,14 +142,15 @@ def attach_upgrade(
     *,
     has_eof: bool = False,
 ) -> None:
-    """Give ``transport`` to what follows the head; nobody owns it if that fails, so it is ended.
+    """Give ``transport`` to the upgrade; abort it if the upgrade raises, since no one owns it then.
 
-    A transport that is closing already is given to nobody: nothing would end what begins on it.
+    A transport that is closing already is aborted instead: nothing would end a protocol that begins
+    on it.
 
     Args:
-        early_data: what was received behind the request.
-        failed: told what `attach` raised.
-        has_eof: the client has shut its side down behind that.
+        early_data: bytes received behind the request.
+        failed: called with the exception that `attach` raised.
+        has_eof: the client has shut its side down behind ``early_data``.
     """
     if transport.is_closing():
         transport.abort()
@@ -168,7 +171,7 @@ Reply = Response | Upgrade
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A refusal as its publisher reads it."""
+    """A refusal as a publisher reads it, in JSON."""
 
     success: bool = False
     error: str
@@ -191,17 +194,17 @@ def json_answer(value: object, status: int = 200) -> Response:
 
 
 def json_view(value: object) -> Response:
-    """Return ``value`` as a JSON answer to a GET: how things are at this moment."""
+    """Return ``value`` as a JSON answer to a GET, which no cache may keep."""
     return Response(200, _encode(value), JSON, NOT_STORED)
 
 
 def failure_of(error: ClevrdError) -> Failure:
-    """Return ``error`` as one of several results."""
+    """Return ``error`` as one result in a list of results, or as a whole body."""
     return Failure(error=str(error), code=error.code, retryable=error.retryable)
 
 
 def error_answer(error: ClevrdError, request: Request | None = None) -> Response:
-    """Return ``error`` as JSON, or as RFC 9457 problem details where the client asks for them."""
+    """Return ``error`` as JSON, or as RFC 9457 problem details if the client asks for them."""
     sentence = str(error)
     headers = (*error.headers(), *NOT_STORED)
     accept = request.headers.get("accept", "") if request is not None else ""
@@ -214,8 +217,8 @@ def error_answer(error: ClevrdError, request: Request | None = None) -> Response
     return Response(error.status, _encode(failure_of(error)), JSON, headers)
 
 
-def _on_purpose(error: Exception, request: Request | None) -> ClevrdError:
-    """Return ``error`` if it is a refusal; log it and return an internal error if it is a bug."""
+def on_purpose(error: Exception, request: Request | None) -> ClevrdError:
+    """Return ``error`` if it is a refusal; log any other and return an internal error."""
     if isinstance(error, ClevrdError):
         return error
     log.error("request failed path=%s", request.path if request else None, exc_info=error)
@@ -223,7 +226,7 @@ def _on_purpose(error: Exception, request: Request | None) -> ClevrdError:
 
 
 class Refusals:
-    """Makes the answers to requests that raised, each as its client reads it, and counts them."""
+    """Makes and counts the answers to requests that raised, in the client's format."""
 
     __slots__ = ("_as_events", "_count")
 
@@ -232,18 +235,23 @@ class Refusals:
         count: Callable[[str], None],
         as_events: Callable[[RetryLater, Request], Response | None],
     ) -> None:
-        """Make them.
+        """Store the two functions.
 
         Args:
-            count: called with the machine code of each.
-            as_events: returns what an EventSource comes back after; None for any other client.
+            count: called with the machine code of each refusal.
+            as_events: returns an answer after which an EventSource comes back; None for another
+                client.
         """
         self._count = count
         self._as_events = as_events
 
     def answer(self, error: Exception, request: Request | None) -> Response:
-        """Return the answer to ``request``, None where there is no whole one, and count it."""
-        refused = _on_purpose(error, request)
+        """Return the answer to a request that raised ``error``, and count the refusal.
+
+        Args:
+            request: None where the request is not whole.
+        """
+        refused = on_purpose(error, request)
         self._count(refused.code)
         if request is not None and isinstance(refused, RetryLater):
             events = self._as_events(refused, request)
@@ -253,15 +261,15 @@ class Refusals:
 
 
 class ResponseRenderer:
-    """Answers as HTTP/1.1 bytes, field for field as the aiohttp side sends them."""
+    """Renders responses as HTTP/1.1 bytes, with the same fields as the aiohttp side."""
 
     __slots__ = ("_date", "_second", "_starts")
 
     def __init__(self) -> None:
-        # The wall-clock second that _date spells.
+        # The wall-clock second that _date holds; both changed by render.
         self._second = -1
         self._date = b""
-        # (status, content type) -> everything before the answer's own fields.
+        # (status, content type) -> the bytes before the answer's own header fields.
         self._starts: dict[tuple[int, str], bytes] = {}
 
     def render(self, answer: Response, *, must_close: bool = False) -> bytes:

@@ -1,13 +1,13 @@
-"""InputBudget: what requests and messages that have begun to arrive may hold in memory, in all."""
+"""InputBudget: bounds the memory of requests and messages that are not whole yet."""
 
 from __future__ import annotations
 
 
 class InputBudget:
-    """Bytes received of what is not whole yet, over all connections.
+    """Counts the bytes received of input that is not whole yet, over all connections.
 
-    Each is bounded by itself and in time; this bounds their number times their size. Whoever
-    would exceed it is refused, and what others have begun goes on.
+    Other limits bound each request's size and time; this class bounds the sum. A client that would
+    exceed the sum is refused, and input that others have begun goes on.
     """
 
     __slots__ = ("max_bytes", "received_bytes", "used_bytes")
@@ -19,9 +19,14 @@ class InputBudget:
         self.received_bytes = 0
 
     def change(self, before_bytes: int, after_bytes: int) -> bool:
-        """Note that somebody holds ``after_bytes`` now; return whether that may be.
+        """Note that a connection's input grew or shrank; return whether the sum allows that.
 
-        Giving back is always right. After a refusal the bytes are still counted: give them back.
+        A smaller value is always allowed. After a refusal the bytes are still counted, so the
+        caller has to give them back.
+
+        Args:
+            before_bytes: bytes that the connection held before.
+            after_bytes: bytes that the connection holds now.
         """
         self.used_bytes += after_bytes - before_bytes
         return after_bytes <= before_bytes or self.used_bytes <= self.max_bytes

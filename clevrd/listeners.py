@@ -1,6 +1,6 @@
-"""Listening sockets: opened with a reason when they can't be, watched, and opened again.
+"""Listening sockets: opens them, watches them, and opens dead ones again.
 
-What happens on accepted connections is raw_http.py's.
+Accepted connections are the protocol factory's business (`raw_http`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from clevrd.errors import CannotStart
 
 log = logging.getLogger(__name__)
 
-# libuv accepts one connection a turn, so a storm of them waits here; the kernel caps it
-# (net.core.somaxconn).
+# Connections that wait in the kernel to be accepted. libuv accepts one in a turn of the loop, so a
+# burst waits here; the kernel caps the number (net.core.somaxconn).
 BACKLOG: Final = 4096
 
 
@@ -38,34 +38,34 @@ class Listeners:
         self._send_buffer_bytes = send_buffer_bytes
         self._make_protocol = make_protocol
         self._loop = loop
-        # Bound, and not served yet.
+        # Sockets that are bound and listen, and accept no connection yet; `open` empties the list.
         self._bound: list[socket.socket] = []
         self._servers: list[tuple[socket.socket, asyncio.Server]] = []
         self._is_closed = False
 
     @property
     def urls(self) -> list[str]:
-        """Where it listens, as URLs without a path."""
+        """URLs of the listening sockets, without a path."""
         return [_url_of(bound) for bound, _ in self._servers]
 
     @property
     def count(self) -> int:
-        """How many sockets there are, served or not."""
+        """Number of sockets, whether they accept connections yet or not."""
         return len(self._bound) + len(self._servers)
 
     def is_listening(self) -> bool:
         """Whether every socket accepts connections.
 
-        A loop closes a listener for good, and says so nowhere, when accepting fails in a way it
-        did not foresee; the kernel knows.
+        The loop closes a listener for good when accepting fails in a way that it did not foresee,
+        and tells nobody. The kernel's own state shows that.
         """
         return bool(self._servers) and all(_accepts(bound) for bound, _ in self._servers)
 
     async def bind(self) -> None:
-        """Take the address: who connects from here on waits until it is served.
+        """Take the address; clients that connect from here on wait until `open`.
 
         Raises:
-            CannotStart: the address can't be listened on; nothing is left half open.
+            CannotStart: the address can't be listened on; no socket is left open.
         """
         self._bound = await open_sockets(self._address, self._send_buffer_bytes, self._loop)
         self._pin_port(self._bound)
@@ -73,10 +73,10 @@ class Listeners:
             bound.listen(BACKLOG)
 
     async def open(self) -> None:
-        """Listen.
+        """Accept connections, after `bind` where that was not called before.
 
         Raises:
-            CannotStart: as `bind`, which it does where that was not done before.
+            CannotStart: the address can't be listened on.
         """
         if not self._bound:
             await self.bind()
@@ -84,7 +84,7 @@ class Listeners:
         self._servers = [(bound, await self._serve(bound)) for bound in sockets]
 
     async def reopen_if_dead(self) -> bool:
-        """Listen again where listening has ended by itself; return whether it had.
+        """Listen again if a socket has stopped listening; return whether one had.
 
         Raises:
             CannotStart: the address can't be listened on any more.
@@ -96,12 +96,12 @@ class Listeners:
             server.close()
         await self.open()
         if self._is_closed:
-            # The daemon began to stop while this was opening.
+            # The daemon began to stop while the sockets were being opened.
             self.close()
         return True
 
     def close(self) -> None:
-        """Accept no more connections; a Unix socket's file goes as well."""
+        """Close the sockets, and remove a Unix socket's file."""
         self._is_closed = True
         is_ours = bool(self._servers or self._bound)
         for _, server in self._servers:
@@ -113,7 +113,7 @@ class Listeners:
             _remove_socket(self._address.path)
 
     def _pin_port(self, sockets: list[socket.socket]) -> None:
-        """Keep the port the kernel chose, so that it is the same when it is opened again."""
+        """Keep the port that the kernel chose, for the next opening."""
         if isinstance(self._address, TcpAddress) and self._address.port == 0:
             self._address = TcpAddress(self._address.host, sockets[0].getsockname()[1])
 
@@ -135,12 +135,13 @@ def _accepts(bound: socket.socket) -> bool:
 async def open_sockets(
     address: TcpAddress | UnixAddress, send_buffer_bytes: int, loop: asyncio.AbstractEventLoop
 ) -> list[socket.socket]:
-    """Return bound sockets for ``address``, which nobody accepts from yet.
+    """Return bound sockets for ``address`` that do not accept connections yet.
 
     Args:
-        address: where to.
-        send_buffer_bytes: SO_SNDBUF, which accepted TCP connections inherit; 0 for the kernel's.
-        loop: what looks a host's name up, beside everything else.
+        address: where to listen.
+        send_buffer_bytes: SO_SNDBUF of accepted TCP connections, which inherit it; 0 keeps the
+            kernel's default.
+        loop: resolves a host's name in a thread.
 
     Raises:
         CannotStart: one line saying why not and what to do.
@@ -153,8 +154,9 @@ async def open_sockets(
         raise CannotStart(_why_not(address, error)) from error
     for each in sockets:
         if send_buffer_bytes:
-            # A kernel buffer hides a dead reader: at its own limit of 4 MiB it swallowed ten
-            # times as many messages before the first sign of one, at no gain in throughput.
+            # A kernel buffer hides a dead reader: at its default limit of 4 MiB the kernel
+            # swallowed ten times as many messages before the first sign of one, at no gain in
+            # throughput.
             each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
     return sockets
 
@@ -196,14 +198,14 @@ def _unix_socket(path: str) -> socket.socket:
 
 
 def _clear_stale_socket(path: str) -> None:
-    """Remove the socket a killed daemon left behind; leave one that answers, and other files."""
+    """Remove a socket that a killed daemon left; raise for one that answers, or another file."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             raise OSError(errno.EEXIST, "a file that is no socket is in the way")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # One whose backlog is full would hold the loop.
+        # A socket whose backlog is full would block the loop.
         probe.setblocking(False)
         try:
             probe.connect(path)
@@ -232,7 +234,8 @@ def _why_not(address: TcpAddress | UnixAddress, error: OSError) -> str:
 
 
 def _reason(error: OSError) -> str:
-    # socket.create_server adds the address to strerror, as a tuple; it stands in ours already.
+    # socket.create_server adds the address to strerror, as a tuple; our sentence has the address
+    # already.
     return (error.strerror or str(error)).partition(" (while")[0]
 
 

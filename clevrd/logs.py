@@ -1,7 +1,7 @@
-"""Standard error: log lines, and what commands say. Nothing here waits for who reads it.
+"""Standard error: log lines and the lines of commands, written without waiting for a reader.
 
-Lines go into a bounded queue that a thread writes. Lines that find it full, or that can't be
-written, are counted, and the count is a line of its own as soon as writing works again.
+Lines go into a bounded queue that a thread writes. Lines that find the queue full, or that can't be
+written, are counted, and a line with their number follows as soon as writing works again.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from clevrd.writer_thread import WriterThread, write_all
 log = logging.getLogger(__name__)
 
 STDERR: Final = 2
-# About 8,000 lines: what a reader that pauses for a moment finds again.
+# About 8,000 lines: enough for a reader that pauses for a moment.
 MAX_QUEUED_BYTES: Final = 1 << 20
-# One line, a traceback in it; the rest of it is cut off.
+# Longest line, which may hold a traceback; the rest of the line is cut off.
 MAX_LINE_BYTES: Final = 32_768
-# A moving line is left out while more than this waits: nobody sees it move.
+# A progress line is left out while more than this waits, since no one would see it move.
 MAX_QUEUED_DRAWN_BYTES: Final = 4096
-# What an end waits for lines that nobody takes: an orderly one, and one that is in a hurry.
+# How long the process waits at its end for lines that no one takes: FLUSH_S after an ordinary stop,
+# HURRIED_FLUSH_S after a forced one.
 FLUSH_S: Final = 1.0
 HURRIED_FLUSH_S: Final = 0.2
 
-# Notice characters from a server, a file or a client would move a terminal's cursor or forge a
+# Control characters from a server, a file or a client would move a terminal's cursor or forge a
 # second log line.
 ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0))} | {
     ord("\n"): "\\n",
@@ -39,7 +40,7 @@ ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0
     ord("\t"): " ",
 }
 
-# RFC 5424 §6.2.1 severities, which journald reads from a <N> in front: sd-daemon(3).
+# RFC 5424 §6.2.1 severities, which journald reads from a <N> at the start of a line: sd-daemon(3).
 _SEVERITIES: Final = {
     logging.CRITICAL: 2,
     logging.ERROR: 3,
@@ -50,9 +51,9 @@ _SEVERITIES: Final = {
 
 
 class Lines:
-    """Lines to a descriptor; who puts them never waits, and lines that nobody takes are counted.
+    """Writes lines to a descriptor; `put` never waits, and lines that can't go out are counted.
 
-    A queue that was full takes nothing until it is empty, so that each time is one count, which
+    A queue that was full takes no line until it is empty. So each such time gives one count, which
     stands where the lines are missing.
     """
 
@@ -63,23 +64,26 @@ class Lines:
         max_queued_bytes: int = MAX_QUEUED_BYTES,
     ) -> None:
         self._descriptor = descriptor
-        # Returns the line that says how many were dropped; called in the writer's thread.
+        # Returns the line that says how many lines were dropped; called in the writer's thread.
+        # Replaced by LinesHandler.
         self.note = note
         self._max_queued_bytes = max_queued_bytes
         self._writer = WriterThread("clevrd-log", self._deliver)
-        # Lines that found the queue full; `put` alone changes it.
+        # Lines that found the queue full, since the start; `put` alone changes it.
         self._refused = 0
-        # The rest is the writer's thread's alone. How many of `_refused` were told of:
+        # Lines of `_refused` that a written line has told of. Only the writer's thread changes this
+        # field and those below.
         self._refused_told = 0
-        # Lines that could not be written, in all and not told of yet.
+        # Lines that could not be written: since the start, and since the last line that told of
+        # them.
         self._failed = 0
         self._failed_untold = 0
-        # Whether writing failed within a line.
+        # True when the last write ended within a line.
         self._is_mid_line = False
 
     @property
     def dropped(self) -> int:
-        """Lines that were dropped since the start; only rises."""
+        """Lines that were dropped since the start; the number only rises."""
         return self._refused + self._failed
 
     def put(self, line: str) -> None:
@@ -92,7 +96,7 @@ class Lines:
             self._refused += 1
 
     def draw(self, text: str) -> None:
-        """Have ``text`` written as it is, a moving line on a terminal; it is not missed."""
+        """Have ``text``, a progress line on a terminal, written as it is, or left out."""
         if self._writer.queued_bytes <= MAX_QUEUED_DRAWN_BYTES:
             self._writer.put(text.encode())
 
@@ -107,7 +111,7 @@ class Lines:
             self._failed_untold = 0
         if rest := data if self._failed_untold else self._write(data):
             self._count_failed(rest.count(b"\n"))
-        # Nothing comes behind ``data`` while lines are refused, so this is reached.
+        # `put` adds no line while lines are refused, so in the end ``data`` alone is left.
         untold = self._refused - self._refused_told
         if untold and self._writer.queued_bytes == len(data):
             self._refused_told += untold
@@ -122,7 +126,7 @@ class Lines:
         return not self._write(_line_bytes(self.note(lines)))
 
     def _write(self, data: bytes) -> bytes:
-        """Write ``data`` and return what of it could not be written."""
+        """Write ``data`` and return the part of it that could not be written."""
         start = b"\n" if self._is_mid_line else b""
         written, error = write_all(self._descriptor, start + data)
         if error is None or written:
@@ -144,7 +148,7 @@ def _line_bytes(line: str) -> bytes:
 
 
 class EventFormatter(logging.Formatter):
-    """One line per event, whatever is in it: time, level, the event, its values."""
+    """Renders an event as one line, whatever is in it: time, level, the event, its values."""
 
     def __init__(self, *, for_journal: bool) -> None:
         stamp = "" if for_journal else "%(asctime)s.%(msecs)03dZ %(levelname)s "
@@ -153,31 +157,31 @@ class EventFormatter(logging.Formatter):
         self._for_journal = for_journal
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line; a traceback is in it with its newlines escaped."""
+        """Return the line; newlines of a traceback in it are escaped."""
         line = super().format(record).translate(ESCAPES)
         if not self._for_journal:
             return line
         return f"<{_SEVERITIES.get(record.levelno, 6)}>{line}"
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """Return the line without a traceback; what a library says is marked as its own."""
+        """Return the line without a traceback; a library's line names its logger."""
         line = super().formatMessage(record)
         return line if record.name.startswith("clevrd.") else f"{line} logger={record.name}"
 
 
 class CommandFormatter(logging.Formatter):
-    """One line per event as a command says it: without time and level."""
+    """Renders an event as a line of a command, without time and level."""
 
     def __init__(self) -> None:
         super().__init__("clevrd: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line; a traceback is in it with its newlines escaped."""
+        """Return the line; newlines of a traceback in it are escaped."""
         return super().format(record).translate(ESCAPES)
 
 
 class LinesHandler(logging.Handler):
-    """Hands each event to ``lines``, in the form of its formatter."""
+    """Hands each event to ``lines``, as its formatter renders it."""
 
     def __init__(self, lines: Lines, formatter: logging.Formatter) -> None:
         super().__init__()
@@ -186,7 +190,7 @@ class LinesHandler(logging.Handler):
         lines.note = self._note
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Put the event's line; one that can't be made is replaced by where it came from."""
+        """Put the event's line; if formatting fails, put a line that says where it came from."""
         try:
             line = self.format(record)
         except Exception as error:
@@ -194,7 +198,7 @@ class LinesHandler(logging.Handler):
         self._lines.put(line)
 
     def flush(self) -> None:
-        """Wait for what is queued, a short time; `logging.shutdown` does this at exit."""
+        """Wait for queued lines, FLUSH_S at most; `logging.shutdown` calls this at exit."""
         self._lines.flush(FLUSH_S)
 
     def _note(self, count: int) -> str:
@@ -204,13 +208,13 @@ class LinesHandler(logging.Handler):
 
 
 def _unreadable(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
-    """Return the event that stands for one whose values don't fit its text."""
+    """Return an event in place of one whose values don't fit its text."""
     text = f"log line can't be made at={record.filename}:{record.lineno} why={error!r}"
     fields = {"name": __name__, "levelno": logging.ERROR, "levelname": "ERROR", "msg": text}
     return logging.makeLogRecord(fields)
 
 
-# All lines of this process to its standard error; the thread begins with the first one.
+# Takes all lines of this process for standard error; its thread starts with the first line.
 stderr: Final = Lines(STDERR, lambda count: f"clevrd: {count} lines dropped, nobody took them")
 
 
@@ -220,7 +224,7 @@ def set_up_logging(level: str, *, for_journal: bool) -> None:
 
 
 def log_for_people() -> None:
-    """Show what the client warns of, as lines like the other ones of a command."""
+    """Show the client's warnings in the same form as a command's other lines."""
     _log_with(CommandFormatter(), "WARNING")
 
 
@@ -230,7 +234,7 @@ def _log_with(formatter: logging.Formatter, level: str) -> None:
 
 
 def log_what_python_says() -> None:
-    """Log warnings, and errors that nobody caught, which Python would write itself, and wait."""
+    """Log warnings and uncaught errors, which Python would write itself, blocking."""
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
@@ -257,7 +261,7 @@ def _log_unraisable(failed: Any) -> None:
 def is_journal(environ: Mapping[str, str]) -> bool:
     """Say whether standard error goes to journald, which has its own timestamps.
 
-    The variable alone does not say so, since children inherit it: systemd.exec(5) tells to compare
+    The variable alone proves nothing, since children inherit it: systemd.exec(5) tells to compare
     device and inode.
     """
     with suppress(OSError):
@@ -270,6 +274,6 @@ def is_journal(environ: Mapping[str, str]) -> bool:
 
 
 def say(text: str) -> None:
-    """Write each line of ``text`` to standard error, as a command speaks to people."""
+    """Write each line of ``text`` to standard error, with the program's name in front."""
     for line in text.split("\n"):
         stderr.put(f"clevrd: {line.translate(ESCAPES)}")

@@ -1,7 +1,7 @@
-"""Memory: what was given back to the allocator goes back to the machine.
+"""Memory: gives memory that the allocator holds free back to the machine.
 
-Decides when, and asks Python's collector and glibc; nobody else's allocator needs it. Source:
-malloc_trim(3).
+Decides when, and calls Python's collector and glibc's malloc_trim(3); other C libraries need no
+such call.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from typing import Final
 
 log = logging.getLogger(__name__)
 
-# Freed since the last time, and looks in a row for which it has to be: rings that are cut at their
-# bound are full again by then. It is a pause of 0.15 ms for each MiB. The lock of glibc's allocator
-# is held meanwhile, so a thread would not help.
+# Memory is given back once at least WORTH_BYTES were freed since the last time, as seen by
+# PATIENT_LOOKS looks in a row: rings that are cut at their bound are full again by then. Giving
+# back pauses the process 0.15 ms for each MiB. glibc's allocator is locked meanwhile, so a thread
+# would not help.
 WORTH_BYTES: Final = 8 << 20
 PATIENT_LOOKS: Final = 3
-# What is left over is worth it when nothing happens any more.
+# A smaller amount is given back after more looks, when the daemon is idle.
 LITTLE_BYTES: Final = 1 << 20
 LITTLE_LOOKS: Final = 10
 
 
 def find_trim() -> Callable[[], object] | None:
-    """Return what gives free memory back to the machine; None where the C library has no such call.
+    """Return a function that gives free memory back; None if the C library has none.
 
-    That is glibc's alone: musl and macOS return memory by themselves.
+    Only glibc needs one: musl and macOS give memory back by themselves.
     """
     if not sys.platform.startswith("linux"):
         return None
@@ -38,12 +39,12 @@ def find_trim() -> Callable[[], object] | None:
     except (OSError, AttributeError):
         return None
     malloc_trim.argtypes, malloc_trim.restype = [ctypes.c_size_t], ctypes.c_int
-    # What it leaves at the top of the heap.
+    # The argument 0 is the number of bytes to keep free at the top of the heap.
     return lambda: malloc_trim(0)
 
 
 class Memory:
-    """Gives memory back once much of it was freed and is not used again at once."""
+    """Gives memory back once much was freed and was not used again at once."""
 
     __slots__ = ("_looks", "_now_s", "_peak_bytes", "_trim")
 
@@ -52,18 +53,19 @@ class Memory:
     ) -> None:
         self._trim = trim
         self._now_s = now_s
-        # The most that was held since the last time.
+        # Most bytes held since memory was last given back.
         self._peak_bytes = 0
-        # Looks in a row at which enough was free.
+        # Looks in a row that found at least LITTLE_BYTES freed.
         self._looks = 0
 
     def look(self, held_bytes: int, *, is_quiet: bool) -> bool:
-        """Note what is held now; give back what was freed, and return whether that was done.
+        """Note the bytes held now; give freed memory back if it is time, and return whether.
 
         Args:
-            held_bytes: by what takes most of the memory, as far as it is counted.
-            is_quiet: few connections are left, so that a collection takes no time. What those that
-                have gone leave in cycles pins the memory around it: 30 MB after 2,000 readers.
+            held_bytes: bytes held by the rings and the readers, which take most of the memory.
+            is_quiet: few connections are left, so that a full collection is short. Objects of
+                closed connections in reference cycles keep the memory around them: 30 MB after
+                2,000 readers.
         """
         self._peak_bytes = max(self._peak_bytes, held_bytes)
         freed_bytes = self._peak_bytes - held_bytes

@@ -1,26 +1,25 @@
-"""Pace: how slowly a client may send and read before that is taken for an attack. Decides only.
+"""Pace: decides how slowly a client may send and read before that counts as an attack.
 
-A request, or a message on a socket, has to be whole in `request_timeout_s`. A body that comes
-slowly but steadily is given more: whenever so much of it has arrived as MIN_SENT_BYTES_PER_S brings
-in that time, the time begins anew. Heads get no such time. An answer has to be read at
-MIN_READ_BYTES_PER_S over each `keepalive_timeout_s`. After Apache's mod_reqtimeout, whose MinRate
-is 500 B/s.
+A request, or a message on a socket, has to be whole within `request_timeout_s`. A body that comes
+slowly but steadily gets more: each time that MIN_SENT_BYTES_PER_S times this timeout has arrived,
+the timeout begins anew. Heads get no such extension. An answer has to be read at
+MIN_READ_BYTES_PER_S over each `keepalive_timeout_s`. Both rules follow Apache's mod_reqtimeout,
+whose MinRate is 500 B/s.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-# Attacks with slow bodies send some bytes a second, seldom 500; a slow uplink brings five times
-# this.
-# A body of a MiB takes 128 s at it.
+# Attacks with slow bodies send a few bytes a second, seldom 500; a slow uplink brings five times
+# this rate. A body of 1 MiB takes 128 s at this rate.
 MIN_SENT_BYTES_PER_S: Final = 8_192
 
-# Kernels tell of what is read in steps of up to 64 KiB, so a reader at 1 KB/s is seen to read
-# this much in 75 s, whenever one begins to look.
+# Kernels report progress in steps of up to 64 KiB, so a reader at 1 KB/s is seen to read this much
+# in 75 s, whenever the measurement begins.
 MIN_READ_BYTES_PER_S: Final = 512
 
-# More than anything may have: what is never given more time.
+# A number of bytes that no input reaches, for input whose timeout never begins anew.
 NEVER: Final = 1 << 62
 
 
@@ -30,5 +29,5 @@ def sent_step_bytes(timeout_s: float) -> int:
 
 
 def reads_on(taken_bytes: int, within_s: float) -> bool:
-    """Return whether a client that took so much of an answer within ``within_s`` may go on."""
+    """Return whether a client that took ``taken_bytes`` of an answer in ``within_s`` may go on."""
     return taken_bytes >= max(1, int(MIN_READ_BYTES_PER_S * within_s))

@@ -1,6 +1,6 @@
-"""Progress: what the peer of a connection has taken so far, as the kernel counts it.
+"""Progress: how much the peer of a connection has taken, as the kernel counts it.
 
-What follows from it is decided elsewhere. Sources: struct tcp_info in the kernel's
+The callers decide what follows from the figures. Sources: struct tcp_info in the kernel's
 include/uapi/linux/tcp.h; tcp(7), SIOCOUTQ.
 """
 
@@ -17,53 +17,56 @@ from typing import Final
 
 import msgspec
 
-# How often the kernel asks, within the time to answer, before it gives a silent peer up.
+# Keepalive probes that the kernel sends within the time to answer before it gives a silent peer up.
 _ASKED_AGAIN: Final = 2
 
 _RESET: Final = struct.pack("ii", 1, 0)
 _INT: Final = struct.Struct("i")
 
-# Fields of struct tcp_info, which only ever grows at its end: repetitions of a segment that nobody
-# acknowledges, segments under way, bytes that the peer's kernel has acknowledged (since 4.1), that
-# were not sent yet (4.6), and that the peer's kernel last offered room for (5.4).
+# Offsets of fields in struct tcp_info, which only ever grows at its end: retransmissions of a
+# segment that is not acknowledged; segments under way; bytes that the peer's kernel has
+# acknowledged (since Linux 4.1); bytes not sent yet (4.6); bytes that the peer's kernel last
+# offered room for (5.4).
 _RETRANSMITS: Final = struct.Struct("@2xB")
 _UNACKED_SEGMENTS: Final = struct.Struct("@24xI")
 _ACKED_BYTES: Final = struct.Struct("@120xQ")
 _NOT_SENT_BYTES: Final = struct.Struct("@144xI")
 _OFFERED_WINDOW: Final = struct.Struct("@228xI")
 _TCP_INFO_BYTES: Final = 232
-# Linux's own number where Python's socket module lacks it.
+# Linux's number for TCP_INFO, for a socket module that lacks the name.
 _TCP_INFO: Final = getattr(socket, "TCP_INFO", 11)
 _HAS_TCP_INFO: Final = sys.platform == "linux"
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a peer had got at one moment."""
+    """The progress of a peer at one moment."""
 
-    # Rises when the peer's kernel takes bytes; only the difference of two means anything.
+    # Bytes that the peer's kernel has taken, up to a constant; only the difference of two values
+    # means anything.
     taken_bytes: int
-    # Written and not acknowledged, in this process or in its kernel; not 0 if anything is.
+    # True if any bytes are written and not acknowledged, in this process or in its kernel.
     is_behind: bool
-    # Up to where the peer's kernel would take bytes: what it took and the room it last offered. It
-    # rises when the peer's process reads, and not when its kernel fills up. Where nobody knows the
-    # room, ``taken_bytes``.
+    # The number that ``taken_bytes`` could rise to: bytes taken and the room that the peer's kernel
+    # last offered. It rises when the peer's process reads, and not when only its kernel fills up.
+    # Equal to ``taken_bytes`` where the room is not known.
     edge_bytes: int
-    # The kernel counts acknowledgements, so that silence on a stream means something.
+    # True where the kernel counts acknowledgements, so that a stream without progress means
+    # something.
     is_exact: bool = False
-    # What was sent is repeated, since nobody acknowledges it: not even the peer's kernel is there.
+    # True while the kernel repeats a segment because not even the peer's kernel acknowledges it.
     is_repeating: bool = False
 
 
 def progress_of(transport: asyncio.Transport) -> Progress:
-    """Return how far the peer of ``transport`` has got; 2 us."""
+    """Return the progress of ``transport``'s peer; takes 2 us."""
     buffered_bytes = transport.get_write_buffer_size()
-    # A transport that is closed has none, here and below.
+    # A closed transport has no socket.
     sock = transport.get_extra_info("socket")
     if _HAS_TCP_INFO and sock is not None and sock.family != socket.AF_UNIX:
         try:
             info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_BYTES)
         except (OSError, ValueError):
-            # Closed in between: what is left is the process's own.
+            # The socket was closed in between, so only this process's own buffer is known.
             info = b""
         if len(info) == _TCP_INFO_BYTES:
             unsent_bytes = buffered_bytes + _NOT_SENT_BYTES.unpack_from(info)[0]
@@ -80,10 +83,10 @@ def progress_of(transport: asyncio.Transport) -> Progress:
 
 
 def unsent_bytes_of(transport: asyncio.Transport) -> int:
-    """Return how much of what was written to ``transport`` is not acknowledged, as far as is known.
+    """Return the bytes written to ``transport`` that are not acknowledged, as far as known.
 
-    What the kernel holds counts: it asks for more only when a third of its buffer is free, which a
-    reader at some KB/s takes many seconds for. tcp(7), SIOCOUTQ.
+    Bytes that the kernel holds count too: the kernel takes more only when a third of its buffer is
+    free, which takes a reader at some KB/s many seconds. tcp(7), SIOCOUTQ.
     """
     unsent_bytes = transport.get_write_buffer_size()
     sock = transport.get_extra_info("socket")
@@ -97,18 +100,18 @@ def unsent_bytes_of(transport: asyncio.Transport) -> int:
 
 
 def ask_when_silent(transport: asyncio.Transport, interval_s: float, timeout_s: float) -> None:
-    """Have the kernel ask the peer's kernel whether it is there, and end the connection if not.
+    """Have the kernel ask whether the peer is there, and end the connection if not.
 
-    For connections on which nobody says anything for a while, and neither side may. A peer that is
-    gone is found within the sum of both times, in whole seconds. tcp(7), TCP_KEEPIDLE; where the
-    system has no such options its own patience counts.
+    For connections on which neither side says anything for a while. A peer that is gone is found
+    within the sum of both times, in whole seconds. tcp(7), TCP_KEEPIDLE; a system without such
+    options uses its own times.
     """
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family == socket.AF_UNIX:
         return
-    # macOS's name for it.
+    # macOS calls the option TCP_KEEPALIVE.
     idle = getattr(socket, "TCP_KEEPIDLE", None) or getattr(socket, "TCP_KEEPALIVE", None)
-    # It may be closed by now.
+    # The socket may be closed by now.
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if idle is not None:
@@ -122,12 +125,12 @@ def ask_when_silent(transport: asyncio.Transport, interval_s: float, timeout_s: 
 def reset(transport: asyncio.Transport) -> None:
     """End the connection now, in the kernel as well.
 
-    Without the reset the kernel would go on offering what nobody takes, up to SO_SNDBUF for each,
-    for minutes after the process forgot the connection. socket(7), SO_LINGER.
+    Without a reset the kernel would keep up to SO_SNDBUF bytes for each connection and go on
+    offering them for minutes after the process forgot it. socket(7), SO_LINGER.
     """
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family != socket.AF_UNIX:
-        # It may be closed by now.
+        # The socket may be closed by now.
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     transport.abort()

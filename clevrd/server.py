@@ -1,9 +1,10 @@
-"""Composition root: builds the parts, listens, and ends in order. The only module that knows all.
+"""Composition root: builds the parts, serves, and stops in order. The only module that knows all.
 
-Life: take the address -> read the state -> use it up -> serve -> (SIGINT, SIGTERM or SIGHUP) ->
-stop accepting -> finish requests -> flush readers -> close WebSockets with 1012 -> stop background
-work -> save the state -> exit. A second signal ends it at once. A stop before the state is used up
-leaves it as it was, one after that saves it.
+A daemon's life: take the address -> read the state -> remove the state file -> serve -> (SIGINT,
+SIGTERM or SIGHUP) -> stop accepting -> finish requests -> let readers catch up -> close WebSockets
+with 1012 -> stop background work -> save the state -> exit. A second signal ends the process at
+once. A stop before the state file is removed leaves the file as it was; a stop after that saves a
+new one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import uvloop
@@ -47,33 +49,41 @@ from clevrd.handlers.subscribe.poll import Polls
 from clevrd.http_values import Refusals
 from clevrd.hub import Hub, Stats
 from clevrd.listeners import Listeners
-from clevrd.raw_http import MAX_LINGERING, MAX_PROBES, Door, PlainGrammar
+from clevrd.raw_http import (
+    MAX_LINGERING,
+    MAX_PROBES,
+    PlainGrammar,
+    RawConnection,
+    RawServer,
+)
 from clevrd.restart.directory import StateDir
 from clevrd.scheduling.timers import Timers
 
 log = logging.getLogger(__name__)
 
-# How often the listeners are looked at.
+# How often the listeners are checked.
 WATCH_S: Final = 1.0
 
-# How long subscribers get to answer the close at shutdown.
+# How long subscribers get to answer the close frame at shutdown.
 CLOSE_ALL_TIMEOUT_S: Final = 5.0
 
-# A full collection takes 20 ms in a daemon without a reader, all of it for what was imported, and
-# 15 ms more with 10,000 readers (measured with gc.collect()). Freezing takes away the first;
-# messages are free of cycles, so the second is made rare (CPython's own: 700, 10, 10).
+# A full collection takes 20 ms in a daemon without a reader, all of it for imported objects, and 15
+# ms more with 10,000 readers (measured with gc.collect()). Freezing the imported objects saves the
+# first part. Messages are free of cycles, so collections are made rare to save the second
+# (CPython's own thresholds: 700, 10, 10).
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 
-# What saving the state is reckoned to take of the time to stop in: a slow disk's 100 MB/s, 20 us
-# a topic, and a second for the positions of those whose time is up and for the last flush.
+# Estimate of the time that saving the state takes: a slow disk's 100 MB/s, 20 us for each topic,
+# and a second for the positions of topics whose messages no longer fit and for the last flush.
 SAVE_BYTES_PER_S: Final = 100_000_000
 SAVE_TOPIC_S: Final = 20e-6
 SAVE_FINISH_S: Final = 1.0
-# Beyond the time to stop in: what supervisors add to it is 10 s (systemd/clevrd.service).
+# Time that saving may take beyond `shutdown_timeout_s`; the systemd unit allows 10 s beyond it
+# (systemd/clevrd.service).
 SAVE_GRACE_S: Final = 5.0
 
 _POLL_S: Final = 0.02
-# How long connections that have nothing more to get may take to end.
+# How long connections that have nothing left to receive get to close.
 _CUT_TIMEOUT_S: Final = 0.1
 
 ResultT = TypeVar("ResultT")
@@ -137,7 +147,7 @@ class Server:
             {"/publish": publish_socket, "/subscribe": subscribe, "/ws": multiplex},
             config.max_message_bytes,
         )
-        self.door = Door(
+        self.raw_server = RawServer(
             gate=self._gate,
             grammar=grammar if config.raw_paths else None,
             probes={"/health": health, "/health/live": live, "/health/ready": ready},
@@ -153,45 +163,48 @@ class Server:
             loop=self._loop,
         )
         self._listeners = Listeners(
-            parse_address(config.address), config.send_buffer_bytes, self.door, self._loop
+            parse_address(config.address),
+            config.send_buffer_bytes,
+            partial(RawConnection, self.raw_server),
+            self._loop,
         )
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)
         self._state = StateDir(config.state_dir, self._loop.time) if config.state_dir else None
 
     @property
     def addresses(self) -> list[str]:
-        """Where it listens, as URLs without a path; empty before `start` and after `stop`."""
+        """Base URLs of the sockets; none before `start` and after `stop`."""
         return self._listeners.urls
 
     def is_ready(self) -> bool:
-        """Whether it serves: started, listening and not draining."""
+        """Whether the daemon serves: started, listening and not draining."""
         return self._listeners.is_listening() and not self.hub.is_draining
 
     def count_connections(self) -> dict[str, int]:
         """Return how many connections are open, by what they are at the moment."""
         streams = self.connections.streams
         return {
-            "http": len(self.door.open) + self._http.open_connections,
+            "http": len(self.raw_server.open) + self._http.open_connections,
             "websocket": len(self.connections) - streams,
             "stream": streams,
         }
 
     async def start(self) -> None:
-        """Listen and serve, from where the process before left off if it saved its state.
+        """Listen and serve, with the topics of the process before if it saved its state.
 
         Raises:
-            CannotStart: the address can't be listened on, or the state directory not used.
+            CannotStart: the address or the state directory can't be used.
         """
         await self.prepare()
         await self.serve()
 
     async def prepare(self) -> None:
-        """Take the address and read what was saved: all that takes time, and changes nothing.
+        """Take the address and read the saved state: the slow part, which changes nothing.
 
-        It can be cancelled, or `abandon`ed afterwards.
+        The call can be cancelled, or undone afterwards by `abandon`.
 
         Raises:
-            CannotStart: the address can't be listened on, or the state directory not used.
+            CannotStart: the address or the state directory can't be used.
         """
         await self._listeners.bind()
         try:
@@ -202,19 +215,19 @@ class Server:
             raise
 
     def abandon(self) -> None:
-        """Give up what `prepare` took; what was saved is there for the next process."""
+        """Undo `prepare`; the saved state stays for the next process."""
         self._listeners.close()
         if self._state is not None:
             self._state.close()
 
     async def serve(self) -> None:
-        """Serve, after `prepare`; from here on what was saved is used up, and `stop` saves it.
+        """Serve, after `prepare`; the saved state is removed here, and `stop` saves it again.
 
         Raises:
-            CannotStart: what was saved can't be taken away, or the address not be listened on.
+            CannotStart: the saved state can't be removed, or the address not be listened on.
         """
-        # What was saved is gone before a message can be accepted: after a crash it would give out
-        # offsets a second time.
+        # The saved state is removed before a message can be accepted: read again after a crash, the
+        # state would give out offsets a second time.
         if self._state is not None:
             try:
                 await _in_daemon_thread(self._state.use_up, self._loop)
@@ -235,30 +248,30 @@ class Server:
         self.connections.start()
 
     def _bound_connections(self) -> None:
-        """Take as many connections as there are descriptors for, and no more than are set."""
+        """Set the bound on connections: the setting, cut to what the descriptors allow."""
         wanted = self.config.max_connections
         allowed = connections_allowed(self._listeners.count, MAX_PROBES + MAX_LINGERING)
         if wanted > allowed:
             log.warning(
                 "max_connections=%d is more than descriptors allow; taking %d", wanted, allowed
             )
-        self.door.max_connections = min(wanted or allowed, allowed)
+        self.raw_server.max_connections = min(wanted or allowed, allowed)
 
     async def stop(self) -> None:
-        """End in order, within the configured time; what was acknowledged reaches who reads."""
+        """Stop in order, within `shutdown_timeout_s`; acknowledged messages reach their readers."""
         end_s = self._loop.time() + self.config.shutdown_timeout_s
         deadline_s = end_s - self._saving_takes_s()
         self.hub.is_draining = True
         for step in (
             self._timers.stop,
             self._listeners.close,
-            self.door.close_idle,
+            self.raw_server.close_idle,
             self._polls.end_all,
             lambda: self._finish_requests(deadline_s),
             lambda: self.hub.drain(deadline_s),
             lambda: self._close_connections(deadline_s),
             lambda: self._close_http(deadline_s),
-            self.door.stop,
+            self.raw_server.stop,
             self.connections.stop,
             self.hub.stop,
             lambda: self._save_state(end_s),
@@ -266,10 +279,10 @@ class Server:
             await self._take_step(step)
 
     async def _take_step(self, step: Callable[[], Awaitable[None] | None]) -> None:
-        """Take one step of the stop; its failure is logged and counted, and the next one follows.
+        """Take one step of the stop; log and count its failure, so that the next step follows.
 
-        Without this a fault in one connection could keep the others from their goodbye, and the
-        topics from being saved.
+        Without this, a fault in one connection could keep the others from their close frames, and
+        the topics from being saved.
         """
         try:
             waited_for = step()
@@ -284,27 +297,27 @@ class Server:
         await self.connections.close_all(RESTARTING, "restarting", timeout_s)
 
     async def crash(self) -> None:
-        """End at once, as a killed process does: no goodbye, no flush; for tests (testing/)."""
+        """End at once, as a killed process does: no close frames, no flush; for `testing`."""
         self.hub.is_draining = True
         self._timers.stop()
         self._listeners.close()
         self.connections.stop()
         for transport in self.connections.transports():
             transport.abort()
-        self.door.stop()
+        self.raw_server.stop()
         await self._http.shutdown(0)
         self.hub.stop()
         if self._state is not None:
-            # As the kernel does for a process that is gone; nothing was saved.
+            # The kernel releases the lock of a killed process in the same way; no state was saved.
             self._state.close()
 
     def on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Count what failed in a callback or a task that nobody waits for, and log it."""
+        """Count and log an error in a callback, or in a task that no one awaits."""
         self.hub.counters.count_background_error()
         loop.default_exception_handler(context)
 
     def watch_listeners(self) -> None:
-        """Open listeners again that have died."""
+        """Open listeners again that no longer listen."""
         if not self._listeners.is_listening():
             self.hub.tasks.spawn(self._reopen_listeners())
 
@@ -312,19 +325,20 @@ class Server:
         try:
             await self._listeners.reopen_if_dead()
         except CannotStart as error:
-            # The next look is a second away; until then /health/ready says no.
+            # The next check is a second away; until then /health/ready says no.
             log.error("listener can't be opened again reason=%s", error)
 
     # --- over a planned restart ------------------------------------------------------------------
 
     async def _restore_state(self, state: StateDir) -> None:
-        """Go on with the topics of the process before.
+        """Take over the topics of the process before.
 
         Raises:
             CannotStart: the directory can't be used.
         """
         began_s = self._loop.time()
-        # Beside the loop, so that a stop is one, in a thread that no stop has to wait for.
+        # The file is read beside the loop, so that a stop signal works meanwhile, in a thread that
+        # a stop need not wait for.
         await _in_daemon_thread(lambda: _open_and_read(state, self.hub), self._loop)
         log.info(
             "state restored topics=%d ring_bytes=%d took_s=%.3f",
@@ -334,7 +348,7 @@ class Server:
         )
 
     def _saving_takes_s(self) -> float:
-        """Return what saving is given of the time to stop in: what it takes, or half of it."""
+        """Return the seconds of the shutdown kept for saving: an estimate, at most half of all."""
         if self._state is None or not self._state.is_open:
             return 0.0
         topics = self.hub.topics
@@ -342,11 +356,12 @@ class Server:
         return min(self.config.shutdown_timeout_s / 2, wanted_s + len(topics) * SAVE_TOPIC_S)
 
     async def _save_state(self, end_s: float) -> None:
-        """Write down where every topic stands, and what fits the time of its messages."""
+        """Save every topic's position, and as many messages as there is time for."""
         state = self._state
         if state is None or not state.is_open:
             return
-        # What was cut short may not publish after it was written down how far it came.
+        # A publish that the stop cut off may not add a message after its topic's position was
+        # saved.
         self.hub.seal()
         began_s = self._loop.time()
         until_s = end_s - min(SAVE_FINISH_S, self.config.shutdown_timeout_s / 4)
@@ -360,7 +375,7 @@ class Server:
         except (OSError, TimeoutError) as error:
             reason = str(error) or "the disk took too long"
             log.error("state not saved reason=%r; every topic begins a new epoch", reason)
-            # The lock goes with the process: it may still be writing.
+            # The thread may still be writing, so the lock is kept until the process ends.
             return
         log.info(
             "state saved topics=%d without_messages=%d bytes=%d took_s=%.3f",
@@ -372,20 +387,21 @@ class Server:
         state.close()
 
     async def _close_http(self, deadline_s: float) -> None:
-        """Close HTTP connections, once the requests that came meanwhile are answered.
+        """Close HTTP connections, once requests that came meanwhile are answered.
 
-        aiohttp's own shutdown would wait all the time for a request that has only just begun.
+        aiohttp's own shutdown would use up its whole timeout for a request that has only just
+        begun.
         """
-        self.door.close_idle()
+        self.raw_server.close_idle()
         self._http.pre_shutdown()
         await self._finish_requests(deadline_s)
         await self._http.shutdown(_CUT_TIMEOUT_S)
 
     def _requests_under_way(self) -> int:
-        return self._front.in_flight + len(self.hub.tasks) + self.door.count_under_way()
+        return self._front.in_flight + len(self.hub.tasks) + self.raw_server.count_under_way()
 
     async def _finish_requests(self, deadline_s: float) -> None:
-        """Wait for requests whose answers are due."""
+        """Wait for requests that are not answered yet, until ``deadline_s`` at most."""
         while count := self._requests_under_way():
             if self._loop.time() >= deadline_s:
                 log.warning("requests cut at shutdown count=%d", count)
@@ -401,7 +417,7 @@ def _open_and_read(state: StateDir, hub: Hub) -> None:
 def _in_daemon_thread(
     call: Callable[[], ResultT], loop: asyncio.AbstractEventLoop
 ) -> Awaitable[ResultT]:
-    """Run ``call`` beside the loop, in a thread that a disk which hangs can't make us wait for."""
+    """Run ``call`` in a thread that the process does not wait for, even if a disk hangs."""
     done: asyncio.Future[ResultT] = loop.create_future()
 
     def settle(result: ResultT | None, error: BaseException | None) -> None:
@@ -418,7 +434,7 @@ def _in_daemon_thread(
             result = call()
         except Exception as raised:
             error = raised
-        # A loop that is closed by now has said goodbye without us.
+        # The loop may be closed by now; then no one waits for the result.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, result, error)
 
@@ -449,7 +465,8 @@ async def _serve(config: Config) -> int:
     signals.install()
     server = Server(config)
     loop.set_exception_handler(server.on_loop_error)
-    # Before it as well: 100,000 topics that are restored would be looked at again and again.
+    # The thresholds are set before `prepare`: with CPython's own, 100,000 restored topics would be
+    # scanned again and again.
     gc.set_threshold(*GC_THRESHOLDS)
     if not await _unless(signals.stopping, server.prepare()):
         server.abandon()
@@ -466,7 +483,7 @@ async def _serve(config: Config) -> int:
 
 
 async def _unless(stopping: asyncio.Event, preparing: Coroutine[Any, Any, None]) -> bool:
-    """Run ``preparing`` until it is done or ``stopping`` is set; return whether it is to go on."""
+    """Run ``preparing`` until it ends or ``stopping`` is set; return whether to go on."""
     task = asyncio.ensure_future(preparing)
     told = asyncio.ensure_future(stopping.wait())
     try:
@@ -491,13 +508,13 @@ def _greet(server: Server) -> None:
 
 
 def _own_command() -> str:
-    """Return how this program was called, for examples that work when they are copied."""
+    """Return the command that started this program, for examples that can be copied."""
     name = sys.argv[0]
     return name if os.path.basename(name) == "clevrd" else f"{sys.executable} -m clevrd"
 
 
 def _check_parser() -> None:
-    """Refuse to run on aiohttp's Python parser: slower, and laxer in what it takes for HTTP."""
+    """Refuse to run on aiohttp's Python parser: slower, and laxer about what is HTTP."""
     if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
         raise CannotStart(
             "aiohttp's C parser is missing; install aiohttp from a wheel, without"
@@ -506,6 +523,6 @@ def _check_parser() -> None:
 
 
 def _quiet_collector() -> None:
-    """Keep the collector off what lives as long as the process."""
+    """Keep the collector from scanning objects that live as long as the process."""
     gc.collect()
     gc.freeze()

@@ -1,9 +1,9 @@
-"""Which signals there are, and what they do before there is anything to stop.
+"""The signals, and their handlers until there is a daemon to stop.
 
-Process 1 of a container is not ended by a signal that it has no handler for (pid_namespaces(7)),
-and importing the rest takes longer than some supervisors wait before they change their mind. So
-nothing slow is imported here, `typing` not either. A handler of Python's runs between two steps of
-the code, within an import too. What a running daemon does: daemon_signals.
+A signal without a handler does not end process 1 of a container (pid_namespaces(7)), and importing
+the other modules takes longer than some supervisors wait before they send SIGKILL. So this module
+imports nothing slow, not even `typing`. Python calls a handler between two steps of the code, also
+during an import. The handlers of a running daemon are in daemon_signals.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
-# What is sent to end a process: by a supervisor, by Ctrl-C, and by a terminal that is closed.
+# Signals that ask a process to end: from a supervisor, from Ctrl-C, and from a terminal that is
+# closed.
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# What would end a process as well, and means nothing here. SIGPIPE and SIGXFSZ are ignored by
-# Python (their errors are told), SIGTSTP and SIGCONT do what they do everywhere.
+# Signals that would end the process by default, and have no meaning here. Python ignores SIGPIPE
+# and SIGXFSZ already (a failed write raises an error instead); SIGTSTP and SIGCONT work as
+# everywhere.
 STRAY = (
     signal.SIGUSR1,
     signal.SIGUSR2,
@@ -26,14 +28,14 @@ STRAY = (
     signal.SIGPROF,
     signal.SIGPOLL,
 )
-# What asks for the stacks: kill -QUIT, or Ctrl-\ on a terminal.
+# Signal that logs the stacks: kill -QUIT, or Ctrl-\ on a terminal.
 STACKS = signal.SIGQUIT
 
 Handler = Callable[[int, FrameType | None], object]
 
 
 def set_for_start(*, is_daemon: bool) -> None:
-    """Let a stop be a stop from here on; of a command, one that its sums are told at."""
+    """Set the handlers for the start: a daemon ends, a command raises KeyboardInterrupt."""
     if not is_daemon:
         for number in (signal.SIGTERM, signal.SIGHUP):
             handle(number, _interrupt)
@@ -45,14 +47,14 @@ def set_for_start(*, is_daemon: bool) -> None:
 
 
 def handle(number: signal.Signals, handler: Handler) -> None:
-    """Have ``handler`` called, unless the process was started to outlive its terminal: nohup(1)."""
+    """Install ``handler``, except for SIGHUP in a process started with nohup(1)."""
     if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
         return
     signal.signal(number, handler)
 
 
 def interrupted_code(stop: KeyboardInterrupt) -> int:
-    """Return the exit code of a command that a signal ended, as shells say it."""
+    """Return the exit code of a command that a signal ended: 128 and its number, as in shells."""
     return 128 + (int(stop.args[0]) if stop.args else signal.SIGINT)
 
 
@@ -61,9 +63,10 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    """End at once, in order: nothing is held, and what was saved is as it was."""
+    """End with exit code 0: the process holds nothing yet, and saved state is unchanged."""
     name = signal.Signals(number).name
-    # Python's streams may be in the middle of something; nobody waits for one that is full.
+    # Python's streams may be within a write, so the line goes to the descriptor itself, unless that
+    # would block.
     if select.select([], [2], [], 0)[1]:
         os.write(2, f"clevrd: stopped before it began signal={name}\n".encode())
     os._exit(0)

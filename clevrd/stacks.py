@@ -1,6 +1,7 @@
-"""Where every task and thread stands, as a few lines of text. A signal asks: daemon_signals.
+"""Where every task and thread stands, as lines of text for a log.
 
-Tasks and threads that stand at the same place are one line with their number.
+Tasks that stand at the same place share one line with their number. A signal asks for the lines:
+daemon_signals.
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, Final
 
-# 1,000 tasks are walked in about 10 ms; those beyond are only counted.
+# Tasks whose stacks are walked, 1,000 in about 10 ms; tasks beyond are only counted.
 MAX_TASKS: Final = 1_000
-# Different places, the most frequent first.
+# Places listed, the most frequent first.
 MAX_PLACES: Final = 50
 MAX_THREADS: Final = 50
-# Calls of one stack, the innermost first.
+# Calls listed for one stack, the innermost first.
 MAX_CALLS: Final = 20
-# Calls that are looked through for them, the outermost first.
+# Calls of one task that are walked, from the outermost inwards, to find the innermost.
 MAX_WALKED: Final = 200
 
 
 def stack_lines(
     tasks: Iterable[asyncio.Task[Any]], interrupted: FrameType | None = None
 ) -> Iterator[str]:
-    """Yield a line for each place at which tasks and threads stand, a bounded number of them.
+    """Yield a bounded number of lines, each for a thread or a place at which tasks stand.
 
     Args:
-        tasks: those of the loop.
-        interrupted: where the calling thread was before a signal's handler was called in it.
+        tasks: the loop's tasks.
+        interrupted: frame in which a signal handler interrupted the calling thread, if any.
     """
     yield from _thread_lines(interrupted)
     yield from _task_lines(list(tasks))
@@ -58,7 +59,7 @@ def _task_lines(tasks: list[asyncio.Task[Any]]) -> Iterator[str]:
 
 
 def _calls_of(frame: FrameType | None) -> str:
-    """Return the calls from ``frame`` outwards."""
+    """Return the calls from ``frame`` outwards, MAX_CALLS at most."""
     calls: list[str] = []
     while frame is not None and len(calls) < MAX_CALLS:
         calls.append(_call(frame))
@@ -67,7 +68,7 @@ def _calls_of(frame: FrameType | None) -> str:
 
 
 def _place_of(task: asyncio.Task[Any]) -> str:
-    """Return where ``task`` waits: the innermost coroutine first."""
+    """Return where ``task`` waits: its calls, the innermost first."""
     calls: deque[str] = deque(maxlen=MAX_CALLS)
     awaited: Any = task.get_coro()
     for _ in range(MAX_WALKED):

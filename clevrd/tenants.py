@@ -1,7 +1,7 @@
-"""Who a request belongs to: one function turns a request's head into a Tenant.
+"""Tenants: one function turns a request's head into a Tenant.
 
-There are no credentials yet: the tenant is who the request says it is, so this isolates, it does
-not authenticate. Everything after it takes a Tenant, never a name from the request.
+There are no credentials yet: the request names its tenant itself, so tenants are kept apart but not
+authenticated. Code behind this function takes a Tenant, never a name from the request.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from clevrd.http_values import Request
 
 DEFAULT_TENANT: Final = "default-tenant"
 
-# No colon, since "tenant:topic" is how people see a topic; no slash, dot first or spaces, so that
-# the name can become part of a path, a metric label or a broker's subject as it is.
+# A tenant's name. No colon, since people write "tenant:topic"; no slash, leading dot or space, so
+# that the name can become part of a path, a metric label or a broker's subject.
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 
 
 class Tenant(msgspec.Struct, frozen=True):
-    """One tenant; later also its permissions and limits."""
+    """One tenant, by its name."""
 
     name: str
 
 
-# Of requests that name none, and of those that are the same for everybody.
+# The tenant of requests that name none, and of requests whose answer is the same for all.
 DEFAULT: Final = Tenant(DEFAULT_TENANT)
 
 
 def identify(request: Request, options: dict[str, list[str]]) -> Tenant:
     """Return the tenant that ``request`` names in ``X-Tenant-ID`` or ``tenant=``.
 
-    Browsers can't set headers on a WebSocket, hence the query. Neither: the default tenant.
+    The query is for browsers, which can't set headers on a WebSocket. A request that names no
+    tenant gets the default one.
 
     Args:
         request: the request's head.

@@ -1,7 +1,7 @@
-"""WriterThread: writes to a descriptor beside everything else. What is written is its owner's.
+"""WriterThread: hands bytes to a blocking write in a thread of its own.
 
-A pipe that nobody reads, a stopped terminal or a disk that hangs holds this thread, and nothing
-else.
+A pipe that no one reads, a stopped terminal or a disk that hangs blocks this thread and nothing
+else. The owner says how bytes are written.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final
 
-# Handed to one write at most: what a pipe of Linux holds (pipe(7)).
+# Most bytes of one write: the capacity of a Linux pipe (pipe(7)).
 WRITE_BYTES: Final = 65_536
-# How often a descriptor that somebody else made non-blocking is looked at while it takes nothing.
+# How often a write is tried again on a full descriptor that another process made non-blocking.
 _FULL_POLL_S: Final = 1.0
 
 
 class WriterThread:
-    """Hands what was put to ``deliver``, in order, in a daemon thread that the first `put` starts.
+    """Hands data to ``deliver``, in order, in a daemon thread that the first `put` starts.
 
-    `put` never waits, and may be called from a signal handler: SimpleQueue is made for that.
+    `put` never waits, and may be called from a signal handler, which SimpleQueue allows.
     """
 
     __slots__ = (
@@ -42,38 +42,40 @@ class WriterThread:
         deliver: Callable[[bytes], object],
         moved: Callable[[], object] = lambda: None,
     ) -> None:
-        """Args: moved: called in the thread when `queued_bytes` has become less."""
+        """Args: moved: called in the thread after each delivery."""
         self._name = name
         self._deliver = deliver
         self._moved = moved
-        # An event is set when everything before it is delivered.
+        # Data to deliver, and events; an event is set when all data before it is delivered.
         self._queue: SimpleQueue[bytes | threading.Event] = SimpleQueue()
-        # Changed by the owner's thread alone, and this one by the writer's alone: no lock.
+        # Bytes put, changed by the owner's thread alone, and bytes delivered, changed by the
+        # writer's thread alone; so no lock is needed.
         self._put_bytes = 0
         self._done_bytes = 0
-        # Where the last flush that was given up found the writer; -1: none was.
+        # _done_bytes when the last flush was given up; -1 if none was.
         self._stuck_at = -1
         self._thread: threading.Thread | None = None
 
     @property
     def queued_bytes(self) -> int:
-        """What was put and is not delivered yet; what is being delivered counts."""
+        """Bytes that were put and are not delivered yet, with the bytes being delivered."""
         return self._put_bytes - self._done_bytes
 
     def put(self, data: bytes) -> None:
-        """Have ``data`` delivered; how much may wait is the owner's to bound."""
+        """Have ``data`` delivered; the owner has to bound how much waits."""
         size_bytes = self._put_bytes + len(data)
         self._put_bytes = size_bytes
         self._queue.put(data)
         if self._thread is None:
-            # Before it starts, so that a signal's handler that comes between starts no second one.
+            # The thread is stored before it starts, so that a `put` in a signal handler starts no
+            # second one.
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything is delivered, ``timeout_s`` at most; return whether it is.
+        """Wait ``timeout_s`` at most until all data is delivered; return whether it is.
 
-        Where an earlier flush was given up and nothing moved since, none is waited for again.
+        If an earlier flush was given up and no data was delivered since, this one does not wait.
         """
         if not self.queued_bytes:
             return True
@@ -97,7 +99,7 @@ class WriterThread:
                 event.set()
 
     def _take(self) -> tuple[list[bytes], int, list[threading.Event]]:
-        """Wait for the next parts; return as many as one write may have."""
+        """Wait for data; return as many parts as one write may have, their size, and the events."""
         parts: list[bytes] = []
         events: list[threading.Event] = []
         size_bytes = 0
@@ -118,7 +120,7 @@ class WriterThread:
 
 
 def write_all(descriptor: int, data: bytes) -> tuple[int, OSError | None]:
-    """Write ``data`` however long that takes; return how much was written, and what ended it."""
+    """Write ``data``, however long that takes; return the bytes written and the error, if any."""
     written = 0
     while written < len(data):
         try:

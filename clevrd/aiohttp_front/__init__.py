@@ -1,7 +1,7 @@
-"""The aiohttp side of the door: what the raw path does not recognise is answered through here.
+"""The aiohttp side: answers every request that the raw path does not recognise.
 
-What aiohttp lacks stands in one module for each question: where a request begins and ends, and
-whether its line is one: `framing`. A client that is slow with its head or with reading, shuts its
-side down, or is to hear a last word: `connection`. A body that is slow, cut short or too large:
-`body`. An upgrade, or a stream: `upgrade`. What a request is: `front`.
+One module for each thing that aiohttp lacks. `framing`: the bounds of each request and the form of
+its line. `connection`: slow heads, clients that do not read, half-closes, and answers that end a
+connection. `body`: bodies that are slow, cut short or too large. `upgrade`: WebSockets and streams.
+`front` turns aiohttp's requests into ours and our answers into its responses.
 """

@@ -1,6 +1,6 @@
 """The body of a request that came through aiohttp: whole, in time and within its limits.
 
-How much a body may hold is its endpoint's to say; the slow head before it is `connection`'s.
+The endpoint says how large a body may be; slow heads are handled in `connection`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from clevrd.http_values import TOO_MUCH_INPUT
 from clevrd.input_budget import InputBudget
 from clevrd.pace import sent_step_bytes
 
-# Bytes that a body may cost on the wire beyond twice its limit: chunks of one byte are six times
-# their size, and half a second of parsing per MiB.
+# Bytes that a body may take on the wire beyond twice its limit. Chunks of one byte take six times
+# their size, and half a second of parsing for each MiB.
 CHUNKING_SLACK_BYTES: Final = 65_536
 
 
 class BodyReader:
-    """Reads bodies, all of them within one budget and each within its time."""
+    """Reads bodies, each within its time, and all of them within one memory budget."""
 
     def __init__(self, budget: InputBudget, timeout_s: float) -> None:
         self._budget = budget
@@ -40,16 +40,17 @@ class BodyReader:
         """Return the whole body, of ``max_bytes`` at most.
 
         Raises:
-            MessageTooLarge: as soon as it is known, with the rest unread.
-            ChunksTooSmall: it costs too much to read, however small it is.
-            RequestTimeout: it did not arrive in time.
-            InvalidRequest: its framing is broken, or the client has shut its side down before the
-                end of it.
+            MessageTooLarge: the body is over ``max_bytes``; raised as soon as that is known, with
+                the rest unread.
+            ChunksTooSmall: the body's chunks make it too expensive to read, however small it is.
+            RequestTimeout: the body did not arrive in time.
+            InvalidRequest: the body's framing is broken, or the client has shut its side down
+                before the end of the body.
             Unavailable: too much is arriving from all clients together.
         """
         content = http_request.content
         if content.is_eof():
-            # Arrived with the head, as small ones do: nothing to wait for.
+            # The body arrived with the head, as small ones do, so there is no wait.
             body = content.read_nowait()
             _check_size(len(body), max_bytes)
             return body
@@ -100,6 +101,6 @@ def _check_size(size: int, max_bytes: int) -> None:
 
 
 def _expects_continue(http_request: web.BaseRequest) -> bool:
-    # RFC 9110 §10.1.1: never answered in HTTP/1.0.
+    # RFC 9110 §10.1.1: the expectation is ignored in an HTTP/1.0 request.
     expects = http_request.headers.get("Expect", "").lower() == "100-continue"
     return expects and http_request.version == HttpVersion11

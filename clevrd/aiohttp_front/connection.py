@@ -1,8 +1,9 @@
-"""aiohttp's connection with what it lacks: ends to slow heads and stalls, half-closes, last words.
+"""aiohttp's connection, with limits on slow clients, half-closes, and shares of turns.
 
-And shares of the loop's turns: aiohttp parses all that one read brings at once, which takes 40 ms
-for a body in chunks of one byte. In this order below. Bodies are `body`'s, and what a request is
-answered is `front`'s.
+aiohttp parses everything that one read brings at once, which takes 40 ms for a body in chunks of
+one byte; here parsing is cut into shares of the loop's turns. The methods below stand in this
+order: life of a connection, shares of turns, slow heads, stalls, half-closes, final answers. Bodies
+are read in `body`, and requests are answered in `front`.
 """
 
 from __future__ import annotations
@@ -39,15 +40,17 @@ from clevrd.pace import reads_on
 from clevrd.progress import ask_when_silent, progress_of, reset
 from clevrd.scheduling.fair_turns import FairTurns
 
-# What no part of a head may hold: aiohttp's parser reports it as a fault at this place, behind the
-# requests that are whole, and its sentence tells it from a fault of the client's before it.
+# Bytes that no part of a head may hold. Fed to aiohttp's parser, they make it report a fault at
+# this place, behind the requests that are whole; the sentence of that fault repeats these bytes,
+# which tells it from a fault in the client's own bytes.
 _BREAK: Final = b"\0clevrd\0"
 
-# Of a read, which brings up to 256 KiB, what aiohttp is given between two looks at the time: 1.3 ms
-# where it is a body in chunks of one byte.
+# Bytes given to aiohttp between two looks at the time, out of a read of up to 256 KiB: 1.3 ms for a
+# body in chunks of one byte.
 SLICE_BYTES: Final = 8_192
 
-# Turns of the loop within which aiohttp begins to handle a request that has arrived; it takes 3.
+# Turns of the loop after which a request that has arrived is certainly being handled; aiohttp takes
+# 3.
 TURNS_TO_BEGIN: Final = 8
 
 
@@ -79,46 +82,50 @@ class FrontConnection(RequestHandler):
     def __init__(self, server: FrontServer, **options: Any) -> None:
         super().__init__(server, loop=server.loop, **options)
         self._server = server
-        # The request being handled.
+        # The request being handled; None between requests. Changed by begin and end.
         self._current: web.BaseRequest | None = None
-        # What it waits for, where that is of no use to anybody else.
+        # The answer that this request waits for in `unless_gone`, cancelled if the client goes;
+        # else None.
         self._awaited: asyncio.Future[Response] | None = None
         self.received_bytes = 0
-        # Received and not yet given to aiohttp, which is read on when its turn has come.
+        # Bytes received and not yet given to aiohttp; a callback in `turns` will give them.
         self._unread = b""
-        # Whether aiohttp would be read on, where it is we who don't.
+        # While reading is paused here: whether aiohttp itself wanted to be read on.
         self._wants_more = True
-        # The client has shut its side down behind what is not read yet.
+        # True when the client has shut its side down behind bytes that are still in _unread.
         self._is_eof_held = False
         self._framing = Framing(server.known_heads)
-        # What is wrong with the last request, as far as it is not aiohttp that finds it.
+        # The fault found in the last request by code here, not by aiohttp; None without one.
         self._fault: ClevrdError | None = None
-        # Of the request being handled, once its body is waited for.
+        # Largest body of the request being handled, set once its body is waited for; None before.
         self._max_body_bytes: int | None = None
-        # How many requests were begun.
+        # Number of requests that aiohttp has begun to handle; rises in begin.
         self._handled = 0
-        # What ends the connection unless the request under way arrives, or the client leaves.
+        # Timer that ends the connection unless the head under way arrives whole, or, at the end,
+        # the client leaves.
         self._limit: asyncio.TimerHandle | None = None
-        # What ends it unless the client takes what was written.
+        # Timer that ends the connection unless the client reads its answers.
         self._stall: asyncio.TimerHandle | None = None
-        # The client sends nothing more, and may still read.
+        # True once the client has shut its side down; it may still read.
         self.has_eof = False
-        # The last word has been said: what still comes is ignored.
+        # True once the final answer was sent; input after that is ignored.
         self._is_ending = False
         self._gone: asyncio.Future[None] | None = None
 
     # --- from the first byte to the last ---------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Have `pause_writing` called as soon as anything is left unsent."""
+        """Have `pause_writing` called as soon as any byte is left unsent."""
         super().connection_made(transport)
-        # After it, since what the raw path left unsent calls `pause_writing` at once.
+        # The limit is set after aiohttp's own set-up, since bytes that the raw path left unsent
+        # make the transport call `pause_writing` at once.
         cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)
 
     def data_received(self, data: bytes) -> None:
-        """Read a share of it now, or all of it in a later turn."""
+        """Parse a share of ``data`` now, or all of it in a later turn."""
         if not data:
-            # aiohttp's own call: it has room again for what its parser holds.
+            # aiohttp itself calls with no bytes when it has room again for input that its parser
+            # holds.
             self._parse_on()
             return
         self._server.budget.received_bytes += len(data)
@@ -149,8 +156,9 @@ class FrontConnection(RequestHandler):
     async def unless_gone(self, reply: asyncio.Future[Response]) -> Response:
         """Return the reply to the request, or end the request when its client goes first.
 
-        It may have gone before the request got its turn: then nobody else would end it. Nothing may
-        be sent before the answer, so the kernels have to ask each other.
+        The client may have gone before the request got its turn, and then no other code would end
+        the request. Neither side sends a byte until the answer, so the kernels have to check that
+        the peer is there.
         """
         server = self._server
         if self.transport is None:
@@ -168,13 +176,13 @@ class FrontConnection(RequestHandler):
             self._awaited = None
 
     def open_transport(self) -> asyncio.Transport:
-        """Return the transport, or end the request as aiohttp does when the client has gone."""
+        """Return the transport, or raise what aiohttp expects if the client has gone."""
         if self.transport is None or self.transport.is_closing():
             raise ConnectionResetError("the client has gone")
         return self.transport
 
     def limit_body(self, max_bytes: int) -> None:
-        """Refuse the body of the request being handled as soon as its chunks say it is larger."""
+        """Refuse the current request's body as soon as its chunk sizes add up to more."""
         self._max_body_bytes = max_bytes
         self._check_declared()
 
@@ -186,17 +194,17 @@ class FrontConnection(RequestHandler):
             current.content.set_exception(MessageTooLarge(limit_bytes))
 
     def end(self) -> None:
-        """Note that the request has been answered."""
+        """Note that the current request has been answered."""
         self._current = None
         self._max_body_bytes = None
         if self.has_eof:
             self._close_when_idle(self._handled, TURNS_TO_BEGIN)
         elif self._framing.is_in_head:
-            # It has begun to arrive behind the one that was handled.
+            # The next request's head has begun to arrive behind the one that was answered.
             self._start_limit()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop the clocks; also when the connection is handed on."""
+        """Stop the timers; also called when an upgrade takes the connection over."""
         super().connection_lost(exc)
         self.take_unread()
         if self._awaited is not None:
@@ -210,7 +218,7 @@ class FrontConnection(RequestHandler):
     # --- shares of turns -------------------------------------------------------------------------
 
     def _read(self, data: bytes) -> None:
-        """Give aiohttp as much of ``data`` as the share of this turn allows; hold the rest."""
+        """Give aiohttp as much of ``data`` as this turn's share allows; hold the rest."""
         for start in range(0, len(data), SLICE_BYTES):
             if start and self._server.turns.is_spent():
                 self._hold(data[start:])
@@ -223,7 +231,7 @@ class FrontConnection(RequestHandler):
             self._start_limit()
 
     def _give(self, data: bytes) -> None:
-        """Give ``data`` to aiohttp, as far as it is HTTP as it should be."""
+        """Give aiohttp the part of ``data`` that is well-formed, and refuse the rest."""
         passed, fault = self._framing.take(data)
         super().data_received(passed)
         if fault is not None:
@@ -232,7 +240,7 @@ class FrontConnection(RequestHandler):
             self._check_declared()
 
     def _hold(self, data: bytes, *, has_begun: bool = True) -> None:
-        """Read ``data`` in a later turn, and nothing more from the socket until then."""
+        """Parse ``data`` in a later turn, and read no more from the socket until then."""
         before_bytes = len(self._unread)
         self._unread += data
         if not self._server.budget.change(before_bytes, len(self._unread)):
@@ -254,7 +262,7 @@ class FrontConnection(RequestHandler):
                 self.transport.close()
 
     def _stop_reading(self) -> None:
-        """Read nothing until `_read_as_wanted`; note whether aiohttp wants more now."""
+        """Pause reading until `_read_as_wanted`; note whether aiohttp wants more now."""
         if self.transport is not None:
             self._wants_more = self.transport.is_reading()
             self.transport.pause_reading()
@@ -264,7 +272,7 @@ class FrontConnection(RequestHandler):
             transport.resume_reading()
 
     def _parse_on(self) -> None:
-        """Let aiohttp parse what it holds itself, now that it has room; that may fill it again."""
+        """Let aiohttp parse the input that it holds itself, now that it has room."""
         if not self._unread or self.transport is None:
             super().data_received(b"")
             return
@@ -273,13 +281,13 @@ class FrontConnection(RequestHandler):
         self._stop_reading()
 
     def take_unread(self) -> bytes:
-        """Return what was received and not read yet; whoever asks has to read it."""
+        """Return the bytes received and not parsed yet; the caller has to handle them."""
         unread, self._unread = self._unread, b""
         self._server.budget.change(len(unread), 0)
         return unread
 
     def _refuse_unread(self) -> None:
-        """End the connection, with a word where no answer is under way."""
+        """End the connection, with a refusal where no other answer is under way."""
         self.take_unread()
         if self._current is not None or self.transport is None:
             self.force_close()
@@ -291,7 +299,7 @@ class FrontConnection(RequestHandler):
     # --- slow heads ------------------------------------------------------------------------------
 
     def _expire_head(self) -> None:
-        """Refuse a request whose head is not whole, which aiohttp knows nothing of yet."""
+        """Refuse a request whose head is not whole; aiohttp knows of no request yet."""
         self._limit = None
         if self.transport is None or self.transport.is_closing():
             return
@@ -301,7 +309,7 @@ class FrontConnection(RequestHandler):
         self.linger()
 
     def _start_limit(self) -> None:
-        """Start the clock of a request's head, unless it runs."""
+        """Start the timer of a request's head, unless it runs."""
         if self._limit is None:
             self._limit = self._server.loop.call_later(
                 self._server.request_timeout_s, self._expire_head
@@ -315,13 +323,13 @@ class FrontConnection(RequestHandler):
     # --- stalls ----------------------------------------------------------------------------------
 
     def pause_writing(self) -> None:
-        """Give the client time to read what it was answered, and no more."""
+        """Start the timer within which the client has to read its answers."""
         super().pause_writing()
         if self.transport is not None:
             self._watch_stall(self.transport)
 
     def resume_writing(self) -> None:
-        """The client has read it all."""
+        """Stop the timer, since the client has read everything."""
         super().resume_writing()
         if self._stall is not None:
             self._stall.cancel()
@@ -342,10 +350,11 @@ class FrontConnection(RequestHandler):
     # --- half-closes -----------------------------------------------------------------------------
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp never keeps it open
-        """Answer what was asked before closing: a client may shut its side down after a request.
+        """Answer requests that have arrived before closing: a client may half-close early.
 
-        What has arrived is handled, one request after the other; a body that is not whole will
-        never be (`begin`, `end`); a connection that is taken over is closed behind its head.
+        Requests that are whole are handled one after the other. A body that is not whole never will
+        be, so its request is refused (`begin`, `end`). A connection that an upgrade takes over is
+        closed behind its head.
         """
         if self._is_ending:
             return False
@@ -362,7 +371,7 @@ class FrontConnection(RequestHandler):
         return True
 
     def _close_when_idle(self, handled: int, turns: int) -> None:
-        """Close unless aiohttp takes up a request that has arrived within so many turns."""
+        """Close unless aiohttp begins another request within ``turns`` turns of the loop."""
         if self._handled > handled or self._is_ending or self._fault is not None:
             return
         if turns == 0:
@@ -373,7 +382,7 @@ class FrontConnection(RequestHandler):
     # --- last words ------------------------------------------------------------------------------
 
     def _refuse_next(self, fault: ClevrdError) -> None:
-        """Answer the request that is arriving with ``fault``, behind all that came before it."""
+        """Refuse the request that is arriving, after the answers to those before it."""
         self._fault = fault
         super().data_received(_BREAK)
 
@@ -384,7 +393,7 @@ class FrontConnection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is no HTTP as any other refusal; it may hold secrets, so it is not logged."""
+        """Refuse bytes that are no HTTP; they may hold secrets, so they are not logged."""
         self._cancel_limit()
         if isinstance(exc, ConnectionError):
             raise ConnectionResetError("the client has gone") from exc
@@ -398,10 +407,10 @@ class FrontConnection(RequestHandler):
         return LastWord(self, self._server.refuse(error, None))
 
     def linger(self) -> asyncio.Future[None]:
-        """Send nothing more, ignore what comes, and close when the client has, or after LINGER_S.
+        """Send no more, ignore input, and close when the client does, or after LINGER_S.
 
         Returns:
-            what is done when the connection is gone.
+            a future that is done when the connection is closed.
         """
         loop = self._server.loop
         self._gone = loop.create_future()
@@ -417,7 +426,7 @@ class FrontConnection(RequestHandler):
 
 
 class LastWord(web.Response):
-    """An answer that ends the connection, once the client can have read it."""
+    """An answer after which the connection ends, once the client can have read it."""
 
     def __init__(self, connection: FrontConnection, answer: Response) -> None:
         super().__init__(status=answer.status, body=answer.body, headers=answer.fields())
@@ -430,7 +439,7 @@ class LastWord(web.Response):
 
 
 class OwnVersion(web.StreamResponse):
-    """A last word in HTTP/1.1 whatever the request was in (RFC 9110 §2.5), so not aiohttp's."""
+    """A refusal in HTTP/1.1 whatever version the request has (RFC 9110 §2.5)."""
 
     def __init__(self, connection: FrontConnection, word: bytes) -> None:
         super().__init__()
@@ -438,20 +447,20 @@ class OwnVersion(web.StreamResponse):
         self._word = word
 
     async def prepare(self, request: web.BaseRequest) -> NoReturn:
-        """Write it; raising is how a handler ends aiohttp's task without a response of its own."""
+        """Write the refusal and raise, which ends aiohttp's task without its own response."""
         self._connection.open_transport().write(self._word)
         await self._connection.linger()
         raise ConnectionResetError("refused")
 
 
 def _cut_short(http_request: web.BaseRequest) -> None:
-    """Tell who reads the body that no more of it will come."""
+    """Make the reader of the body fail, since the body will never be whole."""
     if not http_request.content.is_eof():
         http_request.content.set_exception(web.RequestPayloadError("cut short"))
 
 
 class FrontServer(web.Server):
-    """aiohttp's low-level server: makes our connections, counts them, and ends them."""
+    """aiohttp's low-level server: makes FrontConnections, counts them, and ends them."""
 
     def __init__(
         self,
@@ -473,24 +482,25 @@ class FrontServer(web.Server):
         self.pong_timeout_s = config.pong_timeout_s
         self.known_heads = KnownHeads()
         self._renderer = ResponseRenderer()
-        # Of the connections that are aiohttp's now.
+        # The transports of the connections that aiohttp serves now.
         self._transports: dict[RequestHandler, asyncio.Transport] = {}
 
     @property
     def open_connections(self) -> int:
-        """How many connections there are."""
+        """Number of connections that aiohttp serves now."""
         return len(self._transports)
 
     def __call__(self) -> RequestHandler:
         """Return the protocol of one connection."""
         return FrontConnection(
             self,
-            # aiohttp's access log prints query strings; ours never sees a request's text.
+            # aiohttp's access log prints query strings; our own log has no text of a request.
             access_log=None,
             keepalive_timeout=self.keepalive_timeout_s,
-            # Every refusal lingers by itself (`LastWord`).
+            # aiohttp need not wait for input after a refusal: `LastWord` does that.
             lingering_time=0,
-            # 415 instead of inflating what a stranger compressed (handlers/publish/endpoint.py).
+            # A compressed body gets a 415, and is not decompressed for a stranger
+            # (handlers/publish/endpoint.py).
             auto_decompress=False,
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_LINE_BYTES,
@@ -501,17 +511,17 @@ class FrontServer(web.Server):
         return self._renderer.render(self.refuse(error, None), must_close=True)
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        """One more."""
+        """Count ``handler``'s connection."""
         self._transports[handler] = transport
         super().connection_made(handler, transport)
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        """One less; also when a connection is handed on."""
+        """Forget ``handler``'s connection; also called when an upgrade takes it over."""
         self._transports.pop(handler, None)
         super().connection_lost(handler, exc)
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # aiohttp's
-        """End all connections; those that don't take their last answer without it."""
+        """End all connections; abort those that don't read their last answer in time."""
         await super().shutdown(timeout)
         for transport in self._transports.values():
             transport.abort()

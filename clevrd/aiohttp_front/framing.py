@@ -1,8 +1,8 @@
-"""Where each request on a connection begins and ends, and what aiohttp's parser takes too easily.
+"""Follows where each request begins and ends, and refuses what aiohttp's parser lets pass.
 
-What passes here still has to pass aiohttp's own parser, so this module may only refuse. Where it
-can't follow the bytes any more it lets all of them pass. No sockets here. Rules: RFC 9112 §3 (the
-request line), §6 (lengths), §7.1 (chunks).
+Bytes that pass here still have to pass aiohttp's parser, so this module may only refuse. Bytes that
+it can't follow any more it passes on unchecked. No sockets here. Rules: RFC 9112 §3 (the request
+line), §6 (lengths), §7.1 (chunks).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 from clevrd.errors import ClevrdError, HeaderTooLarge, InvalidRequest
 from clevrd.head_cache import MAX_KNOWN_HEAD_BYTES, HeadCache
 
-# The request line, and each header field, in bytes without the line's end.
+# Longest request line, and longest header field, without the line's end.
 MAX_LINE_BYTES: Final = 8_190
 
 NOT_HTTP: Final = "That is not HTTP/1.1 as this server takes it (RFC 9112)."
@@ -25,7 +25,7 @@ NOT_ENCODED: Final = (
 TOO_LONG: Final = f"A line of the head is over {MAX_LINE_BYTES} bytes."
 CUT_SHORT: Final = "The head is cut short; send all of it, up to its empty line."
 
-# No method that aiohttp knows is longer.
+# Longest method; aiohttp knows none that is longer.
 _MAX_METHOD_BYTES: Final = 24
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NOT_VISIBLE: Final = re.compile(rb"[^!-~]")
@@ -33,19 +33,20 @@ _VERSION: Final = re.compile(rb"HTTP/[0-9]\.[0-9]")
 _PART_OF_VERSION: Final = re.compile(rb"[HTP/0-9.]{0,8}")
 _SPOKEN: Final = (b"HTTP/1.1", b"HTTP/1.0")
 
-# Fields that say how long a body is, or end the sequence of requests; any but these two, and more
-# than one of them, is refused behind this, or has its own reading.
+# Fields that say how long a body is, or end the sequence of requests. Only two of these can be
+# followed, and one of them at a time; for any other the bytes are passed on unchecked, and aiohttp
+# or `front` decides.
 _FRAMING_FIELD: Final = re.compile(rb"(?i)(?:content-length|transfer-encoding|upgrade)[ \t]*:")
 _LENGTH: Final = re.compile(rb"(?i)content-length:[ \t]*([0-9]{1,18})[ \t]*")
 _CHUNKED: Final = re.compile(rb"(?i)transfer-encoding:[ \t]*chunked[ \t]*")
 
-# Chunks of up to 15 bytes, the smallest there are, many in one step: 0.1 us for each instead of 1.
+# Many chunks of up to 15 bytes in one match: 0.1 us a chunk instead of 1.
 _SMALL_CHUNKS: Final = re.compile(
     rb"(?si:0*+(?:"
     + b"|".join(rb"%x(?:;[^\r\n]*+)?+\r\n.{%d}\r\n" % (size, size) for size in range(1, 16))
     + rb"))*+"
 )
-# A byte of body and what stands around it: no small chunk has more framing to a byte.
+# Bytes of a chunk with one byte of body; no chunk has more bytes around each byte of body.
 _SMALLEST_CHUNK_BYTES: Final = 6
 _CHUNK_LINE: Final = re.compile(rb"0*+([0-9A-Fa-f]{1,16})(?:;[^\r\n]*+)?+\r\n")
 _CHUNK_SIZE: Final = re.compile(rb"0*([0-9A-Fa-f]{1,16})(?:[ \t]*;.*)?")
@@ -55,7 +56,7 @@ _END_OF_HEAD: Final = b"\r\n\r\n"
 
 
 class WrongVersion(InvalidRequest):
-    """A request line of HTTP, in a version that is not spoken here."""
+    """A well-formed request line with a version that is not spoken here."""
 
 
 class _State(Enum):
@@ -65,20 +66,21 @@ class _State(Enum):
     CHUNK_SIZE = 3
     CHUNK = 4
     TRAILERS = 5
-    # Nothing is known of what comes: a refusal is due, or the connection is no HTTP any more.
+    # The bytes are not followed any more: a request is being refused, or the connection is no HTTP.
     LOST = 6
 
 
 class KnownHeads(HeadCache[tuple[_State, int]]):
-    """Heads with their ends -> the state behind each, and the size of its body if that is known.
+    """Heads that were seen before -> the state behind each and the size of its body.
 
-    Such a head is followed once for all connections: 1 us instead of 12.
+    A head that repeats is followed only once for all connections: 1 us instead of 12. The size is 0
+    where the head gives none.
     """
 
     __slots__ = ()
 
     def find(self, data: bytes, at: int) -> tuple[int, _State, int] | None:
-        """Return where the head ends that begins at ``at``, and what follows; None if unknown."""
+        """Return the end of the head at ``at``, the state behind it and the body's size."""
         end = data.find(_END_OF_HEAD, at, at + MAX_KNOWN_HEAD_BYTES)
         if end < 0:
             return None
@@ -90,44 +92,44 @@ class KnownHeads(HeadCache[tuple[_State, int]]):
 class Framing:
     """Follows the requests of one connection.
 
-    A request line is held back until it is whole, so that what is refused is refused alike however
-    it was split; everything else is passed on as it comes.
+    A request line is held back until it is whole, so that a refusal does not depend on how the line
+    was split; other bytes are passed on as they come.
     """
 
     __slots__ = ("_fields", "_held", "_known", "_left_bytes", "_state", "declared_bytes")
 
     def __init__(self, known: KnownHeads | None = None) -> None:
-        """Args: known: the heads that connections repeat, shared by all that may."""
+        """Args: known: heads seen before, shared by connections; None for an empty one."""
         self._known = known if known is not None else KnownHeads()
         self._state = _State.LINE
-        # A line that is not whole yet; at most MAX_LINE_BYTES and half of its end.
+        # Bytes of a line that is not whole yet; at most MAX_LINE_BYTES and half of its end.
         self._held = b""
-        # Of the head under way, the fields that say how long its body is; at most 2.
+        # Fields of the head under way that say how long its body is; at most 2.
         self._fields: list[bytes] = []
-        # Bytes of a body, or of a chunk with its end, that are still to come.
+        # Bytes that are still to come of a body, or of a chunk and its line end.
         self._left_bytes = 0
-        # What the chunks of the body under way have by their sizes, at least; 0 without chunks.
+        # Least size of the body under way by the sizes of its chunks; 0 without chunks.
         self.declared_bytes = 0
 
     @property
     def is_in_head(self) -> bool:
-        """Whether a head has begun to arrive and is not whole."""
+        """Whether a head has begun to arrive and is not whole yet."""
         if self._state is _State.LINE:
             return bool(self._held.strip(b"\r\n"))
         return self._state is _State.FIELDS
 
     @property
     def is_lost(self) -> bool:
-        """Whether the bytes can't be followed any more."""
+        """Whether the bytes are not followed any more."""
         return self._state is _State.LOST
 
     def take(self, data: bytes) -> tuple[bytes, ClevrdError | None]:
-        """Return what is to be passed on, and the fault behind it, if any."""
+        """Return the bytes to pass on, and the fault behind them, if any."""
         at = 0
-        # The beginning of a line whose end begins ``data``.
+        # The beginning of a request line whose end is in ``data``, if it is.
         held = self._held if self._state is _State.LINE else b""
         fault: ClevrdError | None = None
-        # Where a head begins that is whole in ``data``, if it is; -1 in any other.
+        # Start of a head that lies in ``data`` from its first byte on; -1 for another head.
         head_at = -1
         try:
             while at < len(data) and self._state is not _State.LOST:
@@ -159,19 +161,19 @@ class Framing:
         except ClevrdError as error:
             self._state = _State.LOST
             fault = error
-        # Without a step nothing is passed on, not even what was held.
+        # If no step was made, no byte is passed on, not even held ones.
         return (held + data[:at] if at else b""), fault
 
     # --- heads -----------------------------------------------------------------------------------
 
     def _take_line(self, data: bytes, at: int) -> int | None:
-        """Return where a request line ends; None, and all of it is held, where it does not."""
+        """Return where the request line ends; None if it is not whole, and hold it then."""
         line, after = self._next_line(data, at)
         if line is None:
             if fault := line_fault(self._held.removesuffix(b"\r"), is_whole=False):
                 raise fault
             return None
-        # RFC 9112 §2.2: empty lines before it are ignored.
+        # RFC 9112 §2.2: empty lines before a request line are ignored.
         if line:
             if fault := line_fault(line, is_whole=True):
                 raise fault
@@ -204,12 +206,12 @@ class Framing:
                 self._state = _State.CHUNK_SIZE
 
     def _next_line(self, data: bytes, at: int) -> tuple[bytes | None, int]:
-        """Return the next line without its end, and where the one behind it begins.
+        """Return the next line without its end, and where the line after it begins.
 
-        None for one that is not whole; it is held.
+        The line is None while it is not whole; its bytes are held.
 
         Raises:
-            HeaderTooLarge: it is longer than MAX_LINE_BYTES.
+            HeaderTooLarge: the line is longer than MAX_LINE_BYTES.
         """
         held = self._held
         if held.endswith(b"\r") and data.startswith(b"\n", at):
@@ -229,11 +231,11 @@ class Framing:
         if len(line) <= MAX_LINE_BYTES:
             return
         if self._state not in (_State.LINE, _State.FIELDS):
-            # The body reader bounds what a body takes with all that stands between its chunks.
+            # The line is between chunks: the body reader bounds the bytes of a whole body.
             self._state = _State.LOST
             self._held = b""
             return
-        # What is wrong with it earlier is said, as when it comes in parts.
+        # An earlier fault in the line is reported first, as it is when the line comes in parts.
         if self._state is _State.LINE and (
             fault := line_fault(line[:MAX_LINE_BYTES], is_whole=False)
         ):
@@ -266,7 +268,7 @@ class Framing:
         return after
 
     def _take_chunks(self, data: bytes, at: int) -> int:
-        """Return where the chunks end that are whole; the last one is not among them."""
+        """Return where the whole chunks end; the last chunk, of size 0, is not read here."""
         declared_bytes = self.declared_bytes
         while True:
             small = _SMALL_CHUNKS.match(data, at)
@@ -292,9 +294,9 @@ class Framing:
 
 
 def line_fault(line: bytes, *, is_whole: bool) -> ClevrdError | None:
-    """Return what is wrong with a request line, or with the beginning of one.
+    """Return the fault of a request line, or of the beginning of one; None without a fault.
 
-    The first byte that is wrong decides, so that it does not matter how it was split.
+    The first wrong byte decides, so the fault does not depend on how the line was split.
     """
     method, _, rest = line.partition(b" ")
     if len(method) > _MAX_METHOD_BYTES or (line and not _TOKEN.fullmatch(method)):

@@ -1,7 +1,8 @@
-"""aiohttp's requests as Request values, Answers as its responses.
+"""AiohttpFront: makes Requests of aiohttp's requests, and its responses of our answers.
 
-Every HTTP feature that is not worth a fast path is aiohttp's: odd but legal requests, chunked
-bodies, keep-alive, error pages for what is no HTTP. What a request means is decided elsewhere.
+aiohttp handles every HTTP feature that is not worth a fast path: unusual but legal requests,
+chunked bodies, keep-alive, error pages for bytes that are no HTTP. The endpoints decide what a
+request means.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ from clevrd.scheduling.fair_turns import FairTurns
 
 # The absolute form of a target (RFC 9112 §3.2.2): the scheme, the authority and the rest.
 _ABSOLUTE: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)", re.ASCII | re.DOTALL)
-# An authority without userinfo, which RFC 9110 §4.2.4 has refused.
+# An authority without userinfo, since RFC 9110 §4.2.4 asks to refuse userinfo.
 _AUTHORITY: Final = re.compile(
     r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?", re.ASCII
 )
 _MAX_PORT: Final = 65_535
 
-# Field lines that mean something else, or an attack, when they come twice (RFC 9110 §5.3).
+# Fields that may stand once only: twice they have no clear meaning, or are an attack (RFC 9110
+# §5.3).
 _SINGLE: Final = frozenset(
     {
         "authorization",
@@ -60,7 +62,7 @@ _SINGLE: Final = frozenset(
 
 
 class AiohttpFront:
-    """Answers aiohttp's requests through a Router; `server` makes and ends the connections."""
+    """Answers aiohttp's requests through a Router; `server` makes and ends its connections."""
 
     def __init__(
         self,
@@ -77,11 +79,11 @@ class AiohttpFront:
         self._bodies = BodyReader(budget, config.request_timeout_s)
         self._turns = turns
         self.server = FrontServer(self.handle, self.refusal, turns, budget, config)
-        # Requests whose answers are due.
+        # Requests under way; changed by handle alone.
         self.in_flight = 0
 
     async def handle(self, http_request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request; every refusal is counted, none raises."""
+        """Answer one request; a refusal is counted and returned, not raised."""
         connection = cast(FrontConnection, http_request.protocol)
         self.in_flight += 1
         connection.begin(http_request)
@@ -102,8 +104,8 @@ class AiohttpFront:
             raise
         except Exception as error:
             answer = self.refusal(error, request)
-            # Without a request its framing is in doubt; with a body there is more to come, which
-            # is not worth waiting for.
+            # If the request could not be read, its framing is in doubt; if it has a body, the rest
+            # of the body is not worth waiting for. Both answers end the connection.
             if request is None or http_request.can_read_body:
                 return LastWord(connection, answer)
             return to_response(answer)
@@ -121,7 +123,8 @@ class AiohttpFront:
             body = await self._bodies.read(http_request, connection, admitted.max_body_bytes)
         elif http_request.body_exists:
             raise InvalidRequest(f"{request.method} {request.path} takes no body; send none.")
-        # Asked here as well, because a coroutine that has nothing to wait for costs 1 us.
+        # `begin` is asked here, and not only in `turn`, because a coroutine that need not wait
+        # costs 1 us.
         if not self._turns.begin():
             await self._turns.turn(len(body))
         try:
@@ -134,15 +137,16 @@ class AiohttpFront:
             return reply
         if isinstance(reply, asyncio.Future):
             return await connection.unless_gone(reply)
-        return await reply
+        answer = await reply
+        return answer if isinstance(answer, Response) else await answer
 
 
 def to_request(http_request: web.BaseRequest) -> Request:
-    """Return aiohttp's request as ours.
+    """Return aiohttp's request as a Request.
 
     Raises:
-        InvalidRequest: a field that may stand once stands twice, the target is neither a path nor
-            a URL, the host is not one, or the framing is not plainly HTTP/1.1's or HTTP/1.0's.
+        InvalidRequest: a field that may stand once stands twice, the target is neither a path nor a
+            URL, the host is malformed, or the framing could be read in two ways.
     """
     headers: dict[str, str] = {}
     for name, value in http_request.headers.items():
@@ -158,7 +162,7 @@ def to_request(http_request: web.BaseRequest) -> Request:
         raise InvalidRequest("The Host header is not a host; send a name or an address.")
     authority, target = read_target(http_request.method, http_request.raw_path)
     if authority is not None:
-        # RFC 9112 §3.2.2: whatever the field says.
+        # RFC 9112 §3.2.2: the target's authority replaces the Host field.
         headers["host"] = authority
     _check_framing(http_request.version, headers)
     is_http_1_0 = http_request.version == HttpVersion10
@@ -166,10 +170,11 @@ def to_request(http_request: web.BaseRequest) -> Request:
 
 
 def read_target(method: str, target: str) -> tuple[str | None, str]:
-    """Return the authority that ``target`` names, None where it names none, and the path and query.
+    """Return the authority in ``target``, None without one, and the path and query.
 
     Raises:
-        InvalidRequest: it is neither a path nor an http or https URL with a sane authority.
+        InvalidRequest: ``target`` is neither a path nor an http or https URL with a well-formed
+            authority.
     """
     if target.startswith("/") or (method == "OPTIONS" and target == WHOLE_SERVER):
         return None, target
@@ -184,17 +189,17 @@ def read_target(method: str, target: str) -> tuple[str | None, str]:
         )
     path = absolute[3]
     if method == "OPTIONS" and not path:
-        # RFC 9112 §3.2.4: how a proxy spells the asterisk.
+        # RFC 9112 §3.2.4: a proxy sends the asterisk form as a URL with an empty path.
         path = WHOLE_SERVER
     return absolute[2], path if path.startswith(("/", WHOLE_SERVER)) else f"/{path}"
 
 
 def _check_framing(version: HttpVersion, headers: dict[str, str]) -> None:
-    """Refuse what two readers of HTTP could take differently, and aiohttp lets pass."""
+    """Refuse framing that two HTTP parsers could read in two ways, and aiohttp lets pass."""
     if version not in (HttpVersion10, HttpVersion11):
         raise InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
     coding = headers.get("transfer-encoding")
-    # RFC 9112 §6.1: in HTTP/1.0 it is faulty framing.
+    # RFC 9112 §6.1: Transfer-Encoding in an HTTP/1.0 request is faulty framing.
     if coding is not None and (version == HttpVersion10 or coding.lower() != "chunked"):
         raise InvalidRequest("The only Transfer-Encoding taken is chunked, in HTTP/1.1.")
 

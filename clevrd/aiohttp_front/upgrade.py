@@ -1,6 +1,6 @@
-"""A connection that stops being aiohttp's: behind a head it becomes a WebSocket or a stream.
+"""Upgrades: takes a connection from aiohttp and gives it to a WebSocket or a stream.
 
-What happens on it then is its Upgrade's (`http_values`).
+The Upgrade (`http_values`) decides what happens on the connection afterwards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from clevrd.http_values import Upgrade, attach_upgrade
 
 
 def check_upgrade(http_request: web.BaseRequest) -> None:
-    """Refuse an upgrade that aiohttp's parser did not take for one: it drops what follows it."""
+    """Refuse an upgrade that aiohttp's parser did not recognise: it would drop later bytes."""
     upgrade = http_request.headers.get("Upgrade", "")
     if upgrade.lower() != "websocket" or http_request.version != HttpVersion11:
         raise UpgradeRequired("Ask for WebSocket alone (Upgrade: websocket), in HTTP/1.1.")
@@ -25,25 +25,27 @@ def check_upgrade(http_request: web.BaseRequest) -> None:
 def take_over(
     connection: FrontConnection, upgrade: Upgrade, failed: Callable[[Exception], object]
 ) -> web.StreamResponse:
-    """Write the head and give the transport to the protocol of what follows it."""
+    """Write the upgrade's head and give its ``attach`` the transport."""
     transport = connection.open_transport()
     early = _EarlyData()
     connection.set_parser(early)  # type: ignore[arg-type]  # it is only ever fed
     transport.write(upgrade.head)
     early_data = early.data + connection.take_unread()
-    # aiohttp lets go: without a transport it has nothing to close when it hears of the loss.
+    # aiohttp forgets the connection: without a transport it has nothing to close when it hears of
+    # the loss.
     connection.transport = None
     connection.connection_lost(None)
-    # Whoever takes it over expects it to be read, and what aiohttp had too much of is passed on.
+    # The new protocol expects a transport that is being read; aiohttp may have paused reading
+    # because it had too much input, and that input is in ``early_data``.
     transport.resume_reading()
-    # Whoever takes it over counts it as well.
+    # The next protocol counts these bytes as well.
     connection.uncount(early_data)
     attach_upgrade(upgrade, transport, early_data, failed, has_eof=connection.has_eof)
     return _HandedOver()
 
 
 class _EarlyData:
-    """Takes what aiohttp has read behind an upgrade's head; the shape of its frame parsers."""
+    """Collects the bytes that aiohttp read behind an upgrade, as one of its frame parsers."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -53,13 +55,13 @@ class _EarlyData:
         return False, b""
 
     def feed_eof(self) -> None:
-        """Nothing to do: the transport's end is told to its next protocol."""
+        """Do nothing: the transport tells its next protocol of the end."""
 
 
 class _HandedOver(web.StreamResponse):
-    """What a handler returns when the connection is no longer aiohttp's.
+    """The response that a handler returns when aiohttp no longer has the connection.
 
-    Raising from `prepare` is how a handler ends aiohttp's connection task without a response.
+    `prepare` raises, which ends aiohttp's connection task without a response.
     """
 
     async def prepare(self, request: web.BaseRequest) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The command line: serve, publish, subscribe, health, checkconfig, version. No protocol here."""
+"""The command line: a module for each command, and what they share. No protocol here."""
 
 from clevrd.cli.command_line import main
 

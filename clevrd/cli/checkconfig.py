@@ -1,4 +1,4 @@
-"""clevrd checkconfig: every setting, its value and where that came from."""
+"""clevrd checkconfig: prints every setting, its value and the source of the value."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from clevrd.cli.settings import add_settings, load_settings, value_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take every setting as a flag."""
+    """Add a flag for every setting."""
     add_settings(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what serve would use, and return the exit code."""
+    """Print the settings that serve would use, and return the exit code."""
     loaded = load_settings(options)
     rows = [("setting", "value", "source")]
     for field, source in loaded.sources.items():

@@ -1,7 +1,7 @@
-"""What can be typed, and what becomes of it: a command is run, and fails with one line.
+"""The command line: parses the arguments, runs one command, and reports its failure.
 
-What went wrong is one line on standard error (one for each wrong setting), never a traceback.
-A command's own modules are imported when it is run, so that none waits for another's.
+A failure is one line on standard error (or one for each wrong setting), never a traceback. A
+command's own modules are imported only when it is run, so that no command waits for another's.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ _COMMANDS: Final = {
     "help": "Show what a command takes.",
 }
 
-# Each command is a module with two functions, add_arguments(parser) and run(options): the one of
-# its name in this package, or this one, which `entry` runs without anything of the package.
+# Each command is a module with two functions, add_arguments(parser) and run(options): the module of
+# its name in this package, except for health, which `entry` runs without this package.
 _MODULES: Final = {"health": "clevrd.health_check"}
 
-# Flags of other programs -> the flags here that may be meant; the first that the command has.
+# Flags of other programs -> the flags here that may be meant; the first one that the command has is
+# suggested.
 _OTHER_NAMES: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(
         ("--port", "-p", "--host", "-H", "--bind", "-b", "--listen", "--addr"),
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     Args:
-        argv: the arguments after the program's name; None takes those of the process.
+        argv: the arguments after the program's name; None for the process's own.
     """
     try:
         return _run_and_explain(sys.argv[1:] if argv is None else argv)
@@ -67,7 +68,7 @@ def _run_and_explain(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Who read standard output (head, say) has what it wanted.
+        # The program that read standard output, such as head, has ended: that is no failure.
         _discard_stdout()
         return 0
     except KeyboardInterrupt as stop:
@@ -96,7 +97,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _unrecognized(words: Sequence[str], flags: Iterable[str]) -> str:
-    """Return the sentence about ``words``, which are no arguments, with what may be meant."""
+    """Return the sentence about ``words``, which no option takes, with a suggestion."""
     known = list(flags)
     sentence = f"unrecognized arguments: {' '.join(words)}"
     name = words[0].partition("=")[0]
@@ -111,44 +112,45 @@ def _unrecognized(words: Sequence[str], flags: Iterable[str]) -> str:
 
 
 def _discard_stdout() -> None:
-    """Send what is left in the buffer nowhere: Python flushes again at exit, and would complain."""
+    """Discard the rest of the buffer, since Python would flush it again at exit, and fail."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the whole usage: one line is what scripts and people read."""
+        """Raise instead of printing the whole usage: scripts and people read one line."""
         raise UsageError(f"{message} (try: {self.prog} --help)")
 
     def print_help(self, file: Any = None) -> None:
-        """Print it; argparse's own says nothing where nobody can read it or the disk is full."""
+        """Print the help; raise if that fails, which argparse's own method hides."""
         (sys.stdout if file is None else file).write(self.format_help())
 
 
 class CommandParser(_Parser):
-    """Of one command, whose options may stand between its arguments: publish t --key k 1.
+    """Parser of one command, whose options may stand between its arguments.
 
-    argparse takes what may be left out for left out as soon as an option comes, unless it is asked
-    to parse intermixed, which it does by parsing twice. The command is filled in at the first time.
+    In `publish t --key k 1` argparse would take an optional argument for missing as soon as an
+    option comes. Parsing intermixed avoids this, and parses twice. The command's arguments are
+    added when it is first parsed.
     """
 
-    # Of the module that says what the command takes, and does it.
+    # Name of the module that has the command's arguments and runs it.
     module = ""
     _is_asked = False
 
     def __init__(self, **options: Any) -> None:
-        # All that begins with a dash, for suggestions.
+        # All options of the command, for suggestions.
         self.flags: list[str] = []
         super().__init__(**options)
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
-        """Take one more argument."""
+        """Add an argument, and note its options."""
         self.flags += [name for name in names if name.startswith("-")]
         return super().add_argument(*names, **options)
 
     def fill_in(self) -> None:
-        """Take what the command takes, which imports its module."""
+        """Add the command's arguments, which imports its module."""
         command = import_module(self.module)
         command.add_arguments(self)
         self.set_defaults(command=command.run, parser=self)
@@ -156,7 +158,7 @@ class CommandParser(_Parser):
     def parse_known_args(  # type: ignore[override]  # its overloads differ in the namespace alone
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse ``args``; the second time, from within the first, as argparse does."""
+        """Parse ``args``; argparse calls this again from within the first call."""
         if self._is_asked:
             return super().parse_known_args(args, namespace)
         self._is_asked = True
@@ -172,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def whole_parser() -> tuple[argparse.ArgumentParser, list[CommandParser]]:
-    """Return the parser, and those of its commands, with all their arguments: for documents."""
+    """Return the parser and its commands' parsers, with all arguments, for documents."""
     parser, commands = _parsers()
     for command in commands:
         command.fill_in()
@@ -185,7 +187,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[CommandParser]]:
         description="A real-time event streaming daemon and its client.",
         epilog="Without a command, clevrd serves; clevrd help COMMAND has a command's options.",
     )
-    # For who looks here; `argv` reads it as the command.
+    # The option stands here for the help text; `argv` turns it into the command version.
     parser.add_argument("-V", "--version", action="store_true", help="print the version")
     parsers: list[CommandParser] = []
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)

@@ -1,6 +1,6 @@
-"""clevrd completion: what a shell needs to complete clevrd's commands and options.
+"""clevrd completion: prints a shell script that completes clevrd's commands and options.
 
-The scripts are made by `make completions`, and a test holds them to the command line.
+`make completions` writes the scripts, and a test compares them with the command line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SHELLS: Final = ("bash", "zsh", "fish")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take the shell."""
+    """Add the argument for the shell."""
     parser.add_argument(
         "shell",
         metavar="SHELL",

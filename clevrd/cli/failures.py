@@ -1,7 +1,7 @@
-"""How a command fails: each failure knows its exit code.
+"""Failures of commands: each knows its exit code.
 
-Exit codes: 0 fine; 1 the operation failed; 2 bad usage; 69 can't start, or no server there;
-78 bad configuration (the last two as in sysexits.h); 128 and a signal's number: interrupted.
+Exit codes: 0 success; 1 the operation failed; 2 bad usage; 69 can't start, or no server there; 78
+bad configuration (the last two as in sysexits.h); 128 and a signal's number: interrupted.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ EXIT_UNAVAILABLE: Final = 69
 
 
 class CommandFailed(Exception):
-    """What was asked for could not be done; the message is one sentence, or a line for each."""
+    """The command could not do its work; the message is one sentence, or a line for each fault."""
 
     exit_code = EXIT_FAILED
 
 
 class UsageError(CommandFailed):
-    """The command line can't be understood; the message says how it is meant."""
+    """The command line is wrong; the message says how it is meant."""
 
     exit_code = EXIT_USAGE
 
 
 class NoServer(CommandFailed):
-    """Nobody answers where the server should be."""
+    """No server answers at the URL."""
 
     exit_code = EXIT_UNAVAILABLE

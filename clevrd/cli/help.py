@@ -1,4 +1,4 @@
-"""clevrd help: what a command takes. `argv` reads it as COMMAND --help; this is what help shows."""
+"""clevrd help: lists its own argument. `argv` turns the command itself into COMMAND --help."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take a command."""
+    """Add the argument for a command's name."""
     parser.add_argument("name", nargs="?", metavar="COMMAND", help="the command to explain")
 
 
 def run(_: argparse.Namespace) -> int:
-    """Do nothing: `argv.with_command` has put --help in its place."""
+    """Do nothing: `argv.with_command` replaces this command by --help."""
     return 0

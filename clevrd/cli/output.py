@@ -1,4 +1,4 @@
-"""Standard output: a line for commands that end with it, and `Output` for those with a loop."""
+"""Standard output: `print_line` for commands without a loop, `Output` for those with one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Final
 from clevrd.writer_thread import WriterThread, write_all
 
 STDOUT: Final = 1
-# What may wait for a slow reader of standard output before the subscription does.
+# Bytes that may wait for a slow reader of standard output before `Output.write` waits too.
 MAX_QUEUED_BYTES: Final = 262_144
 
 
@@ -23,43 +23,43 @@ def print_line(line: str) -> None:
 
 
 class Output:
-    """Standard output for a loop: who writes waits while it is full, and the loop does not.
+    """Standard output for a loop: `write` waits while it is full, and the loop does not.
 
-    So pings are answered and a stop is a stop although the next program of a pipe is slow.
-    Everything is written at once and in order; nothing is dropped.
+    So pings are answered and a stop signal works although the next program of a pipe is slow. All
+    data is written in order, and no data is dropped.
     """
 
     def __init__(self, descriptor: int = STDOUT) -> None:
         self._descriptor = descriptor
         self._loop = asyncio.get_running_loop()
         self._writer = WriterThread("clevrd-output", self._deliver, self._tell)
-        # Set by the writer, through the loop, when something was written or can't be.
+        # Set by the writer, through the loop, when data was written or can't be.
         self._moved = asyncio.Event()
         self._error: OSError | None = None
-        # The program that reads has ended, or the terminal is closed.
+        # True when the program that reads has ended, or the terminal is closed.
         self.is_gone = False
 
     async def write(self, data: bytes) -> None:
-        """Have ``data`` written; wait while too much before it is not.
+        """Have ``data`` written; wait while more than MAX_QUEUED_BYTES wait.
 
         Raises:
-            OSError: something before it could not be written.
+            OSError: earlier data could not be written.
         """
         self._writer.put(data)
         await self._until_queued(MAX_QUEUED_BYTES)
 
     async def finish(self) -> None:
-        """Return when everything is written.
+        """Return when all data is written.
 
         Raises:
-            OSError: something could not be written.
+            OSError: data could not be written.
         """
         await self._until_queued(0)
 
     def watch(self, on_gone: Callable[[], object]) -> None:
-        """Call ``on_gone`` once nobody can read what is written, although nothing is.
+        """Call ``on_gone`` once no program can read the output, even if none is written.
 
-        Without this `head -1` has its line and ends, while the command waits for the next message,
+        Without this, `head -1` has its line and ends, while the command waits for the next message,
         perhaps for ever.
         """
 
@@ -68,8 +68,8 @@ class Output:
             on_gone()
 
         def wait() -> None:
-            # Not the loop's selector: a descriptor that can be written to would wake it all the
-            # time, and a file is none that it can wait for.
+            # The loop's selector is of no use here: it would wake all the time for a descriptor
+            # that can be written to, and it can't wait for a file.
             poll = select.poll()
             poll.register(self._descriptor, 0)
             if any(what & (select.POLLERR | select.POLLHUP) for _, what in poll.poll()):

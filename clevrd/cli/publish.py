@@ -1,4 +1,4 @@
-"""clevrd publish: one message, or one for each line of standard input."""
+"""clevrd publish: publishes one message, or one for each line of standard input."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ from clevrd.client import RETRY_FOR_S, BadRecord, Client, Refused
 from clevrd.config import MIB
 from clevrd.core.message import check_key, check_topic
 
-# The largest body that a server can be configured to take; a longer line can't be a record.
+# The largest body that a server can be configured to take; a longer line can't be published.
 MAX_LINE_BYTES: Final = 64 * MIB
 READ_BYTES: Final = 65_536
-# Refusals of this one record (not JSON, too large); any other would meet the next record too.
+# Statuses that refuse only this record (not JSON, too large); any other would refuse the next
+# record too.
 RECORD_STATUSES: Final = frozenset({400, 413})
-# Often enough to look alive, and at 3,000 records/s no burden for a terminal.
+# Time between two progress lines: often enough to look alive, and no burden for a terminal at 3,000
+# records/s.
 PROGRESS_INTERVAL_S: Final = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take a topic, its data and where to."""
+    """Add the arguments: topic, data, key and server."""
     parser.add_argument("topic", metavar="TOPIC")
     add_server(parser)
     parser.add_argument(
@@ -68,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Publish what is given, and return the exit code."""
+    """Publish the data given, and return the exit code."""
     check_topic(options.topic)
     if options.key is not None:
         check_key(options.key)
@@ -92,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
 
 def json_line(line: bytes) -> bytes | None:
     """Return the JSON value on a line, None for a blank line."""
-    # RFC 8259 §2 lets white space stand around a value; a CRLF file leaves its CR here.
+    # RFC 8259 §2 allows white space around a value; a file with CRLF line ends leaves its CR here.
     return line.strip(b" \t\r") or None
 
 
@@ -100,7 +102,7 @@ def text_line(line: bytes) -> bytes:
     """Return a line of text as a JSON string.
 
     Raises:
-        BadRecord: it is not UTF-8.
+        BadRecord: the line is not UTF-8.
     """
     try:
         text = line.removesuffix(b"\r").decode()
@@ -118,7 +120,8 @@ async def _publish_one(client: Client, topic: str, data_json: bytes, key: str | 
             f"{error} The data is JSON; a text stands in quotes: '\"hello\"', or take --text"
         ) from None
     fields = msgspec.structs.asdict(answer).items()
-    # What an older server does not tell, and what is not so, is left out; warnings are logged.
+    # Fields that are None (an older server does not send them) or False are left out; the client
+    # logs warnings.
     told = {name: value for name, value in fields if value is not None and value is not False}
     del told["warnings"]
     print_line(msgspec.json.encode(told).decode())
@@ -135,7 +138,7 @@ async def _publish_stdin(
 
 
 def _read_stdin() -> bytes:
-    # Not sys.stdin: a thread that waits in it holds its lock, and Python aborts at exit.
+    # sys.stdin is not used: a thread that waits in it holds its lock, and Python aborts at exit.
     return os.read(0, READ_BYTES)
 
 
@@ -149,16 +152,17 @@ async def publish_records(
 ) -> int:
     """Publish each line that ``read`` brings as one message, in order, and return the exit code.
 
-    One line is on its way at a time. A bad one is reported and counted, and the rest goes on;
-    what would refuse every line ends it.
+    One line is published at a time. A bad line is reported and counted, and the next one follows;
+    an error that would refuse every line ends the command.
 
     Args:
-        read: returns the next bytes, b"" at the end; may block, since it is called in a thread.
-        key: of every message.
-        read_line: returns the JSON on a line, None where there is none; may raise BadRecord.
+        read: returns the next bytes, b"" at the end; it may block, since it is called in a thread.
+        key: the key of every message.
+        read_line: returns the JSON on a line, None for a blank one; may raise BadRecord.
 
     Raises:
-        Refused, Unreachable, BadAnswer: as `Client.publish_raw`, for what ends it.
+        Refused, Unreachable, BadAnswer: as from `Client.publish_raw`, for an error that ends the
+            command.
     """
     try:
         publish = partial(client.publish_raw, topic, key=key)
@@ -213,7 +217,7 @@ async def _numbered_lines(read: Callable[[], bytes]) -> AsyncGenerator[tuple[int
 
 
 class LineSplitter:
-    """Cuts a stream into lines; of a line it keeps MAX_LINE_BYTES and one more, to show it."""
+    """Cuts a stream into lines; a line is cut off one byte beyond MAX_LINE_BYTES."""
 
     __slots__ = ("_held",)
 
@@ -240,9 +244,10 @@ class LineSplitter:
 
 
 async def _in_thread(call: Callable[[], bytes]) -> bytes:
-    """Return ``call()`` from a thread that nobody waits for at exit.
+    """Return ``call()``, run in a thread that the process does not wait for at exit.
 
-    asyncio.to_thread() would be waited for: Ctrl-C did nothing until the next line was typed.
+    The process would wait for asyncio.to_thread(), so Ctrl-C would do nothing until the next line
+    is typed.
     """
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[bytes] = loop.create_future()
@@ -269,15 +274,15 @@ async def _in_thread(call: Callable[[], bytes]) -> bytes:
 
 
 class Progress:
-    """Counts records and shows it: as a moving line on a terminal, and as a sum at the end."""
+    """Counts records and shows the counts: as a progress line on a terminal, and at the end."""
 
     def __init__(self, draw: Callable[[str], object] | None, clock: Callable[[], float]) -> None:
-        """Count from now on; ``draw`` writes to the terminal, and is None where there is none."""
+        """Start the clock; ``draw`` writes to the terminal, and is None without one."""
         self._draw = draw
         self._clock = clock
         self._started = clock()
         self._next_show = self._started
-        # The line being published, or the last one that was.
+        # Number of the line being published, or of the last one published; set by begin.
         self.line = 0
         self.records = 0
         self.published = 0
@@ -298,13 +303,13 @@ class Progress:
             self._draw(f"\r\x1b[K{self.published} published, {rate:.0f}/s")
 
     def refuse(self, why: Exception) -> None:
-        """Count the record as refused and report it."""
+        """Count the record as refused and report why."""
         self.refused += 1
         self._clear()
         logs.say(f"line {self.line}: {why}")
 
     def finish(self, repeated_messages: int) -> None:
-        """Report the sum."""
+        """Report the sums."""
         self._clear()
         elapsed_s = self._clock() - self._started
         text = f"published {self.published} of {self.records} records in {elapsed_s:.1f} s"

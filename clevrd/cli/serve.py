@@ -1,4 +1,4 @@
-"""clevrd serve: the daemon, with its log."""
+"""clevrd serve: runs the daemon and sets up its log."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take every setting as a flag."""
+    """Add a flag for every setting."""
     add_settings(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until a signal ends it, and return the exit code."""
+    """Serve until a signal stops the daemon, and return the exit code."""
     loaded = load_settings(options)
     logs.set_up_logging(loaded.config.log_level, for_journal=logs.is_journal(os.environ))
     for warning in loaded.warnings:
@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
             "The daemon needs uvloop, which is not installed; it has it on CPython for Linux and"
             " macOS. The client, clevrd.client, works without it."
         )
-    # Here, not above: a wrong setting is told without waiting for the server's modules.
+    # The import stands here so that a wrong setting is reported without waiting for the server's
+    # modules.
     from clevrd.server import run as run_server
 
     return run_server(loaded.config)

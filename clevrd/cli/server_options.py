@@ -1,4 +1,4 @@
-"""Which server a command talks to, and how it fails: what publish and subscribe have in common."""
+"""The options for the server, and client errors as failures; for publish and subscribe."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
-    """Let ``parser`` take the server and the tenant."""
+    """Add the options for the server and the tenant."""
     parser.add_argument(
         "--url",
         default=os.environ.get("CLEVRD_URL") or DEFAULT_URL,
-        # The fixed default, not the variable's value, which may hold a password.
+        # The help shows the fixed default, not the variable's value, which may hold a password.
         help="the server: http://host:port, host:port, https://host or unix:/path (CLEVRD_URL;"
         f" default {DEFAULT_URL})",
     )
@@ -33,7 +33,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def client_failures() -> Iterator[None]:
-    """Turn what goes wrong in the client into the command's own failures."""
+    """Turn the client's errors into the command's own failures."""
     try:
         yield
     except BadUrl as error:

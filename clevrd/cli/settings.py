@@ -1,4 +1,4 @@
-"""The settings on a command line: what serve, checkconfig and health have in common."""
+"""The settings on a command line, for serve and checkconfig."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             setting.flag,
             dest=setting.field,
-            default=argparse.SUPPRESS,  # so that what was given can be told from what was not
+            default=argparse.SUPPRESS,  # a flag that was not given is absent, not None
             metavar="VALUE",
             help=f"{setting.help} {setting.allowed.capitalize()};"
             f" default {value_text(setting.default) or 'none'}; {setting.env}",
@@ -23,10 +23,10 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def load_settings(options: argparse.Namespace) -> Loaded:
-    """Return what holds: flags, environment, file, defaults.
+    """Return the effective settings from flags, environment, file and defaults.
 
     Raises:
-        ConfigError: a value is not allowed; a line for each.
+        ConfigError: settings are wrong; the message has a line for each.
     """
     given = vars(options)
     overrides = {s.field: given[s.field] for s in SETTINGS if s.field in given}

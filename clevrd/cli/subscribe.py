@@ -1,4 +1,4 @@
-"""clevrd subscribe: topics' messages, one JSON line each; what is missing on standard error."""
+"""clevrd subscribe: prints topics' messages, one JSON line each, and gaps on standard error."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from clevrd.core.message import check_topic
 from clevrd.core.patterns import parse_pattern
 from clevrd.core.subscriber import DropStrategy
 
-# Newlines between a message's tokens would break one line per message; within its strings there
-# are none, since JSON escapes them (RFC 8259 §7).
+# A newline between a message's JSON tokens would break its line, so it becomes a space. JSON
+# strings have no newlines, since JSON escapes them (RFC 8259 §7).
 _NEWLINES_TO_SPACES: Final = bytes.maketrans(b"\r\n", b"  ")
 
-# On a terminal: control characters of a text, but tab and newline, as Python's escapes. With them a
-# publisher could write over what is shown, or into the terminal's own input (ECMA-48).
+# On a terminal, control characters of a text, except tab and newline, become Python's escapes.
+# Otherwise a publisher could write over the screen, or into the terminal's own input (ECMA-48).
 _SHOWN: Final = {
     number: f"\\x{number:02x}" for number in (*range(32), *range(127, 160)) if number not in (9, 10)
 }
 
 
 class _WithData(msgspec.Struct, frozen=True):
-    """Of a message, what `--raw` prints."""
+    """The field of a message that `--raw` prints."""
 
     data: msgspec.Raw
 
@@ -41,7 +41,7 @@ _decode_data = msgspec.json.Decoder(_WithData).decode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take topics and patterns, and how to read them."""
+    """Add the arguments: topics and patterns, and how to read them."""
     parser.add_argument(
         "topics", nargs="*", metavar="TOPIC", help="one or more, side by side, and --pattern"
     )
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print messages until it is interrupted, or has as many as it should, and return the code."""
+    """Print messages until a signal or `--count` ends it, and return the exit code."""
     for topic in options.topics:
         check_topic(topic)
     for pattern in options.patterns:
@@ -110,14 +110,14 @@ def _subscription(client: Client, options: argparse.Namespace) -> Subscription:
             since=options.since,
             reconnect=not options.no_reconnect,
         )
-    except ValueError as error:  # one of them is named twice
+    except ValueError as error:  # a topic or pattern is named twice
         raise UsageError(str(error)) from None
 
 
 async def _print_until_gone(
     client: Client, items: Subscription, options: argparse.Namespace
 ) -> int:
-    """Print messages, and end as soon as nobody reads them any more."""
+    """Print messages, and end as soon as no program reads them any more."""
     output = Output()
     printing = asyncio.ensure_future(_print_messages(client, items, output, options))
     output.watch(printing.cancel)
@@ -154,7 +154,7 @@ def _json_line(message_json: bytes) -> bytes:
 
 
 def _raw_line(*, is_shown: bool) -> Callable[[bytes], bytes]:
-    """Return what makes a line of a message's data; ``is_shown`` on a terminal."""
+    """Return a function that makes a line of a message's data; ``is_shown`` on a terminal."""
 
     def line_of(message_json: bytes) -> bytes:
         data = bytes(_decode_data(message_json).data)
@@ -169,7 +169,7 @@ def _raw_line(*, is_shown: bool) -> Callable[[bytes], bytes]:
 
 
 def _gap_sentence(gap: Gap) -> str:
-    """Return what is missing, for people and for who greps."""
+    """Return a line about the gap, for people and for grep."""
     if gap.reason == "epoch":
         return f"topic restarted, some messages may be missing topic={gap.topic}"
     values = {"from": gap.first, "to": gap.last, "count": gap.count, "reason": gap.reason}

@@ -1,4 +1,4 @@
-"""What options' values may be."""
+"""Types of options' values, for argparse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""clevrd version."""
+"""clevrd version: prints the version."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clevrd.cli.output import print_line
 
 
 def add_arguments(_: argparse.ArgumentParser) -> None:
-    """Take nothing."""
+    """Add no argument."""
 
 
 def run(_: argparse.Namespace) -> int:

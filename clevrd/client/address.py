@@ -1,4 +1,4 @@
-"""How a server is named: a URL, host:port, or the path of a Unix socket. Nothing is opened here."""
+"""Server addresses: a URL, host:port, or the path of a Unix socket. Nothing is opened here."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from urllib.parse import urlsplit
 from clevrd.client.arguments import type_name
 from clevrd.client.errors import BadUrl
 
-# The scheme of a WebSocket's URL, and the one that its requests have.
+# The scheme of a WebSocket URL -> the scheme of the requests that open it.
 _WEB_SCHEMES: Final = {"ws": "http", "wss": "https"}
-# A host without a port would be a guess, of a word that may be a topic.
+# A host needs a port here: a word alone may be a topic.
 _HOST_AND_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^/:@\[\]?#\s]+):[0-9]{1,5}(/.*)?")
 
 
 def parse_url(text: str) -> tuple[str, str | None]:
-    """Return the URL that paths are put behind, and the socket's path for ``unix:/path``.
+    """Return the base URL, and for ``unix:/path`` the path of the socket.
 
     Raises:
-        TypeError: it is not text.
-        BadUrl: it names no server; the sentence says what would.
+        TypeError: ``text`` is not text.
+        BadUrl: ``text`` names no server; the sentence shows forms that do.
     """
     if not isinstance(text, str):
         raise TypeError(f"The URL is text, not {type_name(text)}.")
@@ -39,14 +39,14 @@ def parse_url(text: str) -> tuple[str, str | None]:
 
 
 def without_password(url: str) -> str:
-    """Return ``url`` as it may be shown."""
+    """Return ``url`` without user and password, for texts that people see."""
     scheme, _, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def _with_web_scheme(text: str) -> str:
-    """Return what is meant by a WebSocket's URL, or by a host and a port alone."""
+    """Return the http URL for a WebSocket URL, or for a host and a port alone."""
     scheme, mark, rest = text.partition("://")
     if mark:
         return f"{_WEB_SCHEMES.get(scheme.lower(), scheme)}://{rest}"

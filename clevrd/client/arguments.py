@@ -1,7 +1,7 @@
-"""Arguments of the client's calls: each is taken as it is meant, or refused with a sentence.
+"""Checks of the client's arguments: each is returned as it will be used, or refused.
 
-Where a call is made, not later in a task. What a topic is called, and how large it is, is for the
-server to judge when it is published to.
+A wrong argument raises where the call is made, not later in a task. The server alone judges the
+size of a message and the name of a topic that is published to.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ POLICIES: Final = ("drop_oldest", "drop_newest", "circuit_breaker", "latest")
 
 # RFC 9110 §5.1: a field's name is a token.
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# RFC 9110 §5.5: no control characters in a field's value but the tab.
+# RFC 9110 §5.5: a field's value has no control characters except the tab.
 _CONTROLS: Final = re.compile(r"[\0-\x08\x0a-\x1f\x7f]")
 
-# The largest count, and the largest offset: what a signed number of 64 bits holds.
+# The largest count and the largest offset: the largest signed number of 64 bits.
 MAX_COUNT: Final = (1 << 63) - 1
 
-# 1e300: a time can be added to it within a float's range.
+# 1e300: a time can still be added to it within a float's range.
 _MAX_SECONDS: Final = 1e300
 
-# The largest number of a duration that a server takes.
+# The largest number that a server takes in a duration such as 5m.
 _MAX_NUMBER: Final = 999_999_999
 _SECOND: Final = timedelta(seconds=1)
 _DAY: Final = timedelta(days=1)
 
-# A sentence shows this much of a wrong value, enough to know it by.
+# Characters of a wrong value that a sentence shows.
 _SHORT_CHARACTERS: Final = 60
 
 
 def type_name(value: object) -> str:
-    """Return what ``value`` is, for sentences."""
+    """Return the name of ``value``'s type with its article, for sentences."""
     if value is None:
         return "None"
     name = type(value).__name__
@@ -50,7 +50,7 @@ def type_name(value: object) -> str:
 
 
 def short(text: str) -> str:
-    """Return a wrong text as sentences show it, however long it is."""
+    """Return a wrong text quoted, and cut to a length that fits a sentence."""
     cut = text if len(text) <= _SHORT_CHARACTERS else f"{text[:_SHORT_CHARACTERS]}..."
     return repr(cut)
 
@@ -59,7 +59,7 @@ def short(text: str) -> str:
 
 
 def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the headers that are to be sent; raises TypeError, ValueError."""
+    """Return the headers to send; raises TypeError, ValueError."""
     if headers is None:
         return {}
     if not isinstance(headers, Mapping):
@@ -103,7 +103,7 @@ def check_seconds(name: str, value: float) -> float:
         raise TypeError(f"{name} is a number of seconds, not {type_name(value)}.")
     if not value >= 0:
         raise ValueError(f"{name} is a number of seconds, 0 or more, not {_shown(value)}.")
-    # An integer beyond a float's range could not be added to a time.
+    # An integer beyond a float's range could not be added to a time, so it becomes infinity.
     return value if value <= _MAX_SECONDS else inf
 
 
@@ -127,7 +127,7 @@ def check_count(name: str, value: int, minimum: int = 1) -> int:
 
 
 def check_items(items: object) -> None:
-    """Raise TypeError unless a batch can be taken from ``items``."""
+    """Raise TypeError unless ``items`` can be iterated over as a batch."""
     if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
         raise TypeError(
             f"items is a list or another iterable of (topic, data) pairs, not {type_name(items)}."
@@ -135,7 +135,7 @@ def check_items(items: object) -> None:
 
 
 def check_names(topic: str, key: str | None, idempotency_key: str | None) -> None:
-    """Raise TypeError, or ValueError, unless these of a message are text that can be sent."""
+    """Raise TypeError or ValueError unless topic and keys are text that can be sent."""
     if not isinstance(topic, str):
         raise TypeError(f"The topic is text, not {type_name(topic)}.")
     if key is not None and not isinstance(key, str):
@@ -155,7 +155,7 @@ def check_names(topic: str, key: str | None, idempotency_key: str | None) -> Non
 
 
 def topics_of(named: Iterable[str | Iterable[str]]) -> tuple[str, ...]:
-    """Return the topics, each checked; a list among them is taken for what it holds."""
+    """Return the topics, each checked; a list among them stands for its topics."""
     topics: list[str] = []
     for each in named:
         topics += _names("topic", [each] if isinstance(each, str) else each)
@@ -165,7 +165,7 @@ def topics_of(named: Iterable[str | Iterable[str]]) -> tuple[str, ...]:
 
 
 def check_topic_name(topic: str) -> None:
-    """Raise ValueError unless there can be a topic of this name."""
+    """Raise ValueError unless ``topic`` can be the name of a topic."""
     _check(check_topic, topic)
 
 
@@ -189,14 +189,16 @@ def check_policy(policy: str | None) -> str | None:
 
 
 def since_text(since: str | datetime | timedelta | None) -> str | None:
-    """Return ``since`` as the server takes it.
+    """Return ``since`` in the form that the server takes.
 
-    A duration is rounded up to a whole second, since a server takes no parts of one; one of more
-    than 31 years to a whole day, since it takes no number of more than nine digits.
+    A duration is rounded up to a whole second, since a server takes no fractions; a duration of
+    more than 31 years is rounded up to a whole day, since a server takes no number of more than
+    nine digits.
 
     Raises:
-        TypeError: it is none of these.
-        ValueError: a time without a time zone, a duration into the future, or no text to send.
+        TypeError: ``since`` has another type.
+        ValueError: ``since`` is a time without a time zone, a duration into the future, or a text
+            that can't be sent.
     """
     match since:
         case None:
@@ -250,7 +252,7 @@ def _names(kind: str, given: Iterable[str]) -> list[str]:
 
 
 def _check(check: Callable[[str], object], name: str) -> None:
-    """Raise ValueError with the sentence of ``check``."""
+    """Call ``check``; raise its InvalidRequest as a ValueError."""
     try:
         check(name)
     except InvalidRequest as error:
@@ -258,12 +260,12 @@ def _check(check: Callable[[str], object], name: str) -> None:
 
 
 def _shown(value: float) -> str:
-    """Return a number that is too small, or none, as sentences show it; Python spells not all."""
+    """Return a wrong number for a sentence; Python does not print very long integers."""
     return "less" if value < -MAX_COUNT else repr(value)
 
 
 def _check_utf_8(name: str, text: str) -> None:
-    """Raise ValueError unless ``text`` can be sent."""
+    """Raise ValueError unless ``text`` can be encoded as UTF-8."""
     if not (text.isascii() or is_utf_8(text)):
         raise ValueError(f"{name} holds half a surrogate pair, which UTF-8 has no form for.")
 

@@ -1,4 +1,4 @@
-"""The client: one server, and what can be done with it. No printing here."""
+"""The client of one server: publishes and subscribes. No printing here."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ from clevrd.client.wire import (
 class Client:
     """Publishes to one server and subscribes to it; use as ``async with Client(url) as client``.
 
-    Where no block fits, `open` and `close` do the same. It belongs to the event loop in which it is
-    opened. Without asyncio: clevrd.client.sync.
+    Where no block fits, `open` and `close` do the same. A client belongs to the event loop in which
+    it is opened. Without asyncio: clevrd.client.sync.
 
     Args:
         url: ``http://host:port``, ``host:port``, ``https://host``, ``unix:/path``; ``ws://`` and
-            ``wss://`` are taken for ``http://`` and ``https://``.
-        tenant: who publishes or subscribes; None leaves it to the server.
-        headers: sent with every request, for a proxy in front of the server. They, and the tenant,
-            go to the host of ``url`` only, whatever a redirect says.
-        tls: for ``https://``; None trusts what the system trusts.
-        retry_for_s: how long a message is offered again before publishing gives up.
+            ``wss://`` mean ``http://`` and ``https://``.
+        tenant: the tenant that publishes or subscribes; None leaves the choice to the server.
+        headers: sent with every request, for a proxy in front of the server. Headers and tenant are
+            sent only to the host of ``url``, whatever a redirect says.
+        tls: for ``https://``; None trusts the system's certificates.
+        retry_for_s: seconds that a message is tried again before publishing gives up.
         random, sleep, clock: replaced by tests.
 
     Raises:
-        BadUrl: ``url`` is none of these, or the tenant can't stand in a header.
-        TypeError, ValueError: another argument is not what it has to be.
+        BadUrl: ``url`` has another form, or the tenant can't stand in a header.
+        TypeError, ValueError: another argument has a wrong type or value.
     """
 
     def __init__(
@@ -79,18 +79,18 @@ class Client:
         self._http = HttpPublisher(self._session, self._repeats, self._retry_for_s, self._clockwork)
 
     async def open(self) -> Self:
-        """Be ready; connects nowhere yet. Nothing more where it is open already.
+        """Prepare for calls, without connecting; a second call does nothing.
 
         Raises:
-            Misuse: it is open in another event loop.
+            Misuse: the client is open in another event loop.
         """
         self._session.open()
-        # A process that was forked counts on from the same number.
+        # A forked process continues the same count, so each opening draws new random bits.
         self._new_key.renew()
         return self
 
     async def close(self) -> None:
-        """Close all connections, and end all subscriptions; idempotent."""
+        """Close all connections, and end all subscriptions. A second call does nothing."""
         await self._session.close()
 
     async def __aenter__(self) -> Self:
@@ -103,10 +103,10 @@ class Client:
 
     @property
     def repeated_messages(self) -> int:
-        """How many messages may be there twice: sent again after their answer was lost.
+        """Number of messages that may be there twice, since they were sent again without an answer.
 
-        Only a server too old for idempotency keys has copies; one that heeds them has one of each
-        message, as far as its memory for keys reaches.
+        Only a server too old for idempotency keys can have two copies; another one has a single
+        copy of each message, as long as it remembers the key.
         """
         return self._repeats.messages
 
@@ -115,25 +115,27 @@ class Client:
     ) -> Published:
         """Publish ``data`` and return the server's answer.
 
-        What time heals (429, 503, a gateway's 502 and 504, and a lost connection once the server
-        has been reached) is tried again for ``retry_for_s``, waiting at least what the server
-        asks. When a connection, or a gateway's, breaks before the whole answer came, nobody can
-        know whether the message was taken; it is sent again under the same idempotency key, by
-        which the server knows a copy.
+        Failures that may pass (429, 503, a gateway's 502 and 504, and a lost connection once the
+        server was reached) are tried again for ``retry_for_s``, each after at least the wait that
+        the server asks for. If a connection, the client's or a gateway's, breaks before the whole
+        answer, the message may have been taken or not; it is sent again under the same idempotency
+        key, by which the server recognises a copy.
 
         Args:
-            data: what JSON can say: None excepted, any dict, list, str, number, bool; also
-                msgspec structs, dataclasses, datetimes, UUIDs, enums. Infinity and NaN are no
-                JSON.
-            key: what the message is about, for readers that want the newest of each.
+            data: a value that has a JSON form: dict, list, str, number, bool, but not None; also
+                msgspec structs, dataclasses, datetimes, UUIDs, enums. Infinity and NaN have no JSON
+                form.
+            key: names the message's subject, for readers that want the newest message of each key.
             idempotency_key: a name of your own for this message, such as an order's number; None
-                draws one. A repeat within the server's memory is answered and not published.
+                draws one. A repeat that the server remembers is answered and not published.
 
         Raises:
-            TypeError: ``data`` has no JSON form. For bytes that are JSON use `publish_raw`.
-            BadRecord: ``data`` holds a value without one: infinity, NaN, half a surrogate pair.
-            Refused: the server does not take it.
-            Unreachable: no answer; ``may_have_arrived`` says whether it could be there.
+            TypeError: ``data`` has no JSON form. Use `publish_raw` for bytes that are JSON.
+            BadRecord: ``data`` holds a value without a JSON form: infinity, NaN, half a surrogate
+                pair.
+            Refused: the server does not take the message.
+            Unreachable: there was no answer; ``may_have_arrived`` says whether the message may be
+                there.
             BadAnswer: the answer is not a clevrd server's.
         """
         return await self.publish_encoded(topic, data_json(data), key, idempotency_key)
@@ -146,11 +148,11 @@ class Client:
         key: str | None = None,
         idempotency_key: str | None = None,
     ) -> Published:
-        """Publish data that is JSON already, byte for byte; else as `publish`.
+        """Publish data that is JSON already, byte for byte; otherwise the same as `publish`.
 
         Raises:
             TypeError: ``raw`` is neither bytes nor text.
-            BadRecord: ``raw`` is not one JSON value in UTF-8; nothing was sent.
+            BadRecord: ``raw`` is not one JSON value in UTF-8; it was not sent.
         """
         return await self.publish_encoded(topic, check_json(raw), key, idempotency_key)
 
@@ -161,19 +163,20 @@ class Client:
         max_items: int = MAX_BATCH_ITEMS,
         max_bytes: int = MAX_BATCH_BYTES,
     ) -> list[Published | Refusal]:
-        """Publish many messages in few requests; return what became of each, in their order.
+        """Publish many messages in few requests; return a result for each, in their order.
 
-        A refused item is a value, `Refusal`, and does not hold back the others. Those that time
-        heals are offered again for ``retry_for_s``, counted anew whenever some are taken.
+        A refused item has a `Refusal` as its result, and the others are published all the same.
+        Refusals that may pass are tried again for ``retry_for_s``, counted anew whenever some items
+        are taken.
 
         Args:
-            items: (topic, data) pairs, or `Outgoing` for keys; taken as they are sent.
-            max_items, max_bytes: of one request; the server's limits, unless it has others.
+            items: (topic, data) pairs, or `Outgoing` for keys; read as they are sent.
+            max_items, max_bytes: limits of one request; the defaults are the server's own defaults.
 
         Raises:
-            Refused, Unreachable, BadAnswer: a whole request failed; ``results`` of the error is
-                what had been answered before.
-            BadRecord: an item is none, or its data has no JSON form; ``results`` as above.
+            Refused, Unreachable, BadAnswer: a whole request failed; the error's ``results`` are
+                those of earlier requests.
+            BadRecord: an item is malformed, or its data has no JSON form; ``results`` as above.
         """
         check_count("max_items", max_items)
         check_count("max_bytes", max_bytes)
@@ -209,39 +212,40 @@ class Client:
     ) -> Subscription:
         """Return an async iterator of the topics' messages, and of the gaps between them.
 
-        A plain ``async for`` over it lets go of its connection when the loop is left, however that
-        happens; ``async with`` keeps it until the block ends.
+        A plain ``async for`` closes its connection when the loop is left in any way; ``async with``
+        keeps the connection until the block ends.
 
-        Oldest first in each topic, across lost connections: after one it goes on behind the
-        positions it had, so each message comes once. What is missing for good is a `Gap`, at its
-        place. There is no order between topics.
+        Messages come oldest first in each topic, each once, also across lost connections: a new
+        connection continues behind the positions of the old one. Messages that are lost for good
+        are a `Gap`, at their place. There is no order between topics.
 
-        Nothing is buffered beyond one connection's read buffer: whoever consumes slowly is a slow
-        reader to the server, and one that stops for longer than the server's ping timeout is cut
-        and resumes.
+        Only one connection's read buffer is held, so a slow consumer is a slow reader to the
+        server, and a consumer that stops for longer than the server's ping timeout is cut off and
+        resumes later.
 
         Args:
-            topics: one or more, or lists of them; several, and patterns, share one connection
-                (``GET /ws``).
-            topic: one by keyword.
-            patterns: such as ``orders.*``: the topics that each matches, and those made later,
-                from their first message on.
-            policy: what is dropped when this reader is too slow: ``drop_oldest``,
-                ``drop_newest``, ``circuit_breaker`` or ``latest``; None: the server's.
-            buffer: messages that this reader may lag behind, in each topic; None: the server's.
-            last: recent messages wanted first, of each topic; None: the server's.
-            since: begin in the past instead: ``90s``, ``5m``, a time, a message id, ``all``; a
-                timedelta, rounded up to a second, or a datetime with a time zone.
-            position: of one topic: begin behind it, where an earlier subscription ended; its text
-                will do.
-            positions: of several, by topic. A named topic that is not among them begins with the
-                server's ``last``; one that a pattern brings, with its first message.
+            topics: one topic or more, or lists of topics; several topics, and patterns, share one
+                connection (``GET /ws``).
+            topic: one topic, by keyword.
+            patterns: patterns such as ``orders.*``. A pattern brings the topics that it matches,
+                and topics made later, from their first message on.
+            policy: decides which messages this reader loses when it is too slow: ``drop_oldest``,
+                ``drop_newest``, ``circuit_breaker`` or ``latest``; None for the server's choice.
+            buffer: messages that this reader may lag in each topic; None for the server's choice.
+            last: recent messages of each topic to begin with; None for the server's choice.
+            since: where in the past to begin instead: ``90s``, ``5m``, a time, a message id,
+                ``all``; a timedelta, rounded up to a second, or a datetime with a time zone.
+            position: for one topic: where an earlier subscription ended, as a Position or its text;
+                this one begins behind it.
+            positions: for several topics: topic -> position. A named topic without a position
+                begins with the server's ``last``; a topic that a pattern brings, with its first
+                message.
             reconnect: False raises `Closed` or `Unreachable` at the first lost connection.
 
         Raises:
-            ValueError: no topic and no pattern, or one twice, or one that can't be; or it is said
-                in two ways where to begin; or another argument is not what it has to be.
-            TypeError: an argument is of another type.
+            ValueError: no topic and no pattern, one of them twice, or a malformed one; two
+                arguments that say where to begin; or a wrong value of another argument.
+            TypeError: an argument has a wrong type.
         """
         names = topics_of(topics if topic is None else (topic, *topics))
         options: dict[str, str | int | None] = {
@@ -264,7 +268,7 @@ class Client:
     async def publish_encoded(
         self, topic: str, data: bytes, key: str | None, idempotency_key: str | None
     ) -> Published:
-        """Publish data that was checked; for the client without asyncio."""
+        """Publish data that was checked already; called by the client without asyncio."""
         check_names(topic, key, idempotency_key)
         name = self._new_key() if idempotency_key is None else idempotency_key
         body = publish_body(topic, data, key=key, idempotency_key=name)

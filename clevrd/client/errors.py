@@ -1,4 +1,4 @@
-"""What goes wrong in the client; the message is one sentence, the server's where it said one."""
+"""Errors of the client; each message is one sentence, the server's own where it sent one."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any, Final
 
 import msgspec
 
-# Statuses of a gateway: the server behind it may have taken the message before it fell silent.
+# Statuses of a gateway: the server behind it may have taken the message before it stopped
+# answering.
 _GATEWAY_STATUSES: Final = frozenset({502, 504})
 
 
 class ClientError(Exception):
-    """Base of what goes wrong here."""
+    """Base of the client's errors."""
 
-    # The wait that the server asked for, in seconds; 0 when it did not say.
+    # Seconds that the server asked to wait; 0 if it did not ask.
     retry_after_s: float = 0.0
-    # Results of a batch that had come before it failed, in the order of the items.
+    # Results of a batch's items that were answered before the batch failed, in the order of the
+    # items.
     results: list[Any] = []  # noqa: RUF012  # replaced, never changed
 
 
@@ -30,19 +32,19 @@ class BadRecord(ClientError, ValueError):
 
 
 class BadData(ClientError, msgspec.ValidationError):
-    """A message's data can't be had in the form that was asked for; its JSON can."""
+    """A message's data can't be decoded as the type that was asked for; its JSON is still there."""
 
 
 class Misuse(ClientError, RuntimeError):
-    """The client is used as it can't be: before it is opened, after it is closed, by two tasks."""
+    """The client was used before it was opened, after it was closed, or by two tasks at once."""
 
 
 class BadAnswer(ClientError):
-    """What came back is not what a clevrd server sends; probably the URL is another service's."""
+    """The answer is not a clevrd server's; the URL is probably another service's."""
 
 
 class Unreachable(ClientError):
-    """No connection, or it broke before the whole answer came."""
+    """There is no connection, or it broke before the whole answer came."""
 
     def __init__(self, sentence: str, *, may_have_arrived: bool) -> None:
         super().__init__(sentence)
@@ -50,7 +52,7 @@ class Unreachable(ClientError):
 
 
 class Refused(ClientError):
-    """The server refused, with an error status or for one message of several."""
+    """The server refused: a request, with an error status, or one message or command."""
 
     def __init__(
         self,
@@ -64,14 +66,14 @@ class Refused(ClientError):
         super().__init__(sentence)
         # The HTTP status; 0 where one message or command on a socket was refused.
         self.status = status
-        # The server's word for programs, such as ``rate_limited``; empty when it gave none.
+        # The server's machine code, such as ``rate_limited``; empty if it sent none.
         self.code = code
         self.is_transient = is_transient
         self.retry_after_s = retry_after_s
 
     @property
     def may_have_arrived(self) -> bool:
-        """Say whether the message could be there all the same."""
+        """Whether the server may have taken the message all the same."""
         return self.status in _GATEWAY_STATUSES
 
 
@@ -85,8 +87,8 @@ class Closed(ClientError):
 
 
 def reason_of(error: Exception) -> str:
-    """Return why in few words; aiohttp's own texts repeat addresses and SSL modes."""
-    # aiohttp's errors of TLS are TLS errors too, without what those know; their cause knows it.
+    """Return the cause in few words; aiohttp's own texts repeat addresses and SSL modes."""
+    # aiohttp's TLS errors are SSLErrors without the details; their causes have the details.
     for cause in (error.__cause__, error):
         if isinstance(cause, ssl.SSLError):
             return _tls_reason(cause)
@@ -100,7 +102,7 @@ def reason_of(error: Exception) -> str:
 
 
 def _tls_reason(error: ssl.SSLError) -> str:
-    """Return what the TLS handshake failed of; its errno is OpenSSL's and no system error."""
+    """Return why the TLS handshake failed; its errno is OpenSSL's, not the system's."""
     if isinstance(error, ssl.SSLCertVerificationError):
         why = getattr(error, "verify_message", None)
         return f"its certificate is not trusted{(why and f' ({why})') or ''}"

@@ -1,4 +1,4 @@
-"""What a subscription reads over its connections: one topic, or several. No I/O here."""
+"""Feeds: the protocol of a subscription, to one topic or to several. No I/O here."""
 
 from __future__ import annotations
 
@@ -15,62 +15,63 @@ from clevrd.core.patterns import matches
 
 
 class Feed(Protocol):
-    """What is asked of the server, what its frames mean, and where that stands.
+    """Makes a subscription's queries and commands, reads its frames, and keeps its positions.
 
     The subscription opens connections and reads from them; a feed outlives all of them.
     """
 
-    # The time that the server asks its readers to stay away, after the close it has announced.
+    # Milliseconds that the server asks clients to stay away after the close that it has announced;
+    # 0 if it has not.
     away_ms: int
 
     @property
     def path(self) -> str:
-        """The endpoint."""
+        """The path of the endpoint."""
 
     @property
     def name(self) -> str:
-        """What is subscribed to, for logs."""
+        """The topics and patterns, for logs."""
 
     @property
     def only_topic(self) -> str | None:
-        """The topic, where it is only one."""
+        """The topic of a subscription to one topic; None for any other."""
 
     @property
     def is_greeted(self) -> bool:
-        """Whether it is known where everything on this connection begins."""
+        """Whether every topic and pattern of this connection has begun."""
 
     @property
     def is_full(self) -> bool:
-        """Whether items are to be taken before more is read, greeted or not."""
+        """Whether the user has to take items before more frames are read."""
 
     def positions(self) -> dict[str, Position]:
-        """Return by topic up to where everything was handed out."""
+        """Return topic -> position up to which every item was handed out."""
 
     def before(self, item: Message | Gap) -> Position | None:
-        """Return where the topic of ``item``, which was handed out last, stood before it."""
+        """Return the topic's position before ``item``, the last item that was handed out."""
 
     def query(self, *, is_return: bool) -> dict[str, str]:
-        """Return the query of the next connection; ``is_return`` after one that failed."""
+        """Return the query of the next connection; ``is_return`` after a failed one."""
 
     def begin(self, protocol: str | None) -> Sequence[bytes]:
-        """Begin with a new connection, and return the text frames that are to be sent.
+        """Begin with a new connection; return the text frames to send on it.
 
         Raises:
             BadAnswer: the server has not taken the subprotocol that is needed.
         """
 
     def greet(self, text: bytes) -> None:
-        """Take in a frame before all is greeted, while nobody takes items. Raises as `read`."""
+        """Process a frame while the subscription is being opened. Raises as `read`."""
 
     def held(self) -> Message | Gap | None:
-        """Return the next item that was read already; None when there is none."""
+        """Return the next item that was read already; None without one."""
 
     def read(self, text: bytes) -> Message | Gap | None:
-        """Return what a frame brings, None when that is nothing for the user.
+        """Return the item that a frame brings, None for a frame without one.
 
         Raises:
-            one of UNREADABLE, BadAnswer: it is none of the server's frames.
-            Refused: it says that something can't be subscribed.
+            one of UNREADABLE, BadAnswer: no server of clevrd's sends such a frame.
+            Refused: the server refused one of the topics or patterns.
         """
 
 
@@ -82,14 +83,15 @@ def feed_of(
     positions: Mapping[str, Position] | None,
     warn: Callable[[Iterable[str]], None],
 ) -> Feed:
-    """Return the feed of these topics and patterns.
+    """Return the feed of ``topics`` and ``patterns``.
 
     Args:
-        options: ``policy``, ``buffer``, ``last`` and ``since``, as far as they were given.
-        warn: hears what the server warns of.
+        options: ``policy``, ``buffer``, ``last`` and ``since``, where they were given.
+        warn: called with the server's warnings.
 
     Raises:
-        ValueError: there is none, or one twice; or it is said in two ways where to begin.
+        ValueError: there is no topic and no pattern, or one twice; or two arguments say where to
+            begin.
     """
     _check_names(topics, patterns)
     given = [options.get("last"), options.get("since"), position, positions]
@@ -111,7 +113,7 @@ def _warn_of_others(
     positions: Iterable[str],
     warn: Callable[[Iterable[str]], None],
 ) -> None:
-    """Warn of positions that nothing asks for: misspelt, or stored when more was wanted."""
+    """Warn of positions whose topic is not subscribed: it may be misspelt."""
     named = set(topics)
     wanted = [words_of(pattern) for pattern in patterns]
     others = [
@@ -136,7 +138,7 @@ def _warn_of_others(
 
 
 def _check_names(topics: Sequence[str], patterns: Sequence[str]) -> None:
-    """Raise ValueError as `feed_of`."""
+    """Raise ValueError for no name at all, or a name that stands twice."""
     if not (topics or patterns):
         raise ValueError("Name a topic or a pattern to subscribe to.")
     for kind, names in (("topic", topics), ("pattern", patterns)):

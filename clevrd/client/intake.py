@@ -1,7 +1,7 @@
-"""What a subscription has read in its loop and another thread has not taken yet. Bounded.
+"""Intake: a bounded queue between a subscription's loop and the threads that take items.
 
-The loop reads ahead by MAX_ITEMS and MAX_BYTES and no further: whoever takes slowly is a slow
-reader to the server. Positions are those of what was taken.
+The loop reads ahead by MAX_ITEMS and MAX_BYTES at most, so a slow taker is a slow reader to the
+server. Positions are those of the items that were taken.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from clevrd.client.position import Position
 from clevrd.client.subscription import Subscription
 from clevrd.client.wire import Gap, Message
 
-# 64: the two threads need not wake each other for every message.
+# 64: with fewer, the two threads would wake each other for every message.
 MAX_ITEMS: Final = 64
-# The bound of the waiting messages' JSON; a single message may be larger.
+# Bytes of JSON in the waiting messages at most; a single message may be larger.
 MAX_BYTES: Final = 1 << 20
 
 
 class Intake:
-    """Reads a subscription in its loop's thread, for other threads.
+    """Reads a subscription in its loop's thread, and hands the items to other threads.
 
-    `take` and `positions` are for other threads; methods with an underscore run in the loop.
+    `take`, `close` and `is_over` are for other threads. `begin`, `leave`, `_read`, `_ended` and
+    `_put` run in the loop.
     """
 
     def __init__(self, thread: LoopThread, items: Subscription) -> None:
@@ -50,9 +51,9 @@ class Intake:
         self._has_room.set()
 
     def take(self, timeout_s: float | None) -> Message | Gap | None:
-        """Return the next item; None when none comes in time, or there will be none.
+        """Return the next item; None if none comes in time, or no more will come.
 
-        An interrupt ends the wait at once and takes nothing.
+        An interrupt ends the wait at once and takes no item.
         """
         with self._changed:
             if not self._changed.wait_for(self._has_something, self._first_wait_s(timeout_s)):
@@ -76,20 +77,20 @@ class Intake:
 
     @property
     def is_over(self) -> bool:
-        """Whether everything was taken, and nothing will come."""
+        """Whether every item was taken and no more will come."""
         with self._changed:
             return self._is_closed or (
                 self._is_over and not self._waiting and self._failure is None
             )
 
     def close(self) -> None:
-        """Hand out nothing any more, and tell who waits."""
+        """Hand out no more items, and wake the threads that wait."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
 
     def positions(self) -> dict[str, Position]:
-        """Return by topic up to where everything was taken; called in the loop, or after it."""
+        """Return topic -> position of the items taken; called in the loop, or after it."""
         with self._changed:
             told: dict[str, Position | None] = dict(self.items.positions)
             for item, before in reversed(self._waiting):
@@ -97,7 +98,7 @@ class Intake:
         return {topic: position for topic, position in told.items() if position is not None}
 
     def begin(self) -> None:
-        """Read on, in the loop."""
+        """Start to read; called in the loop."""
         before = self._reading
         if before is None or self._is_left:
             self._is_left = False
@@ -105,7 +106,7 @@ class Intake:
             self._reading.add_done_callback(self._ended)
 
     def leave(self) -> None:
-        """Read no more, in the loop; what was read stays."""
+        """Stop reading; called in the loop. Items that were read stay."""
         if self._reading is not None:
             self._is_left = True
             self._reading.cancel()
@@ -122,13 +123,13 @@ class Intake:
     async def _read(self, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait((before,))
-        # This `async for` lets the connection go where the subscription is not to keep it.
+        # This `async for` closes the connection at its end, unless the subscription is to keep it.
         async for item in self.items:
             self._put(item)
             await self._has_room.wait()
 
     def _ended(self, reading: asyncio.Task[None]) -> None:
-        """Tell who waits of the end, however it came; the loop's own end cancels, too."""
+        """Wake waiting threads at the end of reading; a stopped loop cancels, too."""
         failure = None if reading.cancelled() else reading.exception()
         if reading is not self._reading or self._is_left:
             return

@@ -1,7 +1,7 @@
-"""An event loop in a thread of its own, for callers without one. No clevrd in here.
+"""LoopThread: an event loop in a thread of its own, for callers without one.
 
-The thread is a daemon thread: an interpreter that exits does not wait for it. After a fork the
-child has the loop, but no thread that runs it.
+This module knows no clevrd. The thread is a daemon thread: an interpreter that exits does not wait
+for it. After a fork the child has a copy of the loop, but no thread that runs it.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ except ImportError:  # a Python that was built without libffi
 
 T = TypeVar("T")
 
-# The time that all connections together have to be closed in order at an interpreter's exit.
+# Seconds in which connections are closed in order when the interpreter exits.
 EXIT_TIMEOUT_S: Final = 1.0
-# Windows interrupts no wait for a lock, so Ctrl-C is looked for this often.
+# Windows does not interrupt a wait for a lock, so there the wait ends this often to notice Ctrl-C.
 WAIT_SLICE_S: Final = 0.2 if sys.platform == "win32" else None
-# Names are looked up here; one that never comes back must not keep others from it.
+# Threads that look host names up; more than one, so that a lookup that hangs does not keep others
+# back.
 _RESOLVERS: Final = 4
-# The end cancels all tasks this many times: a task that is cancelled may leave another one behind.
+# Rounds of cancelling all tasks at the end: a cancelled task may leave another one behind.
 _ROUNDS: Final = 3
 
 _running: WeakSet[LoopThread] = WeakSet()
 
-# Copies, in a forked child, of what is its parent's. Only sever() adds to it.
+# In a forked child: copies of the parent's objects, kept for ever. Only sever() adds to it.
 _parents: list[object] = []
 
 
 class Stopped(Exception):
-    """The loop does not run, or stopped before it was done."""
+    """The loop does not run, or stopped before the work was done."""
 
     def __init__(self, *, has_begun: bool) -> None:
         super().__init__()
@@ -52,8 +53,8 @@ class LoopThread:
     """Runs an event loop from `start` to `stop`; its methods are for other threads.
 
     Args:
-        name: of the thread.
-        at_end: run when it is stopped, before everything else is cancelled.
+        name: the thread's name.
+        at_end: run when the loop is stopped, before all other tasks are cancelled.
     """
 
     def __init__(self, name: str, at_end: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
@@ -63,11 +64,12 @@ class LoopThread:
         self.loop.set_default_executor(self._resolvers)
         self._thread = threading.Thread(target=_run, args=(self.loop,), name=name, daemon=True)
         self._at_end = at_end
-        # Guards _is_stopped, so that nothing is given to a loop that never runs it. Reentrant:
-        # what Python frees meanwhile, in the same thread, may call as well.
+        # Guards _is_stopped, so that no work is given to a loop that never runs it. Reentrant,
+        # since Python may free an object meanwhile, in the same thread, whose finalizer calls as
+        # well.
         self._lock = threading.RLock()
         self._is_stopped = False
-        # This is a child's copy of its parent's.
+        # True in a forked child, where this object is only a copy of the parent's.
         self.is_forked = False
 
     def start(self) -> None:
@@ -77,16 +79,16 @@ class LoopThread:
 
     @property
     def is_running(self) -> bool:
-        """Whether work can be given to it."""
+        """Whether the loop takes work."""
         return not (self._is_stopped or self.is_forked)
 
     @property
     def is_inside(self) -> bool:
-        """Whether the caller is in this thread, and so must not wait for it."""
+        """Whether the caller is in this thread, and so must not wait for the loop."""
         return threading.current_thread() is self._thread
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin with ``work``; raises Stopped."""
+        """Start ``work`` in the loop; raises Stopped."""
         with self._lock:
             if self.is_running:
                 return asyncio.run_coroutine_threadsafe(work, self.loop)
@@ -94,7 +96,7 @@ class LoopThread:
         raise Stopped(has_begun=False)
 
     def call_soon(self, call: Callable[..., object], *arguments: object) -> bool:
-        """Let the loop call it; return whether it runs and will."""
+        """Let the loop call ``call``; return False where the loop does not run."""
         with self._lock:
             if not self.is_running:
                 return False
@@ -108,7 +110,7 @@ class LoopThread:
 
         Raises:
             Stopped: the loop does not run, or was stopped meanwhile.
-            TimeoutError: it takes longer than ``timeout_s``, and is cancelled.
+            TimeoutError: ``work`` took longer than ``timeout_s``, and was cancelled.
         """
         future = self.submit(work)
         try:
@@ -121,15 +123,15 @@ class LoopThread:
         except CancelledError:
             raise Stopped(has_begun=True) from None
         finally:
-            # An interrupt or a timeout leaves work that nobody waits for; a future that is done
-            # stays done.
+            # An interrupt or a timeout leaves work that no one waits for; cancelling a future that
+            # is done changes nothing.
             future.cancel()
 
     def stop(self, timeout_s: float | None = None) -> None:
-        """Run ``at_end``, cancel everything else, and end the thread; idempotent.
+        """Run ``at_end``, cancel all other tasks, and end the thread. A second call does nothing.
 
         Args:
-            timeout_s: how long to wait for that; it goes on without.
+            timeout_s: seconds to wait for the end, which goes on without the caller afterwards.
         """
         with self._lock:
             if self.is_running:
@@ -140,22 +142,23 @@ class LoopThread:
         self._thread.join(timeout_s)
         if not self._thread.is_alive():
             _running.discard(self)
-            # Idle ones end at once; one that waits for a name server is not waited for.
+            # Idle resolver threads end at once; a thread that waits for a name server is not waited
+            # for.
             ending = threading.Thread(target=self._resolvers.shutdown, daemon=True)
             ending.start()
             ending.join(EXIT_TIMEOUT_S)
 
     def sever(self) -> None:
-        """Keep a forked child from its parent's connections, whatever it does with its copy.
+        """Cut a forked child's copy off from the parent's connections.
 
-        Its descriptors become those of nothing: the child would else take them out of the parent's
-        epoll, and end its TLS sessions, when it frees them.
+        The copy's descriptors are replaced by /dev/null. Otherwise the child, when it frees the
+        copy, would take the sockets out of the parent's epoll and end the parent's TLS sessions.
         """
         self.is_forked = True
         self._lock = threading.RLock()
         _never_free(self)
         with suppress(RuntimeError):
-            # Some tasks wait for an event that nothing but they themselves hold.
+            # Some tasks wait for an event that only they themselves refer to.
             _never_free(asyncio.all_tasks(self.loop))
         with suppress(OSError, RuntimeError):
             null = os.open(os.devnull, os.O_RDWR)
@@ -174,13 +177,13 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 
 async def _end(at_end: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
-    """Do what is to be done last, cancel the rest, and stop the loop."""
+    """Run ``at_end``, cancel all other tasks, and stop the loop."""
     loop = asyncio.get_running_loop()
     try:
         if at_end is not None:
             with suppress(Exception):
                 await at_end()
-        # A task that ends may leave another one behind, which closes what it had.
+        # A task that ends may leave another one behind, to close its connection.
         for _ in range(_ROUNDS):
             others = asyncio.all_tasks() - {asyncio.current_task()}
             if not others:
@@ -190,24 +193,25 @@ async def _end(at_end: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
             await asyncio.wait(others)
         await loop.shutdown_asyncgens()
     finally:
-        # Futures of other threads are told of their tasks' ends first.
+        # The loop stops one turn later, so that futures of other threads are told of their tasks'
+        # ends.
         loop.call_soon(loop.stop)
 
 
 def _never_free(copy: object) -> None:
-    """Keep ``copy`` and all it holds, also beyond the interpreter's end.
+    """Keep ``copy``, and all objects that it refers to, even at the interpreter's end.
 
-    Sessions, connections and tasks that are freed while they are open close themselves, and say on
-    standard error that nobody did. They are the parent's, which goes on with them.
+    An open session, connection or task that is freed closes itself, and writes a warning to
+    standard error. These belong to the parent, which still uses them.
     """
     _parents.append(copy)
-    # Modules lose what they hold at the end; a reference that nothing gives back stays.
+    # Modules lose their globals at the end; a reference that is never given back stays.
     with suppress(AttributeError):  # there is no such function in PyPy, nor without ctypes
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(copy))
 
 
 def _stop_all() -> None:
-    """Close what nobody has closed, at the interpreter's exit."""
+    """Stop the loops that still run, at the interpreter's exit."""
     for each in list(_running):
         each.stop(timeout_s=EXIT_TIMEOUT_S)
 

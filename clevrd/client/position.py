@@ -1,4 +1,4 @@
-"""Where a subscription stands: what is new, what is missing, what to resume from. No I/O here."""
+"""Tracker: one topic's position, and which messages are new or missing. No I/O here."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import msgspec
 from clevrd.client.arguments import MAX_COUNT, check_topic_name, is_utf_8, short, type_name
 from clevrd.client.wire import Gap, Message, Subscribed
 
-# An offset of 64 bits has no more digits; Python reads a text of some thousand slowly or not at
-# all.
+# Digits of an offset of 64 bits at most; Python converts a text of some thousand digits slowly or
+# not at all.
 _MAX_DIGITS: Final = 19
 
 
 class Position(msgspec.Struct, frozen=True):
-    """A place in a topic: everything up to ``offset`` of the topic's life ``epoch`` was had.
+    """A place in a topic: all messages up to ``offset`` in the epoch ``epoch`` were had.
 
-    Its text is ``epoch:offset``, for a file or a database.
+    `str` makes the text ``epoch:offset``, for a file or a database.
     """
 
     epoch: str
     offset: int
 
     def __str__(self) -> str:
-        """Return it as text."""
+        """Return the position as text."""
         return f"{self.epoch}:{self.offset}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the position that ``text`` spells.
+        """Return the position that ``text`` means.
 
         Raises:
-            TypeError: it is not text.
-            ValueError: it is not ``epoch:offset``.
+            TypeError: ``text`` is not text.
+            ValueError: ``text`` is not ``epoch:offset``.
         """
         if not isinstance(text, str):
             raise TypeError(f"A position is text like f7502dc3:41, not {type_name(text)}.")
@@ -46,14 +46,14 @@ class Position(msgspec.Struct, frozen=True):
 
 
 def position_of(given: Position | str) -> Position:
-    """Return the position that is given as one or as its text.
+    """Return a position that is given as a Position or as its text.
 
     Raises:
-        TypeError, ValueError: it is none.
+        TypeError, ValueError: ``given`` is no position.
     """
     if not isinstance(given, Position):
         return Position.parse(given)
-    # msgspec checks what it decodes, and not what is passed to a struct.
+    # msgspec checks decoded values, but not arguments of a struct.
     if (type(given.epoch), type(given.offset)) != (str, int):
         raise TypeError("A position has text for its epoch and a whole number for its offset.")
     if given.offset > MAX_COUNT:
@@ -77,10 +77,10 @@ def positions_of(given: Mapping[str, Position | str]) -> dict[str, Position]:
 
 
 class Tracker:
-    """What was had of one topic; moves only with what is handed out.
+    """The position in one topic; moves only when an item is handed out.
 
-    With an epoch the server tells positions and gaps. Without one, from a server that has none,
-    ids decide what is new and offsets what is missing.
+    With an epoch, the server tells positions and gaps. A server without epochs tells none: there
+    the ids decide which messages are new, and the offsets which are missing.
     """
 
     __slots__ = ("_before", "_greeting", "_topic", "epoch", "last_id", "offset")
@@ -90,47 +90,47 @@ class Tracker:
         self.last_id = ""
         self.epoch = position.epoch if position else ""
         self.offset = position.offset if position else 0
-        # The place where this connection begins, while a gap that belongs in front was not handed
-        # out.
+        # The position at which this connection begins, while a gap before it was not handed out
+        # yet; else None.
         self._greeting: Subscribed | None = None
-        # Epoch and offset before the item that was taken in last.
+        # Epoch and offset before the last item.
         self._before = (self.epoch, self.offset)
 
     @property
     def before(self) -> Position | None:
-        """Where it stood before the item that was taken in last; None as `position`."""
+        """The position before the last item; None as for `position`."""
         return Position(*self._before) if self._before[0] else None
 
     @property
     def position(self) -> Position | None:
-        """What was handed out so far; None as long as no server has told it."""
+        """The position up to which items were handed out; None until a server has told one."""
         return Position(self.epoch, self.offset) if self.epoch else None
 
     def greet(self, greeting: Subscribed, *, is_resumed: bool) -> None:
-        """Take the position at which a connection begins.
+        """Set the position at which a connection begins.
 
-        A resume that is not whole is followed by a gap. Until that was handed out the old
-        position holds, so that who stores it then is told the gap again.
+        A gap follows a resume that lost messages. Until the gap was handed out the old position
+        holds, so that a user who stores it then is told of the gap again.
         """
         self._greeting = greeting
         if greeting.recovered or not is_resumed:
             self._begin()
 
     def start_without_positions(self) -> None:
-        """Go on by ids: this connection's server tells no positions."""
+        """Go on by ids, since this connection's server tells no positions."""
         self.epoch = ""
         self._before = "", 0
         self._greeting = None
 
     def miss(self, gap: Gap) -> None:
-        """Take in a gap that the server told."""
+        """Move behind a gap that the server told."""
         self._before = self.epoch, self.offset
         self._begin()
         if gap.last is not None:
             self.offset = max(self.offset, gap.last)
 
     def take(self, message: Message) -> bool:
-        """Take in a message from a server with positions; return whether it is new."""
+        """Move to a message of a server with positions; return whether it is new."""
         self._before = self.epoch, self.offset
         if self._greeting is not None:
             self._begin()
@@ -140,14 +140,14 @@ class Tracker:
         return True
 
     def is_new(self, message: Message) -> bool:
-        """Say whether a message from a server without positions was not had yet.
+        """Return whether a message of a server without positions is new.
 
-        Ids rise strictly and have a fixed width, so their order is that of their text.
+        Ids rise strictly and have a fixed width, so they are compared as text.
         """
         return message.id > self.last_id
 
     def step(self, message: Message) -> Gap | None:
-        """Take in a new message from a server without positions; return the gap before it."""
+        """Move to a new message of a server without positions; return the gap before it."""
         expected = self.offset + 1
         is_first = not self.last_id or expected == 1
         self.last_id, self.offset = message.id, message.offset

@@ -1,6 +1,6 @@
-"""The publish stream: many messages in flight over one WebSocket, in order, across lost ones.
+"""The publish stream: many messages in flight over one WebSocket, in order, with reconnects.
 
-Each message is kept until it is answered, and sent again over the next connection until then.
+Each message is kept until it is answered, and is sent again over each new connection until then.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from clevrd.client.wire import (
 
 log = logging.getLogger(__name__)
 
-# 256: they fill a connection of 20 ms there and back at 10,000 messages a second.
+# 256: enough to fill a connection with a round trip of 20 ms at 10,000 messages a second.
 MAX_IN_FLIGHT: Final = 256
-# The bound of all messages in flight together; a single message may be larger.
+# Bytes of all messages in flight together, at most; a single message may be larger.
 MAX_IN_FLIGHT_BYTES: Final = 8 << 20
-# Refusals that nobody has looked at; one more ends the stream.
+# Refusals whose receipts no one has awaited, at most; one more ends the stream.
 MAX_UNSEEN: Final = 1_000
 
 _MESSAGE_TOO_BIG: Final = 1009
 
 
 class Receipt:
-    """What becomes of one message: await it for the server's answer."""
+    """One message on its way: await it for the server's answer."""
 
     __slots__ = ("_outcome", "is_seen")
 
     def __init__(self, outcome: asyncio.Future[Published | ClientError]) -> None:
         self._outcome = outcome
-        # Somebody has asked; then a refusal is theirs to handle.
+        # True once the receipt was awaited; then the caller handles a refusal. Set by _wait.
         self.is_seen = False
 
     def __await__(self) -> Generator[Any, None, Published]:
@@ -59,19 +59,19 @@ class Receipt:
 
     async def _wait(self) -> Published:
         self.is_seen = True
-        # Shielded: who stops waiting does not take the message back.
+        # Shielded, since a caller that stops waiting does not withdraw the message.
         outcome = await asyncio.shield(self._outcome)
         if isinstance(outcome, ClientError):
             raise outcome
         return outcome
 
     def settle(self, outcome: Published | ClientError) -> None:
-        """Give the answer to who waits for it."""
+        """Give the receipt its answer, and wake the task that awaits it."""
         self._outcome.set_result(outcome)
 
 
 class _Entry:
-    """One message that was not answered yet."""
+    """One message that is not answered yet."""
 
     __slots__ = ("copies", "frame", "is_sent", "offered_s", "receipt")
 
@@ -79,17 +79,18 @@ class _Entry:
         self.frame = frame
         self.receipt = receipt
         self.offered_s = offered_s
-        # True from the moment the message is sent over the present connection until it is refused.
+        # True from the moment the message is sent over the present connection until it is refused
+        # for the moment.
         self.is_sent = False
-        # How often the message was sent over connections that are lost; each copy may have arrived.
+        # Number of lost connections over which the message was sent; each copy may have arrived.
         self.copies = 0
 
 
 class Publisher:
     """A stream of publishes; use as ``async with client.publisher() as publisher``.
 
-    Leaving the block waits until each message is answered. A message that was refused, and whose
-    receipt nobody awaited, is raised there. Where no block fits, `open` and `close` do the same.
+    Leaving the block waits until each message is answered, and raises if messages were refused and
+    their receipts were not awaited. Where no block fits, `open` and `close` do the same.
     """
 
     def __init__(
@@ -108,12 +109,13 @@ class Publisher:
         self._retry_for_s = retry_for_s
         self._random, self._sleep, self._clock = clockwork
         self._next_ref = count(1).__next__
-        # Messages without an answer by their ref, in the order in which they were offered.
+        # Ref -> message without an answer, in the order in which the messages were offered.
         self._entries: dict[int, _Entry] = {}
         self._in_flight_bytes = 0
-        # The entries of _entries that are to be sent, in order.
+        # Entries of _entries that have yet to be sent over this connection, in order.
         self._to_send: deque[_Entry] = deque()
-        # The refusal for which the next message waits: the server refused one for the moment.
+        # The refusal of a message that may pass, and before whose retry no message is sent; else
+        # None.
         self._held_back_by: Refusal | None = None
         self._attempt = 0
         self._last_taken_s = self._clock()
@@ -123,13 +125,13 @@ class Publisher:
         self._has_room = asyncio.Event()
         self._is_empty = asyncio.Event()
         self._is_open = asyncio.Event()
-        # The lock serves publishers in the order they came, when there is no room.
+        # This lock lets publishing tasks wait for room in the order in which they came.
         self._turn = asyncio.Lock()
         self._driver: asyncio.Task[None] | None = None
         self._is_stopped = False
 
     async def open(self) -> Self:
-        """Connect; raises what the very first connection fails of, and Misuse a second time."""
+        """Connect; raise the first connection's error, or Misuse the second time."""
         if self._driver is not None:
             raise Misuse("A publisher is opened once; make another one with client.publisher().")
         self._is_empty.set()
@@ -139,16 +141,16 @@ class Publisher:
             if self._failure is not None:
                 raise self._failure
         except BaseException:
-            # Nobody leaves a block that was not entered.
+            # A block that was not entered has no exit that would stop the task.
             await self._stop()
             raise
         return self
 
     async def close(self) -> None:
-        """Wait until each message is answered, and close; idempotent.
+        """Wait until each message is answered, and close. A second call does nothing.
 
         Raises:
-            Refused: messages were refused, and nobody awaited their receipts.
+            Refused: messages were refused, and their receipts were not awaited.
             Unreachable, Closed, BadAnswer: the stream has failed.
         """
         if self._driver is None or self._is_stopped:
@@ -180,11 +182,13 @@ class Publisher:
     ) -> Receipt:
         """Send one message, and return once there is room for the next one.
 
-        Arguments and data as in `Client.publish`. Order holds across lost connections; a message
-        that the server refuses for the moment (429, 503) can come behind ones already sent.
+        Arguments and data are those of `Client.publish`. Messages keep their order across lost
+        connections; a message that the server refuses for the moment (429, 503) may come behind
+        messages that were already sent.
 
         Raises:
-            Refused, Unreachable, Closed, BadAnswer: the stream has failed; nothing more is sent.
+            Refused, Unreachable, Closed, BadAnswer: the stream has failed; no more messages are
+                sent.
         """
         return await self._publish(topic, data_json(data), key, idempotency_key)
 
@@ -196,11 +200,11 @@ class Publisher:
         key: str | None = None,
         idempotency_key: str | None = None,
     ) -> Receipt:
-        """Send one message whose data is JSON already; else as `publish`."""
+        """Send one message whose data is JSON already; otherwise the same as `publish`."""
         return await self._publish(topic, check_json(raw), key, idempotency_key)
 
     async def flush(self) -> None:
-        """Wait until each message is answered; raises what the stream failed of."""
+        """Wait until each message is answered; raise the stream's error if it has failed."""
         await self._is_empty.wait()
         if self._failure is not None:
             raise self._failure
@@ -265,7 +269,7 @@ class Publisher:
     # --- connections ---
 
     async def _drive(self) -> None:
-        """Keep a connection until that is hopeless."""
+        """Connect, and reconnect until that is hopeless."""
         try:
             while True:
                 try:
@@ -279,7 +283,7 @@ class Publisher:
             self._fail(error)
 
     async def _converse(self, socket: Socket) -> None:
-        """Send and read answers over one connection; always ends by raising."""
+        """Send messages and read answers over one connection; always ends by raising."""
         writer = asyncio.create_task(self._write(socket))
         try:
             while True:
@@ -304,7 +308,7 @@ class Publisher:
                 await self._has_work.wait()
 
     async def _wait_out(self, refusal: Refusal) -> None:
-        """Wait before what was refused for the moment is sent again, ahead of what came after."""
+        """Wait after a refusal that may pass; then send the refused messages before later ones."""
         wait_s = delay_s(self._attempt, refusal.as_error(), self._random())
         self._attempt += 1
         await self._sleep(wait_s)
@@ -312,7 +316,7 @@ class Publisher:
         self._to_send = deque(each for each in self._entries.values() if not each.is_sent)
 
     def _send_all_again(self) -> None:
-        """Begin a connection with everything that was not answered over the last one."""
+        """Mark every message without an answer to be sent over the new connection."""
         for entry in self._entries.values():
             entry.copies += entry.is_sent
             entry.is_sent = False
@@ -320,7 +324,7 @@ class Publisher:
         self._to_send = deque(self._entries.values())
 
     async def _recover(self, error: Refused | Unreachable | Closed) -> None:
-        """Wait before the next connection; raises ``error`` when there is to be none."""
+        """Wait before the next connection; raise ``error`` when there is to be none."""
         if isinstance(error, Closed) and error.code == _MESSAGE_TOO_BIG:
             self._refuse_too_big()
             return
@@ -336,7 +340,7 @@ class Publisher:
         return next(iter(self._entries.values()), None)
 
     def _is_overdue(self, entry: _Entry | None, wait_s: float = 0.0) -> bool:
-        """Say whether ``entry`` was offered for too long, while the server took nothing."""
+        """Return whether ``entry`` was tried for too long while the server took no message."""
         if entry is None:
             return False
         since_s = max(entry.offered_s, self._last_taken_s)
@@ -369,10 +373,10 @@ class Publisher:
             self._refuse(ref, result.as_error())
 
     def _refuse_too_big(self) -> None:
-        """Refuse the message that the connection was closed for; the others go on.
+        """Refuse the message that made the server close the connection; keep the others.
 
-        It is the largest one that was sent and has no answer: answers to those before it may be
-        lost with the connection, and where one is too large the largest is.
+        It is taken to be the largest message without an answer: answers to earlier messages may be
+        lost with the connection, and if any message is too large, the largest one is.
         """
         sent = [(len(each.frame), ref) for ref, each in self._entries.items() if each.is_sent]
         if not sent:
@@ -395,7 +399,7 @@ class Publisher:
             self._is_empty.set()
 
     def _fail(self, error: Exception) -> None:
-        """End the stream: nothing that was not answered will be."""
+        """End the stream: every message without an answer gets ``error``."""
         self._failure = error
         outcome = error if isinstance(error, ClientError) else Closed(1006, str(error))
         for ref in list(self._entries):

@@ -1,4 +1,4 @@
-"""Publishing over HTTP, one message or many, again and again until it is taken or refused."""
+"""Publishing over HTTP, one message or many, with retries until each is taken or refused."""
 
 from __future__ import annotations
 
@@ -25,19 +25,17 @@ from clevrd.client.wire import (
 
 log = logging.getLogger(__name__)
 
-# How long one message is offered again before publish() gives up; a planned restart takes 30 s.
+# Seconds that a message is tried again before publish() gives up; a planned restart takes 30 s.
 RETRY_FOR_S: Final = 60.0
-# The size that each result in a batch's answer may have: a sentence with a topic of 255 bytes in
-# it.
+# Bytes of each result in a batch's answer at most: a sentence with a topic of 255 bytes.
 _RESULT_BYTES: Final = 1024
 _TOO_LARGE: Final = 413
 
 
 class IdempotencyKeys:
-    """Makes one key for each message, by which a server knows a copy of it.
+    """Makes a key for each message, by which a server recognises a copy of it.
 
-    Unique by 96 random bits for the process and a number within it: a tenth of the price of
-    drawing each one.
+    A key is 96 random bits, drawn once, and a number: a tenth of the price of drawing each key.
     """
 
     __slots__ = ("_next", "_prefix")
@@ -46,19 +44,19 @@ class IdempotencyKeys:
         self.renew()
 
     def renew(self) -> None:
-        """Begin with other random bits."""
+        """Draw new random bits, and count from 1 again."""
         self._prefix = secrets.token_urlsafe(12)
         self._next = count(1).__next__
 
     def __call__(self) -> str:
-        """Return a key that was never used."""
+        """Return a key that was not used before."""
         return f"{self._prefix}-{self._next()}"
 
 
 class Repeats:
-    """Counts messages that may be there twice: sent again, and the server may have the first.
+    """Counts messages that were sent again although the server may have the first copy.
 
-    A server that heeds idempotency keys says so in its answers, and then there is one copy.
+    A server that supports idempotency keys shows that in its answers, and keeps only one copy.
     """
 
     __slots__ = ("messages",)
@@ -67,7 +65,7 @@ class Repeats:
         self.messages = 0
 
     def settle(self, copies: int, result: Published | Refusal) -> None:
-        """Count a message of which ``copies`` may have arrived before the one that was answered."""
+        """Count ``copies`` of a message that may have arrived before the answered one."""
         if isinstance(result, Published) and not result.knows_keys:
             self.messages += copies
 
@@ -84,7 +82,7 @@ class HttpPublisher:
         self._random, self._sleep, self._clock = clockwork
 
     async def publish(self, body: bytes) -> Published:
-        """Offer one publish until it is taken; raises as `Client.publish`."""
+        """Try one publish until it is taken; raises as `Client.publish`."""
         copies = 0
         offers = self._offers()
         while True:
@@ -107,7 +105,7 @@ class HttpPublisher:
         max_bytes: int,
         new_key: IdempotencyKeys,
     ) -> list[Published | Refusal]:
-        """Publish ``items`` and return what became of each; raises as `Client.publish_batch`."""
+        """Publish ``items`` and return a result for each; raises as `Client.publish_batch`."""
         results: list[Published | Refusal] = []
         try:
             for batch in split_batch(lines_of(items, new_key), max_items, max_bytes):
@@ -118,7 +116,7 @@ class HttpPublisher:
         return results
 
     async def _publish_lines(self, lines: Sequence[bytes]) -> list[Published | Refusal]:
-        """Offer ``lines`` until each is taken or refused for good, or time is up."""
+        """Try ``lines`` until each is taken or refused for good, or time is up."""
         results: list[Published | Refusal] = []
         waiting = list(range(len(lines)))
         copies = 0
@@ -127,7 +125,7 @@ class HttpPublisher:
             try:
                 answers = await self._post_lines([lines[index] for index in waiting])
             except (Refused, Unreachable) as error:
-                # After the first answer each item has a result, a refusal at worst.
+                # From the first answer on each item has a result, if only a refusal.
                 error.results = results
                 await self._pause(offers, error)
                 copies += error.may_have_arrived
@@ -148,7 +146,7 @@ class HttpPublisher:
         return results
 
     async def _post_lines(self, lines: Sequence[bytes]) -> list[Published | Refusal]:
-        """Post one batch; halves that are too large for the server are posted by themselves."""
+        """Post one batch; a batch that is too large for the server is posted in halves."""
         try:
             content = await self._session.post(
                 "/publish/batch", b"\n".join(lines), _RESULT_BYTES * (len(lines) + 1)
@@ -174,12 +172,12 @@ class HttpPublisher:
         return Offers(self._clock() + self._retry_for_s)
 
     async def _pause(self, offers: Offers, error: Refused | Unreachable) -> None:
-        """Wait before the next offer; raises ``error`` when there is to be none."""
+        """Wait before the next attempt; raise ``error`` when there is to be none."""
         if not self._is_worth_repeating(error) or not await self._may_pause(offers, error):
             raise error
 
     async def _may_pause(self, offers: Offers, error: ClientError) -> bool:
-        """Wait before the next offer, unless time is up; return whether it was waited."""
+        """Wait before the next attempt, unless time is up; return whether it was waited."""
         wait_s = delay_s(offers.attempt, error, self._random())
         if self._clock() + wait_s > offers.deadline_s:
             return False
@@ -195,7 +193,7 @@ class HttpPublisher:
 
 
 class Offers:
-    """How often something was offered, and how long it may be."""
+    """The number of attempts so far, and the time until which another may be made."""
 
     __slots__ = ("attempt", "deadline_s")
 
@@ -207,11 +205,11 @@ class Offers:
 def lines_of(
     items: Iterable[Outgoing | tuple[str, Any]], new_key: IdempotencyKeys
 ) -> Iterator[bytes]:
-    """Yield the line of each item of a batch.
+    """Yield one line of JSON for each item of a batch.
 
     Raises:
         TypeError: ``items`` can't be iterated over.
-        BadRecord: an item is none, or can't be sent; the sentence says which.
+        BadRecord: an item is malformed, or can't be sent; the sentence says which.
     """
     check_items(items)
     for number, item in enumerate(items):
@@ -233,7 +231,7 @@ def _line(item: Outgoing | Sequence[Any], new_key: IdempotencyKeys) -> bytes:
 
 
 def is_transient(result: Published | Refusal) -> TypeGuard[Refusal]:
-    """Say whether the same message can succeed later."""
+    """Return whether ``result`` is a refusal that may pass."""
     return isinstance(result, Refusal) and result.retryable
 
 

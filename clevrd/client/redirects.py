@@ -1,7 +1,7 @@
-"""Whether a redirect is followed, and to where: one rule for every call. No I/O here.
+"""Redirects: one rule for every call says which are followed. No I/O here.
 
-Statuses: RFC 9110 §15.4. A request is repeated as it is, with its tenant and its credentials, so it
-goes to the host that it was meant for and never from TLS to plain text.
+Statuses: RFC 9110 §15.4. A request is repeated unchanged, with its tenant and its credentials, so
+only to the same host and never from TLS to plain text.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from clevrd.client.address import without_password
 
-# Five: http to https is one, and a path that a proxy adds another.
+# Five: the step from http to https is one, and a path that a proxy adds is another.
 MAX_REDIRECTS: Final = 5
-# 303 is not among them: it asks for a GET of something else.
+# 303 is missing, since it asks for a GET of something else.
 _FOLLOWED: Final = frozenset({301, 302, 307, 308})
 _FOR_GOOD: Final = frozenset({301, 308})
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 class NotFollowed(Exception):
-    """A redirect leads where no request is repeated; the text says where to, and what to do."""
+    """A redirect that is not followed; the text says where it leads."""
 
 
 def target_of(asked: str, status: int, location: str) -> str:
-    """Return the URL that ``asked`` is asked at instead.
+    """Return the URL at which the request to ``asked`` is repeated.
 
     Raises:
-        NotFollowed: it is another host's, another port's, plain text after TLS, or none.
+        NotFollowed: the new URL has another host or port, is plain text after TLS, or is no URL.
     """
     try:
         here, there = urlsplit(asked), urlsplit(urljoin(asked, location))
@@ -37,7 +37,7 @@ def target_of(asked: str, status: int, location: str) -> str:
     if not location:
         raise NotFollowed(f"answered {status} without a Location")
     if not is_followed:
-        # The reader is to copy it, so it is shown less the query that was asked for.
+        # People copy this URL, so the query is left out.
         shown = without_password(there._replace(query="", fragment="").geturl())
         raise NotFollowed(f"answered {status} and points to {shown!r}")
     user = here.netloc.rpartition("@")
@@ -46,7 +46,7 @@ def target_of(asked: str, status: int, location: str) -> str:
 
 
 def base_after(base: str, path: str, status: int, target: str) -> str:
-    """Return the URL that paths are put behind from now on: a new one where it moved for good."""
+    """Return the base URL for later requests: a new one after a permanent redirect."""
     moved = urlsplit(target)._replace(query="").geturl()
     if status in _FOR_GOOD and moved.endswith(path):
         return moved.removesuffix(path)

@@ -1,6 +1,6 @@
-"""One server as the client reaches it: requests, WebSockets, and what they fail of, as errors.
+"""Session: requests and WebSockets to one server, with failures as the client's errors.
 
-The only module that knows aiohttp's client. Nothing is repeated here.
+Only this module uses aiohttp's client. No request is repeated here, except after a redirect.
 """
 
 from __future__ import annotations
@@ -35,31 +35,32 @@ from clevrd.client.values import UNREADABLE
 from clevrd.client.wire import Refusal, read_refusal
 
 CONNECT_TIMEOUT_S: Final = 10.0
-# The time of the whole answer to one publish; the server itself gives a request 10 s to arrive.
+# Seconds for the whole answer to one request; the server itself allows a request 10 s to arrive.
 ANSWER_TIMEOUT_S: Final = 30.0
-# Common proxies cut a connection that is silent for 60 s.
+# Seconds between pings: common proxies cut a connection that is silent for 60 s.
 HEARTBEAT_S: Final = 25.0
 CLOSE_TIMEOUT_S: Final = 5.0
 # The largest body that a server can be configured to take, and the message's other fields.
 MAX_MESSAGE_BYTES: Final = (64 << 20) + 4096
-# An answer is some hundred bytes; a proxy's error page is not read to its end.
+# Bytes read of an answer: an answer has some hundred, and a proxy's error page is not read to its
+# end.
 MAX_ANSWER_BYTES: Final = 65_536
-# The largest body that is sent in one piece (aiohttp's TOO_LARGE_BYTES_BODY).
+# The largest body that is given to aiohttp as bytes (aiohttp's TOO_LARGE_BYTES_BODY).
 _PIECE_BYTES: Final = 1 << 20
 
-# Statuses that time heals and that a proxy may send without a body of ours.
+# Statuses of failures that may pass, and that a proxy may send without a body of clevrd's.
 _TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
 
 # Statuses by which a server or a proxy asks for credentials, or refuses them.
 _CREDENTIAL_STATUSES: Final = frozenset({401, 403, 407})
 
-# The number of different warnings that are logged; more of them are more of the same.
+# Different warnings that are logged at most.
 _MAX_WARNED: Final = 100
 
 # RFC 6455 §7.4.1: the code for a message over MAX_MESSAGE_BYTES.
 _TOO_BIG: Final = 1009
 
-# Why a connection ended that nobody closed.
+# The reason of a connection that ended without a close frame.
 _LOST: Final = "connection lost"
 
 _OTHER_LOOP: Final = (
@@ -75,7 +76,7 @@ T = TypeVar("T")
 
 
 class _Redirected(Exception):
-    """A server answers with where to ask instead."""
+    """The server answered with a redirect."""
 
     def __init__(self, status: int, location: str) -> None:
         super().__init__(status, location)
@@ -87,7 +88,7 @@ class Session:
     """The connections to one server.
 
     Raises:
-        BadUrl: ``url`` names none, or the tenant can't stand in a header.
+        BadUrl: ``url`` names no server, or the tenant can't stand in a header.
     """
 
     def __init__(
@@ -107,31 +108,31 @@ class Session:
         # open() makes both, since a session needs the running loop.
         self._http: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        # True once the server has answered anything: then a failed connection is an outage, not
-        # a wrong URL, and worth waiting for.
+        # True once the server has answered at all. From then on a failed connection is an outage
+        # and worth waiting for, not a wrong URL.
         self.was_reached = False
         # Warnings of the server that were logged; at most _MAX_WARNED.
         self._warned: set[str] = set()
-        # True from close() to the next open(): nothing is opened, and subscriptions end.
+        # True from close() to the next open(): no connection is opened, and subscriptions end.
         self.is_closed = False
-        # WebSockets that are to be closed, by who opened them or with the session.
+        # Open WebSockets; each is closed by its opener, or else by close().
         self._sockets: set[Socket] = set()
         self._closing: set[asyncio.Task[None]] = set()
         # The task that sends a WebSocket's first frames; it ends with the socket.
         self._sending: dict[Socket, asyncio.Task[None]] = {}
 
     def warn(self, warnings: Iterable[str]) -> None:
-        """Log what the server warns of, each sentence once."""
+        """Log the server's warnings, each sentence once."""
         for sentence in warnings:
             if sentence not in self._warned and len(self._warned) < _MAX_WARNED:
                 self._warned.add(sentence)
                 log.warning("%s", sentence)
 
     def open(self) -> None:
-        """Be ready for requests; connects nowhere yet. Nothing more where it is open already.
+        """Prepare for requests, without connecting; a second call does nothing.
 
         Raises:
-            Misuse: it is open in another event loop.
+            Misuse: the session is open in another event loop.
         """
         loop = asyncio.get_running_loop()
         if self._http is not None and not (self.is_closed or self._is_loop_gone()):
@@ -149,7 +150,7 @@ class Session:
         )
 
     async def close(self) -> None:
-        """Close all connections, those of subscriptions that nobody closed too."""
+        """Close all connections, also those of subscriptions that are still open."""
         self.is_closed = True
         for socket in self._sockets:
             self.abandon(socket)
@@ -159,7 +160,7 @@ class Session:
             await self._http.close()
 
     async def post(self, path: str, body: bytes, max_answer_bytes: int = MAX_ANSWER_BYTES) -> bytes:
-        """Send one request and return the body of its answer, which is a success.
+        """Send one request, and return the body of an answer with status 200.
 
         Raises:
             Refused: the server answered with an error status.
@@ -167,7 +168,8 @@ class Session:
         """
 
         async def post(url: str) -> bytes:
-            # aiohttp warns of more in one piece; each attempt reads it from its beginning.
+            # aiohttp warns of larger bodies given as bytes; each attempt reads the body from its
+            # beginning.
             data = body if len(body) <= _PIECE_BYTES else BytesIO(body)
             async with self._opened().post(
                 url, data=data, headers={"Content-Type": "application/json"}
@@ -188,7 +190,7 @@ class Session:
         Raises:
             Refused: the server answered with an error status.
             Unreachable: there is no connection.
-            BadAnswer: what is there does not speak WebSocket.
+            BadAnswer: the server does not speak WebSocket.
         """
 
         async def connect(url: str) -> Socket:
@@ -207,11 +209,11 @@ class Session:
         return socket
 
     async def receive(self, socket: Socket, timeout_s: float | None = None) -> bytes:
-        """Return the next text frame of a WebSocket; None waits for ever.
+        """Return the next text frame of a WebSocket; without a timeout, wait for ever.
 
         Raises:
-            Closed, BadAnswer: there is none, nor will there be.
-            TimeoutError: none came within ``timeout_s``.
+            Closed, BadAnswer: the connection has ended, or is no clevrd server's.
+            TimeoutError: no frame came within ``timeout_s``.
         """
         while True:
             try:
@@ -219,8 +221,9 @@ class Session:
             except TimeoutError:
                 raise
             except (aiohttp.ClientError, OSError):
-                # aiohttp answers a ping in here, and fails when the server has gone since. What
-                # the server sent behind the ping is still there, a close code among it.
+                # aiohttp answers a ping within this call, which fails if the server has closed the
+                # connection since. Frames behind the ping are still there to be read, the close
+                # frame with its code among them.
                 continue
             if frame.type is not TEXT:
                 raise self._end_of(frame, socket.close_code)
@@ -235,9 +238,10 @@ class Session:
             raise Closed(1006, _LOST) from error
 
     def send_aside(self, socket: Socket, texts: Sequence[bytes]) -> None:
-        """Send text frames over a new WebSocket, in order, while others read from it.
+        """Send text frames over a new WebSocket in a task, while the caller reads from it.
 
-        Who only sends could wait for ever: a server that is not read does not read.
+        A client that only sends could wait for ever: a server whose frames are not read stops
+        reading.
         """
         task = asyncio.create_task(_send_all(socket, texts), name="clevrd-commands")
         self._sending[socket] = task
@@ -253,22 +257,22 @@ class Session:
             self._sockets.discard(socket)
 
     def abandon(self, socket: Socket) -> None:
-        """Close a WebSocket that nobody waits for, if the loop still runs."""
+        """Close a WebSocket in a task that no one awaits, if the loop still runs."""
         if self._loop is None or self._is_loop_gone():
             return
         if _running_loop() is self._loop:
             self._close_aside(socket)
             return
-        # Python frees what nobody holds in any thread.
+        # This may be another thread, since Python frees objects in any thread.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._close_aside, socket)
 
     def not_clevrd(self, what: object) -> BadAnswer:
-        """Return the error for an answer that no clevrd server gives."""
+        """Return the error for an answer that a clevrd server never gives."""
         return BadAnswer(f"{self.name} answered {what}, but not as clevrd does; check the URL.")
 
     def _end_of(self, frame: Any, close_code: int | None) -> ClientError:
-        """Return what a frame that is no text means for its WebSocket: its end."""
+        """Return the error for a frame that is not text: the WebSocket ends."""
         if frame.type is aiohttp.WSMsgType.CLOSE:
             return Closed(frame.data or 1005, frame.extra or "")
         if frame.type is aiohttp.WSMsgType.ERROR:
@@ -280,10 +284,10 @@ class Session:
         return Closed(1006, _LOST)
 
     async def _ask(self, path: str, query: str, ask: Callable[[str], Awaitable[T]]) -> T:
-        """Return what ``ask`` returns for the URL of ``path``, or for where that has moved to.
+        """Return ``ask``'s result for the URL of ``path``, or for a redirect's target.
 
         Raises:
-            Refused, Unreachable, BadAnswer: as `post` and `websocket`.
+            Refused, Unreachable, BadAnswer: as from `post` and `websocket`.
         """
         url = f"{self._base}{path}{query}"
         for _ in range(MAX_REDIRECTS + 1):
@@ -299,14 +303,15 @@ class Session:
             except aiohttp.InvalidURL as error:
                 raise BadUrl(f"{self.name} is no URL that can be asked.") from error
             except UnicodeError as error:
-                # The codec "idna", for a name with a part of no or more than 63 characters.
+                # The codec "idna" raises this for a host name with an empty part, or one over 63
+                # characters.
                 raise BadUrl(f"{self.name} holds what can't be the name of a host.") from error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise self._unreachable(error) from error
         raise BadAnswer(f"{self.name} redirects in circles; check the URL.")
 
     def _moved(self, path: str, url: str, moved: _Redirected) -> str:
-        """Return where to ask instead of at ``url``; raises BadAnswer where nothing is to be."""
+        """Return the URL that ``url`` redirects to; raise BadAnswer for a redirect not followed."""
         try:
             target = target_of(url, moved.status, moved.location)
         except NotFollowed as error:
@@ -327,7 +332,8 @@ class Session:
     def _connector(self) -> aiohttp.BaseConnector:
         if self._unix_path:
             return aiohttp.UnixConnector(self._unix_path)
-        # No limit: each subscription holds a connection, and the 101st would wait for ever.
+        # There is no limit, since each subscription holds a connection, and the 101st would wait
+        # for ever.
         return aiohttp.TCPConnector(limit=0, ssl=self._tls or True)
 
     def _opened(self) -> aiohttp.ClientSession:
@@ -342,10 +348,10 @@ class Session:
     async def _raise_what_is_no_success(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Turn an error answer into `Refused`, with the server's words, and a redirect into one.
+        """Raise `Refused` for an error answer, and `_Redirected` for a redirect.
 
-        Middleware, because ws_connect() drops the body of the answer that refuses it, and because
-        aiohttp would follow a redirect to any host.
+        This is a middleware because ws_connect() drops the body of an answer that refuses the
+        handshake, and because aiohttp would follow a redirect to any host.
         """
         response = await handler(request)
         if response.status < 300:
@@ -390,14 +396,14 @@ class Session:
 
 
 def _socket_reason(error: object, close_code: int | None) -> str:
-    """Return why a WebSocket ended; aiohttp's texts are its reader's own words."""
+    """Return why a WebSocket ended; aiohttp's own texts are its parser's."""
     if isinstance(error, aiohttp.WebSocketError):
         return "message too big" if close_code == _TOO_BIG else "what came is not WebSocket"
     return "no answer to a ping" if isinstance(error, aiohttp.ServerTimeoutError) else _LOST
 
 
 def _reason(error: Exception) -> str:
-    """Return why there is no whole answer; aiohttp's texts show the parser's own words."""
+    """Return why there is no whole answer; aiohttp's own texts are its parser's."""
     if isinstance(error, aiohttp.ClientConnectionError) and _is_only_cut(error):
         return "the server, or a proxy, closed it; if it always does, check the URL"
     if isinstance(error, aiohttp.ClientResponseError):
@@ -408,13 +414,13 @@ def _reason(error: Exception) -> str:
 
 
 def _is_only_cut(error: aiohttp.ClientConnectionError) -> bool:
-    """Whether neither the system nor TLS nor a clock says why the connection broke."""
+    """Whether the connection broke without an error of the system, of TLS or of a timer."""
     is_tls = isinstance(error, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError)
     return not (is_tls or isinstance(error, TimeoutError) or getattr(error, "errno", None))
 
 
 async def _send_all(socket: Socket, texts: Sequence[bytes]) -> None:
-    # The task that reads is told of a lost connection.
+    # The task that reads from the socket learns of a lost connection.
     with suppress(aiohttp.ClientError, OSError):
         for text in texts:
             await socket.send_frame(text, TEXT)

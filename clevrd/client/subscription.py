@@ -1,8 +1,8 @@
-"""Subscriptions: the messages and gaps of topics, in order, across lost connections.
+"""Subscription: the messages and gaps of topics, in order, across lost connections.
 
-Nothing is buffered beyond one connection's read buffer, 64 KiB, but for what comes while ``async
-with`` waits for several greetings: whoever consumes slowly is a slow reader to the server. What is
-asked for, and what frames mean, is the feeds' (feeds.py).
+Only one connection's read buffer is held, 64 KiB, so a slow consumer is a slow reader to the
+server. One exception: messages that come while ``async with`` opens several topics are held. The
+feeds (feeds.py) make the queries and read the frames.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clevrd.client.feeds import Feed
 from clevrd.client.position import Position
 from clevrd.client.session import ANSWER_TIMEOUT_S, Session, Socket
 from clevrd.client.values import UNREADABLE
-from clevrd.client.wire import CONTROL_PROTOCOL, Gap, Message
+from clevrd.client.wire import NOTICE_PROTOCOL, Gap, Message
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +27,13 @@ log = logging.getLogger(__name__)
 class Subscription:
     """An async iterator of `Message` and `Gap`; made by `Client.subscribe`.
 
-    ``async with`` connects when it is entered, so that what is published after that is not missed,
-    and closes when it is left; `open` and `close` do the same. A loop over it begins and ends as it
-    likes meanwhile.
+    ``async with`` connects when it is entered, so that no message published after that is missed,
+    and closes when it is left; `open` and `close` do the same. Loops over the subscription may
+    begin and end within the block.
 
-    ``async for`` alone connects at its first step, and lets the connection go when the loop is
-    left: by its end, a ``break``, an exception, a cancellation. Another loop over it goes on behind
-    what was handed out. With loops inside each other the outermost lets go.
+    ``async for`` alone connects at its first step, and closes the connection when the loop is left:
+    by its end, a ``break``, an exception, a cancellation. Another loop goes on behind the items
+    that were handed out. Where loops are nested, the outermost closes the connection.
     """
 
     def __init__(
@@ -46,58 +46,62 @@ class Subscription:
         self._socket: Socket | None = None
         self._attempt = 0
         self._connected_s = 0.0
-        # The wait before the next connection; None before the first.
+        # Seconds to wait before the next connection; None before the first, and once they were
+        # waited.
         self._delay_s: float | None = None
-        # True once its user has closed it, or the server for good.
+        # True once the user has closed the subscription, or the server has ended it for good.
         self._is_over = False
-        # True while its user, who has opened it, is to close it too; loops leave it open.
+        # True from `open` or `keep` until `leave`: the user closes the connection, and loops leave
+        # it open.
         self._is_opened = False
-        # It has been subscribed, so that another connection is a return.
+        # True once the subscription was open, so that another connection is a return.
         self._was_greeted = False
-        # A task waits for the next item.
+        # True while a task opens the subscription or waits for the next item.
         self._is_read = False
-        # Plain loops that are under way; changed by PlainLoop only.
+        # Plain loops that are under way; changed by _PlainLoop only.
         self._loops = 0
 
     def __del__(self) -> None:
-        """Close what nobody holds any more, as nobody else can."""
+        """Close the connection of a subscription that is freed while it is open."""
         if self._socket is not None:
             self._session.abandon(self._socket)
 
     @property
     def only_topic(self) -> str | None:
-        """The topic, where it is only one."""
+        """The topic of a subscription to one topic; None for any other."""
         return self._feed.only_topic
 
     @property
     def position(self) -> Position | None:
-        """Of one topic: up to where everything was handed out; None before the server has told it.
+        """The position up to which items were handed out; None until the server has told one.
 
-        Stored, and given to `Client.subscribe` later, it makes a subscription go on behind what
-        this one has handed out. With several topics or a pattern it is None: see `positions`.
+        A stored position, given to `Client.subscribe` later, makes a subscription that goes on
+        behind the items of this one. With several topics or a pattern this property is None: see
+        `positions`.
         """
         topic = self.only_topic
         return None if topic is None else self.positions.get(topic)
 
     @property
     def positions(self) -> dict[str, Position]:
-        """By topic: up to where everything was handed out, as far as the server has told it.
+        """Topic -> position up to which items were handed out, where the server has told one.
 
-        To be stored and given back as `position` is. A topic that a pattern brought stays among
-        them; of such topics the 1,000 heard of last are known.
+        A stored dict, given to `Client.subscribe` later, is used as a stored `position` is. A topic
+        that a pattern brought stays in the dict; the 1,000 topics of patterns heard of last are
+        kept.
         """
         return self._feed.positions()
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a connection now, as far as was noticed."""
+        """Whether there is a connection now; a lost one may not have been noticed yet."""
         return self._socket is not None and self._feed.is_greeted
 
     async def open(self) -> Self:
-        """Connect, and be subscribed to all topics and patterns; raises as `__anext__`.
+        """Connect, and subscribe to all topics and patterns; raises as `__anext__`.
 
-        Where more than 1 MiB of messages comes before the last of several topics is subscribed,
-        those are taken first, and the rest follows while items are taken.
+        If more than 1 MiB of messages comes before the last topic is subscribed, this returns
+        earlier, and the rest follows while items are taken.
         """
         self._raise_over()
         self._begin_to_read()
@@ -109,7 +113,7 @@ class Subscription:
                 else:
                     await self._receive(self._socket, self._feed.greet)
         except BaseException:
-            # Nobody leaves a block that was not entered.
+            # A block that was not entered has no exit that would close the connection.
             self.leave()
             raise
         finally:
@@ -117,16 +121,16 @@ class Subscription:
         return self
 
     def keep(self) -> None:
-        """Leave the connection open behind loops, as one that is opened; connects nowhere yet."""
+        """Leave the connection open behind loops, as after `open`, but without connecting now."""
         self._is_opened = True
 
     async def close(self) -> None:
-        """Close the connection; who waits for the next item is told that there is none."""
+        """Close the connection, and end the iteration of a task that waits for an item."""
         self._is_over = True
         await self._drop_socket()
 
     async def aclose(self) -> None:
-        """Close, by the name that contextlib.aclosing uses."""
+        """Close; this is the name that contextlib.aclosing calls."""
         await self.close()
 
     async def __aenter__(self) -> Self:
@@ -143,23 +147,23 @@ class Subscription:
         await self.close()
 
     def __aiter__(self) -> AsyncIterator[Message | Gap]:
-        """Return what a loop reads: itself, or where it is not opened what lets go of it.
+        """Return this object if it was opened, else an iterator that closes it in the end.
 
         Raises:
-            Misuse: it has ended.
+            Misuse: the subscription has ended.
         """
         self._raise_over()
         return self if self._is_opened else _PlainLoop(self)
 
     async def __anext__(self) -> Message | Gap:
-        """Return the next message or gap, whatever connections that takes.
+        """Return the next message or gap, over as many connections as needed.
 
-        A wait that is cancelled, by a timeout for instance, loses nothing.
+        A wait that is cancelled, by a timeout for instance, loses no item.
 
         Raises:
-            Refused, Closed: the server said not to come back, in its words.
+            Refused, Closed: the server said not to come back; the error has its words.
             Unreachable: the very first connection failed.
-            BadAnswer: what came is not a message.
+            BadAnswer: a frame is not clevrd's.
             Misuse: another task waits for the next item.
         """
         if self._is_over:
@@ -171,7 +175,7 @@ class Subscription:
             self._is_read = False
 
     def _begin_to_read(self) -> None:
-        """Note that a task opens or reads it, which one at a time may; each would connect."""
+        """Note that a task opens or reads the subscription; only one may at a time."""
         if self._is_read:
             raise Misuse(
                 "Two tasks read one subscription at the same time; subscribe once for each, or let"
@@ -193,7 +197,7 @@ class Subscription:
         raise StopAsyncIteration
 
     def before(self, item: Message | Gap) -> Position | None:
-        """Return where the topic of ``item``, the last that was handed out, stood before it."""
+        """Return the topic's position before ``item``, the last item that was handed out."""
         return self._feed.before(item)
 
     # --- frames ---
@@ -201,7 +205,7 @@ class Subscription:
     async def _receive(
         self, socket: Socket, take: Callable[[bytes], Message | Gap | None]
     ) -> Message | Gap | None:
-        """Return what ``take`` makes of the next frame; None also when the connection is lost."""
+        """Return ``take``'s item for the next frame; None also after a lost connection."""
         try:
             timeout_s = None if self._feed.is_greeted else ANSWER_TIMEOUT_S
             return take(await self._session.receive(socket, timeout_s))
@@ -221,7 +225,7 @@ class Subscription:
     # --- connections ---
 
     async def _connect(self) -> None:
-        """Try to connect once, in its time; raises when that is hopeless."""
+        """Try to connect once, after the wait; raise when that is hopeless."""
         try:
             await self._wait()
             await self._open()
@@ -231,7 +235,7 @@ class Subscription:
             await self._drop_socket()
 
     async def _wait(self) -> None:
-        """Wait as long as the last loss asks for."""
+        """Wait out the delay that the last loss has set."""
         if self._delay_s is None:
             return
         started_s = self._clock()
@@ -249,20 +253,21 @@ class Subscription:
             return
         self._connected_s = self._clock()
         query = self._feed.query(is_return=self._attempt > 0 or self._was_greeted)
-        socket = await self._session.websocket(self._feed.path, query, (CONTROL_PROTOCOL,))
+        socket = await self._session.websocket(self._feed.path, query, (NOTICE_PROTOCOL,))
         self._socket = socket
         commands = self._feed.begin(socket.protocol)
         if commands:
             self._session.send_aside(socket, commands)
 
     async def _lose(self, error: ClientError) -> None:
-        """Take note that there is no connection; raises ``error`` when there is to be none."""
+        """Note that the connection is lost; raise ``error`` when there is to be no other."""
         if self._is_over:
             return
         if isinstance(error, Misuse):
             raise error
         if isinstance(error, Closed):
-            # Only what was open can have been steady: a connect may time out for as long.
+            # Only a connection that was open can have been steady: a connect may take as long to
+            # time out.
             if self._clock() - self._connected_s >= STEADY_S:
                 self._attempt = 0
             error.retry_after_s = going_away_s(self._feed.away_ms)
@@ -282,7 +287,7 @@ class Subscription:
         )
 
     def leave(self) -> None:
-        """Let the connection go, as a plain loop does; another loop goes on where it was."""
+        """Close the connection, as a plain loop does; another loop goes on where it was."""
         self._is_opened = False
         socket, self._socket = self._socket, None
         if socket is not None:
@@ -300,11 +305,11 @@ class Subscription:
 
 
 class _PlainLoop:
-    """What ``async for`` reads of a subscription that is not opened: lets go of it in the end.
+    """The iterator of ``async for`` over a subscription that was not opened; closes it in the end.
 
-    A loop that is left by ``break``, ``return`` or an exception in its body drops its iterator and
-    says nothing, so `__del__` has to do it. A wait that fails or is cancelled does it here: its
-    traceback, which the task keeps, keeps the iterator too.
+    A loop that is left by ``break``, ``return`` or an exception in its body only frees its
+    iterator, so `__del__` has to close the connection. A wait that fails or is cancelled closes it
+    here: the traceback, which the task keeps, keeps the iterator alive too.
     """
 
     __slots__ = ("_is_under_way", "_items")
@@ -314,11 +319,11 @@ class _PlainLoop:
         self._is_under_way = False
 
     def __aiter__(self) -> Self:
-        """Return itself."""
+        """Return this object."""
         return self
 
     async def __anext__(self) -> Message | Gap:
-        """Return the next message or gap; raises as that of the subscription."""
+        """Return the next message or gap; raises as the subscription's own `__anext__`."""
         if not self._is_under_way:
             self._is_under_way = True
             self._items._loops += 1
@@ -329,7 +334,7 @@ class _PlainLoop:
             raise
 
     def __del__(self) -> None:
-        """Let go, where nobody has done so yet."""
+        """Close the connection, unless that was done already."""
         self._leave()
 
     def _leave(self) -> None:

@@ -1,7 +1,7 @@
 """The client without asyncio: the same names and arguments, and calls that wait.
 
-It is the client for asyncio in an event loop in a thread of its own, so it does what that does.
-How to use it: docs/python.md.
+This client runs the client for asyncio in an event loop in a thread of its own, so both behave the
+same. How to use it: docs/python.md.
 """
 
 from __future__ import annotations
@@ -72,18 +72,18 @@ __all__ = [
 
 T = TypeVar("T")
 
-# The time for closing connections in order after Ctrl-C, or after any other error.
+# Seconds for closing connections in order after Ctrl-C, or after any other error.
 HASTY_CLOSE_S: Final = 1.0
 
 
 class _Running(NamedTuple):
-    """An opened client: its loop, and what is in it."""
+    """An opened client: its loop's thread, and the asyncio client in it."""
 
     thread: LoopThread
     client: AsyncClient
 
     def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
-        """Return what ``work`` returns; raises Misuse and Unreachable besides what it raises."""
+        """Return ``work``'s result; raises Misuse and Unreachable besides ``work``'s errors."""
         if self.thread.is_inside:
             work.close()
             raise Misuse("The client's own thread can't wait for itself.")
@@ -101,11 +101,11 @@ class _Running(NamedTuple):
 class Client:
     """Publishes to one server and subscribes to it; use as ``with Client(url) as client``.
 
-    Where no block fits, `open` and `close` do the same. Threads may share one. In a process that
-    was forked it opens itself again; subscriptions and publishers are the parent's and say so.
-    Nobody needs to close it at the exit of the program.
+    Where no block fits, `open` and `close` do the same. Threads may share one client. In a forked
+    process the client opens itself again; its subscriptions and publishers are the parent's, and
+    raise. A client that is still open at the program's exit is closed.
 
-    Args, and what they raise: as of clevrd.client.Client.
+    Arguments and their errors are those of clevrd.client.Client.
     """
 
     def __init__(
@@ -121,9 +121,9 @@ class Client:
             return AsyncClient(url, tenant, headers=headers, tls=tls, retry_for_s=retry_for_s)
 
         self._make: Callable[[], AsyncClient] = make
-        # Says now what is wrong with the arguments.
+        # This call checks the arguments now.
         make()
-        # Guards what follows.
+        # Guards the fields below; held by open and close.
         self._lock = threading.Lock()
         self._running: _Running | None = None
         self._is_closed = False
@@ -131,7 +131,7 @@ class Client:
         self._repeated_messages = 0
 
     def open(self) -> Self:
-        """Be ready; connects nowhere yet. Nothing more where it is open already."""
+        """Prepare for calls, without connecting; a second call does nothing."""
         self._leave_parent()
         with self._lock:
             if self._running is None:
@@ -140,13 +140,15 @@ class Client:
         return self
 
     def close(self, timeout_s: float | None = None) -> None:
-        """Close all connections, end all subscriptions, and end the thread; idempotent.
+        """Close all connections and subscriptions, and end the thread.
+
+        A second call does nothing.
 
         Args:
-            timeout_s: how long to wait for that; it goes on without.
+            timeout_s: seconds to wait for the end, which goes on without the caller afterwards.
 
         Raises:
-            TypeError, ValueError: ``timeout_s`` is no duration; nothing is closed.
+            TypeError, ValueError: ``timeout_s`` is no duration; no connection is closed.
         """
         if timeout_s is not None:
             timeout_s = check_timeout("timeout_s", timeout_s)
@@ -170,12 +172,12 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close; after an error, Ctrl-C among them, without waiting for long."""
+        """Close; after an error, or Ctrl-C, wait for HASTY_CLOSE_S at most."""
         self.close(None if kind is None else HASTY_CLOSE_S)
 
     @property
     def repeated_messages(self) -> int:
-        """How many messages may be there twice; as of clevrd.client.Client."""
+        """Number of messages that may be there twice, as with clevrd.client.Client."""
         running = self._running
         now = running.client.repeated_messages if running is not None else 0
         return self._repeated_messages + now
@@ -183,7 +185,7 @@ class Client:
     def publish(
         self, topic: str, data: Any, *, key: str | None = None, idempotency_key: str | None = None
     ) -> Published:
-        """Publish ``data`` and return the server's answer; as of clevrd.client.Client."""
+        """Publish ``data`` and return the server's answer, as clevrd.client.Client does."""
         check_names(topic, key, idempotency_key)
         return self._publish(topic, data_json(data), key, idempotency_key)
 
@@ -195,7 +197,7 @@ class Client:
         key: str | None = None,
         idempotency_key: str | None = None,
     ) -> Published:
-        """Publish data that is JSON already; as of clevrd.client.Client."""
+        """Publish data that is JSON already, as clevrd.client.Client does."""
         check_names(topic, key, idempotency_key)
         return self._publish(topic, check_json(raw), key, idempotency_key)
 
@@ -206,9 +208,9 @@ class Client:
         max_items: int = MAX_BATCH_ITEMS,
         max_bytes: int = MAX_BATCH_BYTES,
     ) -> list[Published | Refusal]:
-        """Publish many messages in few requests; as of clevrd.client.Client.
+        """Publish many messages in few requests, as clevrd.client.Client does.
 
-        Items are taken in the calling thread, ``max_items`` at a time.
+        Items are read in the calling thread, ``max_items`` at a time.
         """
         check_count("max_items", max_items)
         check_count("max_bytes", max_bytes)
@@ -246,7 +248,7 @@ class Client:
     ) -> Subscription:
         """Return an iterator of the topics' messages, and of the gaps between them.
 
-        Arguments as of clevrd.client.Client. Up to 64 items and 1 MiB are read ahead.
+        Arguments are those of clevrd.client.Client. Up to 64 items and 1 MiB are read ahead.
         """
         running = self._opened()
         items = running.client.subscribe(
@@ -285,8 +287,8 @@ class Client:
         running = _Running(thread, client)
         running.run(running.client.open())
         self._running = running
-        # A client that nobody closes is stopped when it is freed. That may be anywhere, so it does
-        # not wait.
+        # A client that is freed without being closed is stopped then, without a wait, since it may
+        # be freed in any thread.
         self._last_resort = finalize(self, thread.stop, 0)
         self._last_resort.atexit = False
 
@@ -295,7 +297,7 @@ class Client:
         running = self._running
         if running is None or not running.thread.is_forked:
             return
-        # Some thread of the parent may have held the old one.
+        # A thread of the parent may have held the old lock at the fork.
         self._lock = threading.Lock()
         if self._last_resort is not None:
             self._last_resort.detach()
@@ -306,36 +308,37 @@ class Subscription:
     """An iterator of `Message` and `Gap`; made by `Client.subscribe`.
 
     ``with`` connects when it is entered and closes when it is left; `open` and `close` do the same.
-    ``for`` alone connects at its first step and lets the connection go when the loop is left, as of
-    the subscription for asyncio. Threads may share one: each item comes to one of them.
+    ``for`` alone connects at its first step and closes the connection when the loop is left, as
+    with the subscription for asyncio. Threads may share one subscription: each item goes to one of
+    them.
     """
 
     def __init__(self, client: Client, running: _Running, items: AsyncSubscription) -> None:
-        # The client is kept, since one that nobody holds is closed.
+        # A reference to the client, which would be closed when it is freed.
         self._client = client
         self._running = running
         self._items = items
         self._intake = Intake(running.thread, items)
-        # Guards _loops; reentrant as the thread's.
+        # Guards _loops; reentrant, since a loop may be freed while the lock is held.
         self._lock = threading.RLock()
         self._loops = 0
         self._is_opened = False
         self._is_closed = False
 
     def __del__(self) -> None:
-        """Close what nobody holds any more."""
+        """Close the connection of a subscription that is freed while it is open."""
         if self._is_opened and not self._is_closed:
             _close_aside(self._running, self._items)
 
     @property
     def position(self) -> Position | None:
-        """Of one topic: up to where everything was handed out; as of the one for asyncio."""
+        """The position up to which items were handed out, as in the subscription for asyncio."""
         topic = self._items.only_topic
         return None if topic is None else self.positions.get(topic)
 
     @property
     def positions(self) -> dict[str, Position]:
-        """By topic: up to where everything was handed out; as of the one for asyncio."""
+        """Topic -> position up to which items were handed out, as in the one for asyncio."""
 
         async def look() -> dict[str, Position]:
             return self._intake.positions()
@@ -347,11 +350,11 @@ class Subscription:
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a connection now, as far as was noticed."""
+        """Whether there is a connection now; a lost one may not have been noticed yet."""
         return self._items.is_connected and not self._running.thread.is_forked
 
     def open(self) -> Self:
-        """Connect, and be subscribed; as of the one for asyncio."""
+        """Connect and subscribe, as the subscription for asyncio does."""
         self._check()
 
         async def enter() -> None:
@@ -362,14 +365,14 @@ class Subscription:
         try:
             self._running.run(enter())
         except BaseException:
-            # Nobody leaves a block that was not entered.
+            # A block that was not entered has no exit that would close the connection.
             self._is_opened = False
             self._running.thread.call_soon(self._let_go)
             raise
         return self
 
     def close(self) -> None:
-        """Close; who waits for the next item is told that there is none. Idempotent."""
+        """Close, and end the wait of a thread for an item. A second call does nothing."""
         self._is_closed = True
         self._intake.close()
 
@@ -402,23 +405,23 @@ class Subscription:
         _close_aside(self._running, self._items)
 
     def __iter__(self) -> Iterator[Message | Gap]:
-        """Return what a loop reads.
+        """Return an iterator for one loop.
 
         Raises:
-            Misuse: it has ended.
+            Misuse: the subscription has ended.
         """
         self._check()
         return _Loop(self)
 
     def get(self, timeout_s: float | None = None) -> Message | Gap | None:
-        """Return the next item, or None when none comes within ``timeout_s``, or it is closed.
+        """Return the next item; None if none comes within ``timeout_s``, or after `close`.
 
-        Outside ``with`` it connects, and keeps the connection until the subscription is closed.
+        Outside ``with`` this connects, and the connection stays until the subscription is closed.
 
         Raises:
             TypeError, ValueError: ``timeout_s`` is no duration.
-            Refused, Closed, Unreachable, BadAnswer: as of the subscription for asyncio.
-            Misuse: it has ended.
+            Refused, Closed, Unreachable, BadAnswer: as from the subscription for asyncio.
+            Misuse: the subscription has ended.
         """
         if timeout_s is not None:
             timeout_s = check_timeout("timeout_s", timeout_s)
@@ -460,7 +463,7 @@ class Subscription:
 
 
 def _close_aside(running: _Running, items: AsyncSubscription) -> None:
-    """Close without waiting for it, from any thread."""
+    """Close a subscription from any thread, without waiting for the end."""
     try:
         running.thread.submit(items.close())
     except Stopped:
@@ -468,7 +471,7 @@ def _close_aside(running: _Running, items: AsyncSubscription) -> None:
 
 
 class _Loop:
-    """What ``for`` reads of a subscription; lets go of one that is not opened in the end."""
+    """The iterator of ``for``; closes a subscription that was not opened, in the end."""
 
     __slots__ = ("_is_under_way", "_items")
 
@@ -477,7 +480,7 @@ class _Loop:
         self._is_under_way = False
 
     def __iter__(self) -> Self:
-        """Return itself."""
+        """Return this object."""
         return self
 
     def __next__(self) -> Message | Gap:
@@ -495,7 +498,7 @@ class _Loop:
         return item
 
     def __del__(self) -> None:
-        """Let go, where nobody has done so yet."""
+        """Leave the loop, unless that was done already."""
         self._leave()
 
     def _leave(self) -> None:
@@ -505,7 +508,7 @@ class _Loop:
 
 
 class Receipt:
-    """What becomes of one message of a stream."""
+    """One message on its way: `result` waits for the server's answer."""
 
     __slots__ = ("_receipt", "_running")
 
@@ -514,10 +517,10 @@ class Receipt:
         self._receipt = receipt
 
     def result(self, timeout_s: float | None = None) -> Published:
-        """Return the server's answer, once it is there.
+        """Wait for the server's answer and return it.
 
         Raises:
-            TimeoutError: it is not there within ``timeout_s``; the message stays on its way.
+            TimeoutError: there was no answer within ``timeout_s``; the message stays on its way.
             Refused: the server does not take the message.
             Unreachable, Closed, BadAnswer: the stream failed before the answer.
         """
@@ -533,22 +536,22 @@ class Receipt:
 class Publisher:
     """A stream of publishes; use as ``with client.publisher() as publisher``.
 
-    As of clevrd.client.Publisher. Threads may share one.
+    It works as clevrd.client.Publisher does. Threads may share one.
     """
 
     def __init__(self, client: Client, running: _Running, publisher: AsyncPublisher) -> None:
-        # The client is kept, since one that nobody holds is closed.
+        # A reference to the client, which would be closed when it is freed.
         self._client = client
         self._running = running
         self._publisher = publisher
 
     def open(self) -> Self:
-        """Connect; raises what the very first connection fails of."""
+        """Connect; raise the first connection's error."""
         self._run(self._publisher.open())
         return self
 
     def close(self) -> None:
-        """Wait until each message is answered, and close; idempotent."""
+        """Wait until each message is answered, and close."""
         self._run(self._publisher.close())
 
     def __enter__(self) -> Self:
@@ -579,12 +582,12 @@ class Publisher:
         key: str | None = None,
         idempotency_key: str | None = None,
     ) -> Receipt:
-        """Send one message whose data is JSON already; else as `publish`."""
+        """Send one message whose data is JSON already; otherwise the same as `publish`."""
         sending = self._publisher.publish_raw(topic, raw, key=key, idempotency_key=idempotency_key)
         return Receipt(self._running, self._run(sending))
 
     def flush(self) -> None:
-        """Wait until each message is answered; raises what the stream failed of."""
+        """Wait until each message is answered; raise the stream's error if it has failed."""
         self._run(self._publisher.flush())
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:

@@ -1,7 +1,7 @@
-"""Data between Python values and JSON, in both directions, without loss. No messages here.
+"""Converts data between Python values and JSON, both ways, without loss. No messages here.
 
-JSON: RFC 8259. It has no form for infinity and NaN (§6); where it has one for a number that Python
-has no value for, that is said and not rounded.
+JSON: RFC 8259, which has no form for infinity and NaN (§6). A JSON number without a Python value
+raises an error and is not rounded.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ import msgspec
 from clevrd.client.arguments import type_name
 from clevrd.client.errors import BadData, BadRecord
 
-# A decoder raises these: not JSON or not this shape; bad UTF-8 in a key; nested too deeply.
+# Errors of a decoder: the text is not JSON or has another shape; bad UTF-8 in a key; too deep
+# nesting.
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-# The JSON of data with infinity or NaN holds one of these; that of other data may.
+# msgspec's JSON for data with infinity or NaN holds one of these; JSON of other data may hold one,
+# too.
 _NO_NUMBERS: Final = (b"null", b"NaN", b"Infinity", b'inf"', b'nan"')
 
-# The words of the decoder, and what they mean.
+# The decoder's phrases -> phrases for people.
 _REASONS: Final = {
     "JSON is malformed: ": "",
     "Input data was truncated": "it ends before the value does",
@@ -34,7 +36,7 @@ _REASONS: Final = {
     "Integer value out of range": "an integer of more than 4,300 digits",
 }
 
-# The expression matches one escape of a string in JSON, or both of a surrogate pair (RFC 8259 §7).
+# Matches one escape in a JSON string, or the two escapes of a surrogate pair (RFC 8259 §7).
 _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL
 )
@@ -52,9 +54,11 @@ def data_json(data: Any) -> bytes:
     """Return ``data`` as JSON.
 
     Raises:
-        TypeError: it has no JSON form; bytes among others, which would become base64.
-        BadRecord: it is of a type that has one, but not its value: infinity, NaN, half a surrogate
-            pair, an integer of more digits than Python spells, a list that holds itself.
+        TypeError: ``data`` has no JSON form; bytes have none here either, since they would become
+            base64.
+        BadRecord: the type of a value has a JSON form, but the value has none: infinity, NaN, half
+            a surrogate pair, an integer of more digits than Python prints, a list that holds
+            itself.
     """
     if isinstance(data, (bytes, bytearray, memoryview)):
         raise TypeError("data is bytes, which JSON has no form for; use publish_raw() for JSON.")
@@ -69,15 +73,16 @@ def data_json(data: Any) -> bytes:
         raise BadRecord("data holds half a surrogate pair, which UTF-8 has no form for.") from error
     except ValueError as error:
         raise BadRecord(f"data has no JSON form: {str(error).rstrip('.')}.") from error
-    # msgspec writes null for a float without a JSON form, and text for a Decimal and for a key.
-    # Only data with one of these is looked through, at some ten times what encoding it costs.
+    # msgspec writes null for a float without a JSON form, and text for a Decimal or a key. Only
+    # data whose JSON has one of these words is searched, which costs some ten times as much as
+    # encoding it.
     if any(each in text for each in _NO_NUMBERS):
         _check_numbers(data)
     return text
 
 
 def _check_numbers(data: Any) -> None:
-    """Raise BadRecord where ``data`` holds infinity or NaN."""
+    """Raise BadRecord if ``data`` holds infinity or NaN."""
     plain = msgspec.to_builtins(
         data,
         builtin_types=(Decimal, bytes, bytearray, memoryview),
@@ -86,7 +91,7 @@ def _check_numbers(data: Any) -> None:
     with suppress(TypeError, ValueError, RecursionError):
         _check_plain(plain)
         return
-    # A stack of its own: data may be as deep as the encoder takes it.
+    # The search keeps its own stack: data may be as deep as the encoder allows.
     waiting: list[tuple[str, Any]] = [("", plain)]
     while waiting:
         place, value = waiting.pop()
@@ -103,12 +108,13 @@ def _check_numbers(data: Any) -> None:
 
 
 def _no_number(value: Any) -> None:
-    """Take what the check has no form for; raises ValueError for a Decimal that is not finite."""
+    """Accept a value that json can't encode; raise ValueError for a Decimal that is not finite."""
     if not _is_finite(value):
         raise ValueError
 
 
-# Written in C, unlike a search of our own, and refuses the same numbers, but not with their place.
+# This check is written in C. It refuses the same numbers as the search in `_check_numbers`, but
+# does not say where they are.
 _check_plain = json.JSONEncoder(allow_nan=False, check_circular=False, default=_no_number).encode
 
 
@@ -119,7 +125,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _inside(value: Any) -> Iterable[tuple[str, Any]]:
-    """Return what ``value`` holds, each with the step that leads there."""
+    """Return the values in ``value``, each with the step that leads to it."""
     if isinstance(value, dict):
         return [(f".{key}", each) for key, each in value.items()]
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -131,9 +137,9 @@ def check_json(raw: bytes | bytearray | memoryview | str) -> bytes:
     """Return the bytes of ``raw``, which is one JSON value in UTF-8.
 
     Raises:
-        TypeError: it is neither bytes nor text.
-        BadRecord: it is not JSON. Checked here, since half a value put between other bytes could
-            become another request.
+        TypeError: ``raw`` is neither bytes nor text.
+        BadRecord: ``raw`` is not JSON. The check stands here because half a value, put between
+            other bytes, could become another request.
     """
     if isinstance(raw, str):
         try:
@@ -176,10 +182,10 @@ def values_of(raw: bytes | msgspec.Raw, name: str) -> Any:
     """Return the JSON ``raw`` as Python values.
 
     Args:
-        name: whose it is, for the sentence.
+        name: the name of the data in the error's sentence.
 
     Raises:
-        BadData: Python has no value for it.
+        BadData: Python has no value for ``raw``.
     """
     try:
         return _decode(raw)
@@ -190,10 +196,10 @@ def values_of(raw: bytes | msgspec.Raw, name: str) -> Any:
 
 
 def value_of(raw: bytes | msgspec.Raw, kind: Any, name: str) -> Any:
-    """Return the JSON ``raw`` as a ``kind``.
+    """Return the JSON ``raw`` decoded as the type ``kind``.
 
     Raises:
-        BadData: it is not of that kind.
+        BadData: ``raw`` is not of that type.
     """
     try:
         return _decoder_of(kind).decode(raw)
@@ -207,7 +213,7 @@ def _decoder_of(kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Return why in few words."""
+    """Return the cause in few words."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     text = str(error).rstrip(".")

@@ -1,4 +1,4 @@
-"""What goes over the wire, as values: messages, gaps, answers and the bodies of publishes.
+"""Messages, notices, answers and the bodies of publishes, as values and as JSON.
 
 No connections here. Shapes: docs/wire.md.
 """
@@ -16,17 +16,18 @@ from clevrd.client.values import value_of, values_of
 
 T = TypeVar("T")
 
-# Asks for positions and gaps between the messages; no message begins as they do.
-CONTROL_PROTOCOL: Final = "clevrd.v1"
-CONTROL_BEGINS: Final = b'{"type":'
+# The subprotocol with notices between the messages: positions and gaps. Each notice begins with
+# these bytes, and no message does.
+NOTICE_PROTOCOL: Final = "clevrd.v1"
+NOTICE_BEGINS: Final = b'{"type":'
 
-# The server's own bounds of a batch, by default.
+# The server's default limits of a batch.
 MAX_BATCH_ITEMS: Final = 10_000
 MAX_BATCH_BYTES: Final = 8 << 20
 
 
 class Message(msgspec.Struct, frozen=True, dict=True):
-    """One message of a subscription: what every subscriber of the topic gets.
+    """One message of a subscription, the same for every subscriber of the topic.
 
     ``offset`` counts the topic's messages from 1 without holes, within one ``epoch``.
     """
@@ -38,9 +39,9 @@ class Message(msgspec.Struct, frozen=True, dict=True):
     timestamp: str = ""
     offset: int = 0
     key: str | None = None
-    # The topic's life that the offset is of; empty where the server did not tell it.
+    # The topic's epoch that the offset belongs to; empty if the server did not tell it.
     epoch: str = ""
-    # The whole message's JSON, as it was received.
+    # The whole message as JSON, as it was received.
     json: bytes = b""
 
     @cached_property
@@ -48,8 +49,8 @@ class Message(msgspec.Struct, frozen=True, dict=True):
         """The data as Python values: dict, list, str, int, float, bool.
 
         Raises:
-            BadData: there is none for it: a number beyond a float's range (``1e999``), or an
-                integer of more than 4,300 digits. `raw` has the JSON.
+            BadData: Python has no value for the data: a number beyond a float's range (``1e999``),
+                or an integer of more than 4,300 digits. `raw` has the JSON.
         """
         return values_of(self._data, self._name)
 
@@ -62,18 +63,18 @@ class Message(msgspec.Struct, frozen=True, dict=True):
         """Return the data as a ``kind``: a msgspec struct, dataclass, TypedDict, list[int] ...
 
         Raises:
-            BadData: the data is not of that kind; the sentence says where. It is a
+            BadData: the data is not of that type; the sentence says where. The error is a
                 msgspec.ValidationError as well.
         """
         return cast(T, value_of(self._data, kind, self._name))
 
     @property
     def _name(self) -> str:
-        """What it is called in sentences."""
+        """The message's name in sentences."""
         return f"The data of message {self.offset} of {self.topic!r}"
 
     def __hash__(self) -> int:
-        """Return the hash of what names it."""
+        """Return a hash of topic, epoch, offset and id."""
         return hash((self.topic, self.epoch, self.offset, self.id))
 
     def __str__(self) -> str:
@@ -81,7 +82,7 @@ class Message(msgspec.Struct, frozen=True, dict=True):
         return self.json.decode()
 
     def __repr__(self) -> str:
-        """Return what people look for, on one line."""
+        """Return topic, offset, id and data on one line, for people."""
         return (
             f"Message(topic={self.topic!r}, offset={self.offset}, id={self.id!r},"
             f" data={self.raw.decode()})"
@@ -91,11 +92,11 @@ class Message(msgspec.Struct, frozen=True, dict=True):
 class Gap(
     msgspec.Struct, frozen=True, tag_field="type", tag="gap", rename={"first": "from", "last": "to"}
 ):
-    """Messages that a subscription is missing for good, at the place where they are missing.
+    """Messages that a subscription has lost for good, at the place where they are missing.
 
-    ``first``, ``last`` and ``count`` are None where nobody can know them: with reason ``epoch``
-    the topic began a new life. ``slow_consumer``: this reader was too slow; ``retention``: the
-    server no longer had them; ``unknown``: the server is of a kind that does not say.
+    ``first``, ``last`` and ``count`` are None where they can't be known: with the reason ``epoch``
+    the topic has begun a new epoch. Other reasons: ``slow_consumer``, this reader was too slow;
+    ``retention``, the server no longer had the messages; ``unknown``, the server does not say.
     """
 
     topic: str
@@ -106,7 +107,7 @@ class Gap(
 
 
 class Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"):
-    """The position that a topic's messages begin at, on this connection."""
+    """The position at which a topic's messages begin on this connection."""
 
     epoch: str
     offset: int
@@ -114,7 +115,7 @@ class Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"
     topic: str = ""
     # The pattern that brought the topic; None for a topic that was named.
     pattern: str | None = None
-    # The command that this answers.
+    # The ref of the command that this answers; None without one.
     ref: int | str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -128,62 +129,62 @@ class Watching(msgspec.Struct, frozen=True, tag_field="type", tag="watching"):
 
 
 class Forgotten(msgspec.Struct, frozen=True, tag_field="type", tag="forgotten"):
-    """A topic that a pattern brought is gone; all of it was sent."""
+    """A topic that a pattern brought was forgotten, after all its messages were sent."""
 
     topic: str
 
 
 class GoingAway(msgspec.Struct, frozen=True, tag_field="type", tag="going_away"):
-    """The server closes next, and says when to come back."""
+    """The server is about to close the connection, and says when to come back."""
 
     reconnect_after_ms: int = 0
 
 
 class Published(msgspec.Struct, frozen=True):
-    """What the server says of a message that it took."""
+    """The server's answer to a message that it took."""
 
     message_id: str
     offset: int = 0
     epoch: str = ""
     subscribers: int = 0
-    # How many of the subscribers are behind, and how many lose messages; None: not told.
+    # Subscribers that are behind, and subscribers that lose messages; None from an older server.
     lagging: int | None = None
     slow: int | None = None
-    # The server had this message already, by its idempotency key: this is its first answer.
+    # True if the server had this message already, by its idempotency key; this is its first answer.
     repeated: bool = False
-    # Sentences on fields that the server ignored and finds misspelt; they are logged as well.
+    # Sentences about fields that the server ignored as misspelt; they are logged as well.
     warnings: tuple[str, ...] = ()
 
     @property
     def knows_keys(self) -> bool:
-        """Whether the server that answered so heeds idempotency keys; older ones ignore them."""
+        """Whether the server supports idempotency keys; older servers ignore them."""
         return self.lagging is not None or self.repeated
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Why the server did not take one message of several."""
+    """The server's refusal of one message, or of a whole request."""
 
     error: str
     code: str = ""
-    # The same message can succeed later.
+    # True if the same message can succeed later.
     retryable: bool = False
 
     def as_error(self) -> Refused:
-        """Return the error that this refusal is where one can be raised."""
+        """Return this refusal as an error that can be raised."""
         return Refused(self.error, code=self.code, is_transient=self.retryable)
 
 
 class Failure(Refusal, frozen=True, tag_field="type", tag="error"):
-    """A command that the server does not carry out, or without a ref a topic that it leaves out."""
+    """A command that the server refused, or, without a ref, a topic that it left out."""
 
     ref: int | str | None = None
 
 
-Control = Subscribed | Watching | Forgotten | Gap | GoingAway | Failure
+Notice = Subscribed | Watching | Forgotten | Gap | GoingAway | Failure
 
 
 class Outgoing(NamedTuple):
-    """One item of a batch; a plain tuple (topic, data) is one as well."""
+    """One item of a batch; a plain tuple (topic, data) will do as well."""
 
     topic: str
     data: Any
@@ -196,7 +197,7 @@ class _Head(msgspec.Struct, frozen=True):
     success: bool | None = None
 
 
-class _ControlHead(msgspec.Struct, frozen=True):
+class _NoticeHead(msgspec.Struct, frozen=True):
     type: str
 
 
@@ -205,15 +206,15 @@ class _BatchAnswer(msgspec.Struct, frozen=True):
 
 
 _decode_message = msgspec.json.Decoder(Message).decode
-_decode_control: Callable[[bytes], Control] = msgspec.json.Decoder(Control).decode
-_decode_control_head = msgspec.json.Decoder(_ControlHead).decode
+_decode_notice: Callable[[bytes], Notice] = msgspec.json.Decoder(Notice).decode
+_decode_notice_head = msgspec.json.Decoder(_NoticeHead).decode
 _decode_published = msgspec.json.Decoder(Published).decode
 _decode_refusal = msgspec.json.Decoder(Refusal).decode
 _decode_head = msgspec.json.Decoder(_Head).decode
 _decode_batch = msgspec.json.Decoder(_BatchAnswer).decode
 _encode = msgspec.json.Encoder().encode
 _set = msgspec.structs.force_setattr
-_CONTROL_TYPES: Final = frozenset({"subscribed", "watching", "gap", "going_away", "error"})
+_NOTICE_TYPES: Final = frozenset({"subscribed", "watching", "gap", "going_away", "error"})
 
 
 # --- what is received ----------------------------------------------------------------------------
@@ -223,30 +224,30 @@ def read_message(text: bytes, epoch: str) -> Message:
     """Return the message in a text frame.
 
     Raises:
-        one of UNREADABLE: it is none.
+        one of UNREADABLE: ``text`` is no message.
     """
     message = _decode_message(text)
-    # The struct is frozen for users, and no user has it yet.
+    # The struct is frozen for users, and no user has this one yet.
     _set(message, "json", text)
     _set(message, "epoch", epoch)
     return message
 
 
 def put_into_epoch(message: Message, epoch: str) -> None:
-    """Set the epoch of a message whose topic is known only now; no user has the message yet."""
+    """Set the epoch of a message whose topic was known only now; no user has it yet."""
     _set(message, "epoch", epoch)
 
 
-def read_control(text: bytes) -> Control | None:
-    """Return the control frame in ``text``; None for one of a later version, which may be ignored.
+def read_notice(text: bytes) -> Notice | None:
+    """Return the notice in ``text``; None for a notice of a later version, to be ignored.
 
     Raises:
-        one of UNREADABLE: it is none.
+        one of UNREADABLE: ``text`` is no notice.
     """
     try:
-        return _decode_control(text)
+        return _decode_notice(text)
     except msgspec.ValidationError:
-        if _decode_control_head(text).type in _CONTROL_TYPES:
+        if _decode_notice_head(text).type in _NOTICE_TYPES:
             raise
         return None
 
@@ -262,10 +263,10 @@ def read_refusal(content: bytes) -> Refusal:
 
 
 def read_answer(content: bytes | msgspec.Raw) -> tuple[int | str | None, Published | Refusal]:
-    """Return an answer on a publish socket: its ref, and what became of that message.
+    """Return an answer on a publish socket: its ref and the result of that message.
 
     Raises:
-        one of UNREADABLE: it is none.
+        one of UNREADABLE: ``content`` is no answer.
     """
     head = _decode_head(content)
     return head.ref, _decode_published(content) if head.success else _decode_refusal(content)
@@ -280,17 +281,17 @@ def read_batch(content: bytes) -> list[Published | Refusal]:
 
 
 def command(type_: str, **fields: object) -> bytes:
-    """Return one command of a socket for commands; a field that is None is left out."""
+    """Return one command for ``GET /ws``; a field that is None is left out."""
     given = {name: value for name, value in fields.items() if value is not None}
     return _encode({"type": type_, **given})
 
 
 def publish_body(topic: str, data: bytes, **fields: str | int | None) -> bytes:
-    """Return the body of one publish, ``data`` in it byte for byte.
+    """Return the body of one publish, with ``data`` byte for byte.
 
     Args:
         data: one JSON value, on one line for a batch.
-        fields: ``key``, ``idempotency_key``, ``ref``; None leaves one out.
+        fields: ``key``, ``idempotency_key``, ``ref``; a field that is None is left out.
     """
     rest = b"".join(
         b',"%b":%b' % (name.encode(), _encode(value))
@@ -303,9 +304,9 @@ def publish_body(topic: str, data: bytes, **fields: str | int | None) -> bytes:
 def split_batch(
     lines: Iterable[bytes], max_items: int = MAX_BATCH_ITEMS, max_bytes: int = MAX_BATCH_BYTES
 ) -> Iterator[list[bytes]]:
-    """Yield ``lines`` in batches of at most ``max_items`` and ``max_bytes`` with their newlines.
+    """Yield ``lines`` in batches of at most ``max_items`` and ``max_bytes``, newlines included.
 
-    A line over the bound is a batch of its own: the server is to say what is wrong with it.
+    A line over the limit is a batch of its own, so that the server says what is wrong with it.
     """
     batch: list[bytes] = []
     size = 0

@@ -12,7 +12,7 @@ from clevrd.connections.publisher import PublishConnection, Publisher
 from clevrd.connections.subscriber import ReceivingConnection
 from clevrd.connections.subscriptions import SubscribeOptions, Subscriptions, refusal_reason
 from clevrd.connections.websocket import WebSockets
-from clevrd.core.client_frames import TEXT
+from clevrd.core.client_frames import PING, PONG, TEXT
 from clevrd.core.notices import ErrorNotice, Forgotten, GoingAway, Watching, notice_frame
 from clevrd.errors import ClevrdError
 from clevrd.hub import Hub
@@ -108,9 +108,17 @@ class CommandConnection(PublishConnection):
         super().__init__(sockets, transport, make_commands(self), max_message_bytes)
         self._count_refusal = hub.counters.count_refusal
 
-    def flush_answers(self) -> None:
-        """Write the answers due, before something else is written."""
+    def flush_answers(self) -> bool:
+        """Write the answers so far, before something else is written.
+
+        Returns whether that may be written now. If not, answers are due before it, and are sealed:
+        the publisher is given the command again when they have left.
+        """
         self._write_answers()
+        if self._due is None:
+            return True
+        self._due.seal()
+        return False
 
     def refused(self, error: ClevrdError) -> None:
         """Tell of a topic that a pattern matches and that can't be joined."""
@@ -136,8 +144,11 @@ class CommandConnection(PublishConnection):
     def announce_end(self, reconnect_after_ms: int) -> None:
         """Give its positions before a planned close."""
         if not self.is_closing:
-            going = GoingAway(reconnect_after_ms, self.subscriptions.positions())
-            self.write(notice_frame(going))
+            going = notice_frame(GoingAway(reconnect_after_ms, self.subscriptions.positions()))
+            if self._due is None:
+                self.write(going)
+            else:
+                self._due.add(going)
 
     def pause_writing(self) -> None:
         """Take no more commands, which might want answers; its pongs are read all the same."""
@@ -159,7 +170,7 @@ class CommandConnection(PublishConnection):
             super()._receive(messages)
             return
         for opcode, payload in messages:
-            if opcode == TEXT:
+            if opcode == TEXT or (self._due is not None and opcode not in (PING, PONG)):
                 self._waiting.append((opcode, payload))
                 self.transport.pause_reading()
             else:

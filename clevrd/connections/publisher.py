@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Final, Protocol
 
 from clevrd.connections.websocket import TRY_AGAIN_LATER, WebSocketConnection, WebSockets
-from clevrd.core.client_frames import TEXT, ClientFrames
-from clevrd.core.server_frames import text_frame
+from clevrd.core.client_frames import PING, PONG, TEXT, ClientFrames
+from clevrd.core.server_frames import pong_frame, text_frame
+from clevrd.scheduling.due_answers import Due, DueAnswers, Place
 
 # Of a read, which brings up to 256 KiB, what is parsed between two looks at the time: 0.5 ms of the
 # shortest publishes, 3 ms of empty frames.
@@ -36,10 +38,15 @@ class Publisher(Protocol):
     def answers(self) -> list[bytes]:
         """JSON to send back, in the order of the frames; taken out by the connection."""
 
+    @property
+    def due(self) -> list[tuple[int, Due[list[bytes]]]]:
+        """Answers that come later, each with how many of ``answers`` are before it; taken out."""
+
     def take(self, payloads: Sequence[bytes], /) -> tuple[int, bool]:
         """Publish ``payloads`` until the share of this turn is used up or one has to wait.
 
-        Returns how many were taken, and whether the next one is for `wait_for`.
+        Returns how many were taken, and whether the next one is for `wait_for`; where it waits for
+        answers that are due it has sealed them, and is to be taken again when they have left.
         """
 
     def wait_for(self, payloads: Sequence[bytes], /) -> Awaitable[int]:
@@ -50,8 +57,11 @@ class PublishConnection(WebSocketConnection):
     """One publisher's WebSocket."""
 
     __slots__ = (
+        "_due",
+        "_farewell",
         "_fault",
         "_has_eof",
+        "_is_blocked",
         "_is_held",
         "_is_write_paused",
         "_max_message_bytes",
@@ -74,8 +84,14 @@ class PublishConnection(WebSocketConnection):
         self._waiting: list[tuple[int, bytes]] = []
         # Received behind that and not yet parsed: what one read brought, at most.
         self._unread = b""
-        # Something is being waited for before the next of _waiting: a publish, or a turn.
+        # Something is being waited for before the next of _waiting: a publish, a turn, or answers
+        # that are due, which alone set _is_blocked as well.
         self._is_held = False
+        self._is_blocked = False
+        # Its answers from the first one on that is due; None while none is.
+        self._due: DueAnswers | None = None
+        # The close code and reason of a goodbye that is to follow them.
+        self._farewell: tuple[int, str] | None = None
         self._is_write_paused = False
         # It sends nothing more, and may still wait for answers.
         self._has_eof = False
@@ -121,7 +137,7 @@ class PublishConnection(WebSocketConnection):
 
     def eof_received(self) -> bool | None:
         """Publish what was received before the connection ends."""
-        if self._is_held:
+        if self._is_held or self._due is not None:
             self._has_eof = True
             return True
         return super().eof_received()
@@ -149,11 +165,19 @@ class PublishConnection(WebSocketConnection):
 
     def _fail(self, code: int, reason: str) -> None:
         """Close for a broken rule, behind the answers to all that was sent before it."""
-        if self._is_held and not self.transport.is_closing():
+        if (self._is_held or self._due is not None) and not self.transport.is_closing():
             self._has_failed = True
             self._fault = code, reason
         else:
             super()._fail(code, reason)
+
+    def close(self, code: int, reason: str) -> None:
+        """Say goodbye, behind the answers that are due; what it subscribes to ends at once."""
+        if self._due is None or self.is_closing or self.transport.is_closing():
+            super().close(code, reason)
+        elif self._farewell is None:
+            self._farewell = code, reason
+            self.leave()
 
     # --- publishing ------------------------------------------------------------------------------
 
@@ -182,18 +206,26 @@ class PublishConnection(WebSocketConnection):
                 self._waiting.extend(messages[start:])
                 self._await_turn()
                 return
+            if self._due is not None and self._due.is_full:
+                self._block(messages[start:])
+                return
             payloads = _texts_of(messages[start : start + FRAMES_PER_TAKE])
             if not payloads:
+                if self._due is not None and messages[start][0] not in (PING, PONG):
+                    # A goodbye, or a fault: nothing follows what is sent for it.
+                    self._due.seal()
+                    continue
                 self._receive_other(*messages[start])
-                if self._has_failed:
-                    # What lies behind a fault, or a goodbye, is not read.
+                if self._has_failed and not (self._fault and messages[start][0] in (PING, PONG)):
+                    # What lies behind a fault, or a goodbye, is not read; a fault that is kept
+                    # lies behind all of this.
                     return
                 start += 1
                 continue
             taken, has_to_wait = self._publisher.take(payloads)
             self._write_answers()
             start += taken
-            if has_to_wait:
+            if has_to_wait and not (self._due is not None and self._due.is_sealed):
                 self._waiting.extend(messages[start:])
                 self._hold()
                 self._sockets.tasks.spawn(self._wait_for(payloads[taken:]))
@@ -207,10 +239,12 @@ class PublishConnection(WebSocketConnection):
         self._await_turn()
 
     def _receive_other(self, opcode: int, payload: bytes) -> None:
-        if self.spend_frames(1, BUDGET_FRAMES):
-            self._receive_one(opcode, payload)
-        else:
+        if not self.spend_frames(1, BUDGET_FRAMES):
             self.over_budget()
+        elif opcode == PING and self._due is not None and not self.is_closing:
+            self._due.add(pong_frame(payload))
+        else:
+            self._receive_one(opcode, payload)
 
     def message(self, opcode: int, payload: bytes) -> None:
         """Refuse binary: a publish is JSON text."""
@@ -248,6 +282,9 @@ class PublishConnection(WebSocketConnection):
 
         What was received whole is published even if the publisher has gone meanwhile.
         """
+        if self._due is not None and self._due.is_full:
+            self._is_blocked = True
+            return
         self._is_held = False
         if self._is_write_paused and not self.transport.is_closing():
             # `resume_writing` goes on: who does not read answers is not given more of them.
@@ -278,22 +315,89 @@ class PublishConnection(WebSocketConnection):
             return
         if self._is_write_paused:
             return
-        if self._fault is not None:
-            super()._fail(*self._fault)
-        elif self._has_eof:
-            super().eof_received()
-            self.transport.close()
+        if self._fault is not None or self._has_eof:
+            self._end_input()
         else:
             self.transport.resume_reading()
 
-    def _write_answers(self) -> None:
-        """Write the answers due, at once, unless the publisher can't read them any more."""
-        answers = self._publisher.answers
-        if not answers:
+    def _end_input(self) -> None:
+        """End the connection as its client had it, once no answer is due any more."""
+        if self._due is not None:
             return
-        if not self.is_closing and not self.transport.is_closing():
+        if self._fault is not None:
+            super()._fail(*self._fault)
+            # What follows is ignored, but for the end of the connection.
+            self.transport.resume_reading()
+        if self._has_eof:
+            super().eof_received()
+            self.transport.close()
+
+    # --- answers ---------------------------------------------------------------------------------
+
+    def _write_answers(self) -> None:
+        """Write the answers that are known, at once, unless the publisher can't read them any more.
+
+        From the first one on that is due, they take their places behind it.
+        """
+        answers, due = self._publisher.answers, self._publisher.due
+        if due or self._due is not None:
+            self._line_up(answers, due)
+        elif answers and not self.is_closing and not self.transport.is_closing():
             self.write(b"".join(map(text_frame, answers)))
         answers.clear()
+
+    def _line_up(self, answers: list[bytes], due: list[tuple[int, Due[list[bytes]]]]) -> None:
+        """Give ``answers`` their places, with what is ``due`` between them."""
+        start = 0
+        for before, later in due:
+            self._add(answers[start:before])
+            start = before
+            if self._due is None:
+                self._due = DueAnswers()
+            place = self._due.expect(later.count)
+            later.when_known(partial(self._settle, self._due, place, later))
+        self._add(answers[start:])
+        due.clear()
+
+    def _add(self, answers: list[bytes]) -> None:
+        frames = b"".join(map(text_frame, answers))
+        if not frames:
+            return
+        if self._due is not None:
+            self._due.add(frames, len(answers))
+        elif not self.is_closing and not self.transport.is_closing():
+            self.write(frames)
+
+    def _settle(
+        self, queue: DueAnswers, place: Place, due: Due[list[bytes]], _: asyncio.Future[object]
+    ) -> None:
+        """Note answers that were due; those of one turn of the loop are written together."""
+        if queue.settle(place, b"".join(map(text_frame, due.result()))):
+            self._sockets.loop.call_soon(self._write_due)
+
+    def _write_due(self) -> None:
+        """Write the answers whose turn has come, and go on with what waited for that."""
+        due = self._due
+        if due is None:
+            return
+        answers = due.take()
+        if not due:
+            self._due = None
+        if answers and not self.is_closing and not self.transport.is_closing():
+            self.write(answers)
+        if self._due is None and self._farewell is not None:
+            self.close(*self._farewell)
+        if self._is_blocked and not due.is_full:
+            self._is_blocked = False
+            self._await_turn()
+        elif self._due is None and (self._fault is not None or self._has_eof):
+            self._read_on()
+
+    def _block(self, messages: Sequence[tuple[int, bytes]]) -> None:
+        """Go on with ``messages`` once fewer answers are due."""
+        self._waiting.extend(messages)
+        self._is_blocked = True
+        self._hold()
 
     def _affords(self, size: int, frames: int, messages: int) -> bool:
         # Publishes have their own limits; fragments are spent here, control frames one by one.

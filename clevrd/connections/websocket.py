@@ -331,9 +331,9 @@ class WebSockets:
         self._unfinished: dict[Swept, _Unfinished] = {}
         self.budget = budget
         self._farewells = Farewells(config.ping_interval_s, on_error, loop)
-        # Each with the time at which it was taken over.
+        # Every connection, and the time at which it was taken over.
         self._open: dict[Swept, float] = {}
-        # Those of them that nobody answers pings on.
+        # How many of them are streams.
         self.streams = 0
         self._timers = Timers(loop, on_error)
         # Publishes that wait.

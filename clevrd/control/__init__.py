@@ -1,1 +1,1 @@
-"""Control decisions: a sample in, a decision out. The hub owns the timers that ask them."""
+"""Control decisions: each takes a sample and returns a decision. The hub's timers ask for them."""

@@ -1,7 +1,7 @@
-"""How far a reader may lag, from the memory there is. No timer and no measuring here.
+"""The window: how many messages a reader may lag, from the memory there is. Decides only.
 
-The rule: window = available memory / subscribers / mean message size, clamped to
-100..1000 messages and looked at again every 5 s.
+The rule: window = available memory / subscribers / mean message size, within 100..1000 messages,
+computed again every 5 s.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-# Limits of the window, in messages, as the system has always documented them.
+# Limits of the window, in messages; clients rely on them, since they are documented.
 WINDOW_MIN: Final = 100
 WINDOW_MAX: Final = 1000
 
@@ -19,11 +19,11 @@ INTERVAL_S: Final = 5.0
 
 
 class BufferSample(msgspec.Struct, frozen=True):
-    """What a window is decided from.
+    """Figures that a window is computed from.
 
-    `ring_bytes` is what the rings of all topics hold now, `machine_available_bytes` what the
-    cgroup and the machine have left. `mean_message_bytes` is measured over what the rings hold; 0
-    means that nothing was published yet, so that it is unknown.
+    `ring_bytes` is held by the rings of all topics now; `machine_available_bytes` is left by the
+    cgroup and the machine. `mean_message_bytes` is the mean over the messages in the rings; 0 means
+    that it is unknown, since there are none.
     """
 
     max_memory_bytes: int
@@ -34,13 +34,13 @@ class BufferSample(msgspec.Struct, frozen=True):
 
     @property
     def available_bytes(self) -> int:
-        """What is left of our own budget, never more than what the machine has left."""
+        """Bytes left of the daemon's own bound, and never more than the machine has left."""
         own_bytes = self.max_memory_bytes - self.ring_bytes
         return max(0, min(own_bytes, self.machine_available_bytes))
 
 
 class BufferDecision(msgspec.Struct, frozen=True):
-    """A window and everything it was decided from, so that it can be shown."""
+    """A window and all figures that it was computed from, for /metrics."""
 
     window_messages: int
     available_bytes: int
@@ -52,23 +52,23 @@ class BufferDecision(msgspec.Struct, frozen=True):
 
 
 def window_for(available_bytes: int, subscribers: int, mean_bytes: float) -> int:
-    """Return how many messages each subscriber may lag, within WINDOW_MIN and WINDOW_MAX.
+    """Return the window in messages, within WINDOW_MIN and WINDOW_MAX.
 
-    Without subscribers there is nobody to share with: WINDOW_MAX. An unknown mean (0, or not a
-    number) counts as one byte: with nothing published no ring holds anything to save, so the
-    window stays at WINDOW_MAX unless memory itself is gone.
+    Without subscribers the window is WINDOW_MAX. An unknown mean (0, or not a number) counts as one
+    byte: without messages no ring needs memory, so the window stays at WINDOW_MAX unless the memory
+    itself is used up.
     """
     if subscribers <= 0:
         return WINDOW_MAX
-    # The literal comes first: max() then leaves out a mean that is not a number.
+    # The literal comes first, because max() then ignores a mean that is not a number.
     fair_share = available_bytes / subscribers / max(1.0, mean_bytes)
     return int(max(WINDOW_MIN, min(WINDOW_MAX, fair_share)))
 
 
 class AdaptiveBufferManager:
-    """Keeps the window that holds now and the decision it came from.
+    """Keeps the current window and the decision that it came from.
 
-    Until the first evaluation nothing is measured and the window is WINDOW_MAX.
+    Before the first evaluation no figure is known and the window is WINDOW_MAX.
     """
 
     __slots__ = ("decision",)
@@ -83,7 +83,7 @@ class AdaptiveBufferManager:
         return WINDOW_MAX if self.decision is None else self.decision.window_messages
 
     def evaluate(self, sample: BufferSample) -> BufferDecision:
-        """Decide the window from `sample`; it holds until the next evaluation."""
+        """Decide the window from `sample`, until the next evaluation."""
         available_bytes = sample.available_bytes
         self.decision = BufferDecision(
             window_messages=window_for(

@@ -1,9 +1,9 @@
-"""Whether publishers are slowed, and why. Nobody is delayed here, and nothing is measured.
+"""The throttle: whether publishes are delayed, and why. Decides only.
 
-The rule: when more than half of the subscribers are slow and CPU or memory is more
-than 80 % used, each publish waits 10 ms, for 5 s; looked at every second. Slow readers alone are
-their own problem, and load alone is no problem: only both together mean that the system can't
-carry what is published.
+The rule: when more than half of the subscribers are slow and CPU or memory is more than 80 % used,
+each publish waits 10 ms, for 5 s; evaluated every second. Slow readers alone are no reason, since
+their policies handle them, and load alone is none either: only both together mean that the machine
+can't carry what is published.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-# Only more than a limit counts, not as much as it.
+# The condition needs more than each limit; a share equal to the limit does not meet it.
 SLOW_RATIO: Final = 0.5
 CPU_LIMIT: Final = 0.8
 MEMORY_LIMIT: Final = 0.8
 
-# Throttling lasts this long from the last evaluation that found the condition met.
+# Throttling ends this long after the last evaluation that found the condition met.
 DURATION_S: Final = 5.0
-# Added between a publisher's publishes.
+# Delay of each publish while throttling.
 DELAY_S: Final = 0.010
 # How often the timer's owner asks for a new decision.
 INTERVAL_S: Final = 1.0
 
 
 class ThrottleSample(msgspec.Struct, frozen=True):
-    """What is decided from; `cpu` and `memory` are used shares, 0..1."""
+    """Figures that throttling is decided from; `cpu` and `memory` are used shares, 0..1."""
 
     subscribers: int
     slow_subscribers: int
@@ -36,10 +36,10 @@ class ThrottleSample(msgspec.Struct, frozen=True):
 
 
 class ThrottleDecision(msgspec.Struct, frozen=True):
-    """Whether publishes are slowed, with the figures it was decided from, so that it can be shown.
+    """Whether publishes are delayed, and all figures that this was decided from, for /metrics.
 
     `since_s` and `until_s` are monotonic seconds, None while not throttling. `reason` is a phrase
-    for people: what is met, or which part of the condition is not.
+    for people: the parts of the condition that are met, or else the parts that are not.
     """
 
     is_throttling: bool
@@ -55,7 +55,7 @@ class ThrottleDecision(msgspec.Struct, frozen=True):
 
 
 class Verdict(NamedTuple):
-    """Whether a sample meets the condition, and the sentence that says so."""
+    """Whether a sample meets the condition, and a phrase that says why."""
 
     is_met: bool
     reason: str
@@ -81,7 +81,7 @@ def slow_ratio_of(sample: ThrottleSample) -> float:
 
 
 def judge(sample: ThrottleSample) -> Verdict:
-    """Return whether the system itself is the bottleneck, by this sample alone.
+    """Return whether this sample alone meets the condition.
 
     A figure that is not finite is unknown, and an unknown figure is never a reason to throttle.
     """
@@ -100,23 +100,24 @@ def judge(sample: ThrottleSample) -> Verdict:
 class AdaptiveThrottler:
     """Starts, extends and ends throttling.
 
-    It starts when an evaluation finds the condition met. Each later evaluation that still finds it
-    met moves the end to DURATION_S after itself, so that a lasting overload is throttled without
-    a break, and an end is never more than DURATION_S away. It ends at that moment by itself,
-    between evaluations too.
+    Throttling starts when an evaluation finds the condition met. Each later evaluation that finds
+    it met moves the end to DURATION_S after itself, so a lasting overload is throttled without a
+    break, and the end is never more than DURATION_S away. At its end throttling stops by itself,
+    also between two evaluations.
     """
 
     __slots__ = ("_earlier_s", "_since_s", "_until_s", "decision", "started")
 
     def __init__(self) -> None:
-        # The current stretch of throttling, or the last one; both change in _hold() alone.
+        # Start and end of the current period of throttling, or of the last one, in monotonic
+        # seconds; changed by _hold() alone.
         self._since_s = -math.inf
         self._until_s = -math.inf
-        # Seconds of the stretches before it, for throttled_s().
+        # Seconds of throttling before that period, for throttled_s(); changed by _hold() alone.
         self._earlier_s = 0.0
-        # How many times throttling started; an extension is not a start.
+        # Number of periods of throttling so far; an extension starts none.
         self.started = 0
-        # What the latest evaluation answered; current() is the view that knows of the end.
+        # The latest evaluation's decision; current() also knows whether its time has run out.
         self.decision = NOT_EVALUATED
 
     def delay_s(self, now_s: float) -> float:
@@ -147,7 +148,7 @@ class AdaptiveThrottler:
         return self.decision
 
     def current(self, now_s: float) -> ThrottleDecision:
-        """Return the latest decision as it stands at `now_s`: ended, if its time has run out."""
+        """Return the latest decision, changed to "not throttling" if its time has run out."""
         if not self.decision.is_throttling or now_s < self._until_s:
             return self.decision
         return msgspec.structs.replace(
@@ -160,13 +161,13 @@ class AdaptiveThrottler:
         )
 
     def throttled_s(self, now_s: float) -> float:
-        """Return for how many seconds publishes were slowed until `now_s`, since the start."""
+        """Return the seconds of throttling since the daemon's start, until `now_s`."""
         if self.started == 0:
             return 0.0
         return self._earlier_s + max(0.0, min(now_s, self._until_s) - self._since_s)
 
     def _hold(self, now_s: float) -> None:
-        """Throttle until DURATION_S from now, as a new stretch if none is running."""
+        """Throttle until DURATION_S from now; start a new period if none is running."""
         if now_s >= self._until_s:
             self._earlier_s = self.throttled_s(now_s)
             self._since_s = now_s

@@ -1,7 +1,7 @@
-"""KernelFiles: small files of /proc and of cgroups, opened once and read again and again.
+"""KernelFiles: reads small files of /proc and of cgroups, each opened only once.
 
-What they mean is decided elsewhere (`system_stats`). The load matters most of a daemon that is out
-of descriptors, and to read a file that is open takes none.
+`system_stats` interprets them. The load matters most in a daemon that has run out of descriptors,
+and reading an open file needs no new one.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import os
 from pathlib import Path
 from typing import Final
 
-# What is read of a file; /proc/stat is longer where there are many cores, and of use is its first
-# line.
+# Bytes read of a file at most. /proc/stat is longer on a machine with many cores, and only its
+# first line is needed.
 MAX_BYTES: Final = 16_384
 
 
 class KernelFiles:
-    """Files by path; each is opened when it is first asked for, and kept."""
+    """Open files by path; each is opened when it is first read, and kept open."""
 
     __slots__ = ("_descriptors",)
 
@@ -33,17 +33,18 @@ class KernelFiles:
             if descriptor is not None:
                 if os.fstat(descriptor).st_nlink:
                     return os.pread(descriptor, MAX_BYTES, 0).decode(errors="replace")
-                # It was removed; there may be another one in its place.
+                # The file was removed; another one may be in its place.
                 self._forget(path)
             descriptor = self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             return os.pread(descriptor, MAX_BYTES, 0).decode(errors="replace")
         except OSError:
-            # Not an error: which files there are depends on kernel, controllers and permissions.
+            # A missing file is no error: kernel, controllers and permissions decide which files
+            # exist.
             self._forget(path)
             return None
 
     def close(self) -> None:
-        """Let go of all files."""
+        """Close all files."""
         for path in list(self._descriptors):
             self._forget(path)
 

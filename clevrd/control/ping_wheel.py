@@ -1,6 +1,6 @@
-"""PingWheel: which peers to ping now and which to cut, from one timer for all of them.
+"""PingWheel: says which peers to ping now and which to cut, with one timer for all of them.
 
-Decides only; the caller sends and cuts. One turn of the wheel is one ping interval; peers are
+Decides only; the caller pings and cuts. The wheel turns once in each ping interval. Peers are
 spread over its slots, so that ten thousand of them are pinged a few hundred at a time.
 """
 
@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from typing import Final, Generic, Protocol, TypeVar
 
-# Slots of a turn: with the default interval of 25 s the wheel moves once a second.
+# Slots of the wheel: with the default interval of 25 s it moves on once a second.
 SLOTS: Final = 25
 
 
 class Peer(Protocol):
-    """Somebody who answers pings."""
+    """A connection whose client answers pings."""
 
-    # Set by the caller when it pings, cleared when the pong comes.
+    # True from a ping until its pong; set and cleared by the caller.
     awaits_pong: bool
-    # The wheel's own: which slot the peer is in.
+    # Number of the slot that the peer is in; changed by the wheel alone.
     wheel_slot: int
 
 
@@ -26,10 +26,10 @@ PeerT = TypeVar("PeerT", bound=Peer)
 
 
 class PingWheel(Generic[PeerT]):
-    """A timing wheel over peers: pings each once per interval, names those that did not answer.
+    """A timing wheel over peers: names each peer once an interval, and those without a pong.
 
-    It counts ticks, not time: a process that was stopped or starved for a minute has not been
-    ticking, so nobody is cut for the daemon's own pause.
+    The wheel counts ticks, not time: a process that was stopped or starved for a minute had no
+    ticks, so no peer is cut for the daemon's own pause.
     """
 
     __slots__ = ("_next_slot", "_now", "_slots", "patience", "tick_s")
@@ -37,7 +37,8 @@ class PingWheel(Generic[PeerT]):
     def __init__(self, interval_s: float, timeout_s: float) -> None:
         # Seconds between two calls of `tick`.
         self.tick_s = interval_s / SLOTS
-        # Ticks from a ping to the look at its answer; within one turn, or it would be overtaken.
+        # Ticks from a ping until its pong is due; less than one turn of the wheel, since the next
+        # ping would come before that.
         self.patience = min(SLOTS - 1, max(1, math.ceil(timeout_s / self.tick_s)))
         self._slots: list[dict[PeerT, None]] = [{} for _ in range(SLOTS)]
         self._now = 0
@@ -62,11 +63,11 @@ class PingWheel(Generic[PeerT]):
         self._slots[peer.wheel_slot].pop(peer, None)
 
     def tick(self) -> tuple[list[PeerT], list[PeerT]]:
-        """Move on by one slot; return (to ping now, to cut because they did not answer)."""
+        """Move on by one slot; return (peers to ping now, peers to cut for want of a pong)."""
         self._now = (self._now + 1) % SLOTS
         return list(self._slots[self._now]), self.awaiting(self.patience)
 
     def awaiting(self, ticks: int) -> list[PeerT]:
-        """Return the peers that were pinged so many ticks ago and have not answered."""
+        """Return the peers that were pinged ``ticks`` ago and have not answered."""
         asked = self._slots[(self._now - ticks) % SLOTS]
         return [peer for peer in asked if peer.awaits_pong]

@@ -1,8 +1,8 @@
-"""CPU, memory and event-loop load as plain figures. Nothing is decided here.
+"""CPU, memory and event-loop load as plain figures. Measures only.
 
-The one place that reads the machine: psutil, /proc, and the cgroups this process is in, whose
-limits are what a container really has. Sources: kernel Documentation/admin-guide/cgroup-v2.rst
-(memory.*, cpu.max, cpu.stat), cgroup-v1/memory.rst, and cgroups(7) for /proc/self/cgroup.
+This module alone reads the machine: psutil, /proc, and the cgroups of this process, whose limits
+are those of a container. Sources: kernel Documentation/admin-guide/cgroup-v2.rst (memory.*,
+cpu.max, cpu.stat), cgroup-v1/memory.rst, and cgroups(7) for /proc/self/cgroup.
 """
 
 from __future__ import annotations
@@ -27,24 +27,27 @@ PROC_SELF_STATUS: Final = Path("/proc/self/status")
 PROC_SELF_FD: Final = Path("/proc/self/fd")
 PROC: Final = Path("/proc")
 
-# The kernel counts CPU time in ticks of 10 ms: over less than ten of them a share is noise.
+# Shortest time between two samples. The kernel counts CPU time in ticks of 10 ms, so over less than
+# ten of them a share is noise.
 MIN_INTERVAL_S: Final = 0.1
 
 # Descriptors that are counted in one step.
 _DESCRIPTORS_PER_STEP: Final = 512
 
-# cgroup v1 has no word for "no limit": it shows the largest multiple of a page, near 2^63. It would
-# limit nothing either way; knowing it saves reading what is used.
+# From this size on a limit is none. cgroup v1 has no word for "no limit" and shows the largest
+# multiple of a page, near 2^63. As a limit it would change no figure; treating it as none saves
+# reading the usage.
 NO_LIMIT_BYTES: Final = 1 << 62
 
 
 class LoadSample(msgspec.Struct, frozen=True):
-    """How loaded the machine and this process are; the shares are 0..1.
+    """The load of the machine and of this process; shares are 0..1.
 
-    `cpu_system` is of the whole machine, or of the cgroup's CPU quota where more of that is used.
-    `cpu_loop` is the share of time in which the event loop's thread ran. `memory_system` is of the
-    machine or the tightest cgroup, `memory_process` the resident set against our own limit.
-    `available_bytes` is the least that the machine and any cgroup have left.
+    `cpu_system` is the share of the whole machine's CPU, or of the cgroup's CPU quota if that is
+    larger. `cpu_loop` is the share of time in which the event loop's thread ran. `memory_system` is
+    the used share of the machine or of the tightest limit, `memory_process` the resident set as a
+    share of `max_memory_mb`. `available_bytes` is the least that the machine and any limit have
+    left.
     """
 
     cpu_system: float
@@ -56,17 +59,17 @@ class LoadSample(msgspec.Struct, frozen=True):
 
     @property
     def cpu(self) -> float:
-        """The larger: one saturated loop is 6 % of 16 cores, and still the bottleneck."""
+        """The larger CPU share: one saturated loop is 6 % of 16 cores, and still the bottleneck."""
         return max(self.cpu_system, self.cpu_loop)
 
     @property
     def memory(self) -> float:
-        """The larger of what the system and what this process uses of their limits."""
+        """The larger share: of the system's memory, or of this process's own limit."""
         return max(self.memory_system, self.memory_process)
 
 
 class ProcessMemory(msgspec.Struct, frozen=True):
-    """The memory this process uses, for people; `gc_collections` counts since its start."""
+    """This process's memory, for people; `gc_collections` counts since its start."""
 
     rss_bytes: int
     peak_rss_bytes: int
@@ -75,7 +78,7 @@ class ProcessMemory(msgspec.Struct, frozen=True):
 
 
 class ProcessFigures(ProcessMemory, frozen=True):
-    """All that this process uses, for people."""
+    """This process's memory, descriptors and threads, for people."""
 
     open_fds: int
     threads: int
@@ -89,28 +92,28 @@ class CpuTimes(NamedTuple):
 
 
 class MachineMemory(NamedTuple):
-    """Memory of the machine; available is what can be had without swapping."""
+    """Memory of the machine; `available_bytes` can be had without swapping."""
 
     total_bytes: int
     available_bytes: int
 
 
 class MemoryLevel(NamedTuple):
-    """One cgroup that limits memory, and what is used in it apart from idle page cache."""
+    """One limit on memory, and the bytes used of it, without idle page cache."""
 
     limit_bytes: int
     used_bytes: int
 
 
 class CpuLevel(NamedTuple):
-    """One cgroup that limits CPU: how many CPUs' worth, and what it used since it was made."""
+    """One cgroup that limits CPU: its quota in CPUs, and CPU time used since it was made."""
 
     quota_cpus: float
     used_s: float
 
 
 class Machine(Protocol):
-    """What a sample needs to know of the machine and of the calling thread and process."""
+    """The figures of the machine, the process and the calling thread that a sample needs."""
 
     def now_s(self) -> float:
         """Return monotonic seconds."""
@@ -133,12 +136,12 @@ class Machine(Protocol):
         ...
 
     def own_limits(self) -> list[MemoryLevel]:
-        """Return what this process is limited to itself, and what it has of that."""
+        """Return the process's own limits on memory, and its use of each."""
         ...
 
 
 class RealMachine:
-    """The machine we run on."""
+    """The machine that this process runs on."""
 
     def __init__(self, proc: Path = PROC) -> None:
         self._files = KernelFiles()
@@ -157,10 +160,10 @@ class RealMachine:
         return time.thread_time()
 
     def cpu_times(self) -> CpuTimes:
-        """Return the CPU time of all cores; waiting for a disk counts as idle, stolen as busy.
+        """Return the CPU time of all cores; waiting for a disk is idle, stolen time is busy.
 
         proc(5), /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal, and the guests'
-        time, which is in user and nice already.
+        time, which is part of user and nice already.
         """
         words = (self._files.text(self._stat) or "").partition("\n")[0].split()
         if len(words) >= 6 and words[0] == "cpu":
@@ -188,7 +191,7 @@ class RealMachine:
         return int(self._process.memory_info().rss)
 
     def own_limits(self) -> list[MemoryLevel]:
-        """Return the limits on address space and data, where there are any (`ulimit -v`, `-d`).
+        """Return the limits on address space and data, if any (`ulimit -v`, `-d`).
 
         setrlimit(2): RLIMIT_AS, and RLIMIT_DATA, which counts private mappings since Linux 4.7.
         proc(5), /proc/pid/statm: the first figure and the sixth, in pages.
@@ -205,7 +208,7 @@ class RealMachine:
 
 
 class _MemoryFiles(NamedTuple):
-    """Names in one cgroup's directory."""
+    """Names of files and fields in a cgroup's directory."""
 
     limit: str
     used: str
@@ -221,9 +224,9 @@ _MEMORY_V1: Final = _MemoryFiles(
 class Cgroups:
     """The cgroups this process is in, from its own up to the root: limits in parents bind too.
 
-    Whatever is missing or can't be read sets no limit, so without cgroups there is only the
-    machine. Versions 1, 2 and both side by side are read; where the process is, once, at the
-    start; the limits each time, since they can be changed while it runs.
+    A file that is missing or unreadable sets no limit, so without cgroups only the machine does.
+    Versions 1, 2 and both side by side are read. The process's place among the cgroups is read
+    once, at the start; limits are read each time, since they can change while it runs.
     """
 
     def __init__(self, root: Path = CGROUP_ROOT, proc_self_cgroup: Path = PROC_SELF_CGROUP) -> None:
@@ -247,7 +250,7 @@ class Cgroups:
             used_bytes = self._number(directory / files.used)
             if limit_bytes is None or used_bytes is None:
                 continue
-            # Page cache that nobody touched lately goes as soon as the memory is wanted.
+            # Page cache that was not used lately is freed as soon as memory is needed.
             stat = self._files.text(directory / "memory.stat") or ""
             idle_bytes = _field(stat, files.idle_cache_field) or 0
             yield MemoryLevel(limit_bytes, max(0, used_bytes - idle_bytes))
@@ -268,7 +271,7 @@ class Cgroups:
     def _cpu_level_v1(self, directory: Path) -> CpuLevel | None:
         quota_us = self._number(directory / "cpu.cfs_quota_us")
         period_us = self._number(directory / "cpu.cfs_period_us")
-        # The usage is another controller's file, in a tree of the same shape.
+        # The usage is a file of another controller, in a tree of the same shape.
         path = directory.relative_to(self._root / "cpu")
         used_ns = self._number(self._root / "cpuacct" / path / "cpuacct.usage")
         return _cpu_level(quota_us, period_us, None if used_ns is None else used_ns / 1e9)
@@ -280,19 +283,19 @@ class Cgroups:
         return _cpu_level(_int(quota), _int(period), None if used_us is None else used_us / 1e6)
 
     def _limit_bytes(self, path: Path) -> int | None:
-        """Return the limit in a file, None if there is none; 0, with us running, is no figure."""
+        """Return the limit in a file; None without one, or for 0, which can't be a limit here."""
         limit_bytes = self._number(path)
         if limit_bytes is None or not 0 < limit_bytes < NO_LIMIT_BYTES:
             return None
         return limit_bytes
 
     def _number(self, path: Path) -> int | None:
-        """Return the number that is all of a file; None for "max", or if it can't be read."""
+        """Return the number in a file; None for "max", or if the file can't be read."""
         return _int(self._files.text(path) or "")
 
 
 class _Marks(NamedTuple):
-    """Counters at one moment; two of them make a share."""
+    """Counters at one moment; the differences of two give the shares."""
 
     at_s: float
     thread_cpu_s: float
@@ -301,14 +304,14 @@ class _Marks(NamedTuple):
 
 
 class SystemStats:
-    """Samples the load; the one object that reads the machine for the control loops.
+    """Samples the load for the control loops, since the sample before.
 
-    What it reads is open from the start, so that it needs no descriptor later.
+    Its files are opened at the start, so that a sample needs no descriptor.
 
-    Make and ask it on the event loop's thread: the loop's utilisation is that thread's CPU time.
-    One timer owns sample(); whoever else wants the figures reads `latest`, since each sample
-    covers the time since the one before. A sample reads about ten small files and takes about
-    0.2 ms.
+    It has to be made and used on the event loop's thread: the loop's share is that thread's CPU
+    time. A sample covers the time since the one before, so only the control loops may call
+    sample(); others read the hub's `last_load`. A sample reads about ten small files in about 0.2
+    ms.
     """
 
     def __init__(
@@ -319,21 +322,21 @@ class SystemStats:
         proc_self_cgroup: Path = PROC_SELF_CGROUP,
         machine: Machine | None = None,
     ) -> None:
-        """Take the first readings, from which the first sample counts."""
+        """Read the counters that the first sample is compared with."""
         if max_memory_bytes <= 0:
             raise ValueError(f"max_memory_bytes must be above 0, not {max_memory_bytes!r}")
         self._max_memory_bytes = max_memory_bytes
         self._machine = machine or RealMachine()
         self._cgroups = Cgroups(cgroup_root, proc_self_cgroup)
         self._marks = self._read_marks()
-        # The newest sample; until the first, memory is measured and CPU, unknown, is 0.
-        # sample() alone replaces it.
+        # The newest sample. Before the first one, memory is measured, and CPU is unknown and 0.
+        # Replaced by sample() alone.
         self.latest = self._load(cpu_system=0.0, cpu_loop=0.0)
 
     def sample(self) -> LoadSample:
-        """Measure the load since the sample before, and keep it as `latest`.
+        """Measure the load since the sample before; keep it as `latest` and return it.
 
-        Called again within MIN_INTERVAL_S it answers `latest` and measures nothing.
+        A second call within MIN_INTERVAL_S returns `latest` and measures no load.
         """
         before, after = self._marks, self._read_marks()
         wall_s = after.at_s - before.at_s
@@ -383,11 +386,11 @@ def memory_limit_bytes(
     proc_self_cgroup: Path = PROC_SELF_CGROUP,
     machine: Machine | None = None,
 ) -> int:
-    """Return the least of the machine's memory, every cgroup's limit, and the process's own.
+    """Return the least of the machine's memory, each cgroup's limit and the process's own limits.
 
-    For the check of a configured limit, before there is a SystemStats. A limit on address space
-    also counts what is mapped and never used, so what is left of it is what may be added to the
-    resident set.
+    Used to cut the configured limit, before there is a SystemStats. A limit on address space also
+    counts memory that is mapped and never used, so the bytes left of it are added to the resident
+    set.
     """
     machine = machine or RealMachine()
     rss_bytes = machine.rss_bytes()
@@ -410,7 +413,7 @@ def process_memory(proc_self_status: Path = PROC_SELF_STATUS) -> ProcessMemory:
 def process_figures(
     descriptors: Path = PROC_SELF_FD,
 ) -> Generator[None, None, ProcessFigures]:
-    """Return all that this process uses now, in steps of less than half a millisecond."""
+    """Return memory, descriptors and threads of this process, in steps of less than 0.5 ms."""
     open_fds = yield from _open_descriptors(descriptors)
     yield
     return ProcessFigures(
@@ -444,8 +447,8 @@ def _peak_rss_bytes(proc_self_status: Path) -> int:
     high_water_kib = _field(_read_once(proc_self_status), "VmHWM:")
     if high_water_kib is not None:
         return high_water_kib * 1024
-    # The next best: it also covers what the process was before exec(). getrusage(2): kilobytes
-    # on Linux; bytes on macOS.
+    # Without /proc the next best figure also covers the process before exec(). getrusage(2):
+    # kilobytes on Linux; bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -463,14 +466,14 @@ def _quota_ratio(before: dict[Path, CpuLevel], after: dict[Path, CpuLevel], wall
 
 
 def _ratio(part: float, whole: float) -> float:
-    """Return part / whole within 0 and 1; 0 of nothing. Kernel counters do step back at times."""
+    """Return part / whole within 0 and 1; 0 of nothing. Kernel counters can step back."""
     if whole <= 0.0:
         return 0.0
     return min(1.0, max(0.0, part / whole))
 
 
 def _paths_by_controller(proc_self_cgroup: str) -> dict[str, str]:
-    """Return the process's path in each version 1 hierarchy, and under "" in version 2.
+    """Return the process's path for each version 1 controller, and under "" for version 2.
 
     Lines are `4:cpu,cpuacct:/path` for version 1 and `0::/path` for version 2: cgroups(7).
     """
@@ -485,13 +488,13 @@ def _paths_by_controller(proc_self_cgroup: str) -> dict[str, str]:
 def _levels(root: Path, path: str) -> tuple[Path, ...]:
     """Return the directories of `path` below `root`, innermost first, and `root` itself.
 
-    In a container the path is often the host's and does not exist below the mount; what is
-    mounted at `root` is then the container's own. A path with ".." is outside of what is mounted.
+    In a container the path is often the host's and does not exist below the mount; the directory
+    mounted at `root` is then the container's own cgroup. A path with ".." lies outside the mount.
     """
     inner = PurePosixPath(path.lstrip("/"))
     if ".." in inner.parts:
         return (root,)
-    # os.path: Path.is_dir raises where a directory may not be entered.
+    # os.path.isdir is used because Path.is_dir raises where a directory may not be entered.
     directories = (root / part for part in (inner, *inner.parents))
     return tuple(directory for directory in directories if os.path.isdir(directory))
 
@@ -524,5 +527,5 @@ def _int(text: str) -> int | None:
 
 
 def _read_once(path: Path) -> str:
-    """Return a file of the kernel's; nothing if it is missing or can't be read."""
+    """Return the text of a kernel file; an empty one if it can't be read."""
     return KernelFiles().text(path) or ""

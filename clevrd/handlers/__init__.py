@@ -1,1 +1,1 @@
-"""What each endpoint answers. Handlers take a request value and return an answer value."""
+"""Endpoints: each takes a request value and returns an answer value."""

@@ -11,10 +11,10 @@ from clevrd.errors import InvalidRequest, UpgradeRequired
 from clevrd.handlers.warnings import warning_fields
 from clevrd.http_values import Request
 
-# The subprotocol of who wants control frames between the messages.
+# The subprotocol in which notices stand between the messages.
 CONTROL_PROTOCOL: Final = "clevrd.v1"
 
-# RFC 6455 §1.3.
+# The GUID from which the answer to a handshake is made (RFC 6455 §1.3).
 _WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
@@ -22,13 +22,13 @@ def check_handshake(request: Request) -> str:
     """Return the handshake's key.
 
     Raises:
-        UpgradeRequired: it is no WebSocket handshake, or not of version 13.
-        InvalidRequest: it is one, and broken.
+        UpgradeRequired: the request is no WebSocket handshake, or not of version 13.
+        InvalidRequest: the handshake's key is malformed.
     """
     headers = request.headers
     connection = {token.strip().lower() for token in headers.get("connection", "").split(",")}
     upgrades = {token.strip().lower() for token in headers.get("upgrade", "").split(",")}
-    # HEAD comes here wherever GET does, and is no handshake (RFC 6455 §4.1).
+    # A HEAD request gets here as GET does, and is no handshake (RFC 6455 §4.1).
     is_upgrade = request.method == "GET" and "upgrade" in connection and "websocket" in upgrades
     if not is_upgrade:
         raise UpgradeRequired(
@@ -44,7 +44,7 @@ def check_handshake(request: Request) -> str:
 
 
 def offers_control(request: Request) -> bool:
-    """Whether the client offers the subprotocol with control frames (RFC 6455 §4.2.2, /4/)."""
+    """Whether the client offers the subprotocol with notices (RFC 6455 §4.2.2, /4/)."""
     offered = request.headers.get("sec-websocket-protocol", "")
     return CONTROL_PROTOCOL in {name.strip() for name in offered.split(",")}
 

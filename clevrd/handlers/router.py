@@ -1,4 +1,4 @@
-"""Which endpoint answers which path and method. Paths are compared as sent, never decoded."""
+"""PathRouter: finds the endpoint for a path, compared as sent and not decoded, and a method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Routes = Mapping[str, Mapping[str, Endpoint]]
 class PathRouter:
     """Routes of the form path -> method -> endpoint.
 
-    HEAD is answered wherever GET is, and OPTIONS everywhere (RFC 9110 §9.3.7).
+    Every path with GET also has HEAD, and every path has OPTIONS (RFC 9110 §9.3.7).
     """
 
     def __init__(self, routes: Routes) -> None:
@@ -26,11 +26,11 @@ class PathRouter:
         self._options[WHOLE_SERVER] = OptionsEndpoint(tuple(every))
 
     def find(self, request: Request) -> Endpoint:
-        """Return what answers ``request``.
+        """Return the endpoint that answers ``request``.
 
         Raises:
-            NotFound: no such path.
-            MethodNotAllowed: the path exists, the method does not.
+            NotFound: no endpoint has this path.
+            MethodNotAllowed: the path exists, but not with this method.
         """
         if request.method == "OPTIONS" and request.path in self._options:
             return self._options[request.path]
@@ -44,7 +44,7 @@ class PathRouter:
 
 
 class OptionsEndpoint:
-    """Says which methods a path takes."""
+    """Answers OPTIONS with the methods of a path."""
 
     serves_while_draining = True
 
@@ -52,11 +52,11 @@ class OptionsEndpoint:
         self._answer = Response(204, b"", "", (("Allow", ", ".join((*methods, "OPTIONS"))),))
 
     def admit(self, head: Request) -> Admitted:
-        """Refuse nothing."""
+        """Refuse no request."""
         return admit_anybody(head)
 
     def answer(self, admitted: Admitted, body: bytes) -> Response:
-        """Return the methods."""
+        """Return the 204 with the Allow field."""
         return self._answer
 
 

@@ -1,7 +1,7 @@
-"""What is told of a request that would be ignored: misspelt options, and topics that are patterns.
+"""Warnings about parts of a request that are ignored: misspelt options, patterns as topics.
 
-In a header, since every transport has one before its first message. Its form: RFC 8941 §3.1, a list
-of strings.
+Warnings go into a header field, since every transport has a header before its first message. The
+field's form: RFC 8941 §3.1, a list of strings.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ WARNING_HEADER: Final = "Clevrd-Warning"
 
 
 def subscribe_warnings(query: Mapping[str, list[str]]) -> tuple[str, ...]:
-    """Return what to say of the options of a subscription."""
+    """Return the warnings for the options of a subscription."""
     told = SUBSCRIBE_OPTIONS.warnings(query)
     return (*told, *topic_warnings(query.get("topic", [])))[:MAX_WARNINGS]
 
 
 def topic_warnings(names: Iterable[str]) -> tuple[str, ...]:
-    """Return what to say of topics that were perhaps meant as patterns."""
+    """Return the warnings for topics that were perhaps meant as patterns."""
     return tuple(
         f"The topic {quoted(name)} is taken as a name, star and all; what matches it is"
         " subscribed as a pattern."
@@ -33,7 +33,7 @@ def topic_warnings(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def warning_fields(warnings: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """Return the header field that says ``warnings``; none without any."""
+    """Return the header field with ``warnings``; none without any."""
     if not warnings:
         return ()
     strings = (each.replace("\\", "\\\\").replace('"', '\\"') for each in warnings)

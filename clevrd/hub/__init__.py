@@ -1,24 +1,36 @@
-"""The heart: what comes between a request and a topic. No HTTP and no sockets here.
+"""The hub: everything between a request and a topic's readers. No HTTP and no sockets here.
 
-Everything happens on the loop's thread, and no ``await`` stands between reading and changing
-shared state; that is the only lock there is. Time comes from the loop, wall time from a function.
+All code here runs on the loop's thread, and no ``await`` stands between reading and changing shared
+state, so nothing needs a lock. Time comes from the loop's clock, wall time from a function.
 
-`publishing` gives messages their place in a topic's order and answers publishers; `delivery` takes
-messages at their place and hands them to readers. Each knows two things of the other. `hub` puts
-them together, with what decides from the load (`control_loops`) and what a stop waits for
-(`drain`), and is what the floors above talk to.
+`publishing` gives each message its place in its topic's order and answers the publisher; `delivery`
+takes messages at their place and hands them to readers. Neither of the two looks into the other:
+`publishing` hands messages to `delivery` and asks whether a topic has room, and `delivery` tells
+waiting publishes that room was made. `hub` puts both together with the periodic decisions from the
+load (`control_loops`) and the wait for readers at a stop (`drain`). The floors above call `hub`
+alone.
 """
 
 from clevrd.hub.circuits import CLOSE_SLOW_CONSUMER
 from clevrd.hub.control_loops import Stats
 from clevrd.hub.hub import RUN_MAX_BYTES, Hub
-from clevrd.hub.publish_answers import Published, audience_of, with_warnings
+from clevrd.hub.publish_answers import (
+    PublishAnswer,
+    Published,
+    Run,
+    RunAnswer,
+    audience_of,
+    with_warnings,
+)
 
 __all__ = [
     "CLOSE_SLOW_CONSUMER",
     "RUN_MAX_BYTES",
     "Hub",
+    "PublishAnswer",
     "Published",
+    "Run",
+    "RunAnswer",
     "Stats",
     "audience_of",
     "with_warnings",

@@ -1,6 +1,7 @@
-"""Circuits: readers to which nothing is offered for a while, or which are let go for good.
+"""Circuits: suspends readers that lost too much in one stall, and disconnects them in the end.
 
-How often and for how long a circuit may be open: core/circuit. When one opens, its topic knows.
+`core/circuit` decides how often and for how long a circuit may be open; the topic finds out when a
+reader's circuit opens.
 """
 
 from __future__ import annotations
@@ -20,26 +21,27 @@ from clevrd.scheduling.turn_queue import TurnQueue
 
 log = logging.getLogger(__name__)
 
-# Circuits that have been open for too long and are closed between two turns of the loop: a close is
-# a write.
+# Readers disconnected in one turn of the loop because their circuit was open too long; each costs a
+# write, that of the close frame.
 _PER_TURN: Final = 256
 
-# Close code 41xx: come back, with backoff.
+# A close code from 4100 to 4199 tells a client to come back after a pause (docs/wire.md).
 CLOSE_SLOW_CONSUMER: Final = 4101
 
 
-class _First:
-    """The circuit that has been open the longest."""
+class _OldestOpen:
+    """The circuit that has been open longest, as an entry of `Deadlines`."""
 
     def __init__(self) -> None:
-        # When it has been so for too long.
+        # When that circuit will have been open too long, on the loop's clock; set by
+        # `Deadlines.set` alone.
         self.deadline_s = 0.0
 
 
 class Circuits:
-    """The circuits of all readers. Those that are suspended are those whose circuit is open."""
+    """The circuits of all readers. A reader is suspended as long as its circuit is open."""
 
-    __slots__ = ("_budget", "_counters", "_deadlines", "_first", "_loop", "_overdue", "_readers")
+    __slots__ = ("_budget", "_counters", "_deadlines", "_loop", "_oldest", "_overdue", "_readers")
 
     def __init__(
         self,
@@ -52,24 +54,25 @@ class Circuits:
         self._readers = readers
         self._counters = counters
         self._loop = loop
-        # They are suspended in the order in which they are overdue, so the first stands for all.
-        self._first = _First()
-        self._deadlines: Deadlines[_First] = Deadlines(
+        # One deadline serves all open circuits: readers are suspended in the order in which their
+        # time ends, so the first of them is always the next.
+        self._oldest = _OldestOpen()
+        self._deadlines: Deadlines[_OldestOpen] = Deadlines(
             loop, lambda _: self.break_overdue(), counters.count_background_error
         )
-        # Its units are readers.
+        # Disconnects overdue readers; a unit is one reader.
         self._overdue = TurnQueue(
             _PER_TURN, self._break_next, loop, counters.count_background_error
         )
 
     def stop(self) -> None:
-        """Disconnect nobody any more."""
+        """Stop the timer; no reader is disconnected after this."""
         self._deadlines.stop()
 
     def open(self, topic: Topic, reader: Subscriber) -> None:
-        """Stop buffering for ``reader``, or disconnect it when it has done so too often."""
+        """Suspend ``reader``, or disconnect it if its circuit has opened too often."""
         if not reader.is_joined:
-            # It left with another one that was on its connection.
+            # The reader has left already: another reader on the same connection was disconnected.
             return
         openings = self._budget.spend(reader.openings, self._loop.time())
         if openings is None:
@@ -77,12 +80,13 @@ class Circuits:
             return
         reader.openings = openings
         self._readers.suspend(topic, reader)
-        if self._first not in self._deadlines:
-            self._deadlines.set(self._first, self._budget.ends_s(openings))
+        if self._oldest not in self._deadlines:
+            self._deadlines.set(self._oldest, self._budget.ends_s(openings))
         self._counters.circuits_opened += 1
         log.debug("circuit opened topic=%s openings=%d", topic.name, len(openings))
         if not reader.is_blocked:
-            # It is given more than it can read in its turns, and no transport will call for it.
+            # This reader lags because messages come faster than its turns carry them, not because
+            # its transport is full, so no transport will call `resume` for it.
             self._loop.call_soon(self._retry, topic, reader)
 
     def break_overdue(self) -> None:
@@ -97,15 +101,15 @@ class Circuits:
         reader, topic = first
         ends_s = self._budget.ends_s(reader.openings)
         if ends_s > self._loop.time():
-            self._deadlines.set(self._first, ends_s)
+            self._deadlines.set(self._oldest, ends_s)
             return None
         self._break(topic, reader)
         return 1
 
     def stall_allowed_s(self, reader: Subscriber) -> float:
-        """Return how long the reader was promised that it may take nothing; 0 for no promise.
+        """Return the seconds for which the reader was promised that it may read nothing, or 0.
 
-        While its circuit is open that is for `break_overdue` to end, and nobody else.
+        While the circuit is open the answer is infinity: only `break_overdue` disconnects then.
         """
         if reader in self._readers.suspended:
             return math.inf

@@ -1,6 +1,6 @@
-"""ControlLoops: what the load and the readers are, sampled, and what is decided from that done.
+"""ControlLoops: samples the load and the readers, and applies the decisions made from them.
 
-The decisions are `control`'s; when they are asked for is the hub's.
+The decisions are made in `control`; the hub's timers say when.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class Stats(Protocol):
-    """Where load figures come from; the machine, or a test."""
+    """The source of load figures: the machine, or a test."""
 
     def sample(self) -> LoadSample:
         """Return the load now."""
 
 
 class ControlLoops:
-    """Whether publishers are throttled and how far readers may lag, evaluated when asked."""
+    """Decides, when asked, whether publishers are throttled and how far readers may lag."""
 
     __slots__ = ("_buffers", "_loop", "_readers", "_stats", "_throttler", "_topics", "last_load")
 
@@ -45,7 +45,8 @@ class ControlLoops:
         self._topics = topics
         self._readers = readers
         self._loop = loop
-        # What the throttle was evaluated from the last time.
+        # The load that the throttle was last evaluated from; set by `evaluate_throttle`, None
+        # before.
         self.last_load: LoadSample | None = None
 
     def evaluate_throttle(self) -> ThrottleDecision:
@@ -66,7 +67,7 @@ class ControlLoops:
         return decision
 
     def evaluate_buffers(self) -> BufferDecision:
-        """Decide how far readers may lag, and let every reader of every topic know."""
+        """Decide the window, in messages, and set it for every reader of every topic."""
         now_s = self._loop.time()
         load = self.last_load or self._stats.sample()
         before = self._buffers.window

@@ -1,6 +1,6 @@
-"""Delivery: messages at their place in a topic, and all who read them.
+"""Delivery: encodes messages, puts them into their topic's ring and hands them to its readers.
 
-Nothing is known here of publishers, but that some wait for room in a topic.
+This module knows only one thing of publishers: some of them wait for room in a topic.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from clevrd.metrics.counters import Counters
 
 
 class Delivery:
-    """The rings of all topics, their readers, and what is between them."""
+    """The topics' rings, readers, rounds, circuits and patterns, put together."""
 
     def __init__(
         self,
@@ -66,13 +66,13 @@ class Delivery:
     def deliver(
         self, topic: Topic, offset: int, requests: Sequence[PublishRequest], stamps: Sequence[Stamp]
     ) -> None:
-        """Take ``topic``'s messages from ``offset`` on, and have them offered to its readers.
+        """Append ``topic``'s messages from ``offset`` on, and have them offered to its readers.
 
-        Each is encoded here, once: nothing of it changes any more. `makes_room` has said yes, so
-        that the ring gives up nothing that was not offered yet.
+        Each message is encoded here, once, since nothing in it changes from here on. The caller has
+        asked `makes_room` first, so the ring gives up no message that was not offered yet.
 
         Args:
-            stamps: the id and the time of each of ``requests``.
+            stamps: the id and the time of each of ``requests``, in the same order.
         """
         encode, name, tenant = self._encode, topic.name, topic.tenant
         frames: list[bytes] = []
@@ -90,7 +90,7 @@ class Delivery:
         self._topics.extend(topic, offset, frames, self._loop.time())
         if offset == 1:
             self.patterns.topic_made(topic)
-        # The ring's field, since the topic's `pending` is a call, 45 ns.
+        # The ring's field is read here because a call of the topic's `pending` costs 45 ns.
         if topic.ring.head != topic.edge:
             if not topic.flush_is_scheduled:
                 self.rounds.schedule(topic)
@@ -107,36 +107,37 @@ class Delivery:
         ref: Ref = msgspec.UNSET,
         warnings: Warnings = msgspec.UNSET,
     ) -> None:
-        """Join ``reader`` and hand it what it asks for of the past, then what comes.
+        """Join ``reader`` to ``topic`` and hand it the messages from ``beginning`` on.
 
-        Its greeting says by which ``pattern`` it came, the ``ref`` of the command that asked, and
-        what its client is to be warned of.
+        A reader that asked for notices is told first by which ``pattern`` it came, the ``ref`` of
+        the command that subscribed it, and the ``warnings`` for its client.
         """
         now_s = self._loop.time()
         topic.set_window(self.buffers.window, now_s)
         resolved = resolve(topic, beginning)
         if resolved.after > topic.edge:
-            # It has this turn's message already, from a publish answer perhaps.
+            # The reader has a message of this turn already, for instance from the answer to its own
+            # publish, so the edge has to move past that message before the reader joins.
             self.rounds.begin(topic)
         self.readers.join(topic, reader, resolved, pattern, ref, warnings, now_s)
 
     def serve(self, topic: Topic, after: int, max_messages: int, max_bytes: int) -> list[bytes]:
-        """Return the frames behind offset ``after``, for a reader that does not stay."""
+        """Return the frames behind offset ``after``, for a long-poll, which is no reader."""
         return topic.serve(after, after + max_messages, max_bytes, self._loop.time())
 
     def is_under_way(self) -> bool:
-        """Whether anything is yet to be offered, or written in a round."""
+        """Whether any message is yet to be offered, or any round is still writing."""
         return bool(self.rounds.running or any(topic.pending for topic in self.readers.topics))
 
     def is_lagging(self) -> bool:
-        """Whether any reader has yet to read what was offered."""
+        """Whether any reader is lagging."""
         return any(topic.lagging for topic in self.readers.topics)
 
     def progress(self) -> tuple[int, int]:
-        """Return figures that change when a lagging reader takes anything: 1 us for each of them.
+        """Return two figures; either changes when a lagging reader takes anything. 1 us a reader.
 
-        They are messages handed over, and bytes that connections hold: a reader at some KB/s lives
-        on these for many seconds.
+        The first is messages handed to readers so far. The second is bytes that the lagging
+        readers' connections still hold: a reader at some KB/s takes nothing else for many seconds.
         """
         topics = self.readers.topics
         delivered = sum(topic.delivered for topic in topics)

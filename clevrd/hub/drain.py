@@ -1,6 +1,6 @@
-"""Drain: at shutdown, what is under way is finished and readers are given what they still take.
+"""Drain: waits at shutdown for publishes under way and for readers that still take something.
 
-Nothing is refused and nothing is closed here.
+No publish is refused and no connection is closed here.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Final
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.waiting_publishes import WaitingPublishes
 
-# Readers that took nothing for this long are not waited for.
+# The wait ends when no lagging reader has taken anything for this long.
 _PATIENCE_S: Final = 1.0
 _POLL_S: Final = 0.01
 
 
 class Drain:
-    """What there is to wait for before the daemon stops."""
+    """The wait for publishes and readers before the daemon stops."""
 
     __slots__ = ("_delivery", "_loop", "_waiting")
 
@@ -32,9 +32,9 @@ class Drain:
         self._loop = loop
 
     async def finish(self, deadline_s: float) -> None:
-        """Finish waiting publishes, and flush what readers can still take.
+        """Wait until no publish waits and every reader has what it can still take.
 
-        Ends when every reader is up to date, when those that lag took nothing for _PATIENCE_S, or
+        The wait ends when no reader lags, when no lagging reader took anything for _PATIENCE_S, or
         at ``deadline_s`` on the loop's clock.
         """
         progress = (-1, -1)

@@ -1,4 +1,4 @@
-"""Hub: the parts put together, and what handlers and connections ask of them."""
+"""Hub: puts publishing, delivery and timers together; handlers and connections call it alone."""
 
 from __future__ import annotations
 
@@ -41,32 +41,33 @@ from clevrd.scheduling.timers import Tasks, Timers
 
 log = logging.getLogger(__name__)
 
-# Messages appended at once before others get a turn: about 1 ms at 3.5 us each.
+# Messages that one publisher appends before others get a turn: about 1 ms at 3.5 us a message.
 MAX_RUN: Final = 256
-# And their bytes, unless it is a single message.
+# Bytes that one publisher appends before others get a turn; a single message may be larger.
 RUN_MAX_BYTES: Final = 262_144
 
-# A bounded number of topics each time, half a millisecond for 1,000 of them.
+# How often idle topics are looked for. A sweep looks at a bounded number of topics: 1,000 take half
+# a millisecond.
 IDLE_SWEEP_S: Final = 1.0
 
-# How often it is looked whether memory is to be given back, and what a reader's connection takes
-# (bench: storm).
+# How often the hub checks whether memory can be given back to the machine, and the memory that a
+# reader's connection takes (bench: storm).
 MEMORY_LOOK_S: Final = 1.0
 READER_COST_BYTES: Final = 4_096
-# Readers with which a full collection takes 2 ms at most.
+# With at most so many readers a full garbage collection takes 2 ms at most.
 QUIET_READERS: Final = 1_000
 
-# Full token buckets are forgotten a few at a time: a look at 1,000 of them takes 0.3 ms.
+# How often full token buckets are forgotten, and how many at most: 1,000 take 0.3 ms.
 RATE_SWEEP_S: Final = 1.0
 _BUCKETS_PER_SWEEP: Final = 1_000
 
-# Remembered answers whose time is up are forgotten a few at a time, at 2.6 us each.
+# How often answers whose time is up are forgotten, and how many at most: 2.6 us each.
 KEY_SWEEP_S: Final = 1.0
 _KEYS_PER_SWEEP: Final = 1_000
 
 
 class Hub:
-    """All topics and their readers, and what is between them."""
+    """All topics, their readers, and every operation that the floors above need on them."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Hub:
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._loop = loop
-        # What was configured, and never more than the cgroup or the machine has at all.
+        # The configured bound, but never more than the cgroup or the machine has.
         max_memory_bytes = min(config.max_memory_mb << 20, memory_limit_bytes())
         self.counters = Counters()
         self.input_budget = InputBudget(input_bytes(config, max_memory_bytes))
@@ -116,18 +117,20 @@ class Hub:
             self._readers,
             loop,
         )
-        # Messages that may be appended at once: a part of the ring, like what may be pending; with
-        # a rate limit one by one, so that the budget is spent to its last message.
+        # Messages that one run may have. A run fits into the quarter of the ring that may be
+        # pending. With a rate limit a run is one message, so that the budget is spent to its last
+        # message.
         max_pending = self.delivery.rounds.max_pending
         self.max_run = 1 if config.publish_rate else min(MAX_RUN, max_pending)
         # Not by the loop's clock, which counts milliseconds and stands still within a turn.
         self._loop_lag = LoopLag(self.counters.loop_lag_s.record, time.monotonic)
         self._timers = Timers(loop, self.counters.count_background_error)
-        # Work beside requests and rounds: publishes that wait, above all.
+        # Tasks that run beside requests and rounds, mostly publishes that wait.
         self.tasks = Tasks(loop, self.counters.count_background_error)
-        # In whose shares everything is carried out that clients ask for.
+        # Shares of the loop's turns, in which all work that clients ask for is done.
         self.turns = FairTurns(loop, self.counters.count_background_error)
-        # Questions for one part alone; a call in between would cost connections 50 ns each.
+        # Methods of one part, offered as the hub's own attributes: a method that only passes the
+        # call on would cost 50 ns each time.
         publishing, delivery = self.publishing, self.delivery
         self.wall_us = self._stamping.wall_us
         self.now_s = loop.time
@@ -152,7 +155,7 @@ class Hub:
         self.evaluate_buffers = self._control_loops.evaluate_buffers
 
     def refuse_if_draining(self) -> None:
-        """Raise Unavailable once shutdown has begun; what was begun before it is finished."""
+        """Raise ShuttingDown once the drain has begun; requests begun before it are finished."""
         if self.is_draining:
             raise ShuttingDown
 
@@ -160,12 +163,12 @@ class Hub:
 
     @property
     def subscribers(self) -> int:
-        """How many readers are joined, over all topics."""
+        """Readers that are joined, over all topics."""
         return self._readers.count
 
     @property
     def open_circuits(self) -> int:
-        """How many readers are given nothing until their transport has room again."""
+        """Readers that are suspended because their circuit is open."""
         return len(self._readers.suspended)
 
     @property
@@ -180,18 +183,18 @@ class Hub:
 
     @property
     def last_load(self) -> LoadSample | None:
-        """What the throttle was evaluated from the last time."""
+        """The load that the throttle was last evaluated from; None before the first time."""
         return self._control_loops.last_load
 
     def settle(self, topics: Iterable[Topic]) -> float:
-        """Bring the counters of these topics' readers up to date; return the time they are of."""
+        """Bring the counters of these topics' readers up to date; return the loop's time."""
         now_s = self._loop.time()
         for topic in topics:
             topic.settle(now_s)
         return now_s
 
     def sum_up(self) -> Generator[None, None, tuple[Totals, int]]:
-        """Return the sums over all topics, and how many subscribers are slow, step by step."""
+        """Return the sums over all topics and the number of slow subscribers, in steps."""
         return self.topics.totals(self._loop.time)
 
     def is_throttling(self) -> bool:
@@ -201,7 +204,7 @@ class Hub:
     # --- timers ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the timers: throttle, buffers, and what is forgotten or let go in time."""
+        """Start the timers: throttle, windows, idle topics, memory, token buckets, old answers."""
         self._timers.every(adaptive_throttler.INTERVAL_S, self.evaluate_throttle)
         self._timers.every(adaptive_buffer.INTERVAL_S, self.evaluate_buffers)
         self._timers.every(LOOK_S, self._loop_lag.look)
@@ -211,12 +214,12 @@ class Hub:
         self._timers.every(KEY_SWEEP_S, self.forget_old_answers)
 
     def stop(self) -> None:
-        """Stop the timers."""
+        """Stop the timers, and disconnect no reader for an open circuit after this."""
         self._timers.stop()
         self.delivery.circuits.stop()
 
     def evict_idle_topics(self) -> None:
-        """Forget topics that nobody uses."""
+        """Forget topics that had no reader and no publish for `topic_idle_s`."""
         forgotten = self.topics.evict_idle(self._loop.time())
         if forgotten:
             log.info("idle topics evicted count=%d left=%d", len(forgotten), len(self.topics))
@@ -224,35 +227,36 @@ class Hub:
             self.patterns.topic_forgotten(topic)
 
     def give_back_memory(self) -> None:
-        """Give back to the machine what rings, and readers that left, don't need any more."""
+        """Give memory back to the machine that rings and closed connections have freed."""
         readers = self._readers.count
         held_bytes = self.topics.ring_bytes + readers * READER_COST_BYTES
         self.memory.look(held_bytes, is_quiet=readers <= QUIET_READERS)
 
     def forget_full_buckets(self) -> None:
-        """Give back the memory of tenants that have not published for a while."""
+        """Forget the token buckets of tenants that have not published for a while."""
         self.rate_limiter.sweep(self._loop.time(), at_most=_BUCKETS_PER_SWEEP)
 
     def forget_old_answers(self) -> None:
-        """Give back the memory of idempotency keys whose time is up."""
+        """Forget the answers to idempotency keys whose time is up."""
         self.answers.sweep(self._loop.time(), at_most=_KEYS_PER_SWEEP)
 
     # --- the end, and the next beginning ---------------------------------------------------------
 
     async def drain(self, deadline_s: float) -> None:
-        """Refuse new publishes, finish waiting ones, and flush what readers can still take.
+        """Refuse new publishes, finish waiting ones, and wait for readers.
 
-        Ends at ``deadline_s`` on the loop's clock at the latest.
+        The wait ends when no lagging reader takes anything more, and at ``deadline_s`` on the
+        loop's clock at the latest.
         """
         self.is_draining = True
         await self._drain.finish(deadline_s)
 
     def seal(self) -> None:
-        """Append nothing more: publishes that were cut at shutdown fail from here on."""
+        """Append no message from here on: publishes that the shutdown cut off fail."""
         self._stamping.seal()
 
     def saved(self) -> list[tuple[SavedTopic, RecentMessageCache]]:
-        """Return where every topic stands and its ring, the last used first. `seal` first."""
+        """Return each topic's position and its ring, the last used first; call `seal` before."""
         return saved_topics(self.topics)
 
     @property
@@ -261,6 +265,9 @@ class Hub:
         return self._stamping.last_id_us
 
     def restore(self, reader: StateReader) -> None:
-        """Go on with the topics in a file, as far as the limits allow. Nothing is served yet."""
+        """Take over the topics in a state file, as far as the limits allow.
+
+        Called before anything is served.
+        """
         self._stamping.go_on_after(reader.last_id_us)
         restore_topics(self.topics, reader, self._loop.time())

@@ -1,6 +1,6 @@
-"""What each part may take of the memory there is, from the configuration. Decides only.
+"""Shares of the memory bound for idempotency keys, unfinished input and topics. Decides only.
 
-The topics' own shares: core/topic_manager.
+How the topics divide their share among themselves is in `core/topic_manager`.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ from clevrd.config import Config
 from clevrd.core.idempotency import KEY_COST_BYTES
 from clevrd.core.topic_manager import TopicLimits
 
-# Share of the memory bound for the answers to publishes with an idempotency key.
+# Share of the memory bound that answers to publishes with an idempotency key may take.
 _KEYS_SHARE: Final = 0.05
 
 
 def max_keys(config: Config, max_memory_bytes: int) -> int:
-    """Return how many idempotency keys are remembered: what is set, or what memory allows."""
+    """Return how many idempotency keys may be remembered: the setting, or fewer.
+
+    The answers may take a share of the memory bound; the setting is cut to that.
+    """
     affordable = int(max_memory_bytes * _KEYS_SHARE) // KEY_COST_BYTES
     return min(config.max_idempotency_keys, affordable)
 
 
 def input_bytes(config: Config, max_memory_bytes: int) -> int:
-    """Return what unfinished input may hold: a tenth of memory, or two of the largest bodies."""
+    """Return the bytes of unfinished input: a tenth of memory, or two of the largest bodies."""
     largest_bytes = max(config.max_batch_bytes, config.max_message_bytes)
     return max(max_memory_bytes // 10, 2 * largest_bytes)
 

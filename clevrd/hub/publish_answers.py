@@ -1,6 +1,12 @@
-"""What publishers are told: the one place where answers to publishes are made."""
+"""Answers to publishes: every answer to an accepted publish is made here.
+
+An answer may be due: the message has its place in the order already, and more may be published
+behind it at once, but the answer is known later. The publish may still fail, with a ClevrdError.
+"""
 
 from __future__ import annotations
+
+import asyncio
 
 import msgspec
 
@@ -14,19 +20,27 @@ class Published(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     message_id: str
     offset: int
     epoch: str
-    # Readers of the topic; those of them that are behind; and those that were slow at the last
+    # Readers of the topic; readers of it that are behind; readers that were slow at the last
     # evaluation, a second ago at most.
     subscribers: int
     lagging: int
     slow: int
-    # This is the answer to an earlier publish with the same key; it was not published again.
+    # True when an earlier publish with the same key got this answer, and this one was not
+    # published.
     repeated: bool = False
 
 
 class WarnedPublished(Published, frozen=True, gc=False, omit_defaults=True):
-    """The same, to a publisher whose request has names that nearly are known ones."""
+    """The answer to an accepted publish whose request has names that are nearly known ones."""
 
     warnings: tuple[str, ...] = ()
+
+
+# The answer to a publish, or a Future of it.
+PublishAnswer = Published | asyncio.Future[Published]
+# The first offset and all ids of a run; and the answer to a run, or a Future of it.
+Run = tuple[int, list[str]]
+RunAnswer = Run | asyncio.Future[Run]
 
 
 def with_warnings(answer: Published, warnings: tuple[str, ...]) -> Published:
@@ -37,8 +51,8 @@ def with_warnings(answer: Published, warnings: tuple[str, ...]) -> Published:
 
 
 def audience_of(topic: Topic) -> tuple[str, int, int, int]:
-    """Return what each answer says of the topic: epoch, subscribers, lagging and slow."""
+    """Return the topic's part of an answer: epoch, subscribers, lagging and slow."""
     lagging = len(topic.lagging)
-    # `topic.subscribers` without its calls, since each publish asks.
+    # The sum is `topic.subscribers` without its calls, since it is needed for each publish.
     subscribers = len(topic.live) + lagging + len(topic.suspended)
     return topic.epoch, subscribers, lagging, topic.slow

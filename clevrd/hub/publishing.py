@@ -1,7 +1,7 @@
-"""Publishing: an accepted message gets its stamp and its place in the order, and is answered.
+"""Publishing: stamps accepted messages, gives them their place in the order, and answers.
 
-What is done with it then is the delivery's, of which this knows two things: it takes messages at
-their place, and it says whether there is room for more.
+Encoding, rings and readers belong to the delivery. This module knows two things of the delivery: it
+takes messages at their place, and it says whether a topic has room for more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from clevrd.core.message import PublishRequest, rfc3339
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
 from clevrd.hub.idempotent_publishes import IdempotentPublishes
-from clevrd.hub.publish_answers import Published, audience_of
+from clevrd.hub.publish_answers import (
+    PublishAnswer,
+    Published,
+    RunAnswer,
+    audience_of,
+)
 from clevrd.hub.stamping import Stamp, Stamping
 from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.metrics.counters import Counters
@@ -30,14 +35,14 @@ class Deliverer(Protocol):
     def deliver(
         self, topic: Topic, offset: int, requests: Sequence[PublishRequest], stamps: Sequence[Stamp]
     ) -> None:
-        """Take ``topic``'s messages from ``offset`` on; its readers are offered them soon."""
+        """Append ``topic``'s messages from ``offset`` on; readers are offered them soon."""
 
     def makes_room(self, topic: Topic) -> bool:
-        """Return whether ``topic`` takes more, after doing what can be done for it at once."""
+        """Return whether ``topic`` takes more, after making room where that is possible at once."""
 
 
 class Publishing:
-    """All that happens between a decoded publish request and its answer."""
+    """Every step between a decoded publish request and its answer."""
 
     def __init__(
         self,
@@ -51,7 +56,7 @@ class Publishing:
         counters: Counters,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """Args: answers: those of publishes with an idempotency key."""
+        """Args: answers: remembered answers to publishes with an idempotency key."""
         self._counters = counters
         self._topics = topics
         self._stamping = stamping
@@ -60,7 +65,8 @@ class Publishing:
         self._loop = loop
         self.waiting = waiting
         self.idempotent = IdempotentPublishes(answers, waiting, loop)
-        # The two steps of a delivery; a call through their owner would cost 50 ns each.
+        # The deliverer's two methods, kept here because a call through their owner costs 50 ns
+        # more.
         self._deliver = deliverer.deliver
         self._makes_room = deliverer.makes_room
 
@@ -68,16 +74,16 @@ class Publishing:
         """Take ``count`` messages from the tenant's budget.
 
         Raises:
-            RateLimited: the budget is spent; nothing was taken.
+            RateLimited: the budget is spent; no message was taken from it.
             InvalidRequest: ``count`` is more than the budget ever holds.
         """
         self._rate_limiter.take(tenant.name, count, self._loop.time())
 
     def topic(self, tenant: Tenant, name: str) -> Topic:
-        """Return the tenant's topic, which begins now if it is missing.
+        """Return the tenant's topic; make it if it is missing.
 
-        It is made, and found by patterns, with its first message; until then it is a name that
-        somebody reads, and forgotten when nobody does.
+        A new topic counts as made, and matches patterns, from its first message on. Before that
+        message it is only a name that somebody reads, and it is forgotten when nobody reads it.
 
         Raises:
             InvalidRequest: the name can't be a topic's.
@@ -85,42 +91,49 @@ class Publishing:
         """
         topic = self._topics.find(tenant.name, name)
         if topic is None:
-            # Never before an id that was made: `since` an id of the name's life before would
-            # pass for one of this life, had the clock been set back.
+            # The time is never before an id that was already made. If the clock was set back, an id
+            # from an earlier life of this name would otherwise pass for one of this life in
+            # `since`.
             created_at = rfc3339(max(self._stamping.wall_us(), self._stamping.last_id_us))
             topic = self._topics.get_or_create(tenant.name, name, created_at, self._loop.time())
         return topic
 
     def must_wait(self, topic: Topic) -> bool:
-        """Whether a publish to ``topic`` has to go through `publish_later` or `turn`."""
+        """Whether a publish to ``topic`` has to wait, by `publish_later` or `turn`."""
         if self._throttler.delay_s(self._loop.time()) > 0.0:
             return True
         return self._has_no_room(topic)
 
-    def publish(self, topic: Topic, request: PublishRequest) -> Published:
-        """Append one message and have it offered to all readers this turn; no await."""
-        # `publish_run` of one, without its calls and its list: 5.5 us instead of 6.2.
+    def publish(self, topic: Topic, request: PublishRequest) -> PublishAnswer:
+        """Append one message and have it offered to all readers in this turn; no await.
+
+        `publish_run` says what a Future in the answer's place means.
+        """
+        # These lines are `publish_run` for one message, without its calls and its list: 5.5 us
+        # instead of 6.2.
         stamps = self._stamping.stamp(1)
         offset = topic.ring.head + 1
         self._deliver(topic, offset, (request,), stamps)
         return Published(True, stamps[0][0], offset, *audience_of(topic))
 
-    def publish_run(
-        self, topic: Topic, requests: Sequence[PublishRequest]
-    ) -> tuple[int, list[str]]:
+    def publish_run(self, topic: Topic, requests: Sequence[PublishRequest]) -> RunAnswer:
         """Append many messages at once; return the first one's offset and all their ids.
 
-        A run is at most ``max_run`` messages, of RUN_MAX_BYTES in all or a single one, and comes
-        after `must_wait` said no, or its `turn`: then the ring holds it beside what is pending.
+        A Future as the answer means that the messages have their place in the order, and that only
+        the answer comes later, perhaps as a ClevrdError; more may be published behind them at once.
+
+        A run is at most ``max_run`` messages of RUN_MAX_BYTES together, or one message of any size.
+        The caller has asked `must_wait` or waited for `turn`, so the ring holds the run beside the
+        messages that are pending.
         """
         stamps = self._stamping.stamp(len(requests))
-        # The order is that of this process: the topic's next offset. The ring's field, since the
-        # topic's `head` is a call, 45 ns.
+        # This process decides the order: a message gets the topic's next offset. The ring's field
+        # is read because a call of the topic's `head` costs 45 ns.
         offset = topic.ring.head + 1
         self._deliver(topic, offset, requests, stamps)
         return offset, [message_id for message_id, _ in stamps]
 
-    async def publish_later(self, topic: Topic, request: PublishRequest) -> Published:
+    async def publish_later(self, topic: Topic, request: PublishRequest) -> PublishAnswer:
         """Publish once the throttle's delay has passed and the topic has room.
 
         Raises:
@@ -131,8 +144,8 @@ class Publishing:
     async def turn(self, topic: Topic, messages: int = 1) -> Topic:
         """Wait until the next publish may be appended to ``topic``, and return the topic.
 
-        It is of so many ``messages``, which the caller appends at once. Publishers are served in
-        the order in which they came.
+        The caller appends its ``messages``, so many, without an await in between. Publishers go on
+        in the order in which they came.
 
         Raises:
             Throttled: too many publishes wait already.
@@ -148,13 +161,15 @@ class Publishing:
         finally:
             self.waiting.end()
         self._counters.wait_s.record_many(self._loop.time() - began_s, messages)
-        # Idle topics are evicted, and this publish may have waited since it was found.
+        # Idle topics are forgotten, so the topic may have gone while this publish waited.
         return self.topic(Tenant(topic.tenant), topic.name)
 
-    def publish_once(self, tenant: Tenant, request: PublishRequest, key: str) -> Published | None:
+    def publish_once(
+        self, tenant: Tenant, request: PublishRequest, key: str
+    ) -> PublishAnswer | None:
         """Publish, or return the first answer if a publish with this key was taken before.
 
-        Returns None when it has to go through `publish_once_later`.
+        Return None when the publish has to wait, by `publish_once_later`.
 
         Raises:
             InvalidRequest: the key was used for other data.
@@ -171,11 +186,11 @@ class Publishing:
 
     async def publish_once_later(
         self, tenant: Tenant, request: PublishRequest, key: str
-    ) -> Published:
-        """Publish when its time has come, unless a publish with this key is taken before that.
+    ) -> PublishAnswer:
+        """Publish after waiting, unless a publish with this key is taken before that.
 
-        A publish that fails is not remembered: the next that waits with the same key takes its
-        place.
+        A publish that fails is not remembered: the next publish that waits with the same key is
+        tried instead.
 
         Raises:
             Throttled: too many publishes wait already.
@@ -192,5 +207,5 @@ class Publishing:
             return self.idempotent.remember(slot, request, self.publish(topic, request))
 
     def _has_no_room(self, topic: Topic) -> bool:
-        """Whether a publish to ``topic`` has to wait for a round, or for others that wait."""
+        """Whether a publish to ``topic`` has to wait for a round, or behind publishes that wait."""
         return topic in self.waiting.lines or not self._makes_room(topic)

@@ -1,7 +1,7 @@
-"""Readers: who reads which topic, and what each is given that is not up to date.
+"""Readers: joins readers to topics, and hands lagging readers their messages in turns.
 
-Who is up to date is written to by `rounds`. What a reader has lost, and which frames it is to
-have, its topic knows.
+Live readers are written to by `rounds`. The topic decides what a lagging reader has lost and which
+frames it reads next.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from clevrd.scheduling.turn_queue import TurnQueue
 
 log = logging.getLogger(__name__)
 
-# Bytes a lagging reader is handed at a time; its transport stops it after one or two of them.
+# Bytes that a lagging reader is handed in one write; its transport is full after one or two such
+# writes.
 CATCH_UP_BYTES: Final = 65_536
 
 # Bytes that all lagging readers together are handed in one turn of the loop: about 1 ms of writes
-# on loopback. Events and lines count eight times, since each message may have to be spelled first,
-# at 4 us. The readers take turns: one with 50 topics of 10,000 messages held the loop for 0.7 s.
+# on loopback. Bytes of events and lines count eight times, since each message may have to be
+# rendered first, at 4 us. The readers take turns because one reader with 50 topics of 10,000
+# messages held the loop for 0.7 s.
 CATCH_UP_TURN_BYTES: Final = 1_048_576
 _SPELLED_COSTS: Final = 8
 
@@ -36,9 +38,8 @@ class Readers:
     """The readers of all topics."""
 
     __slots__ = (
-        "_behind",
+        "_catching_up",
         "_counters",
-        "_has_turn",
         "_loop",
         "_note_left",
         "count",
@@ -53,21 +54,24 @@ class Readers:
         note_left: Callable[[Topic], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """Args: note_left: told of each topic that its last reader has left."""
+        """Args: note_left: called with each topic whose last reader has left."""
         self._counters = counters
         self._note_left = note_left
         self._loop = loop
-        # Readers that would take more, and their topics; who has waited longest first.
-        self._behind: dict[Subscriber, Topic] = {}
-        # Its units are bytes.
+        # Readers that are catching up, and their topics; the reader that has waited longest is
+        # first.
+        self._catching_up: dict[Subscriber, Topic] = {}
+        # Hands messages to the readers above; a unit is one byte.
         self.queue = TurnQueue(
             CATCH_UP_TURN_BYTES, self._read_next, loop, counters.count_background_error
         )
-        # All three change in join, leave, suspend and resume alone.
+        # Readers that are joined, over all topics; changed by join and leave alone.
         self.count = 0
-        # Topics with readers, so that the loops that control don't walk through all topics.
+        # Topics with readers, so that a periodic decision does not walk through all topics; changed
+        # by join and leave alone.
         self.topics: dict[Topic, None] = {}
-        # Readers to which nothing is offered, who was suspended first first, and their topics.
+        # Suspended readers and their topics, the longest suspended first; changed by leave, suspend
+        # and resume alone.
         self.suspended: dict[Subscriber, Topic] = {}
 
     def join(
@@ -80,20 +84,20 @@ class Readers:
         warnings: Warnings,
         now_s: float,
     ) -> None:
-        """Add ``reader``, greet it where it wants that, and hand it what follows ``start``."""
+        """Add ``reader``, send its first notices where it wants any, and let it read on."""
         topic.join_after(reader, start.after, now_s)
         self.topics[topic] = None
         self.count += 1
         if reader.gaps is not None:
-            reader.sink.write(_greeting(topic, reader, start, pattern, ref, warnings))
+            reader.sink.write(_first_notices(topic, reader, start, pattern, ref, warnings))
         self._catch_up(topic, reader)
 
     def leave(self, topic: Topic, reader: Subscriber) -> None:
-        """Let ``reader`` go; what waited for it is discarded. Idempotent."""
+        """Remove ``reader``; what waited for it is discarded. A second call does nothing."""
         if not reader.is_joined:
             return
         self.suspended.pop(reader, None)
-        self._behind.pop(reader, None)
+        self._catching_up.pop(reader, None)
         topic.leave(reader, self._loop.time())
         self.count -= 1
         if topic.subscribers == 0:
@@ -101,18 +105,18 @@ class Readers:
             self._note_left(topic)
 
     def suspend(self, topic: Topic, reader: Subscriber) -> None:
-        """Offer ``reader`` nothing until it is resumed; it keeps its place."""
+        """Offer ``reader`` nothing until `resume`; it keeps its position."""
         topic.suspend(reader)
         self.suspended[reader] = topic
 
     def pause(self, topic: Topic, reader: Subscriber) -> None:
-        """Note that the reader's transport is full: nothing is done for it until `resume`."""
+        """Note that the reader's transport is full; nothing is written to it until `resume`."""
         reader.is_blocked = True
         if reader.is_joined:
             topic.mark_lagging(reader)
 
     def resume(self, topic: Topic, reader: Subscriber) -> None:
-        """Note that the reader's transport takes more: it reads on where its policy puts it."""
+        """Note that the reader's transport takes more, and let it read on by its policy."""
         reader.is_blocked = False
         if not reader.is_joined:
             return
@@ -121,34 +125,34 @@ class Readers:
         self._catch_up(topic, reader)
 
     def _catch_up(self, topic: Topic, reader: Subscriber) -> None:
-        """Let a lagging reader read up to the edge, and join the live ones when it is there.
+        """Let a lagging reader read up to the edge, where it becomes live.
 
-        Its transport stops it sooner as a rule. It begins at once; where it, or others, take more
-        than a turn has, they take turns.
+        Reading begins at once and usually ends sooner, when the transport is full. Where the
+        readers need more than one turn of the loop allows, they take turns.
         """
-        self._behind[reader] = topic
+        self._catching_up[reader] = topic
         self.queue.work_on()
 
     def _read_next(self) -> int | None:
-        """Let the reader that has waited longest read once; return its cost, None if none waits."""
-        behind = self._behind
-        if not behind:
+        """Let the reader that has waited longest read once; return the cost, None without one."""
+        catching_up = self._catching_up
+        if not catching_up:
             return None
-        reader = next(iter(behind))
-        topic = behind.pop(reader)
+        reader = next(iter(catching_up))
+        topic = catching_up.pop(reader)
         try:
             taken_bytes = self._read_once(topic, reader)
         except Exception:
             self.write_failed(topic, reader)
             return 0
-        # Unless it has left in the write.
+        # The reader may have left during the write.
         if taken_bytes and reader.is_joined:
-            behind[reader] = topic
+            catching_up[reader] = topic
         return taken_bytes
 
     def _read_once(self, topic: Topic, reader: Subscriber) -> int:
-        """Hand ``reader`` its next messages; return what that cost, 0 when it takes no more."""
-        # Its circuit may have opened between two of its turns.
+        """Hand ``reader`` its next messages; return the cost in bytes, 0 if it takes no more."""
+        # The reader's circuit may have opened between two of its turns.
         if reader.is_blocked or reader.is_live or reader in self.suspended:
             return 0
         texts = topic.read(reader, CATCH_UP_BYTES, self._loop.time())
@@ -161,29 +165,29 @@ class Readers:
         return len(data) if reader.form is None else len(data) * _SPELLED_COSTS
 
     def write_failed(self, topic: Topic, reader: Subscriber) -> None:
-        """Let go of ``reader``, whose write has just raised: it must not stop it for the others."""
+        """Remove ``reader``, whose write has raised; the others are written to all the same."""
         log.exception("write to subscriber failed topic=%s", topic.name)
         self._counters.count_background_error()
         self.leave(topic, reader)
         reader.sink.close(1011, "write_failed")
 
     def slow_count(self, now_s: float) -> int:
-        """Return how many are slow, over all topics."""
+        """Return how many readers are slow, over all topics."""
         return sum(topic.slow_count(now_s) for topic in self.topics)
 
     def set_window(self, window_messages: int, now_s: float) -> None:
-        """Let every reader lag so far and no further."""
+        """Set the window of every reader, in messages."""
         for topic in self.topics:
             topic.set_window(window_messages, now_s)
 
     def mean_message_bytes(self) -> float:
-        """Return the mean size of the recent messages that anybody reads, 0.0 for none."""
+        """Return the mean bytes of the messages in rings that have readers, 0.0 for none."""
         messages = sum(len(topic.ring) for topic in self.topics)
         held_bytes = sum(topic.ring.size_bytes for topic in self.topics)
         return held_bytes / messages if messages else 0.0
 
 
-def _greeting(
+def _first_notices(
     topic: Topic,
     reader: Subscriber,
     start: ResolvedBeginning,
@@ -191,9 +195,10 @@ def _greeting(
     ref: Ref,
     warnings: Warnings,
 ) -> bytes:
-    """Return what a reader that asked for control frames gets first."""
+    """Return a joining reader's first notices: `subscribed`, and `gap` where it lost messages."""
     gap = start.gap
-    # Before what is missing, where that is known: the gap is all that lies between.
+    # Where the missing offsets are known, this is the offset before them, so that the gap is all
+    # that lies between this position and the reader's own.
     offset = gap.first - 1 if gap is not None and gap.first is not None else reader.position()
     window = reader.granted_window(topic.window_cap)
     greeting = Subscribed(
@@ -205,5 +210,6 @@ def _greeting(
     spelling = reader.spelling
     if gap is None:
         return spelling.control(greeting, offset)
-    # Who is cut between the two comes back from where it was, and is told again.
+    # A client whose connection ends between the two notices comes back with the earlier position,
+    # and is told of the gap again.
     return spelling.control(greeting) + spelling.control(gap, reader.position())

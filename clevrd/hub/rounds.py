@@ -1,6 +1,7 @@
-"""Rounds: what was appended is offered to a topic's readers, and the live ones are written to.
+"""Rounds: offer appended messages to a topic's readers, and write them to the live ones.
 
-Who lags reads on by itself, in `readers`. What a round carries and for whom: core/topic.
+Lagging readers read on in `readers`. Which messages and readers a round has is decided in
+`core/topic`.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ log = logging.getLogger(__name__)
 # but p50 from 4.8 to 6.4 ms and p99 from 11 to 15, so rounds follow each other at once.
 WRITES_PER_SLICE: Final = 256
 
-# A topic whose waiting messages pass this share of its ring makes publishers wait for the round,
-# so that the ring never gives up what was not offered yet.
+# A topic makes publishers wait for the round when the messages not offered yet pass one part in so
+# many of its ring, so that the ring never gives up a message that was not offered.
 _PENDING_SHARE: Final = 4
 
-# When a round has failed, which only a bug can do.
+# How long a topic pauses after a round has failed, which only a bug can cause.
 _RETRY_S: Final = 1.0
 
 
@@ -39,7 +40,7 @@ class RoomWaiters(Protocol):
         """Return whether any publish waits for room in ``topic``."""
 
     def room_made(self, topic: Topic, messages: int) -> None:
-        """Hear that ``topic``, which is awaited, has room for so many messages."""
+        """Note that ``topic``, for which publishes wait, has room for so many messages."""
 
 
 class Rounds:
@@ -76,15 +77,15 @@ class Rounds:
         self._loop = loop
         self._clock_ns = clock_ns
         self._record = counters.rounds.record
-        # What a topic may hold that is not offered yet, in messages and bytes.
+        # Messages, and bytes, that a topic may hold that are not offered yet.
         self.max_pending = max(1, ring_messages // _PENDING_SHARE)
         self._max_pending_bytes = max(1, ring_bytes // _PENDING_SHARE)
-        # Topics with a round under way: begun, and not yet written to all its readers. Changes
-        # here alone.
+        # Topics with a round that has begun and is not written to all its readers yet. Changed here
+        # alone.
         self.running: set[Topic] = set()
 
     def makes_room(self, topic: Topic) -> bool:
-        """Return whether ``topic`` takes more; offer what is pending now where that is short."""
+        """Return whether ``topic`` takes more; begin a round now if that makes room."""
         if not self._is_full(topic):
             return True
         if topic in self.running or len(topic.live) > WRITES_PER_SLICE:
@@ -95,14 +96,14 @@ class Rounds:
         return True
 
     def schedule(self, topic: Topic) -> None:
-        """Begin a round in the next turn; ``flush_is_scheduled`` says that one is to begin."""
+        """Begin a round in the next turn of the loop, and note that in ``flush_is_scheduled``."""
         topic.flush_is_scheduled = True
         self._loop.call_soon(self._guarded, topic, self.begin, topic)
 
     def begin(self, topic: Topic) -> bool:
-        """Offer what is pending to all readers of ``topic``, unless a round is under way.
+        """Offer the pending messages to all readers of ``topic``, unless a round is under way.
 
-        Returns whether something was offered.
+        Return whether anything was offered.
         """
         if topic in self.running:
             return False
@@ -116,7 +117,7 @@ class Rounds:
         if not step.messages:
             self._end(topic)
             return True
-        # What is left for the next round was appended after this one's oldest.
+        # Messages left for the next round were appended after this one's oldest.
         messages = topic.edge - step.start
         self._write_slice(step, 0, messages, topic.oldest_pending_ns, began_ns)
         return True
@@ -125,7 +126,7 @@ class Rounds:
         return topic.pending >= self.max_pending or topic.pending_bytes >= self._max_pending_bytes
 
     def _end(self, topic: Topic) -> None:
-        """Let waiting publishes go on, and come back while there is anybody or anything waiting."""
+        """Let waiting publishes go on, and schedule another round if one is needed."""
         self.running.discard(topic)
         topic.flush_is_scheduled = False
         is_awaited = self._room_waiters.is_awaited(topic)
@@ -135,7 +136,7 @@ class Rounds:
             self.schedule(topic)
 
     def _guarded(self, topic: Topic, action: Callable[..., object], *arguments: object) -> None:
-        """Do a step of a round; should it fail, the topic goes on a second later.
+        """Do a step of a round; if it raises, the topic goes on a second later.
 
         Without this a bug would leave the topic marked as busy, and its publishers waiting.
         """
@@ -162,7 +163,7 @@ class Rounds:
         while True:
             readers = step.readers
             last = first + left
-            # Whole lists, which most are, are not copied.
+            # A list that fits into one slice, as most do, is not copied.
             is_whole = first == 0 and len(readers) <= left
             self._write_to(step, readers if is_whole else readers[first:last])
             if last < len(readers):
@@ -185,10 +186,11 @@ class Rounds:
         start, end, messages, payload = step.start, step.end, step.messages, step.payload
         written = 0
         for reader in readers:
-            # Whoever left, lags or has read past the start since the round began is not for it.
+            # Skip a reader that left, lags or has read past the start since the round began.
             if reader.cursor != start or not reader.is_live:
                 continue
-            # Before the write, in which the transport may pause this reader.
+            # The cursor moves before the write, since the transport may pause this reader within
+            # it.
             reader.cursor = end
             reader.delivered += messages
             written += messages

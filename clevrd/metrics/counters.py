@@ -18,7 +18,7 @@ _CONNECTION_S: Final = (0.1, 1.0, 10.0, 60.0, 300.0, 900.0, 3_600.0, 21_600.0, 8
 
 
 class Counters:
-    """What happened since the start; each number only rises."""
+    """Events since the start; each number only rises."""
 
     __slots__ = (
         "background_errors",
@@ -36,7 +36,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.connections = 0
-        # Error code -> refusals, over HTTP and at the door; bounded by the codes there are.
+        # Error code -> refusals, over HTTP and on connecting; bounded by the codes there are.
         self.refused: dict[str, int] = {}
         # Close code -> WebSockets the daemon closed with it.
         self.closed: dict[int, int] = {}
@@ -53,7 +53,7 @@ class Counters:
         self.rounds = RoundHistograms()
         # How late the loop comes to a timer.
         self.loop_lag_s = Histogram(_LAG_S)
-        # Of each message whose publish had to wait; those that did not are known by their number.
+        # Waits of messages whose publish had to wait; the others are known by their number.
         self.wait_s = Histogram(_WAIT_S)
         # How long WebSockets and streams that have ended were open.
         self.connection_s = Histogram(_CONNECTION_S)

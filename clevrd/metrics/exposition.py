@@ -216,8 +216,8 @@ def _of_traffic(traffic: Traffic) -> Iterator[Metric]:
     )
     yield _histogram(
         "clevrd_publish_to_socket",
-        "Of each round, the time from the append of its oldest message until the round was written"
-        " to all subscribers that are up to date.",
+        "The time from the append of a round's oldest message until the round was written to all"
+        " subscribers that are up to date.",
         traffic.to_socket_s,
         "seconds",
     )
@@ -281,10 +281,10 @@ def _of_load(snapshot: Snapshot, throttle: Throttle) -> Iterator[Metric]:
         "Messages that a subscriber may lag before it loses some.",
         snapshot.window_messages,
     )
-    yield _bytes("clevrd_ring", "What all topics hold of recent messages.", snapshot.ring_bytes)
+    yield _bytes("clevrd_ring", "Recent messages that all topics hold.", snapshot.ring_bytes)
     yield _bytes(
         "clevrd_memory_limit",
-        "What the daemon may use: max_memory_mb, or less where the machine has less.",
+        "Memory that the daemon may use: max_memory_mb, or less where the machine has less.",
         snapshot.memory_limit_bytes,
     )
     yield _counter(

@@ -1,6 +1,6 @@
 """Histograms with fixed bounds: 0.2 us for each value, and 0.3 us for all that a round records.
 
-What is measured, and when, is the owner's.
+A histogram's owner decides when a value is measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LAST_MESSAGE_BITS: Final = 12
 
 
 class HistogramView(msgspec.Struct, frozen=True):
-    """What a histogram held at one moment, as Prometheus counts: each bucket with all below it."""
+    """A histogram at one moment, as Prometheus counts: each bucket with all below it."""
 
     # Upper bounds, which belong to their buckets; the last bucket, without a bound, is beyond.
     bounds: tuple[float, ...]
@@ -67,7 +67,7 @@ class Histogram:
 
 
 class RoundHistograms:
-    """What each round that carried messages took, and how many they were."""
+    """Times and sizes of all rounds that carried messages."""
 
     __slots__ = (
         "_durations",

@@ -1,4 +1,4 @@
-"""The JSON of /metrics, from a snapshot. What its fields mean: docs/wire.md."""
+"""The JSON of /metrics, from a snapshot. Meaning of the fields: docs/wire.md."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class ThrottlerView(msgspec.Struct, frozen=True):
 
 
 class LogView(msgspec.Struct, frozen=True):
-    """What became of the log's lines."""
+    """Lines of the log that were lost."""
 
     dropped: int
 
 
 class MetricsView(msgspec.Struct, frozen=True):
-    """What /metrics says."""
+    """The whole of /metrics."""
 
     total_topics: int
     total_subscribers: int

@@ -17,7 +17,7 @@ from clevrd.metrics.histograms import HistogramView
 
 
 class Build(msgspec.Struct, frozen=True):
-    """What runs: the versions of the daemon, of Python, and of what it is built on."""
+    """Versions of the daemon, of Python, and of the libraries below it."""
 
     version: str
     python: str
@@ -58,7 +58,7 @@ class MessageTotals(msgspec.Struct, frozen=True):
 
 
 class IdempotencyView(msgspec.Struct, frozen=True):
-    """What became of publishes with an idempotency key."""
+    """Figures of publishes with an idempotency key."""
 
     keys: int
     max_keys: int
@@ -97,7 +97,7 @@ class Connections(msgspec.Struct, frozen=True):
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """What was read and written; what is counted stands with the counters."""
+    """Bytes and times of reads, rounds and connections, as the counters define them."""
 
     received_bytes: int
     delivered_bytes: int

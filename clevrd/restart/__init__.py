@@ -1,1 +1,1 @@
-"""What of the topics goes over a planned restart: its bytes, its file, and whose it is."""
+"""Saves topics at a planned stop and restores them at the next start: format, file, topics."""

@@ -1,8 +1,9 @@
-"""StateDir: the directory that carries topics over a planned restart. The format is core's.
+"""StateDir: the directory that carries topics over a planned restart.
 
-One daemon holds it at a time. What was saved is read, and taken away by a daemon that is about to
-serve: were it still there after a crash, the next start would give out offsets a second time; were
-it gone sooner, a stop during the start would lose it.
+The file's format is in `restart/format`. One daemon holds the directory at a time. The saved file
+is read at the start, and removed by a daemon that is about to serve: were it still there after a
+crash, the next start would give out offsets a second time; were it removed sooner, a stop during
+the start would lose it.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ from clevrd.restart.format import (
 log = logging.getLogger(__name__)
 
 STATE: Final = "clevrd.state"
-# Written first and then renamed, so that STATE is whole or not there.
+# The file is written under this name and then renamed, so that STATE is whole or absent.
 NEW: Final = "clevrd.state.new"
-# What could not be read, the last of them, for who wants to find out why.
+# The last file that could not be read whole, kept for a person who looks for the cause.
 BAD: Final = "clevrd.state.bad"
 LOCK: Final = "clevrd.lock"
 
-# Flushed to the disk so often, so that the clock tells how fast the disk is and not the page cache,
-# and the last flush has little to do.
+# The file is flushed to the disk after so many bytes. So the time measured is the disk's and not
+# the page cache's, and the last flush has little to do.
 SYNC_BYTES: Final = 32 << 20
 
-# A symbolic link, or a pipe that nobody writes to, is not followed and not waited for.
+# Opening does not follow a symbolic link, and does not wait for the writer of a pipe.
 _READ_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-# Messages are their publishers' business.
+# Messages are private: no other user may read the files.
 _MODE: Final = 0o600
 
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -69,10 +70,10 @@ Saved = tuple[SavedTopic, RecentMessageCache]
 
 
 class SaveReport(msgspec.Struct, frozen=True):
-    """What was written."""
+    """The result of a save: numbers of topics and bytes that were written."""
 
     topics: int
-    # Of these, those whose messages were left out.
+    # Topics whose position was saved, but not their messages.
     without_messages: int
     size_bytes: int
 
@@ -83,9 +84,9 @@ class StateDir:
     def __init__(self, path: str, now_s: Callable[[], float] = time.monotonic) -> None:
         self.path = path
         self._now_s = now_s
-        # Of the lock, -1 while it is not held.
+        # Descriptor of the locked file; -1 while the lock is not held.
         self._lock = -1
-        # What was wrong with what `read` found; empty where nothing was.
+        # The fault that `read` found in the file; empty without one.
         self._trouble = ""
 
     @property
@@ -94,7 +95,7 @@ class StateDir:
         return self._lock >= 0
 
     def open(self) -> None:
-        """Take the directory, and see that it can be written to: not at the stop, when it counts.
+        """Lock the directory, and check now that it can be written to, not only at the stop.
 
         Raises:
             CannotStart: one line saying why not and what to do.
@@ -116,7 +117,7 @@ class StateDir:
             raise CannotStart(self._why_not(error)) from error
 
     def close(self) -> None:
-        """Let another daemon have it. Idempotent."""
+        """Unlock the directory. A second call does nothing."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -124,16 +125,16 @@ class StateDir:
     # --- reading ---------------------------------------------------------------------------------
 
     def read(self, restore: Callable[[StateReader], object]) -> None:
-        """Let ``restore`` read what was saved, if anything was; it stays there until `use_up`."""
+        """Let ``restore`` read the saved file, if there is one; the file stays until `use_up`."""
         self._trouble = self._read(restore)
 
     def use_up(self) -> None:
-        """Take away what was read: from here on the daemon is the only one that has it.
+        """Remove the saved file: from here on only this daemon's memory has its content.
 
-        What could not be read is put aside, as the only one of its kind, and logged once.
+        A file that could not be read whole is renamed to BAD, replacing an older one, and logged.
 
         Raises:
-            CannotStart: it can't be taken away, so that nothing may be served.
+            CannotStart: the file can't be removed, so no message may be served.
         """
         try:
             if self._trouble:
@@ -154,7 +155,7 @@ class StateDir:
             )
 
     def _read(self, restore: Callable[[StateReader], object]) -> str:
-        """Read what was saved; return what was wrong with it."""
+        """Read the saved file; return its fault, or an empty text."""
         try:
             with os.fdopen(os.open(self._in(STATE), _READ_FLAGS), "rb") as file:
                 found = os.fstat(file.fileno())
@@ -175,16 +176,16 @@ class StateDir:
     # --- writing ---------------------------------------------------------------------------------
 
     def save(self, last_id_us: int, topics: Iterable[Saved], until_s: float) -> SaveReport:
-        """Write ``topics``, those that come first with their messages while there is time.
+        """Write ``topics``, each with its messages while there is time.
 
-        Every topic's position is written, whatever the time; where the disk is full, positions
-        alone. The file is there whole, and on the disk, or not at all.
+        Every topic's position is written, however late it is; on a full disk, only positions are
+        written. Afterwards the new file is on the disk whole, or not there at all.
 
         Args:
-            until_s: when to begin leaving messages out, on the clock given to this directory.
+            until_s: when to begin to leave messages out, on the clock of this directory.
 
         Raises:
-            OSError: it could not be written.
+            OSError: the file could not be written.
         """
         topics = list(topics)
         try:
@@ -213,7 +214,7 @@ class StateDir:
         return SaveReport(len(topics), left_out, out.size_bytes)
 
     def _write_whole(self, out: _SyncedFile, record: Iterable[bytes], until_s: float) -> bool:
-        """Write ``record``, or nothing of it when the time is up before its end."""
+        """Write ``record``, or no part of it when ``until_s`` comes before its end."""
         start_bytes = out.size_bytes
         for part in record:
             if self._now_s() >= until_s:
@@ -243,7 +244,7 @@ class StateDir:
         os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
 
     def _holder(self) -> str:
-        """Return who holds the directory, as it says itself."""
+        """Return the process that holds the directory, as the lock's file names it."""
         text = os.pread(self._lock, 20, 0).strip()
         return f" (process {int(text)})" if text.isdigit() else ""
 
@@ -277,7 +278,7 @@ class _SyncedFile:
             self.sync()
 
     def cut(self, size_bytes: int) -> None:
-        """Take back what was written behind the first ``size_bytes``."""
+        """Drop everything behind the first ``size_bytes``."""
         if size_bytes < self.size_bytes:
             self._file.seek(size_bytes)
             self._file.truncate()
@@ -285,7 +286,7 @@ class _SyncedFile:
             self._synced_bytes = min(size_bytes, self._synced_bytes)
 
     def sync(self) -> None:
-        """Return when everything is on the disk."""
+        """Flush everything to the disk, and return when it is there."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._synced_bytes = self.size_bytes

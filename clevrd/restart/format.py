@@ -1,9 +1,9 @@
 """The file that carries topics over a planned restart: its records, written and read. No disk here.
 
 A file is a head, one record for each topic, and an end. Every record begins with the file's marker,
-so that the next one is found behind a damaged one; where a topic stands has a checksum of its own,
-apart from its messages, so that damage to these costs these and not the position. Nothing that is
-read is believed before its checksum, and no length makes anything grow beyond its bound.
+so that the next record is found behind a damaged one. A topic's position has a checksum apart from
+its messages, so that damaged messages do not cost the position. No field is used before its
+checksum was compared, and no length that is read makes any memory grow beyond its bound.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ MAGIC: Final = b"clevrd\n"
 VERSION: Final = 1
 MARKER_BYTES: Final = 16
 
-# Magic, version, marker, last message id in microseconds; then the checksum of these.
+# The file's head: magic, version, marker, last message id in microseconds; its checksum follows.
 _FILE_HEAD: Final = struct.Struct(">7sB16sQ")
-# Marker, kind, size of what stands behind this, size of the messages after that. Checksums follow
-# what stands there, and the messages.
+# A record's head: marker, kind, size of the description behind the head, size of the messages after
+# the description. A checksum follows the description, and another one the messages.
 _RECORD_HEAD: Final = struct.Struct(">16scHQ")
 _SUM: Final = struct.Struct(">I")
 _TOPIC: Final = b"T"
 _END: Final = b"E"
 
-# Messages are joined, summed and read so many bytes at a time: 1 ms of a core.
+# Messages are joined, added to the checksum and read in parts of so many bytes: 1 ms of a core.
 CHUNK_BYTES: Final = 1 << 20
-# The largest publish that can be configured is 64 MiB; topic and tenant are spelt around it.
+# The largest publish that can be configured is 64 MiB; the rest is for the text around it, such as
+# topic and tenant.
 MAX_FRAME_BYTES: Final = (64 << 20) + 65_536
 # The last microsecond that RFC 3339 can spell.
 _MAX_ID_US: Final = 253_402_300_800 * 1_000_000 - 1
@@ -43,7 +44,7 @@ _FIN_TEXT: Final = 0x81
 
 
 class BadState(Exception):
-    """This is no such file, or not one that this version reads; the text says which."""
+    """The file is no state file, or one of another version; the text says which."""
 
 
 class _DamagedError(Exception):
@@ -60,11 +61,11 @@ _count_decoder = msgspec.msgpack.Decoder(Annotated[int, Meta(ge=0)])
 
 
 def file_head(marker: bytes, last_id_us: int) -> bytes:
-    """Return how a file begins.
+    """Return the head of a file.
 
     Args:
         marker: 16 random bytes, which no publisher can know and put into a message.
-        last_id_us: what the ids of later messages must be greater than.
+        last_id_us: newest message id, in microseconds since 1970; later ids must be greater.
     """
     return _summed(_FILE_HEAD.pack(MAGIC, VERSION, marker, last_id_us))
 
@@ -87,12 +88,12 @@ def topic_record(
 
 
 def without_messages(topic: SavedTopic) -> SavedTopic:
-    """Return ``topic`` as it stands when its ring is left out."""
+    """Return ``topic`` as saved without the messages of its ring."""
     return msgspec.structs.replace(topic, first=topic.head + 1, messages=0)
 
 
 def end_record(marker: bytes, topics: int) -> bytes:
-    """Return how a file of so many topics ends."""
+    """Return the end of a file with ``topics`` records."""
     return _record_head(marker, _END, _encode(topics), 0)
 
 
@@ -108,7 +109,7 @@ def _summed(part: bytes) -> bytes:
 
 
 class StateFile(Protocol):
-    """What is read from: a file, or bytes in tests."""
+    """The source of a StateReader: a file, or bytes in tests."""
 
     def read(self, size: int, /) -> bytes:
         """Return the next ``size`` bytes, fewer at the end only."""
@@ -118,7 +119,7 @@ class StateFile(Protocol):
 
 
 class _Record:
-    """A record's head, whose checksum is right, and where its messages are."""
+    """A record's head, with a right checksum, and the place of its messages in the file."""
 
     __slots__ = ("body_bytes", "body_start", "kind", "meaning")
 
@@ -135,13 +136,13 @@ class _Record:
 
 
 class StateReader:
-    """Reads a file of ``size_bytes`` that may be damaged in any way, or made to harm."""
+    """Reads a file of ``size_bytes`` that may be damaged in any way, or forged."""
 
     def __init__(self, file: StateFile, size_bytes: int) -> None:
         """Read the file's head.
 
         Raises:
-            BadState: the file is not one of these, or of a later version.
+            BadState: the file is no state file, is damaged at its start, or has another version.
         """
         self._file = file
         self._size_bytes = size_bytes
@@ -154,19 +155,19 @@ class StateReader:
         if version != VERSION:
             raise BadState(f"its format is version {version}, and this clevrd reads {VERSION}")
         self.last_id_us = min(last_id_us, _MAX_ID_US)
-        # Records in which something was not as it was written.
+        # Number of damaged records found so far.
         self.damaged = 0
-        # Topics that were written, once the end was reached and sound.
+        # Number of topics by the file's end record; None until a sound one is reached.
         self.written: int | None = None
 
     def topics(
         self, ring_for: Callable[[SavedTopic], RecentMessageCache | None]
     ) -> Iterator[tuple[SavedTopic, RecentMessageCache | None]]:
-        """Yield each topic with its ring, which is None where its messages are not to be had.
+        """Yield each topic with its ring, or with None if its messages are damaged or unwanted.
 
         Args:
-            ring_for: returns an empty ring that begins at the topic's first offset, with the
-                bounds that hold now; None passes over the messages.
+            ring_for: returns an empty ring that begins at the topic's first offset, with today's
+                bounds; None to pass over the messages.
         """
         place = _FILE_HEAD.size + _SUM.size
         while place < self._size_bytes:
@@ -219,7 +220,7 @@ class StateReader:
         checksum = 0
         rest = b""
         while left_bytes:
-            # A frame longer than a chunk is read in one go, once it is known how long it is.
+            # The rest of a frame longer than a chunk is read in one go, once its length is known.
             chunk = self._file.read(min(left_bytes, max(CHUNK_BYTES, _lacks(rest))))
             if not chunk:
                 raise _DamagedError
@@ -232,7 +233,7 @@ class StateReader:
             raise _DamagedError
 
     def _next_marker(self, place: int) -> int:
-        """Return where the marker stands next, the file's end if it does not."""
+        """Return the next place of the marker, or the file's end without one."""
         marker = self._marker
         self._file.seek(place)
         window = b""
@@ -241,7 +242,7 @@ class StateReader:
             found = window.find(marker)
             if found >= 0:
                 return place + found
-            # It may begin in this chunk and end in the next.
+            # The marker may begin in this chunk and end in the next.
             kept = min(len(window), len(marker) - 1)
             place += len(window) - kept
             window = window[-kept:]
@@ -256,12 +257,12 @@ def _meaning_of(record: _Record, decoder: msgspec.msgpack.Decoder[_Meaning]) -> 
 
 
 def _is_sound(part: bytes) -> bool:
-    """Return whether ``part`` ends with the checksum of the rest of it."""
+    """Return whether ``part`` ends with the checksum of the bytes before it."""
     return len(part) > _SUM.size and part[-_SUM.size :] == _SUM.pack(crc32(part[: -_SUM.size]))
 
 
 def split_frames(joined: bytes) -> tuple[list[bytes], bytes]:
-    """Return the text frames in ``joined``, and the beginning of one more behind them.
+    """Return the text frames in ``joined``, and the beginning of another one behind them.
 
     RFC 6455 §5.2; server frames have no mask.
     """
@@ -269,7 +270,8 @@ def split_frames(joined: bytes) -> tuple[list[bytes], bytes]:
     start, end = 0, len(joined)
     while end - start >= 4:
         if joined[start + 1] == 126 and joined[start] == _FIN_TEXT:
-            # Nearly all messages are of this size, and this is half the time a call takes.
+            # Nearly all messages have this size of header; reading it here takes half the time of a
+            # call.
             stop = start + 4 + (joined[start + 2] << 8 | joined[start + 3])
         else:
             size = _frame_bytes(joined, start)
@@ -282,7 +284,7 @@ def split_frames(joined: bytes) -> tuple[list[bytes], bytes]:
 
 
 def _frame_bytes(joined: bytes, start: int) -> int:
-    """Return how long the frame at ``start`` is; 0 while its header is not whole."""
+    """Return the bytes of the frame at ``start``; 0 while its header is not whole."""
     if joined[start] != _FIN_TEXT:
         raise _DamagedError
     size = joined[start + 1]
@@ -298,5 +300,5 @@ def _frame_bytes(joined: bytes, start: int) -> int:
 
 
 def _lacks(rest: bytes) -> int:
-    """Return how many bytes the frame that begins with ``rest`` lacks, 0 if that isn't known."""
+    """Return the bytes missing from the frame that begins with ``rest``; 0 if unknown."""
     return _frame_bytes(rest, 0) - len(rest) if len(rest) >= 2 else 0

@@ -1,4 +1,4 @@
-"""What of the topics goes over a planned restart. Reading and writing it: restart/format."""
+"""Collects topics for a planned restart, and restores them; `restart/format` has the bytes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 
 def saved_topics(topics: TopicManager) -> list[tuple[SavedTopic, RecentMessageCache]]:
-    """Return where every topic stands and its ring, the last used first.
+    """Return each topic's position and its ring, the last used topic first.
 
-    Behind them come the names that were only read, so that a reader of one that is quiet resumes.
+    Positions of topics without messages follow, so that a reader of a quiet topic resumes.
     """
     by_use = sorted(topics, key=lambda topic: topic.last_used_s, reverse=True)
     saved = [(_saved(topic), topic.ring) for topic in by_use]
@@ -26,7 +26,7 @@ def saved_topics(topics: TopicManager) -> list[tuple[SavedTopic, RecentMessageCa
 
 
 def restore_topics(topics: TopicManager, reader: StateReader, now_s: float) -> None:
-    """Go on with the topics in a file, as far as the limits allow; say how many are left out."""
+    """Restore the topics of a file, as far as the limits allow; log the number left out."""
     left_out, reason = 0, ""
     for saved, ring in reader.topics(topics.ring_for):
         try:

@@ -1,1 +1,1 @@
-"""What the loop does and when: timers, deadlines, and shares of its turns."""
+"""When the loop does what: timers, deadlines, shares of turns, small steps, due answers."""

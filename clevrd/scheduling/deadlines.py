@@ -1,8 +1,8 @@
-"""Deadlines: ends each of many things when its time is up, from one timer for all of them.
+"""Deadlines: calls one function for each of many things when its time is up, from one timer.
 
-What ends, and how, is its owner's. There is no timer for each: ten thousand idle connections are
-entries in a few hundred buckets, and one that is given more time, as with every request it sends,
-costs nothing until its old time is up.
+The owner decides what a thing is and how it ends. Ten thousand idle connections are entries in a
+few hundred buckets, not ten thousand timers. A thing that is given more time, as a connection is
+with every request, costs nothing until its old time is up.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from typing import Final, Generic, Protocol, TypeVar
 
 log = logging.getLogger(__name__)
 
-# What is late at most, beside the loop's own delays: all that ends within it ends at once. A power
-# of two, so that the time of a bucket is its number times this, without an error.
+# Longest delay of an end, beside the loop's own delays: everything due within it ends together. A
+# power of two, so that a bucket's number times this is its exact time.
 GRAIN_S: Final = 1 / 16
-# uvloop's timers have milliseconds, and may come half of one early.
+# uvloop's timers have a resolution of 1 ms, and may fire half of one early.
 _TIMER_SLACK_S: Final = 0.001
 
-# Things looked at in one turn of the loop, at 0.5 us each; and things that end in it, at 20 us.
+# Things looked at in one turn of the loop, at 0.5 us each; and things ended in it, at 20 us each.
 LOOKS_PER_TURN: Final = 2_000
 ENDS_PER_TURN: Final = 256
 
-# A timer that comes so late was held up with the whole process: what arrived meanwhile is read
-# first, since it may be what was waited for.
+# A timer that fires so late was delayed with the whole process. Input that arrived meanwhile is
+# read first, since it may be what a thing was waiting for.
 HELD_UP_S: Final = 1.0
 
 
 class Timed(Protocol):
     """Something whose time is up at ``deadline_s`` on the loop's clock.
 
-    Its owner may move that later at any time and tell nobody; only sooner needs `Deadlines.set`.
+    The owner may set a later time at any moment without a call; a sooner time needs
+    `Deadlines.set`.
     """
 
     deadline_s: float
@@ -45,7 +46,7 @@ TimedT = TypeVar("TimedT", bound=Timed)
 
 
 class Deadlines(Generic[TimedT]):
-    """Things that end in time; each is taken off before it is told that its time is up."""
+    """Things that end in time; each is removed before ``on_due`` is called with it."""
 
     __slots__ = (
         "_buckets",
@@ -68,9 +69,10 @@ class Deadlines(Generic[TimedT]):
         self._loop = loop
         self._on_due = on_due
         self._on_error = on_error
-        # Number of a bucket, in grains of the loop's clock -> what is to be looked at then.
+        # Number of a bucket, in units of GRAIN_S on the loop's clock -> the things to be looked at
+        # then.
         self._buckets: dict[int, dict[TimedT, None]] = {}
-        # What is in which bucket; each thing is in one.
+        # Each thing -> the number of its bucket; a thing is in one bucket only.
         self._filed: dict[TimedT, int] = {}
         # The numbers of all buckets, as a heap.
         self._order: list[int] = []
@@ -83,25 +85,25 @@ class Deadlines(Generic[TimedT]):
         return len(self._filed)
 
     def __contains__(self, thing: TimedT) -> bool:
-        """Return whether ``thing`` is among them."""
+        """Return whether ``thing`` has a deadline here."""
         return thing in self._filed
 
     def set(self, thing: TimedT, deadline_s: float) -> None:
-        """End ``thing`` at ``deadline_s``, whether it was among these before or not."""
+        """End ``thing`` at ``deadline_s``; a thing that is new here is added."""
         thing.deadline_s = deadline_s
         bucket = math.ceil(deadline_s / GRAIN_S)
         filed = self._filed.get(thing)
-        # A later bucket is found when the one it is in is due.
+        # A later deadline needs no move now: `run_due` moves the thing when its old bucket is due.
         if filed is None or bucket < filed:
             self._unfile(thing)
             self._file(thing, bucket)
 
     def remove(self, thing: TimedT) -> None:
-        """Let ``thing`` be. Idempotent."""
+        """Forget ``thing``, so that it does not end. A second call does nothing."""
         self._unfile(thing)
 
     def run_due(self) -> None:
-        """End what is due, a bounded number of it; the rest in the next turns."""
+        """End the things that are due, a bounded number now and the rest in the next turns."""
         now_s = self._loop.time()
         due_bucket = math.floor(now_s / GRAIN_S)
         looks, ends = LOOKS_PER_TURN, ENDS_PER_TURN
@@ -110,7 +112,7 @@ class Deadlines(Generic[TimedT]):
             bucket = self._buckets[number]
             for thing in list(islice(bucket, looks)):
                 looks -= 1
-                # Unless ending another one has ended it as well.
+                # The end of another thing may have removed this one.
                 if thing not in bucket:
                     continue
                 if thing.deadline_s > now_s:
@@ -122,13 +124,13 @@ class Deadlines(Generic[TimedT]):
                 self._end(thing)
                 if ends == 0:
                     break
-            # Something that ended may have brought something that is due still sooner.
+            # The end of a thing may have added a bucket that is due still sooner.
             if not bucket and self._order[0] == number:
                 del self._buckets[heapq.heappop(self._order)]
         self._set_timer()
 
     def stop(self) -> None:
-        """End nothing any more."""
+        """Cancel the timer; nothing ends after this."""
         self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()
@@ -154,7 +156,7 @@ class Deadlines(Generic[TimedT]):
     def _unfile(self, thing: TimedT) -> None:
         number = self._filed.pop(thing, None)
         if number is not None:
-            # An empty bucket goes when it is due.
+            # A bucket that is empty now is removed when it is due.
             del self._buckets[number][thing]
 
     def _set_timer(self) -> None:

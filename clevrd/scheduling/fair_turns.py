@@ -1,12 +1,14 @@
 """FairTurns: how long each connection, and all of them together, may work in one turn of the loop.
 
-Bytes arrive faster than they can be understood, and a socket with much to read is read many times
-in a turn. So what a connection sent is worked off in shares of SHARE_S; what is left of it waits in
-a queue for the next turns, and is not read on meanwhile. What has just arrived has a part of the
-turn of its own; what does not fit waits in a second queue, and the two are served in turns. So a
-request of a quiet connection does not wait behind those of loud ones.
+Bytes arrive faster than they can be parsed, and a socket with much to read is read many times in
+one turn of the loop. So a connection's input is worked off in shares of SHARE_S. The rest waits in
+a queue for the next turns, and the connection is not read meanwhile. Input that has just arrived
+has its own part of a turn. Small new work that does not fit waits in a second queue, and the two
+queues are served alternately. So a quiet connection's request does not wait behind the requests of
+busy ones.
 
-Time is measured, not bytes or requests: a body that is hard to read costs its sender what it costs.
+Time is measured, not bytes or requests: a client whose input is expensive to parse pays for it
+itself.
 """
 
 from __future__ import annotations
@@ -21,18 +23,20 @@ from typing import Final, TypeVar
 
 log = logging.getLogger(__name__)
 
-# What one connection gets before others get their turn: some 60 HTTP publishes, or 300 messages.
+# Time that one connection gets before others get their turn: some 60 HTTP publishes, or 300
+# messages on a socket.
 SHARE_S: Final = 0.001
-# What all get that have just sent something, and what all get that wait, in one turn of the loop.
-# The first is what 256 connections with a publish each take: less makes most of them wait, which
-# costs a publish 5 us. It is less where somebody has sent more than a share can take: others wait
-# for two or three turns, so these are kept short then.
+# Time in one turn of the loop for all connections that have just sent something (FRESH_S), and for
+# all work that waits (QUEUE_S). FRESH_S is the time of 256 connections with a publish each: with
+# less, most of them wait, which costs a publish 5 us. FRESH_BESIDE_QUEUE_S replaces FRESH_S while
+# the queue of begun work is not empty: other work waits for two or three turns then, so these are
+# kept short.
 FRESH_S: Final = 0.010
 FRESH_BESIDE_QUEUE_S: Final = 0.003
 QUEUE_S: Final = 0.004
 
-# What a quiet client sends at once, at most: a request with its body. More may take long to work
-# off, even if it has only just arrived, and waits with what is left of others.
+# Most bytes that a quiet client sends at once: a request with its body. Larger input may take long
+# to work off, and waits in the queue of begun work even if it has just arrived.
 QUIET_BYTES: Final = 4_096
 
 
@@ -42,9 +46,9 @@ ResultT = TypeVar("ResultT")
 class FairTurns:
     """Shares out the turns of one loop.
 
-    Work on what has just arrived stands between `begin` and `end`; work that waited is a callback
-    given to `wait`. Both look at `is_spent` after each piece of work, of which
-    none should take more than a millisecond, and give what is left over to `wait`.
+    New work runs between `begin` and `end`; work that waited is a callback given to `wait`. Both
+    ask `is_spent` after each piece, which should take less than a millisecond, and give what is
+    left over to `wait`.
     """
 
     __slots__ = (
@@ -67,30 +71,35 @@ class FairTurns:
     ) -> None:
         self._loop = loop
         self._on_error = on_error
-        # Not the loop's clock, which stands still within a turn.
+        # A clock other than the loop's, which stands still within a turn.
         self._clock_s = clock_s
-        # When the share being worked off began.
+        # When the share under way began, on _clock_s; set when new work begins, when a coroutine is
+        # woken, and for each waiting callback.
         self._began_s = 0.0
-        # What fresh work has taken since a turn was last known to begin.
+        # Seconds that new work has taken since a turn was last known to begin; rises in end, and
+        # set anew by _next_turn.
         self._fresh_s = 0.0
-        # `_next_turn` is scheduled.
+        # True while `_next_turn` is scheduled.
         self._has_turn = False
-        # Those that wait to go on, and those that wait to begin, each once.
+        # Work that has begun, or is large, and waits; and small work that has not begun. Each
+        # callback stands in one of the two, once.
         self._queue: deque[Callable[[], None]] = deque()
         self._newcomers: deque[Callable[[], None]] = deque()
-        # When their part of the turn under way ends.
+        # When the two queues' part of the turn under way ends, on _clock_s; set by _next_turn, and
+        # moved to an earlier time by _wake.
         self._queue_until_s = 0.0
 
     def __len__(self) -> int:
-        """Return how many wait for a turn."""
+        """Return how many callbacks wait for a turn."""
         return len(self._queue) + len(self._newcomers)
 
     # --- fresh work ------------------------------------------------------------------------------
 
     def begin(self) -> bool:
-        """Begin a share of work on what has just arrived; return whether the turn has one left.
+        """Begin a share of new work; return whether the turn has time left for one.
 
-        After True `end` has to follow, whatever happens; after False the work has to `wait`.
+        After True the caller has to call `end`, whatever happens; after False it has to call
+        `wait`.
         """
         if self._fresh_s >= (FRESH_BESIDE_QUEUE_S if self._queue else FRESH_S):
             return False
@@ -100,8 +109,8 @@ class FairTurns:
     def end(self) -> None:
         """End the share that `begin` began, and count what it took."""
         self._fresh_s += self._clock_s() - self._began_s
-        # Most turns are short, and a callback to see where they end would cost each of them 1 us.
-        # So time adds up over some turns, until it could matter in the one under way.
+        # Most turns are short, and a callback at the end of each would cost 1 us. So the time of
+        # several turns adds up here, until the sum could matter in the turn under way.
         if self._fresh_s >= FRESH_BESIDE_QUEUE_S / 2:
             self._ask_for_turn()
 
@@ -117,22 +126,22 @@ class FairTurns:
         """Call ``work`` with a share in one of the next turns.
 
         Args:
-            size_bytes: what there is to work off; looked at where it has not begun.
-            has_begun: it has had a share already. What is small and has had none comes sooner.
+            size_bytes: bytes of input to work off; used only where ``has_begun`` is false.
+            has_begun: the work has had a share already. Small work that has had none comes sooner.
         """
         is_newcomer = not has_begun and size_bytes <= QUIET_BYTES
         (self._newcomers if is_newcomer else self._queue).append(work)
         self._ask_for_turn()
 
     async def turn(self, size_bytes: int = 0, *, has_begun: bool = False) -> None:
-        """Wait until a coroutine may work off a share, at once where the turn has one left.
+        """Wait until a coroutine may work for a share, not at all where the turn has time left.
 
-        Its work stands between this and `end`, without an await. Coroutines that are woken work
-        after the queues' part of the turn, so each takes a whole share of that part.
+        The work runs between this call and `end`, without an await. A coroutine that was woken
+        works after the queues' part of the turn, so it takes a whole share off that part.
 
         Args:
-            size_bytes: what there is to work off.
-            has_begun: this is not the first share of its work.
+            size_bytes: bytes of input to work off.
+            has_begun: the work has had a share already.
         """
         if not (has_begun and self._queue) and self.begin():
             return
@@ -144,15 +153,16 @@ class FairTurns:
     async def carry_out(self, steps: Generator[None, None, ResultT]) -> ResultT:
         """Run ``steps`` in as many shares as they need, one a turn; return what they return.
 
-        Each step should take less than half a millisecond. It is nothing that anybody waits for
-        with a message, so it takes no second share of a turn that has one left.
+        A step should take less than half a millisecond. The work takes no second share of a turn,
+        though one may be left, so that it holds the loop no longer than that.
         """
         has_begun = False
         while True:
             await self.turn(has_begun=has_begun)
             has_begun = True
             try:
-                # One at least, so that work ends however short of time the process is.
+                # At least one step runs, so that the work ends however short of time the process
+                # is.
                 next(steps)
                 while not self.is_spent():
                     next(steps)
@@ -176,9 +186,9 @@ class FairTurns:
             self._loop.call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
-        """Begin a turn: let those work that wait, as long as their part of it lasts.
+        """Begin a turn: call the work that waits, as long as the queues' part of the turn lasts.
 
-        A piece of work that took longer than its part of a turn is made up for by the next parts.
+        Time that a piece of work took beyond its part of a turn is taken off the next parts.
         """
         self._has_turn = False
         overdrawn_s = max(0.0, self._fresh_s - FRESH_S)

@@ -1,4 +1,4 @@
-"""Repeating timers and tasks that can't fail unnoticed. What they do is their owner's."""
+"""Repeating timers, and tasks whose failures are counted and logged. Owners decide what they do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Timers:
     def every(self, interval_s: float, action: Callable[[], object]) -> None:
         """Call ``action`` every ``interval_s``, the first time after one interval, until `stop`.
 
-        Being late does not add up, and what was missed altogether is not made up for.
+        Delays do not add up, and calls that were missed altogether are not made up for.
         """
 
         def run(due_s: float) -> None:
@@ -41,14 +41,14 @@ class Timers:
         schedule(self._loop.time())
 
     def stop(self) -> None:
-        """Cancel all of them."""
+        """Cancel all actions."""
         for handle in self._handles.values():
             handle.cancel()
         self._handles.clear()
 
 
 class Tasks:
-    """Tasks that run beside everything else: owned, so that none is collected while it waits."""
+    """Tasks that run beside requests; held here, so that none is collected while it waits."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_error: Callable[[], None]) -> None:
         self._loop = loop
@@ -56,7 +56,7 @@ class Tasks:
         self._running: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
-        """Return how many are running."""
+        """Return how many tasks are running."""
         return len(self._running)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:

@@ -1,6 +1,6 @@
 """TurnQueue: work that comes in many small steps, done in several turns of the loop.
 
-What waits, and in which order, is the owner's; how much of it is done in one turn is decided here.
+The owner keeps the work and its order; this class decides how much of it is done in one turn.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 log = logging.getLogger(__name__)
 
-# A step that failed has cost something, so that steps which all fail end a turn as well.
+# Units that a failed step counts for, so that steps which all fail end a turn as well.
 _FAILED_COST: Final = 1
 
 
@@ -42,25 +42,26 @@ class TurnQueue:
         """Make a queue that does nothing until `work_on`.
 
         Args:
-            units_per_turn: a turn ends with the step that reaches it.
+            units_per_turn: a turn's work ends with the step that reaches this sum.
             step: does the next piece of work and returns its cost in units, which may be 0; returns
-                None when nothing waits.
+                None when no work waits.
             on_error: called for each step that raised; the exception is logged, work goes on.
         """
         self.units_per_turn = units_per_turn
         self._step = step
         self._loop = loop
         self._on_error = on_error
-        # Units spent in this turn of the loop, and whether the next turn is asked for.
+        # Units spent in this turn of the loop; and whether `_begin_turn` is scheduled.
         self._spent = 0
         self._has_turn = False
-        # A step may bring new work, which is done behind it and not within it.
+        # True within `work_on`: a step that brings new work leaves it to the call under way.
         self._is_working = False
 
     def work_on(self) -> None:
-        """Do what waits, as far as this turn's units reach; the rest is done in the next turns.
+        """Do the work that waits, as far as this turn's units reach; the rest comes later.
 
-        Work begins in this call, so that little work is done at once.
+        The work begins in this call, so that a little of it is done at once. The rest is done in
+        the next turns of the loop.
         """
         if self._is_working:
             return
@@ -78,7 +79,7 @@ class TurnQueue:
             self._loop.call_soon(self._begin_turn)
 
     def work_soon(self) -> None:
-        """Begin with the next turn of the loop, so that what comes in this one goes together."""
+        """Begin in the next turn of the loop, and so do all work that comes in this one at once."""
         if not self._has_turn:
             self._has_turn = True
             self._loop.call_soon(self._begin_turn)

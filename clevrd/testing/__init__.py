@@ -1,10 +1,10 @@
 """A daemon for users' own tests: in this process, on a free port, with faults on request.
 
 With pytest: ``pytest_plugins = ["clevrd.testing"]`` in conftest.py, then the fixtures
-``clevrd_daemon``, ``clevrd_server`` and ``clevrd_url``. Without it: `running_daemon` and
+``clevrd_daemon``, ``clevrd_server`` and ``clevrd_url``. Without pytest: `running_daemon` and
 `daemon_in_thread`. How to use them: docs/testing.md.
 
-PYTEST_DONT_REWRITE: a conftest.py may import this before it is registered.
+PYTEST_DONT_REWRITE: a conftest.py may import this module before pytest registers it.
 """
 
 from importlib.util import find_spec

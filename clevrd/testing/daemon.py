@@ -1,4 +1,4 @@
-"""A daemon in the caller's event loop, and the faults that it can be asked for."""
+"""RunningDaemon: a daemon in the caller's event loop, with faults on request."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from clevrd.testing.faults import (
 )
 
 DEFAULT_TENANT: Final = "default-tenant"
-# A test ends soon also when its clients don't answer the close.
+# A short time, so that a test ends soon even if its clients don't answer the close.
 SHUTDOWN_TIMEOUT_S: Final = 0.5
 
 
 class CalmMachine:
-    """Load figures of a machine at rest, so that a busy one does not slow publishers down."""
+    """Load figures of an idle machine, so that a busy one does not throttle publishers."""
 
     def sample(self) -> LoadSample:
-        """Return them."""
+        """Return the load of an idle machine."""
         return LoadSample(
             cpu_system=0.0,
             cpu_loop=0.0,
@@ -50,22 +50,22 @@ class CalmMachine:
 
 
 class SlowReader:
-    """A subscriber that takes nothing until it `resume`\\ s; then iterate over it."""
+    """A subscriber that reads no message until `resume`; iterate over it after that."""
 
     def __init__(self, items: Subscription, hub: Hub, topic: Topic) -> None:
         self._items = items
         self._hub = hub
         self._topic = topic
         self._reader = _reader_of(topic, items)
-        # What a full connection does; nothing fills it, so nothing wakes it.
+        # The hub is told that the connection is full. No bytes fill it, so no transport resumes it.
         hub.paused(topic, self._reader)
 
     async def resume(self) -> None:
-        """Read on: what it may still have comes, and gaps where it lost something."""
+        """Read on: messages that the policy left come, with gaps where messages were lost."""
         self._hub.resumed(self._topic, self._reader)
 
     def __aiter__(self) -> Self:
-        """Return itself."""
+        """Return this object."""
         return self
 
     async def __anext__(self) -> Message | Gap:
@@ -74,7 +74,7 @@ class SlowReader:
 
 
 class RunningDaemon:
-    """A daemon on a free port of this machine, and the faults it can be asked for.
+    """A daemon on a free port of this machine, with faults on request.
 
     Use `running_daemon`, or the fixture ``clevrd_daemon``.
     """
@@ -86,15 +86,15 @@ class RunningDaemon:
             **settings,
         }
         self._config = Config(**settings)
-        # None while it is stopped.
+        # The daemon; None while it is stopped. Changed by start and stop.
         self._server: Server | None = None
-        # Where it listens; the same after a restart.
+        # The daemon's URL, empty before the first start; the same after a restart.
         self.url = ""
         self._clients: dict[str | None, Client] = {}
         self._exits = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Start it."""
+        """Start the daemon."""
         await self.start()
         return self
 
@@ -104,7 +104,7 @@ class RunningDaemon:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop it, and close its own clients and slow readers."""
+        """Stop the daemon, and close its own clients and slow readers."""
         await self._exits.aclose()
         await self.stop()
 
@@ -112,18 +112,18 @@ class RunningDaemon:
 
     @property
     def ws_url(self) -> str:
-        """Its address for WebSocket clients, without a path."""
+        """The daemon's URL for WebSocket clients, without a path."""
         return self.url.replace("http", "ws", 1)
 
     @property
     def server(self) -> Server:
-        """Its inside, for who must look; not a part of the public API."""
+        """The daemon's inside, for tests that must look there; not part of the public API."""
         if self._server is None:
             raise RuntimeError("The daemon is stopped; start() it.")
         return self._server
 
     def client(self, tenant: str | None = None, **options: Any) -> Client:
-        """Return a client of it; use as ``async with daemon.client() as client``."""
+        """Return a client of the daemon; use as ``async with daemon.client() as client``."""
         return Client(self.url, tenant, **options)
 
     async def publish(self, topic: str, data: Any, *, tenant: str | None = None) -> Published:
@@ -134,7 +134,7 @@ class RunningDaemon:
         return await self._clients[tenant].publish(topic, data)
 
     async def messages(self, topic: str, *, tenant: str = DEFAULT_TENANT) -> list[Message]:
-        """Return the topic's recent messages, oldest first: what was published to it."""
+        """Return the topic's recent messages, as they were published, oldest first."""
         found = self.server.hub.topics.find(tenant, topic)
         if found is None:
             return []
@@ -146,25 +146,26 @@ class RunningDaemon:
         """Wait until the topic has ``count`` subscribers or more, over all tenants.
 
         Raises:
-            TimeoutError: it has fewer.
+            TimeoutError: the topic had fewer for ``timeout_s``.
         """
         await until(lambda: self._subscribers(topic) >= count, timeout_s)
 
     # --- faults ----------------------------------------------------------------------------------
 
     async def cut(self, topic: str | None = None) -> int:
-        """Cut the connections of the topic's subscribers without a close; return how many.
+        """Cut the topic's subscribers off without a close frame; return how many.
 
-        WebSockets and streams, not long-polls. None cuts those of all topics, and publish streams.
+        WebSockets and streams are cut, long-polls are not. Without a topic, the subscribers of all
+        topics and all publish sockets are cut.
         """
         return await cut_readers(self.server, topic)
 
     async def gap(self, topic: str, count: int = 1, *, tenant: str = DEFAULT_TENANT) -> None:
         """Let all readers of the topic lose its next ``count`` messages.
 
-        The messages get their offsets and are lost before anybody is given them. Readers see the
-        `Gap` (reason ``retention``) in front of the next message: publish one. What the topic
-        kept of its past is gone as well.
+        The messages get their offsets and are lost before any reader is given them. Readers see the
+        `Gap` (reason ``retention``) in front of the next message, so publish one. The topic's
+        recent messages are lost as well.
         """
         await lose(self.server, tenant, topic, count)
 
@@ -172,11 +173,11 @@ class RunningDaemon:
     async def slow_reader(
         self, topic: str, *, policy: str | None = None, buffer: int = 1, tenant: str | None = None
     ) -> AsyncIterator[SlowReader]:
-        """Have a subscriber that stops reading, as long as the block lasts.
+        """Give a subscriber that does not read, as long as the block lasts.
 
         Args:
-            policy: what it loses by; None: ``drop_oldest``.
-            buffer: messages it may lag before it counts as slow and loses some.
+            policy: the subscriber's policy; None for ``drop_oldest``.
+            buffer: messages that it may lag before it counts as slow and loses some.
         """
         async with self.client(tenant) as client:
             items = client.subscribe(topic, policy=policy, buffer=buffer, last=0)
@@ -189,15 +190,15 @@ class RunningDaemon:
         """Stop and start again on the same port.
 
         Args:
-            planned: True as for a new version: clients are told, and closed with 1012. False as
-                after a crash: connections break. What of the positions and recent messages
-                remains is what remains of a real daemon's with these settings.
+            planned: True for a stop in order, as for a new version: clients are told, and closed
+                with 1012. False for a crash: connections break. Positions and recent messages
+                remain as they would for a real daemon with these settings.
         """
         await self.stop(planned=planned)
         await self.start()
 
     async def stop(self, *, planned: bool = True) -> None:
-        """Stop, in order or as by a crash, until `start`. Idempotent."""
+        """Stop, in order or as by a crash, until `start`. A second call does nothing."""
         server, self._server = self._server, None
         if server is None:
             return
@@ -214,7 +215,7 @@ class RunningDaemon:
         await server.start()
         self._server = server
         self.url = server.addresses[0]
-        # The same port the next time.
+        # The next start takes the same port.
         address = self.url.removeprefix("http://")
         self._config = msgspec.structs.replace(self._config, address=address)
 
@@ -226,8 +227,8 @@ def running_daemon(**settings: Any) -> RunningDaemon:
     """Return a daemon to be used as ``async with running_daemon() as daemon``.
 
     Args:
-        settings: as in the configuration file, such as ``ring_messages=100``. Their ranges are
-            not checked, so that a ring of 5 messages makes a short test.
+        settings: settings by name, as in the configuration file, such as ``ring_messages=100``.
+            Their ranges are not checked, so that a ring of 5 messages makes a short test.
 
     Raises:
         TypeError: there is no such setting.
@@ -236,7 +237,7 @@ def running_daemon(**settings: Any) -> RunningDaemon:
 
 
 def _reader_of(topic: Topic, items: Subscription) -> Subscriber:
-    """Return the daemon's side of a subscription of ours."""
+    """Return the daemon's reader for a subscription of this process."""
     socket = items._socket
     ours = socket.get_extra_info("sockname") if socket is not None else None
     for reader in readers_of(topic):

@@ -1,4 +1,4 @@
-"""Faults, made inside a daemon so that they come when and where they are asked for."""
+"""Faults made inside a daemon, so that they come exactly when they are asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clevrd.core.topic import Topic
 from clevrd.server import Server
 from clevrd.tenants import Tenant
 
-# More would hold the loop for long; a hole of this size is as good as a larger one.
+# Messages that one gap may have: more would hold the loop for long, and test nothing else.
 MAX_GAP: Final = 10_000
 _POLL_S: Final = 0.002
 TIMEOUT_S: Final = 5.0
@@ -31,25 +31,25 @@ def readers_of(topic: Topic) -> list[Subscriber]:
 
 
 def transport_of(reader: Subscriber) -> asyncio.Transport | None:
-    """Return the connection that ``reader`` is written to; None for a long-poll, which has none."""
+    """Return the transport that ``reader`` is written to; None for a long-poll, which has none."""
     return getattr(reader.sink, "transport", None)
 
 
 async def until(claim: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
-    """Wait until ``claim()`` is true; raises TimeoutError when it does not become so in time."""
+    """Wait until ``claim()`` is true; raise TimeoutError after ``timeout_s``."""
     async with asyncio.timeout(timeout_s):
         while not claim():  # noqa: ASYNC110  # a daemon has no event for every claim
             await asyncio.sleep(_POLL_S)
 
 
 async def cut_readers(server: Server, name: str | None) -> int:
-    """Cut the subscribers of topic ``name``, or every one and publish sockets; return how many."""
+    """Cut the subscribers of topic ``name``, or all connections for None; return how many."""
     transports = _reader_transports(server, name)
     if name is None:
         transports |= server.connections.transports()
     for transport in transports:
         transport.abort()
-    # A transport tells its connection in the next turn, or the one after.
+    # An aborted transport tells its protocol in the next turn of the loop, or the one after.
     await until(lambda: not transports & _all_transports(server))
     return len(transports)
 
@@ -67,8 +67,8 @@ def _all_transports(server: Server) -> set[asyncio.Transport]:
 async def lose(server: Server, tenant: str, name: str, count: int) -> None:
     """Let all readers of a topic lose its next ``count`` messages, as to a ring too small.
 
-    The messages are published and gone before they are offered; with them goes what the topic
-    keeps. Readers are told with the message that follows.
+    The messages are published and gone before they are offered; the topic's older messages go with
+    them. Readers are told of the gap with the next message.
     """
     if not 0 < count <= MAX_GAP:
         raise ValueError(f"A gap has 1 to {MAX_GAP} messages.")
@@ -85,7 +85,7 @@ async def lose(server: Server, tenant: str, name: str, count: int) -> None:
 
 
 async def settle(topic: Topic) -> None:
-    """Wait until everything was offered, and who reads has it."""
+    """Wait until every message was offered, and every reader that is not blocked has them all."""
     await until(lambda: not topic.pending and all(reader.is_blocked for reader in topic.lagging))
 
 
@@ -96,6 +96,6 @@ def messages_of(topic: Topic) -> list[bytes]:
 
 
 def _payload(frame: bytes) -> bytes:
-    """Return what is in an unmasked frame (RFC 6455 §5.2)."""
+    """Return the payload of an unmasked frame (RFC 6455 §5.2)."""
     extra_bytes = {126: 2, 127: 8}.get(frame[1], 0)
     return frame[2 + extra_bytes :]

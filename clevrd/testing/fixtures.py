@@ -15,9 +15,9 @@ FixtureT = TypeVar("FixtureT", bound=Callable[..., Any])
 
 
 def _async_fixture(function: FixtureT) -> FixtureT:
-    """Make an async fixture: pytest-asyncio's, which its strict mode asks for, or pytest's.
+    """Make an async fixture: pytest-asyncio's where that is installed, else pytest's own.
 
-    pytest's own is what anyio's plugin takes.
+    pytest-asyncio's strict mode takes only its own fixtures; anyio's plugin takes pytest's.
     """
     if find_spec("pytest_asyncio") is None:
         return cast(FixtureT, pytest.fixture(function))
@@ -28,7 +28,7 @@ def _async_fixture(function: FixtureT) -> FixtureT:
 
 @pytest.fixture
 def clevrd_settings() -> dict[str, Any]:
-    """Settings of the daemons of the fixtures below; define your own to change them."""
+    """Settings for the daemons of the other fixtures; define your own fixture to change them."""
     return {}
 
 
@@ -48,5 +48,5 @@ def clevrd_server(clevrd_settings: dict[str, Any]) -> Iterator[DaemonThread]:
 
 @pytest.fixture
 def clevrd_url(clevrd_server: DaemonThread) -> str:
-    """The URL of `clevrd_server`, for whatever speaks HTTP or WebSocket."""
+    """The URL of `clevrd_server`, for any HTTP or WebSocket client."""
     return clevrd_server.url

@@ -1,4 +1,4 @@
-"""A daemon in a thread of its own, for tests that are not asyncio's: the same, but blocking."""
+"""DaemonThread: a daemon in a thread of its own, for tests without asyncio."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from clevrd.testing.faults import TIMEOUT_S
 
 T = TypeVar("T")
 
-# For what a test asks of it; a planned stop takes a second or two.
+# How long a call of a test may take; a planned stop takes a second or two.
 _CALL_TIMEOUT_S: Final = 30.0
 
 
 class SlowReaderThread:
-    """A subscriber that takes nothing until `resume`."""
+    """A subscriber that reads no message until `resume`."""
 
     def __init__(self, daemon: DaemonThread, reader: SlowReader) -> None:
         self._daemon = daemon
@@ -30,7 +30,7 @@ class SlowReaderThread:
 
 
 class DaemonThread:
-    """What `RunningDaemon` is, without ``await``: methods and their arguments are the same.
+    """`RunningDaemon` without ``await``: its methods and their arguments are the same.
 
     Use `daemon_in_thread`, or the fixture ``clevrd_server``.
     """
@@ -41,12 +41,12 @@ class DaemonThread:
 
     @property
     def url(self) -> str:
-        """Where it listens; the same after a restart."""
+        """The daemon's URL; the same after a restart."""
         return self._daemon.url
 
     @property
     def ws_url(self) -> str:
-        """Its address for WebSocket clients, without a path."""
+        """The daemon's URL for WebSocket clients, without a path."""
         return self._daemon.ws_url
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -58,7 +58,7 @@ class DaemonThread:
         return self.call(self._daemon.publish(topic, data, tenant=tenant))
 
     def messages(self, topic: str, *, tenant: str = DEFAULT_TENANT) -> list[Message]:
-        """Return the topic's recent messages, oldest first: what was published to it."""
+        """Return the topic's recent messages, as they were published, oldest first."""
         return self.call(self._daemon.messages(topic, tenant=tenant))
 
     def wait_for_subscribers(
@@ -68,7 +68,7 @@ class DaemonThread:
         self.call(self._daemon.wait_for_subscribers(topic, count, timeout_s=timeout_s))
 
     def cut(self, topic: str | None = None) -> int:
-        """Cut the connections of the topic's subscribers, or every WebSocket; return how many."""
+        """Cut the topic's subscribers off, or every WebSocket and stream; return how many."""
         return self.call(self._daemon.cut(topic))
 
     def gap(self, topic: str, count: int = 1, *, tenant: str = DEFAULT_TENANT) -> None:
@@ -91,7 +91,7 @@ class DaemonThread:
     def slow_reader(
         self, topic: str, *, policy: str | None = None, buffer: int = 1, tenant: str | None = None
     ) -> Iterator[SlowReaderThread]:
-        """Have a subscriber that stops reading, as long as the block lasts."""
+        """Give a subscriber that does not read, as long as the block lasts."""
         reading = self._daemon.slow_reader(topic, policy=policy, buffer=buffer, tenant=tenant)
         reader = self.call(_entered(reading))
         try:
@@ -111,7 +111,7 @@ async def _left(reading: Any) -> None:
 
 @contextmanager
 def daemon_in_thread(**settings: Any) -> Iterator[DaemonThread]:
-    """Run a daemon in a thread as long as the block lasts; settings as of `running_daemon`."""
+    """Run a daemon in a thread as long as the block lasts; settings as for `running_daemon`."""
     thread = LoopThread("clevrd", None)
     thread.start()
     try:

@@ -67,8 +67,8 @@ from clevrd.client.publishing import IdempotencyKeys
 from clevrd.client.values import check_json
 from clevrd.client.wire import (
     publish_body,
-    read_control,
     read_message,
+    read_notice,
     split_batch,
 )
 
@@ -853,9 +853,9 @@ def test_known_control_frame_that_is_broken_is_not_passed_over(kind: str) -> Non
     """Only frames of later versions are."""
     rest = '"topic":5,"pattern":5,"reconnect_after_ms":"x","error":5}'
 
-    assert read_control(f'{{"type":"later",{rest}'.encode()) is None
+    assert read_notice(f'{{"type":"later",{rest}'.encode()) is None
     with pytest.raises(msgspec.ValidationError):
-        read_control(f'{{"type":"{kind}",{rest}'.encode())
+        read_notice(f'{{"type":"{kind}",{rest}'.encode())
 
 
 @pytest.mark.parametrize("data", [b"", b"1 2", b'1,"topic":"x"', b'"\xff"', b"nul", b"{'a':1}"])

@@ -34,6 +34,7 @@ from clevrd.core.message import PublishRequest, id_at, rfc3339
 from clevrd.core.notices import RETENTION, SLOW_CONSUMER, GapReason, notice_frame
 from clevrd.core.notices import Gap as GapFrame
 from clevrd.core.subscriber import DropStrategy, Subscriber
+from clevrd.hub import Published
 from clevrd.tenants import Tenant
 
 TENANT = Tenant("default-tenant")
@@ -184,6 +185,7 @@ async def test_position_of_this_very_turn_is_not_given_twice(daemon: Daemon) -> 
     topic = hub.topic(TENANT, "t")
     async with subscribe(daemon.ws_url):
         published = hub.publish(topic, PublishRequest("t", msgspec.Raw(b"1")))
+        assert isinstance(published, Published)
         sink = FakeSink()
         hub.subscribe(topic, Subscriber(sink), After(published.offset, published.epoch))
         hub.publish(topic, PublishRequest("t", msgspec.Raw(b"2")))

@@ -18,7 +18,7 @@ from http_wire import get, read_response, responses, talk
 from clevrd.core.beginning import After
 from clevrd.core.message import PublishRequest
 from clevrd.handlers.subscribe import poll
-from clevrd.hub import rounds
+from clevrd.hub import Published, rounds
 from clevrd.tenants import Tenant
 
 TENANT = Tenant("default-tenant")
@@ -225,6 +225,8 @@ async def test_poll_in_the_middle_of_a_round_is_not_given_what_it_has(
         await asyncio.sleep(0)
         second = daemon.hub.publish(topic, PublishRequest("t", msgspec.Raw(b"2")))
         assert topic in daemon.hub.delivery.rounds.running
+        assert isinstance(first, Published)
+        assert isinstance(second, Published)
 
         answer = daemon.server._polls.answer(topic, After(second.offset, second.epoch), 5.0)
         assert isinstance(answer, asyncio.Future)

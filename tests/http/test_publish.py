@@ -17,7 +17,7 @@ from clevrd.config import Config
 from clevrd.control.adaptive_throttler import ThrottleSample
 from clevrd.core.message import PublishRequest
 from clevrd.core.topic import Topic
-from clevrd.hub import Published
+from clevrd.hub import PublishAnswer, Published
 
 MIB = 1 << 20
 LIMIT = Config().max_message_bytes
@@ -390,7 +390,7 @@ async def test_pipeline_keeps_its_order_when_throttling_begins_within_it(
     count = PIPELINED + 12
     publish = daemon.hub.publish
 
-    def publish_and_throttle(topic: Topic, request: PublishRequest) -> Published:
+    def publish_and_throttle(topic: Topic, request: PublishRequest) -> PublishAnswer:
         if topic.head == PIPELINED + 5:
             throttle(daemon)
         return publish(topic, request)
@@ -470,7 +470,7 @@ async def test_publisher_that_waits_is_not_read_meanwhile(
     waits = asyncio.Event()
     publish = daemon.hub.publish
 
-    async def publish_later(topic: Topic, request: PublishRequest) -> Published:
+    async def publish_later(topic: Topic, request: PublishRequest) -> PublishAnswer:
         await waits.wait()
         return publish(topic, request)
 
@@ -482,9 +482,9 @@ async def test_publisher_that_waits_is_not_read_meanwhile(
     await until(Steady(writer.transport.get_write_buffer_size), timeout_s=15)
     held_back_bytes = writer.transport.get_write_buffer_size()
 
-    for connection in list(daemon.server.door.open):
-        daemon.server.door.deadlines.set(connection, 0.0)
-    daemon.server.door.deadlines.run_due()
+    for connection in list(daemon.server.raw_server.open):
+        daemon.server.raw_server.deadlines.set(connection, 0.0)
+    daemon.server.raw_server.deadlines.run_due()
     waits.set()
     first = await read_response(reader)
 

@@ -18,7 +18,7 @@ from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError
 from clevrd.handlers.publish.run import RunPublisher
-from clevrd.hub import Hub, Published
+from clevrd.hub import Hub, PublishAnswer, Published, Run
 from clevrd.hub.rounds import WRITES_PER_SLICE
 from clevrd.tenants import Tenant
 
@@ -37,7 +37,7 @@ class Crowd:
         self.sink = FakeSink()
         for sink in [self.sink, *(FakeSink() for _ in range(WRITES_PER_SLICE))]:
             self.hub.subscribe(self.topic, Subscriber(sink), Last(0))
-        self.tasks: list[asyncio.Task[Published]] = []
+        self.tasks: list[asyncio.Task[PublishAnswer]] = []
         self.arrived = 0
 
     def arrive(self, count: int = 1, size: int = 1) -> None:
@@ -56,6 +56,38 @@ class Crowd:
         """Return which publishes a reader was given, by when they arrived."""
         frames = frames_in(self.sink.received)
         return [json.loads(bytes(frame.data))["data"][0] for frame in frames]
+
+
+class ListedOutcomes:
+    """What became of each item, as lists."""
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+        self.refusals: list[ClevrdError] = []
+
+    def run_published(
+        self, topic: Topic, run: Sequence[PublishRequest], offset: int, ids: list[str]
+    ) -> None:
+        """Note a run's offsets."""
+        self.offsets.extend(range(offset, offset + len(ids)))
+
+    def run_is_due(
+        self, topic: Topic, run: Sequence[PublishRequest], known: asyncio.Future[Run]
+    ) -> None:
+        """Fail: here every answer is known at once."""
+        raise AssertionError
+
+    def published(self, request: PublishRequest, answer: Published) -> None:
+        """Note an offset."""
+        self.offsets.append(answer.offset)
+
+    def is_due(self, request: PublishRequest, known: asyncio.Future[Published]) -> None:
+        """Fail, as above."""
+        raise AssertionError
+
+    def refused(self, error: ClevrdError, item: bytes) -> None:
+        """Note a refusal."""
+        self.refusals.append(error)
 
 
 async def test_newcomer_never_overtakes_who_waits() -> None:
@@ -112,20 +144,8 @@ async def test_run_that_waited_is_published_whole() -> None:
     """A publisher of many items waits once for all that go together, not once for each."""
     crowd = Crowd()
     crowd.arrive(RING // 4)
-    published: list[int] = []
-    refused: list[ClevrdError] = []
-
-    def note(topic: Topic, run: Sequence[PublishRequest], offset: int, ids: Sequence[str]) -> None:
-        published.extend(range(offset, offset + len(ids)))
-
-    publisher = RunPublisher(
-        crowd.hub,
-        TENANT,
-        decode_publish,
-        note,
-        lambda request, answer: None,
-        lambda error, item: refused.append(error),
-    )
+    outcomes = ListedOutcomes()
+    publisher = RunPublisher(crowd.hub, TENANT, decode_publish, outcomes)
     items = [b'{"topic":"t","data":%d}' % number for number in range(50)]
     items += [b"nonsense", items[0]]
 
@@ -134,8 +154,8 @@ async def test_run_that_waited_is_published_whole() -> None:
 
     first = RING // 4
     assert (taken, waited) == ((0, True), 50)
-    assert published == list(range(first + 1, first + 51))
-    assert refused == []
+    assert outcomes.offsets == list(range(first + 1, first + 51))
+    assert outcomes.refusals == []
 
 
 async def test_publisher_with_more_waits_for_others_and_not_for_the_next_round() -> None:

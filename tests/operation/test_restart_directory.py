@@ -24,7 +24,7 @@ from clevrd.core.message import PublishRequest, id_at
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import CannotStart, ConfigError, Unavailable
-from clevrd.hub import Hub
+from clevrd.hub import Hub, Published
 from clevrd.listeners import Listeners
 from clevrd.restart.directory import BAD, LOCK, NEW, STATE, SaveReport, StateDir
 from clevrd.restart.format import StateReader, end_record, file_head
@@ -97,7 +97,9 @@ def test_topics_go_on_where_they_were(state: StateDir) -> None:
     assert again is not None
     assert (again.epoch, again.head, again.created_at) == (topic.epoch, 3, topic.created_at)
     assert frames_of(again) == frames_of(topic)
-    assert hub.publish(again, PublishRequest("orders", msgspec.Raw(b"1"))).offset == 4
+    answer = hub.publish(again, PublishRequest("orders", msgspec.Raw(b"1")))
+    assert isinstance(answer, Published)
+    assert answer.offset == 4
 
 
 def test_names_that_were_only_read_are_found_again(state: StateDir) -> None:

@@ -294,6 +294,6 @@ async def test_nothing_is_left_after_a_stop() -> None:
         await read_to_the_end(reader)
 
         assert len(daemon.server.connections) == 0
-        assert daemon.server.door.open == set()
+        assert daemon.server.raw_server.open == set()
         assert daemon.server.addresses == []
     await until(lambda: asyncio.all_tasks() == before)

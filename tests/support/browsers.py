@@ -12,11 +12,11 @@ from typing import Any, Final
 import pytest
 from playwright.async_api import Browser, Error, Page, async_playwright
 
-# As the Makefile looks for it.
+# Names under which the Makefile looks for Chromium, too.
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-# Chance and time out of the way: no jitter, and a wait is noted and cut to 20 ms at most. From 10 s
-# on it is a time limit, which stays.
+# Takes chance and time out of a page: there is no jitter, and a wait is noted and cut to 20 ms. A
+# wait of 10 s or more is a time limit, and stays.
 QUICK: Final = """
 Math.random = () => 0;
 globalThis.delays = [];
@@ -27,7 +27,7 @@ globalThis.setTimeout = (call, ms) =>
 
 
 def chromium_path() -> str:
-    """Return where Chromium is; without one skip the test, or fail it where CI=true."""
+    """Return Chromium's path; without one skip the test, or fail it where CI=true."""
     for name in NAMES:
         if path := shutil.which(name):
             return path
@@ -39,7 +39,7 @@ def chromium_path() -> str:
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """Run a Chromium; it takes about a second to start, so one serves many tests."""
+    """Run a Chromium; its start takes about a second, so one serves many tests."""
     path = chromium_path()
     # Chromium's sandbox does not run as root, and containers' /dev/shm is small.
     arguments = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.getuid() == 0 else [])]
@@ -53,7 +53,7 @@ async def chromium() -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def page_at(browser: Browser, url: str, script: str = QUICK) -> AsyncIterator[Page]:
-    """Open ``url`` in a page of its own, ``script`` having run before it; fail on errors in it."""
+    """Open ``url`` in a new page after running ``script`` there; fail on errors in the page."""
     context = await browser.new_context()
     await context.add_init_script(script)
     page = await context.new_page()
@@ -68,14 +68,15 @@ async def page_at(browser: Browser, url: str, script: str = QUICK) -> AsyncItera
 
 
 async def in_page(page: Page, script: str, **arguments: Any) -> Any:
-    """Run an async function's body in ``page``, its arguments by name; return what it returns."""
+    """Run an async function's body in ``page``, with arguments by name; return its result."""
     names = ", ".join(arguments)
-    # Less than pytest's own timeout, which would leave the browser in the middle of it.
+    # Less than pytest's own timeout, which would end the test in the middle of the call.
     async with asyncio.timeout(20):
         return await page.evaluate(f"async ({{ {names} }}) => {{ {script} }}", arguments)
 
 
 async def until_page(page: Page, claim: str, timeout_s: float = 10.0) -> None:
     """Wait until the expression ``claim`` is true in ``page``."""
-    # By frame: polling by time would go through the page's own setTimeout, and be among `delays`.
+    # The page is polled at each frame: polling by time would go through the page's own setTimeout,
+    # and appear in `delays`.
     await page.wait_for_function(claim, polling="raf", timeout=timeout_s * 1000)

@@ -1,4 +1,4 @@
-"""Clients to test with: `websockets` subscribers, and raw sockets for what no library would send.
+"""Clients for tests: `websockets` subscribers, and raw sockets for bytes no library would send.
 
 No daemon here (daemons.py). Framing: RFC 6455 §5.2; the parser is the tests' own on purpose.
 """
@@ -22,17 +22,17 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-# None where it is not installed.
+# The module is None where it is not installed.
 CURL = shutil.which("curl")
 needs_curl = pytest.mark.skipif(CURL is None, reason="curl is not installed")
 
-# Buffers so small that a reader which does not read is noticed after some dozen messages.
+# Buffers so small that a stalled reader is noticed after some dozen messages.
 SMALL_BUFFERS: dict[str, Any] = {
     "send_buffer_bytes": 8192,
     "write_high_bytes": 8192,
     "write_low_bytes": 2048,
 }
-# About 250 bytes once it is a message.
+# Data that makes a message of about 250 bytes.
 RECORD = b'"%b"' % (b"x" * 100)
 
 TEXT = 0x1
@@ -40,7 +40,7 @@ CLOSE = 0x8
 PING = 0x9
 PONG = 0xA
 
-# RFC 6455 §1.3: the key of the example and the answer to it.
+# The key of RFC 6455's example (§1.3), and the answer to it.
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
@@ -48,8 +48,8 @@ ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 def subscribe(ws_url: str, topic: str = "t", *, stalls: bool = False, **options: Any) -> connect:
     """Return a `websockets` client of ``topic``, with ``options`` as its query.
 
-    It answers pings by itself and sends none. One that ``stalls`` reads ahead as little as can
-    be, so that it stops reading as soon as nobody asks it for messages.
+    The client answers pings by itself and sends none. A client that ``stalls`` reads ahead as
+    little as possible, so it stops reading as soon as the test stops taking messages.
     """
     url = f"{ws_url}/subscribe?{urlencode({'topic': topic, **options})}"
     if stalls:
@@ -58,15 +58,15 @@ def subscribe(ws_url: str, topic: str = "t", *, stalls: bool = False, **options:
 
 
 def client_of(url: str, **settings: Any) -> connect:
-    """Return a `websockets` client of ``url`` that adds nothing of its own to the traffic."""
+    """Return a `websockets` client of ``url`` that sends no pings of its own."""
     fixed = {"compression": None, "ping_interval": None, "proxy": None, "max_size": None}
     return connect(url, **{**fixed, "max_queue": None, "close_timeout": 2, **settings})
 
 
 def small_socket(port: int, receive_bytes: int = 4096) -> socket.socket:
-    """Return a connection whose kernel buffer takes little from a sender that is not read."""
+    """Return a connection whose kernel buffer takes few bytes while it is not read."""
     client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    # Before connecting, or the window that was offered stays.
+    # The buffer is set before connecting, since the offered window would stay otherwise.
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     client.connect(("127.0.0.1", port))
     client.setblocking(False)
@@ -74,7 +74,7 @@ def small_socket(port: int, receive_bytes: int = 4096) -> socket.socket:
 
 
 def reset_by_peer(writer: asyncio.StreamWriter) -> None:
-    """End a connection so that its peer is told at once that nobody reads any more."""
+    """Reset a connection, so that its peer is told at once that no one reads any more."""
     linger = struct.pack("ii", 1, 0)
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     writer.transport.abort()
@@ -89,7 +89,7 @@ async def offsets(reader: ClientConnection, upto: int) -> list[int]:
 
 
 class Ending(NamedTuple):
-    """All that a subscriber got: the offsets, and the code and reason of the close."""
+    """A subscriber's offsets, and the code and reason of its close."""
 
     offsets: list[int]
     code: int | None
@@ -97,7 +97,7 @@ class Ending(NamedTuple):
 
 
 async def read_to_the_end(reader: ClientConnection) -> Ending:
-    """Read until the connection is closed; code 1006 says that it was without a word."""
+    """Read until the connection is closed; code 1006 means without a close frame."""
     seen: list[int] = []
     with suppress(ConnectionClosed):
         async for message in reader:
@@ -112,15 +112,16 @@ def offset_of(message: str | bytes) -> int:
 
 
 def missing(seen: list[int]) -> int:
-    """Return how many offsets lie between the first and the last of ``seen`` without being in it.
+    """Return how many offsets between the first and the last of ``seen`` are missing.
 
-    Fails when one came twice or out of order.
+    Fails when an offset came twice or out of order.
     """
     assert all(a < b for a, b in itertools.pairwise(seen)), "twice, or out of order"
     return seen[-1] - seen[0] + 1 - len(seen)
 
 
-# A client in a process of its own: subscribes, says so, and answers pings for as long as it runs.
+# Program of a client in a process of its own: it subscribes, prints that, and answers pings until
+# it is ended.
 _SUBSCRIBER = """
 import sys
 from websockets.sync.client import connect
@@ -133,7 +134,7 @@ with connect(sys.argv[1], ping_interval=None, proxy=None) as reader:
 
 @asynccontextmanager
 async def subscriber_process(ws_url: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a subscriber of topic t in a process of its own, which can be stopped like one."""
+    """Run a subscriber of topic t in a process that can be stopped by a signal."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", _SUBSCRIBER, f"{ws_url}/subscribe?topic=t"),
         stdout=subprocess.PIPE,
@@ -151,7 +152,7 @@ async def subscriber_process(ws_url: str) -> AsyncIterator[asyncio.subprocess.Pr
 
 
 def publish_request(topic: str, data_json: bytes) -> bytes:
-    """Return a plain publish as it goes over the wire."""
+    """Return a plain publish as bytes."""
     body = b'{"topic":%b,"data":%b}' % (json.dumps(topic).encode(), data_json)
     head = "POST /publish HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
@@ -162,12 +163,12 @@ class PublishRefused(Exception):
 
 
 class RawPublisher:
-    """Publishes over one kept connection, as many requests ahead of their answers as it is told."""
+    """Publishes over one kept connection, many requests ahead of their answers."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        # Offsets of the messages that were acknowledged, in order.
+        # Offsets of the acknowledged messages, in order.
         self.acknowledged: list[int] = []
 
     async def send(self, topic: str, count: int, data_json: bytes = b"1") -> None:
@@ -188,7 +189,7 @@ class RawPublisher:
 
 @asynccontextmanager
 async def publishing(port: int) -> AsyncIterator[RawPublisher]:
-    """Open a connection to publish over, and close it in the end."""
+    """Open a connection for publishing, and close it in the end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         yield RawPublisher(reader, writer)
@@ -207,7 +208,7 @@ class Frame(NamedTuple):
 
 
 class Goodbye(NamedTuple):
-    """How a connection ended: the close frame's code and reason, and what came before it."""
+    """The end of a connection: the close frame's code and reason, and the frames before it."""
 
     code: int | None
     reason: str
@@ -229,7 +230,7 @@ def masked(opcode: int, payload: bytes = b"", *, first: int | None = None) -> by
 
 
 def upgrade_request(query: str = "topic=t", **fields: str | None) -> bytes:
-    """Return a WebSocket handshake; ``fields`` replace its header fields, None leaves one out."""
+    """Return a WebSocket handshake; ``fields`` replace its header fields, None removes one."""
     names = {
         "host": "test",
         "upgrade": "websocket",
@@ -243,7 +244,7 @@ def upgrade_request(query: str = "topic=t", **fields: str | None) -> bytes:
 
 
 class RawSubscriber:
-    """A subscriber made of bytes: sends what it is told, answers nothing by itself."""
+    """A subscriber made of bytes: sends only the bytes that the test gives it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -274,14 +275,14 @@ class RawSubscriber:
         return Frame(first & 0x0F, await self._reader.readexactly(size))
 
     async def message(self) -> dict[str, Any]:
-        """Return the JSON of the next text frame; pings come at any time and are passed over."""
+        """Return the JSON of the next text frame; skip pings, which come at any time."""
         while (frame := await self.frame()).opcode == PING:
             pass
         message: dict[str, Any] = json.loads(frame.payload)
         return message
 
     async def _frame_or_end(self) -> Frame | None:
-        """Return the next frame, None when the connection ended behind a whole one."""
+        """Return the next frame; None when the connection ended behind a whole one."""
         try:
             return await self.frame()
         except ConnectionResetError:
@@ -292,7 +293,7 @@ class RawSubscriber:
             return None
 
     async def goodbye(self) -> Goodbye:
-        """Read to the end of the connection; fails if anything follows the close frame."""
+        """Read to the end of the connection; fail if any byte follows the close frame."""
         before: list[Frame] = []
         async with asyncio.timeout(5):
             while (frame := await self._frame_or_end()) is not None:
@@ -318,7 +319,7 @@ async def raw_subscriber(
 ) -> RawSubscriber:
     """Open a raw subscription; ``early`` is sent right behind the handshake.
 
-    With ``receive_bytes`` it takes little from the daemon while it does not read.
+    With ``receive_bytes`` the connection takes few bytes while it is not read.
     """
     if receive_bytes is None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -338,7 +339,7 @@ def command(**fields: Any) -> bytes:
 
 
 def commands_socket() -> bytes:
-    """Return the handshake of a socket for commands."""
+    """Return the handshake for ``GET /ws``."""
     request = upgrade_request("", sec_websocket_protocol="clevrd.v1")
     return request.replace(b"GET /subscribe?", b"GET /ws")
 

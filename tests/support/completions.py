@@ -1,7 +1,7 @@
 """Writes the shell completion scripts that clevrd ships: python tests/support/completions.py.
 
-shtab makes them from the parsers, so that neither it nor the parsers are needed when a shell
-completes. test_cli.py compares them with what this makes.
+shtab makes the scripts from the parsers, so that a shell needs neither when it completes.
+test_cli.py compares the shipped scripts with the output of this program.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from clevrd.config import SETTINGS
 
 SCRIPTS = Path(__file__).parents[2] / "clevrd" / "cli" / "completions"
 
-# What a value is, by how help calls it, or by its option.
+# Kind of a value, by its name in the help, or by its option.
 VALUES = {
     setting.flag: [word.strip() for word in setting.allowed.removeprefix("one of ").split(choice)]
     for setting in SETTINGS
@@ -44,7 +44,7 @@ def script(shell: str) -> str:
 
 
 def main() -> None:
-    """Write all of them."""
+    """Write the scripts of all shells."""
     for shell in SHELLS:
         (SCRIPTS / f"clevrd.{shell}").write_text(script(shell), encoding="utf-8")
 

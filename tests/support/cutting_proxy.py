@@ -11,18 +11,18 @@ READ_BYTES = 4096
 
 
 class CuttingProxy:
-    """Passes bytes on until a connection's share of them is spent, in the midst of a frame too."""
+    """Passes bytes on until a connection's number of bytes is used up, even within a frame."""
 
     def __init__(self, port: int, seed: int, least_bytes: int, most_bytes: int) -> None:
         self._server_port = port
-        # The same cuts in every run.
+        # A fixed seed, for the same cuts in every run.
         self._random = random.Random(seed)  # noqa: S311  # no secret
         self._bounds = least_bytes, most_bytes
         self.url = ""
         self.cuts = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry one connection to its cut, or its end."""
+        """Pass bytes of one connection on until its cut, or its end."""
         try:
             far = await asyncio.open_connection("127.0.0.1", self._server_port)
         except OSError:

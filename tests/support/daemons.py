@@ -1,4 +1,4 @@
-"""Daemons to test against: one in this process's loop, or a real one in a process of its own."""
+"""Daemons for tests: one in this process's loop, or a real one in a process of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GIB = 1 << 30
 
 
 class FakeStats:
-    """Load figures that a test sets."""
+    """A source of load figures that a test sets."""
 
     def __init__(self, cpu: float = 0.1, memory: float = 0.1) -> None:
         self.cpu = cpu
@@ -45,7 +45,7 @@ class FakeStats:
 
 
 class Daemon:
-    """A running daemon as its clients see it, and its inside for those who must look."""
+    """A running daemon with its addresses, and its inside for tests that must look there."""
 
     def __init__(self, server: Server, http: aiohttp.ClientSession) -> None:
         self.server = server
@@ -55,18 +55,18 @@ class Daemon:
         self.port = int(self.url.rsplit(":", 1)[1])
 
     def only_subscriber(self) -> SubscriberConnection:
-        """Return the connection of the one subscriber there is."""
+        """Return the connection of the only subscriber."""
         (connection,) = self.server.connections._open
         assert isinstance(connection, SubscriberConnection)
         return connection
 
     @property
     def ws_url(self) -> str:
-        """The address for WebSocket clients, without a path."""
+        """The URL for WebSocket clients, without a path."""
         return f"ws://127.0.0.1:{self.port}"
 
     async def publish(self, topic: str, data: Any, **headers: str) -> dict[str, Any]:
-        """Publish, insist on success, and return the answer."""
+        """Publish, fail unless it succeeds, and return the answer."""
         body = msgspec.json.encode({"topic": topic, "data": data})
         async with self.http.post(f"{self.url}/publish", data=body, headers=headers) as response:
             answer: dict[str, Any] = await response.json()
@@ -80,7 +80,7 @@ class Daemon:
             return found
 
     async def send_raw(self, data: bytes, *, timeout_s: float = 5.0) -> bytes:
-        """Send ``data`` over a new connection and return all that comes until it is closed."""
+        """Send ``data`` over a new connection; return everything received until its end."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(data)
@@ -105,10 +105,10 @@ async def running(*, stats: FakeStats | None = None, **settings: Any) -> AsyncIt
 
 
 async def until(claim: Any, *, timeout_s: float = 20.0) -> None:
-    """Wait until ``claim()`` is true; fail when it does not become so at all.
+    """Wait until ``claim()`` is true; fail when it never becomes so.
 
-    The time is for a machine with other things to do; who asserts how long it takes does it by a
-    clock that the test sets.
+    The limit is long, for a busy machine; a test that asserts durations uses a clock that it sets
+    itself.
     """
     async with asyncio.timeout(timeout_s):
         while not claim():  # noqa: ASYNC110  # the daemon has no event for every claim
@@ -125,7 +125,7 @@ class DaemonProcess:
         self.ws_url = f"ws://127.0.0.1:{port}"
 
     def stop(self, timeout_s: float = 20.0) -> int:
-        """Ask it to stop and return its exit code."""
+        """Stop the daemon by a signal and return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
 
@@ -155,9 +155,9 @@ def daemon_process(**variables: str) -> Iterator[DaemonProcess]:
 def shell_daemon(
     setup: str, log: list[str] | None = None, **variables: str
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Run a daemon behind a line of shell, killed in the end; give its process and its port.
+    """Run a daemon by a shell command; yield its process and port, and kill it in the end.
 
-    Its standard error has been read up to where it listens, into ``log``.
+    Its standard error is read into ``log`` up to the line with its address.
     """
     environ = {**os.environ, "ADDRESS": "127.0.0.1:0", **variables}
     command = f'{setup}; exec "{sys.executable}" -m clevrd serve'
@@ -172,7 +172,7 @@ def shell_daemon(
 
 
 def _port_of(process: subprocess.Popen[str], log: list[str] | None = None) -> int:
-    """Return the port that the daemon says it listens on; what it says until then goes to ``log``.
+    """Return the port in the daemon's log; keep the lines before it in ``log``.
 
     A daemon that ends before it listens fails the test.
     """

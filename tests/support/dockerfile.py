@@ -1,4 +1,4 @@
-"""What the Dockerfile says."""
+"""Reads instructions of the Dockerfile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def dockerfile_instruction(name: str) -> str:
 
 
 def health_check() -> list[str]:
-    """Return the image's health check, to be run by this Python."""
+    """Return the image's health check as a command for this Python."""
     command = json.loads(dockerfile_instruction("HEALTHCHECK").partition("CMD ")[2])
     assert command[0] == "clevrd"
     return [sys.executable, "-m", *command]

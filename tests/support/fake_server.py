@@ -1,6 +1,6 @@
-"""A server that does what each test tells it, and clients of it whose waits cost no time.
+"""A fake server whose answers each test sets, and clients of it whose waits take no time.
 
-Its fixtures are every test's, by conftest.py. A real daemon is daemons.py's.
+conftest.py offers the fixtures to every test. A real daemon is in daemons.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One answer to a publish; status 0 cuts the connection instead."""
+    """One answer to a publish; status 0 cuts the connection without an answer."""
 
     status: int = 200
     body: bytes = b""
@@ -32,42 +32,44 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Feed(msgspec.Struct, frozen=True):
-    """What one subscription gets: frames, then a close code; 0 cuts, None stays open."""
+    """The frames of one subscription, then a close code; 0 cuts, None stays open."""
 
     frames: Sequence[bytes] = ()
     code: int | None = None
     reason: bytes = b""
     refusal: Answer | None = None
     has_control: bool = False
-    # When it is set one more message is sent, number 99 unless told, before the end.
+    # An event; when it is set, one more message is sent before the end, number 99 unless told
+    # otherwise.
     then: asyncio.Event | None = None
     last_frame: bytes | None = None
-    # On /ws: how many commands are awaited before the frames are sent.
+    # On /ws: the number of commands awaited before the frames are sent.
     commands: int = 0
 
 
 class FakeServer:
-    """Answers publishes and subscribes as it was told, and keeps what it was asked."""
+    """Answers publishes and subscribes as the test says, and keeps the requests."""
 
     def __init__(self) -> None:
-        # Set by the fixture, once it listens.
+        # The server's URL; set by the fixture, once it listens.
         self.url = ""
-        # Taken from the left; when there are none, publishes succeed and feeds stay open.
+        # Answers and feeds to come, taken from the left; without any, publishes succeed and feeds
+        # stay open.
         self.answers: deque[Answer] = deque()
         self.feeds: deque[Feed] = deque()
         self.bodies: list[bytes] = []
-        # The data of each batch's items, and the keys of all of them.
+        # The data of each batch's items; and the keys of all items.
         self.batches: list[list[bytes]] = []
         self.keys: list[str] = []
         self.requests: list[web.BaseRequest] = []
-        # Of each connection to /ws.
+        # Commands of each connection to /ws.
         self.commands: list[list[dict[str, Any]]] = []
         self.first_publish = asyncio.Event()
-        # A client has closed a feed that would have stayed open.
+        # Set when a client has closed a feed that would have stayed open.
         self.left = asyncio.Event()
 
     async def publish(self, request: web.Request) -> web.StreamResponse:
-        """Take in a publish and give the next answer."""
+        """Keep a publish and return the next answer."""
         self.requests.append(request)
         self.bodies.append(await request.read())
         self.first_publish.set()
@@ -75,7 +77,7 @@ class FakeServer:
         return respond(request, answer)
 
     async def subscribe(self, request: web.Request) -> web.StreamResponse:
-        """Play the next feed."""
+        """Send the frames of the next feed."""
         self.requests.append(request)
         feed = self.feeds.popleft() if self.feeds else Feed()
         if feed.refusal is not None:
@@ -99,7 +101,7 @@ class FakeServer:
         return socket
 
     def success(self) -> bytes:
-        """Return the body of the answer to the publish that has just come."""
+        """Return the body of the answer to the last publish."""
         number = len(self.bodies)
         return json.dumps(
             {"success": True, "message_id": f"msg-{number}", "offset": number, "epoch": "e"}
@@ -107,11 +109,11 @@ class FakeServer:
 
     @property
     def data(self) -> list[bytes]:
-        """The data of each publish to topic t, cut out of its body byte for byte."""
+        """Data of each publish to topic t, cut out of its body byte for byte."""
         return [data_of(body) for body in self.bodies]
 
     async def publish_batch(self, request: web.Request) -> web.StreamResponse:
-        """Take in a batch and give the next answer; when there is none, all of it succeeds."""
+        """Keep a batch and return the next answer; without any, all items succeed."""
         lines = (await request.read()).split(b"\n")
         self.batches.append([data_of(line) for line in lines])
         self.keys += [json.loads(line)["idempotency_key"] for line in lines]
@@ -126,7 +128,7 @@ def data_of(body: bytes) -> bytes:
 
 
 def batch_answer(outcomes: Sequence[str]) -> Answer:
-    """Return a batch's answer: items are taken, refused for the moment (later), or for good."""
+    """Return a batch's answer: each item is taken, refused for the moment (later), or for good."""
     results = [
         {"success": True, "message_id": f"msg-{number}", "offset": number}
         if outcome == "taken"
@@ -137,14 +139,14 @@ def batch_answer(outcomes: Sequence[str]) -> Answer:
 
 
 def respond(request: web.Request, answer: Answer) -> web.Response:
-    """Return what aiohttp is to answer, or cut the connection."""
+    """Return aiohttp's response for an answer, or cut the connection."""
     if answer.status == 0:
         cut(request)
     return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
 
 
 def cut(request: web.Request) -> None:
-    """Drop the connection without a word."""
+    """Drop the connection without an answer."""
     assert request.transport is not None
     request.transport.abort()
 
@@ -157,7 +159,7 @@ def refusal(status: int, sentence: str, **headers: str) -> Answer:
 
 
 def message(number: int, offset: int | None = None, topic: str = "") -> bytes:
-    """Return the topic's message ``number``, at the offset of that number unless told."""
+    """Return the topic's message ``number``; its offset is that number unless told otherwise."""
     place = number if offset is None else offset
     name = b'"topic":"%b",' % topic.encode() if topic else b""
     return b'{"id":"msg-20260131-120000.%06d",%b"data":{"n":%d},"offset":%d}' % (
@@ -169,7 +171,8 @@ def message(number: int, offset: int | None = None, topic: str = "") -> bytes:
 @pytest.fixture
 async def server() -> AsyncIterator[FakeServer]:
     """Return a fake server that listens on a free port of this machine."""
-    # It complains, in the command's own output, where it does not take the subprotocol.
+    # aiohttp logs a warning, in a command's own output, where the server does not take the
+    # subprotocol.
     logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
     fake = FakeServer()
     app = web.Application()
@@ -183,7 +186,7 @@ async def server() -> AsyncIterator[FakeServer]:
 
 
 class FakePause:
-    """Sleeps by moving a clock, and keeps how long it was asked to."""
+    """A clock that sleeping moves; keeps the seconds of each sleep."""
 
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
@@ -197,13 +200,13 @@ class FakePause:
 
 @pytest.fixture
 def pause(clock: FakeClock) -> FakePause:
-    """Return what a client sleeps with."""
+    """Return the sleep function for a client."""
     return FakePause(clock)
 
 
 @pytest.fixture
 def new_client(server: FakeServer, clock: FakeClock, pause: FakePause) -> Callable[..., Client]:
-    """Return a maker of clients of the fake server, whose waits cost no time and have no jitter."""
+    """Return a maker of clients of the fake server, without real waits and jitter."""
 
     def make(**options: Any) -> Client:
         options = {"random": lambda: 0.5, "sleep": pause, "clock": clock, **options}
@@ -215,7 +218,7 @@ def new_client(server: FakeServer, clock: FakeClock, pause: FakePause) -> Callab
 def subscribed(
     epoch: str, offset: int, *, is_recovered: bool = True, topic: str = "t", **fields: Any
 ) -> bytes:
-    """Return the greeting of a server with positions."""
+    """Return the `subscribed` notice of a server with positions."""
     return json.dumps(
         {
             **{"type": "subscribed", "topic": topic, "epoch": epoch, "offset": offset},
@@ -225,18 +228,18 @@ def subscribed(
 
 
 def watching(pattern: str, ref: int) -> bytes:
-    """Return the answer to a subscribe with a pattern."""
+    """Return the answer to a subscribe command with a pattern."""
     return json.dumps({"type": "watching", "pattern": pattern, "ref": ref}).encode()
 
 
 def failure(sentence: str, *, is_retryable: bool = False, **fields: Any) -> bytes:
-    """Return an error frame."""
+    """Return an `error` notice."""
     head = {"type": "error", "code": "x", "error": sentence, "retryable": is_retryable}
     return json.dumps({**head, **fields}).encode()
 
 
 def gap(first: int | None, last: int | None, reason: str, topic: str = "t") -> bytes:
-    """Return a gap as it is sent."""
+    """Return a `gap` notice."""
     count = None if first is None or last is None else last - first + 1
     head = {"type": "gap", "topic": topic, "from": first, "to": last}
     return json.dumps({**head, "count": count, "reason": reason}).encode()

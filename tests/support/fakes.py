@@ -1,9 +1,9 @@
 """Fakes for the core's edges: sinks that fill up, frames that carry their offset, and a driver
 that moves rounds as the hub does, without a loop.
 
-Importing this module also sets how much hypothesis tries: `ci` unless HYPOTHESIS_PROFILE says
-`long`, which takes many minutes: HYPOTHESIS_PROFILE=long pytest --timeout=0
--o faulthandler_timeout=0 tests/core/test_policies.py and tests/models/test_positions_model.py
+Importing this module also chooses hypothesis' profile: `ci` unless HYPOTHESIS_PROFILE says `long`,
+which takes many minutes: HYPOTHESIS_PROFILE=long pytest --timeout=0 -o faulthandler_timeout=0
+tests/core/test_policies.py and tests/models/test_positions_model.py
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import ROUND_MAX_BYTES, Round, Topic
 from clevrd.core.topic_manager import TopicManager, Totals
 
-# The same examples in every run, so that a change is judged by what it changed; no deadline and
-# no complaint about slowness, as a shared machine is slow now and then; no database left behind.
+# Every run has the same examples, so that a change is judged by its own effect. There is no
+# deadline and no health check for slowness, since a shared machine is slow now and then; and no
+# database is left behind.
 settings.register_profile(
     "ci",
     max_examples=150,
@@ -48,16 +49,16 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-# hypothesis also tries the constants that it finds in the sources of all modules of ours that are
-# imported: with each file of tests that was collected, each number that changed anywhere, and where
-# the path to them has a folder "tests", the examples of every test became others. There is no
-# setting for it; test_how_tests_run.py notices if this has no effect any more.
+# hypothesis also tries the constants in the sources of all imported modules of this project. Then
+# each collected file of tests, each number that changed anywhere, and a path with a folder "tests"
+# would change the examples of every test. There is no setting against it; test_how_tests_run.py
+# notices if these lines have no effect any more.
 _NO_CONSTANTS = Constants()
 providers._get_local_constants = lambda: _NO_CONSTANTS
 
-# An example that fails is made smaller for so many seconds; 300 as it comes, and the time limit of
-# a test would end that without showing any example. Where the limit comes first nevertheless, it
-# counts as one more failure of the example that ran, and that is shown beside the other.
+# Seconds for which hypothesis shrinks a failing example. With its default of 300 the time limit of
+# a test would end it without showing any example. If the limit comes first nevertheless, it counts
+# as one more failure of the running example and is shown beside the other.
 engine.MAX_SHRINKING_SECONDS = 10
 
 
@@ -65,7 +66,7 @@ ResultT = TypeVar("ResultT")
 
 
 def at_once(steps: Generator[None, None, ResultT]) -> ResultT:
-    """Take all ``steps`` of something that lets others be served between them."""
+    """Run all ``steps`` of a generator that yields to let others be served."""
     while True:
         try:
             next(steps)
@@ -81,28 +82,28 @@ def totals_of(topics: TopicManager, now_s: float = 0.0) -> Totals:
 
 
 class FakeSink:
-    """A Sink that remembers what it was given and, like a transport, says when it is full.
+    """A Sink that remembers its writes and, like a transport, says when it is full.
 
-    ``on_pause`` is called from within the write that passes ``room_bytes``, and ``on_resume``
-    from within the drain that leaves room again: the way a transport calls its protocol.
+    ``on_pause`` is called within the write that passes ``room_bytes``, and ``on_resume`` within the
+    drain that leaves room again, as a transport calls its protocol.
     """
 
     def __init__(self, room_bytes: int = 1 << 60) -> None:
         self.room_bytes = room_bytes
         # Every write, in order.
         self.writes: list[bytes] = []
-        # Written and not yet drained.
+        # Bytes written and not yet drained.
         self.buffered_bytes = 0
         self.is_paused = False
-        # (code, reason) of the first close.
+        # (code, reason) of the first close; None before.
         self.closed: tuple[int, str] | None = None
-        # Raised by the next writes, as a transport that is gone might.
+        # An error that the next writes raise, as a closed transport might; else None.
         self.error: Exception | None = None
         self.on_pause: Callable[[], None] = lambda: None
         self.on_resume: Callable[[], None] = lambda: None
 
     def write(self, data: bytes) -> None:
-        """Take ``data``, pausing when the buffer is full."""
+        """Keep ``data``, and pause when the buffer is full."""
         if self.error is not None:
             raise self.error
         self.writes.append(data)
@@ -112,16 +113,16 @@ class FakeSink:
             self.on_pause()
 
     def close(self, code: int, reason: str) -> None:
-        """Remember the first goodbye."""
+        """Remember the first close."""
         if self.closed is None:
             self.closed = code, reason
 
     def unsent_bytes(self) -> int:
-        """Return what was written and not drained."""
+        """Return the bytes written and not drained."""
         return self.buffered_bytes
 
     def drain(self, max_bytes: int = 1 << 60) -> None:
-        """Let the peer read ``max_bytes``; resumes when that leaves room."""
+        """Let the peer read ``max_bytes``; resume when that leaves room."""
         self.buffered_bytes = max(0, self.buffered_bytes - max_bytes)
         if self.is_paused and self.buffered_bytes <= self.room_bytes:
             self.is_paused = False
@@ -129,7 +130,7 @@ class FakeSink:
 
     @property
     def received(self) -> bytes:
-        """Everything written so far."""
+        """All bytes written so far."""
         return b"".join(self.writes)
 
     @property
@@ -139,7 +140,7 @@ class FakeSink:
 
 
 def sink_of(reader: Subscriber) -> FakeSink:
-    """Return the fake that ``reader`` was made with."""
+    """Return the FakeSink of ``reader``."""
     sink = reader.sink
     assert isinstance(sink, FakeSink)
     return sink
@@ -151,7 +152,7 @@ _FAKE_FRAME = re.compile(rb"([0-9]+)\.*(?:\n|,\"key\":\"[a-z]+\"})")
 def frame_of(offset: int, size_bytes: int = 64, key: str = "") -> bytes:
     """Return a stand-in for the frame of message ``offset``, ``size_bytes`` long.
 
-    It ends like a real one with that key, made of letters, or with none.
+    Like a real frame it ends with its key, which has letters only, or without one.
     """
     number, end = b"%d" % offset, b',"key":"%b"}' % key.encode() if key else b"\n"
     return number + b"." * (size_bytes - len(number) - len(end)) + end
@@ -164,7 +165,7 @@ def offsets_in(data: bytes) -> list[int]:
 
 
 def frames_in(data: bytes, *, masked: bool = False) -> list[Frame]:
-    """Return the WebSocket frames in ``data``, read by a parser that is not ours.
+    """Return the WebSocket frames in ``data``, read by another library's parser.
 
     Raises:
         EOFError: the last one is incomplete.
@@ -207,24 +208,24 @@ def make_topic(
 
 
 class Extend(Protocol):
-    """What takes messages: a topic, or a manager on its behalf."""
+    """An object that takes messages: a topic, or a manager in its place."""
 
     def __call__(self, offset: int, frames: list[bytes], now_s: float, /) -> None: ...
 
 
 class TopicDriver:
-    """Does with one topic what the hub does: rounds to live readers, catch-up for the others.
+    """Does the hub's work for one topic: rounds to live readers, catching up for the others.
 
-    A round can be taken apart: `begin`, some `write_next`, then whatever else, then `finish`.
+    A round can be done in steps: `begin`, some `write_next`, other work, then `finish`.
     """
 
     def __init__(self, topic: Topic, extend: Extend | None = None) -> None:
         self.topic = topic
-        # Set it to let time pass.
+        # The time in seconds; a test sets it to let time pass.
         self.now_s = 0.0
         self._extend = extend or topic.extend
-        # Readers whose circuit opened, in order; they are closed, or where they `may_half_open`
-        # suspended until they take more.
+        # Readers whose circuit opened, in order. They are closed, or suspended until they take more
+        # if they `may_half_open`.
         self.tripped: list[Subscriber] = []
         self.may_half_open = False
         self._step: Round | None = None
@@ -252,7 +253,7 @@ class TopicDriver:
         return step
 
     def write_next(self) -> bool:
-        """Write the round to its next reader that it is still for; False when there is none."""
+        """Write the round to its next reader that may have it; return False without one."""
         step = self._step
         if step is None:
             return False
@@ -286,13 +287,13 @@ class TopicDriver:
             self.flush()
 
     def send_keys(self, keys: str) -> None:
-        """Publish a message for each letter, which is its key; a blank is none. One round each."""
+        """Publish a message for each letter, which is its key, or none if blank; a round each."""
         for key in keys:
             self.publish(key=key.strip())
             self.flush()
 
     def join(self, reader: Subscriber, last: int = 0) -> Subscriber:
-        """Join ``reader``, wire its sink's pauses, and let it catch up."""
+        """Join ``reader``, connect its sink's calls, and let it catch up."""
         sink = reader.sink
         if isinstance(sink, FakeSink):
             sink.on_pause = lambda: self.block(reader)
@@ -316,13 +317,13 @@ class TopicDriver:
             self.catch_up(reader)
 
     def catch_up(self, reader: Subscriber, max_bytes: int = 65_536) -> None:
-        """Let a lagging reader read until it is blocked or up to date, and then live."""
+        """Let a lagging reader read until it is blocked, or up to date and live."""
         while not reader.is_blocked and reader.is_joined:
             if not self.read_once(reader, max_bytes):
                 return
 
     def read_once(self, reader: Subscriber, max_bytes: int = 65_536) -> bool:
-        """Let a lagging reader read one batch; False, and it is live, when nothing waits."""
+        """Let a lagging reader read one batch; make it live and return False if there is none."""
         frames = self.topic.read(reader, max_bytes, self.now_s)
         if not frames:
             self.topic.mark_live(reader)
@@ -331,5 +332,5 @@ class TopicDriver:
         return True
 
     def leave(self, reader: Subscriber) -> None:
-        """Let ``reader`` go."""
+        """Remove ``reader``."""
         self.topic.leave(reader, self.now_s)

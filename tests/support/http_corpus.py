@@ -1,7 +1,7 @@
 """A corpus of HTTP requests for /publish and /subscribe: valid, odd, bad, hostile, pipelined.
 
-Bytes only; what the daemon makes of them is the tests' business. In each case TOPIC stands for a
-name that `numbered` makes its own.
+The cases are bytes only; the tests say what the daemon should answer. In each case TOPIC stands for
+a name that `numbered` replaces by one of its own.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from clients import masked
 from http_wire import PUBLISH_LINE, chunked, get, post
 
-# Replaced in every case by a name of the same length.
+# A name that is replaced in every case by one of the same length.
 TOPIC = "topic-0000"
-# A request in disguise would publish here.
+# The topic of a request that is hidden in another request's bytes.
 SMUGGLED = "smuggled-0000"
 
-# Long enough for the topic to stand whole in the first one.
+# A size of chunks so large that the topic stands whole in the first chunk.
 CHUNK = 30
 
 BODY = f'{{"topic":"{TOPIC}","data":{{"a":[1,2.5,"x"]}}}}'
@@ -32,7 +32,7 @@ Case = tuple[str, bytes]
 def upgrade(
     query: str = f"topic={TOPIC}", /, *more: str, line: str | None = None, **fields: str | None
 ) -> bytes:
-    """Return a WebSocket handshake with a close behind it; ``fields`` replace its header fields."""
+    """Return a WebSocket handshake and a close frame; ``fields`` replace its header fields."""
     names = {
         "Host": "test",
         "Upgrade": "websocket",
@@ -52,7 +52,7 @@ def data(json: str) -> bytes:
 
 
 def publishes() -> Iterator[Case]:
-    """Plain publishes that are accepted, in every spelling."""
+    """Return plain publishes that are accepted, in all their forms."""
     yield "plain", OK
     for json in ("0", "-1.5e-7", '""', "[]", "{}", "true", '"\\u00e9\\ud83d\\ude00"', '"é\\n"'):
         yield f"data {json}", data(json)
@@ -67,7 +67,7 @@ def publishes() -> Iterator[Case]:
 
 
 def headed_publishes() -> Iterator[Case]:
-    """Publishes whose head is out of the ordinary, most of them legal."""
+    """Return publishes with an unusual head, most of them legal."""
     for field in (
         "Content-Type: application/json",
         "content-type:application/x-www-form-urlencoded",
@@ -135,7 +135,7 @@ def headed_publishes() -> Iterator[Case]:
 
 
 def refused_publishes() -> Iterator[Case]:
-    """Publishes that are well-formed HTTP and bad input."""
+    """Return publishes that are well-formed HTTP with bad input."""
     for body in (
         "",
         "x",
@@ -173,7 +173,7 @@ def refused_publishes() -> Iterator[Case]:
 
 
 def paths_and_methods() -> Iterator[Case]:
-    """Requests that are neither of the two that have a raw path, or only just."""
+    """Return requests that are not of the two kinds with a raw path, or only just."""
     for path in ("/", "/health/live", "/health/ready", "/nope", "/publish", "//publish"):
         yield f"GET {path}", get(path)
         yield f"POST {path}", post(BODY, line=f"POST {path} HTTP/1.1")
@@ -241,7 +241,7 @@ def paths_and_methods() -> Iterator[Case]:
 
 
 def upgrades() -> Iterator[Case]:
-    """WebSocket handshakes, accepted and refused; a close frame stands behind each."""
+    """Return WebSocket handshakes, accepted and refused, each followed by a close frame."""
     yield "upgrade", upgrade()
     for query in (
         f"topic={TOPIC}&last=0&buffer=7&policy=drop_newest",
@@ -331,7 +331,7 @@ def upgrades() -> Iterator[Case]:
 
 
 def chunked_publishes() -> Iterator[Case]:
-    """Publishes in chunks, well-formed and not."""
+    """Return publishes in chunks, well-formed or not."""
     body = BODY.encode()
 
     def case(sent: bytes, *fields: str, line: str = PUBLISH_LINE) -> bytes:
@@ -366,9 +366,9 @@ def chunked_publishes() -> Iterator[Case]:
 
 
 def hostile() -> Iterator[Case]:
-    """What two readers of HTTP could take differently; a request stands behind each.
+    """Return requests that two parsers could read differently, each followed by a request.
 
-    All of it is to be refused, and the connection closed.
+    The daemon has to refuse each of them and close the connection.
     """
     size = len(BODY)
     behind = BODY.encode() + INNER
@@ -494,7 +494,7 @@ def hostile() -> Iterator[Case]:
 
 
 def odd() -> Iterator[Case]:
-    """What looks hostile and is not, and what never becomes a request."""
+    """Return requests that look hostile and are not, and bytes that never become a request."""
     size = len(BODY)
     yield "body is a request", post(INNER)
     yield "length 0 and a request", post(OK, length="0")
@@ -512,7 +512,7 @@ def odd() -> Iterator[Case]:
 
 
 def pipelines() -> Iterator[Case]:
-    """Requests behind requests."""
+    """Return several requests in a row."""
     parts = {
         "ok": OK,
         "bad": post("{"),
@@ -558,7 +558,8 @@ FAMILIES: tuple[Callable[[], Iterator[Case]], ...] = (
 )
 CORPUS = numbered(case for family in FAMILIES for case in family())
 
-# Every kind of thing the raw path tells apart, each short enough to be cut at every byte.
+# One case for every kind of input that the raw path tells apart, each short enough to be cut at
+# every byte.
 SHORT = {
     "plain": OK,
     "refused": post("{"),
@@ -584,7 +585,7 @@ SHORT = {
 
 
 def mutated(source: random.Random, number: int) -> bytes:
-    """Return a request of the corpus with a few bytes changed, doubled, moved or gone."""
+    """Return a request of the corpus with a few bytes changed, doubled, moved or removed."""
     chosen = source.choice([OK, OK + OK, upgrade(), *SHORT.values()])
     sent = bytearray(chosen.replace(b"-0000", b"-%04d" % number))
     for _ in range(source.randint(1, 3)):

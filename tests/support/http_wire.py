@@ -1,7 +1,7 @@
-"""HTTP as bytes: requests that no library would send, and the answers to them taken apart.
+"""HTTP as bytes: makes requests that no library would send, and parses the answers strictly.
 
-No daemon here (daemons.py) and no WebSocket frames (clients.py). The reader of answers is the
-tests' own on purpose; it is strict and knows only what the daemon may send.
+No daemon here (daemons.py) and no WebSocket frames (clients.py). The parser of answers is the
+tests' own on purpose; it accepts only what the daemon may send.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 PUBLISH_LINE = "POST /publish HTTP/1.1"
 
-# What may differ between two runs of the same requests; offsets are told apart by who needs them.
+# Parts of an answer that may differ between two runs of the same requests; a test that needs
+# offsets compares them itself.
 _VOLATILE = re.compile(
     rb"""msg-\d{8}-\d{6}\.\d{6}
     |\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z
@@ -26,7 +27,7 @@ _VOLATILE = re.compile(
 
 
 class Response(NamedTuple):
-    """One answer; header names are lower case, and each stood there once."""
+    """One answer; header names are lower case, and each field stood once."""
 
     version: str
     status: int
@@ -40,7 +41,7 @@ class Response(NamedTuple):
 
     @property
     def code(self) -> str | None:
-        """Return the machine code of a refusal, None of anything else."""
+        """Return the machine code of a refusal; None of any other answer."""
         return self.json["code"] if self.status >= 400 and self.body else None
 
 
@@ -54,11 +55,11 @@ def post(
     """Return a publish as bytes.
 
     Args:
-        body: what stands behind the head.
+        body: bytes behind the head.
         fields: header fields, whole lines.
         line: the request line.
-        length: Content-Length where the true one is not wanted; None leaves it out.
-        host: the Host; None leaves it out.
+        length: Content-Length, if not the true one; None leaves the field out.
+        host: the Host field; None leaves it out.
     """
     body = body.encode() if isinstance(body, str) else body
     lines = [line]
@@ -81,9 +82,9 @@ def chunked(body: bytes, size: int, *, extension: bytes = b"", trailer: bytes = 
 
 
 def responses(transcript: bytes, *, to_head: bool = False) -> list[Response]:
-    """Return the answers in ``transcript``; fails unless it consists of whole ones.
+    """Return the answers in ``transcript``; fail unless all of them are whole.
 
-    What follows a 101 is its body. With ``to_head`` they answer HEADs, and have none.
+    Bytes behind a 101 are its body. With ``to_head`` the answers are to HEAD, and have no body.
     """
     found = []
     while transcript:
@@ -104,7 +105,7 @@ def responses(transcript: bytes, *, to_head: bool = False) -> list[Response]:
 
 
 def settled(transcript: bytes) -> bytes:
-    """Return ``transcript`` with all that may differ between two runs made equal, byte for byte."""
+    """Return ``transcript`` with all parts that may differ between two runs made equal."""
     return _VOLATILE.sub(lambda found: b"#" * len(found[0]), transcript)
 
 
@@ -114,13 +115,13 @@ async def talk(
     """Send ``pieces`` one after the other and return all that comes until the daemon closes.
 
     Each piece is sent by itself and has reached the daemon's socket before the next one. A reset
-    fails the test: what a client sends never costs it the answer.
+    fails the test, since no input may cost a client its answer.
 
     Args:
-        port: of a daemon in this loop.
-        pieces: of what is sent.
-        shut: send a FIN behind them.
-        timeout_s: for all of it.
+        port: the port of a daemon in this loop.
+        pieces: the bytes to send, in parts.
+        shut: whether to send a FIN behind them.
+        timeout_s: seconds for the whole exchange.
     """
     async with asyncio.timeout(timeout_s):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -130,7 +131,7 @@ async def talk(
                 if reading.done():
                     break
                 writer.write(piece)
-                # A turn for the daemon to read it, and one for it to begin.
+                # One turn lets the daemon read the bytes, the next one begin its work.
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
             if shut and not reading.done():
@@ -160,7 +161,7 @@ async def read_response(reader: asyncio.StreamReader, *, timeout_s: float = 10.0
 
 
 class Steady:
-    """A claim for `until`: true once a number has stayed the same for 20 looks at it."""
+    """Return a claim for `until`: true once a number is the same in 20 looks."""
 
     def __init__(self, number: Callable[[], int]) -> None:
         self._number = number

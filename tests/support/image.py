@@ -1,9 +1,9 @@
 """Builds the container image and tries it out: `make image-test`, as root on Debian 12.
 
-There is no engine in it and no registry: buildah builds on a stand-in for the base, made of
-debootstrap's Debian and a CPython 3.12 of this machine (--python, or python3.12 on PATH), and the
-image is run as its own configuration says, in namespaces of its own, with a read-only root and
-without capabilities. What this can't show is the real base image and an engine's own behaviour.
+No container engine and no registry take part. buildah builds on a stand-in for the base image, made
+of debootstrap's Debian and a CPython 3.12 of this machine (--python, or python3.12 on PATH). The
+image is run as its own configuration says, in its own namespaces, with a read-only root and without
+capabilities. The real base image and an engine's own behaviour are not tested.
 
     apt-get install --no-install-recommends buildah debootstrap
     make image-test ARGS="--python /usr/local/bin/python3.12"
@@ -30,40 +30,40 @@ from clevrd.cli.completion import SHELLS
 
 ROOT = Path(__file__).parents[2]
 DEBIAN = "bookworm"
-# What the official image has of Debian beside its Python.
+# Debian packages that the official image has beside its Python.
 PACKAGES = (
     *("ca-certificates", "netbase", "tzdata", "libbz2-1.0", "libexpat1", "libffi8", "liblzma5"),
     *("libncursesw6", "libreadline8", "libsqlite3-0", "libssl3", "libuuid1", "zlib1g"),
     *("libgdbm6", "libdb5.3", "libnsl2", "libcrypt1"),
 )
-# Files that must not reach the build, beside those that must.
+# Files that must not reach the build, and files that must.
 STRAYS = (".env", "cli/old.py.orig", "core/fast.so", "web/draft.html", "__pycache__/x.pyc", "notes")
 START_S = 20.0
 
 
 def run(*command: str | Path, **options: Any) -> str:
-    """Run a command, insist on success, and return what it printed."""
+    """Run a command, end unless it succeeds, and return its output."""
     options = {"check": True, "text": True, "stdout": subprocess.PIPE, **options}
     done = subprocess.run([str(word) for word in command], **options)
     return str(done.stdout).strip()
 
 
 def claim(holds: bool, text: str) -> None:
-    """Say what holds; end where it does not."""
+    """Print ``text`` and whether it holds; end the program if it does not."""
     print(f"{'ok  ' if holds else 'FAIL'} {text}", flush=True)
     if not holds:
         sys.exit(1)
 
 
 class Builder:
-    """buildah, with storage of its own."""
+    """Runs buildah with storage of its own."""
 
     def __init__(self, work: Path) -> None:
         self._work = work
         self._environ = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
 
     def __call__(self, *words: str | Path) -> str:
-        """Run one of its commands and return what it printed."""
+        """Run a buildah command and return its output."""
         where = ("--root", self._work / "storage", "--runroot", self._work / "run")
         command = ["buildah", *where, "--storage-driver", "vfs", *words]
         done = subprocess.run(
@@ -78,7 +78,7 @@ class Builder:
 
 
 def make_base(root: Path, python: str, packages: str) -> None:
-    """Put a Debian with a CPython in /usr/local into ``root``, as the official image is."""
+    """Put a Debian with a CPython in /usr/local into ``root``, like the official image."""
     if (root / "complete").exists():
         return
     shutil.rmtree(root, ignore_errors=True)
@@ -102,7 +102,7 @@ def make_base(root: Path, python: str, packages: str) -> None:
 
 
 def commit_base(buildah: Builder, root: Path, name: str) -> None:
-    """Make an image of it with the name that the Dockerfile asks for."""
+    """Make a base image of ``root`` with the name in the Dockerfile."""
     container = buildah("from", "scratch")
     buildah("add", container, root, "/")
     path = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -114,7 +114,7 @@ def commit_base(buildah: Builder, root: Path, name: str) -> None:
 
 
 def copy_context(to: Path) -> None:
-    """Copy what git knows of, and files that must not get in."""
+    """Copy the files that git knows, and files that must not get in."""
     shutil.rmtree(to, ignore_errors=True)
     names = run("git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard")
     for name in names.splitlines():
@@ -127,7 +127,7 @@ def copy_context(to: Path) -> None:
 
 
 def sent_files(buildah: Builder, context: Path, work: Path) -> set[str]:
-    """Return what of the context a build is given."""
+    """Return the files of the context that a build gets."""
     recipe = work / "Context"
     recipe.write_text("FROM scratch\nCOPY . /\n")
     ignore = context / ".dockerignore"
@@ -141,7 +141,7 @@ def sent_files(buildah: Builder, context: Path, work: Path) -> set[str]:
 
 
 def check_context(buildah: Builder, context: Path, work: Path) -> None:
-    """Fail unless the build is given what the wheel is made of, and nothing else."""
+    """Fail unless the build gets exactly the files that the wheel is made of."""
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "clevrd").rglob("*.py")}
     web = {f"clevrd/web/{name}" for name in os.listdir(ROOT / "clevrd" / "web")} - {
         "clevrd/web/__pycache__"
@@ -160,7 +160,7 @@ def check_context(buildah: Builder, context: Path, work: Path) -> None:
 
 
 class Image:
-    """The image: its files and how it wants to be run."""
+    """The image: its files and its configuration."""
 
     def __init__(self, root: Path, config: dict[str, Any]) -> None:
         self.root = root
@@ -169,7 +169,7 @@ class Image:
         self.user = config["User"].split(":")[0]
 
     def command(self, words: Sequence[str], **variables: str) -> list[str]:
-        """Return how an engine begins ``words`` inside: as its user, with nothing else."""
+        """Return the command that runs ``words`` in the image, as its user."""
         environ = [f"{name}={text}" for name, text in {**self.environ, **variables}.items()]
         path = self.environ["PATH"]
         return [
@@ -198,7 +198,7 @@ exec chroot "$root" "$@"
 
 
 class Container:
-    """One that runs: its process 1 has this number outside."""
+    """A running container; its process 1 has this number outside."""
 
     def __init__(self, image: Image, process: subprocess.Popen[str], pid: int) -> None:
         self.image = image
@@ -206,7 +206,7 @@ class Container:
         self.pid = pid
 
     def exec(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a command inside, as `docker exec` does."""
+        """Run a command in the container, as `docker exec` does."""
         enter = ("nsenter", "-t", str(self.pid), "-m", "-n", "-p", "-r", "-w")
         command = [*enter, *self.image.command(words, **variables)]
         return subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -218,7 +218,7 @@ class Container:
         return self.exec(*words, **variables)
 
     def until_healthy(self, **variables: str) -> str:
-        """Return what the first good health check said."""
+        """Return the output of the first health check that succeeds."""
         end_s = time.monotonic() + START_S
         while (done := self.health(**variables)).returncode:
             if self.process.poll() is not None or time.monotonic() > end_s:
@@ -233,7 +233,7 @@ class Container:
         return int(json.loads(done.stdout)["offset"])
 
     def stop(self) -> tuple[int, str]:
-        """Stop it as an engine does; return its exit code and its log."""
+        """Stop the container as an engine does; return its exit code and its log."""
         os.kill(self.pid, signal.Signals[self.image.config["StopSignal"]])
         _, log = self.process.communicate(timeout=40)
         return self.process.returncode, log
@@ -241,7 +241,7 @@ class Container:
 
 @contextmanager
 def running(image: Image, state: Path, *words: str, **variables: str) -> Iterator[Container]:
-    """Run the image with these words instead of its CMD."""
+    """Run the image with ``words`` in place of its CMD."""
     command = [*image.config["Entrypoint"], *(words or image.config["Cmd"])]
     spaces = ("unshare", "--pid", "--fork", "--net", "--mount")
     process = subprocess.Popen(
@@ -256,14 +256,15 @@ def running(image: Image, state: Path, *words: str, **variables: str) -> Iterato
     try:
         yield Container(image, process, pid)
     finally:
-        # Not the one outside: with the change of user the kernel forgot that they end together.
+        # The container's process 1 is killed, not the process outside: with the change of user the
+        # kernel forgot that both end together.
         if process.poll() is None:
             os.kill(pid, signal.SIGKILL)
         process.communicate()
 
 
 def first_process(parent: int) -> int:
-    """Return the number of the namespace's process 1, once the daemon's Python is it."""
+    """Return the outer number of the namespace's process 1, once it is the daemon's Python."""
     end_s = time.monotonic() + START_S
     while time.monotonic() < end_s:
         for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
@@ -275,7 +276,7 @@ def first_process(parent: int) -> int:
 
 
 def try_out(image: Image, state: Path) -> None:
-    """Start, ask, publish and stop; then again, and see that positions went on."""
+    """Start, check, publish and stop, twice; check that positions go on."""
     keeps = {"CLEVRD_STATE_DIR": "/var/lib/clevrd"}
     with running(image, state, **keeps) as container:
         said = container.until_healthy()
@@ -292,7 +293,7 @@ def try_out(image: Image, state: Path) -> None:
 
 
 def stop_early(image: Image, state: Path, variables: dict[str, str]) -> None:
-    """Stop it at many moments of its start: it always ends, and loses nothing."""
+    """Stop the container at many moments of its start: it always ends, and loses no message."""
     ends: list[tuple[float, int, float]] = []
     deaf_s = []
     for step in range(25):
@@ -311,7 +312,7 @@ def stop_early(image: Image, state: Path, variables: dict[str, str]) -> None:
 
 
 def until_it_hears(pid: int) -> float:
-    """Wait until SIGTERM has a handler: process 1 ignores it before; return how long that took."""
+    """Wait until SIGTERM has a handler, since process 1 ignores it before; return the seconds."""
     began_s = time.monotonic()
     caught = 0
     while not caught >> (signal.SIGTERM - 1) & 1:
@@ -340,7 +341,7 @@ def try_addresses(image: Image, state: Path) -> None:
 
 
 def check_costs(image: Image, state: Path) -> None:
-    """Nothing is compiled at a start or a health check, which is what makes them cheap."""
+    """Check that no start and no health check compiles a module, which keeps both cheap."""
     with running(image, state) as container:
         container.until_healthy()
         for module in ("clevrd.server", "clevrd.health_check"):
@@ -357,7 +358,7 @@ def check_costs(image: Image, state: Path) -> None:
 
 
 def main() -> None:
-    """Build, then try everything."""
+    """Build the image, then test all of it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--python", default="python3.12", help="a CPython 3.12 of this machine")
     parser.add_argument("--work", default="/var/tmp/clevrd-image", type=Path)  # noqa: S108
@@ -382,7 +383,7 @@ def main() -> None:
 
 
 def build_image(buildah: Builder, context: Path) -> Image:
-    """Build it as an engine would, without its cache, and lay it out."""
+    """Build the image as an engine would, without a cache, and lay it out."""
     began_s = time.monotonic()
     flags = ("--pull=never", "--layers=false", "--format", "docker")
     buildah("build", *flags, "-t", "clevrd", context)
@@ -393,7 +394,7 @@ def build_image(buildah: Builder, context: Path) -> Image:
 
 
 def try_image(image: Image, state: Path) -> None:
-    """Run it in all ways that it is promised to run in."""
+    """Run the image in all the ways that the documents promise."""
     shutil.rmtree(state, ignore_errors=True)
     state.mkdir()
     os.chown(state, int(image.user), int(image.user))

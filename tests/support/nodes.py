@@ -20,10 +20,10 @@ from daemons import ROOT
 TOOLS: Final = ROOT / "tests" / "javascript"
 PACKAGE: Final = ROOT / "clients" / "javascript"
 MIN_NODE: Final = 20
-# From this one on Node has a WebSocket without being asked for it.
+# From this version on Node has a WebSocket without an option.
 NODE_WITH_WEBSOCKET: Final = 22
 
-# Where a WebSocket comes from: the package ws, or Node itself.
+# Sources of a WebSocket: the package ws, or Node itself.
 KINDS: Final = ("ws", "native")
 
 PRELUDE: Final = """
@@ -58,7 +58,7 @@ def node_version() -> int:
 
 
 def run(*command: str | Path, cwd: Path, **variables: str) -> str:
-    """Run a tool to its end and return what it prints; fail with all of that when it fails."""
+    """Run a tool to its end and return its output; fail with the output when the tool fails."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -74,7 +74,7 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> str:
 
 
 def packed(folder: Path) -> Path:
-    """Return the npm package, as `npm pack` makes it from a copy of what is committed."""
+    """Return the npm package that `npm pack` makes of a copy of the committed files."""
     for name in ("clients/javascript", "clevrd/web"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("node_modules"))
     shutil.copy(ROOT / "LICENSE", folder)
@@ -84,7 +84,7 @@ def packed(folder: Path) -> Path:
 
 
 def make_project(folder: Path) -> Path:
-    """Return the folder of a project into which the package is installed, the tools beside it."""
+    """Return the folder of a project with the package installed and the tools beside it."""
     node_version()
     project = folder / "project"
     project.mkdir()
@@ -98,10 +98,10 @@ def make_project(folder: Path) -> Path:
 
 
 async def in_node(project: Path, script: str, kind: str = "ws", **arguments: Any) -> list[Any]:
-    """Run a module in a Node of its own, and return what it told.
+    """Run a module in its own Node process, and return its output.
 
-    It ends by itself, without a word on stderr: no timer and no socket is left, no rejection went
-    unhandled, nobody counts too many listeners.
+    The process has to end by itself without output on stderr: no timer and no socket is left, no
+    rejection is unhandled, and Node warns of no listener leak.
     """
     options = [] if node_version() >= NODE_WITH_WEBSOCKET else ["--experimental-websocket"]
     process = await asyncio.create_subprocess_exec(
@@ -113,7 +113,7 @@ async def in_node(project: Path, script: str, kind: str = "ws", **arguments: Any
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        # Less than pytest's own timeout, which would leave the process behind.
+        # Less than pytest's own timeout, which would leave the process running.
         async with asyncio.timeout(25):
             out, err = await process.communicate((PRELUDE + script).encode())
     finally:

@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts connections, at byte counts drawn from a seed. No HTTP is read here."""
+"""A TCP proxy that cuts connections after numbers of bytes drawn from a seed. No HTTP here."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-# Some end in the handshake, most in the middle of a frame.
+# Byte counts of the cuts: some lie in the handshake, most in the middle of a frame.
 MOST_BYTES = 3_000
 
 
 class CuttingProxy:
-    """Passes bytes on between its port and a daemon's, until it is told to cut."""
+    """Passes bytes on between its port and a daemon's, until a connection is to be cut."""
 
     def __init__(self, to_port: int, seed: int) -> None:
         self._to_port = to_port
         self._random = random.Random(seed)  # noqa: S311  # a seed has to give the same cuts
-        # Those that serve a connection; each ends its two sides.
+        # Tasks that serve a connection; each closes both of its sides.
         self._tasks: set[asyncio.Task[None]] = set()
         self.url = ""
-        # How many connections are still to be cut; once it is 0 the others live.
+        # Number of connections still to be cut; once it is 0 the others live.
         self.cuts_left = 0
 
     def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection."""
+        """Pass one connection on to the daemon."""
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -33,7 +33,7 @@ class CuttingProxy:
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
         except ConnectionRefusedError:
-            # The daemon is down: who connects is told at once.
+            # The daemon is down, so the client is refused at once.
             writer.transport.abort()
             return
         ways = {
@@ -45,7 +45,7 @@ class CuttingProxy:
         finally:
             for way in ways:
                 way.cancel()
-            # A reset may overtake what was sent before it, a FIN does not.
+            # A reset may overtake bytes that were sent before it, a FIN does not.
             is_abrupt = self._random.random() < 0.3
             for side in (writer, far_writer):
                 if is_abrupt:
@@ -70,7 +70,7 @@ class CuttingProxy:
                 await writer.drain()
 
     async def stop(self) -> None:
-        """End what is left."""
+        """Close the connections that are left."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -78,7 +78,7 @@ class CuttingProxy:
 
 @asynccontextmanager
 async def cutting_proxy(to_port: int, seed: int = 1) -> AsyncIterator[CuttingProxy]:
-    """Run a proxy to ``to_port``, which cuts nothing until ``cuts_left`` is set."""
+    """Run a proxy to ``to_port`` that cuts no connection until ``cuts_left`` is set."""
     proxy = CuttingProxy(to_port, seed)
     server = await asyncio.start_server(proxy.connected, "127.0.0.1", 0)
     proxy.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -1,6 +1,6 @@
-"""A client of streams made of bytes: heads, chunks, events and lines taken apart strictly.
+"""A client of streams, made of bytes: parses heads, chunks, events and lines strictly.
 
-The parsers are the tests' own on purpose; those of others are in test_stream_forms.py and
+The parsers are the tests' own on purpose; tests with other parsers are in test_stream_forms.py and
 test_streams.py. SSE: WHATWG HTML §9.2.6; chunks: RFC 9112 §7.1.
 """
 
@@ -17,10 +17,10 @@ LINES = "application/x-ndjson"
 
 
 class Item(NamedTuple):
-    """One event or line: a message where ``kind`` is empty, a control frame otherwise."""
+    """One event or line: a message where ``kind`` is empty, a notice otherwise."""
 
     kind: str
-    # The id an event carried itself, if any.
+    # The id that the event itself carried, if any.
     id: str | None
     json: dict[str, Any]
 
@@ -32,14 +32,14 @@ class Stream:
         self._reader = reader
         self.writer = writer
         self.head: dict[str, str] = {}
-        # Body bytes that are no whole item yet.
+        # Bytes of the body that are not a whole item yet.
         self._rest = b""
-        # Everything of the body, as it was without chunks.
+        # The whole body so far, without chunk framing.
         self.body = b""
-        # Milliseconds that the last `retry:` asked for.
+        # Milliseconds of the last `retry:` field.
         self.retry_ms: int | None = None
         self.keep_alives = 0
-        # The body ended as its framing says it should.
+        # True when the body has ended as its framing requires.
         self.is_whole = False
 
     async def __aenter__(self) -> Self:
@@ -49,7 +49,7 @@ class Stream:
         self.writer.close()
 
     async def read_head(self) -> None:
-        """Read the head; fails unless it begins a stream."""
+        """Read the head; fail unless it begins a stream."""
         line, *fields = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         assert line == "HTTP/1.1 200 OK", line
         self.head = dict(field.split(": ", 1) for field in fields if field)
@@ -65,11 +65,11 @@ class Stream:
         return found
 
     async def items(self, count: int) -> list[Item]:
-        """Return the next ``count``."""
+        """Return the next ``count`` events or lines."""
         return [await self.item() for _ in range(count)]
 
     async def offsets(self, upto: int) -> list[int]:
-        """Return the offsets of messages up to ``upto``; control frames are skipped."""
+        """Return the offsets of messages up to ``upto``; skip notices."""
         seen: list[int] = []
         while not seen or seen[-1] < upto:
             item = await self.item()
@@ -138,7 +138,7 @@ async def open_stream(
 ) -> Stream:
     """Open a stream; ``behind`` is sent right behind the request.
 
-    With ``receive_bytes`` it takes little from the daemon while it does not read.
+    With ``receive_bytes`` the connection takes few bytes while it is not read.
     """
     if receive_bytes is None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,10 +1,10 @@
-"""The time limit of a test, such that it ends async tests as well, and only the one test.
+"""The time limit of a test: ends async tests as well, and only the test that is too slow.
 
-pytest-timeout raises from the handler of a signal. uvloop calls that in a callback of its own while
-it waits, and gives what it raises to the loop's exception handler; where a task of the daemon runs
-just then, the task gets it. Either way the test waits on. So here the loop is asked: its test is
-cancelled first, and where that is not enough the loop is stopped. What blocks in a C function can't
-be ended like that: pytest's faulthandler_timeout ends the run then, with everybody's stack.
+pytest-timeout raises from a signal handler. uvloop calls the handler in a callback of its own while
+it waits, and gives the exception to the loop's exception handler; or a task of the daemon that
+happens to run gets it. Either way the test waits on. So here the loop ends the test: it cancels the
+test's task first, and stops if that is not enough. A call that blocks in a C function can't be
+ended like this: then pytest's faulthandler_timeout ends the run, with the stacks of all threads.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from pytest_timeout import (  # type: ignore[import-untyped]
     is_debugging,
 )
 
-# Between the limit and the next try to end the test, and the one after that. A fixture may take so
-# long to end.
+# Seconds between two attempts to end the test, the first of which is at the limit. A fixture may
+# take so long to end.
 GRACE_S = 5.0
-# When to look again whether an example runs.
+# Seconds until the next look whether an example runs.
 _NEXT_EXAMPLE_S = 0.01
 _HYPOTHESIS = str(Path(core.__file__).parent)
 
 
 class EndableLoop(uvloop.Loop):
-    """uvloop that ends what it runs when a test's time is up."""
+    """uvloop's loop, which ends its run when a test's time is up."""
 
-    # The one that runs; None while none does.
+    # The loop that runs now; None while none does.
     running: ClassVar[EndableLoop | None] = None
 
     def run_until_complete(self, future: Any) -> Any:
-        """Run ``future``; fail when its time is up, though it should return after all."""
+        """Run ``future``; fail when its time is up, even if it returns after all."""
         self._main = asyncio.ensure_future(future, loop=self)
-        # How often it was asked to end.
+        # Number of times that the run was asked to end.
         self._asked = 0
         self._message = ""
         EndableLoop.running = self
         try:
             value = super().run_until_complete(self._main)
-        # The second: stopped before the future completed.
+        # A RuntimeError means that the loop was stopped before the future completed.
         except (asyncio.CancelledError, RuntimeError) as ended:
             if self._asked:
                 raise pytest.fail.Exception(self._message) from ended
@@ -62,7 +62,7 @@ class EndableLoop(uvloop.Loop):
         return value
 
     def end(self, message: str) -> None:
-        """End what runs; where it was asked to before, also by raising from where Python is now."""
+        """End the run; if it was asked before, also raise in the code that runs now."""
         self._message = message
         self._asked += 1
         self._main.cancel()
@@ -72,17 +72,17 @@ class EndableLoop(uvloop.Loop):
 
 
 class _Limit:
-    """The limit of one test, of which each step begins with what is left."""
+    """The time limit of one test; each of its steps has the time that is left."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        # Within setup, call or teardown: nothing may hit pytest between them.
+        # True within setup, call or teardown; between them pytest must not be interrupted.
         self._is_in_step = False
         self._is_late = False
         self._is_armed = False
 
     def arm(self) -> None:
-        """Let the time run, if it does not run: pytest-timeout stops it when a test has failed."""
+        """Start the timer, if it does not run: pytest-timeout stops it when a test has failed."""
         if not self._is_armed:
             first_s = GRACE_S if self._is_late else self._settings.timeout
             signal.signal(signal.SIGALRM, self._time_is_up)
@@ -90,14 +90,14 @@ class _Limit:
             self._is_armed = True
 
     def cancel(self) -> None:
-        """Let the time run no more."""
+        """Stop the timer."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         self._is_armed = False
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Let what runs in it be ended; after a first time it has GRACE_S."""
+        """Allow the step within the block to be ended; after a first time it has GRACE_S."""
         if self._is_late:
             self.cancel()
         self.arm()
@@ -120,10 +120,11 @@ class _Limit:
 
 
 def _is_left_to_hypothesis(frame: FrameType | None) -> bool:
-    """Return whether a test that tries examples ends by itself, as it knows which one fails.
+    """Return whether a test of hypothesis ends by itself, as it knows the failing example.
 
-    Where it makes one smaller it is told to show what it has. Otherwise the example that runs is
-    what fails, which hypothesis finds out where it is hit within it, and shows as any other.
+    While hypothesis shrinks an example, it is told to stop and show the one it has. Otherwise the
+    running example has failed: hypothesis notices an exception raised within it, and shows it as
+    any other.
     """
     innermost = ""
     while frame is not None:
@@ -135,7 +136,7 @@ def _is_left_to_hypothesis(frame: FrameType | None) -> bool:
             if runner.finish_shrinking_deadline:
                 runner.finish_shrinking_deadline = 0.0
                 return True
-            # It does not stand being hit while it draws what the example is.
+            # hypothesis can't be interrupted while it draws an example.
             is_in_example = innermost == core.__file__
             if not is_in_example:
                 signal.setitimer(signal.ITIMER_REAL, _NEXT_EXAMPLE_S, GRACE_S)
@@ -148,7 +149,7 @@ _LIMIT = pytest.StashKey[_Limit]()
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: Settings) -> bool | None:
-    """Have the test ended at its limit, and again and again until it has; None for a thread."""
+    """End the test at its limit, and again until it has ended; do nothing for a thread."""
     if settings.method != "signal":
         return None
     limit = item.stash[_LIMIT] = _Limit(settings)
@@ -164,20 +165,20 @@ def _steps_of(item: pytest.Item) -> AbstractContextManager[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
-    """Let the setup be ended."""
+    """Allow the setup to be ended."""
     with _steps_of(item):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Let the test be ended."""
+    """Allow the test to be ended."""
     with _steps_of(item):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
-    """Let the teardown be ended."""
+    """Allow the teardown to be ended."""
     with _steps_of(item):
         return (yield)

@@ -1,6 +1,6 @@
-"""A fake daemon for clients of /ws: one turn for each connection, of frames and perhaps a close.
+"""A fake daemon for clients of /ws: on each connection it sends set frames, perhaps a close.
 
-For what a daemon says only in trouble. What its frames mean: docs/wire.md.
+It serves for frames that a real daemon sends only in trouble. Frames: docs/wire.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def subscribed(
     epoch: str = "e1",
     **more: str,
 ) -> str:
-    """Return the frame that a subscription begins with."""
+    """Return the `subscribed` notice of a topic."""
     return json.dumps(
         {
             "type": "subscribed",
@@ -37,19 +37,19 @@ def subscribed(
 
 
 def found(topic: str, epoch: str, offset: int = 0, *, recovered: bool = False) -> str:
-    """Return the frame with which a topic begins that the pattern ``p.*`` has brought."""
+    """Return the `subscribed` notice of a topic that the pattern ``p.*`` has brought."""
     return subscribed(offset, recovered=recovered, topic=topic, epoch=epoch, pattern="p.*")
 
 
 def gap_frame(topic: str, first: int | None, last: int | None, reason: str) -> str:
-    """Return the frame that tells a gap."""
+    """Return a `gap` notice."""
     count = None if first is None or last is None else last - first + 1
     gap = {"topic": topic, "from": first, "to": last, "count": count, "reason": reason}
     return json.dumps({"type": "gap", **gap})
 
 
 def message(offset: int, topic: str = "t") -> str:
-    """Return a message, as far as a client looks at it."""
+    """Return a message with the fields that a client reads."""
     return json.dumps({"id": f"msg-{offset}", "topic": topic, "data": offset, "offset": offset})
 
 
@@ -57,7 +57,7 @@ WATCHING = json.dumps({"type": "watching", "pattern": "p.*"})
 
 
 class Turn(NamedTuple):
-    """What the fake says on one connection; code 0 leaves it open."""
+    """The frames of one connection; code 0 leaves it open."""
 
     frames: list[str | bytes]
     code: int = 0
@@ -65,17 +65,17 @@ class Turn(NamedTuple):
 
 
 class FakeServer:
-    """Plays one turn for each connection, once it subscribes, and keeps what clients say."""
+    """Sends one turn's frames on each connection, once it subscribes; keeps its commands."""
 
     def __init__(self, turns: list[Turn]) -> None:
         self._turns = iter(turns)
         self.url = ""
-        # The subscribe of each connection, and what clients sent after it.
+        # The subscribe command of each connection; and the clients' later frames.
         self.wishes: list[dict[str, Any]] = []
         self.heard: list[dict[str, Any]] = []
 
     async def connected(self, connection: ServerConnection) -> None:
-        """Play the next turn."""
+        """Send the frames of the next turn."""
         self.wishes.append(json.loads(await connection.recv()))
         turn = next(self._turns)
         for frame in turn.frames:

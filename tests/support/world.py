@@ -1,6 +1,6 @@
-"""A daemon without sockets for models: a loop that is turned by hand, a topic, and its clients.
+"""A daemon without sockets, for models: a loop that is run by hand, a topic, and clients.
 
-Each client checks every frame against what was published as it reads it.
+Each client compares every frame that it reads with the published messages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clevrd.core.gap_log import GapLog
 from clevrd.core.message import PublishRequest
 from clevrd.core.stream_forms import StreamForm
 from clevrd.core.subscriber import DropStrategy, Subscriber
-from clevrd.hub import Hub, readers
+from clevrd.hub import Hub, Published, readers
 from clevrd.restart.format import (
     MARKER_BYTES,
     StateReader,
@@ -36,7 +36,7 @@ MARKER = b"m" * MARKER_BYTES
 
 
 class ManualLoop:
-    """As much of an event loop as rounds need: it runs what is due when it is told to."""
+    """The part of an event loop that rounds need; it runs callbacks when the test says so."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -51,43 +51,43 @@ class ManualLoop:
         self._due.append((call, arguments))
 
     def call_at(self, when_s: float, call: Callable[..., Any]) -> TimerHandle:
-        """Forget ``call``: the test says when time has passed."""
+        """Forget ``call``: the test itself says when time has passed."""
         return TimerHandle(when_s, call, (), cast(Any, self))
 
     def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
-        """Nothing is scheduled."""
+        """Do nothing: there is no timer to cancel."""
 
     def get_debug(self) -> bool:
-        """Return False, as a handle asks."""
+        """Return False, as an asyncio handle requires."""
         return False
 
     def run(self) -> None:
-        """Run turns until nothing is due."""
+        """Run turns until no callback is due."""
         while self._due:
             call, arguments = self._due.popleft()
             call(*arguments)
 
     def turn(self) -> None:
-        """Run what is due now, and not what that asks for."""
+        """Run the callbacks that are due now, but not those that they add."""
         for _ in range(len(self._due)):
             call, arguments = self._due.popleft()
             call(*arguments)
 
     @property
     def is_busy(self) -> bool:
-        """Whether anything is due in the next turn."""
+        """Whether any callback is due in the next turn."""
         return bool(self._due)
 
 
 class SetWindow:
-    """A window that the test sets, where the daemon's follows memory."""
+    """A window that the test sets; a daemon computes it from the memory."""
 
     def __init__(self, window: int) -> None:
         self.window = window
 
 
 class World:
-    """A daemon, its topic, and all that was ever published in each of its epochs."""
+    """A daemon, its topic, and all messages published in each of its epochs."""
 
     def __init__(
         self,
@@ -106,19 +106,19 @@ class World:
             circuit_breaker_openings=2,
         )
         self.buffers = SetWindow(window)
-        # Epoch -> ids by offset, from offset 1 on.
+        # Epoch -> ids of its messages, from offset 1 on.
         self.published: dict[str, list[str]] = {}
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew: empty ring, new epoch."""
+        """Start again with an empty ring and a new epoch."""
         self.wall_us += 1_000_000
         self.new_hub()
         self.topic = self.hub.topic(TENANT, "t")
         self.published[self.topic.epoch] = []
 
     def new_hub(self) -> None:
-        """Begin a process, without any topic."""
+        """Start a process without any topic."""
         self.hub = Hub(
             self._config,
             cast(Any, self.loop),
@@ -129,7 +129,7 @@ class World:
         self.hub.delivery.readers.queue.units_per_turn = self.catch_up_turn_bytes
 
     def restart_as_planned(self) -> None:
-        """Go on in another process with what this one writes down, while the clock is set back."""
+        """Restart with the saved state of this process, while the clock is set back."""
         self.loop.run()
         self.hub.seal()
         saved = self.hub.saved()
@@ -143,35 +143,38 @@ class World:
         assert self.topic.epoch == epoch
 
     def publish(self, keys: str, tick_us: int) -> None:
-        """Publish a message for each of ``keys``, which the next turn offers; a blank is none."""
+        """Publish a message for each of ``keys`` in this turn; a blank means no key."""
         for key in keys:
             self.wall_us += tick_us
             request = PublishRequest("t", msgspec.Raw(b"1"), key.strip() or None)
             answer = self.hub.publish(self.topic, request)
+            assert isinstance(answer, Published)
             self.published[answer.epoch].append(answer.message_id)
 
 
 class Peer:
-    """A client: reads frames when it likes, and checks that nothing is missing unannounced."""
+    """A client that reads frames when the test says so, and checks that each loss is announced."""
 
     def __init__(self, world: World, *, has_control: bool, form: StreamForm | None = None) -> None:
         self.world = world
         self.has_control = has_control
-        # None for WebSocket; an EventSource comes back by the last id that an event carried.
+        # The stream form; None for WebSocket. An EventSource comes back with the last id that an
+        # event carried.
         self.form = form
         self.last_event_id = ""
         self.sink = FakeSink()
         self.reader: Subscriber | None = None
-        # What was read last; None before anything.
+        # Position of the message read last; None before the first.
         self.epoch: str | None = None
         self.offset = 0
         self.last_id = ""
-        # The beginning of the connection was to resume, and at which place.
+        # Where this connection was asked to begin; and whether it has yet to read `subscribed`.
         self.beginning: Beginning = Last(0)
         self.is_new = False
-        # Highest offset of this connection.
+        # Highest offset read on this connection.
         self.newest = 0
-        # An epoch's end was seen, by the greeting; a gap must say so before any message.
+        # True when the `subscribed` notice has shown a new epoch; a gap must say so before any
+        # message.
         self.owes_gap = False
 
     def connect(
@@ -186,13 +189,14 @@ class Peer:
         self.sink.on_pause = lambda: daemon.paused(topic, reader)
         self.sink.on_resume = lambda: daemon.resumed(topic, reader)
         self.newest = 0
-        # Cut between greeting and gap, it knows by `recovered` that something is missing.
+        # If the connection is cut between `subscribed` and `gap`, `recovered` has told the client
+        # of the loss.
         self.beginning, self.is_new, self.owes_gap = beginning, True, False
         check_beginning(topic, beginning)
         daemon.subscribe(topic, reader, beginning)
 
     def read(self, count: int) -> None:
-        """Read ``count`` frames of those that have arrived; the rest can still be lost."""
+        """Read ``count`` of the frames that have arrived; the rest can still be lost."""
         received = self.sink.received
         place = 0
         while count and place < len(received):
@@ -219,19 +223,19 @@ class Peer:
         return end + 2
 
     def forget_unidentified(self) -> None:
-        """Be where the last id says: what an EventSource was told besides, it has no memory of."""
+        """Go back to the position of the last id, the only one that an EventSource remembers."""
         if self.form is not None and self.last_event_id:
             epoch, _, offset = self.last_event_id.rpartition(":")
             self.epoch, self.offset = epoch, int(offset)
 
     def cut(self) -> None:
-        """Lose the connection and everything that was not read from it."""
+        """Lose the connection and every frame that was not read from it."""
         if self.reader is not None:
             self.world.hub.unsubscribe(self.world.topic, self.reader)
             self.reader = None
 
     def take(self, frame: dict[str, Any]) -> None:
-        """Check one frame against what was published."""
+        """Compare one frame with the published messages."""
         kind = frame.get("type")
         assert self.has_control or kind is None, "a plain client gets messages only"
         if kind == "subscribed":
@@ -262,7 +266,8 @@ class Peer:
             assert (frame["reason"], frame["from"], frame["count"]) == ("epoch", None, None)
             return
         if frame["from"] is None:
-            # Resumed by an id: what was missed ends here, and nobody knows where it began.
+            # The client resumed by an id, so only the end of the lost messages is known, not their
+            # beginning.
             assert (frame["reason"], frame["count"]) == ("retention", None)
             assert frame["to"] == self.offset
             return

@@ -6,7 +6,7 @@ Shapes: docs/wire.md. The socket itself is connections/multi.py's.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import msgspec
@@ -26,14 +26,13 @@ from clevrd.core.message import (
 from clevrd.core.near_names import PUBLISH_COMMAND, SUBSCRIBE_COMMAND
 from clevrd.core.nesting import TOO_DEEP, is_too_deep
 from clevrd.core.notices import ErrorNotice, Pong, Position, Ref, Unsubscribed
-from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest
-from clevrd.handlers.publish.run import RunPublisher
-from clevrd.handlers.publish.socket import PublishedWithRef, ref_of, run_answers, with_ref
+from clevrd.handlers.publish.outcomes import PublishedWithRef, SocketOutcomes
+from clevrd.handlers.publish.run import HasToWait, RunPublisher
 from clevrd.handlers.subscribe.endpoint import check_pattern, read_policy
 from clevrd.handlers.subscribe.resume import since_wish
 from clevrd.handlers.warnings import topic_warnings
-from clevrd.hub import Hub, Published
+from clevrd.hub import Hub
 from clevrd.tenants import Tenant
 
 # As on a URL: nine digits.
@@ -180,8 +179,10 @@ def _read(payload: bytes) -> Command:
         return msgspec.structs.replace(command, told=told)
 
 
-class Commands:
+class Commands(SocketOutcomes):
     """Carries out one socket's commands as one tenant, and collects the answers to them."""
+
+    kind = PublishedNotice
 
     def __init__(
         self,
@@ -193,16 +194,12 @@ class Commands:
         max_topics: int,
         may_match_all: bool,
     ) -> None:
-        self._hub = hub
+        super().__init__(hub)
         self._connection = connection
         self._default_last = default_last
         self._max_topics = max_topics
         self._may_match_all = may_match_all
-        # JSON, in the order of the commands; the connection takes them out.
-        self.answers: list[bytes] = []
-        self._runs: RunPublisher[Publish] = RunPublisher(
-            hub, tenant, self._decode, self._run_published, self._published, self._other
-        )
+        self._runs: RunPublisher[Publish] = RunPublisher(hub, tenant, self._decode, self)
         self.wait_for = self._runs.wait_for
         self.take = self._runs.take
 
@@ -214,26 +211,19 @@ class Commands:
         self._hub.refuse_if_draining()
         return command
 
-    def _run_published(
-        self, topic: Topic, run: Sequence[Publish], offset: int, ids: Sequence[str]
-    ) -> None:
-        self.answers += map(_encode, run_answers(PublishedNotice, topic, run, offset, ids))
+    def refusal(self, error: ClevrdError, ref: Ref) -> msgspec.Struct:
+        """Return what a command is answered that was refused."""
+        return ErrorNotice(error.code, str(error), error.retryable, ref)
 
-    def _published(self, request: Publish, answer: Published) -> None:
-        if request.ref is not None:
-            self._answer(with_ref(PublishedNotice, answer, request.ref, request.warnings()))
-
-    def _other(self, error: ClevrdError, payload: bytes) -> None:
+    def refused(self, error: ClevrdError, payload: bytes) -> None:
         """Carry out what is no publish; answer what is refused."""
-        ref = ref_of(payload)
         if isinstance(error, _Aside):
             try:
                 self._carry_out(error.command)
                 return
             except ClevrdError as refusal:
                 error = refusal
-        self._hub.counters.count_refusal(error.code)
-        self._answer(ErrorNotice(error.code, str(error), error.retryable, ref))
+        super().refused(error, payload)
 
     def _answer(self, answer: msgspec.Struct) -> None:
         self.answers.append(_encode(answer))
@@ -244,6 +234,9 @@ class Commands:
                 self._answer(Pong(command.ref))
             case Subscribe():
                 self._hub.refuse_if_draining()
+                # What it brings is written at once, so not before all that is due has left.
+                if not self._connection.flush_answers():
+                    raise HasToWait
                 self._subscribe(command)
             case Unsubscribe():
                 self._unsubscribe(command)
@@ -260,15 +253,12 @@ class Commands:
         warnings = (*told, *topic_warnings([command.topic or ""])) or msgspec.UNSET
         if command.pattern is None:
             name = _one_of(command)
-            # What it brings is written at once, behind what is due before it.
-            self._connection.flush_answers()
             beginning = beginning or self._default()
             subscriptions.subscribe(name, manner, beginning, command.ref, warnings)
             return
         _one_of(command)
         check_pattern(command.pattern, may_match_all=self._may_match_all)
         beginnings = self._pattern_wish(command, beginning)
-        self._connection.flush_answers()
         # Answered when all topics that there are have been found.
         subscriptions.watch(command.pattern, manner, beginnings, command.ref, warnings)
 

@@ -5,8 +5,10 @@ Every item is judged and answered by itself, in order; one bad item does not hol
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 
@@ -25,8 +27,9 @@ from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest, MessageTooLarge
 from clevrd.handlers.publish.endpoint import KEY_HEADER, check_body_head
 from clevrd.handlers.publish.run import RunPublisher
-from clevrd.http_values import Failure, Request, Response, failure_of
-from clevrd.hub import Hub, Published, audience_of, with_warnings
+from clevrd.http_values import Failure, Request, Response, failure_of, on_purpose
+from clevrd.hub import Hub, Published, Run, audience_of, with_warnings
+from clevrd.scheduling.due_answers import Due
 from clevrd.tenants import Tenant
 
 # Items of a batch; their answers alone are a MiB then.
@@ -88,14 +91,7 @@ class BatchEndpoint:
         self, tenant: Tenant, items: list[bytes], warnings: tuple[str, ...]
     ) -> Response:
         results = BatchResults(self._hub)
-        runs = RunPublisher(
-            self._hub,
-            tenant,
-            self._decode,
-            results.run_published,
-            results.published,
-            results.refused,
-        )
+        runs = RunPublisher(self._hub, tenant, self._decode, results)
         turns = self._hub.turns
         taken = 0
         while taken < len(items):
@@ -107,6 +103,7 @@ class BatchEndpoint:
             taken += done
             if has_to_wait:
                 taken += await runs.wait_for(items[taken : taken + ITEMS_PER_SHARE])
+        await results.wait_for_due()
         return results.answer(warnings)
 
     def _decode(self, item: bytes) -> PublishRequest:
@@ -116,42 +113,67 @@ class BatchEndpoint:
 
 
 class BatchResults:
-    """What became of a batch's items so far."""
+    """What became of a batch's items so far: the `Outcomes` of its `RunPublisher`."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         # JSON of some results each, made as they come: 10,000 at once would take 10 ms.
         self._parts: list[bytes] = []
+        # Results that come later, each with its place in _parts.
+        self._due: list[tuple[int, Due[bytes]]] = []
         self._count = 0
         self._refused = 0
 
     def run_published(
-        self, topic: Topic, run: Sequence[PublishRequest], offset: int, ids: Sequence[str]
+        self, topic: Topic, run: Sequence[PublishRequest], offset: int, ids: list[str]
     ) -> None:
         """Note a run that was published."""
-        audience = audience_of(topic)
-        answers = [
-            Published(True, message_id, number, *audience)
-            for number, message_id in enumerate(ids, offset)
-        ]
-        for index, request in enumerate(run):
-            if warnings := request.warnings():
-                answers[index] = with_warnings(answers[index], warnings)
-        self._add(answers)
+        self._count += len(run)
+        self._parts.append(_run_results(topic, run, (offset, ids)))
+
+    def run_is_due(
+        self, topic: Topic, run: Sequence[PublishRequest], known: asyncio.Future[Run]
+    ) -> None:
+        """Note a run of which the answers come later."""
+        self._owe(len(run), known, partial(_run_results, topic, run))
 
     def published(self, request: PublishRequest, answer: Published) -> None:
         """Note an item that was published by itself, or before."""
-        self._add([with_warnings(answer, request.warnings())])
+        self._count += 1
+        self._parts.append(_result(request, answer))
+
+    def is_due(self, request: PublishRequest, known: asyncio.Future[Published]) -> None:
+        """Note an item that was published by itself, and of which the answer comes later."""
+        self._owe(1, known, partial(_result, request))
 
     def refused(self, error: ClevrdError, item: bytes) -> None:
         """Note an item that was refused."""
-        self._hub.counters.count_refusal(error.code)
-        self._refused += 1
-        self._add([failure_of(error)])
+        self._count += 1
+        self._parts.append(self._refusals(1, error))
 
-    def _add(self, results: Sequence[Published | Failure]) -> None:
-        self._parts.append(_encode(results)[1:-1])
-        self._count += len(results)
+    def _owe(self, count: int, known: asyncio.Future[Any], finish: Any) -> None:
+        self._count += count
+        due: Due[bytes] = Due(known, finish, failed=partial(self._refusals, count), count=count)
+        self._due.append((len(self._parts), due))
+        self._parts.append(b"")
+
+    def _refusals(self, count: int, error: Exception) -> bytes:
+        refused = on_purpose(error, None)
+        for _ in range(count):
+            self._hub.counters.count_refusal(refused.code)
+        self._refused += count
+        return _encode([failure_of(refused)] * count)[1:-1]
+
+    async def wait_for_due(self) -> None:
+        """Wait until it is known what became of every item; make their results in shares."""
+        turns = self._hub.turns
+        for place, due in self._due:
+            await due.known()
+            await turns.turn(has_begun=True)
+            try:
+                self._parts[place] = due.result()
+            finally:
+                turns.end()
 
     def answer(self, warnings: tuple[str, ...]) -> Response:
         """Return the answer to the whole batch; ``warnings`` are of its query."""
@@ -159,6 +181,24 @@ class BatchResults:
         whole = _encode(BatchAnswer(self._refused == 0, published, self._refused, [], warnings))
         results = b'"results":[%b]' % b",".join(self._parts)
         return Response(200, whole.replace(_NO_RESULTS, results, 1))
+
+
+def _run_results(topic: Topic, run: Sequence[PublishRequest], published: Run) -> bytes:
+    """Return the results of a run that was published, as JSON without brackets."""
+    offset, ids = published
+    audience = audience_of(topic)
+    answers = [
+        Published(True, message_id, number, *audience)
+        for number, message_id in enumerate(ids, offset)
+    ]
+    for index, request in enumerate(run):
+        if warnings := request.warnings():
+            answers[index] = with_warnings(answers[index], warnings)
+    return _encode(answers)[1:-1]
+
+
+def _result(request: PublishRequest, answer: Published) -> bytes:
+    return _encode(with_warnings(answer, request.warnings()))
 
 
 def split_batch(body: bytes) -> list[bytes]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from functools import partial
 from typing import Final
 
 import msgspec
 
-from clevrd.admission import Admitted, admit_tenant
+from clevrd.admission import Admitted, Later, admit_tenant
 from clevrd.config import Config
 from clevrd.core.idempotency import key_of_header
 from clevrd.core.message import PublishRequest, decode_publish
@@ -15,7 +15,8 @@ from clevrd.core.near_names import TENANT_OPTION
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest, MessageTooLarge, UnsupportedMediaType
 from clevrd.http_values import Request, Response, json_answer
-from clevrd.hub import Hub, Published, with_warnings
+from clevrd.hub import Hub, PublishAnswer, Published, with_warnings
+from clevrd.scheduling.due_answers import Due
 from clevrd.tenants import Tenant
 
 KEY_HEADER: Final = "idempotency-key"
@@ -35,8 +36,11 @@ class PublishEndpoint:
         check_body_head(head, self._max_body_bytes)
         return admit_tenant(head, self._max_body_bytes)
 
-    def answer(self, admitted: Admitted, body: bytes) -> Response | Awaitable[Response]:
-        """Publish ``body``; return an awaitable when the publisher has to wait."""
+    def answer(self, admitted: Admitted, body: bytes) -> Response | Later:
+        """Publish ``body``; return an awaitable when the publisher has to wait.
+
+        It is a `Due` where the message has its place already, and only the answer comes later.
+        """
         request, query, tenant = admitted.head, admitted.options, admitted.tenant
         self._hub.check_rate(tenant)
         publish = decode_publish(body)
@@ -49,26 +53,31 @@ class PublishEndpoint:
         if self._hub.must_wait(topic):
             return self._later(topic, publish, warnings)
         answer = self._hub.publish(topic, publish)
-        return json_answer(with_warnings(answer, warnings) if warnings else answer)
+        if isinstance(answer, Published):
+            return json_answer(with_warnings(answer, warnings) if warnings else answer)
+        return Due(answer, partial(_answer, warnings))
 
     async def _later(
         self, topic: Topic, publish: PublishRequest, warnings: tuple[str, ...]
-    ) -> Response:
-        return json_answer(with_warnings(await self._hub.publish_later(topic, publish), warnings))
+    ) -> Response | Due[Response]:
+        answer = await self._hub.publish_later(topic, publish)
+        if isinstance(answer, Published):
+            return _answer(warnings, answer)
+        return Due(answer, partial(_answer, warnings))
 
     def _once(
         self, tenant: Tenant, publish: PublishRequest, key: str, warnings: tuple[str, ...]
-    ) -> Response | Awaitable[Response]:
+    ) -> Response | Later:
         published = self._hub.publish_once(tenant, publish, key)
         if published is None:
             return self._once_later(tenant, publish, key, warnings)
-        return _answer_once(published, warnings)
+        return _answer_or_due(warnings, published)
 
     async def _once_later(
         self, tenant: Tenant, publish: PublishRequest, key: str, warnings: tuple[str, ...]
-    ) -> Response:
+    ) -> Response | Due[Response]:
         published = await self._hub.publish_once_later(tenant, publish, key)
-        return _answer_once(published, warnings)
+        return _answer_or_due(warnings, published)
 
 
 def idempotency_key(request: Request, publish: PublishRequest) -> str:
@@ -89,7 +98,18 @@ def idempotency_key(request: Request, publish: PublishRequest) -> str:
     return key
 
 
-def _answer_once(published: Published, warnings: tuple[str, ...]) -> Response:
+def _answer(warnings: tuple[str, ...], published: Published) -> Response:
+    return json_answer(with_warnings(published, warnings))
+
+
+def _answer_or_due(warnings: tuple[str, ...], published: PublishAnswer) -> Response | Due[Response]:
+    """Return what a publish with a key is answered, or what will be that."""
+    if isinstance(published, Published):
+        return _answer_once(warnings, published)
+    return Due(published, partial(_answer_once, warnings))
+
+
+def _answer_once(warnings: tuple[str, ...], published: Published) -> Response:
     answer = json_answer(with_warnings(published, warnings))
     if not published.repeated:
         return answer

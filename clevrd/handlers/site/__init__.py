@@ -1,1 +1,1 @@
-"""Pages and files for browsers."""
+"""Endpoints for browsers: the home page and the JavaScript client."""

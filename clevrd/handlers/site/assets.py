@@ -1,6 +1,7 @@
-"""GET /clevrd.js and /clevrd.d.ts: the JavaScript client, as it lies in clevrd/web.
+"""GET /clevrd.js and /clevrd.d.ts: serves the JavaScript client from clevrd/web.
 
-The npm package has the same files (clients/javascript). What is served has one line more.
+The npm package has the same files (clients/javascript); the module served here has one line more,
+HOME.
 
 Conditional requests: RFC 9110 §13.1.2.
 """
@@ -14,14 +15,16 @@ from typing import Final
 from clevrd.admission import Admitted, admit_anybody
 from clevrd.http_values import JAVASCRIPT, TEXT, Request, Response
 
-# The client goes with its server: after an upgrade pages have the old one for at most 5 minutes.
+# The client has to match its server: after an upgrade, pages have the old client for at most 5
+# minutes.
 CACHE_CONTROL: Final = "public, max-age=300"
 
-# Longer ones are not looked through: no cache holds more than a few versions.
+# Longest If-None-Match that is searched: no cache holds more than a few versions.
 MAX_IF_NONE_MATCH_CHARS: Final = 1024
 
-# Behind what is served, so that a page need not name the server it has the module from. It is
-# not in the file: bundlers that know no import.meta, as that of React Native, would not load it.
+# Appended to the served module, so that a page need not name the server it has the module from. The
+# file itself lacks this line: bundlers without import.meta, such as React Native's, would not load
+# it.
 HOME: Final = b"\nhome = import.meta.url;\n"
 
 
@@ -40,16 +43,16 @@ class AssetEndpoint:
             ("ETag", self._etag),
             ("Cache-Control", CACHE_CONTROL),
             ("X-Content-Type-Options", "nosniff"),
-            # It holds nothing that is not public: pages of other origins may import it too.
+            # The file is public, so pages of other origins may import it too.
             ("Access-Control-Allow-Origin", "*"),
         )
 
     def admit(self, head: Request) -> Admitted:
-        """Refuse nothing."""
+        """Refuse no request."""
         return admit_anybody(head)
 
     def answer(self, admitted: Admitted, body: bytes) -> Response:
-        """Return the file, or that the client's copy is as good."""
+        """Return the file, or a 304 if the client's copy is current."""
         if self._is_cached(admitted.head.headers.get("if-none-match", "")):
             return Response(304, b"", self._content_type, self._headers)
         return Response(200, self._body, self._content_type, self._headers)
@@ -57,6 +60,6 @@ class AssetEndpoint:
     def _is_cached(self, tags: str) -> bool:
         if len(tags) > MAX_IF_NONE_MATCH_CHARS:
             return False
-        # An asterisk is any version (RFC 9110 §13.1.2).
+        # An asterisk means any version (RFC 9110 §13.1.2).
         known = {tag.strip().removeprefix("W/") for tag in tags.split(",")}
         return self._etag in known or known == {"*"}

@@ -1,4 +1,4 @@
-"""GET /: what this is and how to use it, for somebody who typed the address into something."""
+"""GET /: explains the daemon and its endpoints to a person who opened its address."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ pre{{white-space:pre-wrap}}</style>
 
 
 class HomeEndpoint:
-    """The home page, as HTML for browsers and as text for everybody else."""
+    """The home page, as HTML for browsers and as text for other clients."""
 
     serves_while_draining = True
 
     def admit(self, head: Request) -> Admitted:
-        """Refuse nothing."""
+        """Refuse no request."""
         return admit_anybody(head)
 
     def answer(self, admitted: Admitted, body: bytes) -> Response:

@@ -1,0 +1,15 @@
+"""Plain publishes and subscribes, answered without aiohttp; every connection begins here.
+
+A request is plain when a strict grammar, narrower than HTTP's, recognises all of it (`grammar`). At
+the first thing it does not recognise the connection and its unread bytes go to aiohttp for good:
+when in doubt, hand over, never guess. What a request means is decided by the same endpoints on both
+ways. `probes`: what may be asked over the limit of connections. `server`: what all connections
+share. `connection`: one of them. Each imports only from those named before it.
+"""
+
+from clevrd.raw_http.connection import RawConnection
+from clevrd.raw_http.grammar import PlainGrammar
+from clevrd.raw_http.probes import MAX_PROBES
+from clevrd.raw_http.server import MAX_LINGERING, RawServer
+
+__all__ = ["MAX_LINGERING", "MAX_PROBES", "PlainGrammar", "RawConnection", "RawServer"]

@@ -1,0 +1,136 @@
+"""RawServer: what all raw connections share: grammar, limits, deadlines, the way to aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from operator import methodcaller
+from typing import Final, Protocol
+
+from clevrd.admission import Admitted, Endpoint, Gate
+from clevrd.config import Config
+from clevrd.http_values import Refusals, ResponseRenderer
+from clevrd.input_budget import InputBudget
+from clevrd.metrics.counters import Counters
+from clevrd.pace import sent_step_bytes
+from clevrd.raw_http.grammar import PlainGrammar, PlainHead
+from clevrd.scheduling.deadlines import Deadlines
+from clevrd.scheduling.fair_turns import FairTurns
+from clevrd.scheduling.timers import Tasks
+
+# Connections that linger at once, each for LINGER_S; more are closed right away.
+MAX_LINGERING: Final = 32
+
+
+class Connection(Protocol):
+    """A raw connection as the server sees it."""
+
+    transport: asyncio.Transport
+    deadline_s: float
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a request has begun to arrive, or an answer is due."""
+
+    def expire(self) -> None:
+        """End because the time is up."""
+
+    def refuse_entry(self) -> None:
+        """Say that there is no room."""
+
+    def close_when_idle(self) -> None:
+        """Close now, or after the request that is under way."""
+
+
+class RawServer:
+    """What all raw connections share: grammar, limits, deadlines, the way to aiohttp."""
+
+    def __init__(
+        self,
+        *,
+        gate: Gate,
+        grammar: PlainGrammar | None,
+        probes: Mapping[str, Endpoint],
+        refusals: Refusals,
+        make_aiohttp_protocol: Callable[[], asyncio.Protocol],
+        count_handed_over: Callable[[], int],
+        counters: Counters,
+        tasks: Tasks,
+        turns: FairTurns,
+        budget: InputBudget,
+        config: Config,
+        max_connections: int,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._gate = gate
+        # None hands every connection straight over.
+        self.grammar = grammar
+        self.refusal = refusals.answer
+        self.make_aiohttp_protocol = make_aiohttp_protocol
+        self.counters = counters
+        self.renderer = ResponseRenderer()
+        self.request_timeout_s = config.request_timeout_s
+        self.sent_step_bytes = sent_step_bytes(config.request_timeout_s)
+        self.keepalive_timeout_s = config.keepalive_timeout_s
+        self.now_s = loop.time
+        self.loop = loop
+        self.open: set[Connection] = set()
+        # Connections that have had a last word and are to see it; at most MAX_LINGERING.
+        self.lingering: set[Connection] = set()
+        # Path -> what answers it also over the limit of connections.
+        self.probes = probes
+        # Connections over the limit that have not said yet what they want; at most MAX_PROBES, and
+        # the one that has waited longest first.
+        self.probing: dict[Connection, None] = {}
+        self._count_handed_over = count_handed_over
+        # What the server reckons once all that it needs itself is open.
+        self.max_connections = max_connections
+        # Of all connections above, each by its deadline.
+        self.deadlines: Deadlines[Connection] = Deadlines(
+            loop, methodcaller("expire"), counters.count_background_error
+        )
+        # Publishes that wait.
+        self.tasks = tasks
+        self.turns = turns
+        self.budget = budget
+
+    def read_head(self, head: bytes) -> PlainHead | None:
+        """Return what ``head`` asks, None when it is not for the raw path."""
+        return self.grammar.read(head) if self.grammar is not None else None
+
+    def admit(self, plain: PlainHead, *, has_begun: bool) -> Admitted:
+        """Return the request as its endpoint takes it, remembered where the head is.
+
+        Args:
+            has_begun: it began before the daemon drained, and is answered as it was meant.
+
+        Raises:
+            ClevrdError: as `Gate.admit`.
+        """
+        gate = self._gate
+        if not has_begun:
+            gate.refuse_if_draining(plain.endpoint)
+        admitted = plain.admitted
+        if admitted is None or plain.generation != gate.generation:
+            admitted = plain.admitted = plain.endpoint.admit(plain.request)
+            plain.generation = gate.generation
+        return admitted
+
+    def is_full(self) -> bool:
+        """Whether one more connection would be one too many."""
+        return len(self.open) + self._count_handed_over() >= self.max_connections
+
+    def stop(self) -> None:
+        """End what is still open: clients that don't take their last answer."""
+        self.deadlines.stop()
+        for connection in self.open | self.lingering | self.probing.keys():
+            connection.transport.abort()
+
+    def close_idle(self) -> None:
+        """Close connections that are between requests, and the others after theirs."""
+        for connection in list(self.open):
+            connection.close_when_idle()
+
+    def count_under_way(self) -> int:
+        """Return how many connections have a request that is not answered yet."""
+        return sum(connection.is_under_way for connection in self.open)
