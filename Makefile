@@ -19,12 +19,20 @@ apt_install = if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
     && echo "Installing for the tests:" $(1) && $$sudo apt-get update -qq \
     && $$sudo env DEBIAN_FRONTEND=noninteractive \
       apt-get install -qq -y --no-install-recommends $(1) >/dev/null
+# Installs those of the servers $(1) that are missing, or says that $(2) can't run without them.
+install_servers = missing=; for name in $(1); do \
+    command -v $$name >/dev/null || missing="$$missing $$name"; done; \
+  [ -z "$$missing" ] && exit 0; \
+  if [ -n "$$CI" ] || [ ! -d /run/systemd/system ]; then \
+    { $(call apt_install,$$missing); } && exit 0; \
+  fi; \
+  echo "$(2) can't run without:$$missing" >&2
 # npm's own note of what it has installed; package-lock.json being newer repeats it.
 NODE_TOOLS := tests/javascript
 NODE_READY := $(NODE_TOOLS)/node_modules/.package-lock.json
 
-.PHONY: help run test lint types check fmt bench mutants completions browser node proxies dist lock \
-  image-test clean
+.PHONY: help run test lint types check fmt bench mutants completions browser node proxies prometheus \
+  dist lock image-test clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
@@ -33,7 +41,7 @@ help: ## List these targets
 run: $(RUN_READY) ## Start the daemon with its defaults
 	@exec $(BIN)/clevrd serve $(ARGS)
 
-test: $(DEV_READY) browser node proxies ## Run the tests
+test: $(DEV_READY) browser node proxies prometheus ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
 # The JavaScript client is tested in it. Who may install it gets it; without it those tests are
@@ -60,13 +68,11 @@ node: ## Install Node, where apt-get may, and what the tests need of npm
 # The examples in docs/operations.md are tried out in them. Not installed where systemd would start
 # them, unless in CI: a developer may not want a web server for some tests.
 proxies: ## Install nginx, HAProxy and Caddy for the tests, where nothing starts them
-	@missing=; for name in nginx haproxy caddy; do \
-	  command -v $$name >/dev/null || missing="$$missing $$name"; done; \
-	[ -z "$$missing" ] && exit 0; \
-	if [ -n "$$CI" ] || [ ! -d /run/systemd/system ]; then \
-	  { $(call apt_install,$$missing); } && exit 0; \
-	fi; \
-	echo "The tests behind proxies can't run without:$$missing" >&2
+	@$(call install_servers,nginx haproxy caddy,The tests behind proxies)
+
+# The same of Prometheus, which scrapes a daemon. promtool comes with it.
+prometheus: ## Install Prometheus for the tests, where nothing starts it
+	@$(call install_servers,prometheus,The tests with Prometheus)
 
 lint: $(DEV_READY) ## Check style and formatting
 	@$(BIN)/ruff check $(SOURCES)

@@ -10,11 +10,13 @@ class InputBudget:
     exceed the sum is refused, and input that others have begun goes on.
     """
 
-    __slots__ = ("max_bytes", "used_bytes")
+    __slots__ = ("max_bytes", "received_bytes", "used_bytes")
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.used_bytes = 0
+        # All bytes that were read from connections since the start, which those who read count.
+        self.received_bytes = 0
 
     def change(self, before_bytes: int, after_bytes: int) -> bool:
         """Note that a connection's input grew or shrank; return whether the sum allows that.

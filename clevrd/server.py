@@ -36,6 +36,7 @@ from clevrd.daemon_signals import DaemonSignals
 from clevrd.descriptors import connections_allowed, raise_limit
 from clevrd.errors import CannotStart
 from clevrd.handlers.commands.endpoint import CommandEndpoint
+from clevrd.handlers.operate.figures import Figures
 from clevrd.handlers.operate.health import HealthEndpoint, ProbeEndpoint
 from clevrd.handlers.operate.metrics import MetricsEndpoint
 from clevrd.handlers.publish.batch import BatchEndpoint
@@ -118,6 +119,8 @@ class Server:
         health = HealthEndpoint(self.hub, started_s)
         live = ProbeEndpoint(lambda: True, "never")
         ready = ProbeEndpoint(self.is_ready, "The daemon is starting or shutting down.")
+        figures = Figures(self.hub, self.count_connections, started_s)
+        metrics = MetricsEndpoint(figures, self.hub.turns)
         router = PathRouter(
             {
                 "/": {"GET": HomeEndpoint()},
@@ -130,7 +133,7 @@ class Server:
                 "/health": {"GET": health},
                 "/health/live": {"GET": live},
                 "/health/ready": {"GET": ready},
-                "/metrics": {"GET": MetricsEndpoint(self.hub, started_s)},
+                "/metrics": {"GET": metrics},
             }
         )
         self._gate = Gate(lambda: self.hub.is_draining)
@@ -176,6 +179,15 @@ class Server:
     def is_ready(self) -> bool:
         """Whether the daemon serves: started, listening and not draining."""
         return self._listeners.is_listening() and not self.hub.is_draining
+
+    def count_connections(self) -> dict[str, int]:
+        """Return how many connections are open, by what they are at the moment."""
+        streams = self.connections.streams
+        return {
+            "http": len(self.raw_server.open) + self._http.open_connections,
+            "websocket": len(self.connections) - streams,
+            "stream": streams,
+        }
 
     async def start(self) -> None:
         """Listen and serve, with the topics of the process before if it saved its state.

@@ -128,6 +128,7 @@ class FrontConnection(RequestHandler):
             # holds.
             self._parse_on()
             return
+        self._server.budget.received_bytes += len(data)
         if self._is_ending or self._fault is not None:
             return
         self.received_bytes += len(data)
@@ -139,6 +140,10 @@ class FrontConnection(RequestHandler):
                 self._read(data)
             finally:
                 turns.end()
+
+    def uncount(self, data: bytes) -> None:
+        """Leave the counting of ``data``, which was read, to whoever is given it next."""
+        self._server.budget.received_bytes -= len(data)
 
     def begin(self, http_request: web.BaseRequest) -> None:
         """Note that a request's head has arrived and is being handled."""

@@ -38,6 +38,8 @@ def take_over(
     # The new protocol expects a transport that is being read; aiohttp may have paused reading
     # because it had too much input, and that input is in ``early_data``.
     transport.resume_reading()
+    # The next protocol counts these bytes as well.
+    connection.uncount(early_data)
     attach_upgrade(upgrade, transport, early_data, failed, has_eof=connection.has_eof)
     return _HandedOver()
 

@@ -124,6 +124,7 @@ class PublishConnection(WebSocketConnection):
 
     def data_received(self, data: bytes) -> None:
         """Read the publisher's frames, as many as its share of this turn allows."""
+        self._connections.budget.received_bytes += len(data)
         if self._has_failed:
             return
         turns = self._connections.turns

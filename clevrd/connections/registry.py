@@ -101,7 +101,10 @@ class Connections:
         self._unfinished: dict[Connection, _Unfinished] = {}
         self.budget = budget
         self._farewells = Farewells(config.ping_interval_s, on_error, loop)
-        self._open: set[Connection] = set()
+        # Every connection, and the time at which it was taken over.
+        self._open: dict[Connection, float] = {}
+        # How many of the open connections are streams.
+        self.streams = 0
         self._timers = Timers(loop, on_error)
         # Publishes that wait.
         self.tasks = tasks
@@ -124,7 +127,8 @@ class Connections:
         transport.set_protocol(cast(asyncio.Protocol, connection))
         # uvloop's own low-water mark is 16 bytes, which would wake a reader for every message.
         transport.set_write_buffer_limits(self._high_bytes, self._low_bytes)
-        self._open.add(connection)
+        self._open[connection] = self.now_s()
+        self.streams += not connection.answers_pings
         self._presence.add(connection)
 
     def await_close(self, connection: Connection) -> None:
@@ -137,7 +141,9 @@ class Connections:
         self._presence.remove(connection)
         self.settle_unfinished(connection, 0, has_progress=True)
         self._farewells.remove(connection)
-        self._open.discard(connection)
+        if (opened_s := self._open.pop(connection, None)) is not None:
+            self.counters.connection_s.record(self.now_s() - opened_s)
+            self.streams -= not connection.answers_pings
 
     def settle_unfinished(
         self, connection: Connection, held_bytes: int, *, has_progress: bool

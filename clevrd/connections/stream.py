@@ -119,6 +119,7 @@ class SubscriberStream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Ignore what the client sends, within bounds."""
+        self._connections.budget.received_bytes += len(data)
         self._ignored_bytes += len(data)
         if self._ignored_bytes > MAX_IGNORED_BYTES:
             self.close(POLICY_VIOLATION, "subscribers_only_receive")

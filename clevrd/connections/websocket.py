@@ -95,6 +95,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read the peer's frames."""
+        self._connections.budget.received_bytes += len(data)
         if not self._has_failed:
             self._feed(data)
 

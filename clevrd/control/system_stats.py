@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple, Protocol
 
@@ -24,11 +24,15 @@ from clevrd.control.kernel_files import KernelFiles
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 PROC_SELF_CGROUP: Final = Path("/proc/self/cgroup")
 PROC_SELF_STATUS: Final = Path("/proc/self/status")
+PROC_SELF_FD: Final = Path("/proc/self/fd")
 PROC: Final = Path("/proc")
 
 # Shortest time between two samples. The kernel counts CPU time in ticks of 10 ms, so over less than
 # ten of them a share is noise.
 MIN_INTERVAL_S: Final = 0.1
+
+# Descriptors that are counted in one step.
+_DESCRIPTORS_PER_STEP: Final = 512
 
 # From this size on a limit is none. cgroup v1 has no word for "no limit" and shows the largest
 # multiple of a page, near 2^63. As a limit it would change no figure; treating it as none saves
@@ -406,14 +410,37 @@ def process_memory(proc_self_status: Path = PROC_SELF_STATUS) -> ProcessMemory:
     )
 
 
-def process_figures() -> ProcessFigures:
-    """Return memory, descriptors and threads of this process; 0.8 us for each descriptor."""
-    process = psutil.Process()
+def process_figures(
+    descriptors: Path = PROC_SELF_FD,
+) -> Generator[None, None, ProcessFigures]:
+    """Return memory, descriptors and threads of this process, in steps of less than 0.5 ms."""
+    open_fds = yield from _open_descriptors(descriptors)
+    yield
     return ProcessFigures(
         **msgspec.structs.asdict(process_memory()),
-        open_fds=process.num_fds(),
-        threads=process.num_threads(),
+        open_fds=open_fds,
+        threads=psutil.Process().num_threads(),
     )
+
+
+def _open_descriptors(directory: Path) -> Generator[None, None, int]:
+    """Return how many descriptors are open.
+
+    Linux 6.2 and newer say it in the directory's size. Others are asked for each: 0.5 us, so that
+    10,000 are several steps, and what is opened or closed between two of them may be missed.
+    """
+    try:
+        if size := os.stat(directory).st_size:
+            return size
+        count = 0
+        with os.scandir(directory) as entries:
+            for count, _ in enumerate(entries):
+                if count % _DESCRIPTORS_PER_STEP == 0:
+                    yield
+    except OSError:
+        return psutil.Process().num_fds()
+    # The last index is the number without the one that reads the directory.
+    return count
 
 
 def _peak_rss_bytes(proc_self_status: Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Generator, Iterable
-from itertools import chain, islice
+from itertools import islice
 from typing import Final
 
 from clevrd.core.topic import Topic
@@ -14,6 +14,8 @@ _BUSY_TOPICS: Final = 1_000
 
 # Topics that are compared between two looks at the time, at 0.3 us each.
 _CANDIDATES_PER_STEP: Final = 1_000
+# Topics that are merged between two looks, at 1 us each.
+_MERGED_PER_STEP: Final = 250
 
 
 class BusyTopics:
@@ -66,11 +68,17 @@ class BusyTopics:
             yield
             return heapq.nlargest(count, known, key=_messages)
         candidates = list(everything)
-        busiest: list[Topic] = []
+        # Topics are sorted part by part, and the parts merged: 10,000 at once would take 4 ms.
+        parts: list[list[Topic]] = []
         for start in range(0, len(candidates), _CANDIDATES_PER_STEP):
             yield
             part = candidates[start : start + _CANDIDATES_PER_STEP]
-            busiest = heapq.nlargest(count, chain(busiest, part), key=_messages)
+            parts.append(sorted(part, key=_messages, reverse=True))
+        merged = islice(heapq.merge(*parts, key=_messages, reverse=True), count)
+        busiest: list[Topic] = []
+        while part := list(islice(merged, _MERGED_PER_STEP)):
+            yield
+            busiest += part
         return busiest
 
 

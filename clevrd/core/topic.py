@@ -75,6 +75,7 @@ class Topic:
         "name",
         "newest",
         "offered",
+        "oldest_pending_ns",
         "pattern_readers",
         "pending_bytes",
         "published",
@@ -136,6 +137,9 @@ class Topic:
         self.moved_s = now_s
         # Messages appended but not yet offered, as the ring counts them.
         self.pending_bytes = 0
+        # When the oldest pending message was appended, in nanoseconds of the delivery's clock; set
+        # by the delivery alone, for its figures.
+        self.oldest_pending_ns = 0
         # Messages that a reader may lag at most; changes in set_window only.
         self.window_cap = min(window_cap, ring.max_messages)
         # Readers at the edge, or at the running round's start; dicts as ordered sets.

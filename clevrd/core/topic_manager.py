@@ -87,6 +87,11 @@ class TopicManager:
         """Return how many topics there are."""
         return len(self._topics)
 
+    @property
+    def published(self) -> int:
+        """How many messages were published since the start."""
+        return self._totals.published
+
     def __iter__(self) -> Iterator[Topic]:
         """Iterate over all topics; take a list first where topics may come or go meanwhile."""
         return iter(self._topics.values())

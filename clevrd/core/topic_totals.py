@@ -7,8 +7,10 @@ from typing import Final
 
 from clevrd.core.topic import Counts, Topic
 
-# Topics that are summed up between two looks at the time, at 4 us each.
-_TOPICS_PER_STEP: Final = 64
+# Subscribers that are summed up between two looks at the time, at up to 1 us each, and how many of
+# them a topic by itself costs as much as.
+_SUBSCRIBERS_PER_STEP: Final = 512
+_TOPIC_COSTS: Final = 8
 
 
 class Totals:
@@ -73,12 +75,17 @@ class TopicTotals:
         sums.published = self.published
         slow = 0
         active = [(topic, topic.reported) for topic in self.active]
-        for index, (topic, reported) in enumerate(active):
-            if index % _TOPICS_PER_STEP == 0:
+        work = _SUBSCRIBERS_PER_STEP
+        for topic, reported in active:
+            if work >= _SUBSCRIBERS_PER_STEP:
                 yield
-            moment_s = now_s()
-            topic.settle(moment_s)
-            slow += topic.slow_count(moment_s)
+                work = 0
+            work += _TOPIC_COSTS + topic.subscribers
+            # The slow readers need not be of the moment that the counters are of.
+            slow += topic.slow_count(now_s())
+            if work >= _SUBSCRIBERS_PER_STEP:
+                yield
+            topic.settle(now_s())
             sums.add(topic.counts, reported)
             if topic.subscribers:
                 sums.queued += topic.queued()

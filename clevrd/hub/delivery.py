@@ -6,7 +6,8 @@ This module knows only one thing of publishers: some of them wait for room in a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -40,13 +41,16 @@ class Delivery:
         room_waiters: RoomWaiters,
         counters: Counters,
         loop: asyncio.AbstractEventLoop,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
+        """Args: clock_ns: times rounds; the loop's own clock stands still within a turn."""
         self._topics = topics
+        self._clock_ns = clock_ns
         self.buffers = buffers
         self._loop = loop
         self._encode = FrameEncoder().frame
         self.patterns = PatternIndex(topics, loop, counters.count_background_error)
-        self.readers = Readers(counters.count_background_error, topics.note_left, loop)
+        self.readers = Readers(counters, topics.note_left, loop)
         self.circuits = Circuits(_circuit_budget(config), self.readers, counters, loop)
         self.rounds = Rounds(
             config.ring_messages,
@@ -56,6 +60,7 @@ class Delivery:
             room_waiters,
             counters,
             loop,
+            clock_ns,
         )
         self.makes_room = self.rounds.makes_room
 
@@ -87,8 +92,11 @@ class Delivery:
         if offset == 1:
             self.patterns.topic_made(topic)
         # The ring's field is read here because a call of the topic's `pending` costs 45 ns.
-        if not topic.flush_is_scheduled and topic.ring.head != topic.edge:
-            self.rounds.schedule(topic)
+        if topic.ring.head != topic.edge:
+            if not topic.flush_is_scheduled:
+                self.rounds.schedule(topic)
+            if offset == topic.edge + 1:
+                topic.oldest_pending_ns = self._clock_ns()
 
     def subscribe(
         self,

@@ -33,6 +33,8 @@ from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.input_budget import InputBudget
 from clevrd.memory import Memory, find_trim
 from clevrd.metrics.counters import Counters
+from clevrd.metrics.histograms import HistogramView
+from clevrd.metrics.loop_lag import LOOK_S, LoopLag
 from clevrd.restart.format import StateReader
 from clevrd.restart.topics import restore_topics, saved_topics
 from clevrd.scheduling.fair_turns import FairTurns
@@ -103,6 +105,7 @@ class Hub:
             self.throttler,
             self.rate_limiter,
             self.answers,
+            self.counters,
             loop,
         )
         self._drain = Drain(waiting, self.delivery, loop)
@@ -120,6 +123,8 @@ class Hub:
         # message.
         max_pending = self.delivery.rounds.max_pending
         self.max_run = 1 if config.publish_rate else min(MAX_RUN, max_pending)
+        # Not by the loop's clock, which counts milliseconds and stands still within a turn.
+        self._loop_lag = LoopLag(self.counters.loop_lag_s.record, time.monotonic)
         self._timers = Timers(loop, self.counters.count_background_error)
         # Tasks that run beside requests and rounds, mostly publishes that wait.
         self.tasks = Tasks(loop, self.counters.count_background_error)
@@ -168,6 +173,16 @@ class Hub:
         return len(self._readers.suspended)
 
     @property
+    def waiting_publishes(self) -> int:
+        """How many publishes wait for room or for the throttle."""
+        return self.publishing.waiting.count
+
+    def publish_waits(self) -> HistogramView:
+        """Return how long each message that was published had to wait; most did not."""
+        waits = self.counters.wait_s
+        return waits.view(zeros=max(0, self.topics.published - waits.count))
+
+    @property
     def last_load(self) -> LoadSample | None:
         """The load that the throttle was last evaluated from; None before the first time."""
         return self._control_loops.last_load
@@ -193,6 +208,7 @@ class Hub:
         """Start the timers: throttle, windows, idle topics, memory, token buckets, old answers."""
         self._timers.every(adaptive_throttler.INTERVAL_S, self.evaluate_throttle)
         self._timers.every(adaptive_buffer.INTERVAL_S, self.evaluate_buffers)
+        self._timers.every(LOOK_S, self._loop_lag.look)
         self._timers.every(IDLE_SWEEP_S, self.evict_idle_topics)
         self._timers.every(MEMORY_LOOK_S, self.give_back_memory)
         self._timers.every(RATE_SWEEP_S, self.forget_full_buckets)

@@ -26,6 +26,7 @@ from clevrd.hub.publish_answers import (
 )
 from clevrd.hub.stamping import Stamp, Stamping
 from clevrd.hub.waiting_publishes import WaitingPublishes
+from clevrd.metrics.counters import Counters
 from clevrd.tenants import Tenant
 
 
@@ -53,9 +54,11 @@ class Publishing:
         throttler: AdaptiveThrottler,
         rate_limiter: RateLimiter,
         answers: RememberedAnswers[Published],
+        counters: Counters,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         """Args: answers: remembered answers to publishes with an idempotency key."""
+        self._counters = counters
         self._topics = topics
         self._stamping = stamping
         self._throttler = throttler
@@ -139,16 +142,17 @@ class Publishing:
         """
         return self.publish(await self.turn(topic), request)
 
-    async def turn(self, topic: Topic) -> Topic:
+    async def turn(self, topic: Topic, messages: int = 1) -> Topic:
         """Wait until the next publish may be appended to ``topic``, and return the topic.
 
-        The caller appends its message without an await in between. Publishers go on in the order in
-        which they came.
+        The caller appends its ``messages``, so many, without an await in between. Publishers go on
+        in the order in which they came.
 
         Raises:
             Throttled: too many publishes wait already.
         """
         self.waiting.begin()
+        began_s = self._loop.time()
         try:
             delay_s = self._throttler.delay_s(self._loop.time())
             if delay_s > 0.0:
@@ -157,6 +161,7 @@ class Publishing:
                 await self.waiting.for_room(topic, self._makes_room)
         finally:
             self.waiting.end()
+        self._counters.wait_s.record_many(self._loop.time() - began_s, messages)
         # Idle topics are forgotten, so the topic may have gone while this publish waited.
         return self.topic(Tenant(topic.tenant), topic.name)
 

@@ -17,6 +17,7 @@ from clevrd.core.beginning import ResolvedBeginning
 from clevrd.core.notices import Ref, Subscribed, Warnings
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
+from clevrd.metrics.counters import Counters
 from clevrd.scheduling.turn_queue import TurnQueue
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Readers:
 
     __slots__ = (
         "_catching_up",
-        "_count_error",
+        "_counters",
         "_loop",
         "_note_left",
         "count",
@@ -49,19 +50,21 @@ class Readers:
 
     def __init__(
         self,
-        count_error: Callable[[], None],
+        counters: Counters,
         note_left: Callable[[Topic], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         """Args: note_left: called with each topic whose last reader has left."""
-        self._count_error = count_error
+        self._counters = counters
         self._note_left = note_left
         self._loop = loop
         # Readers that are catching up, and their topics; the reader that has waited longest is
         # first.
         self._catching_up: dict[Subscriber, Topic] = {}
         # Hands messages to the readers above; a unit is one byte.
-        self.queue = TurnQueue(CATCH_UP_TURN_BYTES, self._read_next, loop, count_error)
+        self.queue = TurnQueue(
+            CATCH_UP_TURN_BYTES, self._read_next, loop, counters.count_background_error
+        )
         # Readers that are joined, over all topics; changed by join and leave alone.
         self.count = 0
         # Topics with readers, so that a periodic decision does not walk through all topics; changed
@@ -158,12 +161,13 @@ class Readers:
             return 0
         data = reader.spelling.joined(texts)
         reader.write(data)
+        self._counters.delivered_bytes += len(data)
         return len(data) if reader.form is None else len(data) * _SPELLED_COSTS
 
     def write_failed(self, topic: Topic, reader: Subscriber) -> None:
         """Remove ``reader``, whose write has raised; the others are written to all the same."""
         log.exception("write to subscriber failed topic=%s", topic.name)
-        self._count_error()
+        self._counters.count_background_error()
         self.leave(topic, reader)
         reader.sink.close(1011, "write_failed")
 

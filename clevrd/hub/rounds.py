@@ -49,10 +49,12 @@ class Rounds:
 
     __slots__ = (
         "_circuits",
+        "_clock_ns",
         "_counters",
         "_loop",
         "_max_pending_bytes",
         "_readers",
+        "_record",
         "_room_waiters",
         "max_pending",
         "running",
@@ -67,12 +69,15 @@ class Rounds:
         room_waiters: RoomWaiters,
         counters: Counters,
         loop: asyncio.AbstractEventLoop,
+        clock_ns: Callable[[], int],
     ) -> None:
         self._readers = readers
         self._circuits = circuits
         self._room_waiters = room_waiters
         self._counters = counters
         self._loop = loop
+        self._clock_ns = clock_ns
+        self._record = counters.rounds.record
         # Messages, and bytes, that a topic may hold that are not offered yet.
         self.max_pending = max(1, ring_messages // _PENDING_SHARE)
         self._max_pending_bytes = max(1, ring_bytes // _PENDING_SHARE)
@@ -103,13 +108,19 @@ class Rounds:
         """
         if topic in self.running:
             return False
+        began_ns = self._clock_ns()
         step = topic.begin_round(self._loop.time())
         if step is None:
             self._end(topic)
             return False
         for reader in step.tripped:
             self._circuits.open(topic, reader)
-        self._write_slice(topic, step, 0)
+        if not step.messages:
+            self._end(topic)
+            return True
+        # Messages left for the next round were appended after this one's oldest.
+        messages = topic.edge - step.start
+        self._write_slice(topic, step, 0, messages, topic.oldest_pending_ns, began_ns)
         return True
 
     def _is_full(self, topic: Topic) -> bool:
@@ -138,8 +149,22 @@ class Rounds:
             self.running.discard(topic)
             self._loop.call_later(_RETRY_S, self._end, topic)
 
-    def _write_slice(self, topic: Topic, step: Round, first: int) -> None:
-        """Write a round to its next readers, then yield to the loop or end the round."""
+    def _write_slice(
+        self,
+        topic: Topic,
+        step: Round,
+        first: int,
+        messages: int,
+        oldest_ns: int,
+        began_ns: int,
+    ) -> None:
+        """Write a round to its next readers, then yield to the loop or end the round.
+
+        Args:
+            messages: how many it carries, in all its parts.
+            oldest_ns: when the oldest of its messages was appended.
+            began_ns: when the round began.
+        """
         left = WRITES_PER_SLICE
         while True:
             readers = step.readers
@@ -152,13 +177,19 @@ class Rounds:
                 break
             left = last - len(readers)
             if step.then is None:
+                self._record(messages, oldest_ns, began_ns, self._clock_ns())
                 self._end(topic)
                 return
             step, first = step.then, 0
             if not left:
                 break
         self.running.add(topic)
-        self._loop.call_soon(self._guarded, topic, self._write_slice, topic, step, first)
+        self._loop.call_soon(
+            self._guarded,
+            topic,
+            self._write_slice,
+            *(topic, step, first, messages, oldest_ns, began_ns),
+        )
 
     def _write_to(self, topic: Topic, step: Round, readers: list[Subscriber]) -> None:
         start, end, messages, payload = step.start, step.end, step.messages, step.payload
@@ -177,3 +208,5 @@ class Rounds:
             except Exception:
                 self._readers.write_failed(topic, reader)
         topic.delivered += written
+        if written:
+            self._counters.delivered_bytes += len(payload) * (written // messages)

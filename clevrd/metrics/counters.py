@@ -1,33 +1,37 @@
-"""Counters kept as plain numbers in one place, and the views of topics that /metrics shows.
+"""Counters kept as plain numbers in one place, and histograms beside them.
 
-Nothing is measured here; the hub and the connections count, handlers render.
+Nothing is measured here; the hub and the connections count, and a snapshot (`snapshot`) is taken.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-import msgspec
+from clevrd.metrics.histograms import Histogram, RoundHistograms
 
-from clevrd.core.topic import Topic
-from clevrd.core.topic_totals import Totals
-
-# /metrics lists this many topics unless asked otherwise: about 50 KB of JSON.
-DEFAULT_TOPICS: Final = 100
-# The most it lists: about 5 MB, and 10 ms of encoding.
-MAX_TOPICS: Final = 10_000
+# Bounds in seconds. The loop's timers count in milliseconds.
+_LAG_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+# The throttle's delay is 10 ms; a publish that waits for room may wait as long as its client.
+_WAIT_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# From clients that come back at once to those that stay for days.
+_CONNECTION_S: Final = (0.1, 1.0, 10.0, 60.0, 300.0, 900.0, 3_600.0, 21_600.0, 86_400.0)
 
 
 class Counters:
-    """What happened since the start; each number only rises."""
+    """Events since the start; each number only rises."""
 
     __slots__ = (
         "background_errors",
         "circuits_opened",
         "closed",
+        "connection_s",
         "connections",
+        "delivered_bytes",
+        "loop_lag_s",
         "pings_cut",
         "refused",
+        "rounds",
+        "wait_s",
     )
 
     def __init__(self) -> None:
@@ -42,6 +46,17 @@ class Counters:
         self.pings_cut = 0
         # Timers and tasks that failed; each is logged as well.
         self.background_errors = 0
+        # Bytes of messages handed to WebSockets and streams, with their frames or events; nothing
+        # else that is written.
+        self.delivered_bytes = 0
+        # How long rounds took, what they carried, and the way of messages from publish to socket.
+        self.rounds = RoundHistograms()
+        # How late the loop comes to a timer.
+        self.loop_lag_s = Histogram(_LAG_S)
+        # Waits of messages whose publish had to wait; the others are known by their number.
+        self.wait_s = Histogram(_WAIT_S)
+        # How long WebSockets and streams that have ended were open.
+        self.connection_s = Histogram(_CONNECTION_S)
 
     def count_background_error(self) -> None:
         """Count a timer, task or callback that failed; it was logged where it happened."""
@@ -54,69 +69,3 @@ class Counters:
     def count_close(self, code: int) -> None:
         """Count one WebSocket that the daemon closed with ``code``."""
         self.closed[code] = self.closed.get(code, 0) + 1
-
-
-class TopicView(msgspec.Struct, frozen=True):
-    """One topic in /metrics; sizes in messages and bytes, counters since its creation."""
-
-    name: str
-    tenant_id: str
-    messages_published: int
-    active_subscribers: int
-    total_subscribers: int
-    created_at: str
-    messages_delivered: int
-    messages_dropped: int
-    messages_discarded: int
-    messages_queued: int
-    slow_subscribers: int
-    open_circuits: int
-    offset: int
-    epoch: str
-    buffered_messages: int
-    buffered_bytes: int
-
-
-class MessageTotals(msgspec.Struct, frozen=True):
-    """Sums over all topics, those evicted since included."""
-
-    published: int
-    offered: int
-    delivered: int
-    dropped: dict[str, int]
-    discarded: int
-    queued: int
-
-
-def topic_view(topic: Topic, now_s: float) -> TopicView:
-    """Return ``topic`` as /metrics shows it. Call ``topic.settle`` first."""
-    return TopicView(
-        name=f"{topic.tenant}:{topic.name}",
-        tenant_id=topic.tenant,
-        messages_published=topic.published,
-        active_subscribers=len(topic.live),
-        total_subscribers=topic.subscribers,
-        created_at=topic.created_at,
-        messages_delivered=topic.delivered,
-        messages_dropped=topic.losses.total,
-        messages_discarded=topic.discarded,
-        messages_queued=topic.queued(),
-        slow_subscribers=topic.slow_count(now_s),
-        open_circuits=len(topic.suspended),
-        offset=topic.head,
-        epoch=topic.epoch,
-        buffered_messages=topic.held_messages,
-        buffered_bytes=topic.held_bytes,
-    )
-
-
-def message_totals(totals: Totals) -> MessageTotals:
-    """Return ``totals`` as /metrics shows them."""
-    return MessageTotals(
-        published=totals.published,
-        offered=totals.offered,
-        delivered=totals.delivered,
-        dropped=dict(totals.lost),
-        discarded=totals.discarded,
-        queued=totals.queued,
-    )

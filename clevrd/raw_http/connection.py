@@ -114,6 +114,7 @@ class RawConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Serve what is whole, keep the rest."""
+        self._server.budget.received_bytes += len(data)
         if self._is_closing:
             return
         if self._is_probe:
@@ -465,6 +466,8 @@ class RawConnection(asyncio.Protocol):
         self._server.deadlines.remove(self)
         self.transport.write(upgrade.head)
         failed = partial(self._server.refusal, request=None)
+        # The next protocol counts these bytes as well.
+        self._server.budget.received_bytes -= len(rest)
         attach_upgrade(upgrade, self.transport, rest, failed, has_eof=self._is_closing)
 
     def _hand_over(self, data: bytes) -> None:
@@ -478,6 +481,8 @@ class RawConnection(asyncio.Protocol):
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
         if data:
+            # aiohttp's connection counts these bytes as well.
+            self._server.budget.received_bytes -= len(data)
             protocol.data_received(data)
         if self._is_closing and not protocol.eof_received():
             self.transport.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import FakeClock
+from fakes import at_once
 
 from clevrd.control.system_stats import (
     MIN_INTERVAL_S,
@@ -691,7 +692,7 @@ def test_readings_need_no_descriptor(v2: FakeCgroups) -> None:
 
 def test_process_figures_are_those_of_this_process() -> None:
     """What /health shows agrees with what the kernel and the interpreter say."""
-    figures = process_figures()
+    figures = at_once(process_figures())
 
     assert 1 * MIB < figures.rss_bytes <= figures.peak_rss_bytes
     assert figures.virtual_bytes >= figures.rss_bytes
@@ -703,12 +704,12 @@ def test_open_descriptor_and_collection_are_counted() -> None:
     """One more of each is one more in the figures."""
     # What earlier tests left for the collector holds descriptors.
     gc.collect()
-    before = process_figures()
+    before = at_once(process_figures())
     descriptor = os.open(os.devnull, os.O_RDONLY)
 
     try:
         gc.collect()
-        after = process_figures()
+        after = at_once(process_figures())
     finally:
         os.close(descriptor)
 

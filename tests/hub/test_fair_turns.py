@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from functools import partial
 from itertools import pairwise
 from typing import Any, cast
@@ -227,6 +227,30 @@ async def test_steps_are_taken_in_as_many_shares_as_they_need() -> None:
     with pytest.raises(ValueError, match="13"):
         await turns.carry_out(count(13))
     assert len(turns) == 0
+
+
+async def test_long_work_takes_one_share_of_a_turn() -> None:
+    """Though nobody else works: between two shares the loop is free for what is not shared out."""
+    clock = HastyClock()
+    turns = FairTurns(asyncio.get_running_loop(), lambda: None, clock)
+    beats: list[int] = []
+    steps: list[int] = []
+
+    def work() -> Generator[None, None, None]:
+        for _ in range(10):
+            steps.append(len(beats))
+            yield
+
+    async def beat() -> None:
+        while True:
+            beats.append(1)
+            await asyncio.sleep(0)
+
+    beating = asyncio.create_task(beat())
+    await turns.carry_out(work())
+    beating.cancel()
+
+    assert len(set(steps)) == len(steps) == 10
 
 
 # --- a daemon that is always short of time -------------------------------------------------------

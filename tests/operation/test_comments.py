@@ -24,11 +24,8 @@ NOT_YET: Final = (
     "clevrd/connections/",
     "clevrd/core/",
     "clevrd/handlers/commands/",
-    "clevrd/handlers/operate/",
     "clevrd/handlers/publish/",
     "clevrd/handlers/subscribe/",
-    "clevrd/metrics/",
-    "clevrd/raw_http.py",
     "clevrd/raw_http/",
 )
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 from daemons import running
+from fakes import at_once
+from prometheus_client.metrics_core import Metric
 
 import clevrd.server  # noqa: F401  # it imports every module, so that all errors are known
 from clevrd.cli import main
@@ -35,10 +37,12 @@ from clevrd.core.notices import (
 )
 from clevrd.errors import CannotStart, ClevrdError, ConfigError
 from clevrd.handlers.commands.commands import Ping, PublishedNotice, Subscribe, Unsubscribe
+from clevrd.handlers.operate.figures import Figures
 from clevrd.handlers.operate.health import HealthView, MemoryView
-from clevrd.handlers.operate.metrics import IdempotencyView, MetricsView, ThrottlerView
 from clevrd.hub import Published
-from clevrd.metrics.counters import MessageTotals, TopicView
+from clevrd.metrics.exposition import families
+from clevrd.metrics.json import MetricsView, ThrottlerView
+from clevrd.metrics.snapshot import IdempotencyView, MessageTotals, TopicView
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "clevrd"
@@ -306,6 +310,36 @@ async def test_metrics_to_watch_are_there() -> None:
 
     assert cells
     assert sorted(missing) == []
+
+
+def metric_row(family: Metric) -> list[str]:
+    """Return a metric as docs/operations.md shows it."""
+    suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+    labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+    shown = ", ".join(f"`{label}`" for label in sorted(labels))
+    return [f"`{family.name}{suffix}`", family.type, shown, family.documentation]
+
+
+async def test_every_metric_is_documented() -> None:
+    """docs/operations.md has each metric of Prometheus's forms as the code has it, in its order."""
+    async with running() as daemon:
+        daemon.hub.counters.count_refusal("not_found")
+        daemon.hub.counters.count_close(1012)
+        figures = Figures(daemon.hub, daemon.server.count_connections, 0.0)
+        snapshot = at_once(figures.snapshot(0))
+
+    assert rows_after(OPERATIONS, "Prometheus metric") == [
+        metric_row(family) for family in families(snapshot)
+    ]
+
+
+async def test_kinds_of_connections_are_documented() -> None:
+    """docs/operations.md says which values the label has."""
+    async with running() as daemon:
+        counted = daemon.server.count_connections()
+    (kinds,) = re.findall(r"`kind` is (.*?)\. ", OPERATIONS.read_text())
+
+    assert code_spans(kinds) == counted.keys()
 
 
 def test_exit_codes_are_documented() -> None:

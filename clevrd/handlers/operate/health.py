@@ -29,7 +29,7 @@ class MemoryView(msgspec.Struct, frozen=True):
 
 
 class HealthView(msgspec.Struct, frozen=True):
-    """What /health says. ``goroutines`` and ``tasks`` are both the number of asyncio tasks."""
+    """The view of /health. ``goroutines`` and ``tasks`` are both the number of asyncio tasks."""
 
     status: str
     timestamp: str

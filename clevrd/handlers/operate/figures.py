@@ -1,0 +1,143 @@
+"""Figures: takes a snapshot of all that the daemon counts, in bounded slices of a turn."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Generator
+from typing import Final
+
+import aiohttp
+import uvloop
+
+from clevrd import __version__, logs
+from clevrd.control.system_stats import process_figures
+from clevrd.core.topic import Topic
+from clevrd.hub import Hub
+from clevrd.metrics.snapshot import (
+    Build,
+    Connections,
+    IdempotencyView,
+    Snapshot,
+    Throttle,
+    TopicView,
+    message_totals,
+    topic_view,
+    traffic_of,
+)
+
+# Subscribers whose figures are brought up to date in one step, at up to 1 us each, and how many of
+# them a topic by itself costs as much as.
+_SUBSCRIBERS_PER_STEP: Final = 512
+_TOPIC_COSTS: Final = 8
+
+_BUILD: Final = Build(
+    __version__,
+    platform.python_version(),
+    aiohttp.__version__,
+    uvloop.__version__,  # type: ignore[attr-defined]  # its stub leaves it out
+)
+
+
+class Figures:
+    """Where every figure comes from."""
+
+    def __init__(
+        self, hub: Hub, count_connections: Callable[[], dict[str, int]], started_s: float
+    ) -> None:
+        """Take figures of ``hub``.
+
+        Args:
+            count_connections: returns how many are open, by kind.
+            started_s: when the daemon started, on the monotonic clock.
+        """
+        self._hub = hub
+        self._count_connections = count_connections
+        self._started_s = started_s
+        # Since 1970; never reckoned again, so that it stands still when the clock is set.
+        self._started_at_s = time.time() - (time.monotonic() - started_s)
+
+    def snapshot(self, topics: int) -> Generator[None, None, Snapshot]:
+        """Return all figures, and views of the ``topics`` busiest topics, step by step.
+
+        Each topic's figures, and its part of the sums, are of one moment; with 10,000 topics that
+        are read the last one's may be some 50 ms later than the first one's.
+        """
+        hub = self._hub
+        # At the moment at which `sum_up` reads how many were published.
+        waits = hub.publish_waits()
+        messages, slow_subscribers = yield from hub.sum_up()
+        views = (yield from self._views(topics)) if topics else []
+        yield
+        process = yield from process_figures()
+        return Snapshot(
+            build=_BUILD,
+            started_at_s=self._started_at_s,
+            uptime_s=time.monotonic() - self._started_s,
+            total_topics=len(hub.topics),
+            total_subscribers=hub.subscribers,
+            slow_subscribers=slow_subscribers,
+            open_circuits=hub.open_circuits,
+            topics=views,
+            messages=message_totals(messages),
+            idempotency=_idempotency(hub),
+            waiting_publishes=hub.waiting_publishes,
+            ring_bytes=hub.topics.ring_bytes,
+            memory_limit_bytes=hub.topics.limits.max_memory_bytes,
+            throttle=_throttle(hub),
+            window_messages=hub.buffers.window,
+            window=hub.buffers.decision,
+            connections=self._connections(),
+            traffic=traffic_of(hub.counters, hub.input_budget.received_bytes, waits),
+            log_lines_dropped=logs.stderr.dropped,
+            process=process,
+            process_cpu_s=time.process_time(),
+        )
+
+    def _views(self, count: int) -> Generator[None, None, list[TopicView]]:
+        hub = self._hub
+        topics: list[Topic] = yield from hub.topics.busiest(count)
+        views: list[TopicView] = []
+        work = _SUBSCRIBERS_PER_STEP
+        for topic in topics:
+            if work >= _SUBSCRIBERS_PER_STEP:
+                yield
+                work = 0
+            work += _TOPIC_COSTS + topic.subscribers
+            views.append(topic_view(topic, hub.settle((topic,))))
+        return views
+
+    def _connections(self) -> Connections:
+        counters = self._hub.counters
+        return Connections(
+            open=self._count_connections(),
+            accepted=counters.connections,
+            refused=dict(counters.refused),
+            closed=dict(counters.closed),
+            circuits_opened=counters.circuits_opened,
+            pings_unanswered=counters.pings_cut,
+            background_errors=counters.background_errors,
+        )
+
+
+def _idempotency(hub: Hub) -> IdempotencyView:
+    answers = hub.answers
+    return IdempotencyView(len(answers), answers.max_keys, answers.repeats, answers.pushed_out)
+
+
+def _throttle(hub: Hub) -> Throttle:
+    now_s = hub.now_s()
+    decision = hub.throttler.current(now_s)
+    load = hub.last_load
+    return Throttle(
+        is_throttling=decision.is_throttling,
+        cpu_ratio=load.cpu if load else 0.0,
+        memory_ratio=load.memory if load else 0.0,
+        slow_ratio=decision.slow_ratio,
+        reason=decision.reason,
+        delay_s=decision.delay_s,
+        since_s=None if decision.since_s is None else now_s - decision.since_s,
+        until_s=None if decision.until_s is None else decision.until_s - now_s,
+        times_started=hub.throttler.started,
+        throttled_s=hub.throttler.throttled_s(now_s),
+    )

@@ -1,0 +1,128 @@
+"""The JSON of /metrics, from a snapshot. Meaning of the fields: docs/wire.md."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Final
+
+import msgspec
+
+from clevrd.control.adaptive_buffer import BufferDecision
+from clevrd.control.system_stats import ProcessFigures
+from clevrd.metrics.snapshot import (
+    Connections,
+    IdempotencyView,
+    MessageTotals,
+    Snapshot,
+    Throttle,
+    TopicView,
+)
+
+# Topics that are encoded in one step: 0.1 ms.
+_TOPICS_PER_STEP: Final = 64
+# Where the topics go in what was encoded without them. No string in JSON holds a bare quote, so
+# nothing but the field looks like it.
+_NO_TOPICS: Final = b'"topics":[]'
+
+_encode = msgspec.json.Encoder().encode
+
+
+class ThrottlerView(msgspec.Struct, frozen=True):
+    """The throttler's last decision with its inputs; ratios are 0..1, times are ago and to come."""
+
+    is_throttling: bool
+    cpu_usage: float
+    memory_usage: float
+    slow_ratio: float
+    reason: str
+    delay_ms: float
+    # Seconds since it started and until it ends, null while it does not throttle.
+    since: float | None
+    until: float | None
+    times_started: int
+    seconds_throttled: float
+
+
+class LogView(msgspec.Struct, frozen=True):
+    """Lines of the log that were lost."""
+
+    dropped: int
+
+
+class MetricsView(msgspec.Struct, frozen=True):
+    """The whole of /metrics."""
+
+    total_topics: int
+    total_subscribers: int
+    slow_subscribers: int
+    open_circuits: int
+    topics: list[TopicView]
+    throttler_metrics: ThrottlerView
+    buffer_metrics: BufferDecision | None
+    messages: MessageTotals
+    idempotency: IdempotencyView
+    connections: dict[str, Any]
+    log: LogView
+    process: ProcessFigures
+    uptime_s: float
+
+
+def render_json(snapshot: Snapshot) -> Generator[None, None, bytes]:
+    """Return ``snapshot`` as JSON; each step takes well under a millisecond."""
+    topics = snapshot.topics
+    rows: list[bytes] = []
+    for start in range(0, len(topics), _TOPICS_PER_STEP):
+        rows.append(_encode(topics[start : start + _TOPICS_PER_STEP])[1:-1])
+        yield
+    before, _, after = _encode(_summary(snapshot)).partition(_NO_TOPICS)
+    yield
+    # A comma behind each row but the last; joined once, since it may be 5 MB.
+    parts = [part for row in rows for part in (b",", row)][1:]
+    body = b"".join((before, b'"topics":[', *parts, b"]", after))
+    yield
+    return body
+
+
+def _summary(snapshot: Snapshot) -> MetricsView:
+    """Return everything but the topics, whose list is empty."""
+    return MetricsView(
+        total_topics=snapshot.total_topics,
+        total_subscribers=snapshot.total_subscribers,
+        slow_subscribers=snapshot.slow_subscribers,
+        open_circuits=snapshot.open_circuits,
+        topics=[],
+        throttler_metrics=_throttler_view(snapshot.throttle),
+        buffer_metrics=snapshot.window,
+        messages=snapshot.messages,
+        idempotency=snapshot.idempotency,
+        connections=_connections_view(snapshot.connections),
+        log=LogView(snapshot.log_lines_dropped),
+        process=snapshot.process,
+        uptime_s=round(snapshot.uptime_s, 3),
+    )
+
+
+def _connections_view(connections: Connections) -> dict[str, Any]:
+    return {
+        "accepted": connections.accepted,
+        "refused": connections.refused,
+        "closed": {str(code): count for code, count in connections.closed.items()},
+        "circuits_opened": connections.circuits_opened,
+        "pings_unanswered": connections.pings_unanswered,
+        "background_errors": connections.background_errors,
+    }
+
+
+def _throttler_view(throttle: Throttle) -> ThrottlerView:
+    return ThrottlerView(
+        is_throttling=throttle.is_throttling,
+        cpu_usage=round(throttle.cpu_ratio, 4),
+        memory_usage=round(throttle.memory_ratio, 4),
+        slow_ratio=round(throttle.slow_ratio, 4),
+        reason=throttle.reason,
+        delay_ms=throttle.delay_s * 1000,
+        since=None if throttle.since_s is None else round(throttle.since_s, 3),
+        until=None if throttle.until_s is None else round(throttle.until_s, 3),
+        times_started=throttle.times_started,
+        seconds_throttled=round(throttle.throttled_s, 3),
+    )
