@@ -1,7 +1,7 @@
-"""What is asked of a request's head before anything else: who asks, and may they, and is it open?
+"""The gate: the head of each request says who asks, and is admitted or refused before any body.
 
-The raw path and aiohttp ask the same `Gate`, so no connection passes beside it. What an endpoint
-itself refuses, and what it answers, is decided in handlers/.
+The raw path and aiohttp ask the same `Gate`, so no connection passes beside it. Refusals and
+answers of one endpoint are in handlers/.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from clevrd.http_values import Reply, Request, Response
 from clevrd.scheduling.due_answers import Due
 from clevrd.tenants import DEFAULT, Tenant, identify
 
-# What an endpoint answers later. A Future is cancelled when the client goes; anything else is
-# awaited to its end. What lies behind a `Due` may begin at once; behind anything else it waits.
+# An answer that an endpoint gives later. A Future is cancelled when the client goes; anything else
+# is awaited to its end. Requests behind a `Due` may begin at once; behind anything else they wait.
 Later = Awaitable[Response | Due[Response]] | Due[Response]
 
 
@@ -43,7 +43,7 @@ class Admitted:
 
 
 class Endpoint(Protocol):
-    """What answers one method of one path."""
+    """The answerer of one method of one path."""
 
     # Whether it answers also once the daemon drains, as health checks do.
     serves_while_draining: bool
@@ -73,7 +73,8 @@ class Gate:
 
     def __init__(self, is_draining: Callable[[], bool]) -> None:
         self._is_draining = is_draining
-        # Of what heads mean. An `Admitted` that was kept with another number is asked for anew.
+        # The number of the meaning that heads have now; it rises in `change`. An `Admitted` that
+        # was kept with another number is asked for anew.
         self.generation = 0
 
     def change(self) -> None:

@@ -1,6 +1,6 @@
 """Publish sockets: each text frame is a publish, in order; frames with a ``ref`` are answered.
 
-What a publish means is decided by handlers/publish/socket.py, which gives this its Publisher.
+The meaning of a publish is decided by handlers/publish/socket.py, which provides the Publisher.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clevrd.core.client_frames import PING, PONG, TEXT, ClientFrames
 from clevrd.core.server_frames import pong_frame, text_frame
 from clevrd.scheduling.due_answers import Due, DueAnswers, Place
 
-# Of a read, which brings up to 256 KiB, what is parsed between two looks at the time: 0.5 ms of the
+# Bytes of a read (up to 256 KiB) that are parsed between two looks at the time: 0.5 ms of the
 # shortest publishes, 3 ms of empty frames.
 SLICE_BYTES: Final = 16_384
 
@@ -25,7 +25,7 @@ SLICE_BYTES: Final = 16_384
 # through again.
 FRAMES_PER_TAKE: Final = 256
 
-# Notice frames, and fragments beyond a message's first, within the budget's window: a MiB in
+# Control frames, and fragments beyond a message's first, within the budget's window: a MiB in
 # fragments of one kilobyte passes, a flood of empty ones does not.
 BUDGET_FRAMES: Final = 2_000
 
@@ -33,7 +33,7 @@ UNSUPPORTED_DATA: Final = 1003
 
 
 class Publisher(Protocol):
-    """What publishes the frames' payloads and says what to answer."""
+    """The publisher of the frames' payloads, which also makes the answers."""
 
     @property
     def answers(self) -> list[bytes]:
@@ -218,8 +218,8 @@ class PublishConnection(WebSocketConnection):
                     continue
                 self._receive_other(*messages[start])
                 if self._has_failed and not (self._fault and messages[start][0] in (PING, PONG)):
-                    # What lies behind a fault, or a goodbye, is not read; a fault that is kept
-                    # lies behind all of this.
+                    # Frames behind a fault, or behind a close, are not read; a fault that is kept
+                    # lies behind all of these frames.
                     return
                 start += 1
                 continue
@@ -281,7 +281,7 @@ class PublishConnection(WebSocketConnection):
     def _take_turn(self) -> None:
         """Publish what was held back, and read on if nothing holds it back again.
 
-        What was received whole is published even if the publisher has gone meanwhile.
+        Messages that were received whole are published even if the publisher has gone meanwhile.
         """
         if self._due is not None and self._due.is_full:
             self._is_blocked = True
@@ -327,7 +327,7 @@ class PublishConnection(WebSocketConnection):
             return
         if self._fault is not None:
             super()._fail(*self._fault)
-            # What follows is ignored, but for the end of the connection.
+            # Bytes that follow are ignored; only the end of the connection is noticed.
             self.transport.resume_reading()
         if self._has_eof:
             super().eof_received()

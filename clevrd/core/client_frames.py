@@ -58,8 +58,8 @@ class ClientFrames:
 
     Every rule that a header can break is checked as soon as its bytes are there, before any
     payload is waited for, so a declared length of 2**63 costs nothing. After a close nothing
-    more is read (RFC 6455 §5.5.1). What comes out does not depend on how the bytes were split, as
-    long as no read completes more than ``max_frames_per_feed`` frames.
+    more is read (RFC 6455 §5.5.1). The messages do not depend on how the bytes were split,
+    as long as no read completes more than ``max_frames_per_feed`` frames.
     """
 
     __slots__ = (
@@ -126,8 +126,8 @@ class ClientFrames:
     def _take_texts(self, done: list[tuple[int, bytes]]) -> int:
         """Take the whole, plain text frames that the buffer begins with; return where they end.
 
-        What publish sockets send, at 1 us a frame where the general way takes 2.4; whatever is
-        not plainly right is left to that way to judge.
+        Publish sockets send such frames; this takes 1 us a frame where the general way takes 2.4.
+        A frame that is not plainly right is left to the general way to judge.
         """
         buffer = self._buffer
         available = len(buffer)

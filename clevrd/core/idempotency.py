@@ -16,8 +16,8 @@ MAX_KEY_CHARS: Final = 255
 
 EXPECTED_KEY: Final = f"1 to {MAX_KEY_CHARS} printable ASCII characters"
 
-# What a key and its answer take at most, in memory: 0.9 KB for a key of 255 characters, 0.7 for a
-# UUID (tracemalloc), and its topic's name.
+# The memory that a key and its answer take at most: 0.9 KB for a key of 255 characters, 0.7 for a
+# UUID (tracemalloc), and the topic's name.
 KEY_COST_BYTES: Final = 1_024
 
 # Each new key pays for looking at two old ones, so those whose time is up go faster than new ones

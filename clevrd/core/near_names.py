@@ -11,10 +11,10 @@ from typing import Final
 
 # A request that has more of them is told of these only.
 MAX_WARNINGS: Final = 4
-# Of the names in a request that are looked at; and longer names are no misspelt ones.
+# Names of a request that are looked at; a longer name is not taken for a misspelt one.
 MAX_NAMES: Final = 64
 MAX_NAME_CHARS: Final = 32
-# Of combinations of names that are remembered, 2 KiB at most each.
+# Combinations of names that are remembered, 2 KiB at most each.
 _MAX_SEEN: Final = 256
 # A known name that is shorter is one letter away from too much.
 _MIN_LETTERS: Final = 5
@@ -136,14 +136,14 @@ _SUBSCRIBE_WORDS: Final = {
     "tenant_id": "tenant",
 }
 
-# Of the body of a publish, of a frame on a publish socket, and of commands.
+# The fields of a publish's body, of a frame on a publish socket, and of commands.
 PUBLISH_FIELDS: Final = Vocabulary("field", _PUBLISH, _PUBLISH_WORDS)
 SOCKET_FIELDS: Final = Vocabulary("field", (*_PUBLISH, "ref"), _PUBLISH_WORDS)
 PUBLISH_COMMAND: Final = Vocabulary("field", (*_PUBLISH, "ref", "type"), _PUBLISH_WORDS)
 SUBSCRIBE_COMMAND: Final = Vocabulary(
     "field", (*_SUBSCRIBE, "positions", "ref", "type"), _SUBSCRIBE_WORDS
 )
-# Of the query of a subscription, and of requests that name a tenant at most.
+# The options of a subscription's query, and of requests that take a tenant alone.
 SUBSCRIBE_OPTIONS: Final = Vocabulary(
     "option",
     (*_SUBSCRIBE, "last_event_id", "lastEventId", "control", "poll", "timeout", "tenant"),

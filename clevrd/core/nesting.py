@@ -41,7 +41,7 @@ def is_too_deep(json: bytes) -> bool:
 def _brackets_of(json: bytes) -> bytes:
     """Return the brackets of ``json`` that don't stand in strings, all of one kind."""
     if b"\\" in json:
-        # What is left of a string then has no quote in it.
+        # The rest of a string then has no quote in it.
         json = json.replace(b"\\\\", b"").replace(b'\\"', b"")
     return b"".join(json.split(b'"')[::2]).translate(_ONE_KIND, _NOT_BRACKETS)
 

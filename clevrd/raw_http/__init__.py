@@ -2,8 +2,8 @@
 
 A request is plain when a strict grammar, narrower than HTTP's, recognises all of it (`grammar`). At
 the first thing it does not recognise the connection and its unread bytes go to aiohttp for good:
-when in doubt, hand over, never guess. What a request means is decided by the same endpoints on both
-ways. `probes`: what may be asked over the limit of connections. `server`: what all connections
+when in doubt, hand over, never guess. Both ways ask the same endpoints, so a request means the same
+on both. `probes`: what may be asked over the limit of connections. `server`: what all connections
 share. `connection`: one of them. Each imports only from those named before it.
 """
 

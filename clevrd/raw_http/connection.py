@@ -1,6 +1,6 @@
 """RawConnection: one connection until it is a subscriber's or aiohttp's.
 
-What is plain is decided in `grammar`, what a request means by its endpoint.
+The grammar decides whether a request is plain, and its endpoint decides what the request means.
 """
 
 from __future__ import annotations
@@ -71,24 +71,24 @@ class RawConnection(asyncio.Protocol):
         self._needed_bytes = 0
         # A publish waits for room, or for a throttle; what follows it waits too.
         self._is_busy = False
-        # What the buffer holds is served in one of the next turns; nothing is read until then.
+        # The content of the buffer is served in one of the next turns; nothing is read until then.
         self._awaits_turn = False
         self._is_write_paused = False
         # The answers from the first one on that is due; None while none is.
         self._due: DueAnswers | None = None
-        # What is to be said behind them, and nothing after it.
+        # The last response of the connection, which follows the due answers; nothing follows it.
         self._last_word = b""
         # How much of a request has begun to arrive, for which a deadline is set.
         self._stage = _NOTHING
         # Bytes the buffer must hold for the request's time to begin anew; NEVER in its head.
         self._steady_at_bytes = NEVER
-        # What the client had taken when it was last looked at because its answers are unread.
+        # Bytes that the client had taken at the last look, which is for unread answers only.
         self._taken_bytes = 0
         # The daemon is draining: close once nothing is under way.
         self._is_last = False
         # It came over the limit and may ask one thing.
         self._is_probe = False
-        # What the budget of all connections was told that the buffer holds.
+        # Bytes in the buffer, as the budget of all connections was told last.
         self._held_bytes = 0
         # The client has shut its side down.
         self._has_eof = False
@@ -208,11 +208,11 @@ class RawConnection(asyncio.Protocol):
                 break
             plain = server.read_head(data[position:head_end]) if head_end >= 0 else None
             if plain is None or plain.is_upgrade:
-                # Whoever takes the connection over expects it to be read, and not to be paused.
+                # The next owner of the connection expects it to be read, and not to be paused.
                 self._flush(answers)
                 answers = []
                 if self._due is not None:
-                    # What the new owner sends comes behind all that is due.
+                    # Bytes of the next owner come behind all answers that are due.
                     self._due.seal()
                     self._hold(data[position:])
                     return

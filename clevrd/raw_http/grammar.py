@@ -58,7 +58,8 @@ class PlainHead:
         self.endpoint = endpoint
         self.content_length = content_length
         self.is_upgrade = is_upgrade
-        # What the endpoint took it for, and the gate's generation at that time; None before.
+        # The head as its endpoint admitted it, and the gate's generation at that time; None before
+        # that.
         self.admitted: Admitted | None = None
         self.generation = -1
 
@@ -105,7 +106,7 @@ class PlainGrammar:
         # Path -> what answers its upgrades.
         self._upgrades = upgrades
         self._max_message_bytes = max_message_bytes
-        # Of publishes on kept connections, parsed once.
+        # Heads of publishes on kept connections, which are parsed once.
         self._cache: HeadCache[PlainHead] = HeadCache()
 
     def read(self, head: bytes) -> PlainHead | None:

@@ -1,4 +1,4 @@
-"""What may be asked over the limit of connections: how the daemon is, and for events."""
+"""Requests that are answered over the limit of connections: for health, and for events."""
 
 from __future__ import annotations
 

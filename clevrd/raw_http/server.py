@@ -43,7 +43,7 @@ class Connection(Protocol):
 
 
 class RawServer:
-    """What all raw connections share: grammar, limits, deadlines, the way to aiohttp."""
+    """The parts that all raw connections share: grammar, limits, deadlines, the way to aiohttp."""
 
     def __init__(
         self,
@@ -83,9 +83,9 @@ class RawServer:
         # the one that has waited longest first.
         self.probing: dict[Connection, None] = {}
         self._count_handed_over = count_handed_over
-        # What the server reckons once all that it needs itself is open.
+        # The limit of connections, reckoned by the server once its own descriptors are open.
         self.max_connections = max_connections
-        # Of all connections above, each by its deadline.
+        # The deadlines of all connections above.
         self.deadlines: Deadlines[Connection] = Deadlines(
             loop, methodcaller("expire"), counters.count_background_error
         )

@@ -17,18 +17,6 @@ ROOT: Final = Path(__file__).parents[2]
 # A sentence that begins with one of these words has no noun for its subject.
 FORBIDDEN: Final = re.compile(r"(?:Who|Whose|Whom|Whoever|What|Whatever|Those|Of)\b")
 
-# Modules whose sentences are not rewritten yet; a path from the root, or the beginning of one.
-NOT_YET: Final = (
-    "clevrd/admission.py",
-    "clevrd/head_cache.py",
-    "clevrd/connections/",
-    "clevrd/core/",
-    "clevrd/handlers/commands/",
-    "clevrd/handlers/publish/",
-    "clevrd/handlers/subscribe/",
-    "clevrd/raw_http/",
-)
-
 # A sentence ends at one of these marks when a capital letter or a name in backticks follows.
 _BETWEEN_SENTENCES: Final = re.compile(r"(?<=[.:;?!])\s+(?=[A-Z`])")
 # Comments for tools, which are no sentences.
@@ -88,13 +76,12 @@ def sentences_without_subject(source: str) -> list[str]:
     ]
 
 
-def rewritten_modules() -> list[str]:
-    """Return the paths of all modules of clevrd but those of NOT_YET."""
-    paths = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "clevrd").rglob("*.py"))
-    return [path for path in paths if not path.startswith(NOT_YET)]
+def all_modules() -> list[str]:
+    """Return the paths of all modules of clevrd."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "clevrd").rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", rewritten_modules())
+@pytest.mark.parametrize("path", all_modules())
 def test_every_sentence_names_its_subject(path: str) -> None:
     """No sentence of a comment or a docstring begins with Who, What, Those and the like."""
     source = (ROOT / path).read_text()

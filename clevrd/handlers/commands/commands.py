@@ -234,7 +234,8 @@ class Commands(SocketOutcomes):
                 self._answer(Pong(command.ref))
             case Subscribe():
                 self._hub.refuse_if_draining()
-                # What it brings is written at once, so not before all that is due has left.
+                # The messages of a subscription are written at once, so the answers that are due
+                # have to leave before them.
                 if not self._connection.flush_answers():
                     raise HasToWait
                 self._subscribe(command)

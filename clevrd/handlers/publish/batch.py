@@ -47,7 +47,7 @@ _array_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class BatchAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a batch is answered: counts, and a result for each item, in the order of the items."""
+    """The answer to a batch: counts, and a result for each item, in the order of the items."""
 
     success: bool
     published: int
@@ -107,7 +107,7 @@ class BatchEndpoint:
 
 
 class BatchResults:
-    """What became of a batch's items so far: the `Outcomes` of its `RunPublisher`."""
+    """The results of a batch's items so far: the `Outcomes` of its `RunPublisher`."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub

@@ -1,4 +1,4 @@
-"""What the publishes of a socket are answered: JSON, in the order of the frames.
+"""The answers to the publishes of a socket: JSON, in the order of the frames.
 
 A frame with a ``ref`` is answered with that ref; without one only a refusal is answered. How the
 answers are sent is the connection's.
@@ -24,7 +24,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class PublishedWithRef(Published, frozen=True, gc=False, omit_defaults=True):
-    """What the publisher of a frame with a ref is told."""
+    """The answer to the publisher of a frame with a ref."""
 
     ref: str | int | msgspec.UnsetType = msgspec.UNSET
     warnings: tuple[str, ...] = ()
@@ -44,11 +44,11 @@ _ref_decoder = msgspec.json.Decoder(_RefOnly)
 
 
 class Asking(Protocol):
-    """What the answer to a frame depends on, beside what became of its message."""
+    """The parts of a frame on which its answer depends, beside the fate of its message."""
 
     @property
     def ref(self) -> str | int | None:
-        """What the answer is to carry; None for no answer."""
+        """The ref that the answer carries; None for no answer."""
 
     def warnings(self) -> tuple[str, ...]:
         """Return what the publisher is told besides."""
@@ -69,7 +69,7 @@ class SocketOutcomes:
 
     __slots__ = ("_hub", "answers", "due")
 
-    # What a publish is answered.
+    # The type of the answer to a publish.
     kind: ClassVar[type[PublishedWithRef]] = PublishedWithRef
 
     def __init__(self, hub: Hub) -> None:

@@ -167,7 +167,7 @@ class RunPublisher(Generic[RequestT]):
     def _append_once(self, item: bytes, request: RequestT, key: str) -> bool:
         """Publish what has a key, or answer as before; return False if it has to wait."""
         try:
-            # What has to wait has paid already.
+            # A publish that has to wait has paid already.
             self._hub.check_rate(self._tenant)
             answer = self._hub.publish_once(self._tenant, request, key)
         except ClevrdError as error:

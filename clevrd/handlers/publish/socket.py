@@ -1,6 +1,6 @@
 """GET /publish as a WebSocket: each text frame is a publish.
 
-What a frame is answered: `outcomes`.
+The answers to frames are made in `outcomes`.
 """
 
 from __future__ import annotations

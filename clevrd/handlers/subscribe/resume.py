@@ -210,7 +210,7 @@ def _resumes(
 ) -> list[Beginning | None]:
     """Return for each of so many topics where its subscriber resumes.
 
-    Of positions there is one for each topic, in the order of the topics: `offset` and `epoch` are
+    Each topic has a position of its own, in the order of the topics: `offset` and `epoch` are
     repeated, and event ids stand in one list with commas between. The other forms hold for all.
 
     Raises:
