@@ -13,7 +13,7 @@ from typing import Final, Protocol, cast
 from clevrd.config import Config
 from clevrd.connections.farewells import Farewells
 from clevrd.connections.presence import Peer, Presence
-from clevrd.core.stream_forms import PlacedWrites
+from clevrd.core.stream_forms import SlottedWrites
 from clevrd.input_budget import InputBudget
 from clevrd.metrics.counters import Counters
 from clevrd.pace import sent_step_bytes
@@ -111,7 +111,7 @@ class Connections:
         # The shares of the loop's turns in which publishes and commands are carried out.
         self.turns = turns
         # Finishes what is written to streams of events with many topics; all of them share it.
-        self.event_writes = PlacedWrites()
+        self.event_writes = SlottedWrites()
 
     def __len__(self) -> int:
         """Return how many there are, closing ones included."""

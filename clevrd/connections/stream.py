@@ -24,7 +24,7 @@ from clevrd.connections.registry import RESTARTING, Connections
 from clevrd.core.client_frames import POLICY_VIOLATION
 from clevrd.core.event_ids import EventIdSlot
 from clevrd.core.notices import ErrorNotice, GoingAway, Notice
-from clevrd.core.stream_forms import PLACED_EVENTS, PlacedWrites, StreamForm, control_event
+from clevrd.core.stream_forms import SLOTTED_EVENTS, SlottedWrites, StreamForm, notice_event
 from clevrd.core.subscriber import Sink
 from clevrd.core.subscription import DeliveryOptions, SubscribeRequest
 from clevrd.core.topic import Topic
@@ -218,12 +218,12 @@ class SubscriberStream(asyncio.Protocol):
         if slot is None:
             return MemberSubscription(hub, topic, self, options, pattern, self._form)
         sink = EventIdSink(self, self._form, slot, self._connections.event_writes)
-        return MemberSubscription(hub, topic, sink, options, pattern, PLACED_EVENTS)
+        return MemberSubscription(hub, topic, sink, options, pattern, SLOTTED_EVENTS)
 
     def tell(self, notice: Notice, event_id: bytes) -> None:
         """Write ``notice``, in an event with this id where there is one."""
         if event_id:
-            self.write(self._form.framed(control_event(notice, event_id)))
+            self.write(self._form.framed(notice_event(notice, event_id)))
         else:
             self.write(self._spelled(notice))
 
@@ -238,7 +238,7 @@ class SubscriberStream(asyncio.Protocol):
 
     def _spelled(self, notice: Notice) -> bytes:
         """Return what tells ``notice``, which has no place among the messages."""
-        return self._form.framed(self._form.control(notice, b"", None))
+        return self._form.framed(self._form.notice(notice, b"", None))
 
     def _begin_to_end(self) -> None:
         self.is_closing = True
@@ -252,7 +252,7 @@ class EventIdSink:
     __slots__ = ("_form", "_slot", "_stream", "_writes")
 
     def __init__(
-        self, stream: Sink, form: StreamForm, slot: EventIdSlot, writes: PlacedWrites
+        self, stream: Sink, form: StreamForm, slot: EventIdSlot, writes: SlottedWrites
     ) -> None:
         self._stream = stream
         self._form = form

@@ -32,7 +32,7 @@ from clevrd.progress import unsent_bytes_of
 
 log = logging.getLogger(__name__)
 
-# Notice frames of any kind within BUDGET_WINDOW_S, and all bytes a subscriber sends; beyond
+# Control frames of any kind within BUDGET_WINDOW_S, and all bytes a subscriber sends; beyond
 # either it is closed with 1008.
 BUDGET_FRAMES: Final = 100
 BUDGET_WINDOW_S: Final = 10.0

@@ -16,7 +16,7 @@ MAX_KEY_BYTES: Final = 255
 def check_topic(topic: str) -> None:
     """Raise InvalidRequest unless ``topic`` is 1 to 255 bytes of UTF-8 without control characters.
 
-    Notice characters are those of Unicode's category Cc: C0, DEL and C1.
+    Control characters are those of Unicode's category Cc: C0, DEL and C1.
     """
     if topic.isascii() and topic.isprintable() and 0 < len(topic) <= MAX_TOPIC_BYTES:
         return

@@ -1,4 +1,4 @@
-"""Notice frames: what a subscriber that asked for them is told between its messages.
+"""Notices: JSON that a subscriber which asked for it is told between its messages.
 
 Shapes: docs/wire.md. They are no messages: no offset, not in the ring, not counted as delivered.
 """
@@ -117,11 +117,11 @@ Notice = Subscribed | Gap | GoingAway | Watching | Forgotten | Unsubscribed | Po
 _encode = msgspec.json.Encoder().encode
 
 
-def notice_json(control: Notice) -> bytes:
-    """Return ``control`` as JSON, on one line."""
-    return _encode(control)
+def notice_json(notice: Notice) -> bytes:
+    """Return ``notice`` as JSON, on one line."""
+    return _encode(notice)
 
 
-def notice_frame(control: Notice) -> bytes:
-    """Return ``control`` as a finished text frame."""
-    return text_frame(_encode(control))
+def notice_frame(notice: Notice) -> bytes:
+    """Return ``notice`` as a finished text frame."""
+    return text_frame(_encode(notice))

@@ -62,13 +62,13 @@ class SharedTexts:
         """Return ``texts`` as one piece of the body, for all who are given the same."""
         return self._form.framed(texts[0] if len(texts) == 1 else b"".join(texts))
 
-    def told(self, control: Notice, offset: int | None = None) -> bytes:
-        """Return ``control`` as a part of a piece."""
-        return self._form.control(control, self._epoch, offset)
+    def told(self, notice: Notice, offset: int | None = None) -> bytes:
+        """Return ``notice`` as a part of a piece."""
+        return self._form.notice(notice, self._epoch, offset)
 
-    def control(self, control: Notice, offset: int | None = None) -> bytes:
-        """Return ``control`` as one piece of the body."""
-        return self._form.framed(self.told(control, offset))
+    def notice(self, notice: Notice, offset: int | None = None) -> bytes:
+        """Return ``notice`` as one piece of the body."""
+        return self._form.framed(self.told(notice, offset))
 
     def clear(self) -> None:
         """Forget what was made: nobody reads this form any more."""

@@ -17,7 +17,7 @@ BLANK: Final = b"\0"
 
 # Messages in one write of events whose ids are the reader's own: each id may be 4 KB long, and
 # bytes made for one reader alone are not to be more than a round shares among all.
-PLACED_MESSAGES: Final = 32
+SLOTTED_MESSAGES: Final = 32
 
 _ANY_NUMBER: Final = 1 << 60
 
@@ -58,8 +58,8 @@ class StreamForm:
         """Return the text of the message in ``frame``, whose position is (epoch, offset)."""
         raise NotImplementedError
 
-    def control(self, control: Notice, epoch: bytes, offset: int | None) -> bytes:
-        """Return the text of ``control``, behind which a client is at (epoch, offset) if given."""
+    def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
+        """Return the text of ``notice``, behind which a client is at (epoch, offset) if given."""
         raise NotImplementedError
 
     def retry(self, delay_ms: int) -> bytes:
@@ -92,16 +92,16 @@ class ServerSentEvents(StreamForm):
         """Return the event of one message."""
         return b"id: %b:%d\ndata: %b\n\n" % (epoch, offset, one_line(payload_of(frame)))
 
-    def control(self, control: Notice, epoch: bytes, offset: int | None) -> bytes:
-        """Return the event of ``control``, with an id where a reconnect may resume behind it."""
-        return control_event(control, b"" if offset is None else b"%b:%d" % (epoch, offset))
+    def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
+        """Return the event of ``notice``, with an id where a reconnect may resume behind it."""
+        return notice_event(notice, b"" if offset is None else b"%b:%d" % (epoch, offset))
 
     def retry(self, delay_ms: int) -> bytes:
         """Return the field that sets the client's reconnection time, of the event that follows."""
         return b"retry: %d\n" % delay_ms
 
 
-class PlacedEvents(ServerSentEvents):
+class SlottedEvents(ServerSentEvents):
     """Events of a connection with several topics: each id has a BLANK for its place in the others.
 
     The write fills the blank in, and adds the framing of the response.
@@ -109,20 +109,20 @@ class PlacedEvents(ServerSentEvents):
 
     __slots__ = ()
 
-    max_messages = PLACED_MESSAGES
+    max_messages = SLOTTED_MESSAGES
 
     def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
         """Return the event of one message, with the blank in its id."""
         payload = one_line(payload_of(frame))
         return b"id: %b:%d%b\ndata: %b\n\n" % (epoch, offset, BLANK, payload)
 
-    def control(self, control: Notice, epoch: bytes, offset: int | None) -> bytes:
-        """Return the event of ``control``, with the blank in its id if it has one."""
+    def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
+        """Return the event of ``notice``, with the blank in its id if it has one."""
         place = b"" if offset is None else b"%b:%d%b" % (epoch, offset, BLANK)
-        return control_event(control, place)
+        return notice_event(notice, place)
 
 
-class PlacedWrites:
+class SlottedWrites:
     """Fills the blanks in events that a round, or a reader that catches up, has.
 
     Readers that are at the same places in all their topics, as most live ones with the same URL
@@ -155,11 +155,11 @@ class PlacedWrites:
         return self.finished
 
 
-def control_event(control: Notice, event_id: bytes) -> bytes:
-    """Return the event of ``control``; b"" for an id is none."""
-    kind = str(type(control).__struct_config__.tag).encode()
+def notice_event(notice: Notice, event_id: bytes) -> bytes:
+    """Return the event of ``notice``; b"" for an id is none."""
+    kind = str(type(notice).__struct_config__.tag).encode()
     place = b"id: %b\n" % event_id if event_id else b""
-    return b"%bevent: %b\ndata: %b\n\n" % (place, kind, notice_json(control))
+    return b"%bevent: %b\ndata: %b\n\n" % (place, kind, notice_json(notice))
 
 
 class JsonLines(StreamForm):
@@ -175,9 +175,9 @@ class JsonLines(StreamForm):
         """Return the line of one message."""
         return one_line(payload_of(frame)) + b"\n"
 
-    def control(self, control: Notice, epoch: bytes, offset: int | None) -> bytes:
-        """Return the line of ``control``, which holds its position itself."""
-        return notice_json(control) + b"\n"
+    def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
+        """Return the line of ``notice``, which holds its position itself."""
+        return notice_json(notice) + b"\n"
 
     def retry(self, delay_ms: int) -> bytes:
         """Return nothing: the delay is in `going_away`."""
@@ -186,7 +186,7 @@ class JsonLines(StreamForm):
 
 SSE: Final = ServerSentEvents(is_chunked=True)
 SSE_BARE: Final = ServerSentEvents(is_chunked=False)
-PLACED_EVENTS: Final = PlacedEvents(is_chunked=False)
+SLOTTED_EVENTS: Final = SlottedEvents(is_chunked=False)
 NDJSON: Final = JsonLines(is_chunked=True)
 NDJSON_BARE: Final = JsonLines(is_chunked=False)
 
@@ -204,11 +204,11 @@ class Spelling(Protocol):
     def joined(self, texts: list[bytes]) -> bytes:
         """Return ``texts``, of which there are some, as they are written at once."""
 
-    def told(self, control: Notice, offset: int | None = None) -> bytes:
-        """Return what tells ``control``, to be joined; see `StreamForm.control`."""
+    def told(self, notice: Notice, offset: int | None = None) -> bytes:
+        """Return what tells ``notice``, to be joined; see `StreamForm.notice`."""
 
-    def control(self, control: Notice, offset: int | None = None) -> bytes:
-        """Return what tells ``control``, as it is written by itself."""
+    def notice(self, notice: Notice, offset: int | None = None) -> bytes:
+        """Return what tells ``notice``, as it is written by itself."""
 
 
 class FrameSpelling:
@@ -226,11 +226,11 @@ class FrameSpelling:
         """Return the frames behind one another."""
         return texts[0] if len(texts) == 1 else b"".join(texts)
 
-    def told(self, control: Notice, offset: int | None = None) -> bytes:
+    def told(self, notice: Notice, offset: int | None = None) -> bytes:
         """Return a text frame."""
-        return notice_frame(control)
+        return notice_frame(notice)
 
-    control = told
+    notice = told
 
 
 FRAMES: Final = FrameSpelling()

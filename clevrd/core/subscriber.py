@@ -287,5 +287,5 @@ class Subscriber:
         self.write = self.sink.write
         if self.gaps:
             gap = self.gaps.take()
-            data = self.spelling.control(gap, gap.last) + data
+            data = self.spelling.notice(gap, gap.last) + data
         self.write(data)

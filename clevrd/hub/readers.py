@@ -209,7 +209,7 @@ def _first_notices(
     )
     spelling = reader.spelling
     if gap is None:
-        return spelling.control(greeting, offset)
+        return spelling.notice(greeting, offset)
     # A client whose connection ends between the two notices comes back with the earlier position,
     # and is told of the gap again.
-    return spelling.control(greeting) + spelling.control(gap, reader.position())
+    return spelling.notice(greeting) + spelling.notice(gap, reader.position())

@@ -33,11 +33,11 @@ from clevrd.core.stream_forms import (
     FRAMES,
     NDJSON,
     NDJSON_BARE,
-    PLACED_EVENTS,
-    PLACED_MESSAGES,
+    SLOTTED_EVENTS,
+    SLOTTED_MESSAGES,
     SSE,
     SSE_BARE,
-    PlacedWrites,
+    SlottedWrites,
     StreamForm,
     chunk,
 )
@@ -158,9 +158,9 @@ def test_control_frames_are_named_events_and_lines_with_their_type_first(
     control: Subscribed | Gap | GoingAway | ErrorNotice,
 ) -> None:
     """The same JSON object on every transport; SSE also names the event after its type."""
-    frame = FRAMES.control(control)
-    event_text = shared(SSE_BARE).control(control)
-    line = shared(NDJSON_BARE).control(control)
+    frame = FRAMES.notice(control)
+    event_text = shared(SSE_BARE).notice(control)
+    line = shared(NDJSON_BARE).notice(control)
 
     (event,) = events_in(event_text)
     (payload,) = payloads_in(frame)
@@ -175,10 +175,10 @@ def test_control_event_has_an_id_only_where_a_client_may_resume_behind_it() -> N
     texts = shared(SSE_BARE)
     gap = Gap("t", 42, 57, 16, "slow_consumer")
 
-    with_id, without = events_in(texts.control(gap, 57) + texts.control(gap))
+    with_id, without = events_in(texts.notice(gap, 57) + texts.notice(gap))
 
     assert with_id.id == f"{EPOCH}:57"
-    assert b"id:" not in texts.control(gap)
+    assert b"id:" not in texts.notice(gap)
     # httpx-sse hands on the last id, as an EventSource does.
     assert without.id == f"{EPOCH}:57"
 
@@ -371,14 +371,15 @@ def test_gap_stands_before_its_message_in_every_form() -> None:
 def test_write_of_events_with_ids_of_the_readers_own_is_bounded(strategy: DropStrategy) -> None:
     """What is made for one reader alone holds a few messages, live or behind; others get theirs."""
     driver = real_driver(ring_messages=70)
-    live, stalled = (driver.join(reader_of(PLACED_EVENTS, room, strategy)) for room in (1 << 60, 0))
+    live = driver.join(reader_of(SLOTTED_EVENTS, 1 << 60, strategy))
+    stalled = driver.join(reader_of(SLOTTED_EVENTS, 0, strategy))
     plain = driver.join(reader_of(None))
     whole = [live, plain]
 
-    driver.publish(2 * PLACED_MESSAGES + 1)
+    driver.publish(2 * SLOTTED_MESSAGES + 1)
     driver.flush()
     driver.send(60)
-    late = driver.join(reader_of(PLACED_EVENTS, strategy=strategy), last=50)
+    late = driver.join(reader_of(SLOTTED_EVENTS, strategy=strategy), last=50)
     sink = stalled.sink
     assert isinstance(sink, FakeSink)
     sink.room_bytes = 1 << 60
@@ -386,7 +387,7 @@ def test_write_of_events_with_ids_of_the_readers_own_is_bounded(strategy: DropSt
 
     for reader in (live, stalled, late):
         counts = [data.count(BLANK) for data in sink_writes(reader)]
-        assert max(counts) <= PLACED_MESSAGES
+        assert max(counts) <= SLOTTED_MESSAGES
         assert sum(counts) == reader.delivered > 0
     assert [reader.delivered for reader in whole] == [125, 125]
     assert sink_writes(plain)[0].count(b'"offset"') == 65
@@ -394,9 +395,9 @@ def test_write_of_events_with_ids_of_the_readers_own_is_bounded(strategy: DropSt
 
 def test_events_are_finished_with_what_is_the_readers_own() -> None:
     """In each id, and nowhere else; framed as its response is."""
-    writes = PlacedWrites()
-    first = PLACED_EVENTS.message(message_of(b'"id: e:9"', 1), b"e", 1)
-    both = first + PLACED_EVENTS.message(message_of(b"2", 2), b"e", 2)
+    writes = SlottedWrites()
+    first = SLOTTED_EVENTS.message(message_of(b'"id: e:9"', 1), b"e", 1)
+    both = first + SLOTTED_EVENTS.message(message_of(b"2", 2), b"e", 2)
     bare = Gap("t", 3, 4, 2, "retention")
 
     writes.begin(both)
@@ -408,7 +409,7 @@ def test_events_are_finished_with_what_is_the_readers_own() -> None:
     assert writes.position == b"e:1"
     assert writes.finished == b""
     last = writes.finish(b"/0,f:8/1", SSE)
-    writes.begin(PLACED_EVENTS.control(bare, b"e", None))
+    writes.begin(SLOTTED_EVENTS.notice(bare, b"e", None))
     assert writes.position == b""
 
     assert [event.id for event in events_in(one)] == ["e:1/0,f:7/1", "e:2/0,f:7/1"]

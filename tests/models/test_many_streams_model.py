@@ -29,7 +29,7 @@ from clevrd.core.beginning import check_beginning
 from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.event_ids import event_ids_for
 from clevrd.core.publish_request import PublishRequest
-from clevrd.core.stream_forms import SSE_BARE, PlacedWrites
+from clevrd.core.stream_forms import SSE_BARE, SlottedWrites
 from clevrd.handlers.subscribe.endpoint import read_request
 from clevrd.http_values import Request
 from clevrd.hub import Hub
@@ -72,7 +72,7 @@ class FakeTransport(FakeSink):
 class FakeRegistry:
     """As much of the registry of connections as a stream asks for."""
 
-    def __init__(self, event_writes: PlacedWrites) -> None:
+    def __init__(self, event_writes: SlottedWrites) -> None:
         self.counters = Counters()
         self.event_writes = event_writes
 
@@ -108,7 +108,7 @@ class World:
         # (topic, epoch) -> newest offset.
         self.heads: dict[tuple[str, str], int] = {}
         self.stream: SubscriberStream | None = None
-        self.writes = PlacedWrites()
+        self.writes = SlottedWrites()
         self.room_bytes = room_bytes
         self.transport = FakeTransport(room_bytes)
         # What has arrived and was not read.

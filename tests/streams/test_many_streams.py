@@ -30,7 +30,7 @@ from clevrd.connections.stream import EventIdSink
 from clevrd.core.beginning import After
 from clevrd.core.event_ids import EventIds
 from clevrd.core.publish_request import PublishRequest
-from clevrd.core.stream_forms import PLACED_MESSAGES, SSE, SSE_BARE, PlacedWrites
+from clevrd.core.stream_forms import SLOTTED_MESSAGES, SSE, SSE_BARE, SlottedWrites
 from clevrd.core.subscriber import Sink
 from clevrd.errors import Unavailable
 from clevrd.handlers.subscribe.endpoint import read_request
@@ -274,7 +274,7 @@ async def test_topic_that_was_forgotten_is_in_no_id() -> None:
 
 async def test_reader_of_events_takes_many_messages_in_parts(daemon: Daemon) -> None:
     """A burst, live or behind, comes whole and in order, each write of a bounded number of ids."""
-    count = 5 * PLACED_MESSAGES + 7
+    count = 5 * SLOTTED_MESSAGES + 7
     body = b'{"topic":"a","data":1}\n' * count
     query = "topic=a&topic=b&last=1000"
     async with await open_stream(daemon.port, EVENTS, query) as live:
@@ -294,7 +294,7 @@ async def test_reader_of_events_takes_many_messages_in_parts(daemon: Daemon) -> 
 async def test_readers_at_the_same_places_are_written_the_same_object(daemon: Daemon) -> None:
     """Who is elsewhere, in another topic or form of response, gets its own; nothing is mixed up."""
     queries = ["topic=a&topic=b"] * 3 + ["topic=b&topic=a"]
-    writes = PlacedWrites()
+    writes = SlottedWrites()
     written: list[list[bytes]] = []
     sinks: list[Sink] = []
     for number, query in enumerate(queries):
@@ -329,19 +329,19 @@ async def test_parts_of_a_round_take_turns_with_others(monkeypatch: pytest.Monke
         for stream in streams:
             await stream.items(2)
         topic = daemon.hub.topic(TENANT, "a")
-        for number in range(3 * PLACED_MESSAGES):
+        for number in range(3 * SLOTTED_MESSAGES):
             daemon.hub.publish(topic, PublishRequest("a", msgspec.Raw(b"%d" % number)))
         delivered = []
         while topic.pending or topic in daemon.hub.delivery.rounds.running:
             await asyncio.sleep(0)
             delivered.append(topic.delivered)
-        items = [await stream.items(3 * PLACED_MESSAGES) for stream in streams]
+        items = [await stream.items(3 * SLOTTED_MESSAGES) for stream in streams]
 
     steps = [after - before for before, after in pairwise([0, *delivered])]
-    assert max(steps) == 5 * PLACED_MESSAGES
-    assert sum(steps) == 4 * 3 * PLACED_MESSAGES
+    assert max(steps) == 5 * SLOTTED_MESSAGES
+    assert sum(steps) == 4 * 3 * SLOTTED_MESSAGES
     for each in items:
-        assert seen(each) == [("a", offset) for offset in range(1, 3 * PLACED_MESSAGES + 1)]
+        assert seen(each) == [("a", offset) for offset in range(1, 3 * SLOTTED_MESSAGES + 1)]
 
 
 @FORMS

@@ -117,6 +117,6 @@ def events_refusal(error: RetryLater) -> Response:
     """
     wait_ms = int(error.retry_after_s * 1000) + secrets.randbelow(RETRY_SPREAD_MS)
     notice = ErrorNotice(error.code, str(error), error.retryable)
-    events = SSE.retry(wait_ms) + SSE.control(notice, b"", None)
+    events = SSE.retry(wait_ms) + SSE.notice(notice, b"", None)
     headers = (*NOT_STORED, *error.headers())
     return Response(200, events, SSE.content_type, headers)
