@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from clevrd.errors import ClevrdError, InvalidRequest, RetryLater
+from clevrd.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
 
@@ -170,24 +170,6 @@ def attach_upgrade(
 Reply = Response | Upgrade
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A refusal as a publisher reads it, in JSON."""
-
-    success: bool = False
-    error: str
-    code: str
-    retryable: bool
-
-
-class _Problem(msgspec.Struct, frozen=True):
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    retryable: bool
-
-
 def json_answer(value: object, status: int = 200) -> Response:
     """Return ``value`` (a struct or plain containers) as a JSON answer to a POST."""
     return Response(status, _encode(value))
@@ -196,68 +178,6 @@ def json_answer(value: object, status: int = 200) -> Response:
 def json_view(value: object) -> Response:
     """Return ``value`` as a JSON answer to a GET, which no cache may keep."""
     return Response(200, _encode(value), JSON, NOT_STORED)
-
-
-def failure_of(error: ClevrdError) -> Failure:
-    """Return ``error`` as one result in a list of results, or as a whole body."""
-    return Failure(error=str(error), code=error.code, retryable=error.retryable)
-
-
-def error_answer(error: ClevrdError, request: Request | None = None) -> Response:
-    """Return ``error`` as JSON, or as RFC 9457 problem details if the client asks for them."""
-    sentence = str(error)
-    headers = (*error.headers(), *NOT_STORED)
-    accept = request.headers.get("accept", "") if request is not None else ""
-    if PROBLEM_JSON in accept.lower():
-        title = HTTPStatus(error.status).phrase
-        problem = _Problem(
-            "about:blank", title, error.status, sentence, error.code, error.retryable
-        )
-        return Response(error.status, _encode(problem), PROBLEM_JSON, headers)
-    return Response(error.status, _encode(failure_of(error)), JSON, headers)
-
-
-def on_purpose(error: Exception, request: Request | None) -> ClevrdError:
-    """Return ``error`` if it is a refusal; log any other and return an internal error."""
-    if isinstance(error, ClevrdError):
-        return error
-    log.error("request failed path=%s", request.path if request else None, exc_info=error)
-    return ClevrdError("Something went wrong here, not in the request; it has been logged.")
-
-
-class Refusals:
-    """Makes and counts the answers to requests that raised, in the client's format."""
-
-    __slots__ = ("_as_events", "_count")
-
-    def __init__(
-        self,
-        count: Callable[[str], None],
-        as_events: Callable[[RetryLater, Request], Response | None],
-    ) -> None:
-        """Store the two functions.
-
-        Args:
-            count: called with the machine code of each refusal.
-            as_events: returns an answer after which an EventSource comes back; None for another
-                client.
-        """
-        self._count = count
-        self._as_events = as_events
-
-    def answer(self, error: Exception, request: Request | None) -> Response:
-        """Return the answer to a request that raised ``error``, and count the refusal.
-
-        Args:
-            request: None where the request is not whole.
-        """
-        refused = on_purpose(error, request)
-        self._count(refused.code)
-        if request is not None and isinstance(refused, RetryLater):
-            events = self._as_events(refused, request)
-            if events is not None:
-                return events
-        return error_answer(refused, request)
 
 
 class ResponseRenderer:

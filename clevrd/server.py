@@ -46,7 +46,6 @@ from clevrd.handlers.router import PathRouter
 from clevrd.handlers.site.assets import AssetEndpoint
 from clevrd.handlers.site.pages import HomeEndpoint
 from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
-from clevrd.http_values import Refusals
 from clevrd.hub import Hub, Stats
 from clevrd.listeners import Listeners
 from clevrd.raw_http import (
@@ -137,7 +136,7 @@ class Server:
             }
         )
         self._gate = Gate(lambda: self.hub.is_draining)
-        refusals = Refusals(self.hub.counters.count_refusal, refusal_as_events)
+        refusals = self.hub.refusals.with_events(refusal_as_events)
         self._front = AiohttpFront(
             self._gate, router, refusals, self.hub.turns, self.hub.input_budget, config
         )

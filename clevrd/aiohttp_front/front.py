@@ -23,7 +23,6 @@ from clevrd.errors import InvalidRequest
 from clevrd.http_values import (
     HOST,
     WHOLE_SERVER,
-    Refusals,
     Reply,
     Request,
     Response,
@@ -31,6 +30,7 @@ from clevrd.http_values import (
     WebSocketUpgrade,
 )
 from clevrd.input_budget import InputBudget
+from clevrd.refusals import Refusals
 from clevrd.scheduling.fair_turns import FairTurns
 
 # The absolute form of a target (RFC 9112 §3.2.2): the scheme, the authority and the rest.
@@ -75,7 +75,7 @@ class AiohttpFront:
     ) -> None:
         self._gate = gate
         self._router = router
-        self.refusal = refusals.answer
+        self.refusal = refusals.response
         self._bodies = BodyReader(budget, config.request_timeout_s)
         self._turns = turns
         self.server = FrontServer(self.handle, self.refusal, turns, budget, config)

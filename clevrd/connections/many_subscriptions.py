@@ -14,7 +14,6 @@ from clevrd.connections.one_subscription import OneSubscription
 from clevrd.core.beginning import Beginning, check_beginning
 from clevrd.core.event_ids import EventIds, EventIdSlot
 from clevrd.core.notices import (
-    ErrorNotice,
     Forgotten,
     Notice,
     Position,
@@ -424,8 +423,7 @@ class ManySubscriptions(Generic[TopicT_co]):
             return
         pattern.refused.add(type(error))
         if self.has_notices:
-            self._hub.counters.count_refusal(error.code)
-            self._tell(ErrorNotice(error.code, str(error), error.retryable))
+            self._tell(self._hub.refusals.notice(error))
         else:
             self._transport.refuse(error)
 

@@ -18,6 +18,7 @@ from clevrd.input_budget import InputBudget
 from clevrd.metrics.counters import Counters
 from clevrd.pace import sent_step_bytes
 from clevrd.progress import reset
+from clevrd.refusals import Refusals
 from clevrd.scheduling.deadlines import Deadlines
 from clevrd.scheduling.fair_turns import FairTurns
 from clevrd.scheduling.timers import Tasks, Timers
@@ -85,6 +86,7 @@ class Connections:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.counters = counters
+        self.refusals = Refusals(counters.count_refusal)
         self.loop = loop
         self.now_s = loop.time
         self._high_bytes = config.write_high_bytes

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from email.utils import formatdate
 from typing import ClassVar, Final
 
+import msgspec
+
 from clevrd.connections.many_subscriptions import (
     MemberSubscription,
     PatternSubscription,
@@ -229,8 +231,8 @@ class SubscriberStream(asyncio.Protocol):
 
     def refuse(self, error: ClevrdError) -> None:
         """End: the client can't be told in any other way, and a missing topic is a loss."""
-        self._connections.counters.count_refusal(error.code)
-        last_word = ErrorNotice(refusal_reason(error), str(error), error.retryable)
+        notice = self._connections.refusals.notice(error)
+        last_word = msgspec.structs.replace(notice, code=refusal_reason(error))
         self.end_with(error.close_code, last_word)
 
     def found_all(self) -> None:

@@ -313,7 +313,7 @@ class DeliveringWebSocket(WebSocketConnection):
 
     def refuse(self, error: ClevrdError) -> None:
         """Close: the client can't be told in any other way, and a missing topic is a loss."""
-        self._connections.counters.count_refusal(error.code)
+        self._connections.refusals.count(error)
         self.close(error.close_code, refusal_reason(error))
 
     def found_all(self) -> None:

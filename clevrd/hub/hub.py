@@ -35,6 +35,7 @@ from clevrd.memory import Memory, find_trim
 from clevrd.metrics.counters import Counters
 from clevrd.metrics.histograms import HistogramView
 from clevrd.metrics.loop_lag import LOOK_S, LoopLag
+from clevrd.refusals import Refusals
 from clevrd.restart.format import StateReader
 from clevrd.restart.topics import restore_topics, saved_topics
 from clevrd.scheduling.fair_turns import FairTurns
@@ -82,6 +83,7 @@ class Hub:
         # The configured bound, but never more than the cgroup or the machine has.
         max_memory_bytes = min(config.max_memory_mb << 20, memory_limit_bytes())
         self.counters = Counters()
+        self.refusals = Refusals(self.counters.count_refusal)
         self.input_budget = InputBudget(input_bytes(config, max_memory_bytes))
         self.topics = TopicManager(
             topic_limits(config, max_memory_bytes), new_epoch=lambda: secrets.token_hex(4)

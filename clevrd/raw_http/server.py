@@ -9,11 +9,12 @@ from typing import Final, Protocol
 
 from clevrd.admission import Admitted, Endpoint, Gate
 from clevrd.config import Config
-from clevrd.http_values import Refusals, ResponseRenderer
+from clevrd.http_values import ResponseRenderer
 from clevrd.input_budget import InputBudget
 from clevrd.metrics.counters import Counters
 from clevrd.pace import sent_step_bytes
 from clevrd.raw_http.grammar import PlainGrammar, PlainHead
+from clevrd.refusals import Refusals
 from clevrd.scheduling.deadlines import Deadlines
 from clevrd.scheduling.fair_turns import FairTurns
 from clevrd.scheduling.timers import Tasks
@@ -65,7 +66,7 @@ class RawServer:
         self._gate = gate
         # None hands every connection straight over.
         self.grammar = grammar
-        self.refusal = refusals.answer
+        self.refusal = refusals.response
         self.make_aiohttp_protocol = make_aiohttp_protocol
         self.counters = counters
         self.renderer = ResponseRenderer()

@@ -235,7 +235,7 @@ async def test_fault_behind_publishes_that_wait_drops_none_of_them(
     async with running() as daemon:
         waits = True
 
-        async def turn(topic: Topic) -> Topic:
+        async def turn(topic: Topic, messages: int = 1) -> Topic:
             await until(lambda: not waits)
             return topic
 

@@ -17,7 +17,7 @@ from clevrd.core.event_ids import read_position
 from clevrd.core.json_faults import json_fault
 from clevrd.core.near_names import PUBLISH_COMMAND, SUBSCRIBE_COMMAND
 from clevrd.core.nesting import TOO_DEEP, is_too_deep
-from clevrd.core.notices import ErrorNotice, Pong, Position, Ref, Unsubscribed
+from clevrd.core.notices import Pong, Position, Ref, Unsubscribed
 from clevrd.core.publish_request import (
     SocketPublish,
     check_publish,
@@ -33,6 +33,7 @@ from clevrd.handlers.subscribe.endpoint import check_pattern, read_policy
 from clevrd.handlers.subscribe.resume import read_since
 from clevrd.handlers.warnings import topic_warnings
 from clevrd.hub import Hub
+from clevrd.refusals import notice_of
 from clevrd.tenants import Tenant
 
 # As on a URL: nine digits.
@@ -213,7 +214,7 @@ class Commands(SocketOutcomes):
 
     def refusal(self, error: ClevrdError, ref: Ref) -> msgspec.Struct:
         """Return what a command is answered that was refused."""
-        return ErrorNotice(error.code, str(error), error.retryable, ref)
+        return notice_of(error, ref)
 
     def refused(self, error: ClevrdError, payload: bytes) -> None:
         """Carry out what is no publish; answer what is refused."""

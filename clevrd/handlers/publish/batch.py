@@ -21,8 +21,9 @@ from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest, MessageTooLarge
 from clevrd.handlers.publish.endpoint import KEY_HEADER, check_body_head
 from clevrd.handlers.publish.run import RunPublisher
-from clevrd.http_values import Failure, Request, Response, failure_of, on_purpose
+from clevrd.http_values import Request, Response
 from clevrd.hub import Hub, Published, Run, audience_of, with_warnings
+from clevrd.refusals import Failure, failure_of
 from clevrd.scheduling.due_answers import Due
 from clevrd.tenants import Tenant
 
@@ -152,10 +153,8 @@ class BatchResults:
         self._parts.append(b"")
 
     def _refusals(self, count: int, error: Exception) -> bytes:
-        refused = on_purpose(error, None)
-        for _ in range(count):
-            self._hub.counters.count_refusal(refused.code)
         self._refused += count
+        refused = self._hub.refusals.count(error, times=count)
         return _encode([failure_of(refused)] * count)[1:-1]
 
     async def wait_for_due(self) -> None:

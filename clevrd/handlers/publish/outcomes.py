@@ -16,8 +16,8 @@ import msgspec
 from clevrd.core.publish_request import MAX_REF_CHARS, SocketPublish
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError
-from clevrd.http_values import Failure, failure_of, on_purpose
 from clevrd.hub import Hub, Published, Run, audience_of
+from clevrd.refusals import Failure, failure_of
 from clevrd.scheduling.due_answers import Due
 
 _encode = msgspec.json.Encoder().encode
@@ -112,7 +112,7 @@ class SocketOutcomes:
 
     def refused(self, error: ClevrdError, payload: bytes) -> None:
         """Answer a frame that was refused."""
-        self._hub.counters.count_refusal(error.code)
+        self._hub.refusals.count(error)
         self.answers.append(_encode(self.refusal(error, ref_of(payload))))
 
     def _owe(self, known: asyncio.Future[Any], finish: Any, asked: Sequence[Asking]) -> None:
@@ -129,10 +129,8 @@ class SocketOutcomes:
         return [_encode(with_ref(self.kind, answer, asked))]
 
     def _late_refusals(self, asked: Sequence[Asking], error: Exception) -> list[bytes]:
-        refused = on_purpose(error, None)
-        for _ in asked:
-            self._hub.counters.count_refusal(refused.code)
-        refs = (msgspec.UNSET if each.ref is None else each.ref for each in asked)
+        refs = [msgspec.UNSET if each.ref is None else each.ref for each in asked]
+        refused = self._hub.refusals.count(error, times=len(refs))
         return [_encode(self.refusal(refused, ref)) for ref in refs]
 
 

@@ -10,7 +10,6 @@ import re
 import secrets
 from typing import Final
 
-from clevrd.core.notices import ErrorNotice
 from clevrd.core.stream_forms import (
     NDJSON,
     NDJSON_BARE,
@@ -22,6 +21,7 @@ from clevrd.core.stream_forms import (
 from clevrd.errors import InvalidRequest, RetryLater
 from clevrd.handlers.subscribe.options import single_option
 from clevrd.http_values import NOT_STORED, Request, Response
+from clevrd.refusals import notice_of
 
 # When an EventSource is to come back after a connection that broke: at 2,000 a second, half of what
 # one core takes, 10,000 of them would take 5 s. Browsers' own, 3 to 5 s, is the same for all.
@@ -116,7 +116,6 @@ def events_refusal(error: RetryLater) -> Response:
     a stream it comes back.
     """
     wait_ms = int(error.retry_after_s * 1000) + secrets.randbelow(RETRY_SPREAD_MS)
-    notice = ErrorNotice(error.code, str(error), error.retryable)
-    events = SSE.retry(wait_ms) + SSE.notice(notice, b"", None)
+    events = SSE.retry(wait_ms) + SSE.notice(notice_of(error), b"", None)
     headers = (*NOT_STORED, *error.headers())
     return Response(200, events, SSE.content_type, headers)
