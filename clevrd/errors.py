@@ -36,6 +36,24 @@ class TooManyTopics(InvalidRequest):
     close_code = 1013
 
 
+class Unauthorized(ClevrdError):
+    """There is no valid credential in the request; the sentence never holds any part of one."""
+
+    status = 401
+    code = "unauthorized"
+    close_code = 4001
+
+    def __init__(self, sentence: str, *, was_given: bool) -> None:
+        """Args: was_given: the request has a credential, which is not valid."""
+        super().__init__(sentence)
+        self.was_given = was_given
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """RFC 6750 §3: a challenge, with an error where a credential was given."""
+        challenge = 'Bearer realm="clevrd"'
+        return (("WWW-Authenticate", challenge + ', error="invalid_token"' * self.was_given),)
+
+
 class Forbidden(ClevrdError):
     """The request is understood, and not allowed."""
 

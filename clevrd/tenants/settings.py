@@ -1,0 +1,214 @@
+"""The tables ``[auth]`` and ``[[tenants]]`` of the configuration file: their shapes, checked.
+
+Their meaning for a request is `authenticator`'s. Files that they name are not read here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from clevrd.errors import ConfigError, InvalidRequest
+from clevrd.tenants.origins import AllowedOrigins
+from clevrd.tenants.tenant import check_tenant_name
+from clevrd.tenants.topic_permissions import TopicPermissions
+
+TABLES: Final = ("auth", "tenants")
+
+# Digests that `clevrd key new` prints.
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+# The name of a key in logs and refusals; it is no secret.
+KeyId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}\Z")]
+# The algorithms that are taken: never "none", and no symmetric one beside a public key.
+PUBLIC_ALGORITHMS: Final = frozenset(
+    {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+)
+SECRET_ALGORITHMS: Final = frozenset({"HS256", "HS384", "HS512"})
+# More tenants than this in one file of 1 MiB are not possible.
+_COUNT: Final = Meta(ge=1, le=1_000_000_000)
+
+
+class Table(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """A table of the file; a field that it does not have is a mistake, and told as one."""
+
+
+class JwtIssuer(Table, frozen=True):
+    """``[[auth.jwt]]``: an issuer whose tokens are taken, and where its keys are."""
+
+    issuer: Annotated[str, Meta(min_length=1, max_length=1_024)]
+    audience: Annotated[str, Meta(min_length=1, max_length=1_024)]
+    algorithms: Annotated[tuple[str, ...], Meta(min_length=1)]
+    # One of these three; files are relative to the configuration file.
+    jwks_file: str = ""
+    jwks_url: str = ""
+    secret_file: str = ""
+    # How far the clocks of the issuer and this machine may be apart.
+    leeway_s: Annotated[float, Meta(ge=0, le=300)] = 10.0
+
+
+class Auth(Table, frozen=True):
+    """``[auth]``: whether a credential is required, and which web pages are let in."""
+
+    mode: Literal["open", "required"] = "open"
+    allow_query_token: bool = False
+    allowed_origins: tuple[str, ...] = ()
+    # Addresses and networks of proxies whose X-Forwarded-For, -Proto and -Host are believed.
+    trusted_proxies: tuple[str, ...] = ()
+    jwt: tuple[JwtIssuer, ...] = ()
+
+
+class Key(Table, frozen=True):
+    """``[[tenants.keys]]``: an API key of a tenant. A list that is left out allows no topic."""
+
+    id: KeyId
+    sha256: Sha256
+    publish: tuple[str, ...] = ()
+    subscribe: tuple[str, ...] = ()
+    admin: bool = False
+    publish_rate_per_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
+    publish_burst: Annotated[int, _COUNT] | None = None
+    max_connections: Annotated[int, _COUNT] | None = None
+
+
+class TenantEntry(Table, frozen=True):
+    """``[[tenants]]``: a tenant, its limits and its keys. A limit left out does not hold."""
+
+    name: str
+    publish_rate_per_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
+    publish_burst: Annotated[int, _COUNT] | None = None
+    max_connections: Annotated[int, _COUNT] | None = None
+    max_topics: Annotated[int, _COUNT] | None = None
+    max_message_bytes: Annotated[int, _COUNT] | None = None
+    max_subscriptions_per_connection: Annotated[int, _COUNT] | None = None
+    # Its part of the memory, against the sum of all weights.
+    memory_weight: Annotated[float, Meta(gt=0, le=1_000_000)] = 1.0
+    keys: tuple[Key, ...] = ()
+
+
+class Access(Table, frozen=True):
+    """All that the file says of who may do what."""
+
+    auth: Auth = Auth()
+    tenants: tuple[TenantEntry, ...] = ()
+
+
+OPEN: Final = Access()
+
+# msgspec's way to say where in a value it is: `$.tenants[0].keys[1].sha256`.
+_PLACE: Final = re.compile(r" - at `\$\.?(.*)`\Z")
+
+
+def read_access(tables: Mapping[str, Any], source: str) -> Access:
+    """Return what the tables ``auth`` and ``tenants`` say.
+
+    Args:
+        tables: by name, as TOML has them.
+        source: where they stand, for errors.
+
+    Raises:
+        ConfigError: something is wrong; each mistake has a line of its own, but of mistakes of
+            shape only the first one is known.
+    """
+    try:
+        access = msgspec.convert(dict(tables), Access, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_shape_mistake(str(error), source)) from error
+    mistakes = [f"{place} ({source}) is not allowed: {why}" for place, why in _mistakes(access)]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return access
+
+
+def _shape_mistake(message: str, source: str) -> str:
+    place = match[1] if (match := _PLACE.search(message)) else ""
+    what = _PLACE.sub("", message)
+    if "Object contains unknown field" in what:
+        what = what.replace("Object contains unknown field", "has no setting called")
+    elif place.endswith("sha256"):
+        # Never with the value: an operator may have pasted the secret itself.
+        what = "must be the 64 hexadecimal digits that `clevrd key new` prints, not the secret"
+    return f"{place or 'the file'} ({source}) {what}."
+
+
+def _mistakes(access: Access) -> Iterator[tuple[str, str]]:
+    """Yield where something is wrong that no shape says, and why."""
+    yield from _auth_mistakes(access)
+    names: set[str] = set()
+    ids: set[tuple[str, str]] = set()
+    digests: dict[str, str] = {}
+    for number, tenant in enumerate(access.tenants):
+        place = f"tenants[{number}]"
+        try:
+            check_tenant_name(tenant.name)
+        except InvalidRequest as error:
+            yield f"{place}.name", str(error)
+        if tenant.name in names:
+            yield f"{place}.name", f"there are two tenants called {tenant.name!a}."
+        names.add(tenant.name)
+        if tenant.publish_burst is not None and tenant.publish_rate_per_s is None:
+            yield f"{place}.publish_burst", "it means nothing without publish_rate_per_s."
+        for at, key in enumerate(tenant.keys):
+            here = f"{place}.keys[{at}]"
+            if (tenant.name, key.id) in ids:
+                yield f"{here}.id", f"the tenant {tenant.name!a} has two keys called {key.id!a}."
+            ids.add((tenant.name, key.id))
+            if key.sha256 in digests:
+                yield f"{here}.sha256", f"it is the digest of {digests[key.sha256]} as well."
+            digests[key.sha256] = here
+            yield from _key_mistakes(here, key)
+
+
+def _key_mistakes(place: str, key: Key) -> Iterator[tuple[str, str]]:
+    if not (key.publish or key.subscribe or key.admin):
+        yield (
+            place,
+            'it allows nothing; give it publish = ["**"], subscribe = ["**"] or admin = true.',
+        )
+    for field, entries in (("publish", key.publish), ("subscribe", key.subscribe)):
+        for entry in entries:
+            try:
+                TopicPermissions([entry])
+            except InvalidRequest as error:
+                yield f"{place}.{field}", f"{entry[:80]!a}: {error}"
+    if key.publish_burst is not None and key.publish_rate_per_s is None:
+        yield f"{place}.publish_burst", "it means nothing without publish_rate_per_s."
+
+
+def _auth_mistakes(access: Access) -> Iterator[tuple[str, str]]:
+    auth = access.auth
+    try:
+        AllowedOrigins(auth.allowed_origins)
+    except ValueError as error:
+        yield "auth.allowed_origins", str(error)
+    for number, issuer in enumerate(auth.jwt):
+        yield from _issuer_mistakes(f"auth.jwt[{number}]", issuer)
+    if len({(each.issuer, each.audience) for each in auth.jwt}) < len(auth.jwt):
+        yield "auth.jwt", "an issuer stands there twice with the same audience."
+    if auth.mode == "required" and not auth.jwt and not any(t.keys for t in access.tenants):
+        yield (
+            "auth.mode",
+            "nobody could ask for anything, since there is no key and no issuer; make a key with"
+            " `clevrd key new`.",
+        )
+
+
+def _issuer_mistakes(place: str, issuer: JwtIssuer) -> Iterator[tuple[str, str]]:
+    sources = [name for name in ("jwks_file", "jwks_url", "secret_file") if getattr(issuer, name)]
+    if len(sources) != 1:
+        yield place, "it needs one of jwks_file, jwks_url and secret_file."
+        return
+    allowed = SECRET_ALGORITHMS if sources == ["secret_file"] else PUBLIC_ALGORITHMS
+    if wrong := [name for name in issuer.algorithms if name not in allowed]:
+        yield (
+            f"{place}.algorithms",
+            f"{wrong[0][:40]!a} is none of {', '.join(sorted(allowed))}, which are for"
+            f" {sources[0]}.",
+        )
+    if issuer.jwks_url and not issuer.jwks_url.startswith("https://"):
+        yield f"{place}.jwks_url", "keys are fetched over https:// alone."

@@ -1,0 +1,133 @@
+"""Tenant: to whom a request belongs, what its sender may reach, and how much of it.
+
+Everything behind the gate takes a Tenant, never a name from the request. Whether a credential is
+asked for, and which: authenticator.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from clevrd.core.patterns import Words
+from clevrd.errors import Forbidden, InvalidRequest
+from clevrd.http_values import Request
+from clevrd.tenants.topic_permissions import ALL_TOPICS, TopicPermissions
+
+DEFAULT_TENANT: Final = "default-tenant"
+
+# No colon, since "tenant:topic" is how people see a topic; no slash, dot first or spaces, so that
+# the name can become part of a path, a metric label or a broker's subject as it is.
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """The most that a tenant may use; None where only the daemon's own limit holds."""
+
+    publish_rate_per_s: float | None = None
+    # Messages at once beyond the rate; None for one second's.
+    publish_burst: int | None = None
+    max_connections: int | None = None
+    max_topics: int | None = None
+    max_message_bytes: int | None = None
+    max_subscriptions_per_connection: int | None = None
+
+
+NO_LIMITS: Final = Limits()
+
+
+class Tenant(msgspec.Struct, frozen=True):
+    """A tenant as the holder of one credential is one: what it may reach, and how much of it."""
+
+    name: str
+    publish: TopicPermissions = ALL_TOPICS
+    subscribe: TopicPermissions = ALL_TOPICS
+    is_admin: bool = False
+    limits: Limits = NO_LIMITS
+    # The credential, as logs and refusals call it; empty where there was none.
+    credential_id: str = ""
+    # When the credential ends, seconds since 1970; None for never.
+    expires_at_s: float | None = None
+
+    def check_publish(self, topic: str) -> None:
+        """Raise Forbidden unless it may publish to ``topic``, which is a possible name."""
+        if not self.publish.allows(topic):
+            raise self._missing("publish", topic)
+
+    def check_subscribe(self, topic: str) -> None:
+        """Raise Forbidden unless it may subscribe to ``topic``, which is a possible name."""
+        if not self.subscribe.allows(topic):
+            raise self._missing("subscribe", topic)
+
+    def check_pattern(self, text: str, words: Words) -> None:
+        """Raise Forbidden unless it may subscribe to some topic that a pattern matches.
+
+        Args:
+            text: the pattern as its client spells it.
+            words: the same, read.
+        """
+        if not self.subscribe.allows_some_of(words):
+            raise self._missing("subscribe", text)
+
+    def check_admin(self) -> None:
+        """Raise Forbidden unless it may operate the daemon."""
+        if not self.is_admin:
+            raise Forbidden(f"{self._who()} lacks the permission admin.")
+
+    def _missing(self, permission: str, topic: str) -> Forbidden:
+        return Forbidden(f"{self._who()} lacks the permission to {permission}: {topic[:80]!a}.")
+
+    def _who(self) -> str:
+        if not self.credential_id:
+            return f"Tenant {self.name}"
+        return f"The credential {self.credential_id} of tenant {self.name}"
+
+
+# The tenant of requests that name none, and of requests whose answer is the same for all.
+DEFAULT: Final = Tenant(DEFAULT_TENANT)
+
+
+def named_tenant(request: Request, options: Mapping[str, list[str]]) -> str | None:
+    """Return the tenant that ``request`` names in ``X-Tenant-ID`` or ``tenant=``; None for none.
+
+    Browsers can't set headers on a WebSocket, hence the query.
+
+    Args:
+        request: the request's head.
+        options: the request's decoded query.
+
+    Raises:
+        InvalidRequest: the name is malformed, or given twice with different values.
+    """
+    header = request.headers.get("x-tenant-id")
+    names = options.get("tenant")
+    if header is None and names is None:
+        return None
+    given = set(names or ()) | ({header} if header is not None else set())
+    if len(given) > 1:
+        raise InvalidRequest("The tenant is given twice with different names; give it once.")
+    name = given.pop()
+    check_tenant_name(name)
+    return name
+
+
+def identify(request: Request, options: Mapping[str, list[str]]) -> Tenant:
+    """Return the tenant that ``request`` names, or the default tenant: nobody has to prove it.
+
+    Raises:
+        InvalidRequest: as `named_tenant`.
+    """
+    name = named_tenant(request, options)
+    return DEFAULT if name is None else Tenant(name)
+
+
+def check_tenant_name(name: str) -> None:
+    """Raise InvalidRequest unless ``name`` can be a tenant's."""
+    if not _NAME.fullmatch(name):
+        raise InvalidRequest(
+            "The tenant's name must be 1 to 64 letters, digits, dots, underscores or hyphens,"
+            " and not begin with a dot or hyphen."
+        )
