@@ -58,22 +58,8 @@ class KeepOldest(Policy):
         excess = reader.kept_messages - reader.window(view.window_cap)
         if excess <= 0:
             return
-        reader.kept_messages -= excess
         view.losses.slow_consumer += excess
-        reader.count_drops(excess, now_s)
-        if reader.gaps is not None:
-            place = reader.delivered + reader.kept_messages
-            reader.gaps.refuse_newest(place, excess, reader.cursor)
-        while excess:
-            *others, (after, upto) = reader.kept
-            end = max(after, upto - excess)
-            excess -= upto - end
-            if end > after:
-                view.kept.cut(end, upto)
-                others.append((after, end))
-            else:
-                view.kept.release(after, upto)
-            reader.kept = tuple(others)
+        _refuse_newest_kept(reader, view, excess, now_s)
 
     def release_kept(self, reader: Reader, view: TopicView) -> None:
         """Let go of all that is kept for the reader."""
@@ -98,6 +84,34 @@ def refuse(reader: Reader, view: TopicView, unpaid: int, now_s: float) -> None:
     view.losses.slow_consumer += lost - unpaid
     reader.lose(lost, now_s, SLOW_CONSUMER)
     view.hasten_alarm(reader)
+
+
+def give_back(reader: Reader, view: TopicView, last: int, now_s: float) -> None:
+    """Lose what is kept behind offset ``last``: another tenant needs the memory."""
+    lost = sum(upto - max(after, last) for after, upto in reader.kept if upto > last)
+    if lost:
+        view.losses.memory += lost
+        _refuse_newest_kept(reader, view, lost, now_s)
+        view.hasten_alarm(reader)
+
+
+def _refuse_newest_kept(reader: Reader, view: TopicView, excess: int, now_s: float) -> None:
+    """Refuse the newest of what is kept after all, ``excess`` messages; the caller says why."""
+    reader.kept_messages -= excess
+    reader.count_drops(excess, now_s)
+    if reader.gaps is not None:
+        place = reader.delivered + reader.kept_messages
+        reader.gaps.refuse_newest(place, excess, reader.cursor)
+    while excess:
+        *others, (after, upto) = reader.kept
+        end = max(after, upto - excess)
+        excess -= upto - end
+        if end > after:
+            view.kept.cut(end, upto)
+            others.append((after, end))
+        else:
+            view.kept.release(after, upto)
+        reader.kept = tuple(others)
 
 
 def _keep_upto(reader: Reader, view: TopicView, upto: int, now_s: float) -> None:
