@@ -55,7 +55,7 @@ class RingOwner(Protocol):
 
 
 class Portion:
-    """The guarantees, and the use, of one tenant, or of all tenants without a portion of their own."""
+    """The guarantees and the use of one tenant, or of all without a portion of their own."""
 
     __slots__ = (
         "guaranteed_ring_bytes",
