@@ -173,7 +173,7 @@ class RememberedAnswers(Generic[AnswerT]):
         self._recount(slot[0], len(own) - 1, len(own))
         self.sweep(now_s, SWEPT_PER_NEW_KEY)
         if len(self._answers) > self.max_keys:
-            self._push_out()
+            self._push_out(self._weights.portion_of(slot[0]))
 
     def sweep(self, now_s: float, at_most: int) -> int:
         """Forget up to ``at_most`` keys whose time is up, oldest first; return how many."""
@@ -184,15 +184,14 @@ class RememberedAnswers(Generic[AnswerT]):
             self._forget(slot)
         return at_most
 
-    def _push_out(self) -> None:
-        gives = self._portions.get(self._gives)
-        if (
-            gives is None
-            or self.pushed_out % _PUSHED_OUT_PER_LOOK == 0
-            or self._over(self._gives) <= 1
-        ):
+    def _push_out(self, newest: str) -> None:
+        """Forget a key of a portion over its part, to make room for a new one of ``newest``."""
+        if self.pushed_out % _PUSHED_OUT_PER_LOOK == 0:
             self._gives = max(self._portions, key=self._over)
-            gives = self._portions[self._gives]
+        elif self._over(self._gives) <= 1:
+            is_over = self._over(newest) > 1
+            self._gives = newest if is_over else max(self._portions, key=self._over)
+        gives = self._portions[self._gives]
         tenant = next(iter(gives.by_count[gives.most]))
         self._forget(next(iter(self._of_tenant[tenant])))
         self.pushed_out += 1
@@ -218,5 +217,7 @@ class RememberedAnswers(Generic[AnswerT]):
 
     def _over(self, portion: str) -> float:
         """Return the keys of a portion as a multiple of what it is guaranteed."""
-        guaranteed = self.max_keys * self._weights.ratio_of(portion)
-        return self._portions[portion].keys / max(guaranteed, 1.0)
+        own = self._portions.get(portion)
+        if own is None:
+            return 0.0
+        return own.keys / max(self.max_keys * self._weights.ratio_of(portion), 1.0)

@@ -162,7 +162,7 @@ class Portions:
     def forget_unused(self) -> None:
         """Forget the portions of tenants that have none of their own any more."""
         for name, portion in list(self._by_name.items()):
-            if name != OTHERS and name not in self.weights.by_tenant:
+            if name != OTHERS and name not in self.weights.by_tenant and not portion.topics:
                 del self._by_name[name]
                 self._kept.remove(portion.kept)
                 self._texts.remove(portion.texts)

@@ -34,7 +34,9 @@ def weights_of(access: Access) -> Weights:
     a credential is required nobody else can come: others have what is idle, for topics from before.
     """
     configured = {tenant.name: tenant.memory_weight for tenant in access.tenants}
-    if access.auth.mode == "required" and configured:
+    if not configured:
+        return OPEN_WEIGHTS
+    if access.auth.mode == "required":
         return Weights(configured, 0.0)
     return Weights({DEFAULT_TENANT: _USUAL_WEIGHT, **configured}, _USUAL_WEIGHT)
 

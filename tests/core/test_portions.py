@@ -346,3 +346,31 @@ def test_made_up_tenants_do_not_push_out_the_keys_of_another() -> None:
     # They are one party now, and the tenant with the most loses first.
     assert len(answers) == 100
     assert answers.find(("default-tenant", "t", "0"), b"", 1.0) is None
+
+
+def test_many_topics_are_moved_a_bounded_number_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To move 10,000 at once would be a pause; what is counted is right at every moment."""
+    monkeypatch.setattr("clevrd.core.topic_manager.MOVED_PER_SWEEP", 3)
+    manager = make_manager({}, max_topics=100, max_topics_per_tenant=20, idle_s=1_000)
+    topics = [topic_of(manager, "mine", f"t{number}") for number in range(8)]
+    for topic in topics:
+        publish(manager, topic, 2)
+
+    moved = []
+    manager.share_out(Weights({"mine": 1.0}, 1.0))
+    for _ in range(4):
+        moved.append(manager.portions.of("mine").topics)
+        in_both = sum(portion.topics for portion in manager.portions)
+        assert in_both == len(topics)
+        assert sum(each.ring_bytes for each in manager.portions) == manager.ring_bytes
+        assert manager._reserved_topics == manager.portions.reserved_topics()
+        manager.evict_idle(0.0)
+
+    assert moved == [3, 6, 8, 8]
+    # A topic that goes while it is to be moved is not moved.
+    manager.share_out(Weights({}, 1.0))
+    manager.evict_idle(1e6)
+    manager.evict_idle(1e6)
+    assert (len(manager), manager.ring_bytes) == (0, 0)
+    assert [portion.name for portion in manager.portions] == [OTHERS]
+    assert manager.portions.of("mine").topics == 0

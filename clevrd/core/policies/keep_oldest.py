@@ -6,6 +6,8 @@ frames (core/kept_frames); a reader holds runs of offsets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.kept_frames import KeptFrames
 from clevrd.core.notices import RETENTION, SLOW_CONSUMER
@@ -58,8 +60,22 @@ class KeepOldest(Policy):
         excess = reader.kept_messages - reader.window(view.window_cap)
         if excess <= 0:
             return
+        reader.kept_messages -= excess
         view.losses.slow_consumer += excess
-        _refuse_newest_kept(reader, view, excess, now_s)
+        reader.count_drops(excess, now_s)
+        if reader.gaps is not None:
+            place = reader.delivered + reader.kept_messages
+            reader.gaps.refuse_newest(place, excess, reader.cursor)
+        while excess:
+            *others, (after, upto) = reader.kept
+            end = max(after, upto - excess)
+            excess -= upto - end
+            if end > after:
+                view.kept.cut(end, upto)
+                others.append((after, end))
+            else:
+                view.kept.release(after, upto)
+            reader.kept = tuple(others)
 
     def release_kept(self, reader: Reader, view: TopicView) -> None:
         """Let go of all that is kept for the reader."""
@@ -86,32 +102,34 @@ def refuse(reader: Reader, view: TopicView, unpaid: int, now_s: float) -> None:
     view.hasten_alarm(reader)
 
 
-def give_back(reader: Reader, view: TopicView, last: int, now_s: float) -> None:
-    """Lose what is kept behind offset ``last``: another tenant needs the memory."""
-    lost = sum(upto - max(after, last) for after, upto in reader.kept if upto > last)
-    if lost:
-        view.losses.memory += lost
-        _refuse_newest_kept(reader, view, lost, now_s)
-        view.hasten_alarm(reader)
+def give_back(readers: Sequence[Reader], view: TopicView, last: int, now_s: float) -> None:
+    """Lose what is kept behind offset ``last`` for readers that keep the same runs.
 
-
-def _refuse_newest_kept(reader: Reader, view: TopicView, excess: int, now_s: float) -> None:
-    """Refuse the newest of what is kept after all, ``excess`` messages; the caller says why."""
-    reader.kept_messages -= excess
-    reader.count_drops(excess, now_s)
-    if reader.gaps is not None:
-        place = reader.delivered + reader.kept_messages
-        reader.gaps.refuse_newest(place, excess, reader.cursor)
-    while excess:
-        *others, (after, upto) = reader.kept
-        end = max(after, upto - excess)
-        excess -= upto - end
+    Another tenant needs the memory.
+    """
+    left: list[tuple[int, int]] = []
+    lost = 0
+    for after, upto in readers[0].kept:
+        end = max(after, min(upto, last))
+        lost += upto - end
         if end > after:
-            view.kept.cut(end, upto)
-            others.append((after, end))
+            view.kept.cut(end, upto, len(readers))
+            left.append((after, end))
         else:
-            view.kept.release(after, upto)
-        reader.kept = tuple(others)
+            view.kept.release(after, upto, len(readers))
+    if not lost:
+        return
+    kept = tuple(left)
+    view.losses.memory += lost * len(readers)
+    for reader in readers:
+        reader.kept = kept
+        reader.kept_messages -= lost
+        reader.count_drops(lost, now_s)
+        if reader.gaps is not None:
+            place = reader.delivered + reader.kept_messages
+            reader.gaps.refuse_newest(place, lost, reader.cursor)
+        if reader.alarm:
+            view.hasten_alarm(reader)
 
 
 def _keep_upto(reader: Reader, view: TopicView, upto: int, now_s: float) -> None:
