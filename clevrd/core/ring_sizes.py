@@ -106,10 +106,14 @@ def given_back(uses: Sequence[tuple[int, int]], excess_bytes: int) -> list[int]:
     Args:
         uses: for each party the bytes that it uses and the bytes that it is guaranteed.
     """
-    over = sorted((used / max(guaranteed, 1), used, guaranteed) for used, guaranteed in uses)
+    over = sorted(
+        (used / max(guaranteed, 1), used, guaranteed)
+        for used, guaranteed in uses
+        if used > guaranteed
+    )
     # The multiple of their guarantees down to which parties give.
     level, used_bytes, guaranteed_bytes = _TRIM_TO, 0, 0
-    while over and over[-1][0] > 1.0:
+    while over:
         _, used, guaranteed = over.pop()
         used_bytes += used
         guaranteed_bytes += max(guaranteed, 1)
