@@ -144,6 +144,7 @@ class Hub:
         self.now_s = loop.time
         self.check_rate = publishing.check_rate
         self.topic = publishing.topic
+        self.topic_to_read = publishing.topic_to_read
         self.must_wait = publishing.must_wait
         self.is_throttled = publishing.is_throttled
         self.publish = publishing.publish
