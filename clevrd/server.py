@@ -50,6 +50,7 @@ from clevrd.handlers.site.assets import AssetEndpoint
 from clevrd.handlers.site.pages import HomeEndpoint
 from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
 from clevrd.hub import Hub, Stats
+from clevrd.hub.memory_shares import weights_of
 from clevrd.listeners import Listeners
 from clevrd.raw_http import (
     MAX_LINGERING,
@@ -117,7 +118,7 @@ class Server:
         self.config = config
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
-        self.hub = Hub(config, self._loop, stats=stats, wall_ns=wall_ns)
+        self.hub = Hub(config, self._loop, weights=weights_of(access), stats=stats, wall_ns=wall_ns)
         wall_s = _seconds_of(wall_ns)
         maker = AuthenticatorMaker(
             Surroundings(wall_s, self._loop.time, self.hub.tasks.spawn, self._keys_changed)
@@ -135,7 +136,13 @@ class Server:
         )
         self._polls = Polls(self.hub, self._loop)
         self.access = AccessControl(
-            maker, authenticator, gate, self.connections, self._polls, self.hub.tasks
+            maker,
+            authenticator,
+            gate,
+            self.connections,
+            self._polls,
+            lambda access: self.hub.share_out(weights_of(access)),
+            self.hub.tasks,
         )
         publish = PublishEndpoint(gate, self.hub, config)
         publish_socket = PublishSocketEndpoint(gate, self.hub, self.connections, config)

@@ -7,6 +7,7 @@ by the authenticator. This module replaces it, and has every connection judged b
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from clevrd.admission import Gate
@@ -30,14 +31,21 @@ class AccessControl:
         gate: Gate,
         connections: Connections,
         polls: Polls,
+        share_out: Callable[[Access], None],
         tasks: Tasks,
     ) -> None:
-        """Args: authenticator: the one that ``maker`` made first, which ``gate`` asks."""
+        """Take over from the start.
+
+        Args:
+            authenticator: the one that ``maker`` made first, which ``gate`` asks.
+            share_out: divides the memory among tenants as the rules say.
+        """
         self._maker = maker
         self._authenticator = authenticator
         self._gate = gate
         self._connections = connections
         self._polls = polls
+        self._share_out = share_out
         self._tasks = tasks
 
     async def apply(self, access: Access, folder: Path) -> int:
@@ -51,6 +59,7 @@ class AccessControl:
         """
         self._authenticator = self._maker.make(access, folder)
         self._gate.change(self._authenticator)
+        self._share_out(access)
         return await self._judge_again()
 
     def keys_changed(self) -> None:

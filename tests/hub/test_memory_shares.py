@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from daemons import Daemon, running
 
 from clevrd.core.portions import OTHERS
 from clevrd.hub.memory_shares import OPEN_WEIGHTS, weights_of
@@ -50,3 +52,32 @@ def test_only_configured_tenants_have_a_share_where_a_credential_is_required() -
     }
 
     assert ratios(tables, "acme", "other", "default-tenant") == pytest.approx([0.75, 0.25, 0.0])
+
+
+async def test_shares_follow_the_rules_in_force() -> None:
+    """Those of the start, and after a reload those of the new file, with nothing lost."""
+    tables: dict[str, Any] = {"tenants": [{"name": "acme", "memory_weight": 3.0}]}
+    async with running(access=read_access(tables, "test.toml")) as daemon:
+        for tenant in ("acme", "other"):
+            await daemon.publish("t", 1, **{"X-Tenant-ID": tenant})
+        before = await shares(daemon)
+
+        tables["tenants"].append({"name": "other", "memory_weight": 5.0})
+        await daemon.server.access.apply(read_access(tables, "test.toml"), Path())
+        after = await shares(daemon)
+        await daemon.server.access.apply(read_access({}, "test.toml"), Path())
+        without = await shares(daemon)
+
+    assert before == {"acme": (60, 1), None: (20, 1)}
+    assert after == {"acme": (30, 1), "other": (50, 1), None: (10, 0)}
+    assert without == {None: (50, 2)}
+
+
+async def shares(daemon: Daemon) -> dict[str | None, tuple[int, int]]:
+    """Return what each has of the memory, in per cent, and how many topics."""
+    figures = await daemon.get_json("/metrics")
+    whole = daemon.hub.topics.limits.max_memory_bytes * 0.8
+    return {
+        each["tenant_id"]: (round(each["guaranteed_bytes"] * 100 / whole), each["topics"])
+        for each in figures["memory_shares"]
+    }
