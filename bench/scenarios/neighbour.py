@@ -7,6 +7,7 @@ it as the floor: the same publishes, without a subscriber.
 
 import http.client
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ MEMORY_MB: Final = 64
 FILLING: Final = 700
 PER_BATCH: Final = 50
 SECONDS: Final = 3
+SETTLE_S: Final = 1.0
 QUIET: Final[dict[str, Option]] = {
     "subs": 20,
     "rate": 2_000,
@@ -167,6 +169,8 @@ def _noise(server: Server, stalled: int) -> Iterator[None]:
     )
     try:
         load.wait_for("publishing")
+        # Until the buffers of all its subscribers are full, which is when they stall.
+        time.sleep(SETTLE_S)
         yield
     finally:
         load.process.kill()
