@@ -41,6 +41,7 @@ class AccessControl:
             share_out: divides the memory among tenants as the rules say.
         """
         self._maker = maker
+        self.tickets = maker.tickets
         self._authenticator = authenticator
         self._gate = gate
         self._connections = connections
