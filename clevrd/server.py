@@ -48,6 +48,7 @@ from clevrd.handlers.site.pages import HomeEndpoint
 from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
 from clevrd.hub import Hub, Stats
 from clevrd.listeners import Listeners
+from clevrd.page_check import PageCheck
 from clevrd.raw_http import (
     MAX_LINGERING,
     MAX_PROBES,
@@ -57,6 +58,8 @@ from clevrd.raw_http import (
 )
 from clevrd.restart.directory import StateDir
 from clevrd.scheduling.timers import Timers
+from clevrd.tenants.origin_rule import OriginRule
+from clevrd.tenants.origins import read_allowed_origins
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +139,12 @@ class Server:
             }
         )
         self._gate = Gate(lambda: self.hub.is_draining)
+        allowed_origins = read_allowed_origins(config.allowed_origins)
+        self._pages = PageCheck(OriginRule(allowed_origins, self._loop.time), lambda _: False)
         refusals = self.hub.refusals.with_events(refusal_as_events)
         self._front = AiohttpFront(
-            self._gate, router, refusals, self.hub.turns, self.hub.input_budget, config
+            *(self._gate, self._pages, router, refusals),
+            *(self.hub.turns, self.hub.input_budget, config),
         )
         self._http = self._front.server
         grammar = PlainGrammar(
@@ -148,6 +154,7 @@ class Server:
         )
         self.raw_server = RawServer(
             gate=self._gate,
+            pages=self._pages,
             grammar=grammar if config.raw_paths else None,
             probes={"/health": health, "/health/live": live, "/health/ready": ready},
             refusals=refusals,

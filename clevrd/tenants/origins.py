@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from clevrd.errors import ConfigError
+
 # A page of no origin that can be named: a file, a sandboxed frame, a redirect between origins.
 NULL: Final = "null"
 ANY: Final = "*"
@@ -54,6 +56,54 @@ def own_origin(scheme: str, host_field: str) -> Origin | None:
     if len(host_field) > MAX_ORIGIN_BYTES or not (match := _HOST_FIELD.fullmatch(host_field)):
         return None
     return _origin(scheme, match["host"].lower(), match["port"])
+
+
+def read_allowed_origins(setting: str, listed: Iterable[str] = ()) -> AllowedOrigins:
+    """Return the pages of other origins that may ask.
+
+    Args:
+        setting: the setting ``allowed_origins``: origins between commas.
+        listed: those of the table ``[auth]``.
+
+    Raises:
+        ConfigError: both are given, or an entry is no origin.
+    """
+    entries = [entry.strip() for entry in setting.split(",") if entry.strip()]
+    listed = tuple(listed)
+    if entries and listed:
+        raise ConfigError(
+            "allowed_origins stands in the table [auth] and as a setting (CLEVRD_ALLOWED_ORIGINS);"
+            " keep one of them."
+        )
+    try:
+        return AllowedOrigins(entries or listed)
+    except ValueError as error:
+        raise ConfigError(f"allowed_origins: {error}") from error
+
+
+def is_led_astray(host_field: str, port: int, default_port: int) -> bool:
+    """Return whether a client came to ``port`` of its own machine by a name that others control.
+
+    A page at ``http://evil.example:8080`` is of the daemon's own origin for its visitor's browser
+    as soon as the name's owner has it mean 127.0.0.1 (DNS rebinding). Nobody elsewhere controls
+    ``localhost`` and names below it (RFC 6761 §6.3), names without a dot, and addresses, whose last
+    label begins with a digit (WHATWG URL §3.5). Behind a proxy on this machine ``Host`` has the
+    proxy's port, which is another one.
+
+    Args:
+        host_field: the request's ``Host``.
+        port: the port that was connected to.
+        default_port: the port that a ``Host`` without one means.
+    """
+    name, colon, number = host_field.rpartition(":")
+    if host_field.startswith("["):
+        return False
+    if not colon:
+        name, number = host_field, str(default_port)
+    if not (number.isascii() and number.isdigit() and len(number) <= 5 and int(number) == port):
+        return False
+    labels = name.lower().rstrip(".").split(".")
+    return len(labels) > 1 and labels[-1] != "localhost" and not labels[-1][:1].isdigit()
 
 
 def _origin(scheme: str, host: str, port: str | None) -> Origin | None:

@@ -266,8 +266,8 @@ async def test_leaving_a_quiet_topic_does_not_wait_for_it(browser: Browser) -> N
     ]
 
 
-async def test_foreign_page_can_publish(browser: Browser, tmp_path: Path) -> None:
-    """As docs/javascript.md says: a plain form does, until the daemon looks at origins."""
+async def test_foreign_page_can_not_publish(browser: Browser, tmp_path: Path) -> None:
+    """As docs/javascript.md says: not by a plain form either, which browsers let it send."""
     page_text = """<iframe name="answer"></iframe>
         <form method="post" enctype="text/plain" target="answer">
         <input name='{"topic":"t","data":1,"of":"' value='"}'></form>"""
@@ -279,7 +279,8 @@ async def test_foreign_page_can_publish(browser: Browser, tmp_path: Path) -> Non
             "url => { document.forms[0].action = url; document.forms[0].submit(); }",
             f"{daemon.url}/publish",
         )
-        await until(lambda: [topic.published for topic in daemon.hub.topics] == [1])
+        await until(lambda: daemon.hub.counters.refused == {"origin_not_allowed": 1})
+        assert [topic.published for topic in daemon.hub.topics] == []
 
 
 async def test_network_that_returns_is_used_at_once(browser: Browser) -> None:

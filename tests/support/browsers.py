@@ -38,11 +38,16 @@ def chromium_path() -> str:
 
 
 @asynccontextmanager
-async def chromium() -> AsyncIterator[Browser]:
-    """Run a Chromium; its start takes about a second, so one serves many tests."""
+async def chromium(*more: str) -> AsyncIterator[Browser]:
+    """Run a Chromium; its start takes about a second, so one serves many tests.
+
+    Args:
+        more: arguments of its command line.
+    """
     path = chromium_path()
     # Chromium's sandbox does not run as root, and containers' /dev/shm is small.
-    arguments = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.getuid() == 0 else [])]
+    arguments = ["--disable-dev-shm-usage", *more]
+    arguments += ["--no-sandbox"] if os.getuid() == 0 else []
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, args=arguments)
         try:
