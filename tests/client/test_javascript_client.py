@@ -18,9 +18,10 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from browsers import chromium, in_page, page_at, until_page
+from browsers import chromium, in_page, page_at, site, until_page
 from daemons import ROOT, DaemonProcess, daemon_process, running, until
 from playwright.async_api import Browser, Page, Request
+from ports import free_port
 from proxies import cutting_proxy
 from turns import WATCHING, Turn, faking, found, gap_frame, message, subscribed
 
@@ -342,18 +343,21 @@ async def test_refused_handshake_is_told_in_the_servers_words(browser: Browser) 
     assert "tenant" in end[1]
 
 
-async def test_example_page_works(browser: Browser, tmp_path: Path) -> None:
-    """The page of docs/javascript.md, opened as a file, shows what is published."""
+async def test_example_page_works(browser: Browser) -> None:
+    """The page of docs/javascript.md, from a server of its own, shows what is published."""
     text = (ROOT / "docs" / "javascript.md").read_text()
     (example,) = re.findall(r"^```html\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    file = tmp_path / "demo.html"
+    port = free_port()
+    example = example.replace("http://localhost:8080", f"http://127.0.0.1:{port}")
 
-    async with running() as daemon:
-        file.write_text(example.replace("http://localhost:8080", daemon.url))
-        async with page_at(browser, file.as_uri()) as page:
-            await until_page(page, "document.querySelector('#status').textContent === 'open'")
-            await daemon.publish("demo", {"hello": 1})
-            await until_page(page, """events.textContent === '{"hello":1}\\n'""")
+    async with (
+        site(example) as origin,
+        running(address=f"127.0.0.1:{port}", allowed_origins=origin) as daemon,
+        page_at(browser, origin) as page,
+    ):
+        await until_page(page, "document.querySelector('#status').textContent === 'open'")
+        await daemon.publish("demo", {"hello": 1})
+        await until_page(page, """events.textContent === '{"hello":1}\\n'""")
 
 
 # --- names that are misspelt ---------------------------------------------------------------------

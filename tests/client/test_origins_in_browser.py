@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import pytest
 import pytest_asyncio
-from browsers import chromium, in_page, page_at, until_page
+from browsers import chromium, in_page, page_at, site, until_page
 from daemons import Daemon, running, until
 from playwright.async_api import Browser, Page
 
@@ -92,22 +91,6 @@ async def browser() -> AsyncIterator[Browser]:
     """Return a Chromium for which one name means this machine."""
     async with chromium(f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1") as found:
         yield found
-
-
-@asynccontextmanager
-async def site() -> AsyncIterator[str]:
-    """Serve an empty page on a port of its own, which makes it an origin of its own."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while (await reader.read(65_536)).strip():
-            body = b"<!doctype html><title>page</title><iframe name=answer></iframe>"
-            head = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n"
-            writer.write((head % len(body)).encode() + body)
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 async def ways_of(page: Page, url: str) -> tuple[set[str], set[str]]:

@@ -72,6 +72,22 @@ async def page_at(browser: Browser, url: str, script: str = QUICK) -> AsyncItera
         await context.close()
 
 
+@asynccontextmanager
+async def site(text: str = "<!doctype html><title>page</title>") -> AsyncIterator[str]:
+    """Serve a page on a port of its own, which makes it an origin of its own; yield that."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        body = text.encode()
+        head = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n"
+        while await reader.read(65_536):
+            writer.write((head % len(body)).encode() + body)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
 async def in_page(page: Page, script: str, **arguments: Any) -> Any:
     """Run an async function's body in ``page``, with arguments by name; return its result."""
     names = ", ".join(arguments)
