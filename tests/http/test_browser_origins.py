@@ -12,7 +12,14 @@ from typing import Final
 
 import pytest
 from daemons import Daemon, running, until
-from http_wire import Response, ask, get, post, responses, talk
+from http_wire import Response as Answer
+from http_wire import ask, get, post, responses, talk
+
+from clevrd.errors import OriginNotAllowed
+from clevrd.http_values import Request, Response
+from clevrd.page_check import PageCheck, loopback_port_of
+from clevrd.tenants.origin_rule import OriginRule
+from clevrd.tenants.origins import AllowedOrigins
 
 LISTED: Final = "https://app.example"
 FOREIGN: Final = "https://evil.example"
@@ -116,7 +123,7 @@ def request(method: str, path: str, *fields: str, host: str = "test", body: str 
     return get(path, *fields, method=method).replace(b"Host: test", f"Host: {host}".encode())
 
 
-async def answer_to(port: int, sent: bytes) -> Response:
+async def answer_to(port: int, sent: bytes) -> Answer:
     """Return the head of the answer; the body only of a refusal, which is whole."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -130,6 +137,13 @@ async def answer_to(port: int, sent: bytes) -> Response:
             return answer._replace(body=body)
     finally:
         writer.close()
+
+
+def plain_vary(answer: Answer) -> list[str]:
+    """Return what an answer varies by beside the Origin."""
+    return [
+        name for name in answer.headers.get("vary", "").split(", ") if name not in ("", "Origin")
+    ]
 
 
 @pytest.fixture(params=[True, False], ids=["raw", "aiohttp"])
@@ -176,7 +190,7 @@ async def test_listed_page_may_read_every_answer(
         assert answer.headers["access-control-allow-origin"] == LISTED
         assert answer.headers["access-control-allow-credentials"] == "true"
         assert "Retry-After" in answer.headers["access-control-expose-headers"]
-        assert answer.headers["vary"].endswith("Origin")
+        assert answer.headers["vary"] == ", ".join((*plain_vary(plain), "Origin"))
         volatile = {"date", "etag", "content-length", "transfer-encoding", "vary"}
         added = answer.headers.keys() - plain.headers.keys() - {"vary"}
         assert {name for name in added if not name.startswith("access-control-")} == set()
@@ -404,3 +418,82 @@ async def test_log_names_the_setting_once_a_minute_for_each_page(
     assert len(lines) == 2
     assert FOREIGN in lines[0]
     assert all("allowed_origins" in line for line in lines)
+
+
+async def test_name_is_refused_on_every_interface_that_is_this_machines_own() -> None:
+    """By default one socket listens for IPv4 and IPv6, and spells 127.0.0.1 in its own way."""
+    async with running(address=":0") as daemon:
+        sent = request("GET", "/metrics", host=f"evil.example:{daemon.port}")
+        answer = await answer_to(daemon.port, sent)
+
+    assert answer.status == 403
+
+
+@pytest.mark.parametrize(
+    ("address", "port"),
+    [
+        (("127.0.0.1", 80), 80),
+        (("127.9.9.9", 80), 80),
+        (("::1", 80, 0, 0), 80),
+        (("::ffff:127.0.0.1", 80, 0, 0), 80),
+        (("10.0.0.1", 80), None),
+        (("::ffff:10.0.0.1", 80, 0, 0), None),
+        (("fe80::1%eth0", 80, 0, 2), None),
+        ("/run/clevrd.sock", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_loopback_interface_is_known_by_its_addresses(address: object, port: int | None) -> None:
+    """A Unix socket is none: no browser reaches it."""
+    assert loopback_port_of(address) == port
+
+
+class FakeTransport(asyncio.BaseTransport):
+    """A connection that was made over TLS, or by a listed proxy."""
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        """Return what the test gave."""
+        return self._extra.get(name, default)  # type: ignore[attr-defined]  # asyncio's own
+
+
+@pytest.mark.parametrize(
+    ("is_secure", "is_proxy", "origin", "is_served"),
+    [
+        (False, False, "http://app.example", True),
+        (True, False, "https://app.example", True),
+        (True, False, "http://app.example", False),
+        (False, False, "https://out.example", False),
+        (False, True, "https://out.example", True),
+        (False, True, "http://app.example", False),
+    ],
+)
+def test_connection_says_what_is_own(
+    is_secure: bool, is_proxy: bool, origin: str, is_served: bool
+) -> None:
+    """Its TLS, and whether it is a listed proxy's, whose word counts."""
+    rule = OriginRule(AllowedOrigins([]), lambda: 0.0)
+    pages = PageCheck(rule, lambda _: is_proxy)
+    transport = FakeTransport({"sslcontext": object() if is_secure else None})
+    said = {"x-forwarded-proto": "https", "x-forwarded-host": "out.example"}
+    head = Request("POST", "/publish", {"host": "app.example", "origin": origin, **said})
+
+    if is_served:
+        pages.check(head, transport)
+    else:
+        with pytest.raises(OriginNotAllowed):
+            pages.check(head, transport)
+
+
+def test_rule_can_change_while_the_daemon_runs() -> None:
+    """As after a reload of its configuration."""
+    head = Request("POST", "/publish", {"host": "a.example", "origin": FOREIGN})
+    pages = PageCheck(OriginRule(AllowedOrigins([]), lambda: 0.0), lambda _: False)
+    with pytest.raises(OriginNotAllowed):
+        pages.check(head, None)
+
+    pages.change(OriginRule(AllowedOrigins([FOREIGN]), lambda: 0.0))
+
+    pages.check(head, None)
+    answer = pages.marked(Response(200, b"", headers=(("Vary", "Accept"),)), head)
+    assert dict(answer.headers)["Vary"] == "Accept, Origin"
