@@ -26,6 +26,8 @@ _HOST: Final = rf"{_NAME}|\[[0-9a-f:.]{{2,45}}\]"
 _PORT: Final = r"(?::(?P<port>[1-9][0-9]{0,4}))?"
 _ORIGIN: Final = re.compile(rf"(?P<scheme>https?)://(?P<host>{_HOST}){_PORT}")
 _WILD: Final = re.compile(rf"(?P<scheme>https?)://\*\.(?P<host>{_NAME}){_PORT}")
+# The origin of an app's or an extension's page, whose scheme no server speaks.
+_APP: Final = re.compile(r"(?!(?:https?|wss?|ftp)://)[a-z][a-z0-9+.-]{1,31}://[a-zA-Z0-9._-]{1,64}")
 _HOST_FIELD: Final = re.compile(rf"(?P<host>{_HOST}){_PORT}", re.IGNORECASE)
 # RFC 1035 §2.3.4; a longer host is none, and a longer Origin is not looked at.
 MAX_ORIGIN_BYTES: Final = len("https://:65535") + 255
@@ -112,18 +114,20 @@ def _origin(scheme: str, host: str, port: str | None) -> Origin | None:
 
 
 class AllowedOrigins:
-    """The list of a configuration: exact origins, all below a domain, ``null``, or any.
+    """The list of a configuration: exact origins, all below a domain, ``null``, or any web page.
 
     Raises:
         ValueError: an entry is none of these; the text says which and what to write.
     """
 
-    __slots__ = ("_below", "_exact", "allows_any", "allows_null")
+    __slots__ = ("_apps", "_below", "_exact", "allows_any", "allows_null")
 
     def __init__(self, entries: Iterable[str]) -> None:
         self.allows_any = False
         self.allows_null = False
         self._exact: set[Origin] = set()
+        # Origins of apps and extensions, as they stand.
+        self._apps: set[str] = set()
         # (scheme, port) -> suffixes of hosts, each with its leading dot.
         self._below: dict[tuple[str, int], tuple[str, ...]] = {}
         for entry in entries:
@@ -131,7 +135,7 @@ class AllowedOrigins:
 
     def __bool__(self) -> bool:
         """Whether any page of another origin is allowed."""
-        return self.allows_any or self.allows_null or bool(self._exact or self._below)
+        return self.allows_any or self.allows_null or bool(self._exact or self._below or self._apps)
 
     def _add(self, entry: str) -> None:
         if entry == ANY:
@@ -145,6 +149,8 @@ class AllowedOrigins:
         ):
             at = (base.scheme, base.port)
             self._below[at] = (*self._below.get(at, ()), f".{base.host}")
+        elif _APP.fullmatch(entry):
+            self._apps.add(entry)
         else:
             raise ValueError(
                 f"{entry[:80]!a} is no origin: write it as browsers do, like https://app.example,"
@@ -163,7 +169,7 @@ class AllowedOrigins:
             return self.allows_null
         origin = parse_origin(text)
         if origin is None:
-            return False
+            return text in self._apps
         if origin in self._exact:
             return True
         suffixes = self._below.get((origin.scheme, origin.port))

@@ -98,6 +98,18 @@ def test_null_is_allowed_only_where_it_is_listed() -> None:
     assert not AllowedOrigins(["null"]).allows("https://app.example")
 
 
+@pytest.mark.parametrize(
+    "origin", ["capacitor://localhost", "chrome-extension://abcdefgh", "moz-extension://0a-1b"]
+)
+def test_app_is_allowed_by_its_whole_origin(origin: str) -> None:
+    """Its scheme is nobody's on the web, so neither a star nor another entry means it."""
+    assert AllowedOrigins([origin]).allows(origin)
+    assert AllowedOrigins([origin])
+    for other in (f"{origin}x", origin.upper(), f"{origin}/", f"{origin}:80", f"{origin}\n"):
+        assert not AllowedOrigins([origin]).allows(other)
+    assert not AllowedOrigins(["*", "null", "https://*.localhost"]).allows(origin)
+
+
 def test_star_allows_what_is_an_origin() -> None:
     """And nothing that no browser sends."""
     assert AllowedOrigins(["*"]).allows("https://any.example")
@@ -108,7 +120,14 @@ def test_star_allows_what_is_an_origin() -> None:
     "entry",
     [
         *("app.example", "https://app.example/", "https://*", "https://*example.com"),
-        *("https://a.*.com", "*.example.com", "ws://app.example", "", "https://u@app.example"),
+        *(
+            "https://a.*.com",
+            "*.example.com",
+            "ws://app.example",
+            "",
+            "file://",
+            "https://u@app.example",
+        ),
         *("https://app.example:0", "https://app.example:99999"),
     ],
 )
