@@ -95,7 +95,7 @@ class OriginRule:
         origin = head.headers.get("origin")
         if origin is None:
             self._check_host(head, seen)
-        elif not self._is_own(origin, head, seen) and not self._allowed.allows(origin):
+        elif not self._allowed.allows(origin) and not self._is_own(origin, head, seen):
             self._tell("origin", origin, head)
             raise OriginNotAllowed(
                 "Web pages of another origin may not ask here; the operator can list the page's"
@@ -171,8 +171,8 @@ class OriginRule:
         # the request. That is safe: the browser has checked the host's certificate, so the page is
         # the host's own, and no page of another host can bring about this Host. A page over http is
         # not own where https is spoken: anybody on its way can have written it.
-        own = (own_origin(scheme, host), own_origin("https", host))
-        return asked in own and not _is_astray(head, seen)
+        is_own = asked == own_origin(scheme, host) or asked == own_origin("https", host)
+        return is_own and not _is_astray(head, seen)
 
     def _tell(self, what: str, text: str, head: Request) -> None:
         """Log a refused origin, or a host, each once a minute."""
