@@ -21,7 +21,7 @@ class PageCheck:
     """The rule for pages, for every connection.
 
     Args:
-        rule: which pages may ask; `change` replaces it.
+        rule: which pages may ask.
         is_proxy: whether a connection is a listed proxy's.
     """
 
@@ -30,10 +30,6 @@ class PageCheck:
     def __init__(self, rule: OriginRule, is_proxy: Callable[[asyncio.BaseTransport], bool]) -> None:
         self._rule = rule
         self._is_proxy = is_proxy
-
-    def change(self, rule: OriginRule) -> None:
-        """Have ``rule`` decide from now on; no head that has an Origin is remembered anywhere."""
-        self._rule = rule
 
     def check(self, head: Request, transport: asyncio.BaseTransport | None) -> None:
         """Refuse a request whose page may not ask.

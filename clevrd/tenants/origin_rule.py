@@ -59,7 +59,7 @@ class OriginRule:
     """Which pages may ask.
 
     Args:
-        allowed: pages of other origins that may.
+        allowed: pages of other origins that may; `change` replaces them.
         now_s: a clock that is never set back.
     """
 
@@ -70,6 +70,10 @@ class OriginRule:
         self._now_s = now_s
         # Start of an origin's text -> when the log told of it last; at most _MAX_TOLD.
         self._told: dict[str, float] = {}
+
+    def change(self, allowed: AllowedOrigins) -> None:
+        """Let in other pages from now on; no head that has an Origin is remembered anywhere."""
+        self._allowed = allowed
 
     def concerns(self, head: Request) -> bool:
         """Return whether `check` has to be asked: a browser's page may have sent ``head``.

@@ -487,12 +487,13 @@ def test_connection_says_what_is_own(
 
 def test_rule_can_change_while_the_daemon_runs() -> None:
     """As after a reload of its configuration."""
+    rule = OriginRule(AllowedOrigins([]), lambda: 0.0)
     head = Request("POST", "/publish", {"host": "a.example", "origin": FOREIGN})
-    pages = PageCheck(OriginRule(AllowedOrigins([]), lambda: 0.0), lambda _: False)
+    pages = PageCheck(rule, lambda _: False)
     with pytest.raises(OriginNotAllowed):
         pages.check(head, None)
 
-    pages.change(OriginRule(AllowedOrigins([FOREIGN]), lambda: 0.0))
+    rule.change(AllowedOrigins([FOREIGN]))
 
     pages.check(head, None)
     answer = pages.marked(Response(200, b"", headers=(("Vary", "Accept"),)), head)
