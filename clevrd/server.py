@@ -140,9 +140,8 @@ class Server:
         self._polls = Polls(self.hub, self._loop)
         allowed = read_allowed_origins(config.allowed_origins, access.auth.allowed_origins)
         origins = OriginRule(allowed, self._loop.time)
-        self._pages = PageCheck(origins, lambda _: False)
         self.access = AccessControl(
-            *(maker, authenticator, gate, origins),
+            *(maker, authenticator, gate, origins, config.allowed_origins),
             *(self.connections, self._polls, self.hub.tasks),
         )
         publish = PublishEndpoint(gate, self.hub, config)
@@ -171,8 +170,9 @@ class Server:
             }
         )
         refusals = self.hub.refusals.with_events(refusal_as_events)
+        pages = PageCheck(origins, lambda _: False)
         self._front = AiohttpFront(
-            *(gate, self._pages, router, refusals),
+            *(gate, pages, router, refusals),
             *(self.hub.turns, self.hub.input_budget, config),
         )
         self._http = self._front.server
@@ -183,7 +183,7 @@ class Server:
         )
         self.raw_server = RawServer(
             gate=gate,
-            pages=self._pages,
+            pages=pages,
             grammar=grammar if config.raw_paths else None,
             probes={"/health": health, "/health/live": live, "/health/ready": ready},
             refusals=refusals,
