@@ -76,7 +76,7 @@ class RunPublisher(Generic[RequestT]):
         is_spent = self._hub.turns.is_spent
         taken = 0
         while taken < len(items) and not (taken and is_spent()):
-            run, fault = self._gather(items, taken, self._hub.max_run)
+            run, fault = self._gather(items, taken, self._most())
             if run and not self._append(items[taken : taken + len(run)], run):
                 return taken, True
             taken += len(run)
@@ -93,7 +93,7 @@ class RunPublisher(Generic[RequestT]):
 
         Returns how many were published or refused. The throttle is for each message by itself.
         """
-        most = 1 if self._hub.is_throttling() else self._hub.max_run
+        most = 1 if self._hub.is_throttling() else self._most()
         run, fault = self._gather(items, 0, most)
         if not run:
             if fault is not None:
@@ -111,6 +111,14 @@ class RunPublisher(Generic[RequestT]):
         else:
             self._publish(topic, run)
         return len(run)
+
+    def _most(self) -> int:
+        """Return how many messages a run may have now: what is left of the budget, but one.
+
+        So the budget is spent to its last message, and the next one is refused by itself.
+        """
+        left = self._hub.most_now(self._tenant)
+        return self._hub.max_run if left >= self._hub.max_run else max(1, int(left))
 
     def _gather(
         self, items: Sequence[bytes], start: int, most: int
