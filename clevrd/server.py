@@ -26,9 +26,11 @@ import uvloop
 from aiohttp import http_parser
 
 from clevrd import __version__, logs
+from clevrd.address_limit import AddressLimit
 from clevrd.addresses import parse_address
 from clevrd.admission import Gate
 from clevrd.aiohttp_front.front import AiohttpFront
+from clevrd.client_addresses import TrustedProxies
 from clevrd.config import Config
 from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
@@ -52,6 +54,7 @@ from clevrd.raw_http import (
     MAX_LINGERING,
     MAX_PROBES,
     PlainGrammar,
+    ProxiedConnection,
     RawConnection,
     RawServer,
 )
@@ -102,6 +105,9 @@ class Server:
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
         self.hub = Hub(config, self._loop, stats=stats, wall_ns=wall_ns)
+        self.client_addresses = AddressLimit(
+            config.max_connections_per_address, TrustedProxies(), self._loop.time
+        )
         self.connections = Connections(
             self.hub.counters,
             self.hub.tasks,
@@ -109,6 +115,7 @@ class Server:
             self.hub.input_budget,
             config,
             self._loop,
+            self.client_addresses,
         )
         publish = PublishEndpoint(self.hub, config)
         publish_socket = PublishSocketEndpoint(self.hub, self.connections, config)
@@ -138,7 +145,13 @@ class Server:
         self._gate = Gate(lambda: self.hub.is_draining)
         refusals = self.hub.refusals.with_events(refusal_as_events)
         self._front = AiohttpFront(
-            self._gate, router, refusals, self.hub.turns, self.hub.input_budget, config
+            self._gate,
+            router,
+            refusals,
+            self.hub.turns,
+            self.hub.input_budget,
+            self.client_addresses,
+            config,
         )
         self._http = self._front.server
         grammar = PlainGrammar(
@@ -151,6 +164,7 @@ class Server:
             grammar=grammar if config.raw_paths else None,
             probes={"/health": health, "/health/live": live, "/health/ready": ready},
             refusals=refusals,
+            addresses=self.client_addresses,
             make_aiohttp_protocol=self._http,
             count_handed_over=lambda: self._http.open_connections + len(self.connections),
             counters=self.hub.counters,
@@ -164,7 +178,7 @@ class Server:
         self._listeners = Listeners(
             parse_address(config.address),
             config.send_buffer_bytes,
-            partial(RawConnection, self.raw_server),
+            partial(ProxiedConnection if config.proxy_protocol else RawConnection, self.raw_server),
             self._loop,
         )
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)

@@ -14,6 +14,7 @@ from typing import Final, cast
 
 from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
 
+from clevrd.address_limit import AddressLimit
 from clevrd.admission import Gate, Router
 from clevrd.aiohttp_front.body import BodyReader
 from clevrd.aiohttp_front.connection import FrontConnection, FrontServer, LastWord
@@ -71,6 +72,7 @@ class AiohttpFront:
         refusals: Refusals,
         turns: FairTurns,
         budget: InputBudget,
+        addresses: AddressLimit,
         config: Config,
     ) -> None:
         self._gate = gate
@@ -78,7 +80,8 @@ class AiohttpFront:
         self.refusal = refusals.response
         self._bodies = BodyReader(budget, config.request_timeout_s)
         self._turns = turns
-        self.server = FrontServer(self.handle, self.refusal, turns, budget, config)
+        self._addresses = addresses
+        self.server = FrontServer(self.handle, self.refusal, turns, budget, addresses, config)
         # Requests under way; changed by handle alone.
         self.in_flight = 0
 
@@ -133,6 +136,8 @@ class AiohttpFront:
             self._turns.end()
         if isinstance(reply, WebSocketUpgrade):
             check_upgrade(http_request)
+        if isinstance(reply, Upgrade):
+            self._addresses.claim(connection.open_transport(), request.headers)
         if isinstance(reply, Response | Upgrade):
             return reply
         if isinstance(reply, asyncio.Future):

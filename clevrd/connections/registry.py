@@ -10,6 +10,7 @@ import logging
 import secrets
 from typing import Final, Protocol, cast
 
+from clevrd.address_limit import AddressLimit
 from clevrd.config import Config
 from clevrd.connections.farewells import Farewells
 from clevrd.connections.presence import Peer, Presence
@@ -84,8 +85,10 @@ class Connections:
         budget: InputBudget,
         config: Config,
         loop: asyncio.AbstractEventLoop,
+        addresses: AddressLimit,
     ) -> None:
         self.counters = counters
+        self._addresses = addresses
         self.refusals = Refusals(counters.count_refusal)
         self.loop = loop
         self.now_s = loop.time
@@ -146,6 +149,7 @@ class Connections:
         if (opened_s := self._open.pop(connection, None)) is not None:
             self.counters.connection_s.record(self.now_s() - opened_s)
             self.streams -= not connection.answers_pings
+            self._addresses.left(connection.transport)
 
     def settle_unfinished(
         self, connection: Connection, held_bytes: int, *, has_progress: bool
