@@ -292,6 +292,35 @@ class Unavailable(RetryLater):
     close_code = 1013
 
 
+class TopicLimit(Unavailable):
+    """A tenant has as many topics as it may have."""
+
+    def __init__(
+        self, tenant: str, topics: int, limit: int, setting: str, retry_after_s: float
+    ) -> None:
+        """Make the refusal.
+
+        Args:
+            topics: the topics that the tenant has.
+            limit: topics that it may have.
+            setting: where the limit stands.
+        """
+        super().__init__(
+            f"Tenant {tenant} has {topics} topics ({setting}), of {limit} that it may have;"
+            f" use an existing one, or come back in {retry_after_s:g} s.",
+            retry_after_s,
+        )
+        self.limit = limit
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Add the IETF draft's RateLimit fields, in topics at a time."""
+        return (
+            *super().headers(),
+            ("RateLimit-Policy", f'"topics";q={self.limit};qu="topics"'),
+            ("RateLimit", f'"topics";r=0;t={self.whole_seconds}'),
+        )
+
+
 class ShuttingDown(Unavailable):
     """The daemon drains: work begun before is finished, and new work is refused."""
 

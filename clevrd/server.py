@@ -1,10 +1,10 @@
 """Composition root: builds the parts, serves, and stops in order. The only module that knows all.
 
-A daemon's life: take the address -> read the state -> remove the state file -> serve -> (SIGINT,
-SIGTERM or SIGHUP) -> stop accepting -> finish requests -> let readers catch up -> close WebSockets
-with 1012 -> stop background work -> save the state -> exit. A second signal ends the process at
-once. A stop before the state file is removed leaves the file as it was; a stop after that saves a
-new one.
+A daemon's life: take the address -> read the state -> remove the state file -> serve (SIGHUP reads
+the rules of access again) -> (SIGINT or SIGTERM) -> stop accepting -> finish requests -> let
+readers catch up -> close WebSockets with 1012 -> stop background work -> save the state -> exit. A
+second signal ends the process at once. A stop before the state file is removed leaves the file as
+it was; a stop after that saves a new one.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import uvloop
 from aiohttp import http_parser
 
 from clevrd import __version__, logs
+from clevrd.access.control import AccessControl
+from clevrd.access.reloading import Reloading
 from clevrd.address_limit import AddressLimit
 from clevrd.addresses import parse_address
 from clevrd.admission import Gate
 from clevrd.aiohttp_front.front import AiohttpFront
 from clevrd.client_addresses import TrustedProxies
-from clevrd.config import Config
+from clevrd.config import Config, Loaded
 from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
 from clevrd.daemon_signals import DaemonSignals
@@ -60,6 +63,9 @@ from clevrd.raw_http import (
 )
 from clevrd.restart.directory import StateDir
 from clevrd.scheduling.timers import Timers
+from clevrd.tenants import DEFAULT_TENANT
+from clevrd.tenants.from_settings import AuthenticatorMaker, Surroundings, access_of, folder_of
+from clevrd.tenants.settings import OPEN, Access
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +103,21 @@ class Server:
     def __init__(
         self,
         config: Config,
+        access: Access = OPEN,
+        folder: Path = Path(),
         *,
         stats: Stats | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        """Build the parts.
+
+        Args:
+            access: who may ask for what.
+            folder: where the files are that ``access`` names.
+
+        Raises:
+            ConfigError: one of these files can't be used.
+        """
         self.config = config
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
@@ -108,6 +125,12 @@ class Server:
         self.client_addresses = AddressLimit(
             config.max_connections_per_address, TrustedProxies(), self._loop.time
         )
+        wall_s = _seconds_of(wall_ns)
+        maker = AuthenticatorMaker(
+            Surroundings(wall_s, self._loop.time, self.hub.tasks.spawn, self._keys_changed)
+        )
+        authenticator = maker.make(access, folder)
+        gate = Gate(authenticator, lambda: self.hub.is_draining, wall_s)
         self.connections = Connections(
             self.hub.counters,
             self.hub.tasks,
@@ -116,24 +139,36 @@ class Server:
             config,
             self._loop,
             self.client_addresses,
+            self.hub.connection_counts,
+            wall_s,
         )
-        publish = PublishEndpoint(self.hub, config)
-        publish_socket = PublishSocketEndpoint(self.hub, self.connections, config)
         self._polls = Polls(self.hub, self._loop)
-        subscribe = SubscribeEndpoint(self.hub, self.connections, self._polls, config)
-        commands = CommandEndpoint(self.hub, self.connections, config)
+        self.access = AccessControl(
+            maker,
+            authenticator,
+            gate,
+            self.connections,
+            self._polls,
+            self.hub.tasks,
+            self._put_into_force,
+        )
+        self._put_into_force(access)
+        publish = PublishEndpoint(gate, self.hub, config)
+        publish_socket = PublishSocketEndpoint(gate, self.hub, self.connections, config)
+        subscribe = SubscribeEndpoint(gate, self.hub, self.connections, self._polls, config)
+        commands = CommandEndpoint(gate, self.hub, self.connections, config)
         health = HealthEndpoint(self.hub, started_s)
         live = ProbeEndpoint(lambda: True, "never")
         ready = ProbeEndpoint(self.is_ready, "The daemon is starting or shutting down.")
         figures = Figures(self.hub, self.count_connections, started_s)
-        metrics = MetricsEndpoint(figures, self.hub.turns)
+        metrics = MetricsEndpoint(gate, figures, self.hub.turns)
         router = PathRouter(
             {
                 "/": {"GET": HomeEndpoint()},
                 "/clevrd.js": {"GET": AssetEndpoint("clevrd.js")},
                 "/clevrd.d.ts": {"GET": AssetEndpoint("clevrd.d.ts")},
                 "/publish": {"POST": publish, "GET": publish_socket},
-                "/publish/batch": {"POST": BatchEndpoint(self.hub, config)},
+                "/publish/batch": {"POST": BatchEndpoint(gate, self.hub, config)},
                 "/subscribe": {"GET": subscribe},
                 "/ws": {"GET": commands},
                 "/health": {"GET": health},
@@ -142,10 +177,9 @@ class Server:
                 "/metrics": {"GET": metrics},
             }
         )
-        self._gate = Gate(lambda: self.hub.is_draining)
         refusals = self.hub.refusals.with_events(refusal_as_events)
         self._front = AiohttpFront(
-            self._gate,
+            gate,
             router,
             refusals,
             self.hub.turns,
@@ -160,7 +194,7 @@ class Server:
             config.max_message_bytes,
         )
         self.raw_server = RawServer(
-            gate=self._gate,
+            gate=gate,
             grammar=grammar if config.raw_paths else None,
             probes={"/health": health, "/health/live": live, "/health/ready": ready},
             refusals=refusals,
@@ -184,6 +218,21 @@ class Server:
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)
         self._state = StateDir(config.state_dir, self._loop.time) if config.state_dir else None
 
+    def _put_into_force(self, access: Access) -> None:
+        """Have the rules of access hold that are no credentials and no permissions."""
+        proxies = access.auth.trusted_proxies
+        if self.config.proxy_protocol and not proxies:
+            log.warning("proxy_protocol is on, and no proxy is listed hint=%r", "trusted_proxies")
+        self.client_addresses.change_proxies(TrustedProxies(proxies))
+        is_required = access.auth.mode == "required"
+        configured = {tenant.name for tenant in access.tenants}
+        self.hub.connection_counts.know(
+            None if is_required else frozenset({DEFAULT_TENANT, *configured})
+        )
+
+    def _keys_changed(self) -> None:
+        self.access.keys_changed()
+
     @property
     def addresses(self) -> list[str]:
         """Base URLs of the sockets; none before `start` and after `stop`."""
@@ -192,6 +241,10 @@ class Server:
     def is_ready(self) -> bool:
         """Whether the daemon serves: started, listening and not draining."""
         return self._listeners.is_listening() and not self.hub.is_draining
+
+    def is_reached_from_afar(self) -> bool:
+        """Whether other machines may reach it: it listens on an address that is no loopback."""
+        return self._listeners.is_beyond_loopback()
 
     def count_connections(self) -> dict[str, int]:
         """Return how many connections are open, by what they are at the moment."""
@@ -269,6 +322,7 @@ class Server:
                 "max_connections=%d is more than descriptors allow; taking %d", wanted, allowed
             )
         self.raw_server.max_connections = min(wanted or allowed, allowed)
+        self.hub.connection_counts.bound(self.raw_server.max_connections)
 
     async def stop(self) -> None:
         """Stop in order, within `shutdown_timeout_s`; acknowledged messages reach their readers."""
@@ -422,6 +476,10 @@ class Server:
             await asyncio.sleep(_POLL_S)
 
 
+def _seconds_of(wall_ns: Callable[[], int]) -> Callable[[], float]:
+    return lambda: wall_ns() / 1e9
+
+
 def _open_and_read(state: StateDir, hub: Hub) -> None:
     state.open()
     state.read(hub.restore)
@@ -458,25 +516,33 @@ def _in_daemon_thread(
 # --- the process ---------------------------------------------------------------------------------
 
 
-def run(config: Config) -> int:
+def run(loaded: Loaded, load: Callable[[], Loaded]) -> int:
     """Run the daemon until a signal ends it; return the exit code.
 
+    Args:
+        loaded: the configuration.
+        load: returns the configuration as it is at a SIGHUP.
+
     Raises:
+        ConfigError: the configuration is wrong.
         CannotStart: the address can't be listened on, or aiohttp lacks its C parser.
     """
+    access = access_of(loaded)
     logs.log_what_python_says()
     faulthandler.enable()
     _check_parser()
     raise_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config))
+        return runner.run(_serve(loaded, access, load))
 
 
-async def _serve(config: Config) -> int:
+async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> int:
     loop = asyncio.get_running_loop()
-    signals = DaemonSignals(loop)
+    # Without a file there is nothing to read again, and SIGHUP stops the daemon.
+    signals = DaemonSignals(loop, reloads=bool(loaded.path))
     signals.install()
-    server = Server(config)
+    server = Server(loaded.config, access, folder_of(loaded))
+    reloading = Reloading(server.access, loaded, load, server.hub.tasks, server.hub.counters)
     loop.set_exception_handler(server.on_loop_error)
     # The thresholds are set before `prepare`: with CPython's own, 100,000 restored topics would be
     # scanned again and again.
@@ -487,7 +553,8 @@ async def _serve(config: Config) -> int:
     else:
         await server.serve()
         _quiet_collector()
-        _greet(server)
+        _greet(server, access)
+        signals.on_reload = reloading.begin
         await signals.stopping.wait()
         await server.stop()
         log.info("stopped")
@@ -509,9 +576,18 @@ async def _unless(stopping: asyncio.Event, preparing: Coroutine[Any, Any, None])
     return not stopping.is_set()
 
 
-def _greet(server: Server) -> None:
+def _greet(server: Server, access: Access) -> None:
     for url in server.addresses:
         log.info("listening version=%s address=%s pid=%d", __version__, url, os.getpid())
+    if access.auth.mode == "open":
+        if server.is_reached_from_afar():
+            log.warning(
+                "open: everyone who reaches the address may publish and subscribe as any tenant"
+                " hint=%r",
+                'set mode = "required" in [auth], or listen on 127.0.0.1',
+            )
+        else:
+            log.info("open: every program of this machine may publish and subscribe as any tenant")
     url = server.addresses[0]
     command = _own_command()
     log.info("try subscribe:  %s subscribe demo --url %s", command, url)

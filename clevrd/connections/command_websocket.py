@@ -36,7 +36,7 @@ class CommandWebSocket(DeliveringWebSocket, PublishConnection):
         make_commands: Callable[[CommandWebSocket], Publisher],
     ) -> None:
         self.subscription = ManySubscriptions(hub, tenant, self, limit, has_notices=True)
-        super().__init__(connections, transport, make_commands(self), max_message_bytes)
+        super().__init__(connections, transport, tenant, make_commands(self), max_message_bytes)
 
     def flush_answers(self) -> bool:
         """Write the answers so far, before something else is written.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, ItemsView
 from typing import Generic, TypeVar
 
 NameT = TypeVar("NameT", bound=Hashable)
@@ -24,6 +24,10 @@ class Holdings(Generic[NameT]):
     def of(self, name: NameT) -> int:
         """Return how many ``name`` holds."""
         return self._counts.get(name, 0)
+
+    def items(self) -> ItemsView[NameT, int]:
+        """Return each name that holds anything, with its count."""
+        return self._counts.items()
 
     def take(self, name: NameT) -> None:
         """Count one more."""

@@ -41,6 +41,7 @@ from clevrd.restart.topics import restore_topics, saved_topics
 from clevrd.scheduling.fair_turns import FairTurns
 from clevrd.scheduling.timers import Tasks, Timers
 from clevrd.tenants import DEFAULT_TENANT
+from clevrd.tenants.connection_counts import ConnectionCounts
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,8 @@ class Hub:
         self.rate_limiter = RateLimiter(
             config.publish_rate, config.publish_burst, reserved=frozenset({DEFAULT_TENANT})
         )
+        # WebSockets, streams and polls that wait, by tenant.
+        self.connection_counts = ConnectionCounts()
         self.throttler = AdaptiveThrottler()
         self.buffers = AdaptiveBufferManager()
         self.answers: RememberedAnswers[Published] = RememberedAnswers(
@@ -141,6 +144,7 @@ class Hub:
         self.check_rate = publishing.check_rate
         self.most_now = publishing.most_now
         self.topic = publishing.topic
+        self.topic_to_read = publishing.topic_to_read
         self.must_wait = publishing.must_wait
         self.publish = publishing.publish
         self.publish_run = publishing.publish_run

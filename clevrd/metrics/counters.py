@@ -30,6 +30,8 @@ class Counters:
         "loop_lag_s",
         "pings_cut",
         "refused",
+        "reloads",
+        "reloads_failed",
         "rounds",
         "wait_s",
     )
@@ -46,6 +48,10 @@ class Counters:
         self.pings_cut = 0
         # Timers and tasks that failed; each is logged as well.
         self.background_errors = 0
+        # Times that the configuration was read again, and times that it was wrong and changed
+        # nothing.
+        self.reloads = 0
+        self.reloads_failed = 0
         # Bytes of messages handed to WebSockets and streams, with their frames or events; nothing
         # else that is written.
         self.delivered_bytes = 0

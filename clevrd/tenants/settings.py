@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from clevrd.client_addresses import TrustedProxies
 from clevrd.errors import ConfigError, InvalidRequest
 from clevrd.tenants.origins import AllowedOrigins
 from clevrd.tenants.tenant import check_tenant_name
@@ -48,6 +49,8 @@ class JwtIssuer(Table, frozen=True):
     jwks_file: str = ""
     jwks_url: str = ""
     secret_file: str = ""
+    # Take tokens for tenants that have no [[tenants]] entry, and so no limits of their own.
+    any_tenant: bool = False
     # How far the clocks of the issuer and this machine may be apart.
     leeway_s: Annotated[float, Meta(ge=0, le=300)] = 10.0
 
@@ -58,7 +61,8 @@ class Auth(Table, frozen=True):
     mode: Literal["open", "required"] = "open"
     allow_query_token: bool = False
     allowed_origins: tuple[str, ...] = ()
-    # Addresses and networks of proxies whose X-Forwarded-For, -Proto and -Host are believed.
+    # Addresses and networks of proxies whose X-Forwarded-For, -Proto and -Host are believed, and
+    # who may send PROXY headers; "unix:" for those on a Unix socket.
     trusted_proxies: tuple[str, ...] = ()
     jwt: tuple[JwtIssuer, ...] = ()
 
@@ -186,8 +190,18 @@ def _auth_mistakes(access: Access) -> Iterator[tuple[str, str]]:
         AllowedOrigins(auth.allowed_origins)
     except ValueError as error:
         yield "auth.allowed_origins", str(error)
+    try:
+        TrustedProxies(auth.trusted_proxies)
+    except ValueError as error:
+        yield "auth.trusted_proxies", f"{error}."
     for number, issuer in enumerate(auth.jwt):
         yield from _issuer_mistakes(f"auth.jwt[{number}]", issuer)
+        if not access.tenants and not issuer.any_tenant:
+            yield (
+                f"auth.jwt[{number}]",
+                "its tokens can be for no tenant, since there is no [[tenants]]; add them, or set"
+                " any_tenant = true.",
+            )
     if len({(each.issuer, each.audience) for each in auth.jwt}) < len(auth.jwt):
         yield "auth.jwt", "an issuer stands there twice with the same audience."
     if auth.mode == "required" and not auth.jwt and not any(t.keys for t in access.tenants):

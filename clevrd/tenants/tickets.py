@@ -69,8 +69,9 @@ class Tickets:
         bearer = msgspec.structs.replace(
             tenant,
             publish=NO_TOPICS,
-            subscribe=TopicPermissions(topics),
+            subscribe=TopicPermissions(topics, within=tenant.subscribe),
             is_admin=False,
+            has_ticket=True,
         )
         self._tickets[digest_of(ticket)] = _Ticket(bearer, self._now_s() + LIFE_S)
         self._counts[tenant.name] = count + 1

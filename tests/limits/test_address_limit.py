@@ -114,10 +114,13 @@ async def test_address_has_so_many_connections_and_no_more(is_raw: bool) -> None
 async def test_ipv6_clients_count_by_their_64_bits() -> None:
     """A client with a /64 of its own is one client."""
     header = b"PROXY TCP6 2001:db8:0:1::%x 2001:db8::1 56324 443\r\n"
-    async with daemon_behind("127.0.0.1", limit=1, proxy_protocol=True) as daemon:
-        async with connected(daemon, header % 1) as first, connected(daemon, header % 2) as second:
-            assert (await first.ask(HEALTH)).status == 200
-            answer = await read_response(second.reader)
+    async with (
+        daemon_behind("127.0.0.1", limit=1, proxy_protocol=True) as daemon,
+        connected(daemon, header % 1) as first,
+        connected(daemon, header % 2) as second,
+    ):
+        assert (await first.ask(HEALTH)).status == 200
+        answer = await read_response(second.reader)
 
     assert answer.status == 429
     assert b"2001:db8:0:1::/64" in answer.body
@@ -141,10 +144,13 @@ async def test_header_may_come_in_pieces_and_with_the_request() -> None:
 @pytest.mark.parametrize("own", [b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"])
 async def test_proxys_own_connections_are_not_counted(own: bytes) -> None:
     """Health checks of a proxy are for no client."""
-    async with daemon_behind("127.0.0.1", limit=1, proxy_protocol=True) as daemon:
-        async with connected(daemon, own) as first, connected(daemon, own) as second:
-            statuses = [(await each.ask(HEALTH)).status for each in (first, second)]
-            assert counted(daemon) == 0
+    async with (
+        daemon_behind("127.0.0.1", limit=1, proxy_protocol=True) as daemon,
+        connected(daemon, own) as first,
+        connected(daemon, own) as second,
+    ):
+        statuses = [(await each.ask(HEALTH)).status for each in (first, second)]
+        assert counted(daemon) == 0
 
     assert statuses == [200, 200]
 
@@ -179,10 +185,12 @@ async def test_header_that_does_not_come_in_time_ends_the_connection() -> None:
 )
 async def test_header_from_anybody_else_is_refused_and_counted(header: bytes, is_on: bool) -> None:
     """A client can't choose its address; and who forgot a setting is told which."""
-    async with daemon_behind("192.0.2.1", proxy_protocol=is_on) as daemon:
-        async with connected(daemon, header + HEALTH) as wire:
-            answer = await read_response(wire.reader)
-            rest = await wire.end()
+    async with (
+        daemon_behind("192.0.2.1", proxy_protocol=is_on) as daemon,
+        connected(daemon, header + HEALTH) as wire,
+    ):
+        answer = await read_response(wire.reader)
+        rest = await wire.end()
 
     assert (answer.status, rest) == (403, b"")
     assert b"trusted_proxies" in answer.body
@@ -191,9 +199,11 @@ async def test_header_from_anybody_else_is_refused_and_counted(header: bytes, is
 
 async def test_others_are_served_without_a_header() -> None:
     """A daemon may be reached through a proxy and directly."""
-    async with daemon_behind("192.0.2.1", proxy_protocol=True) as daemon:
-        async with connected(daemon) as wire:
-            assert (await wire.ask(HEALTH)).status == 200
+    async with (
+        daemon_behind("192.0.2.1", proxy_protocol=True) as daemon,
+        connected(daemon) as wire,
+    ):
+        assert (await wire.ask(HEALTH)).status == 200
 
 
 # --- by a field of a listed proxy ----------------------------------------------------------------
@@ -238,12 +248,15 @@ async def test_forwarded_client_has_so_many_subscriptions(kind: str, is_raw: boo
 @pytest.mark.parametrize("is_raw", [True, False])
 async def test_requests_of_a_proxy_are_not_its_clients_connections(is_raw: bool) -> None:
     """A proxy's connection serves many clients, one request after the other."""
-    async with daemon_behind("127.0.0.1", limit=1, is_raw=is_raw) as daemon:
-        async with connected(daemon) as wire, connected(daemon) as other:
-            for each in (wire, other, wire):
-                answer = await each.ask(get("/health", "X-Forwarded-For: 203.0.113.7"))
-                assert answer.status == 200
-            assert counted(daemon) == 0
+    async with (
+        daemon_behind("127.0.0.1", limit=1, is_raw=is_raw) as daemon,
+        connected(daemon) as wire,
+        connected(daemon) as other,
+    ):
+        for each in (wire, other, wire):
+            answer = await each.ask(get("/health", "X-Forwarded-For: 203.0.113.7"))
+            assert answer.status == 200
+        assert counted(daemon) == 0
 
 
 async def test_client_that_names_another_address_is_counted_for_none() -> None:

@@ -203,6 +203,7 @@ class Commands(SocketOutcomes):
         self._runs: RunPublisher[Publish] = RunPublisher(hub, tenant, self._decode, self)
         self.wait_for = self._runs.wait_for
         self.take = self._runs.take
+        self.take_tenant = self._runs.take_tenant
 
     def _decode(self, payload: bytes) -> Publish:
         command = decode_command(payload)

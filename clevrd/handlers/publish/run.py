@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError
+from clevrd.handlers.publish.endpoint import check_size
 from clevrd.hub import RUN_MAX_BYTES, Hub, PublishAnswer, Published, Run
 from clevrd.tenants import Tenant
 
@@ -66,6 +67,10 @@ class RunPublisher(Generic[RequestT]):
         self._tenant = tenant
         self._decode = decode
         self._outcomes = outcomes
+
+    def take_tenant(self, tenant: Tenant) -> None:
+        """Publish as ``tenant`` from the next item on."""
+        self._tenant = tenant
 
     def take(self, items: Sequence[bytes]) -> tuple[int, bool]:
         """Publish ``items`` until the share of this turn is used up or one has to wait.
@@ -128,11 +133,14 @@ class RunPublisher(Generic[RequestT]):
         An item with a key is a run of its own.
         """
         decode = self._decode
+        limit_bytes = self._tenant.limits.max_message_bytes
         run: list[RequestT] = []
         run_bytes = 0
         for item in islice(items, start, start + most):
             try:
                 request = decode(item)
+                if limit_bytes is not None:
+                    check_size(self._tenant, len(item))
             except ClevrdError as error:
                 return run, error
             run_bytes += len(item)
