@@ -137,8 +137,8 @@ def read_address(text: str) -> str | None:
 def count_as(address: str) -> str | None:
     """Return what the connections of ``address`` are counted under; None where they are not.
 
-    A client has a whole /64 of IPv6 (RFC 6177), so all of it counts as one. What comes from this
-    machine itself is not counted: proxies and load generators are there.
+    A client has a whole /64 of IPv6 (RFC 6177), so all of it counts as one. This machine itself is
+    not counted: proxies and load generators are there.
     """
     if not address or address.startswith("127."):
         return None

@@ -487,7 +487,7 @@ class FrontServer(web.Server):
         self.loop = asyncio.get_running_loop()
         self.turns = turns
         self.budget = budget
-        # Whose connection each is.
+        # The client of each connection.
         self.addresses = addresses
         # Makes and counts the answer to a request that raised.
         self.refuse = refuse

@@ -22,7 +22,7 @@ class ProxiedConnection(asyncio.Protocol):
 
     def __init__(self, server: RawServer) -> None:
         self._server = server
-        # What has come of the header; a few kilobytes at most, and what one read brought behind it.
+        # Received of the header: a few kilobytes at most, and the bytes that one read brought behind.
         self._buffer = b""
         # Loop time by which the header must be whole.
         self.deadline_s = 0.0

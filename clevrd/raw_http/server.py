@@ -76,7 +76,7 @@ class RawServer:
         self.grammar = grammar
         self.refusal = refusals.response
         self._count_refusal = refusals.count
-        # Whose connection each is, and how many each client has.
+        # The client of each connection, and how many each client has.
         self.addresses = addresses
         # When the log was told of wrong PROXY headers last.
         self._told_at_s = -_TOLD_EVERY_S

@@ -1,6 +1,6 @@
 """ConnectionCounts: the open connections of each tenant and each credential, and their bounds.
 
-What counts: WebSockets, streams and polls that wait. An HTTP connection between two requests is
+WebSockets, streams and polls that wait are counted. An HTTP connection between two requests is
 nobody's, since the next request may be another tenant's; the limits of an address hold for it.
 """
 

@@ -384,7 +384,7 @@ async def refusal_of(daemon: Daemon, kind: str, headers: dict[str, str]) -> tupl
     except Refusal as refusal:
         return refusal.status, refusal.outcome.code
     except aiohttp.WSServerHandshakeError as error:
-        fields = error.headers or {}
+        fields: Any = error.headers or {}
         is_limit = (
             fields.get("RateLimit-Policy") == '"connections";q=2;qu="concurrent-requests"'
             or fields.get("RateLimit-Policy") == '"connections";q=6;qu="concurrent-requests"'
