@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -68,6 +69,16 @@ class AddressLimit:
     def is_proxy(self, transport: asyncio.BaseTransport) -> bool:
         """Return whether the peer of ``transport`` is a listed proxy."""
         return self.proxies.trusts(self.peer_of(transport))
+
+    def has_gone(self, transport: asyncio.BaseTransport) -> bool:
+        """Return whether the peer has reset its connection before it was looked at.
+
+        The kernel then has no address any more, and the peer might pass for another one.
+        """
+        if transport.get_extra_info("peername") is not None:
+            return False
+        accepted = transport.get_extra_info("socket")
+        return accepted is not None and accepted.family != socket.AF_UNIX
 
     def peer_of(self, transport: asyncio.BaseTransport) -> str:
         """Return the address of the peer, which a PROXY header may have named; empty for none."""

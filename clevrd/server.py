@@ -51,8 +51,10 @@ from clevrd.handlers.router import PathRouter
 from clevrd.handlers.site.assets import AssetEndpoint
 from clevrd.handlers.site.pages import HomeEndpoint
 from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
+from clevrd.handlers.subscribe.ticket import TicketEndpoint
 from clevrd.hub import Hub, Stats
 from clevrd.listeners import Listeners
+from clevrd.page_check import PageCheck
 from clevrd.raw_http import (
     MAX_LINGERING,
     MAX_PROBES,
@@ -65,6 +67,8 @@ from clevrd.restart.directory import StateDir
 from clevrd.scheduling.timers import Timers
 from clevrd.tenants import DEFAULT_TENANT
 from clevrd.tenants.from_settings import AuthenticatorMaker, Surroundings, access_of, folder_of
+from clevrd.tenants.origin_rule import OriginRule
+from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import OPEN, Access
 
 log = logging.getLogger(__name__)
@@ -143,13 +147,12 @@ class Server:
             wall_s,
         )
         self._polls = Polls(self.hub, self._loop)
+        allowed = read_allowed_origins(config.allowed_origins, access.auth.allowed_origins)
+        origins = OriginRule(allowed, self._loop.time)
+        self._pages = PageCheck(origins, self.client_addresses.is_proxy)
         self.access = AccessControl(
-            maker,
-            authenticator,
-            gate,
-            self.connections,
-            self._polls,
-            self.hub.tasks,
+            *(maker, authenticator, gate, origins),
+            *(self.connections, self._polls, self.hub.tasks),
             self._put_into_force,
         )
         self._put_into_force(access)
@@ -170,6 +173,7 @@ class Server:
                 "/publish": {"POST": publish, "GET": publish_socket},
                 "/publish/batch": {"POST": BatchEndpoint(gate, self.hub, config)},
                 "/subscribe": {"GET": subscribe},
+                "/ticket": {"POST": TicketEndpoint(gate, maker.tickets)},
                 "/ws": {"GET": commands},
                 "/health": {"GET": health},
                 "/health/live": {"GET": live},
@@ -179,13 +183,8 @@ class Server:
         )
         refusals = self.hub.refusals.with_events(refusal_as_events)
         self._front = AiohttpFront(
-            gate,
-            router,
-            refusals,
-            self.hub.turns,
-            self.hub.input_budget,
-            self.client_addresses,
-            config,
+            *(gate, self._pages, router, refusals),
+            *(self.hub.turns, self.hub.input_budget, self.client_addresses, config),
         )
         self._http = self._front.server
         grammar = PlainGrammar(
@@ -195,6 +194,7 @@ class Server:
         )
         self.raw_server = RawServer(
             gate=gate,
+            pages=self._pages,
             grammar=grammar if config.raw_paths else None,
             probes={"/health": health, "/health/live": live, "/health/ready": ready},
             refusals=refusals,

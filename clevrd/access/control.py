@@ -16,6 +16,8 @@ from clevrd.connections.registry import Connections
 from clevrd.scheduling.timers import Tasks
 from clevrd.tenants.authenticator import Authenticator
 from clevrd.tenants.from_settings import AuthenticatorMaker
+from clevrd.tenants.origin_rule import OriginRule
+from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import Access
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ class AccessControl:
         maker: AuthenticatorMaker,
         authenticator: Authenticator,
         gate: Gate,
+        origins: OriginRule,
         connections: Connections,
         polls: Polls,
         tasks: Tasks,
@@ -41,23 +44,30 @@ class AccessControl:
             on_change: called with the rules that are put into force, for all else that they say.
         """
         self._maker = maker
+        self.tickets = maker.tickets
         self._authenticator = authenticator
         self._gate = gate
+        self._origins = origins
         self._connections = connections
         self._polls = polls
         self._tasks = tasks
         self._on_change = on_change
 
-    async def apply(self, access: Access, folder: Path) -> int:
+    async def apply(self, access: Access, folder: Path, allowed_origins: str = "") -> int:
         """Put ``access`` into force, and return how many connections were closed for it.
+
+        Connections that a page opened stay open where its origin is allowed no more.
 
         Args:
             folder: where the file is that has these rules.
+            allowed_origins: the setting of that name.
 
         Raises:
             ConfigError: a file that it names can't be used; the rules in force stay as they are.
         """
+        allowed = read_allowed_origins(allowed_origins, access.auth.allowed_origins)
         self._authenticator = self._maker.make(access, folder)
+        self._origins.change(allowed)
         self._gate.change(self._authenticator)
         self._on_change(access)
         return await self._judge_again()

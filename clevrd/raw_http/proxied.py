@@ -22,7 +22,7 @@ class ProxiedConnection(asyncio.Protocol):
 
     def __init__(self, server: RawServer) -> None:
         self._server = server
-        # Received of the header: a few kilobytes at most, and the bytes that one read brought behind.
+        # Bytes received of the header, and what one read brought behind it.
         self._buffer = b""
         # Loop time by which the header must be whole.
         self.deadline_s = 0.0
@@ -31,6 +31,10 @@ class ProxiedConnection(asyncio.Protocol):
         """Wait for the header of a listed proxy."""
         server = self._server
         self.transport = cast(asyncio.Transport, transport)
+        if server.addresses.has_gone(transport):
+            # A proxy's health check, as a rule: it would be refused as anybody else's header.
+            self.transport.abort()
+            return
         if not server.addresses.is_proxy(transport):
             self._go_on(b"")
             return

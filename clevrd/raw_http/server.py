@@ -11,10 +11,11 @@ from typing import Final, Protocol
 from clevrd.address_limit import AddressLimit
 from clevrd.admission import Admitted, Endpoint, Gate
 from clevrd.config import Config
-from clevrd.http_values import ResponseRenderer
+from clevrd.http_values import Request, Response, ResponseRenderer
 from clevrd.input_budget import InputBudget
 from clevrd.metrics.counters import Counters
 from clevrd.pace import sent_step_bytes
+from clevrd.page_check import PageCheck
 from clevrd.proxy_protocol import BadProxyHeader
 from clevrd.raw_http.grammar import PlainGrammar, PlainHead
 from clevrd.refusals import Refusals
@@ -57,6 +58,7 @@ class RawServer:
         self,
         *,
         gate: Gate,
+        pages: PageCheck,
         grammar: PlainGrammar | None,
         probes: Mapping[str, Endpoint],
         refusals: Refusals,
@@ -72,10 +74,10 @@ class RawServer:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._gate = gate
+        self.pages = pages
         # None hands every connection straight over.
         self.grammar = grammar
-        self.refusal = refusals.response
-        self._count_refusal = refusals.count
+        self._refusals = refusals
         # The client of each connection, and how many each client has.
         self.addresses = addresses
         # When the log was told of wrong PROXY headers last.
@@ -112,6 +114,11 @@ class RawServer:
         """Return what ``head`` asks, None when it is not for the raw path."""
         return self.grammar.read(head) if self.grammar is not None else None
 
+    def refusal(self, error: Exception, request: Request | None) -> Response:
+        """Return the answer to a request that raised ``error``; None for one that is not whole."""
+        answer = self._refusals.response(error, request)
+        return answer if request is None else self.pages.marked(answer, request)
+
     def admit(self, plain: PlainHead, *, has_begun: bool) -> Admitted:
         """Return the request as its endpoint takes it, remembered where the head is.
 
@@ -138,7 +145,7 @@ class RawServer:
         self, error: BadProxyHeader, transport: asyncio.BaseTransport
     ) -> None:
         """Count a connection that ends for want of a PROXY header; log some."""
-        self._count_refusal(error)
+        self._refusals.count(error)
         if self.now_s() - self._told_at_s >= _TOLD_EVERY_S:
             self._told_at_s = self.now_s()
             log.warning(
