@@ -25,7 +25,7 @@ _Address = IPv4Address | IPv6Address
 
 
 class Client(NamedTuple):
-    """Who sent a request, and how it reached the proxy nearest to it."""
+    """The sender of a request, and how the request reached the proxy nearest to it."""
 
     # Empty for a client on a Unix socket.
     address: str

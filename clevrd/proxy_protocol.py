@@ -1,7 +1,7 @@
 """The PROXY protocol: what a proxy says of its client before the client's first byte. Pure.
 
-Rules: HAProxy's proxy-protocol.txt, version 1 (§2.1) and version 2 (§2.2). Who may say it is not
-decided here.
+Rules: HAProxy's proxy-protocol.txt, version 1 (§2.1) and version 2 (§2.2). The caller decides from
+which peers a header is taken.
 """
 
 from __future__ import annotations
