@@ -149,9 +149,8 @@ class Server:
         self._polls = Polls(self.hub, self._loop)
         allowed = read_allowed_origins(config.allowed_origins, access.auth.allowed_origins)
         origins = OriginRule(allowed, self._loop.time)
-        self._pages = PageCheck(origins, self.client_addresses.is_proxy)
         self.access = AccessControl(
-            *(maker, authenticator, gate, origins),
+            *(maker, authenticator, gate, origins, config.allowed_origins),
             *(self.connections, self._polls, self.hub.tasks),
             self._put_into_force,
         )
@@ -182,8 +181,9 @@ class Server:
             }
         )
         refusals = self.hub.refusals.with_events(refusal_as_events)
+        pages = PageCheck(origins, self.client_addresses.is_proxy)
         self._front = AiohttpFront(
-            *(gate, self._pages, router, refusals),
+            *(gate, pages, router, refusals),
             *(self.hub.turns, self.hub.input_budget, self.client_addresses, config),
         )
         self._http = self._front.server
@@ -194,7 +194,7 @@ class Server:
         )
         self.raw_server = RawServer(
             gate=gate,
-            pages=self._pages,
+            pages=pages,
             grammar=grammar if config.raw_paths else None,
             probes={"/health": health, "/health/live": live, "/health/ready": ready},
             refusals=refusals,

@@ -6,7 +6,6 @@ import argparse
 import os
 
 from clevrd.config import SETTINGS, Loaded, load
-from clevrd.tenants.origins import read_allowed_origins
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +30,7 @@ def load_settings(options: argparse.Namespace) -> Loaded:
     """
     given = vars(options)
     overrides = {s.field: given[s.field] for s in SETTINGS if s.field in given}
-    loaded = load(overrides, os.environ, options.config)
-    read_allowed_origins(loaded.config.allowed_origins)
-    return loaded
+    return load(overrides, os.environ, options.config)
 
 
 def value_text(value: object) -> str:

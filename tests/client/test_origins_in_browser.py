@@ -136,13 +136,15 @@ async def test_browser_stops_what_the_module_sends_before_it_is_sent(
     """A copy of the module, as from npm, asks first by its type of content."""
     async with site() as origin, running() as daemon:
         asked: list[str] = []
-        check = daemon.server._pages.check
+        check = PageCheck.check
 
-        def noted(head: HttpRequest, transport: asyncio.BaseTransport | None) -> None:
+        def noted(
+            pages: PageCheck, head: HttpRequest, transport: asyncio.BaseTransport | None
+        ) -> None:
             asked.append(f"{head.method} {head.path}")
-            check(head, transport)
+            check(pages, head, transport)
 
-        monkeypatch.setattr(PageCheck, "check", lambda _, *given: noted(*given))
+        monkeypatch.setattr(PageCheck, "check", noted)
         async with page_at(browser, origin) as page:
             # From its own origin, where the page has the file; `home` is then no daemon's.
             source = await (await daemon.http.get(f"{daemon.url}/clevrd.js")).text()

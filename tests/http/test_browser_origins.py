@@ -8,18 +8,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Final
 
 import pytest
 from daemons import Daemon, running, until
 from http_wire import Response as Answer
-from http_wire import ask, get, post, responses, talk
+from http_wire import ask, get, post, read_response, responses, talk
 
-from clevrd.errors import OriginNotAllowed
+from clevrd.errors import ConfigError, OriginNotAllowed
 from clevrd.http_values import Request, Response
 from clevrd.page_check import PageCheck, loopback_port_of
 from clevrd.tenants.origin_rule import OriginRule
 from clevrd.tenants.origins import AllowedOrigins
+from clevrd.tenants.settings import Access, Auth
 
 LISTED: Final = "https://app.example"
 FOREIGN: Final = "https://evil.example"
@@ -35,6 +37,7 @@ WS: Final = (
 ASKED: Final = [
     ("POST", "/publish", ()),
     ("POST", "/publish/batch", ()),
+    ("POST", "/ticket", ()),
     ("GET", "/publish", WS),
     ("GET", "/publish", ()),
     ("GET", "/subscribe?topic=t", WS),
@@ -68,7 +71,7 @@ ASKED: Final = [
 IDS: Final = [f"{method} {path} {' '.join(fields)[-20:]}".strip() for method, path, fields in ASKED]
 PATHS: Final = [
     *("/", "/clevrd.js", "/clevrd.d.ts", "/publish", "/publish/batch", "/subscribe", "/ws"),
-    *("/health", "/health/live", "/health/ready", "/metrics"),
+    *("/ticket", "/health", "/health/live", "/health/ready", "/metrics"),
 ]
 
 # Nothing that a browser would spell so is the daemon's own or listed; nor is any other spelling.
@@ -498,3 +501,52 @@ def test_rule_can_change_while_the_daemon_runs() -> None:
     pages.check(head, None)
     answer = pages.marked(Response(200, b"", headers=(("Vary", "Accept"),)), head)
     assert dict(answer.headers)["Vary"] == "Accept, Origin"
+
+
+async def test_file_lists_pages_and_a_reload_changes_the_list(tmp_path: Path) -> None:
+    """The next request of a connection that is open is judged by the new list already."""
+    listed = Access(auth=Auth(allowed_origins=(LISTED,)))
+    async with running(access=listed) as daemon:
+        reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+        statuses = []
+        for access in (listed, Access(), listed):
+            await daemon.server.access.apply(access, tmp_path)
+            writer.write(get("/health", f"Origin: {LISTED}"))
+            statuses.append((await read_response(reader)).status)
+        writer.close()
+
+    assert statuses == [200, 403, 200]
+
+
+async def test_list_in_two_places_changes_nothing(tmp_path: Path) -> None:
+    """A file that is read again may not contradict the setting."""
+    async with running(allowed_origins=LISTED) as daemon:
+        with pytest.raises(ConfigError, match="keep one of them"):
+            await daemon.server.access.apply(
+                Access(auth=Auth(allowed_origins=(FOREIGN,))), tmp_path
+            )
+        answers = [
+            await ask(daemon.port, get("/health", f"Origin: {origin}"))
+            for origin in (LISTED, FOREIGN)
+        ]
+
+    assert [answer.status for answer in answers] == [200, 403]
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_preflight_needs_no_credential_and_a_page_reads_that_one_is_missing(
+    path: str,
+) -> None:
+    """Browsers send a preflight without any, whatever the request behind it has."""
+    access = Access(auth=Auth(mode="required", allowed_origins=(LISTED,)))
+    async with running(access=access) as daemon:
+        asks = (f"Origin: {LISTED}", "Access-Control-Request-Method: POST")
+        preflight = await answer_to(daemon.port, get(path, *asks, method="OPTIONS"))
+        sent = request("POST", "/publish", f"Origin: {LISTED}")
+        missing = await answer_to(daemon.port, sent)
+        foreign = await answer_to(daemon.port, request("POST", path, f"Origin: {FOREIGN}"))
+
+    assert preflight.status == 204
+    assert preflight.headers["access-control-allow-origin"] == LISTED
+    assert (missing.status, foreign.status) == (401, 403)
+    assert missing.headers["access-control-allow-origin"] == LISTED
