@@ -45,6 +45,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             examples=[":9000", "127.0.0.1:9000", "[::]:9000", "unix:/run/clevrd.sock"],
         ),
     ] = DEFAULT_ADDRESS
+    tls_cert_file: Annotated[
+        str,
+        Meta(
+            description="Certificate with its chain, PEM, for https:// and wss://; empty for http.",
+            examples=["/etc/clevrd/cert.pem"],
+        ),
+    ] = ""
+    tls_key_file: Annotated[
+        str,
+        Meta(
+            description="Private key of the certificate, PEM, which others may not read.",
+            examples=["/etc/clevrd/key.pem"],
+        ),
+    ] = ""
     max_memory_mb: Annotated[
         int,
         Meta(

@@ -34,7 +34,7 @@ from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
 from clevrd.daemon_signals import DaemonSignals
 from clevrd.descriptors import connections_allowed, raise_limit
-from clevrd.errors import CannotStart
+from clevrd.errors import CannotStart, ConfigError, InvalidRequest
 from clevrd.handlers.commands.endpoint import CommandEndpoint
 from clevrd.handlers.operate.figures import Figures
 from clevrd.handlers.operate.health import HealthEndpoint, ProbeEndpoint
@@ -55,13 +55,20 @@ from clevrd.raw_http import (
     RawConnection,
     RawServer,
 )
+from clevrd.refusals import Refusals
 from clevrd.restart.directory import StateDir
 from clevrd.scheduling.timers import Timers
+from clevrd.tls import TlsConnection, TlsContexts, TlsServer, TlsSettings, read_tls
+from clevrd.tls.server import MAX_BEYOND
+from clevrd.tls.server import MAX_LINGERING as MAX_LINGERING_TLS
 
 log = logging.getLogger(__name__)
 
 # How often the listeners are checked.
 WATCH_S: Final = 1.0
+# How often the handshakes that failed are logged, and certificates that end soon.
+TLS_REPORT_S: Final = 60.0
+CERTIFICATE_WATCH_S: Final = 86_400.0
 
 # How long subscribers get to answer the close frame at shutdown.
 CLOSE_ALL_TIMEOUT_S: Final = 5.0
@@ -95,9 +102,18 @@ class Server:
         self,
         config: Config,
         *,
+        tls: TlsSettings | None = None,
         stats: Stats | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        """Build the parts.
+
+        Args:
+            tls: what the file's table ``tls`` and the plain settings say; None for the latter alone.
+
+        Raises:
+            ConfigError: a certificate or a key can't be used.
+        """
         self.config = config
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
@@ -118,7 +134,7 @@ class Server:
         health = HealthEndpoint(self.hub, started_s)
         live = ProbeEndpoint(lambda: True, "never")
         ready = ProbeEndpoint(self.is_ready, "The daemon is starting or shutting down.")
-        figures = Figures(self.hub, self.count_connections, started_s)
+        figures = Figures(self.hub, self.count_connections, started_s, self._certificate_ends_in_s)
         metrics = MetricsEndpoint(figures, self.hub.turns)
         router = PathRouter(
             {
@@ -152,7 +168,7 @@ class Server:
             probes={"/health": health, "/health/live": live, "/health/ready": ready},
             refusals=refusals,
             make_aiohttp_protocol=self._http,
-            count_handed_over=lambda: self._http.open_connections + len(self.connections),
+            count_handed_over=self._count_handed_over,
             counters=self.hub.counters,
             tasks=self.hub.tasks,
             turns=self.hub.turns,
@@ -161,11 +177,30 @@ class Server:
             max_connections=config.max_connections or 1,
             loop=self._loop,
         )
+        if tls is None:
+            tls = read_tls({}, "", cert_file=config.tls_cert_file, key_file=config.tls_key_file)
+        make_protocol: Callable[[], asyncio.Protocol] = partial(RawConnection, self.raw_server)
+        # None where the daemon speaks no TLS.
+        self._tls: TlsServer | None = None
+        if tls.is_on:
+            self._tls = TlsServer(
+                TlsContexts(tls),
+                make_protocol,
+                self.raw_server.is_full,
+                lambda: self._answer_plain(refusals),
+                self.hub.counters,
+                self.hub.turns,
+                self.hub.input_budget,
+                config,
+                self._loop,
+            )
+            make_protocol = partial(TlsConnection, self._tls)
         self._listeners = Listeners(
             parse_address(config.address),
             config.send_buffer_bytes,
-            partial(RawConnection, self.raw_server),
+            make_protocol,
             self._loop,
+            is_secure=tls.is_on,
         )
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)
         self._state = StateDir(config.state_dir, self._loop.time) if config.state_dir else None
@@ -182,11 +217,43 @@ class Server:
     def count_connections(self) -> dict[str, int]:
         """Return how many connections are open, by what they are at the moment."""
         streams = self.connections.streams
+        shaking = {} if self._tls is None else {"tls_handshake": self._tls.handshakes}
         return {
+            **shaking,
             "http": len(self.raw_server.open) + self._http.open_connections,
             "websocket": len(self.connections) - streams,
             "stream": streams,
         }
+
+    def _count_handed_over(self) -> int:
+        """Return how many connections there are beside those of the raw server."""
+        count = self._http.open_connections + len(self.connections)
+        return count if self._tls is None else count + self._tls.handshakes
+
+    def _certificate_ends_in_s(self) -> float | None:
+        return None if self._tls is None else self._tls.contexts.ends_in_s()
+
+    def _answer_plain(self, refusals: Refusals) -> bytes:
+        """Return the answer to a request that came without TLS."""
+        error = InvalidRequest("This port speaks TLS; ask for https:// or wss:// instead.")
+        return self.raw_server.renderer.render(refusals.response(error, None), must_close=True)
+
+    def replace_tls(self, settings: TlsSettings) -> None:
+        """Answer handshakes that begin from now on with other certificates.
+
+        Raises:
+            ConfigError: one of them can't be used, or TLS was off, or would be; nothing changes.
+        """
+        if (self._tls is not None) != settings.is_on:
+            raise ConfigError("TLS is switched on and off by a restart, not by a reload.")
+        if self._tls is not None:
+            self._tls.contexts.replace(settings)
+            self._warn_of_certificates()
+
+    def _warn_of_certificates(self) -> None:
+        if self._tls is not None:
+            for sentence in self._tls.contexts.ending_soon():
+                log.warning("certificate ends soon why=%s", sentence)
 
     async def start(self) -> None:
         """Listen and serve, with the topics of the process before if it saved its state.
@@ -243,13 +310,20 @@ class Server:
                 await self._save_state(end_s)
             raise
         self._timers.every(WATCH_S, self.watch_listeners)
+        if self._tls is not None:
+            self._warn_of_certificates()
+            self._timers.every(TLS_REPORT_S, self._tls.report_failures)
+            self._timers.every(CERTIFICATE_WATCH_S, self._warn_of_certificates)
         self.hub.start()
         self.connections.start()
 
     def _bound_connections(self) -> None:
         """Set the bound on connections: the setting, cut to what the descriptors allow."""
         wanted = self.config.max_connections
-        allowed = connections_allowed(self._listeners.count, MAX_PROBES + MAX_LINGERING)
+        beyond = MAX_PROBES + MAX_LINGERING
+        if self._tls is not None:
+            beyond += MAX_BEYOND + MAX_LINGERING_TLS
+        allowed = connections_allowed(self._listeners.count, beyond)
         if wanted > allowed:
             log.warning(
                 "max_connections=%d is more than descriptors allow; taking %d", wanted, allowed
@@ -270,12 +344,18 @@ class Server:
             lambda: self.hub.drain(deadline_s),
             lambda: self._close_connections(deadline_s),
             lambda: self._close_http(deadline_s),
+            self._stop_tls,
             self.raw_server.stop,
             self.connections.stop,
             self.hub.stop,
             lambda: self._save_state(end_s),
         ):
             await self._take_step(step)
+
+    def _stop_tls(self) -> None:
+        if self._tls is not None:
+            self._tls.report_failures()
+            self._tls.stop()
 
     async def _take_step(self, step: Callable[[], Awaitable[None] | None]) -> None:
         """Take one step of the stop; log and count its failure, so that the next step follows.
@@ -303,6 +383,7 @@ class Server:
         self.connections.stop()
         for transport in self.connections.transports():
             transport.abort()
+        self._stop_tls()
         self.raw_server.stop()
         await self._http.shutdown(0)
         self.hub.stop()

@@ -31,6 +31,8 @@ class Counters:
         "pings_cut",
         "refused",
         "rounds",
+        "tls_failed",
+        "tls_handshakes",
         "wait_s",
     )
 
@@ -46,6 +48,9 @@ class Counters:
         self.pings_cut = 0
         # Timers and tasks that failed; each is logged as well.
         self.background_errors = 0
+        # TLS handshakes that ended well; and why others failed, one of few words -> how many.
+        self.tls_handshakes = 0
+        self.tls_failed: dict[str, int] = {}
         # Bytes of messages handed to WebSockets and streams, with their frames or events; nothing
         # else that is written.
         self.delivered_bytes = 0
