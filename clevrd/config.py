@@ -296,6 +296,11 @@ class Loaded(msgspec.Struct, frozen=True):
     config: Config
     sources: dict[str, str]
     warnings: list[str]
+    # The tables of the file by name, not checked yet: their shapes are the business of the modules
+    # that give them a meaning (TABLES).
+    tables: dict[str, Any] = {}
+    # The file's path; empty where there is none. Paths in the tables are relative to its folder.
+    path: str = ""
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -307,6 +312,9 @@ UNPREFIXED: Final = {"address": "ADDRESS", "max_memory_mb": "MAX_MEMORY_MB"}
 # Variables that are no settings but have a meaning: the file's path, read here, and two that the
 # client commands read.
 OTHER_VARIABLES: Final = frozenset({"CLEVRD_CONFIG", "CLEVRD_URL", "CLEVRD_TENANT"})
+# Tables that the file may have besides settings, which no variable and no flag can give: [auth] and
+# [[tenants]] are read by `tenants.settings`.
+TABLES: Final = frozenset({"auth", "tenants", "tls"})
 
 
 def _allowed(kind: type, base: Any, meta: Meta) -> str:
@@ -464,8 +472,9 @@ def load(
     """
     problems: list[str] = []
     path = toml_path or environ.get("CLEVRD_CONFIG") or None
+    document = _read_toml(path) if path is not None else {}
     given = {
-        **(_from_file(path, problems) if path is not None else {}),
+        **(_from_file(document, path, problems) if path is not None else {}),
         **_from_environment(environ),
         **_from_flags(argv_overrides),
     }
@@ -474,7 +483,8 @@ def load(
     problems += _conflicts(values, sources)
     if problems:
         raise ConfigError("\n".join(problems))
-    return Loaded(Config(**values), sources, list(_unknown_variables(environ)))
+    tables = {key: value for key, value in document.items() if key in TABLES}
+    return Loaded(Config(**values), sources, list(_unknown_variables(environ)), tables, path or "")
 
 
 def _convert_all(given: Mapping[str, _Given], problems: list[str]) -> dict[str, Any]:
@@ -504,12 +514,12 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
     return given
 
 
-def _from_file(path: str, problems: list[str]) -> dict[str, _Given]:
-    table = _read_toml(path)
+def _from_file(table: Mapping[str, object], path: str, problems: list[str]) -> dict[str, _Given]:
     problems += [
-        f"{_shown(key)} (file {path}) is not a setting{_suggestion(_nearest(key, BY_FIELD))}"
+        f"{_shown(key)} (file {path}) is not a setting"
+        f"{_suggestion(_nearest(key, (*BY_FIELD, *TABLES)))}"
         for key in table
-        if key not in BY_FIELD
+        if key not in BY_FIELD and key not in TABLES
     ]
     return {key: _Given(raw, f"file {path}") for key, raw in table.items() if key in BY_FIELD}
 

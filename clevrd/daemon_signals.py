@@ -1,4 +1,4 @@
-"""Signals of a running daemon: they stop it, log its stacks, or are ignored.
+"""Signals of a running daemon: they stop it, have it reload, log its stacks, or are ignored.
 
 The handlers are Python's, not the loop's: Python calls them between two steps of the code, so the
 second stop and the stacks work even while the loop is blocked. A handler may interrupt any code, a
@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
@@ -26,8 +27,14 @@ EXIT_FORCED: Final = 1
 class DaemonSignals:
     """Handles the signals of this process, from `install` on."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, reloads: bool = False) -> None:
+        """Args: reloads: SIGHUP has the configuration read again, and does not stop the daemon."""
         self._loop = loop
+        self._reloads = reloads
+        # Called in a turn of the loop after SIGHUP; None until the daemon serves.
+        self.on_reload: Callable[[], None] | None = None
+        # The descriptors of this process that are its terminal.
+        self._terminals = [number for number in (0, 1, 2) if os.isatty(number)]
         # Set when the daemon is to stop; set once, by the first stop signal.
         self.stopping = asyncio.Event()
         # True from the first stop signal on; `stopping` is set one turn of the loop later.
@@ -50,6 +57,10 @@ class DaemonSignals:
     def _stop(self, number: int, _: FrameType | None) -> None:
         """Stop in order at the first signal, at once at the second."""
         name = signal.Signals(number).name
+        if number == signal.SIGHUP and self._reloads and not self._is_told and self._has_terminal():
+            log.info("reloading signal=%s", name)
+            self._loop.call_soon_threadsafe(self._reload)
+            return
         if self._code is not None:
             _exit(self._code)
         if not self._is_told:
@@ -62,6 +73,17 @@ class DaemonSignals:
         else:
             log.warning("stopping now signal=%s", name)
             _exit(EXIT_FORCED)
+
+    def _has_terminal(self) -> bool:
+        """Whether the terminal is still there that the daemon was started on, if there was one.
+
+        A terminal that is closed sends SIGHUP as well, and is none by then.
+        """
+        return all(map(os.isatty, self._terminals))
+
+    def _reload(self) -> None:
+        if self.on_reload is not None:
+            self.on_reload()
 
     def _ignore(self, number: int, _: FrameType | None) -> None:
         log.info("signal ignored signal=%s", signal.Signals(number).name)

@@ -1,8 +1,8 @@
 """clevrd health: asks the daemon at its configured address whether it is well.
 
 The command runs every few seconds beside a daemon that needs the CPU, so it imports no HTTP
-library, no logging, and of the settings only the address and whether TLS is spoken there. So it also
-works when a settings file was changed since the start and is wrong.
+library, no logging, and of the settings only the address and whether TLS is spoken there. So it
+also works when a settings file was changed since the start and is wrong.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Final
 
 from clevrd.addresses import TcpAddress, UnixAddress
@@ -61,6 +62,14 @@ class Listeners:
     def count(self) -> int:
         """Number of sockets, whether they accept connections yet or not."""
         return len(self._bound) + len(self._servers)
+
+    def is_beyond_loopback(self) -> bool:
+        """Whether a socket listens on an address that other machines may reach."""
+        return any(
+            bound.family != socket.AF_UNIX
+            and not ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
+            for bound, _ in self._servers
+        )
 
     def is_listening(self) -> bool:
         """Whether every socket accepts connections.

@@ -1,10 +1,10 @@
 """Composition root: builds the parts, serves, and stops in order. The only module that knows all.
 
-A daemon's life: take the address -> read the state -> remove the state file -> serve -> (SIGINT,
-SIGTERM or SIGHUP) -> stop accepting -> finish requests -> let readers catch up -> close WebSockets
-with 1012 -> stop background work -> save the state -> exit. A second signal ends the process at
-once. A stop before the state file is removed leaves the file as it was; a stop after that saves a
-new one.
+A daemon's life: take the address -> read the state -> remove the state file -> serve (SIGHUP reads
+the rules of access again) -> (SIGINT or SIGTERM) -> stop accepting -> finish requests -> let
+readers catch up -> close WebSockets with 1012 -> stop background work -> save the state -> exit. A
+second signal ends the process at once. A stop before the state file is removed leaves the file as
+it was; a stop after that saves a new one.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import uvloop
 from aiohttp import http_parser
 
 from clevrd import __version__, logs
+from clevrd.access.control import AccessControl
+from clevrd.access.reloading import Reloading
 from clevrd.addresses import parse_address
 from clevrd.admission import Gate
 from clevrd.aiohttp_front.front import AiohttpFront
-from clevrd.config import Config
+from clevrd.config import Config, Loaded
 from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
 from clevrd.daemon_signals import DaemonSignals
@@ -46,6 +49,7 @@ from clevrd.handlers.router import PathRouter
 from clevrd.handlers.site.assets import AssetEndpoint
 from clevrd.handlers.site.pages import HomeEndpoint
 from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
+from clevrd.handlers.subscribe.ticket import TicketEndpoint
 from clevrd.hub import Hub, Stats
 from clevrd.listeners import Listeners
 from clevrd.raw_http import (
@@ -58,7 +62,9 @@ from clevrd.raw_http import (
 from clevrd.refusals import Refusals
 from clevrd.restart.directory import StateDir
 from clevrd.scheduling.timers import Timers
-from clevrd.tls import TlsConnection, TlsContexts, TlsServer, TlsSettings, read_tls
+from clevrd.tenants.from_settings import AuthenticatorMaker, Surroundings, access_of, folder_of
+from clevrd.tenants.settings import OPEN, Access
+from clevrd.tls import TlsConnection, TlsContexts, TlsServer, TlsSettings, plain_tls_of, tls_of
 from clevrd.tls.server import MAX_BEYOND
 from clevrd.tls.server import MAX_LINGERING as MAX_LINGERING_TLS
 
@@ -101,6 +107,8 @@ class Server:
     def __init__(
         self,
         config: Config,
+        access: Access = OPEN,
+        folder: Path = Path(),
         *,
         tls: TlsSettings | None = None,
         stats: Stats | None = None,
@@ -109,15 +117,23 @@ class Server:
         """Build the parts.
 
         Args:
-            tls: what the file's table ``tls`` and the plain settings say; None for the latter alone.
+            access: who may ask for what.
+            folder: where the files are that ``access`` names.
+            tls: the certificates; None for those of the plain settings alone.
 
         Raises:
-            ConfigError: a certificate or a key can't be used.
+            ConfigError: one of these files can't be used.
         """
         self.config = config
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
         self.hub = Hub(config, self._loop, stats=stats, wall_ns=wall_ns)
+        wall_s = _seconds_of(wall_ns)
+        maker = AuthenticatorMaker(
+            Surroundings(wall_s, self._loop.time, self.hub.tasks.spawn, self._keys_changed)
+        )
+        authenticator = maker.make(access, folder)
+        gate = Gate(authenticator, lambda: self.hub.is_draining, wall_s)
         self.connections = Connections(
             self.hub.counters,
             self.hub.tasks,
@@ -125,25 +141,30 @@ class Server:
             self.hub.input_budget,
             config,
             self._loop,
+            wall_s,
         )
-        publish = PublishEndpoint(self.hub, config)
-        publish_socket = PublishSocketEndpoint(self.hub, self.connections, config)
         self._polls = Polls(self.hub, self._loop)
-        subscribe = SubscribeEndpoint(self.hub, self.connections, self._polls, config)
-        commands = CommandEndpoint(self.hub, self.connections, config)
+        self.access = AccessControl(
+            maker, authenticator, gate, self.connections, self._polls, self.hub.tasks
+        )
+        publish = PublishEndpoint(gate, self.hub, config)
+        publish_socket = PublishSocketEndpoint(gate, self.hub, self.connections, config)
+        subscribe = SubscribeEndpoint(gate, self.hub, self.connections, self._polls, config)
+        commands = CommandEndpoint(gate, self.hub, self.connections, config)
         health = HealthEndpoint(self.hub, started_s)
         live = ProbeEndpoint(lambda: True, "never")
         ready = ProbeEndpoint(self.is_ready, "The daemon is starting or shutting down.")
         figures = Figures(self.hub, self.count_connections, started_s, self._certificate_ends_in_s)
-        metrics = MetricsEndpoint(figures, self.hub.turns)
+        metrics = MetricsEndpoint(gate, figures, self.hub.turns)
         router = PathRouter(
             {
                 "/": {"GET": HomeEndpoint()},
                 "/clevrd.js": {"GET": AssetEndpoint("clevrd.js")},
                 "/clevrd.d.ts": {"GET": AssetEndpoint("clevrd.d.ts")},
                 "/publish": {"POST": publish, "GET": publish_socket},
-                "/publish/batch": {"POST": BatchEndpoint(self.hub, config)},
+                "/publish/batch": {"POST": BatchEndpoint(gate, self.hub, config)},
                 "/subscribe": {"GET": subscribe},
+                "/ticket": {"POST": TicketEndpoint(gate, maker.tickets)},
                 "/ws": {"GET": commands},
                 "/health": {"GET": health},
                 "/health/live": {"GET": live},
@@ -151,10 +172,9 @@ class Server:
                 "/metrics": {"GET": metrics},
             }
         )
-        self._gate = Gate(lambda: self.hub.is_draining)
         refusals = self.hub.refusals.with_events(refusal_as_events)
         self._front = AiohttpFront(
-            self._gate, router, refusals, self.hub.turns, self.hub.input_budget, config
+            gate, router, refusals, self.hub.turns, self.hub.input_budget, config
         )
         self._http = self._front.server
         grammar = PlainGrammar(
@@ -163,7 +183,7 @@ class Server:
             config.max_message_bytes,
         )
         self.raw_server = RawServer(
-            gate=self._gate,
+            gate=gate,
             grammar=grammar if config.raw_paths else None,
             probes={"/health": health, "/health/live": live, "/health/ready": ready},
             refusals=refusals,
@@ -178,7 +198,7 @@ class Server:
             loop=self._loop,
         )
         if tls is None:
-            tls = read_tls({}, "", cert_file=config.tls_cert_file, key_file=config.tls_key_file)
+            tls = plain_tls_of(config)
         make_protocol: Callable[[], asyncio.Protocol] = partial(RawConnection, self.raw_server)
         # None where the daemon speaks no TLS.
         self._tls: TlsServer | None = None
@@ -205,6 +225,9 @@ class Server:
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)
         self._state = StateDir(config.state_dir, self._loop.time) if config.state_dir else None
 
+    def _keys_changed(self) -> None:
+        self.access.keys_changed()
+
     @property
     def addresses(self) -> list[str]:
         """Base URLs of the sockets; none before `start` and after `stop`."""
@@ -213,6 +236,10 @@ class Server:
     def is_ready(self) -> bool:
         """Whether the daemon serves: started, listening and not draining."""
         return self._listeners.is_listening() and not self.hub.is_draining
+
+    def is_reached_from_afar(self) -> bool:
+        """Whether other machines may reach it: it listens on an address that is no loopback."""
+        return self._listeners.is_beyond_loopback()
 
     def count_connections(self) -> dict[str, int]:
         """Return how many connections are open, by what they are at the moment."""
@@ -238,17 +265,23 @@ class Server:
         error = InvalidRequest("This port speaks TLS; ask for https:// or wss:// instead.")
         return self.raw_server.renderer.render(refusals.response(error, None), must_close=True)
 
-    def replace_tls(self, settings: TlsSettings) -> None:
-        """Answer handshakes that begin from now on with other certificates.
+    def prepare_tls(self, settings: TlsSettings) -> Callable[[], None]:
+        """Read the certificates; return what has handshakes that begin later answered with them.
 
         Raises:
-            ConfigError: one of them can't be used, or TLS was off, or would be; nothing changes.
+            ConfigError: one of them can't be used, or TLS was off, or would be.
         """
         if (self._tls is not None) != settings.is_on:
             raise ConfigError("TLS is switched on and off by a restart, not by a reload.")
-        if self._tls is not None:
-            self._tls.contexts.replace(settings)
+        if self._tls is None:
+            return lambda: None
+        swap = self._tls.contexts.prepare(settings)
+
+        def swap_and_warn() -> None:
+            swap()
             self._warn_of_certificates()
+
+        return swap_and_warn
 
     def _warn_of_certificates(self) -> None:
         if self._tls is not None:
@@ -489,6 +522,10 @@ class Server:
             await asyncio.sleep(_POLL_S)
 
 
+def _seconds_of(wall_ns: Callable[[], int]) -> Callable[[], float]:
+    return lambda: wall_ns() / 1e9
+
+
 def _open_and_read(state: StateDir, hub: Hub) -> None:
     state.open()
     state.read(hub.restore)
@@ -525,25 +562,41 @@ def _in_daemon_thread(
 # --- the process ---------------------------------------------------------------------------------
 
 
-def run(config: Config) -> int:
+def run(loaded: Loaded, load: Callable[[], Loaded]) -> int:
     """Run the daemon until a signal ends it; return the exit code.
 
+    Args:
+        loaded: the configuration.
+        load: returns the configuration as it is at a SIGHUP.
+
     Raises:
+        ConfigError: the configuration is wrong.
         CannotStart: the address can't be listened on, or aiohttp lacks its C parser.
     """
+    access = access_of(loaded)
     logs.log_what_python_says()
     faulthandler.enable()
     _check_parser()
     raise_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config))
+        return runner.run(_serve(loaded, access, load))
 
 
-async def _serve(config: Config) -> int:
+async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> int:
     loop = asyncio.get_running_loop()
-    signals = DaemonSignals(loop)
+    # Without a file there is nothing to read again, and SIGHUP stops the daemon.
+    tls = tls_of(loaded)
+    signals = DaemonSignals(loop, reloads=bool(loaded.path) or tls.is_on)
     signals.install()
-    server = Server(config)
+    server = Server(loaded.config, access, folder_of(loaded), tls=tls)
+    reloading = Reloading(
+        server.access,
+        loaded,
+        load,
+        lambda now: server.prepare_tls(tls_of(now)),
+        server.hub.tasks,
+        server.hub.counters,
+    )
     loop.set_exception_handler(server.on_loop_error)
     # The thresholds are set before `prepare`: with CPython's own, 100,000 restored topics would be
     # scanned again and again.
@@ -554,7 +607,8 @@ async def _serve(config: Config) -> int:
     else:
         await server.serve()
         _quiet_collector()
-        _greet(server)
+        _greet(server, access)
+        signals.on_reload = reloading.begin
         await signals.stopping.wait()
         await server.stop()
         log.info("stopped")
@@ -576,9 +630,18 @@ async def _unless(stopping: asyncio.Event, preparing: Coroutine[Any, Any, None])
     return not stopping.is_set()
 
 
-def _greet(server: Server) -> None:
+def _greet(server: Server, access: Access) -> None:
     for url in server.addresses:
         log.info("listening version=%s address=%s pid=%d", __version__, url, os.getpid())
+    if access.auth.mode == "open":
+        if server.is_reached_from_afar():
+            log.warning(
+                "open: everyone who reaches the address may publish and subscribe as any tenant"
+                " hint=%r",
+                'set mode = "required" in [auth], or listen on 127.0.0.1',
+            )
+        else:
+            log.info("open: every program of this machine may publish and subscribe as any tenant")
     url = server.addresses[0]
     command = _own_command()
     log.info("try subscribe:  %s subscribe demo --url %s", command, url)

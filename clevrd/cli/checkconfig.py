@@ -8,6 +8,10 @@ from collections.abc import Iterator, Sequence
 from clevrd import logs
 from clevrd.cli.output import print_line
 from clevrd.cli.settings import add_settings, load_settings, value_text
+from clevrd.tenants.from_settings import access_of, check_access, folder_of
+from clevrd.tenants.settings import Access, TenantEntry
+from clevrd.tls.contexts import TlsContexts, moment_text
+from clevrd.tls.settings import tls_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,14 +22,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the settings that serve would use, and return the exit code."""
     loaded = load_settings(options)
+    # The rules of access are checked as the daemon does at its start, with all files they name.
+    access = access_of(loaded)
+    check_access(access, folder_of(loaded))
+    tls = tls_of(loaded)
+    certificates = TlsContexts(tls).shown if tls.is_on else ()
     rows = [("setting", "value", "source")]
     for field, source in loaded.sources.items():
         rows.append((field, value_text(getattr(loaded.config, field)), source))
     for line in _columns(rows):
         print_line(line)
+    if loaded.tables:
+        for line in access_lines(access):
+            print_line(line)
+    for shown in certificates:
+        print_line(f"certificate      {shown.cert_file} (until {moment_text(shown.ends_s)})")
     for warning in loaded.warnings:
         logs.say(warning)
     return 0
+
+
+def access_lines(access: Access) -> Iterator[str]:
+    """Yield what the tables say of who may ask, without a digest of any key."""
+    auth = access.auth
+    yield ""
+    yield f"credentials      {auth.mode}"
+    yield f"allowed origins  {', '.join(auth.allowed_origins) or 'only its own'}"
+    for issuer in auth.jwt:
+        yield f"issuer           {issuer.issuer} (audience {issuer.audience})"
+    for tenant in access.tenants:
+        yield f"tenant           {tenant.name} (keys: {', '.join(_ids(tenant)) or 'none'})"
+
+
+def _ids(tenant: TenantEntry) -> list[str]:
+    return [key.id for key in tenant.keys]
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from functools import partial
 from importlib.util import find_spec
 
 from clevrd import logs
@@ -34,4 +35,4 @@ def run(options: argparse.Namespace) -> int:
     # modules.
     from clevrd.server import run as run_server
 
-    return run_server(loaded.config)
+    return run_server(loaded, partial(load_settings, options))

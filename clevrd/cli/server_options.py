@@ -49,7 +49,7 @@ def tls_of(options: argparse.Namespace) -> ssl.SSLContext | None:
     try:
         return ssl.create_default_context(cafile=options.ca_file)
     except ssl.SSLError as error:
-        raise UsageError(f"There is no certificate in {options.ca_file}; it must be PEM.") from error
+        raise UsageError(f"{options.ca_file} holds no certificate in PEM.") from error
     except OSError as error:
         raise UsageError(f"Can't read {options.ca_file}: {error.strerror}.") from error
 

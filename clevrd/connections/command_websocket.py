@@ -36,7 +36,7 @@ class CommandWebSocket(DeliveringWebSocket, PublishConnection):
         make_commands: Callable[[CommandWebSocket], Publisher],
     ) -> None:
         self.subscription = ManySubscriptions(hub, tenant, self, limit, has_notices=True)
-        super().__init__(connections, transport, make_commands(self), max_message_bytes)
+        super().__init__(connections, transport, tenant, make_commands(self), max_message_bytes)
 
     def flush_answers(self) -> bool:
         """Write the answers so far, before something else is written.
@@ -49,6 +49,10 @@ class CommandWebSocket(DeliveringWebSocket, PublishConnection):
             return True
         self._due.seal()
         return False
+
+    def renew(self, tenant: Tenant) -> None:
+        """Go on as ``tenant``, by another credential of it; or close, to come back at once."""
+        self._connections.renew(self, tenant)
 
     def announce_end(self, reconnect_after_ms: int) -> None:
         """Give the client its positions before a planned close, behind the answers that are due."""

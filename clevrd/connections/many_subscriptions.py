@@ -308,7 +308,7 @@ class ManySubscriptions(Generic[TopicT_co]):
         warnings: Warnings,
     ) -> None:
         self._check_room()
-        topic = self._hub.topic(self._tenant, name)
+        topic = self._hub.topic_to_read(self._tenant, name)
         check_beginning(topic, beginning)
         self._join(topic, options, beginning, None, ref, warnings)
 
@@ -339,6 +339,7 @@ class ManySubscriptions(Generic[TopicT_co]):
 
         Raises:
             InvalidRequest: it is no pattern, or subscribed already; there are as many as may be.
+            Forbidden: the tenant may subscribe to no topic that it matches.
         """
         if self._has_left:
             return
@@ -346,6 +347,7 @@ class ManySubscriptions(Generic[TopicT_co]):
             raise InvalidRequest("That pattern is subscribed already; unsubscribe it first.")
         self._check_room()
         pattern = PatternSubscription(self, text, options, beginning, ref, warnings)
+        self._tenant.check_pattern(text, pattern.words)
         self._patterns[text] = pattern
         self._hub.patterns.add(self._tenant.name, pattern.words, pattern)
 
@@ -372,12 +374,17 @@ class ManySubscriptions(Generic[TopicT_co]):
     def join_match(self, pattern: PatternSubscription, topic: Topic, otherwise: Beginning) -> None:
         """Join a topic that ``pattern`` matches, unless it is joined or the pattern has ended.
 
-        It begins where the client says that it had been; ``otherwise`` where it says nothing.
+        A topic to which the tenant may not subscribe is none for it, and nothing is told of it. One
+        that is joined begins where the client says that it had been; ``otherwise`` where it says
+        nothing.
         """
         beginning = pattern.positions.get(topic.name, otherwise)
         if not self._transport.keeps_positions:
             pattern.positions.pop(topic.name, None)
         if self._patterns.get(pattern.text) is not pattern:
+            return
+        permitted = self._tenant.subscribe
+        if not permitted.is_all and not permitted.allows(topic.name):
             return
         each = self.topics.get(topic.name)
         if each is not None:
@@ -463,6 +470,18 @@ class ManySubscriptions(Generic[TopicT_co]):
         for each in self.topics.values():
             each.unsubscribe()
         self.topics.clear()
+
+    def take_tenant(self, tenant: Tenant, /) -> bool:
+        """Go on as ``tenant``; return whether its topics stay as they are.
+
+        With other permissions a pattern has other topics. Its client comes back for these, since a
+        search for them would be told as the first one was.
+        """
+        is_same = tenant.subscribe == self._tenant.subscribe
+        self._tenant = tenant
+        if is_same:
+            return True
+        return not self._patterns and all(map(tenant.subscribe.allows, self.topics))
 
     def positions(self) -> dict[str, Position]:
         """Return by topic up to where everything was handed to the transport, or told as lost."""

@@ -17,6 +17,7 @@ from clevrd.core.subscriber import Sink, Subscriber
 from clevrd.core.subscription import DeliveryOptions, SubscribeRequest
 from clevrd.core.topic import Topic
 from clevrd.hub import Hub
+from clevrd.tenants import Tenant
 
 
 class Subscription(Protocol):
@@ -43,6 +44,9 @@ class Subscription(Protocol):
 
     def positions_to_tell(self) -> dict[str, Position] | None:
         """Return by topic where the client is; None for a client that is not told."""
+
+    def take_tenant(self, tenant: Tenant, /) -> bool:
+        """Go on as ``tenant``; return whether it may subscribe to all that was asked for."""
 
 
 class OneSubscription(Subscriber):
@@ -110,6 +114,10 @@ class OneSubscription(Subscriber):
     def stall_allowed_s(self) -> float:
         """Return how long its circuit allows the client to take nothing; 0 where there is none."""
         return self._hub.stall_allowed_s(self)
+
+    def take_tenant(self, tenant: Tenant, /) -> bool:
+        """Return whether ``tenant`` may subscribe to the topic."""
+        return tenant.subscribe.allows(self.topic.name)
 
     def topic_position(self) -> Position:
         """Return up to where everything was handed to the transport, or told as lost."""

@@ -16,6 +16,7 @@ from clevrd.connections.websocket import TRY_AGAIN_LATER, WebSocketConnection
 from clevrd.core.client_frames import PING, PONG, TEXT, ClientFrames
 from clevrd.core.server_frames import pong_frame, text_frame
 from clevrd.scheduling.due_answers import Due, DueAnswers, Place
+from clevrd.tenants import Tenant
 
 # Bytes of a read (up to 256 KiB) that are parsed between two looks at the time: 0.5 ms of the
 # shortest publishes, 3 ms of empty frames.
@@ -34,6 +35,9 @@ UNSUPPORTED_DATA: Final = 1003
 
 class Publisher(Protocol):
     """The publisher of the frames' payloads, which also makes the answers."""
+
+    def take_tenant(self, tenant: Tenant, /) -> None:
+        """Go on as ``tenant``."""
 
     @property
     def answers(self) -> list[bytes]:
@@ -75,10 +79,11 @@ class PublishConnection(WebSocketConnection):
         self,
         connections: Connections,
         transport: asyncio.Transport,
+        tenant: Tenant,
         publisher: Publisher,
         max_message_bytes: int,
     ) -> None:
-        super().__init__(connections, transport)
+        super().__init__(connections, transport, tenant)
         self._max_message_bytes = max_message_bytes
         self._publisher = publisher
         # Parsed and not yet published: what one slice brought, at most. Reading is paused then.
@@ -104,6 +109,11 @@ class PublishConnection(WebSocketConnection):
         self._connections.add(self)
         if early_data:
             self.data_received(early_data)
+
+    def take_tenant(self, tenant: Tenant) -> bool:
+        """Go on as ``tenant``, which may publish what it may from the next frame on."""
+        self._publisher.take_tenant(tenant)
+        return super().take_tenant(tenant)
 
     def ping(self) -> None:
         """Ask whether the publisher is there, unless it is we who don't read."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
+from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 from clevrd.config import Config
+from clevrd.connections.expiry import Expiry
 from clevrd.connections.farewells import Farewells
 from clevrd.connections.presence import Peer, Presence
 from clevrd.core.stream_forms import SlottedWrites
@@ -22,6 +25,7 @@ from clevrd.refusals import Refusals
 from clevrd.scheduling.deadlines import Deadlines
 from clevrd.scheduling.fair_turns import FairTurns
 from clevrd.scheduling.timers import Tasks, Timers
+from clevrd.tenants import Tenant
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +41,29 @@ RECONNECTS_PER_MS: Final = 2
 
 # The close code of a planned end; a stream has a sentence for it.
 RESTARTING: Final = 1012
+# Close codes of connections that changed rules end: their credential is valid no more, or they may
+# not have all that they had. Clients don't come back as they are after the first, and at once after
+# the second, to hear what they may have now.
+REVOKED: Final = 4001
+REVOKED_REASON: Final = "credential_revoked"
+CHANGED: Final = 4202
+CHANGED_REASON: Final = "permissions_changed"
+# Connections judged in one turn of the loop, at 2 us each; a close costs as much as a write.
+JUDGED_PER_TURN: Final = 256
 
 
 class Connection(Peer, Protocol):
     """A connection as the registry sees it: a WebSocket, or a stream."""
 
     _held_bytes: int
+    # The tenant of its client. Changed by the registry alone, through `take_tenant`.
+    tenant: Tenant
+
+    def take_tenant(self, tenant: Tenant) -> bool:
+        """Go on as ``tenant``, the same with other permissions or limits.
+
+        Returns whether it may have all that it has; the caller closes it otherwise.
+        """
 
     def stop_delivery(self) -> None:
         """Be no subscriber any more."""
@@ -84,7 +105,9 @@ class Connections:
         budget: InputBudget,
         config: Config,
         loop: asyncio.AbstractEventLoop,
+        wall_s: Callable[[], float] = time.time,
     ) -> None:
+        """Args: wall_s: the wall clock, by which credentials end."""
         self.counters = counters
         self.refusals = Refusals(counters.count_refusal)
         self.loop = loop
@@ -102,6 +125,7 @@ class Connections:
         # Connection -> the message of which a part has arrived.
         self._unfinished: dict[Connection, _Unfinished] = {}
         self.budget = budget
+        self._expiry = Expiry(loop, wall_s, on_error)
         self._farewells = Farewells(config.ping_interval_s, on_error, loop)
         # Every connection, and the time at which it was taken over.
         self._open: dict[Connection, float] = {}
@@ -132,10 +156,50 @@ class Connections:
         self._open[connection] = self.now_s()
         self.streams += not connection.answers_pings
         self._presence.add(connection)
+        if connection.tenant.expires_at_s is not None:
+            self._expiry.watch(connection)
+
+    def renew(self, connection: Connection, tenant: Tenant) -> None:
+        """Have ``connection`` go on as ``tenant``, by another credential of the same."""
+        if connection.take_tenant(tenant):
+            self._expiry.watch(connection)
+        else:
+            connection.close(CHANGED, CHANGED_REASON)
+
+    async def judge_again(self, judge: Callable[[Tenant], Tenant | None]) -> int:
+        """Ask for each connection what its tenant is now; return how many were closed.
+
+        Args:
+            judge: returns the tenant as it is now; None where its credential is valid no more.
+        """
+        closed = 0
+        for count, connection in enumerate(list(self._open), start=1):
+            closed += not self._judge_one(connection, judge)
+            if count % JUDGED_PER_TURN == 0:
+                await asyncio.sleep(0)
+        return closed
+
+    def _judge_one(self, connection: Connection, judge: Callable[[Tenant], Tenant | None]) -> bool:
+        """Judge one connection; return whether it goes on. A fault of one keeps no other open."""
+        try:
+            tenant = judge(connection.tenant)
+            if tenant is None:
+                connection.close(REVOKED, REVOKED_REASON)
+                return False
+            if not connection.take_tenant(tenant):
+                connection.close(CHANGED, CHANGED_REASON)
+                return False
+        except Exception:
+            self.counters.count_background_error()
+            log.exception("a connection could not be judged again: cutting it")
+            connection.cut()
+            return False
+        return True
 
     def await_close(self, connection: Connection) -> None:
         """Give ``connection``, which says goodbye now, the time that takes and no more."""
         self._farewells.begin_farewell(connection, self._presence.silent_s(connection))
+        self._expiry.remove(connection)
         self._presence.remove(connection)
 
     def remove(self, connection: Connection) -> None:
@@ -143,6 +207,7 @@ class Connections:
         self._presence.remove(connection)
         self.settle_unfinished(connection, 0, has_progress=True)
         self._farewells.remove(connection)
+        self._expiry.remove(connection)
         if (opened_s := self._open.pop(connection, None)) is not None:
             self.counters.connection_s.record(self.now_s() - opened_s)
             self.streams -= not connection.answers_pings
@@ -184,6 +249,7 @@ class Connections:
         self._timers.stop()
         self._messages.stop()
         self._farewells.stop()
+        self._expiry.stop()
 
     def ping_due(self) -> None:
         """Ping who is due, and cut who is not there."""

@@ -16,13 +16,14 @@ from typing import ClassVar, Final
 
 import msgspec
 
+from clevrd.connections.expiry import EXPIRED
 from clevrd.connections.many_subscriptions import (
     MemberSubscription,
     PatternSubscription,
     refusal_reason,
 )
 from clevrd.connections.one_subscription import Subscription
-from clevrd.connections.registry import RESTARTING, Connections
+from clevrd.connections.registry import CHANGED, RESTARTING, REVOKED, Connections
 from clevrd.core.client_frames import POLICY_VIOLATION
 from clevrd.core.event_ids import EventIdSlot
 from clevrd.core.notices import ErrorNotice, GoingAway, Notice
@@ -33,6 +34,7 @@ from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError
 from clevrd.hub import CLOSE_SLOW_CONSUMER, Hub
 from clevrd.progress import unsent_bytes_of
+from clevrd.tenants import Tenant
 
 # A client may send so much behind its request, in all; requests that it pipelined are not answered.
 MAX_IGNORED_BYTES: Final = 65_536
@@ -40,6 +42,9 @@ MAX_IGNORED_BYTES: Final = 65_536
 # Close code -> what a client is told that has no close code.
 _SENTENCES: Final = {
     RESTARTING: "The daemon is shutting down; come back in a moment.",
+    REVOKED: "Your credential is valid no more; ask the operator for another.",
+    EXPIRED: "Your credential has expired; come back with a fresh one.",
+    CHANGED: "What you may subscribe to has changed; come back, and you are told.",
     CLOSE_SLOW_CONSUMER: "You read too slowly, and too much was lost; come back with a backoff.",
     POLICY_VIOLATION: "A subscriber only receives; send nothing behind the request.",
     1011: "Writing to this connection failed; come back with a backoff.",
@@ -74,16 +79,23 @@ class SubscriberStream(asyncio.Protocol):
         "awaits_pong",
         "is_closing",
         "subscription",
+        "tenant",
         "transport",
         "wheel_slot",
         "write",
     )
 
     def __init__(
-        self, connections: Connections, transport: asyncio.Transport, form: StreamForm
+        self,
+        connections: Connections,
+        transport: asyncio.Transport,
+        tenant: Tenant,
+        form: StreamForm,
     ) -> None:
         self._connections = connections
         self.transport = transport
+        # The tenant of its client; changed by take_tenant.
+        self.tenant = tenant
         # The transport's own, nothing in between.
         self.write: Callable[[bytes], None] = transport.write
         self._form = form
@@ -154,6 +166,11 @@ class SubscriberStream(asyncio.Protocol):
         """End the subscription. Idempotent."""
         self.subscription.unsubscribe()
 
+    def take_tenant(self, tenant: Tenant) -> bool:
+        """Go on as ``tenant``; return whether it may subscribe to all that it does."""
+        self.tenant = tenant
+        return self.subscription.take_tenant(tenant)
+
     def stall_allowed_s(self) -> float:
         """Return how long its circuits allow it to take nothing; 0 where there are none."""
         return self.subscription.stall_allowed_s()
@@ -180,7 +197,8 @@ class SubscriberStream(asyncio.Protocol):
     def close(self, code: int, reason: str) -> None:
         """Say why, since there is no close code, and end the response so that it is whole."""
         sentence = _SENTENCES.get(code, reason)
-        self.end_with(code, ErrorNotice(reason, sentence, code != POLICY_VIOLATION))
+        is_retryable = code not in (POLICY_VIOLATION, REVOKED)
+        self.end_with(code, ErrorNotice(reason, sentence, is_retryable))
 
     def end_with(self, code: int, last_word: ErrorNotice) -> None:
         """End the response with ``last_word``, unless the client knows why it ends.

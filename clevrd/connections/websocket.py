@@ -29,6 +29,7 @@ from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError
 from clevrd.hub import Hub
 from clevrd.progress import unsent_bytes_of
+from clevrd.tenants import Tenant
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class WebSocketConnection(asyncio.Protocol):
         "_held_bytes",
         "awaits_pong",
         "is_closing",
+        "tenant",
         "transport",
         "wheel_slot",
         "write",
@@ -72,9 +74,13 @@ class WebSocketConnection(asyncio.Protocol):
 
     answers_pings: ClassVar[bool] = True
 
-    def __init__(self, connections: Connections, transport: asyncio.Transport) -> None:
+    def __init__(
+        self, connections: Connections, transport: asyncio.Transport, tenant: Tenant
+    ) -> None:
         self._connections = connections
         self.transport = transport
+        # The tenant of its client; changed by take_tenant.
+        self.tenant = tenant
         # The transport's own, nothing in between.
         self.write: Callable[[bytes], None] = transport.write
         # Made when bytes come, dropped when none are held back: most peers are silent.
@@ -147,6 +153,11 @@ class WebSocketConnection(asyncio.Protocol):
 
     def stop_delivery(self) -> None:
         """Be no subscriber any more; called once or more, before the connection ends."""
+
+    def take_tenant(self, tenant: Tenant) -> bool:
+        """Go on as ``tenant``; return whether it may have all that it has."""
+        self.tenant = tenant
+        return True
 
     def announce_end(self, reconnect_after_ms: int) -> None:
         """Tell the peer, if it wants to know, that a planned close follows; nobody, here."""
@@ -272,6 +283,10 @@ class DeliveringWebSocket(WebSocketConnection):
         """End the subscription. Idempotent."""
         self.subscription.unsubscribe()
 
+    def take_tenant(self, tenant: Tenant) -> bool:
+        """Go on as ``tenant``; return whether it may subscribe to all that it does."""
+        return super().take_tenant(tenant) and self.subscription.take_tenant(tenant)
+
     def stall_allowed_s(self) -> float:
         """Return how long its circuits allow it to take nothing; 0 where there are none."""
         return self.subscription.stall_allowed_s()
@@ -325,8 +340,10 @@ class SubscriberWebSocket(DeliveringWebSocket):
 
     __slots__ = ("_budget_bytes", "subscription")
 
-    def __init__(self, connections: Connections, transport: asyncio.Transport) -> None:
-        super().__init__(connections, transport)
+    def __init__(
+        self, connections: Connections, transport: asyncio.Transport, tenant: Tenant
+    ) -> None:
+        super().__init__(connections, transport, tenant)
         self._budget_bytes = 0
 
     def subscribe(

@@ -139,6 +139,7 @@ class Hub:
         self.now_s = loop.time
         self.check_rate = publishing.check_rate
         self.topic = publishing.topic
+        self.topic_to_read = publishing.topic_to_read
         self.must_wait = publishing.must_wait
         self.publish = publishing.publish
         self.publish_run = publishing.publish_run

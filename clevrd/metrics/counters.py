@@ -30,6 +30,8 @@ class Counters:
         "loop_lag_s",
         "pings_cut",
         "refused",
+        "reloads",
+        "reloads_failed",
         "rounds",
         "tls_failed",
         "tls_handshakes",
@@ -51,6 +53,10 @@ class Counters:
         # TLS handshakes that ended well; and why others failed, one of few words -> how many.
         self.tls_handshakes = 0
         self.tls_failed: dict[str, int] = {}
+        # Times that the configuration was read again, and times that it was wrong and changed
+        # nothing.
+        self.reloads = 0
+        self.reloads_failed = 0
         # Bytes of messages handed to WebSockets and streams, with their frames or events; nothing
         # else that is written.
         self.delivered_bytes = 0

@@ -200,6 +200,16 @@ def _of_connections(connections: Connections) -> Iterator[Metric]:
         "Timers, tasks and writes that failed, each of which is in the log.",
         connections.background_errors,
     )
+    yield _counter(
+        "clevrd_config_reloads",
+        "Times that the configuration was read again and put into force.",
+        connections.reloads,
+    )
+    yield _counter(
+        "clevrd_config_reloads_failed",
+        "Times that the configuration was read again, was wrong, and changed nothing.",
+        connections.reloads_failed,
+    )
 
 
 def _of_tls(tls: Tls) -> Iterator[Metric]:

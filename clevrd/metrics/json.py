@@ -114,6 +114,8 @@ def _connections_view(connections: Connections) -> dict[str, Any]:
         "circuits_opened": connections.circuits_opened,
         "pings_unanswered": connections.pings_unanswered,
         "background_errors": connections.background_errors,
+        "reloads": connections.reloads,
+        "reloads_failed": connections.reloads_failed,
     }
 
 

@@ -94,6 +94,8 @@ class Connections(msgspec.Struct, frozen=True):
     circuits_opened: int
     pings_unanswered: int
     background_errors: int
+    reloads: int
+    reloads_failed: int
 
 
 class Tls(msgspec.Struct, frozen=True):

@@ -109,12 +109,12 @@ class RawServer:
             ClevrdError: as `Gate.admit`.
         """
         gate = self._gate
-        if not has_begun:
-            gate.refuse_if_draining(plain.endpoint)
         admitted = plain.admitted
-        if admitted is None or plain.generation != gate.generation:
+        if admitted is None or plain.generation != gate.generation or gate.has_expired(admitted):
             admitted = plain.admitted = plain.endpoint.admit(plain.request)
             plain.generation = gate.generation
+        if not has_begun:
+            gate.refuse_if_draining(plain.endpoint)
         return admitted
 
     def is_full(self) -> bool:

@@ -1,20 +1,36 @@
 """Authenticator: the head of a request becomes a Tenant, or a refusal.
 
-It decides from what it was made of and from the head alone. Changed settings make a new one.
+It decides from what it was made of and from the head alone. Changed settings make a new one, which
+also says what became of the tenants that the one before it had let in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Final, Protocol
+
+import msgspec
 
 from clevrd.errors import Forbidden, Unauthorized
 from clevrd.http_values import Request
-from clevrd.tenants.credentials import Credential, find_credential
+from clevrd.tenants.credentials import Credential, credential_of, find_credential
 from clevrd.tenants.keys import KeyRing
 from clevrd.tenants.settings import Access, Key, TenantEntry
-from clevrd.tenants.tenant import Limits, Tenant, identify, named_tenant
+from clevrd.tenants.tenant import (
+    DEFAULT,
+    NO_LIMITS,
+    KeyProof,
+    Limits,
+    Tenant,
+    TokenProof,
+    named_tenant,
+)
+from clevrd.tenants.tickets import Tickets
 from clevrd.tenants.topic_permissions import TopicPermissions
+
+# Tenants of requests without a credential that are kept for requests to come: each takes 0.2 KB,
+# and connections of one tenant share it.
+_MAX_OPEN: Final = 1_024
 
 
 class TokenVerifier(Protocol):
@@ -28,12 +44,26 @@ class TokenVerifier(Protocol):
             Unavailable: whether it is valid can't be said in this moment.
         """
 
+    def vouches_for(self, proof: TokenProof) -> bool:
+        """Return whether a token that was verified before would be signed with a valid key."""
+
 
 class Authenticator:
-    """The decision who asks, by the configured tenants and their credentials."""
+    """The decision who asks, by the configured tenants and their credentials.
 
-    def __init__(self, access: Access, tokens: TokenVerifier | None = None) -> None:
+    Args:
+        tokens: takes what is no key; None where no issuer is configured.
+        tickets: those that were given out; they outlive this object.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        tokens: TokenVerifier | None = None,
+        tickets: Tickets | None = None,
+    ) -> None:
         self.is_required = access.auth.mode == "required"
+        self._tickets = tickets
         self._allow_query_token = access.auth.allow_query_token
         self._tokens = tokens
         self._keys = KeyRing(
@@ -50,6 +80,8 @@ class Authenticator:
         # Without any credential that could be valid none is looked for: an Authorization that is
         # meant for a proxy means nothing here.
         self._looks_for_credentials = bool(self._keys) or tokens is not None
+        # Name -> the tenant of requests without a credential; at most _MAX_OPEN.
+        self._open: dict[str, Tenant] = {}
 
     def identify(self, head: Request, options: Mapping[str, list[str]]) -> Tenant:
         """Return who asks.
@@ -64,7 +96,7 @@ class Authenticator:
             Unavailable: see `TokenVerifier.verify`.
         """
         if not self._looks_for_credentials and not self.is_required:
-            return self._limited(identify(head, options))
+            return self._of_name(named_tenant(head, options))
         credential = find_credential(head, options, allow_query_token=self._allow_query_token)
         if credential is None:
             return self._without_credential(head, options)
@@ -77,8 +109,24 @@ class Authenticator:
             )
         return tenant
 
+    def renew(self, tenant: Tenant, secret: str) -> Tenant:
+        """Return ``tenant`` as the bearer of another key or token.
+
+        Raises:
+            Unauthorized: it is not valid.
+            Forbidden: it is another tenant's.
+            Unavailable: see `TokenVerifier.verify`.
+        """
+        fresh = self._of_credential(credential_of("the field token", secret))
+        if fresh.name != tenant.name:
+            raise Forbidden("The credential is another tenant's; open another connection with it.")
+        return fresh
+
     def _of_credential(self, credential: Credential) -> Tenant:
-        if not credential.is_ticket:
+        if credential.is_ticket:
+            if self._tickets is not None:
+                return self._tickets.redeem(credential.secret)
+        else:
             tenant = self._keys.find(credential.secret)
             if tenant is not None:
                 return tenant
@@ -96,18 +144,57 @@ class Authenticator:
                 "A credential is required; send it as Authorization: Bearer or X-API-Key.",
                 was_given=False,
             )
-        tenant = identify(head, options)
-        if tenant.name in self._with_keys:
+        name = named_tenant(head, options)
+        if (name or DEFAULT.name) in self._with_keys:
             raise Unauthorized(
-                f"The tenant {tenant.name} is reached with one of its keys; send it as"
+                f"The tenant {name or DEFAULT.name} is reached with one of its keys; send it as"
                 " Authorization: Bearer or X-API-Key.",
                 was_given=False,
             )
-        return self._limited(tenant)
+        return self._of_name(name)
 
-    def _limited(self, tenant: Tenant) -> Tenant:
-        limits = self._limits.get(tenant.name)
-        return tenant if limits is None else Tenant(tenant.name, limits=limits)
+    def _of_name(self, name: str | None) -> Tenant:
+        """Return the tenant of a request without a credential."""
+        if name is None:
+            name = DEFAULT.name
+        tenant = self._open.get(name)
+        if tenant is None:
+            if len(self._open) >= _MAX_OPEN:
+                self._open.clear()
+            tenant = self._open[name] = Tenant(name, limits=self._limits_of(name))
+        return tenant
+
+    def _limits_of(self, name: str) -> Limits:
+        return self._limits.get(name, NO_LIMITS)
+
+    # --- tenants that were let in before ---------------------------------------------------------
+
+    def current(self, tenant: Tenant) -> Tenant | None:
+        """Return what a tenant is now that was let in before; None where it would be no more.
+
+        Whether its credential has expired is not asked.
+        """
+        proof = tenant.proof
+        if proof is None:
+            is_open = not self.is_required and tenant.name not in self._with_keys
+            return self._of_name(tenant.name) if is_open else None
+        if isinstance(proof, KeyProof):
+            holder = self._keys.find_digest(proof.digest)
+        else:
+            holder = self._of_token(tenant, proof)
+        if holder is None or not tenant.has_ticket:
+            return holder
+        return msgspec.structs.replace(
+            tenant,
+            subscribe=TopicPermissions(tenant.subscribe.entries, within=holder.subscribe),
+            limits=holder.limits,
+        )
+
+    def _of_token(self, tenant: Tenant, proof: TokenProof) -> Tenant | None:
+        """Return what the bearer of a token is now: a token's permissions are its own."""
+        if self._tokens is None or not self._tokens.vouches_for(proof):
+            return None
+        return msgspec.structs.replace(tenant, limits=self._limits_of(tenant.name))
 
 
 def tenant_of_key(tenant: TenantEntry, key: Key) -> Tenant:
@@ -119,6 +206,7 @@ def tenant_of_key(tenant: TenantEntry, key: Key) -> Tenant:
         is_admin=key.admin,
         limits=limits_of(tenant),
         credential_id=key.id,
+        proof=KeyProof(bytes.fromhex(key.sha256)),
     )
 
 

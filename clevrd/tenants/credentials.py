@@ -101,6 +101,11 @@ def _places(
         yield "the option token", _credential("the option token", token)
 
 
+def credential_of(place: str, secret: str) -> Credential:
+    """Return the credential that stands in ``place``; raises Unauthorized where it can't be one."""
+    return _credential(place, secret)
+
+
 def _credential(place: str, secret: str, *, is_ticket: bool = False) -> Credential:
     if len(secret) > MAX_CREDENTIAL_BYTES or not _VISIBLE.fullmatch(secret):
         raise Unauthorized(

@@ -30,6 +30,7 @@ class FetchedKeys:
     Args:
         now_s: a clock that is never set back.
         spawn: runs a coroutine to its end and owns it.
+        changed: called when a fetch brought other keys than there were.
     """
 
     def __init__(
@@ -37,7 +38,9 @@ class FetchedKeys:
         url: str,
         now_s: Callable[[], float],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
+        self._changed = changed
         self._url = url
         self._now_s = now_s
         self._spawn = spawn
@@ -77,6 +80,7 @@ class FetchedKeys:
             self._spawn(self._fetch())
 
     async def _fetch(self) -> None:
+        before = self._keys
         try:
             self._keys = read_key_set(await _get(self._url))
         except (BadKeySet, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
@@ -85,6 +89,8 @@ class FetchedKeys:
             log.warning("key set not fetched url=%s why=%r", self._url, why[:200])
         finally:
             self._is_fetching = False
+        if before is not None and self._keys != before:
+            self._changed()
 
 
 async def _get(url: str) -> bytes:

@@ -66,7 +66,10 @@ class KeyRing(Generic[HolderT]):
         """Return who holds the key ``secret``; None if nobody does. 1.5 us."""
         if len(secret) > MAX_KEY_BYTES:
             return None
-        presented = sha256(secret.encode("utf-8", "surrogatepass")).digest()
+        return self.find_digest(sha256(secret.encode("utf-8", "surrogatepass")).digest())
+
+    def find_digest(self, presented: bytes) -> HolderT | None:
+        """Return who holds the key with the SHA-256 ``presented``; None if nobody does."""
         for digest, holder in self._holders.get(presented[:_INDEX_BYTES], ()):
             if compare_digest(digest, presented):
                 return holder

@@ -48,6 +48,8 @@ class JwtIssuer(Table, frozen=True):
     jwks_file: str = ""
     jwks_url: str = ""
     secret_file: str = ""
+    # Take tokens for tenants that have no [[tenants]] entry, and so no limits of their own.
+    any_tenant: bool = False
     # How far the clocks of the issuer and this machine may be apart.
     leeway_s: Annotated[float, Meta(ge=0, le=300)] = 10.0
 
@@ -116,7 +118,9 @@ def read_access(tables: Mapping[str, Any], source: str) -> Access:
             shape only the first one is known.
     """
     try:
-        access = msgspec.convert(dict(tables), Access, strict=True)
+        access = msgspec.convert(
+            {name: tables[name] for name in TABLES if name in tables}, Access, strict=True
+        )
     except msgspec.ValidationError as error:
         raise ConfigError(_shape_mistake(str(error), source)) from error
     mistakes = [f"{place} ({source}) is not allowed: {why}" for place, why in _mistakes(access)]
@@ -188,6 +192,12 @@ def _auth_mistakes(access: Access) -> Iterator[tuple[str, str]]:
         yield "auth.allowed_origins", str(error)
     for number, issuer in enumerate(auth.jwt):
         yield from _issuer_mistakes(f"auth.jwt[{number}]", issuer)
+        if not access.tenants and not issuer.any_tenant:
+            yield (
+                f"auth.jwt[{number}]",
+                "its tokens can be for no tenant, since there is no [[tenants]]; add them, or set"
+                " any_tenant = true.",
+            )
     if len({(each.issuer, each.audience) for each in auth.jwt}) < len(auth.jwt):
         yield "auth.jwt", "an issuer stands there twice with the same audience."
     if auth.mode == "required" and not auth.jwt and not any(t.keys for t in access.tenants):

@@ -46,6 +46,12 @@ class KeySet:
         # and algorithms at most: what is not found is not kept.
         self._made: dict[tuple[str | None, str], Any] = {}
 
+    def __eq__(self, other: object) -> bool:
+        """Return whether ``other`` has the same keys in the same order."""
+        return isinstance(other, KeySet) and self._keys == other._keys
+
+    __hash__ = None  # type: ignore[assignment]  # equal by its content, and no key of a dict
+
     def __len__(self) -> int:
         """Return how many keys it has."""
         return len(self._keys)

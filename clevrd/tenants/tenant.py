@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from clevrd.core.names import check_topic
 from clevrd.core.patterns import Words
 from clevrd.errors import Forbidden, InvalidRequest
 from clevrd.http_values import Request
@@ -39,6 +40,28 @@ class Limits(msgspec.Struct, frozen=True):
 NO_LIMITS: Final = Limits()
 
 
+class KeyProof(msgspec.Struct, frozen=True):
+    """An API key was presented, of which this is the SHA-256."""
+
+    digest: bytes
+
+    def __repr__(self) -> str:
+        """Return nothing of the digest: this may reach a log by mistake."""
+        return "KeyProof(...)"
+
+
+class TokenProof(msgspec.Struct, frozen=True):
+    """A token was presented that this key of this issuer had signed."""
+
+    issuer: str
+    audience: str
+    key_id: str | None
+    algorithm: str
+
+
+Proof = KeyProof | TokenProof
+
+
 class Tenant(msgspec.Struct, frozen=True):
     """A tenant as the holder of one credential is one: what it may reach, and how much of it."""
 
@@ -51,14 +74,20 @@ class Tenant(msgspec.Struct, frozen=True):
     credential_id: str = ""
     # When the credential ends, seconds since 1970; None for never.
     expires_at_s: float | None = None
+    # The proof that was presented, by which it can be judged again; None where none was.
+    proof: Proof | None = None
+    # It came by a ticket of the holder of ``proof``, who may subscribe to more than this.
+    has_ticket: bool = False
 
     def check_publish(self, topic: str) -> None:
-        """Raise Forbidden unless it may publish to ``topic``, which is a possible name."""
+        """Raise Forbidden unless it may publish to ``topic``, InvalidRequest if it is no name."""
+        check_topic(topic)
         if not self.publish.allows(topic):
             raise self._missing("publish", topic)
 
     def check_subscribe(self, topic: str) -> None:
-        """Raise Forbidden unless it may subscribe to ``topic``, which is a possible name."""
+        """Raise Forbidden unless it may subscribe to ``topic``, InvalidRequest if it is no name."""
+        check_topic(topic)
         if not self.subscribe.allows(topic):
             raise self._missing("subscribe", topic)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from clevrd.http_values import LINGER_S
@@ -87,9 +88,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         super().__init__(_NO_EXTRA)
         self._server = server
         self._incoming = ssl.MemoryBIO()
-        self._session: ssl.SSLObject | None = server.contexts.wrap(
-            self._incoming, server.outgoing
-        )
+        self._session: ssl.SSLObject | None = server.contexts.wrap(self._incoming, server.outgoing)
         # The methods that each write and each read need; set anew when the connection is lost.
         self._encrypt: Callable[[Any], int] = self._session.write
         self._decrypt: Callable[[int], bytes] = self._session.read
@@ -355,7 +354,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         else:
             self._tcp.resume_reading()
 
-    # --- asyncio.Transport: for the owner ----------------------------------------------------------
+    # --- asyncio.Transport: for the owner -------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt ``data`` and hand it to TCP."""
@@ -467,11 +466,9 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
             return
         self._is_shut = True
         if self._session is not None:
-            try:
+            # It waits for the client's own end, or finds something else: ours is written.
+            with suppress(ssl.SSLError):
                 self._session.unwrap()
-            except ssl.SSLError:
-                # It waits for the client's own end, or found something else: ours is written.
-                pass
             self._send()
 
     def _break(self) -> None:

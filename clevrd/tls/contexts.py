@@ -53,9 +53,7 @@ class _Loaded(msgspec.Struct, frozen=True):
 class TlsContexts:
     """The contexts of the configuration that holds now."""
 
-    def __init__(
-        self, settings: TlsSettings, wall_s: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, settings: TlsSettings, wall_s: Callable[[], float] = time.time) -> None:
         """Read the files.
 
         Raises:
@@ -78,7 +76,7 @@ class TlsContexts:
         """Return a sentence for each certificate that ends within WARN_S."""
         now_s = self._wall_s()
         return [
-            f"The certificate in {each.cert_file} ends on {_day(each.ends_s)}; renew it."
+            f"The certificate in {each.cert_file} ends on {moment_text(each.ends_s)}; renew it."
             for each in self._loaded.shown
             if each.ends_s - now_s < WARN_S
         ]
@@ -86,14 +84,27 @@ class TlsContexts:
     def replace(self, settings: TlsSettings) -> None:
         """Read the files, and answer handshakes that begin from now on with them.
 
+        Raises:
+            ConfigError: one of them can't be used; then nothing changes.
+        """
+        self.prepare(settings)()
+
+    def prepare(self, settings: TlsSettings) -> Callable[[], None]:
+        """Read the files; return what has handshakes that begin later answered with them.
+
         Tickets of sessions end with the contexts that gave them, so that nobody resumes a session
         whose certificate would no longer be taken.
 
         Raises:
-            ConfigError: one of them can't be used; then nothing changes.
+            ConfigError: one of them can't be used.
         """
-        self._loaded = _load(settings, self._wall_s())
-        self.asks_for_certificates = settings.client_certificates != "none"
+        loaded = _load(settings, self._wall_s())
+
+        def swap() -> None:
+            self._loaded = loaded
+            self.asks_for_certificates = settings.client_certificates != "none"
+
+        return swap
 
     def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
         """Return the server's side of a new connection."""
@@ -142,12 +153,13 @@ def _open(
     certificate = read_certificate_file(Path(entry.cert_file))
     if certificate.ends_s <= now_s:
         raise ConfigError(
-            f"The certificate in {entry.cert_file} ended on {_day(certificate.ends_s)}; renew it."
+            f"The certificate in {entry.cert_file} ended on"
+            f" {moment_text(certificate.ends_s)}; renew it."
         )
     if certificate.begins_s > now_s:
         raise ConfigError(
             f"The certificate in {entry.cert_file} does not hold before"
-            f" {_day(certificate.begins_s)}; is this machine's clock right?"
+            f" {moment_text(certificate.begins_s)}; is this machine's clock right?"
         )
     check_key_file(Path(entry.key_file))
     context = new_context()
@@ -171,5 +183,6 @@ def new_context() -> ssl.SSLContext:
     return context
 
 
-def _day(moment_s: float) -> str:
+def moment_text(moment_s: float) -> str:
+    """Return a moment, seconds since 1970, as people read it."""
     return datetime.fromtimestamp(moment_s, UTC).strftime("%Y-%m-%d %H:%M UTC")

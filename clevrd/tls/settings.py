@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from clevrd.config import Config, Loaded
 from clevrd.errors import ConfigError
 
 TABLE: Final = "tls"
@@ -60,13 +61,13 @@ NO_TLS: Final = TlsSettings()
 
 
 def read_tls(
-    tables: Mapping[str, Any], source: str, *, cert_file: str = "", key_file: str = ""
+    tables: Mapping[str, Any], path: str = "", *, cert_file: str = "", key_file: str = ""
 ) -> TlsSettings:
     """Return what the table ``tls`` and the plain settings say; files become absolute paths.
 
     Args:
         tables: the tables of the file, by name, as TOML has them.
-        source: the file's path, to which names of files are relative; also for errors.
+        path: the configuration file, to whose folder the names of files are relative.
         cert_file: the setting tls_cert_file, which is relative to the working directory and comes
             before the certificates of the table.
         key_file: the setting tls_key_file.
@@ -75,11 +76,12 @@ def read_tls(
         ConfigError: something is wrong; each mistake has a line of its own, but of mistakes of
             shape only the first one is known.
     """
+    source = f"file {path}"
     try:
         read = msgspec.convert(tables.get(TABLE, {}), TlsSettings, strict=True)
     except msgspec.ValidationError as error:
         raise ConfigError(_shape_mistake(str(error), source)) from error
-    base = Path(source).parent
+    base = Path(path).absolute().parent
     certificates = [
         msgspec.structs.replace(
             each, cert_file=str(base / each.cert_file), key_file=str(base / each.key_file)
@@ -97,6 +99,26 @@ def read_tls(
     mistakes += [f"tls.{at} ({source}) is not allowed: {why}" for at, why in _mistakes(settings)]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
+    return settings
+
+
+def tls_of(loaded: Loaded) -> TlsSettings:
+    """Return what a configuration says of TLS; raises ConfigError."""
+    return _with_plain(loaded.config, loaded.tables, loaded.path)
+
+
+def plain_tls_of(config: Config) -> TlsSettings:
+    """Return what the plain settings alone say of TLS; raises ConfigError."""
+    return _with_plain(config, {}, "")
+
+
+def _with_plain(config: Config, tables: Mapping[str, Any], path: str) -> TlsSettings:
+    settings = read_tls(tables, path, cert_file=config.tls_cert_file, key_file=config.tls_key_file)
+    if settings.is_on and config.address.startswith("unix:"):
+        raise ConfigError(
+            "A Unix socket speaks no TLS, since only this machine reaches it; leave the"
+            " certificates out, or listen on a port (address)."
+        )
     return settings
 
 

@@ -241,8 +241,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Put a server in place that only keeps the configuration it was started with."""
     configs: list[Any] = []
 
-    def run_server(config: Any) -> int:
-        configs.append(config)
+    def run_server(loaded: Any, load: Any) -> int:
+        configs.append(loaded.config)
         return 0
 
     monkeypatch.setitem(sys.modules, "clevrd.server", SimpleNamespace(run=run_server))
@@ -275,7 +275,7 @@ def test_server_that_fails_ends_with_its_code(
 ) -> None:
     """A port in use is no configuration error, and neither leaves a traceback."""
 
-    def fail(_: Any) -> int:
+    def fail(*_: Any) -> int:
         raise error
 
     monkeypatch.setitem(sys.modules, "clevrd.server", SimpleNamespace(run=fail))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from daemons import Daemon, running, until
@@ -12,6 +13,7 @@ from http_wire import post, responses
 from clevrd.admission import Admitted
 from clevrd.handlers.publish.endpoint import PublishEndpoint
 from clevrd.http_values import Request
+from clevrd.tenants.settings import OPEN
 
 BODY = '{"topic":"t","data":1}'
 
@@ -109,7 +111,7 @@ async def test_remembered_heads_are_asked_for_again_when_heads_change(
         async with asyncio.timeout(5):
             for step in range(4):
                 if step == 2:
-                    daemon.server._gate.change()
+                    await daemon.server.access.apply(OPEN, Path())
                 writer.write(post(BODY))
                 await reader.readuntil(b"}")
                 counts.append(len(asked))

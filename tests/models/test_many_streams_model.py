@@ -185,7 +185,7 @@ class World:
             check_beginning(topic, beginning)
             self.beginnings[name] = max(topic.ring.first - 1, topic.head - self.last)
         self.stream = SubscriberStream(
-            cast(Any, FakeRegistry(self.writes)), cast(Any, self.transport), SSE_BARE
+            cast(Any, FakeRegistry(self.writes)), cast(Any, self.transport), TENANT, SSE_BARE
         )
         subscriptions: ManySubscriptions[MemberSubscription] = ManySubscriptions(
             *(self.hub, TENANT, self.stream, 100),

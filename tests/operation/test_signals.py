@@ -19,6 +19,7 @@ from clevrd import stacks
 from clevrd.daemon_signals import DaemonSignals
 from clevrd.signals import STACKS, STOPS, STRAY
 from clevrd.stacks import stack_lines
+from clevrd.tenants.keys import NewKey, new_key
 
 # In a namespace of its own a process is number 1, as in a container; root alone may make one.
 UNSHARE = ["unshare", "--pid", "--fork", "--kill-child"]
@@ -68,6 +69,59 @@ async def test_hangup_is_an_orderly_stop(daemon: DaemonProcess) -> None:
 
     assert await ended(daemon) == 0
     assert "stopping signal=SIGHUP" in "".join(lines)
+
+
+def write_rules(path: Path, *keys: NewKey) -> None:
+    """Write a configuration file in which these keys may do everything."""
+    entries = "".join(
+        f'[[tenants.keys]]\nid = "k{at}"\nsha256 = "{each.sha256}"\npublish = ["**"]\n'
+        for at, each in enumerate(keys)
+    )
+    path.write_text(f'[auth]\nmode = "required"\n[[tenants]]\nname = "acme"\n{entries}')
+
+
+@pytest.fixture
+def ruled(tmp_path: Path) -> Iterator[tuple[DaemonProcess, Path, NewKey]]:
+    """Return a daemon in a process of its own, its configuration file, and the key in it."""
+    path, key = tmp_path / "clevrd.toml", new_key()
+    write_rules(path, key)
+    with daemon_process(CLEVRD_CONFIG=str(path)) as started:
+        yield started, path, key
+
+
+async def test_hangup_reloads_the_file(ruled: tuple[DaemonProcess, Path, NewKey]) -> None:
+    """Keys come and go while the daemon runs, and a file that is wrong changes nothing."""
+    daemon, path, old = ruled
+    new = new_key()
+
+    async def status(key: NewKey) -> int:
+        url = f"http://127.0.0.1:{daemon.port}/publish"
+        headers = {"X-API-Key": key.secret}
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(url, data=b'{"topic":"t","data":1}', headers=headers) as answer,
+        ):
+            return answer.status
+
+    assert [await status(old), await status(new)] == [200, 401]
+    write_rules(path, new)
+    daemon.process.send_signal(signal.SIGHUP)
+    await logged(daemon, "INFO reloaded")
+    assert [await status(old), await status(new)] == [401, 200]
+    path.write_text('[auth]\nmode = "closed"\nringmessages = 5\n')
+    daemon.process.send_signal(signal.SIGHUP)
+    refused = await logged(daemon, "reload refused")
+    assert [await status(old), await status(new)] == [401, 200]
+    write_rules(path, new)
+    path.write_text("ring_messages = 500\n" + path.read_text())
+    daemon.process.send_signal(signal.SIGHUP)
+    differs = await logged(daemon, "INFO reloaded")
+    daemon.process.send_signal(signal.SIGTERM)
+
+    assert await ended(daemon) == 0
+    assert "nothing has changed" in refused[-1]
+    assert "setting=ring_messages" in "".join(differs)
+    assert old.secret not in "".join(refused)
 
 
 async def test_daemon_under_nohup_outlives_its_terminal() -> None:

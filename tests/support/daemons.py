@@ -24,6 +24,7 @@ from clevrd.connections.one_subscription import OneSubscription
 from clevrd.connections.websocket import SubscriberWebSocket
 from clevrd.control.system_stats import LoadSample
 from clevrd.server import Server
+from clevrd.tenants.settings import OPEN, Access
 
 ROOT = Path(__file__).parents[2]
 GIB = 1 << 30
@@ -103,13 +104,24 @@ class Daemon:
 
 
 @asynccontextmanager
-async def running(*, stats: FakeStats | None = None, **settings: Any) -> AsyncIterator[Daemon]:
-    """Run a daemon in this loop on a free port, with ``settings`` as fields of Config."""
+async def running(
+    *,
+    stats: FakeStats | None = None,
+    access: Access = OPEN,
+    folder: Path = Path(),
+    **settings: Any,
+) -> AsyncIterator[Daemon]:
+    """Run a daemon in this loop on a free port, with ``settings`` as fields of Config.
+
+    Args:
+        access: who may ask for what.
+        folder: where the files are that ``access`` names.
+    """
     pair = _tunnel_pair()
     if pair is not None:
         settings = {**pair.settings, **settings}
     config = Config(**{"address": "127.0.0.1:0", "shutdown_timeout_s": 2.0, **settings})
-    server = Server(config, stats=stats or FakeStats())
+    server = Server(config, access, folder, stats=stats or FakeStats())
     await server.start()
     try:
         async with AsyncExitStack() as stack:

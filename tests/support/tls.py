@@ -108,7 +108,9 @@ class TlsStream(asyncio.Protocol):
     def __init__(self, context: ssl.SSLContext, hostname: str | None = "localhost") -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.session = context.wrap_bio(
-            self.incoming, self.outgoing, server_hostname=hostname if context.check_hostname else None
+            self.incoming,
+            self.outgoing,
+            server_hostname=hostname if context.check_hostname else None,
         )
         self.reader = asyncio.StreamReader()
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()

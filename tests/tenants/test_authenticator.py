@@ -9,7 +9,7 @@ from clevrd.http_values import Request
 from clevrd.tenants.authenticator import Authenticator
 from clevrd.tenants.keys import new_key
 from clevrd.tenants.settings import OPEN, Access, read_access
-from clevrd.tenants.tenant import DEFAULT_TENANT, Tenant
+from clevrd.tenants.tenant import DEFAULT_TENANT, Tenant, TokenProof
 
 WEB, PUBLISHER, OTHER = new_key(), new_key(), new_key()
 
@@ -124,6 +124,9 @@ class Tokens:
         if token != ".".join(["a", "good", "token"]):
             raise Unauthorized("No.", was_given=True)
         return Tenant("of-token")
+
+    def vouches_for(self, proof: TokenProof) -> bool:
+        raise AssertionError("nobody asks")
 
 
 def test_token_is_asked_for_where_no_key_is_meant() -> None:

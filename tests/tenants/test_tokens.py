@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import jwt
+import msgspec
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -17,7 +18,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from clevrd.errors import Forbidden, Unauthorized
 from clevrd.tenants.settings import JwtIssuer
 from clevrd.tenants.signing_keys import SecretKey, read_key_set
-from clevrd.tenants.tenant import Limits
+from clevrd.tenants.tenant import Limits, TokenProof
 from clevrd.tenants.tokens import Issuer, Tokens
 
 NOW_S = 1_800_000_000.0
@@ -223,6 +224,7 @@ VECTORS: dict[str, tuple[str, str]] = {
     "issuer is a list": (raw({"alg": "RS256", "kid": "r1"}, {**CLAIMS, "iss": ["x"]}), "no issuer"),
     "no tenant": (signed({"tenant": None}), "no claim tenant"),
     "tenant is a number": (signed({"tenant": 5}), "no name of a tenant"),
+    "tenant is not configured": (signed({"tenant": "nobody"}), "tenant is not configured"),
     "tenant is a path": (signed({"tenant": "../acme"}), "no name of a tenant"),
     "tenant with a zero byte": (signed({"tenant": "acme\0"}), "no name of a tenant"),
     "tenant that looks like another": (signed({"tenant": "\u0430cme"}), "no name of a tenant"),
@@ -270,7 +272,7 @@ def test_there_are_enough_vectors() -> None:
 def test_token_that_was_verified_is_not_verified_again_and_still_expires() -> None:
     """A signature costs 60 us; what was found out is kept until the token ends."""
     now = [NOW_S]
-    tokens = Tokens(ISSUERS, {}, lambda: now[0])
+    tokens = Tokens(ISSUERS, {"acme": Limits()}, lambda: now[0])
     token = signed()
 
     first = tokens.verify(token)
@@ -298,3 +300,36 @@ def test_whatever_is_presented_is_refused(token: str | tuple[bytes, bytes, bytes
     text = token if isinstance(token, str) else ".".join(map(part, token))
     with pytest.raises(Unauthorized):
         make_tokens().verify(text)
+
+
+def test_tenant_need_not_be_configured_where_the_issuer_may_name_any() -> None:
+    """A provider of thousands of tenants is not copied into the file."""
+    settings = msgspec.structs.replace(ISSUERS[0].settings, any_tenant=True)
+    tokens = Tokens([Issuer(settings, KEYS)], {}, lambda: NOW_S)
+
+    assert tokens.verify(signed({"tenant": "anybody"})).name == "anybody"
+
+
+class ChangingKeys:
+    """An issuer's keys, which a test withdraws."""
+
+    def __init__(self) -> None:
+        self.now = KEYS
+
+    def find(self, key_id: str | None, algorithm: str) -> Any:
+        return self.now.find(key_id, algorithm)
+
+
+def test_withdrawn_key_ends_tokens_that_were_verified_before() -> None:
+    """A token that is remembered is not better than one that comes for the first time."""
+    keys = ChangingKeys()
+    tokens = Tokens([Issuer(ISSUERS[0].settings, keys)], {"acme": Limits()}, lambda: NOW_S)
+    tenant = tokens.verify(signed())
+    assert isinstance(tenant.proof, TokenProof)
+    assert tokens.vouches_for(tenant.proof)
+
+    keys.now = read_key_set(b'{"keys": [{"kty": "oct", "kid": "z", "k": "c2VjcmV0"}]}')
+
+    assert not tokens.vouches_for(tenant.proof)
+    with pytest.raises(Unauthorized, match="a key that its issuer does not have"):
+        tokens.verify(signed())

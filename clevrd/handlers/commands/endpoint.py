@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from clevrd.admission import Admitted, admit_tenant
+from clevrd.admission import Admitted, Gate
 from clevrd.config import Config
 from clevrd.connections.command_websocket import CommandWebSocket
 from clevrd.connections.registry import Connections
@@ -27,14 +27,15 @@ class CommandEndpoint:
 
     serves_while_draining = False
 
-    def __init__(self, hub: Hub, connections: Connections, config: Config) -> None:
+    def __init__(self, gate: Gate, hub: Hub, connections: Connections, config: Config) -> None:
+        self._gate = gate
         self._hub = hub
         self._connections = connections
         self._config = config
 
     def admit(self, head: Request) -> Admitted:
         """Refuse what names no tenant."""
-        return admit_tenant(head)
+        return self._gate.admit_tenant(head)
 
     def answer(self, admitted: Admitted, body: bytes) -> WebSocketUpgrade:
         """Return the upgrade after which commands are carried out.
@@ -61,6 +62,7 @@ class CommandEndpoint:
                 config.max_message_bytes,
                 partial(
                     Commands,
+                    self._gate,
                     self._hub,
                     tenant,
                     default_last=config.catch_up_messages,

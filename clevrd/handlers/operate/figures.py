@@ -126,6 +126,8 @@ class Figures:
             circuits_opened=counters.circuits_opened,
             pings_unanswered=counters.pings_cut,
             background_errors=counters.background_errors,
+            reloads=counters.reloads,
+            reloads_failed=counters.reloads_failed,
         )
 
     def _tls(self) -> Tls | None:

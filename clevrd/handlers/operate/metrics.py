@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Generator
 from typing import Final
 
-from clevrd.admission import Admitted, admit_anybody
+from clevrd.admission import Admitted, Gate
 from clevrd.errors import InvalidRequest
 from clevrd.handlers.operate.accept import Form, wanted_form
 from clevrd.handlers.operate.figures import Figures
@@ -40,13 +40,14 @@ class MetricsEndpoint:
 
     serves_while_draining = True
 
-    def __init__(self, figures: Figures, turns: FairTurns) -> None:
+    def __init__(self, gate: Gate, figures: Figures, turns: FairTurns) -> None:
+        self._gate = gate
         self._figures = figures
         self._turns = turns
 
     def admit(self, head: Request) -> Admitted:
-        """Refuse nothing."""
-        return admit_anybody(head)
+        """Refuse who may not operate the daemon."""
+        return self._gate.admit_operator(head)
 
     def answer(self, admitted: Admitted, body: bytes) -> Awaitable[Response]:
         """Return what makes the answer, in shares of the loop's turns."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from clevrd.admission import Admitted, admit_tenant
+from clevrd.admission import Admitted, Gate
 from clevrd.config import Config
 from clevrd.core.json_faults import BEGINS_WITH_BOM, BOM, json_fault
 from clevrd.core.near_names import TENANT_OPTION
@@ -62,7 +62,8 @@ class BatchEndpoint:
 
     serves_while_draining = False
 
-    def __init__(self, hub: Hub, config: Config) -> None:
+    def __init__(self, gate: Gate, hub: Hub, config: Config) -> None:
+        self._gate = gate
         self._hub = hub
         self._max_body_bytes = config.max_batch_bytes
         self._max_message_bytes = config.max_message_bytes
@@ -75,7 +76,7 @@ class BatchEndpoint:
                 "A batch has no Idempotency-Key header; put an idempotency_key into each item."
             )
         check_body_head(head, self._max_body_bytes)
-        return admit_tenant(head, self._max_body_bytes)
+        return self._gate.admit_tenant(head, self._max_body_bytes)
 
     def answer(self, admitted: Admitted, body: bytes) -> Awaitable[Response]:
         """Return the work to await: a batch gives up the loop every few items."""

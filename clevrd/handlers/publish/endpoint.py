@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from clevrd.admission import Admitted, Later, admit_tenant
+from clevrd.admission import Admitted, Gate, Later
 from clevrd.config import Config
 from clevrd.core.idempotency import key_of_header
 from clevrd.core.near_names import TENANT_OPTION
@@ -27,14 +27,15 @@ class PublishEndpoint:
 
     serves_while_draining = False
 
-    def __init__(self, hub: Hub, config: Config) -> None:
+    def __init__(self, gate: Gate, hub: Hub, config: Config) -> None:
+        self._gate = gate
         self._hub = hub
         self._max_body_bytes = config.max_message_bytes
 
     def admit(self, head: Request) -> Admitted:
         """Refuse by the head alone: a coded body, one declared too large, or no tenant's name."""
         check_body_head(head, self._max_body_bytes)
-        return admit_tenant(head, self._max_body_bytes)
+        return self._gate.admit_tenant(head, self._max_body_bytes)
 
     def answer(self, admitted: Admitted, body: bytes) -> Response | Later:
         """Publish ``body``; return an awaitable when the publisher has to wait.

@@ -67,6 +67,10 @@ class RunPublisher(Generic[RequestT]):
         self._decode = decode
         self._outcomes = outcomes
 
+    def take_tenant(self, tenant: Tenant) -> None:
+        """Publish as ``tenant`` from the next item on."""
+        self._tenant = tenant
+
     def take(self, items: Sequence[bytes]) -> tuple[int, bool]:
         """Publish ``items`` until the share of this turn is used up or one has to wait.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from clevrd.admission import Admitted, admit_tenant
+from clevrd.admission import Admitted, Gate
 from clevrd.config import Config
 from clevrd.connections.publish_websocket import PublishConnection
 from clevrd.connections.registry import Connections
@@ -28,14 +28,15 @@ class PublishSocketEndpoint:
 
     serves_while_draining = False
 
-    def __init__(self, hub: Hub, connections: Connections, config: Config) -> None:
+    def __init__(self, gate: Gate, hub: Hub, connections: Connections, config: Config) -> None:
+        self._gate = gate
         self._hub = hub
         self._connections = connections
         self._max_message_bytes = config.max_message_bytes
 
     def admit(self, head: Request) -> Admitted:
         """Refuse what names no tenant."""
-        return admit_tenant(head)
+        return self._gate.admit_tenant(head)
 
     def answer(self, admitted: Admitted, body: bytes) -> WebSocketUpgrade:
         """Return the upgrade after which frames are published."""
@@ -46,6 +47,7 @@ class PublishSocketEndpoint:
             connection = PublishConnection(
                 self._connections,
                 transport,
+                tenant,
                 FramePublisher(self._hub, tenant),
                 self._max_message_bytes,
             )
@@ -57,12 +59,13 @@ class PublishSocketEndpoint:
 class FramePublisher(SocketOutcomes):
     """Publishes one socket's frames as one tenant, and collects the answers to them."""
 
-    __slots__ = ("_runs", "wait_for")
+    __slots__ = ("_runs", "take_tenant", "wait_for")
 
     def __init__(self, hub: Hub, tenant: Tenant) -> None:
         super().__init__(hub)
         self._runs = RunPublisher(hub, tenant, decode_socket_publish, self)
         self.wait_for = self._runs.wait_for
+        self.take_tenant = self._runs.take_tenant
 
     def take(self, payloads: Sequence[bytes]) -> tuple[int, bool]:
         """Publish ``payloads`` as `RunPublisher.take` does.

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from clevrd.admission import Admitted, admit_tenant
+from clevrd.admission import Admitted, Gate
 from clevrd.config import Config
 from clevrd.connections.many_subscriptions import ManySubscriptions, check_room
 from clevrd.connections.one_subscription import OneSubscription, Subscription
@@ -78,7 +78,10 @@ class SubscribeEndpoint:
 
     serves_while_draining = False
 
-    def __init__(self, hub: Hub, connections: Connections, polls: Polls, config: Config) -> None:
+    def __init__(
+        self, gate: Gate, hub: Hub, connections: Connections, polls: Polls, config: Config
+    ) -> None:
+        self._gate = gate
         self._hub = hub
         self._connections = connections
         self._polls = polls
@@ -88,7 +91,7 @@ class SubscribeEndpoint:
 
     def admit(self, head: Request) -> Admitted:
         """Refuse what names no tenant."""
-        return admit_tenant(head)
+        return self._gate.admit_tenant(head)
 
     def answer(
         self, admitted: Admitted, body: bytes
@@ -110,7 +113,7 @@ class SubscribeEndpoint:
         opened = self._open(admitted.tenant, request)
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
-            connection = SubscriberWebSocket(self._connections, transport)
+            connection = SubscriberWebSocket(self._connections, transport, opened.tenant)
             self._attach(connection, opened, early_data, form=None)
 
         protocol = NOTICES_PROTOCOL if offers_notices(head) else ""
@@ -130,7 +133,7 @@ class SubscribeEndpoint:
             return Upgrade(head, lambda transport, early_data: transport.close())
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
-            connection = SubscriberStream(self._connections, transport, form)
+            connection = SubscriberStream(self._connections, transport, opened.tenant, form)
             self._attach(connection, opened, early_data, form=form)
 
         retry = form.retry(retry_ms())
@@ -141,7 +144,8 @@ class SubscribeEndpoint:
     ) -> Response | asyncio.Future[Response]:
         told = warning_fields(subscribe_warnings(admitted.options))
         request = self._parse(admitted, is_events=is_events(form), takes_any_id=False)
-        timeout_s = read_timeout(admitted.options)
+        # A poll is answered when its credential ends, and its client is refused the next one.
+        timeout_s = min(read_timeout(admitted.options), self._gate.left_s(admitted.tenant))
         opened = self._open(admitted.tenant, request)
         if admitted.head.method == "HEAD":
             return POLL_HEAD
@@ -165,12 +169,13 @@ class SubscribeEndpoint:
         )
         for text in request.patterns:
             check_pattern(text, may_match_all=self._may_match_all)
+            admitted.tenant.check_pattern(text, parse_pattern(text))
         check_room(len(request.topics) + len(request.patterns) - 1, self._max_topics)
         return request
 
     def _open(self, tenant: Tenant, request: SubscribeRequest) -> OpenedRequest:
         """Make the topics that are missing; nothing is refused after the head."""
-        topics = [self._hub.topic(tenant, name) for name in request.topics]
+        topics = [self._hub.topic_to_read(tenant, name) for name in request.topics]
         for topic in topics:
             check_beginning(topic, request.topics[topic.name])
         return OpenedRequest(tenant, request, topics)

@@ -1,0 +1,69 @@
+"""AccessControl: puts changed rules into force, for requests to come and for open connections.
+
+The rules are read from the configuration file elsewhere (`config`, `tenants.settings`), and judged
+by the authenticator. This module replaces it, and has every connection judged by the new one.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from clevrd.admission import Gate
+from clevrd.connections.poll import Polls
+from clevrd.connections.registry import Connections
+from clevrd.scheduling.timers import Tasks
+from clevrd.tenants.authenticator import Authenticator
+from clevrd.tenants.from_settings import AuthenticatorMaker
+from clevrd.tenants.settings import Access
+
+log = logging.getLogger(__name__)
+
+
+class AccessControl:
+    """The rules that are in force: who may ask for what."""
+
+    def __init__(
+        self,
+        maker: AuthenticatorMaker,
+        authenticator: Authenticator,
+        gate: Gate,
+        connections: Connections,
+        polls: Polls,
+        tasks: Tasks,
+    ) -> None:
+        """Args: authenticator: the one that ``maker`` made first, which ``gate`` asks."""
+        self._maker = maker
+        self.tickets = maker.tickets
+        self._authenticator = authenticator
+        self._gate = gate
+        self._connections = connections
+        self._polls = polls
+        self._tasks = tasks
+
+    async def apply(self, access: Access, folder: Path) -> int:
+        """Put ``access`` into force, and return how many connections were closed for it.
+
+        Args:
+            folder: where the file is that has these rules.
+
+        Raises:
+            ConfigError: a file that it names can't be used; the rules in force stay as they are.
+        """
+        self._authenticator = self._maker.make(access, folder)
+        self._gate.change(self._authenticator)
+        return await self._judge_again()
+
+    def keys_changed(self) -> None:
+        """Judge again by other keys of an issuer, which the same authenticator has by now."""
+        self._gate.change(self._authenticator)
+        self._tasks.spawn(self._judge_after_keys())
+
+    async def _judge_after_keys(self) -> None:
+        closed = await self._judge_again()
+        log.info("keys of an issuer changed connections_closed=%d", closed)
+
+    async def _judge_again(self) -> int:
+        # A poll is answered with what there is, and its client is judged when it asks again.
+        self._polls.end_all()
+        return await self._connections.judge_again(self._authenticator.current)

@@ -1,0 +1,96 @@
+"""Reloading: reads the configuration again while the daemon runs, and says what became of it.
+
+A configuration that is wrong changes nothing. The rules of a right one are put into force by
+`control`; settings outside the tables are read at the start alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from clevrd.access.control import AccessControl
+from clevrd.config import Config, Loaded
+from clevrd.errors import ConfigError
+from clevrd.metrics.counters import Counters
+from clevrd.scheduling.timers import Tasks
+from clevrd.tenants.from_settings import access_of, folder_of
+
+log = logging.getLogger(__name__)
+
+# Plain settings that a reload puts into force.
+_RELOADED: Final = frozenset({"tls_cert_file", "tls_key_file"})
+
+
+class Reloading:
+    """Reads the configuration again, one time after the other.
+
+    Args:
+        loaded: the configuration that the daemon was started with.
+        load: returns the configuration as it is now, or raises ConfigError.
+        prepare: reads what else a configuration names, the certificates; returns what puts it into
+            force, or raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        access: AccessControl,
+        loaded: Loaded,
+        load: Callable[[], Loaded],
+        prepare: Callable[[Loaded], Callable[[], None]],
+        tasks: Tasks,
+        counters: Counters,
+    ) -> None:
+        self._access = access
+        self._config = loaded.config
+        self._load = load
+        self._prepare = prepare
+        self._tasks = tasks
+        self._counters = counters
+        # A reload is under way; another one was asked for meanwhile.
+        self._is_busy = False
+        self._is_wanted_again = False
+
+    def begin(self) -> None:
+        """Read the configuration again now, or after the reload that is under way."""
+        if self._is_busy:
+            self._is_wanted_again = True
+            return
+        self._is_busy = True
+        self._tasks.spawn(self._reload_all())
+
+    async def _reload_all(self) -> None:
+        try:
+            await self._reload()
+            while self._is_wanted_again:
+                self._is_wanted_again = False
+                await self._reload()
+        finally:
+            self._is_busy = False
+
+    async def _reload(self) -> None:
+        """Put the rules in the file into force, and log each setting that needs a restart."""
+        try:
+            loaded = self._load()
+            put_into_force = self._prepare(loaded)
+            closed = await self._access.apply(access_of(loaded), folder_of(loaded))
+        except ConfigError as error:
+            self._counters.reloads_failed += 1
+            for line in str(error).split("\n"):
+                log.error("reload refused, nothing has changed why=%r", line)
+            return
+        put_into_force()
+        for field in changed_settings(self._config, loaded.config):
+            log.warning("setting changed, which a restart puts into force setting=%s", field)
+        self._counters.reloads += 1
+        log.info("reloaded file=%s connections_closed=%d", loaded.path, closed)
+
+
+def changed_settings(before: Config, now: Config) -> list[str]:
+    """Return the names of the settings that differ and need a restart, in their order."""
+    return [
+        field
+        for field in Config.__struct_fields__
+        if getattr(before, field) != getattr(now, field) and field not in _RELOADED
+    ]
