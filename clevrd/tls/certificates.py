@@ -167,7 +167,7 @@ def _names(extensions: bytes) -> Iterator[str]:
     """Yield the names of hosts among the alternative names of the subject."""
     for _, extension in _children(_only(extensions, _SEQUENCE)):
         parts = list(_children(extension))
-        if parts[0] != (_OID, _SUBJECT_ALT_NAME):
+        if not parts or parts[0] != (_OID, _SUBJECT_ALT_NAME):
             continue
         for tag, value in _children(_only(parts[-1][1], _SEQUENCE)):
             if tag == _DNS_NAME:
@@ -175,7 +175,9 @@ def _names(extensions: bytes) -> Iterator[str]:
 
 
 def _time_s(tag: int, value: bytes) -> float:
-    form = {_UTC_TIME: "%y%m%d%H%M%SZ", _GENERALIZED_TIME: "%Y%m%d%H%M%SZ"}[tag]
+    form = {_UTC_TIME: "%y%m%d%H%M%SZ", _GENERALIZED_TIME: "%Y%m%d%H%M%SZ"}.get(tag)
+    if form is None:
+        raise ValueError("no time")
     moment = datetime.strptime(value.decode("ascii"), form).replace(tzinfo=UTC)
     return moment.timestamp()
 

@@ -223,6 +223,6 @@ def _port_of(process: subprocess.Popen[str], log: list[str] | None = None) -> in
     for line in process.stderr:
         if log is not None:
             log.append(line)
-        if match := re.search(r"listening .*address=http://127\.0\.0\.1:(\d+)", line):
+        if match := re.search(r"listening .*address=https?://127\.0\.0\.1:(\d+)", line):
             return int(match[1])
     raise AssertionError("the daemon ended before it listened")

@@ -1,7 +1,7 @@
 """Certificates for tests, a client that can end its side alone, and a tunnel for other clients.
 
-The tunnel takes plain connections and passes them on over TLS, with their ends and resets, so that a
-test whose client knows nothing of TLS asks the same of a daemon that speaks it.
+The tunnel takes plain connections and passes them on over TLS, with their ends and resets, so that
+a test whose client knows nothing of TLS asks the same of a daemon that speaks it.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ class TlsStream(asyncio.Protocol):
     def __init__(self, context: ssl.SSLContext, hostname: str | None = "localhost") -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.session = context.wrap_bio(
-            self.incoming,
-            self.outgoing,
-            server_hostname=hostname if context.check_hostname else None,
+            self.incoming, self.outgoing, server_hostname=hostname
         )
         self.reader = asyncio.StreamReader()
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -162,7 +160,7 @@ class TlsStream(asyncio.Protocol):
     def _fail(self, error: Exception) -> None:
         if not self.ready.done():
             self.ready.set_exception(error)
-        elif self.reader.exception() is None and not self.reader.at_eof():
+        elif self.reader.exception() is None and not self.has_notice:
             self.reader.set_exception(error)
 
     def _send(self) -> None:
