@@ -218,7 +218,7 @@ def _ask(
             try:
                 part = peer.recv(MAX_HEAD_BYTES)
             except OSError as error:
-                # What the daemon says of a missing certificate comes behind the handshake (RFC
+                # The alert about a missing certificate comes behind the handshake (RFC
                 # 8446 §4.4.2.4).
                 if "CERTIFICATE_REQUIRED" in (getattr(error, "reason", None) or ""):
                     raise CertificateWanted from error

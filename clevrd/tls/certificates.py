@@ -35,7 +35,7 @@ _END_CERTIFICATE: Final = b"-----END CERTIFICATE-----"
 
 
 class Certificate(msgspec.Struct, frozen=True):
-    """What stands in a certificate: when it holds, seconds since 1970, and for which hosts."""
+    """A certificate: when it holds, seconds since 1970, and for which hosts."""
 
     begins_s: float
     ends_s: float

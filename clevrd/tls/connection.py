@@ -93,7 +93,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._encrypt: Callable[[Any], int] = self._session.write
         self._decrypt: Callable[[int], bytes] = self._session.read
         self._take_encrypted: Callable[[], bytes] = server.outgoing.read
-        # Who is given what was decrypted; nobody until the hands are shaken, and at the end.
+        # The owner is given what was decrypted; nobody until the hands are shaken, and at the end.
         self._owner: asyncio.Protocol = _NOBODY
         self._state = _SHAKES_HANDS
         # Bytes received before the hands were shaken, which the budget of all connections knows of.
@@ -293,7 +293,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
             try:
                 part = decrypt(RECORD_BYTES)
             except ssl.SSLWantReadError:
-                # What is left is a part of a record, which OpenSSL keeps.
+                # OpenSSL keeps the part of a record that is left.
                 if not self._unread:
                     break
                 continue

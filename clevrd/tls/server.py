@@ -68,10 +68,10 @@ class TlsServer:
         self.budget = budget
         self.now_s = loop.time
         self.handshake_timeout_s = config.request_timeout_s
-        # What OpenSSL wrote for one connection and is sent at once; empty between two steps of
-        # any connection. One for all of them, since such a buffer never shrinks: with one for
-        # each, a reader kept as many bytes as the largest write to it had (measured: 66 KB behind
-        # one write of 64 KiB).
+        # The bytes that OpenSSL wrote for one connection and that are sent at once; empty between
+        # two steps of any connection. All connections have this one buffer, since it never
+        # shrinks: with one for each, a connection kept as many bytes as the largest write to it had
+        # (measured: 66 KB behind one write of 64 KiB).
         self.outgoing = ssl.MemoryBIO()
         self._is_full = is_full
         self._counters = counters

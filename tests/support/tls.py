@@ -107,9 +107,7 @@ class TlsStream(asyncio.Protocol):
 
     def __init__(self, context: ssl.SSLContext, hostname: str | None = "localhost") -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.session = context.wrap_bio(
-            self.incoming, self.outgoing, server_hostname=hostname
-        )
+        self.session = context.wrap_bio(self.incoming, self.outgoing, server_hostname=hostname)
         self.reader = asyncio.StreamReader()
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # True once the peer said that nothing follows; a FIN without that is a cut.
