@@ -216,7 +216,11 @@ async def test_last_word_is_read_though_the_client_still_sends(pair: Pair) -> No
 
 async def test_stalled_reader_lags_and_reads_on(pair: Pair) -> None:
     """Water marks hold in encrypted bytes: a reader that stops lags, and catches up in order."""
-    settings = {"send_buffer_bytes": 8192, "write_high_bytes": 8192, "write_low_bytes": 2048}
+    settings: dict[str, Any] = {
+        "send_buffer_bytes": 8192,
+        "write_high_bytes": 8192,
+        "write_low_bytes": 2048,
+    }
     async with secure(pair, **settings) as daemon:
         stream = await TlsStream.open(daemon.port, pair.client())
         stream.write(
