@@ -17,10 +17,10 @@ from clevrd.metrics.counters import Counters
 from clevrd.scheduling.timers import Tasks
 from clevrd.tenants.from_settings import access_of, folder_of
 
-log = logging.getLogger(__name__)
+# Settings that a reload puts into force; all others need a restart.
+RELOADED: Final = frozenset({"allowed_origins", "tls_cert_file", "tls_key_file"})
 
-# Plain settings that a reload puts into force.
-_RELOADED: Final = frozenset({"tls_cert_file", "tls_key_file"})
+log = logging.getLogger(__name__)
 
 
 class Reloading:
@@ -74,7 +74,9 @@ class Reloading:
         try:
             loaded = self._load()
             put_into_force = self._prepare(loaded)
-            closed = await self._access.apply(access_of(loaded), folder_of(loaded))
+            closed = await self._access.apply(
+                access_of(loaded), folder_of(loaded), loaded.config.allowed_origins
+            )
         except ConfigError as error:
             self._counters.reloads_failed += 1
             for line in str(error).split("\n"):
@@ -92,5 +94,5 @@ def changed_settings(before: Config, now: Config) -> list[str]:
     return [
         field
         for field in Config.__struct_fields__
-        if getattr(before, field) != getattr(now, field) and field not in _RELOADED
+        if field not in RELOADED and getattr(before, field) != getattr(now, field)
     ]
