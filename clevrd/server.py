@@ -128,6 +128,8 @@ class Server:
             ConfigError: one of these files can't be used.
         """
         self.config = config
+        if tls is None:
+            tls = plain_tls_of(config)
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
         self.hub = Hub(config, self._loop, stats=stats, wall_ns=wall_ns)
@@ -164,7 +166,7 @@ class Server:
         metrics = MetricsEndpoint(gate, figures, self.hub.turns)
         router = PathRouter(
             {
-                "/": {"GET": HomeEndpoint()},
+                "/": {"GET": HomeEndpoint(is_secure=tls.is_on)},
                 "/clevrd.js": {"GET": AssetEndpoint("clevrd.js")},
                 "/clevrd.d.ts": {"GET": AssetEndpoint("clevrd.d.ts")},
                 "/publish": {"POST": publish, "GET": publish_socket},
@@ -206,8 +208,6 @@ class Server:
             max_connections=config.max_connections or 1,
             loop=self._loop,
         )
-        if tls is None:
-            tls = plain_tls_of(config)
         make_protocol: Callable[[], asyncio.Protocol] = partial(RawConnection, self.raw_server)
         # None where the daemon speaks no TLS.
         self._tls: TlsServer | None = None

@@ -151,6 +151,8 @@ async def test_all_transports_work_over_tls(pair: Pair) -> None:
             while b'"data":3' not in text:
                 text += await stream.content.readany()
         assert (await daemon.get_json("/metrics"))["tls"]["handshakes"] >= 3
+        async with daemon.http.get(f"{url}/") as page:
+            assert f"https://127.0.0.1:{daemon.port}/" in await page.text()
 
 
 async def test_large_messages_arrive_whole_in_both_directions(pair: Pair) -> None:
