@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import ssl
@@ -120,8 +121,14 @@ async def test_corpus_means_the_same_over_tls(pair: Pair, raw_paths: bool, part:
         theirs = [settled(await daemon_talk(daemon, case)) for case in cases]
 
     for case, one, other in zip(cases, ours, theirs, strict=True):
-        assert one == other, case[:200]
+        assert without_scheme(one) == without_scheme(other), case[:200]
     assert count == len(cases)
+
+
+def without_scheme(transcript: bytes) -> bytes:
+    """Return a transcript without what TLS changes: the home page names its own URLs."""
+    plain = transcript.replace(b"https://", b"http://").replace(b"wss://", b"ws://")
+    return re.sub(rb"(?<=\r\nContent-Length: )\d+", b"#", plain)
 
 
 async def daemon_talk(daemon: Daemon, case: bytes) -> bytes:
