@@ -207,6 +207,22 @@ async def test_client_may_end_its_side_before_it_is_answered(pair: Pair) -> None
             stream.close()
 
 
+async def test_answer_that_comes_later_reaches_who_has_ended_its_side(pair: Pair) -> None:
+    """A poll that waits is answered behind the client's close_notify and FIN."""
+    async with secure(pair) as daemon:
+        stream = await TlsStream.open(daemon.port, pair.client())
+        stream.write(get("/subscribe?topic=t&poll=1&last=0"))
+        stream.write_eof()
+        await until(lambda: daemon.hub.subscribers == 1)
+        await asyncio.sleep(0.1)
+        await daemon.publish("t", 7)
+
+        (answer,) = responses(await asyncio.wait_for(stream.reader.read(), 5))
+
+        assert b'"data":7' in answer.body
+        stream.close()
+
+
 async def test_last_word_is_read_though_the_client_still_sends(pair: Pair) -> None:
     """A refusal before the body, an end of our side, and no reset that would overtake it."""
     async with secure(pair, max_message_bytes=2048) as daemon:
