@@ -51,6 +51,7 @@ from clevrd.handlers.site.pages import HomeEndpoint
 from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
 from clevrd.handlers.subscribe.ticket import TicketEndpoint
 from clevrd.hub import Hub, Stats
+from clevrd.hub.memory_shares import weights_of
 from clevrd.listeners import Listeners
 from clevrd.page_check import PageCheck
 from clevrd.raw_http import (
@@ -132,7 +133,7 @@ class Server:
             tls = plain_tls_of(config)
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
-        self.hub = Hub(config, self._loop, stats=stats, wall_ns=wall_ns)
+        self.hub = Hub(config, self._loop, weights=weights_of(access), stats=stats, wall_ns=wall_ns)
         wall_s = _seconds_of(wall_ns)
         maker = AuthenticatorMaker(
             Surroundings(wall_s, self._loop.time, self.hub.tasks.spawn, self._keys_changed)
@@ -153,7 +154,9 @@ class Server:
         origins = OriginRule(allowed, self._loop.time)
         self.access = AccessControl(
             *(maker, authenticator, gate, origins, config.allowed_origins),
-            *(self.connections, self._polls, self.hub.tasks),
+            *(self.connections, self._polls),
+            lambda access: self.hub.share_out(weights_of(access)),
+            self.hub.tasks,
         )
         publish = PublishEndpoint(gate, self.hub, config)
         publish_socket = PublishSocketEndpoint(gate, self.hub, self.connections, config)

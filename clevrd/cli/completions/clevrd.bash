@@ -7,11 +7,11 @@
 
 _shtab_clevrd_subparsers=(serve publish subscribe health checkconfig cert completion version help)
 
-_shtab_clevrd_serve_option_strings=(-h --help --config --address --tls-cert-file --tls-key-file --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --allowed-origins --max-connections --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --log-level --raw-paths)
+_shtab_clevrd_serve_option_strings=(-h --help --config --address --tls-cert-file --tls-key-file --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --allowed-origins --max-connections --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --throttle-scope --log-level --raw-paths)
 _shtab_clevrd_publish_option_strings=(-h --help --url --tenant --ca-file --text --key --retry-for)
 _shtab_clevrd_subscribe_option_strings=(-h --help --url --tenant --ca-file --pattern --policy --buffer --last --since --raw --count --no-reconnect)
 _shtab_clevrd_health_option_strings=(-h --help --address --config --ready --timeout)
-_shtab_clevrd_checkconfig_option_strings=(-h --help --config --address --tls-cert-file --tls-key-file --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --allowed-origins --max-connections --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --log-level --raw-paths)
+_shtab_clevrd_checkconfig_option_strings=(-h --help --config --address --tls-cert-file --tls-key-file --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --allowed-origins --max-connections --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --throttle-scope --log-level --raw-paths)
 _shtab_clevrd_cert_option_strings=(-h --help --cert --key)
 _shtab_clevrd_completion_option_strings=(-h --help)
 _shtab_clevrd_version_option_strings=(-h --help)
@@ -29,10 +29,12 @@ _shtab_clevrd_cert___cert_COMPGEN=_shtab_compgen_files
 _shtab_clevrd_cert___key_COMPGEN=_shtab_compgen_files
 
 _shtab_clevrd_serve___match_all_patterns_choices=(true false)
+_shtab_clevrd_serve___throttle_scope_choices=(topic global)
 _shtab_clevrd_serve___log_level_choices=(debug info warning error)
 _shtab_clevrd_serve___raw_paths_choices=(true false)
 _shtab_clevrd_subscribe___policy_choices=(drop_oldest drop_newest circuit_breaker latest)
 _shtab_clevrd_checkconfig___match_all_patterns_choices=(true false)
+_shtab_clevrd_checkconfig___throttle_scope_choices=(topic global)
 _shtab_clevrd_checkconfig___log_level_choices=(debug info warning error)
 _shtab_clevrd_checkconfig___raw_paths_choices=(true false)
 _shtab_clevrd_cert_pos_0_choices=(new)

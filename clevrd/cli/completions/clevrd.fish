@@ -51,7 +51,7 @@ function _shtab_clevrd_using
 end
 
 set -g _shtab_clevrd_commands serve publish subscribe health checkconfig cert completion version help
-set -g _shtab_clevrd_opts_with_value --address --allowed-origins --buffer --ca-file --catch-up-messages --cert --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --idempotency-s --keepalive-timeout-s --key --last --log-level --match-all-patterns --max-batch-bytes --max-connections --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --send-buffer-bytes --shutdown-timeout-s --since --state-dir --tenant --timeout --tls-cert-file --tls-key-file --topic-idle-s --url --write-high-bytes --write-low-bytes
+set -g _shtab_clevrd_opts_with_value --address --allowed-origins --buffer --ca-file --catch-up-messages --cert --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --idempotency-s --keepalive-timeout-s --key --last --log-level --match-all-patterns --max-batch-bytes --max-connections --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --send-buffer-bytes --shutdown-timeout-s --since --state-dir --tenant --throttle-scope --timeout --tls-cert-file --tls-key-file --topic-idle-s --url --write-high-bytes --write-low-bytes
 
 complete -c clevrd -e
 complete -c clevrd -f
@@ -94,6 +94,7 @@ complete -c clevrd -n '_shtab_clevrd_using serve' -l request-timeout-s -x -d 'Se
 complete -c clevrd -n '_shtab_clevrd_using serve' -l keepalive-timeout-s -x -d 'Seconds that an idle connection stays open between requests. A number from 0.1 to 86400; default 75; CLEVRD_KEEPALIVE_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l shutdown-timeout-s -x -d 'Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600; default 30; CLEVRD_SHUTDOWN_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l state-dir -xka "(__fish_complete_directories)" -d 'Directory that carries topics over a planned restart; empty for none. Like /var/lib/clevrd; default none; CLEVRD_STATE_DIR'
+complete -c clevrd -n '_shtab_clevrd_using serve' -l throttle-scope -xka "topic global" -d 'Whose publishes wait under overload: those to topics whose subscribers are slow, or all. One of topic, global; default topic; CLEVRD_THROTTLE_SCOPE'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l log-level -xka "debug info warning error" -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l raw-paths -xka "true false" -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a publish -d 'Publish one message, or one for each line.'
@@ -159,6 +160,7 @@ complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l request-timeout-s -x 
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l keepalive-timeout-s -x -d 'Seconds that an idle connection stays open between requests. A number from 0.1 to 86400; default 75; CLEVRD_KEEPALIVE_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l shutdown-timeout-s -x -d 'Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600; default 30; CLEVRD_SHUTDOWN_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l state-dir -xka "(__fish_complete_directories)" -d 'Directory that carries topics over a planned restart; empty for none. Like /var/lib/clevrd; default none; CLEVRD_STATE_DIR'
+complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l throttle-scope -xka "topic global" -d 'Whose publishes wait under overload: those to topics whose subscribers are slow, or all. One of topic, global; default topic; CLEVRD_THROTTLE_SCOPE'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l log-level -xka "debug info warning error" -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l raw-paths -xka "true false" -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a cert -d 'Make a certificate for a try of TLS.'
