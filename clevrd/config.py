@@ -47,6 +47,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             examples=[":9000", "127.0.0.1:9000", "[::]:9000", "unix:/run/clevrd.sock"],
         ),
     ] = DEFAULT_ADDRESS
+    tls_cert_file: Annotated[
+        str,
+        Meta(
+            description="Certificate with its chain, PEM, for https:// and wss://; empty for http.",
+            examples=["/etc/clevrd/cert.pem"],
+        ),
+    ] = ""
+    tls_key_file: Annotated[
+        str,
+        Meta(
+            description="Private key of the certificate, PEM, which others may not read.",
+            examples=["/etc/clevrd/key.pem"],
+        ),
+    ] = ""
     max_memory_mb: Annotated[
         int,
         Meta(
@@ -332,7 +346,7 @@ UNPREFIXED: Final = {"address": "ADDRESS", "max_memory_mb": "MAX_MEMORY_MB"}
 OTHER_VARIABLES: Final = frozenset({"CLEVRD_CONFIG", "CLEVRD_URL", "CLEVRD_TENANT"})
 # Tables that the file may have besides settings, which no variable and no flag can give: [auth] and
 # [[tenants]] are read by `tenants.settings`.
-TABLES: Final = frozenset({"auth", "tenants"})
+TABLES: Final = frozenset({"auth", "tenants", "tls"})
 
 
 def _allowed(kind: type, base: Any, meta: Meta) -> str:

@@ -1,8 +1,8 @@
 """clevrd health: asks the daemon at its configured address whether it is well.
 
 The command runs every few seconds beside a daemon that needs the CPU, so it imports no HTTP
-library, no logging, and of the settings only the address. So it also works when a settings file was
-changed since the start and is wrong.
+library, no logging, and of the settings only the address and whether TLS is spoken there. So it
+also works when a settings file was changed since the start and is wrong.
 """
 
 from __future__ import annotations
@@ -82,13 +82,18 @@ def run(options: argparse.Namespace) -> int:
             os.environ,
         )
         address = parse_address(where)
+        is_secure = speaks_tls(found.tls_cert_file, options.config or found.config, os.environ)
     except ConfigError as error:
         return _say(2, str(error), ConfigError.exit_code)
     if isinstance(address, TcpAddress) and address.port == 0:
         return _say(2, "Port 0 is chosen when the daemon starts; name it: --address", EXIT_USAGE)
     path = "/health/ready" if options.ready else "/health/live"
     try:
-        status = _status_of(_ask(address, path, time.monotonic() + options.timeout))
+        status = _status_of(_ask(address, path, time.monotonic() + options.timeout, is_secure))
+    except CertificateWanted:
+        if options.ready:
+            return _say(2, f"{where} answers nobody without a client certificate.", EXIT_NOT_WELL)
+        return _say(1, f"{where} is there and asked for a client certificate.", EXIT_WELL)
     except TimeoutError:
         late = f"{where} did not answer {path} within {options.timeout:g} s."
         return _say(2, late, EXIT_NOT_WELL)
@@ -115,20 +120,43 @@ def find_address(flag: str | None, file: str | None, environ: Mapping[str, str])
     return _address_in(path) if path else DEFAULT_ADDRESS
 
 
+def speaks_tls(flag: str | None, file: str | None, environ: Mapping[str, str]) -> bool:
+    """Return whether the daemon of these settings speaks TLS: it has a certificate.
+
+    Raises:
+        ConfigError: the file can't be read.
+    """
+    if flag is not None:
+        return bool(flag)
+    if environ.get("CLEVRD_TLS_CERT_FILE"):
+        return True
+    path = file or environ.get("CLEVRD_CONFIG")
+    if not path:
+        return False
+    settings = _read_settings(path)
+    table = settings.get("tls")
+    return bool(
+        settings.get("tls_cert_file") or (isinstance(table, dict) and table.get("certificates"))
+    )
+
+
 def _address_in(path: str) -> str:
+    found = _read_settings(path).get("address", DEFAULT_ADDRESS)
+    if not isinstance(found, str):
+        raise ConfigError(f"address (file {path}) is not allowed: must be text.")
+    return found
+
+
+def _read_settings(path: str) -> dict[str, Any]:
     import tomllib
 
     try:
         with open(path, "rb") as file:
-            settings = tomllib.loads(file.read(MAX_FILE_BYTES).decode())
+            return tomllib.loads(file.read(MAX_FILE_BYTES).decode())
     except OSError as error:
         raise ConfigError(f"Can't read the configuration file {path}: {error.strerror}.") from error
     except (RecursionError, ValueError) as error:
         raise ConfigError(f"The configuration file {path} is not TOML: {error}.") from error
-    found = settings.get("address", DEFAULT_ADDRESS)
-    if not isinstance(found, str):
-        raise ConfigError(f"address (file {path}) is not allowed: must be text.")
-    return found
 
 
 def _flags_of_first_process() -> argparse.Namespace:
@@ -142,6 +170,7 @@ def _flags_of_first_process() -> argparse.Namespace:
     )
     parser.add_argument("--address")
     parser.add_argument("--config")
+    parser.add_argument("--tls-cert-file")
     try:
         return parser.parse_known_args(flags if command == "serve" else [])[0]
     except argparse.ArgumentError:  # a daemon can't run with these flags
@@ -166,24 +195,55 @@ def _say(descriptor: int, sentence: str, code: int) -> int:
 # --- asking --------------------------------------------------------------------------------------
 
 
-def _ask(address: TcpAddress | UnixAddress, path: str, end_s: float) -> bytes:
+class CertificateWanted(Exception):
+    """The daemon speaks to those alone who show a certificate."""
+
+
+def _ask(
+    address: TcpAddress | UnixAddress, path: str, end_s: float, is_secure: bool = False
+) -> bytes:
     """Return the first line of the answer, and perhaps more of it.
 
     Raises:
+        CertificateWanted: it is there and wants one.
         OSError: no process listens there, or no answer came in time (TimeoutError).
     """
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     head = b""
-    with _connected(address, end_s) as peer:
+    with _connected(address, end_s) as plain, _secured(plain, end_s, is_secure) as peer:
         peer.settimeout(_left_s(end_s))
         peer.sendall(request.encode())
         while b"\n" not in head and len(head) < MAX_HEAD_BYTES:
             peer.settimeout(_left_s(end_s))
-            part = peer.recv(MAX_HEAD_BYTES)
+            try:
+                part = peer.recv(MAX_HEAD_BYTES)
+            except OSError as error:
+                # The alert about a missing certificate comes behind the handshake (RFC
+                # 8446 §4.4.2.4).
+                if "CERTIFICATE_REQUIRED" in (getattr(error, "reason", None) or ""):
+                    raise CertificateWanted from error
+                raise
             if not part:
                 break
             head += part
     return head
+
+
+def _secured(peer: socket.socket, end_s: float, is_secure: bool) -> socket.socket:
+    """Return ``peer`` with TLS where the daemon speaks it.
+
+    The certificate is not checked: it is for the names by which others reach the daemon, and
+    nothing secret is sent or believed here.
+    """
+    if not is_secure or peer.family == socket.AF_UNIX:
+        return peer
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    peer.settimeout(_left_s(end_s))
+    return context.wrap_socket(peer)
 
 
 def _connected(address: TcpAddress | UnixAddress, end_s: float) -> socket.socket:

@@ -34,7 +34,16 @@ class Listeners:
         send_buffer_bytes: int,
         make_protocol: Callable[[], asyncio.Protocol],
         loop: asyncio.AbstractEventLoop,
+        *,
+        is_secure: bool = False,
     ) -> None:
+        """Prepare to listen on ``address``.
+
+        Args:
+            make_protocol: makes the protocol of each connection that is accepted.
+            is_secure: it speaks TLS; said in the URLs.
+        """
+        self._scheme = "https" if is_secure else "http"
         self._address = address
         self._send_buffer_bytes = send_buffer_bytes
         self._make_protocol = make_protocol
@@ -47,7 +56,7 @@ class Listeners:
     @property
     def urls(self) -> list[str]:
         """URLs of the listening sockets, without a path."""
-        return [_url_of(bound) for bound, _ in self._servers]
+        return [_url_of(bound, self._scheme) for bound, _ in self._servers]
 
     @property
     def count(self) -> int:
@@ -255,10 +264,10 @@ def _text_of(address: TcpAddress | UnixAddress) -> str:
     return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
 
 
-def _url_of(bound: socket.socket) -> str:
+def _url_of(bound: socket.socket, scheme: str) -> str:
     if bound.family == socket.AF_UNIX:
         return f"unix:{bound.getsockname()}"
     host, port = bound.getsockname()[:2]
     if host in ("::", "0.0.0.0"):  # noqa: S104  # compared, not bound
         host = "localhost"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

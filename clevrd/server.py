@@ -39,7 +39,7 @@ from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
 from clevrd.daemon_signals import DaemonSignals
 from clevrd.descriptors import connections_allowed, raise_limit
-from clevrd.errors import CannotStart
+from clevrd.errors import CannotStart, ConfigError, InvalidRequest
 from clevrd.handlers.commands.endpoint import CommandEndpoint
 from clevrd.handlers.operate.figures import Figures
 from clevrd.handlers.operate.health import HealthEndpoint, ProbeEndpoint
@@ -64,6 +64,7 @@ from clevrd.raw_http import (
     RawConnection,
     RawServer,
 )
+from clevrd.refusals import Refusals
 from clevrd.restart.directory import StateDir
 from clevrd.scheduling.timers import Timers
 from clevrd.tenants import DEFAULT_TENANT
@@ -71,11 +72,17 @@ from clevrd.tenants.from_settings import AuthenticatorMaker, Surroundings, acces
 from clevrd.tenants.origin_rule import OriginRule
 from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import OPEN, Access
+from clevrd.tls import TlsConnection, TlsContexts, TlsServer, TlsSettings, plain_tls_of, tls_of
+from clevrd.tls.server import MAX_BEYOND
+from clevrd.tls.server import MAX_LINGERING as MAX_LINGERING_TLS
 
 log = logging.getLogger(__name__)
 
 # How often the listeners are checked.
 WATCH_S: Final = 1.0
+# How often the handshakes that failed are logged, and certificates that end soon.
+TLS_REPORT_S: Final = 60.0
+CERTIFICATE_WATCH_S: Final = 86_400.0
 
 # How long subscribers get to answer the close frame at shutdown.
 CLOSE_ALL_TIMEOUT_S: Final = 5.0
@@ -111,6 +118,7 @@ class Server:
         access: Access = OPEN,
         folder: Path = Path(),
         *,
+        tls: TlsSettings | None = None,
         stats: Stats | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -119,11 +127,14 @@ class Server:
         Args:
             access: who may ask for what.
             folder: where the files are that ``access`` names.
+            tls: the certificates; None for those of the plain settings alone.
 
         Raises:
             ConfigError: one of these files can't be used.
         """
         self.config = config
+        if tls is None:
+            tls = plain_tls_of(config)
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
         self.hub = Hub(config, self._loop, weights=weights_of(access), stats=stats, wall_ns=wall_ns)
@@ -163,11 +174,11 @@ class Server:
         health = HealthEndpoint(self.hub, started_s)
         live = ProbeEndpoint(lambda: True, "never")
         ready = ProbeEndpoint(self.is_ready, "The daemon is starting or shutting down.")
-        figures = Figures(self.hub, self.count_connections, started_s)
+        figures = Figures(self.hub, self.count_connections, started_s, self._certificate_ends_in_s)
         metrics = MetricsEndpoint(gate, figures, self.hub.turns)
         router = PathRouter(
             {
-                "/": {"GET": HomeEndpoint()},
+                "/": {"GET": HomeEndpoint(is_secure=tls.is_on)},
                 "/clevrd.js": {"GET": AssetEndpoint("clevrd.js")},
                 "/clevrd.d.ts": {"GET": AssetEndpoint("clevrd.d.ts")},
                 "/publish": {"POST": publish, "GET": publish_socket},
@@ -201,7 +212,7 @@ class Server:
             refusals=refusals,
             addresses=self.client_addresses,
             make_aiohttp_protocol=self._http,
-            count_handed_over=lambda: self._http.open_connections + len(self.connections),
+            count_handed_over=self._count_handed_over,
             counters=self.hub.counters,
             tasks=self.hub.tasks,
             turns=self.hub.turns,
@@ -210,11 +221,36 @@ class Server:
             max_connections=config.max_connections or 1,
             loop=self._loop,
         )
+        make_protocol: Callable[[], asyncio.Protocol] = partial(
+            ProxiedConnection if config.proxy_protocol else RawConnection, self.raw_server
+        )
+        if tls.is_on and config.proxy_protocol:
+            # The header of a PROXY comes before the handshake, and is read behind it here.
+            raise ConfigError(
+                "proxy_protocol and TLS can't be used together; let the proxy speak to the daemon"
+                " without TLS, or say in X-Forwarded-For who its client is."
+            )
+        # None where the daemon speaks no TLS.
+        self._tls: TlsServer | None = None
+        if tls.is_on:
+            self._tls = TlsServer(
+                TlsContexts(tls),
+                make_protocol,
+                self.raw_server.is_full,
+                lambda: self._answer_plain(refusals),
+                self.hub.counters,
+                self.hub.turns,
+                self.hub.input_budget,
+                config,
+                self._loop,
+            )
+            make_protocol = partial(TlsConnection, self._tls)
         self._listeners = Listeners(
             parse_address(config.address),
             config.send_buffer_bytes,
-            partial(ProxiedConnection if config.proxy_protocol else RawConnection, self.raw_server),
+            make_protocol,
             self._loop,
+            is_secure=tls.is_on,
         )
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)
         self._state = StateDir(config.state_dir, self._loop.time) if config.state_dir else None
@@ -251,11 +287,49 @@ class Server:
     def count_connections(self) -> dict[str, int]:
         """Return how many connections are open, by what they are at the moment."""
         streams = self.connections.streams
+        shaking = {} if self._tls is None else {"tls_handshake": self._tls.handshakes}
         return {
+            **shaking,
             "http": len(self.raw_server.open) + self._http.open_connections,
             "websocket": len(self.connections) - streams,
             "stream": streams,
         }
+
+    def _count_handed_over(self) -> int:
+        """Return how many connections there are beside those of the raw server."""
+        count = self._http.open_connections + len(self.connections)
+        return count if self._tls is None else count + self._tls.handshakes
+
+    def _certificate_ends_in_s(self) -> float | None:
+        return None if self._tls is None else self._tls.contexts.ends_in_s()
+
+    def _answer_plain(self, refusals: Refusals) -> bytes:
+        """Return the answer to a request that came without TLS."""
+        error = InvalidRequest("This port speaks TLS; ask for https:// or wss:// instead.")
+        return self.raw_server.renderer.render(refusals.response(error, None), must_close=True)
+
+    def prepare_tls(self, settings: TlsSettings) -> Callable[[], None]:
+        """Read the certificates; return what has handshakes that begin later answered with them.
+
+        Raises:
+            ConfigError: one of them can't be used, or TLS was off, or would be.
+        """
+        if (self._tls is not None) != settings.is_on:
+            raise ConfigError("TLS is switched on and off by a restart, not by a reload.")
+        if self._tls is None:
+            return lambda: None
+        swap = self._tls.contexts.prepare(settings)
+
+        def swap_and_warn() -> None:
+            swap()
+            self._warn_of_certificates()
+
+        return swap_and_warn
+
+    def _warn_of_certificates(self) -> None:
+        if self._tls is not None:
+            for sentence in self._tls.contexts.ending_soon():
+                log.warning("certificate ends soon why=%s", sentence)
 
     async def start(self) -> None:
         """Listen and serve, with the topics of the process before if it saved its state.
@@ -312,13 +386,20 @@ class Server:
                 await self._save_state(end_s)
             raise
         self._timers.every(WATCH_S, self.watch_listeners)
+        if self._tls is not None:
+            self._warn_of_certificates()
+            self._timers.every(TLS_REPORT_S, self._tls.report_failures)
+            self._timers.every(CERTIFICATE_WATCH_S, self._warn_of_certificates)
         self.hub.start()
         self.connections.start()
 
     def _bound_connections(self) -> None:
         """Set the bound on connections: the setting, cut to what the descriptors allow."""
         wanted = self.config.max_connections
-        allowed = connections_allowed(self._listeners.count, MAX_PROBES + MAX_LINGERING)
+        beyond = MAX_PROBES + MAX_LINGERING
+        if self._tls is not None:
+            beyond += MAX_BEYOND + MAX_LINGERING_TLS
+        allowed = connections_allowed(self._listeners.count, beyond)
         if wanted > allowed:
             log.warning(
                 "max_connections=%d is more than descriptors allow; taking %d", wanted, allowed
@@ -340,12 +421,18 @@ class Server:
             lambda: self.hub.drain(deadline_s),
             lambda: self._close_connections(deadline_s),
             lambda: self._close_http(deadline_s),
+            self._stop_tls,
             self.raw_server.stop,
             self.connections.stop,
             self.hub.stop,
             lambda: self._save_state(end_s),
         ):
             await self._take_step(step)
+
+    def _stop_tls(self) -> None:
+        if self._tls is not None:
+            self._tls.report_failures()
+            self._tls.stop()
 
     async def _take_step(self, step: Callable[[], Awaitable[None] | None]) -> None:
         """Take one step of the stop; log and count its failure, so that the next step follows.
@@ -373,6 +460,7 @@ class Server:
         self.connections.stop()
         for transport in self.connections.transports():
             transport.abort()
+        self._stop_tls()
         self.raw_server.stop()
         await self._http.shutdown(0)
         self.hub.stop()
@@ -541,10 +629,18 @@ def run(loaded: Loaded, load: Callable[[], Loaded]) -> int:
 async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> int:
     loop = asyncio.get_running_loop()
     # Without a file there is nothing to read again, and SIGHUP stops the daemon.
-    signals = DaemonSignals(loop, reloads=bool(loaded.path))
+    tls = tls_of(loaded)
+    signals = DaemonSignals(loop, reloads=bool(loaded.path) or tls.is_on)
     signals.install()
-    server = Server(loaded.config, access, folder_of(loaded))
-    reloading = Reloading(server.access, loaded, load, server.hub.tasks, server.hub.counters)
+    server = Server(loaded.config, access, folder_of(loaded), tls=tls)
+    reloading = Reloading(
+        server.access,
+        loaded,
+        load,
+        lambda now: server.prepare_tls(tls_of(now)),
+        server.hub.tasks,
+        server.hub.counters,
+    )
     loop.set_exception_handler(server.on_loop_error)
     # The thresholds are set before `prepare`: with CPython's own, 100,000 restored topics would be
     # scanned again and again.

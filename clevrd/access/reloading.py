@@ -18,7 +18,7 @@ from clevrd.scheduling.timers import Tasks
 from clevrd.tenants.from_settings import access_of, folder_of
 
 # Settings that a reload puts into force; all others need a restart.
-RELOADED: Final = frozenset({"allowed_origins"})
+RELOADED: Final = frozenset({"allowed_origins", "tls_cert_file", "tls_key_file"})
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ class Reloading:
     Args:
         loaded: the configuration that the daemon was started with.
         load: returns the configuration as it is now, or raises ConfigError.
+        prepare: reads what else a configuration names, the certificates; returns what puts it into
+            force, or raises ConfigError.
     """
 
     def __init__(
@@ -36,12 +38,14 @@ class Reloading:
         access: AccessControl,
         loaded: Loaded,
         load: Callable[[], Loaded],
+        prepare: Callable[[Loaded], Callable[[], None]],
         tasks: Tasks,
         counters: Counters,
     ) -> None:
         self._access = access
         self._config = loaded.config
         self._load = load
+        self._prepare = prepare
         self._tasks = tasks
         self._counters = counters
         # A reload is under way; another one was asked for meanwhile.
@@ -69,6 +73,7 @@ class Reloading:
         """Put the rules in the file into force, and log each setting that needs a restart."""
         try:
             loaded = self._load()
+            put_into_force = self._prepare(loaded)
             closed = await self._access.apply(
                 access_of(loaded), folder_of(loaded), loaded.config.allowed_origins
             )
@@ -77,6 +82,7 @@ class Reloading:
             for line in str(error).split("\n"):
                 log.error("reload refused, nothing has changed why=%r", line)
             return
+        put_into_force()
         for field in changed_settings(self._config, loaded.config):
             log.warning("setting changed, which a restart puts into force setting=%s", field)
         self._counters.reloads += 1

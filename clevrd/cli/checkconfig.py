@@ -11,6 +11,8 @@ from clevrd.cli.settings import add_settings, load_settings, value_text
 from clevrd.tenants.from_settings import access_of, check_access, folder_of
 from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import Access, TenantEntry
+from clevrd.tls.contexts import TlsContexts, moment_text
+from clevrd.tls.settings import tls_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +27,8 @@ def run(options: argparse.Namespace) -> int:
     access = access_of(loaded)
     check_access(access, folder_of(loaded))
     read_allowed_origins(loaded.config.allowed_origins, access.auth.allowed_origins)
+    tls = tls_of(loaded)
+    certificates = TlsContexts(tls).shown if tls.is_on else ()
     rows = [("setting", "value", "source")]
     for field, source in loaded.sources.items():
         rows.append((field, value_text(getattr(loaded.config, field)), source))
@@ -33,6 +37,8 @@ def run(options: argparse.Namespace) -> int:
     if loaded.tables:
         for line in access_lines(access):
             print_line(line)
+    for shown in certificates:
+        print_line(f"certificate      {shown.cert_file} (until {moment_text(shown.ends_s)})")
     for warning in loaded.warnings:
         logs.say(warning)
     return 0

@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "subscribe": "Print topics' messages, one JSON line each.",
     "health": "Ask the daemon of these settings whether it is well; for health checks.",
     "checkconfig": "Print every setting and its source.",
+    "cert": "Make a certificate for a try of TLS.",
     "completion": "Print what a shell needs to complete these commands.",
     "version": "Print the version.",
     "help": "Show what a command takes.",

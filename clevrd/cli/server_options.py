@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -29,6 +30,28 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="sent as X-Tenant-ID (CLEVRD_TENANT)",
     )
+    parser.add_argument(
+        "--ca-file",
+        metavar="FILE",
+        help="trust the certificates in FILE (PEM) for https://, instead of the system's"
+        " (SSL_CERT_FILE)",
+    )
+
+
+def tls_of(options: argparse.Namespace) -> ssl.SSLContext | None:
+    """Return what the client trusts; None for what the system does.
+
+    Raises:
+        UsageError: the file can't be read, or has no certificate.
+    """
+    if options.ca_file is None:
+        return None
+    try:
+        return ssl.create_default_context(cafile=options.ca_file)
+    except ssl.SSLError as error:
+        raise UsageError(f"{options.ca_file} holds no certificate in PEM.") from error
+    except OSError as error:
+        raise UsageError(f"Can't read {options.ca_file}: {error.strerror}.") from error
 
 
 @contextmanager

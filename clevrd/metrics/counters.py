@@ -33,6 +33,8 @@ class Counters:
         "reloads",
         "reloads_failed",
         "rounds",
+        "tls_failed",
+        "tls_handshakes",
         "wait_s",
     )
 
@@ -48,6 +50,9 @@ class Counters:
         self.pings_cut = 0
         # Timers and tasks that failed; each is logged as well.
         self.background_errors = 0
+        # TLS handshakes that ended well; and why others failed, one of few words -> how many.
+        self.tls_handshakes = 0
+        self.tls_failed: dict[str, int] = {}
         # Times that the configuration was read again, and times that it was wrong and changed
         # nothing.
         self.reloads = 0

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from clevrd.metrics.histograms import HistogramView
-from clevrd.metrics.snapshot import Build, Connections, Snapshot, Throttle, Traffic
+from clevrd.metrics.snapshot import Build, Connections, Snapshot, Throttle, Tls, Traffic
 
 TEXT_TYPE: Final = text_exposition.CONTENT_TYPE_PLAIN_0_0_4
 OPENMETRICS_TYPE: Final = openmetrics_exposition.CONTENT_TYPE_LATEST
@@ -76,6 +76,8 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _of_daemon(snapshot, snapshot.build)
     yield from _of_messages(snapshot)
     yield from _of_connections(snapshot.connections)
+    if snapshot.tls is not None:
+        yield from _of_tls(snapshot.tls)
     yield from _of_traffic(snapshot.traffic)
     yield from _of_load(snapshot, snapshot.throttle)
     yield from _of_process(snapshot)
@@ -210,6 +212,21 @@ def _of_connections(connections: Connections) -> Iterator[Metric]:
         "clevrd_config_reloads_failed",
         "Times that the configuration was read again, was wrong, and changed nothing.",
         connections.reloads_failed,
+    )
+
+
+def _of_tls(tls: Tls) -> Iterator[Metric]:
+    yield _counter("clevrd_tls_handshakes", "TLS handshakes that ended well.", tls.handshakes)
+    yield _counters(
+        "clevrd_tls_handshakes_failed",
+        "TLS handshakes that failed, by why.",
+        "reason",
+        tls.handshakes_failed,
+    )
+    yield _seconds(
+        "clevrd_tls_certificate_ends_in",
+        "The time until the first of the certificates ends.",
+        tls.certificate_ends_in_s,
     )
 
 

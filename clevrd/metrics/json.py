@@ -16,6 +16,7 @@ from clevrd.metrics.snapshot import (
     MessageTotals,
     Snapshot,
     Throttle,
+    Tls,
     TopicView,
 )
 
@@ -69,6 +70,8 @@ class MetricsView(msgspec.Struct, frozen=True):
     messages: MessageTotals
     idempotency: IdempotencyView
     connections: dict[str, Any]
+    # Left out where the daemon speaks no TLS.
+    tls: Tls | msgspec.UnsetType
     log: LogView
     process: ProcessFigures
     uptime_s: float
@@ -104,6 +107,7 @@ def _summary(snapshot: Snapshot) -> MetricsView:
         messages=snapshot.messages,
         idempotency=snapshot.idempotency,
         connections=_connections_view(snapshot.connections),
+        tls=msgspec.UNSET if snapshot.tls is None else snapshot.tls,
         log=LogView(snapshot.log_lines_dropped),
         process=snapshot.process,
         uptime_s=round(snapshot.uptime_s, 3),

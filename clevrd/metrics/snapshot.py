@@ -119,6 +119,16 @@ class Connections(msgspec.Struct, frozen=True):
     reloads_failed: int
 
 
+class Tls(msgspec.Struct, frozen=True):
+    """Handshakes since the start, and the certificates' end."""
+
+    handshakes: int
+    # Why -> how many.
+    handshakes_failed: dict[str, int]
+    # Seconds until the first of the certificates ends.
+    certificate_ends_in_s: float
+
+
 class Traffic(msgspec.Struct, frozen=True):
     """Bytes and times of reads, rounds and connections, as the counters define them."""
 
@@ -159,6 +169,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     # None until the first one.
     window: BufferDecision | None
     connections: Connections
+    # None where the daemon speaks no TLS.
+    tls: Tls | None
     traffic: Traffic
     log_lines_dropped: int
     process: ProcessFigures

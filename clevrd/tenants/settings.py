@@ -120,7 +120,9 @@ def read_access(tables: Mapping[str, Any], source: str) -> Access:
             shape only the first one is known.
     """
     try:
-        access = msgspec.convert(dict(tables), Access, strict=True)
+        access = msgspec.convert(
+            {name: tables[name] for name in TABLES if name in tables}, Access, strict=True
+        )
     except msgspec.ValidationError as error:
         raise ConfigError(_shape_mistake(str(error), source)) from error
     mistakes = [f"{place} ({source}) is not allowed: {why}" for place, why in _mistakes(access)]

@@ -8,13 +8,16 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
+from tls import Pair, make_pair, tunnel
 
 from clevrd.config import Config
 from clevrd.connections.one_subscription import OneSubscription
@@ -49,11 +52,12 @@ class FakeStats:
 class Daemon:
     """A running daemon with its addresses, and its inside for tests that must look there."""
 
-    def __init__(self, server: Server, http: aiohttp.ClientSession) -> None:
+    def __init__(self, server: Server, http: aiohttp.ClientSession, url: str = "") -> None:
+        """Wrap ``server``, which is reached at ``url`` if not at its own address."""
         self.server = server
         self.hub = server.hub
         self.http = http
-        self.url = server.addresses[0]
+        self.url = url or server.addresses[0]
         self.port = int(self.url.rsplit(":", 1)[1])
 
     def only_subscriber(self) -> SubscriberWebSocket:
@@ -113,14 +117,34 @@ async def running(
         access: who may ask for what.
         folder: where the files are that ``access`` names.
     """
+    pair = _tunnel_pair()
+    if pair is not None:
+        settings = {**pair.settings, **settings}
     config = Config(**{"address": "127.0.0.1:0", "shutdown_timeout_s": 2.0, **settings})
     server = Server(config, access, folder, stats=stats or FakeStats())
     await server.start()
     try:
-        async with aiohttp.ClientSession() as http:
-            yield Daemon(server, http)
+        async with AsyncExitStack() as stack:
+            http = await stack.enter_async_context(aiohttp.ClientSession())
+            url = ""
+            if pair is not None and config.address.startswith("127.0.0.1"):
+                own = int(server.addresses[0].rsplit(":", 1)[1])
+                port = await stack.enter_async_context(tunnel(own, pair.client()))
+                url = f"http://127.0.0.1:{port}"
+            yield Daemon(server, http, url)
     finally:
         await server.stop()
+
+
+@cache
+def _tunnel_pair() -> Pair | None:
+    """Return the certificate of daemons that are reached over TLS; None where they are not.
+
+    With CLEVRD_TEST_TLS every test that uses `running` asks its questions over TLS.
+    """
+    if not os.environ.get("CLEVRD_TEST_TLS"):
+        return None
+    return make_pair(Path(tempfile.mkdtemp(prefix="clevrd-tls-")))
 
 
 async def until(claim: Any, *, timeout_s: float = 20.0) -> None:
@@ -199,6 +223,6 @@ def _port_of(process: subprocess.Popen[str], log: list[str] | None = None) -> in
     for line in process.stderr:
         if log is not None:
             log.append(line)
-        if match := re.search(r"listening .*address=http://127\.0\.0\.1:(\d+)", line):
+        if match := re.search(r"listening .*address=https?://127\.0\.0\.1:(\d+)", line):
             return int(match[1])
     raise AssertionError("the daemon ended before it listened")

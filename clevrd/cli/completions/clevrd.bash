@@ -5,13 +5,14 @@
 #    source ~/.local/share/bash_completion/clevrd
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_clevrd_subparsers=(serve publish subscribe health checkconfig completion version help)
+_shtab_clevrd_subparsers=(serve publish subscribe health checkconfig cert completion version help)
 
-_shtab_clevrd_serve_option_strings=(-h --help --config --address --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --allowed-origins --max-connections --max-connections-per-address --proxy-protocol --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --throttle-scope --log-level --raw-paths)
-_shtab_clevrd_publish_option_strings=(-h --help --url --tenant --text --key --retry-for)
-_shtab_clevrd_subscribe_option_strings=(-h --help --url --tenant --pattern --policy --buffer --last --since --raw --count --no-reconnect)
+_shtab_clevrd_serve_option_strings=(-h --help --config --address --tls-cert-file --tls-key-file --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --allowed-origins --max-connections --max-connections-per-address --proxy-protocol --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --throttle-scope --log-level --raw-paths)
+_shtab_clevrd_publish_option_strings=(-h --help --url --tenant --ca-file --text --key --retry-for)
+_shtab_clevrd_subscribe_option_strings=(-h --help --url --tenant --ca-file --pattern --policy --buffer --last --since --raw --count --no-reconnect)
 _shtab_clevrd_health_option_strings=(-h --help --address --config --ready --timeout)
-_shtab_clevrd_checkconfig_option_strings=(-h --help --config --address --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --allowed-origins --max-connections --max-connections-per-address --proxy-protocol --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --throttle-scope --log-level --raw-paths)
+_shtab_clevrd_checkconfig_option_strings=(-h --help --config --address --tls-cert-file --tls-key-file --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --allowed-origins --max-connections --max-connections-per-address --proxy-protocol --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --throttle-scope --log-level --raw-paths)
+_shtab_clevrd_cert_option_strings=(-h --help --cert --key)
 _shtab_clevrd_completion_option_strings=(-h --help)
 _shtab_clevrd_version_option_strings=(-h --help)
 _shtab_clevrd_help_option_strings=(-h --help)
@@ -19,9 +20,13 @@ _shtab_clevrd_option_strings=(-h --help -V --version)
 
 _shtab_clevrd_serve___config_COMPGEN=_shtab_compgen_files
 _shtab_clevrd_serve___state_dir_COMPGEN=_shtab_compgen_dirs
+_shtab_clevrd_publish___ca_file_COMPGEN=_shtab_compgen_files
+_shtab_clevrd_subscribe___ca_file_COMPGEN=_shtab_compgen_files
 _shtab_clevrd_health___config_COMPGEN=_shtab_compgen_files
 _shtab_clevrd_checkconfig___config_COMPGEN=_shtab_compgen_files
 _shtab_clevrd_checkconfig___state_dir_COMPGEN=_shtab_compgen_dirs
+_shtab_clevrd_cert___cert_COMPGEN=_shtab_compgen_files
+_shtab_clevrd_cert___key_COMPGEN=_shtab_compgen_files
 
 _shtab_clevrd_serve___match_all_patterns_choices=(true false)
 _shtab_clevrd_serve___proxy_protocol_choices=(true false)
@@ -34,9 +39,10 @@ _shtab_clevrd_checkconfig___proxy_protocol_choices=(true false)
 _shtab_clevrd_checkconfig___throttle_scope_choices=(topic global)
 _shtab_clevrd_checkconfig___log_level_choices=(debug info warning error)
 _shtab_clevrd_checkconfig___raw_paths_choices=(true false)
+_shtab_clevrd_cert_pos_0_choices=(new)
 _shtab_clevrd_completion_pos_0_choices=(bash zsh fish)
-_shtab_clevrd_help_pos_0_choices=(serve publish subscribe health checkconfig completion version help)
-_shtab_clevrd_pos_0_choices=(serve publish subscribe health checkconfig completion version help)
+_shtab_clevrd_help_pos_0_choices=(serve publish subscribe health checkconfig cert completion version help)
+_shtab_clevrd_pos_0_choices=(serve publish subscribe health checkconfig cert completion version help)
 
 _shtab_clevrd_serve__h_nargs=0
 _shtab_clevrd_serve___help_nargs=0
@@ -53,6 +59,9 @@ _shtab_clevrd_health___help_nargs=0
 _shtab_clevrd_health___ready_nargs=0
 _shtab_clevrd_checkconfig__h_nargs=0
 _shtab_clevrd_checkconfig___help_nargs=0
+_shtab_clevrd_cert_pos_1_nargs='*'
+_shtab_clevrd_cert__h_nargs=0
+_shtab_clevrd_cert___help_nargs=0
 _shtab_clevrd_completion__h_nargs=0
 _shtab_clevrd_completion___help_nargs=0
 _shtab_clevrd_version__h_nargs=0

@@ -50,8 +50,8 @@ function _shtab_clevrd_using
   test "$_shtab_clevrd_cmdpath" = "$argv"
 end
 
-set -g _shtab_clevrd_commands serve publish subscribe health checkconfig completion version help
-set -g _shtab_clevrd_opts_with_value --address --allowed-origins --buffer --catch-up-messages --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --idempotency-s --keepalive-timeout-s --key --last --log-level --match-all-patterns --max-batch-bytes --max-connections --max-connections-per-address --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --proxy-protocol --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --send-buffer-bytes --shutdown-timeout-s --since --state-dir --tenant --throttle-scope --timeout --topic-idle-s --url --write-high-bytes --write-low-bytes
+set -g _shtab_clevrd_commands serve publish subscribe health checkconfig cert completion version help
+set -g _shtab_clevrd_opts_with_value --address --allowed-origins --buffer --ca-file --catch-up-messages --cert --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --idempotency-s --keepalive-timeout-s --key --last --log-level --match-all-patterns --max-batch-bytes --max-connections --max-connections-per-address --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --proxy-protocol --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --send-buffer-bytes --shutdown-timeout-s --since --state-dir --tenant --throttle-scope --timeout --tls-cert-file --tls-key-file --topic-idle-s --url --write-high-bytes --write-low-bytes
 
 complete -c clevrd -e
 complete -c clevrd -f
@@ -62,6 +62,8 @@ complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' 
 complete -c clevrd -n '_shtab_clevrd_using serve' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file of settings (CLEVRD_CONFIG)'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l address -x -d 'Where to listen; without a host, on all interfaces. Like :9000 or 127.0.0.1:9000 or [::]:9000 or unix:/run/clevrd.sock; default :8080; ADDRESS'
+complete -c clevrd -n '_shtab_clevrd_using serve' -l tls-cert-file -x -d 'Certificate with its chain, PEM, for https:// and wss://; empty for http. Like /etc/clevrd/cert.pem; default none; CLEVRD_TLS_CERT_FILE'
+complete -c clevrd -n '_shtab_clevrd_using serve' -l tls-key-file -x -d 'Private key of the certificate, PEM, which others may not read. Like /etc/clevrd/key.pem; default none; CLEVRD_TLS_KEY_FILE'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l max-memory-mb -x -d 'Memory in MiB that the daemon may use; the rings get three fifths of it. A whole number from 64 to 1048576; default 2048; MAX_MEMORY_MB'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l max-message-bytes -x -d 'Largest publish request body accepted. A whole number from 1024 to 67108864; default 1040384; CLEVRD_MAX_MESSAGE_BYTES'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l max-batch-bytes -x -d 'Largest batch body accepted. A whole number from 1024 to 1073741824; default 8388608; CLEVRD_MAX_BATCH_BYTES'
@@ -101,6 +103,7 @@ complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' 
 complete -c clevrd -n '_shtab_clevrd_using publish' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using publish' -l url -x -d 'the server: http://host:port, host:port, https://host or unix:/path (CLEVRD_URL; default http://127.0.0.1:8080)'
 complete -c clevrd -n '_shtab_clevrd_using publish' -l tenant -x -d 'sent as X-Tenant-ID (CLEVRD_TENANT)'
+complete -c clevrd -n '_shtab_clevrd_using publish' -l ca-file -xka "(__fish_complete_path (commandline -ct))" -d 'trust the certificates in FILE (PEM) for https://, instead of the system'"'"'s (SSL_CERT_FILE)'
 complete -c clevrd -n '_shtab_clevrd_using publish' -l text -d 'the data is text as it is, without quotes; with - each line of standard input, empty ones too'
 complete -c clevrd -n '_shtab_clevrd_using publish' -l key -x -d 'what the message is about, for readers with --policy latest; with - that of all messages'
 complete -c clevrd -n '_shtab_clevrd_using publish' -l retry-for -x -d 'how long one message is tried again when the server is busy or restarts; it is there at least once, and may be there twice when a connection broke before the answer (default 60)'
@@ -108,6 +111,7 @@ complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' 
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l url -x -d 'the server: http://host:port, host:port, https://host or unix:/path (CLEVRD_URL; default http://127.0.0.1:8080)'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l tenant -x -d 'sent as X-Tenant-ID (CLEVRD_TENANT)'
+complete -c clevrd -n '_shtab_clevrd_using subscribe' -l ca-file -xka "(__fish_complete_path (commandline -ct))" -d 'trust the certificates in FILE (PEM) for https://, instead of the system'"'"'s (SSL_CERT_FILE)'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l pattern -x -d 'all topics that it matches, now and later: '"'"'orders.*'"'"' one word, '"'"'orders.**'"'"' one or more; may be given several times'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l policy -xka "drop_oldest drop_newest circuit_breaker latest" -d 'what is dropped when this reader is too slow (default: the server'"'"'s)'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l buffer -x -d 'messages this reader may lag behind'
@@ -126,6 +130,8 @@ complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' 
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file of settings (CLEVRD_CONFIG)'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l address -x -d 'Where to listen; without a host, on all interfaces. Like :9000 or 127.0.0.1:9000 or [::]:9000 or unix:/run/clevrd.sock; default :8080; ADDRESS'
+complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l tls-cert-file -x -d 'Certificate with its chain, PEM, for https:// and wss://; empty for http. Like /etc/clevrd/cert.pem; default none; CLEVRD_TLS_CERT_FILE'
+complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l tls-key-file -x -d 'Private key of the certificate, PEM, which others may not read. Like /etc/clevrd/key.pem; default none; CLEVRD_TLS_KEY_FILE'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l max-memory-mb -x -d 'Memory in MiB that the daemon may use; the rings get three fifths of it. A whole number from 64 to 1048576; default 2048; MAX_MEMORY_MB'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l max-message-bytes -x -d 'Largest publish request body accepted. A whole number from 1024 to 67108864; default 1040384; CLEVRD_MAX_MESSAGE_BYTES'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l max-batch-bytes -x -d 'Largest batch body accepted. A whole number from 1024 to 1073741824; default 8388608; CLEVRD_MAX_BATCH_BYTES'
@@ -161,6 +167,11 @@ complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l state-dir -xka "(__fi
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l throttle-scope -xka "topic global" -d 'Whose publishes wait under overload: those to topics whose subscribers are slow, or all. One of topic, global; default topic; CLEVRD_THROTTLE_SCOPE'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l log-level -xka "debug info warning error" -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l raw-paths -xka "true false" -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
+complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a cert -d 'Make a certificate for a try of TLS.'
+complete -c clevrd -n '_shtab_clevrd_using cert' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using cert' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'where to write it (cert.pem)'
+complete -c clevrd -n '_shtab_clevrd_using cert' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'where to write its key (key.pem)'
+complete -c clevrd -n '_shtab_clevrd_using cert; and test $_shtab_clevrd_npos -eq 0' -ka "new" -d 'make a new one'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a completion -d 'Print what a shell needs to complete these commands.'
 complete -c clevrd -n '_shtab_clevrd_using completion' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using completion; and test $_shtab_clevrd_npos -eq 0' -ka "bash zsh fish" -d 'bash: eval "$(clevrd completion bash)" in ~/.bashrc; zsh: clevrd completion zsh > a file named _clevrd in a directory of $fpath; fish: clevrd completion fish > ~/.config/fish/completions/clevrd.fish'
@@ -168,4 +179,4 @@ complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' 
 complete -c clevrd -n '_shtab_clevrd_using version' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a help -d 'Show what a command takes.'
 complete -c clevrd -n '_shtab_clevrd_using help' -s h -l help -d 'show this help message and exit'
-complete -c clevrd -n '_shtab_clevrd_using help; and test $_shtab_clevrd_npos -eq 0' -ka "serve publish subscribe health checkconfig completion version help" -d 'the command to explain'
+complete -c clevrd -n '_shtab_clevrd_using help; and test $_shtab_clevrd_npos -eq 0' -ka "serve publish subscribe health checkconfig cert completion version help" -d 'the command to explain'

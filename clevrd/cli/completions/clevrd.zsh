@@ -10,6 +10,7 @@
 
 _shtab_clevrd_commands() {
   local _commands=(
+    cert:'Make a certificate for a try of TLS.'
     checkconfig:'Print every setting and its source.'
     completion:'Print what a shell needs to complete these commands.'
     health:'Ask the daemon of these settings whether it is well; for health checks.'
@@ -30,10 +31,23 @@ _shtab_clevrd_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_clevrd_defaults_added=0
 
+_shtab_clevrd_cert_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--cert[where to write it (cert.pem)]:FILE:_files"
+  "--key[where to write its key (key.pem)]:FILE:_files"
+  ":make a new one:(new)"
+  "(*)::a name or an address by which clients reach the daemon, beside localhost:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_cert_defaults_added=0
+
 _shtab_clevrd_checkconfig_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[TOML file of settings (CLEVRD_CONFIG)]:FILE:_files"
   "--address[Where to listen\; without a host, on all interfaces. Like \:9000 or 127.0.0.1\:9000 or \[\:\:\]\:9000 or unix\:\/run\/clevrd.sock\; default \:8080\; ADDRESS]:VALUE:"
+  "--tls-cert-file[Certificate with its chain, PEM, for https\:\/\/ and wss\:\/\/\; empty for http. Like \/etc\/clevrd\/cert.pem\; default none\; CLEVRD_TLS_CERT_FILE]:VALUE:"
+  "--tls-key-file[Private key of the certificate, PEM, which others may not read. Like \/etc\/clevrd\/key.pem\; default none\; CLEVRD_TLS_KEY_FILE]:VALUE:"
   "--max-memory-mb[Memory in MiB that the daemon may use\; the rings get three fifths of it. A whole number from 64 to 1048576\; default 2048\; MAX_MEMORY_MB]:VALUE:"
   "--max-message-bytes[Largest publish request body accepted. A whole number from 1024 to 67108864\; default 1040384\; CLEVRD_MAX_MESSAGE_BYTES]:VALUE:"
   "--max-batch-bytes[Largest batch body accepted. A whole number from 1024 to 1073741824\; default 8388608\; CLEVRD_MAX_BATCH_BYTES]:VALUE:"
@@ -95,7 +109,7 @@ _shtab_clevrd_health_defaults_added=0
 
 _shtab_clevrd_help_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  ":the command to explain:(serve publish subscribe health checkconfig completion version help)"
+  ":the command to explain:(serve publish subscribe health checkconfig cert completion version help)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -105,6 +119,7 @@ _shtab_clevrd_publish_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--url[the server\: http\:\/\/host\:port, host\:port, https\:\/\/host or unix\:\/path (CLEVRD_URL\; default http\:\/\/127.0.0.1\:8080)]:url:"
   "--tenant[sent as X-Tenant-ID (CLEVRD_TENANT)]:NAME:"
+  "--ca-file[trust the certificates in FILE (PEM) for https\:\/\/, instead of the system\'s (SSL_CERT_FILE)]:FILE:_files"
   "--text[the data is text as it is, without quotes\; with - each line of standard input, empty ones too]"
   "--key[what the message is about, for readers with --policy latest\; with - that of all messages]:KEY:"
   "--retry-for[how long one message is tried again when the server is busy or restarts\; it is there at least once, and may be there twice when a connection broke before the answer (default 60)]:SECONDS:"
@@ -119,6 +134,8 @@ _shtab_clevrd_serve_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[TOML file of settings (CLEVRD_CONFIG)]:FILE:_files"
   "--address[Where to listen\; without a host, on all interfaces. Like \:9000 or 127.0.0.1\:9000 or \[\:\:\]\:9000 or unix\:\/run\/clevrd.sock\; default \:8080\; ADDRESS]:VALUE:"
+  "--tls-cert-file[Certificate with its chain, PEM, for https\:\/\/ and wss\:\/\/\; empty for http. Like \/etc\/clevrd\/cert.pem\; default none\; CLEVRD_TLS_CERT_FILE]:VALUE:"
+  "--tls-key-file[Private key of the certificate, PEM, which others may not read. Like \/etc\/clevrd\/key.pem\; default none\; CLEVRD_TLS_KEY_FILE]:VALUE:"
   "--max-memory-mb[Memory in MiB that the daemon may use\; the rings get three fifths of it. A whole number from 64 to 1048576\; default 2048\; MAX_MEMORY_MB]:VALUE:"
   "--max-message-bytes[Largest publish request body accepted. A whole number from 1024 to 67108864\; default 1040384\; CLEVRD_MAX_MESSAGE_BYTES]:VALUE:"
   "--max-batch-bytes[Largest batch body accepted. A whole number from 1024 to 1073741824\; default 8388608\; CLEVRD_MAX_BATCH_BYTES]:VALUE:"
@@ -163,6 +180,7 @@ _shtab_clevrd_subscribe_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--url[the server\: http\:\/\/host\:port, host\:port, https\:\/\/host or unix\:\/path (CLEVRD_URL\; default http\:\/\/127.0.0.1\:8080)]:url:"
   "--tenant[sent as X-Tenant-ID (CLEVRD_TENANT)]:NAME:"
+  "--ca-file[trust the certificates in FILE (PEM) for https\:\/\/, instead of the system\'s (SSL_CERT_FILE)]:FILE:_files"
   "*--pattern[all topics that it matches, now and later\: \'orders.\*\' one word, \'orders.\*\*\' one or more\; may be given several times]:PATTERN:"
   "--policy[what is dropped when this reader is too slow (default\: the server\'s)]:policy:(drop_oldest drop_newest circuit_breaker latest)"
   "--buffer[messages this reader may lag behind]:N:"
@@ -203,6 +221,7 @@ _shtab_clevrd() {
       (( CURRENT += 1 ))
       curcontext="${curcontext%:*:*}:_shtab_clevrd-$line[1]:"
       case $line[1] in
+        cert) _arguments -C -s $_shtab_clevrd_cert_options ;;
         checkconfig) _arguments -C -s $_shtab_clevrd_checkconfig_options ;;
         completion) _arguments -C -s $_shtab_clevrd_completion_options ;;
         health) _arguments -C -s $_shtab_clevrd_health_options ;;

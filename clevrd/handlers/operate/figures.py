@@ -23,6 +23,7 @@ from clevrd.metrics.snapshot import (
     MemoryShare,
     Snapshot,
     Throttle,
+    Tls,
     TopicView,
     memory_share,
     message_totals,
@@ -52,17 +53,24 @@ class Figures:
     """Where every figure comes from."""
 
     def __init__(
-        self, hub: Hub, count_connections: Callable[[], dict[str, int]], started_s: float
+        self,
+        hub: Hub,
+        count_connections: Callable[[], dict[str, int]],
+        started_s: float,
+        certificate_ends_in_s: Callable[[], float | None] = lambda: None,
     ) -> None:
         """Take figures of ``hub``.
 
         Args:
             count_connections: returns how many are open, by kind.
             started_s: when the daemon started, on the monotonic clock.
+            certificate_ends_in_s: returns the seconds until the first certificate ends; None
+                where the daemon speaks no TLS.
         """
         self._hub = hub
         self._count_connections = count_connections
         self._started_s = started_s
+        self._certificate_ends_in_s = certificate_ends_in_s
         # Since 1970; never reckoned again, so that it stands still when the clock is set.
         self._started_at_s = time.time() - (time.monotonic() - started_s)
 
@@ -99,6 +107,7 @@ class Figures:
             window_messages=hub.buffers.window,
             window=hub.buffers.decision,
             connections=self._connections(),
+            tls=self._tls(),
             traffic=traffic_of(hub.counters, hub.input_budget.received_bytes, waits),
             log_lines_dropped=logs.stderr.dropped,
             process=process,
@@ -131,6 +140,13 @@ class Figures:
             reloads=counters.reloads,
             reloads_failed=counters.reloads_failed,
         )
+
+    def _tls(self) -> Tls | None:
+        ends_in_s = self._certificate_ends_in_s()
+        if ends_in_s is None:
+            return None
+        counters = self._hub.counters
+        return Tls(counters.tls_handshakes, dict(counters.tls_failed), ends_in_s)
 
 
 def _idempotency(hub: Hub) -> IdempotencyView:

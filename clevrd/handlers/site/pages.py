@@ -56,6 +56,10 @@ class HomeEndpoint:
 
     serves_while_draining = True
 
+    def __init__(self, *, is_secure: bool = False) -> None:
+        """Args: is_secure: the daemon speaks TLS; said in the URLs."""
+        self._s = "s" if is_secure else ""
+
     def admit(self, head: Request) -> Admitted:
         """Refuse no request."""
         return admit_anybody(head)
@@ -63,7 +67,8 @@ class HomeEndpoint:
     def answer(self, admitted: Admitted, body: bytes) -> Response:
         """Return the page with the address that the client used."""
         host = admitted.head.headers.get("host", "localhost:8080")
-        text = _TEXT.format(version=__version__, url=f"http://{host}", ws_url=f"ws://{host}")
+        s = self._s
+        text = _TEXT.format(version=__version__, url=f"http{s}://{host}", ws_url=f"ws{s}://{host}")
         if "text/html" in admitted.head.headers.get("accept", ""):
             return Response(200, _PAGE.format(text=html.escape(text)).encode(), HTML, NOT_STORED)
         return Response(200, text.encode(), TEXT, NOT_STORED)
