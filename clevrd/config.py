@@ -30,6 +30,8 @@ ENVELOPE_BYTES: Final = 8 * KIB
 HOUR_S: Final = 3600.0
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+# The meaning of the two: control/adaptive_throttler.
+ThrottleScope = Literal["topic", "global"]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +176,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             description="Seconds without readers or publishes after which a topic is forgotten.",
         ),
     ] = HOUR_S
+    allowed_origins: Annotated[
+        str,
+        Meta(
+            description="Web pages of other origins that may use the daemon, between commas.",
+            examples=["https://app.example", "https://*.example.com", "*"],
+        ),
+    ] = ""
     max_connections: Annotated[
         int,
         Meta(
@@ -182,6 +191,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             description="Connections at one time; 0 is what the descriptor limit allows.",
         ),
     ] = 0
+    max_connections_per_address: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000_000,
+            description="Connections of one client address, or of one /64 of IPv6, except from this"
+            " machine; 0 is any number.",
+        ),
+    ] = 10_000
+    proxy_protocol: Annotated[
+        bool,
+        Meta(
+            description="Expect a PROXY protocol header (v1 or v2) from each proxy that is listed"
+            " in trusted_proxies."
+        ),
+    ] = False
     send_buffer_bytes: Annotated[
         int,
         Meta(
@@ -253,6 +278,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             examples=["/var/lib/clevrd"],
         ),
     ] = ""
+    throttle_scope: Annotated[
+        ThrottleScope,
+        Meta(
+            description="Whose publishes wait under overload: those to topics whose subscribers"
+            " are slow, or all."
+        ),
+    ] = "topic"
     log_level: Annotated[LogLevel, Meta(description="Least severe event that is logged.")] = "info"
     raw_paths: Annotated[
         bool,

@@ -29,9 +29,11 @@ from aiohttp import http_parser
 from clevrd import __version__, logs
 from clevrd.access.control import AccessControl
 from clevrd.access.reloading import Reloading
+from clevrd.address_limit import AddressLimit
 from clevrd.addresses import parse_address
 from clevrd.admission import Gate
 from clevrd.aiohttp_front.front import AiohttpFront
+from clevrd.client_addresses import TrustedProxies
 from clevrd.config import Config, Loaded
 from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
@@ -51,17 +53,23 @@ from clevrd.handlers.site.pages import HomeEndpoint
 from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
 from clevrd.handlers.subscribe.ticket import TicketEndpoint
 from clevrd.hub import Hub, Stats
+from clevrd.hub.memory_shares import weights_of
 from clevrd.listeners import Listeners
+from clevrd.page_check import PageCheck
 from clevrd.raw_http import (
     MAX_LINGERING,
     MAX_PROBES,
     PlainGrammar,
+    ProxiedConnection,
     RawConnection,
     RawServer,
 )
 from clevrd.restart.directory import StateDir
 from clevrd.scheduling.timers import Timers
+from clevrd.tenants import DEFAULT_TENANT
 from clevrd.tenants.from_settings import AuthenticatorMaker, Surroundings, access_of, folder_of
+from clevrd.tenants.origin_rule import OriginRule
+from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import OPEN, Access
 
 log = logging.getLogger(__name__)
@@ -118,7 +126,10 @@ class Server:
         self.config = config
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
-        self.hub = Hub(config, self._loop, stats=stats, wall_ns=wall_ns)
+        self.hub = Hub(config, self._loop, weights=weights_of(access), stats=stats, wall_ns=wall_ns)
+        self.client_addresses = AddressLimit(
+            config.max_connections_per_address, TrustedProxies(), self._loop.time
+        )
         wall_s = _seconds_of(wall_ns)
         maker = AuthenticatorMaker(
             Surroundings(wall_s, self._loop.time, self.hub.tasks.spawn, self._keys_changed)
@@ -132,12 +143,19 @@ class Server:
             self.hub.input_budget,
             config,
             self._loop,
+            self.client_addresses,
+            self.hub.connection_counts,
             wall_s,
         )
         self._polls = Polls(self.hub, self._loop)
+        allowed = read_allowed_origins(config.allowed_origins, access.auth.allowed_origins)
+        origins = OriginRule(allowed, self._loop.time)
         self.access = AccessControl(
-            maker, authenticator, gate, self.connections, self._polls, self.hub.tasks
+            *(maker, authenticator, gate, origins, config.allowed_origins),
+            *(self.connections, self._polls, self.hub.tasks),
+            self._put_into_force,
         )
+        self._put_into_force(access)
         publish = PublishEndpoint(gate, self.hub, config)
         publish_socket = PublishSocketEndpoint(gate, self.hub, self.connections, config)
         subscribe = SubscribeEndpoint(gate, self.hub, self.connections, self._polls, config)
@@ -164,8 +182,10 @@ class Server:
             }
         )
         refusals = self.hub.refusals.with_events(refusal_as_events)
+        pages = PageCheck(origins, self.client_addresses.is_proxy)
         self._front = AiohttpFront(
-            gate, router, refusals, self.hub.turns, self.hub.input_budget, config
+            *(gate, pages, router, refusals),
+            *(self.hub.turns, self.hub.input_budget, self.client_addresses, config),
         )
         self._http = self._front.server
         grammar = PlainGrammar(
@@ -175,9 +195,11 @@ class Server:
         )
         self.raw_server = RawServer(
             gate=gate,
+            pages=pages,
             grammar=grammar if config.raw_paths else None,
             probes={"/health": health, "/health/live": live, "/health/ready": ready},
             refusals=refusals,
+            addresses=self.client_addresses,
             make_aiohttp_protocol=self._http,
             count_handed_over=lambda: self._http.open_connections + len(self.connections),
             counters=self.hub.counters,
@@ -191,11 +213,24 @@ class Server:
         self._listeners = Listeners(
             parse_address(config.address),
             config.send_buffer_bytes,
-            partial(RawConnection, self.raw_server),
+            partial(ProxiedConnection if config.proxy_protocol else RawConnection, self.raw_server),
             self._loop,
         )
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)
         self._state = StateDir(config.state_dir, self._loop.time) if config.state_dir else None
+
+    def _put_into_force(self, access: Access) -> None:
+        """Have the rules of access hold that are no credentials and no permissions."""
+        proxies = access.auth.trusted_proxies
+        if self.config.proxy_protocol and not proxies:
+            log.warning("proxy_protocol is on, and no proxy is listed hint=%r", "trusted_proxies")
+        self.client_addresses.change_proxies(TrustedProxies(proxies))
+        is_required = access.auth.mode == "required"
+        configured = {tenant.name for tenant in access.tenants}
+        self.hub.connection_counts.know(
+            None if is_required else frozenset({DEFAULT_TENANT, *configured})
+        )
+        self.hub.share_out(weights_of(access))
 
     def _keys_changed(self) -> None:
         self.access.keys_changed()
@@ -289,6 +324,7 @@ class Server:
                 "max_connections=%d is more than descriptors allow; taking %d", wanted, allowed
             )
         self.raw_server.max_connections = min(wanted or allowed, allowed)
+        self.hub.connection_counts.bound(self.raw_server.max_connections)
 
     async def stop(self) -> None:
         """Stop in order, within `shutdown_timeout_s`; acknowledged messages reach their readers."""

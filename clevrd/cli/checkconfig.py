@@ -9,6 +9,7 @@ from clevrd import logs
 from clevrd.cli.output import print_line
 from clevrd.cli.settings import add_settings, load_settings, value_text
 from clevrd.tenants.from_settings import access_of, check_access, folder_of
+from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import Access, TenantEntry
 
 
@@ -23,6 +24,7 @@ def run(options: argparse.Namespace) -> int:
     # The rules of access are checked as the daemon does at its start, with all files they name.
     access = access_of(loaded)
     check_access(access, folder_of(loaded))
+    read_allowed_origins(loaded.config.allowed_origins, access.auth.allowed_origins)
     rows = [("setting", "value", "source")]
     for field, source in loaded.sources.items():
         rows.append((field, value_text(getattr(loaded.config, field)), source))

@@ -7,10 +7,11 @@ takes messages at their place, and it says whether a topic has room for more.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
-from clevrd.control.adaptive_throttler import AdaptiveThrottler
+from clevrd.control.adaptive_throttler import DELAY_S, AdaptiveThrottler
 from clevrd.control.rate_limiter import RateLimiter
 from clevrd.core.idempotency import RememberedAnswers
 from clevrd.core.message_ids import rfc3339
@@ -27,7 +28,7 @@ from clevrd.hub.publish_answers import (
 from clevrd.hub.stamping import Stamp, Stamping
 from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.metrics.counters import Counters
-from clevrd.tenants import Tenant
+from clevrd.tenants.tenant import NO_LIMITS, Tenant
 
 
 class Deliverer(Protocol):
@@ -62,7 +63,11 @@ class Publishing:
         self._topics = topics
         self._stamping = stamping
         self._throttler = throttler
+        # Whether the throttle, when it is on, is for every topic.
+        self._throttles_all = throttler.scope == "global"
         self._rate_limiter = rate_limiter
+        # No tenant is limited that has no rate of its own.
+        self._is_unlimited = rate_limiter.rate_per_s == 0.0
         self._loop = loop
         self.waiting = waiting
         self.idempotent = IdempotentPublishes(answers, waiting, loop)
@@ -72,13 +77,35 @@ class Publishing:
         self._makes_room = deliverer.makes_room
 
     def check_rate(self, tenant: Tenant, count: int = 1) -> None:
-        """Take ``count`` messages from the tenant's budget.
+        """Take ``count`` messages from the budget of the tenant, and of its key.
 
         Raises:
-            RateLimited: the budget is spent; no message was taken from it.
-            InvalidRequest: ``count`` is more than the budget ever holds.
+            RateLimited: a budget is spent; no message was taken from any.
+            InvalidRequest: ``count`` is more than a budget ever holds.
         """
-        self._rate_limiter.take(tenant.name, count, self._loop.time())
+        # Every publish comes here, so nothing is called where nothing is limited.
+        if self._is_unlimited and tenant.limits is NO_LIMITS and tenant.key_limits is NO_LIMITS:
+            return
+        self._rate_limiter.take(
+            tenant.name,
+            count,
+            self._loop.time(),
+            tenant.limits,
+            tenant.credential_id,
+            tenant.key_limits,
+        )
+
+    def most_now(self, tenant: Tenant) -> float:
+        """Return how many messages `check_rate` would let pass now; `math.inf` without a limit."""
+        if self._is_unlimited and tenant.limits is NO_LIMITS and tenant.key_limits is NO_LIMITS:
+            return math.inf
+        return self._rate_limiter.left(
+            tenant.name,
+            self._loop.time(),
+            tenant.limits,
+            tenant.credential_id,
+            tenant.key_limits,
+        )
 
     def topic(self, tenant: Tenant, name: str) -> Topic:
         """Return the topic ``name`` to publish to; make it if it is missing, as `_topic` does.
@@ -118,14 +145,24 @@ class Publishing:
             # from an earlier life of this name would otherwise pass for one of this life in
             # `since`.
             created_at = rfc3339(max(self._stamping.wall_us(), self._stamping.last_id_us))
-            topic = self._topics.get_or_create(tenant.name, name, created_at, self._loop.time())
+            topic = self._topics.get_or_create(
+                tenant.name, name, created_at, self._loop.time(), tenant.limits.max_topics
+            )
         return topic
 
     def must_wait(self, topic: Topic) -> bool:
         """Whether a publish to ``topic`` has to wait, by `publish_later` or `turn`."""
-        if self._throttler.delay_s(self._loop.time()) > 0.0:
+        if (topic.throttled_until_s or self._throttles_all) and self._delay_s(topic) > 0.0:
             return True
         return self._has_no_room(topic)
+
+    def is_throttled(self, tenant: Tenant, name: str) -> bool:
+        """Return whether publishes to the tenant's topic called ``name`` are slowed down now."""
+        topic = self._topics.find(tenant.name, name)
+        if topic is None:
+            # A topic that is not there yet has no slow readers.
+            return self._throttles_all and self._throttler.delay_s(self._loop.time()) > 0.0
+        return self._delay_s(topic) > 0.0
 
     def publish(self, topic: Topic, request: PublishRequest) -> PublishAnswer:
         """Append one message and have it offered to all readers in this turn; no await.
@@ -173,16 +210,16 @@ class Publishing:
         Raises:
             Throttled: too many publishes wait already.
         """
-        self.waiting.begin()
+        portion = self.waiting.begin(topic.tenant)
         began_s = self._loop.time()
         try:
-            delay_s = self._throttler.delay_s(self._loop.time())
+            delay_s = self._delay_s(topic)
             if delay_s > 0.0:
                 await asyncio.sleep(delay_s)
             if self._has_no_room(topic):
                 await self.waiting.for_room(topic, self._makes_room)
         finally:
-            self.waiting.end()
+            self.waiting.end(portion)
         self._counters.wait_s.record_many(self._loop.time() - began_s, messages)
         # Idle topics are forgotten, so the topic may have gone while this publish waited.
         return self._topic(Tenant(topic.tenant), topic.name)
@@ -232,6 +269,13 @@ class Publishing:
             if self.must_wait(topic):
                 topic = await self.turn(topic)
             return self.idempotent.remember(slot, request, self.publish(topic, request))
+
+    def _delay_s(self, topic: Topic) -> float:
+        """Return how long the throttle makes a publish to ``topic`` wait now, in seconds."""
+        now_s = self._loop.time()
+        if self._throttles_all:
+            return self._throttler.delay_s(now_s)
+        return DELAY_S if now_s < topic.throttled_until_s else 0.0
 
     def _has_no_room(self, topic: Topic) -> bool:
         """Whether a publish to ``topic`` has to wait for a round, or behind publishes that wait."""

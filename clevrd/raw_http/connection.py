@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final, cast
 
 from clevrd.admission import Admitted, Later
-from clevrd.errors import ClevrdError, RequestTimeout, Unavailable
+from clevrd.errors import ClevrdError, ConnectionLimit, RequestTimeout, Unavailable
 from clevrd.http_values import (
     LINGER_S,
     TOO_MUCH_INPUT,
@@ -22,6 +22,7 @@ from clevrd.http_values import (
 )
 from clevrd.pace import NEVER, reads_on
 from clevrd.progress import progress_of
+from clevrd.proxy_protocol import UnexpectedProxyHeader, begins_with_header
 from clevrd.raw_http.grammar import MAX_HEAD_BYTES, PlainHead, can_become_plain
 from clevrd.raw_http.probes import MAX_PROBES, PROBE_S, can_become_probe, no_room, read_probe
 from clevrd.raw_http.server import MAX_LINGERING, RawServer
@@ -104,6 +105,11 @@ class RawConnection(asyncio.Protocol):
         server = self._server
         self.transport = cast(asyncio.Transport, transport)
         server.counters.connections += 1
+        try:
+            server.addresses.accept(transport)
+        except ConnectionLimit as error:
+            self._end_with(error)
+            return
         if server.is_full():
             self._await_probe()
             return
@@ -165,6 +171,7 @@ class RawConnection(asyncio.Protocol):
         self._server.open.discard(self)
         self._server.lingering.discard(self)
         self._server.probing.pop(self, None)
+        self._server.addresses.left(self.transport)
 
     def pause_writing(self) -> None:
         """The client does not read its answers: read no more of its requests."""
@@ -246,7 +253,7 @@ class RawConnection(asyncio.Protocol):
                     return
                 continue
             if isinstance(reply, Upgrade):
-                self._upgrade(reply, data[position:])
+                self._upgrade(reply, plain.request, data[position:])
             else:
                 self._wait_for(reply, plain.request, data[position:])
             return
@@ -275,10 +282,14 @@ class RawConnection(asyncio.Protocol):
 
     def _admit(self, plain: PlainHead) -> Admitted | Response:
         """Return the request as its endpoint takes it, or the refusal."""
+        server = self._server
         try:
-            return self._server.admit(plain, has_begun=self._is_last)
+            if plain.is_upgrade:
+                # A publish with an Origin is not plain.
+                server.pages.check(plain.request, self.transport)
+            return server.admit(plain, has_begun=self._is_last)
         except Exception as error:
-            return self._server.refusal(error, plain.request)
+            return server.refusal(error, plain.request)
 
     def _reply(
         self, plain: PlainHead, admitted: Admitted | Response, body: bytes
@@ -372,10 +383,12 @@ class RawConnection(asyncio.Protocol):
         """Return the answer to what may be asked over the limit, or that there is no room."""
         server = self._server
         try:
+            server.pages.check(request, self.transport)
             endpoint = server.probes.get(request.path)
             if endpoint is None:
                 raise no_room()
-            return cast(Response, endpoint.answer(endpoint.admit(request), b""))
+            answer = cast(Response, endpoint.answer(endpoint.admit(request), b""))
+            return server.pages.marked(answer, request)
         except Exception as error:
             return server.refusal(error, request)
 
@@ -460,7 +473,12 @@ class RawConnection(asyncio.Protocol):
         else:
             self.transport.close()
 
-    def _upgrade(self, upgrade: Upgrade, rest: bytes) -> None:
+    def _upgrade(self, upgrade: Upgrade, request: Request, rest: bytes) -> None:
+        try:
+            self._server.addresses.claim(self.transport, request.headers)
+        except ConnectionLimit as error:
+            self._say_last(self._server.refusal(error, request))
+            return
         self._let_go()
         self._server.open.discard(self)
         self._server.deadlines.remove(self)
@@ -473,6 +491,9 @@ class RawConnection(asyncio.Protocol):
     def _hand_over(self, data: bytes) -> None:
         """Give the connection to aiohttp, with what was read and not served."""
         if self.transport.is_closing():
+            return
+        if begins_with_header(data):
+            self._end_with(UnexpectedProxyHeader())
             return
         self._let_go()
         self._server.open.discard(self)

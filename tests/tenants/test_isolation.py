@@ -72,7 +72,7 @@ class Party:
 
     def is_own(self, message: dict[str, Any]) -> bool:
         """Whether ``message`` is its, by all that it says."""
-        return message["tenant_id"] == self.name and message["data"]["of"] == self.name
+        return (message["tenant_id"], message["data"]["of"]) == (self.name, self.name)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
