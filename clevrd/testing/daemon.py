@@ -18,6 +18,7 @@ from clevrd.core.topic import Topic
 from clevrd.hub import Hub
 from clevrd.server import Server
 from clevrd.tenants import Tenant
+from clevrd.tenants.settings import OPEN, read_access
 from clevrd.testing.faults import (
     TIMEOUT_S,
     cut_readers,
@@ -85,6 +86,10 @@ class RunningDaemon:
             "shutdown_timeout_s": SHUTDOWN_TIMEOUT_S,
             **settings,
         }
+        # The tables of the configuration file that say who may ask for what.
+        names = {"auth", "tenants"} & settings.keys()
+        tables: dict[str, Any] = {name: settings.pop(name) for name in names}
+        self._access = read_access(tables, "running_daemon") if tables else OPEN
         self._config = Config(**settings)
         # The daemon; None while it is stopped. Changed by start and stop.
         self._server: Server | None = None
@@ -211,7 +216,7 @@ class RunningDaemon:
         """Start after a `stop`."""
         if self._server is not None:
             return
-        server = Server(self._config, stats=CalmMachine())
+        server = Server(self._config, self._access, stats=CalmMachine())
         await server.start()
         self._server = server
         self.url = server.addresses[0]
@@ -228,7 +233,8 @@ def running_daemon(**settings: Any) -> RunningDaemon:
 
     Args:
         settings: settings by name, as in the configuration file, such as ``ring_messages=100``.
-            Their ranges are not checked, so that a ring of 5 messages makes a short test.
+            Their ranges are not checked, so that a ring of 5 messages makes a short test. ``auth``
+            and ``tenants`` are the file's tables, as dicts and lists, and are checked.
 
     Raises:
         TypeError: there is no such setting.

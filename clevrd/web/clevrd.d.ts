@@ -42,14 +42,15 @@ export type Status =
 			status: "waiting";
 			/** The close code of the server, 1006 for none; absent when this side left. */
 			code?: number;
-			/** Why; of this side `behind`, `online`, `resume`, `timeout`. */
+			/** Why; of this side `behind`, `online`, `resume`, `timeout`, `token`. */
 			reason: string;
 	  };
 
 /** As much of a WebSocket's class as is needed: a browser's, Node's, that of the package ws. */
 export type WebSocketClass = new (
 	url: string,
-	protocol: string,
+	/** `clevrd.v1`; with a token an array of it and what presents the token. */
+	protocol: any,
 ) => {
 	readonly readyState: number;
 	readonly protocol: string;
@@ -62,8 +63,13 @@ export type WebSocketClass = new (
 };
 
 export interface Options {
-	/** Whose topics; the server's default tenant if it is left out. */
+	/** Whose topics; the server's default tenant if it is left out, or the token's. */
 	tenant?: string | undefined;
+	/**
+	 * An API key or a token, or a function that returns a fresh one: it is asked again before a token
+	 * ends, and after a 401.
+	 */
+	token?: string | (() => string | Promise<string>) | undefined;
 	/** How long `publish` and `publishBatch` try again; 0: not at all. Default: 60,000. */
 	retryForMs?: number | undefined;
 	/** For runtimes without a WebSocket of their own. */

@@ -13,6 +13,11 @@ const ASKED_CAP_MS = 300_000;
 const BEAT_MS = 25_000;
 // Timers take no longer wait.
 const MAX_TIMER_MS = 2 ** 31 - 1;
+// Of the command that goes on by a fresh token, and of its answer.
+const RENEWAL = "authenticate";
+// A connection that lived this long until its token was over was a good one.
+const STEADY_UNTIL_EXPIRED_MS = 500;
+const EXPIRED = 4102;
 const PASS_ONE = "pass that of the package ws, new Clevrd(url, { WebSocket }).";
 
 export class ClevrdError extends Error {
@@ -26,12 +31,15 @@ export class Clevrd {
 	#base;
 	#host;
 	#options;
+	#token;
 
 	constructor(url, options) {
 		this.#base = baseOf(url);
 		this.#host = this.#base.split("/")[2];
-		const given = take(options, "tenant retryForMs WebSocket");
-		this.#options = { retryForMs: 60_000, WebSocket: globalThis.WebSocket, ...given };
+		const given = take(options, "tenant token retryForMs WebSocket");
+		const { token, ...others } = given;
+		this.#options = { retryForMs: 60_000, WebSocket: globalThis.WebSocket, ...others };
+		this.#token = credentialOf(token);
 	}
 
 	subscribe(topic, options) {
@@ -184,7 +192,7 @@ export class Clevrd {
 
 	// Of one connection after the other, until `stop` aborts.
 	async *#events(stop, { signal, onStatus, ...options }) {
-		let link, failure;
+		let link, secret, failure;
 		// What the application's callbacks throw is thrown to it, by the loop.
 		const fail = (error) => {
 			failure ??= { error };
@@ -198,6 +206,23 @@ export class Clevrd {
 			}
 		};
 		const isLeft = () => stop.signal.aborted;
+		const renew = (link, leastMs = 0) => {
+			const waitMs = link.ending ? undefined : this.#token.waitMs(secret);
+			if (waitMs === undefined) return;
+			link.renewing = setTimeout(async () => {
+				const old = secret;
+				try {
+					secret = await this.#token.get(stop.signal, old);
+					const isNew = secret.text !== old.text;
+					if (isNew) link.send(json({ type: RENEWAL, token: secret.text, ref: RENEWAL }));
+					renew(link, isNew ? 0 : 1000);
+				} catch (error) {
+					// Once it is over, the next connection asks again.
+					if (!isLeft()) notRenewed(error.message);
+					renew(link, 1000);
+				}
+			}, Math.max(waitMs, leastMs));
+		};
 		const unlisten = listen(signal, "abort", () => stop.abort());
 		if (signal?.aborted) stop.abort();
 		try {
@@ -206,20 +231,33 @@ export class Clevrd {
 			for (let tries = 0; !isLeft(); tries++) {
 				say({ status: "connecting" });
 				if (isLeft()) break;
-				link = connect(this.#socket(), stop.signal, { say, fail, ...options });
+				try {
+					secret = await this.#token.get(stop.signal);
+				} catch (error) {
+					if (error.retryable && !isLeft()) say({ status: "waiting", reason: "token" });
+					await pause(error, tries, stop.signal);
+					continue;
+				}
+				if (isLeft()) break;
+				link = connect(this.#socket(secret), stop.signal, { say, fail, renew, ...options });
 				for (let text; (text = await link.read()) !== undefined; ) {
 					if (isLeft()) return;
 					const event = this.#eventOf(text);
 					if (event.reconnect_after_ms >= 0) link.askedMs ??= event.reconnect_after_ms;
-					if (event.type !== "error" || event.ref) yield event;
+					if (event.ref === RENEWAL) event.type === "error" && notRenewed(event.error);
+					else if (event.type !== "error" || event.ref) yield event;
+					else if (event.code === "credential_expired") link.end(event.code, { code: EXPIRED });
 					else if (event.retryable) link.end(event.code ?? "error");
 					else throw refusal(event, "The server refused it.");
 				}
 				if (isLeft()) return;
 				const { code, reason, atOnce, isForeign } = link.ending;
 				if (isForeign) throw this.#foreign();
-				if (atOnce || Date.now() - link.openedMs >= STEADY_MS) tries = 0;
-				if (atOnce || (/^42/.test(code) && !tries)) continue;
+				const isExpired = code === EXPIRED;
+				if (isExpired) this.#token.drop(secret);
+				const steadyMs = isExpired ? STEADY_UNTIL_EXPIRED_MS : STEADY_MS;
+				if (atOnce || Date.now() - link.openedMs >= steadyMs) tries = 0;
+				if (atOnce || ((isExpired || /^42/.test(code)) && !tries)) continue;
 				let lost = new ClevrdError(`Closed with ${code} (${reason}).`, {
 					closeCode: code,
 					retryable: !/^(40|1009)/.test(code),
@@ -237,11 +275,12 @@ export class Clevrd {
 		}
 	}
 
-	#socket() {
+	#socket(secret) {
 		const { WebSocket } = this.#options;
 		if (!WebSocket) throw new TypeError(`There is no WebSocket here: ${PASS_ONE}`);
 		try {
-			return new WebSocket(this.#url("ws").replace("http", "ws"), PROTOCOL);
+			const protocols = secret ? [PROTOCOL, `clevrd.bearer.${base64Url(secret.text)}`] : PROTOCOL;
+			return new WebSocket(this.#url("ws").replace("http", "ws"), protocols);
 		} catch (cause) {
 			throw new ClevrdError(`No WebSocket to ${this.#host} can be made: ${cause?.message ?? cause}`, { cause });
 		}
@@ -291,10 +330,12 @@ export class Clevrd {
 		}
 	}
 
-	async #ask(path, signal, init) {
+	async #ask(path, signal, init, refused) {
 		let response, answer;
+		const secret = await this.#token.get(signal, refused);
+		const shown = { ...init?.headers, ...(secret && { Authorization: `Bearer ${secret.text}` }) };
 		try {
-			response = await fetch(this.#url(path), { signal, ...init });
+			response = await fetch(this.#url(path), { signal, ...init, headers: shown });
 			answer = await response.json();
 		} catch (cause) {
 			// JSON that is none was cut; Chromium hands out what came. Else it is not clevrd's.
@@ -303,6 +344,8 @@ export class Clevrd {
 				throw new ClevrdError(`No answer from ${this.#host}.`, { cause, retryable: true });
 		}
 		const { ok, status, headers } = response;
+		// A fresh one may do, once.
+		if (status === 401 && this.#token.drop(secret) && !refused) return this.#ask(path, signal, init, secret);
 		if (ok && typeof answer?.success === "boolean") return heed(answer);
 		const error = refusal(answer, `${this.#host} answered ${status}, but is no clevrd: check the URL.`);
 		// 426 is clevrd's only with its JSON: every WebSocket server says it.
@@ -323,7 +366,7 @@ export class Clevrd {
 
 // One WebSocket, which ends once. Its listeners stay: the package ws calls them after it was closed,
 // and throws an error that nobody listens to.
-function connect(socket, signal, { say, fail, onOpen, maxWaitingChars = 1e6 }) {
+function connect(socket, signal, { say, fail, renew, onOpen, maxWaitingChars = 1e6 }) {
 	let arrived = [];
 	let taken = [];
 	let waitingChars = 0;
@@ -353,6 +396,7 @@ function connect(socket, signal, { say, fail, onOpen, maxWaitingChars = 1e6 }) {
 			if (link.ending) return;
 			link.ending = { reason, ...how };
 			clearInterval(beat);
+			clearTimeout(link.renewing);
 			unlisten.forEach((each) => each());
 			try {
 				socket.close();
@@ -373,6 +417,7 @@ function connect(socket, signal, { say, fail, onOpen, maxWaitingChars = 1e6 }) {
 			link.openedMs = Date.now();
 			say({ status: "open" });
 			onOpen(link);
+			renew(link);
 		},
 		message({ data }) {
 			isQuiet = false;
@@ -408,6 +453,74 @@ function connect(socket, signal, { say, fail, onOpen, maxWaitingChars = 1e6 }) {
 	}, BEAT_MS);
 	return link;
 }
+
+// What is shown to the server: a text, or what a function returns, which is asked again in time.
+const credentialOf = (token) => {
+	if (!isFunction(token)) return { get: async () => token && { text: token }, waitMs() {}, drop() {} };
+	let kept, asking;
+	const ask = async () => {
+		let text;
+		try {
+			text = await token();
+		} catch (cause) {
+			throw new ClevrdError("The token function failed.", { cause, retryable: true });
+		}
+		if (!isSecret(text)) throw new TypeError(`The token function must return ${SECRET}.`);
+		const lifeMs = lifeOf(text);
+		return (kept = { text, renewMs: Date.now() + renewalMs(lifeMs), overMs: Date.now() + lifeMs });
+	};
+	return {
+		// Another one than `old`, whose time is nearly over or which was refused.
+		async get(signal, old) {
+			if (kept && kept !== old && Date.now() < kept.renewMs) return kept;
+			asking ??= ask().finally(() => (asking = undefined));
+			const ending = within(BEAT_MS, signal);
+			let unlisten;
+			try {
+				return await new Promise((done, fail) => {
+					const give = () => fail(new ClevrdError("The token function did not answer.", { retryable: true }));
+					unlisten = listen(ending.signal, "abort", give);
+					asking.then(done, fail);
+					if (ending.signal.aborted) give();
+				});
+			} finally {
+				unlisten();
+				ending.end();
+			}
+		},
+		// Until another one is to be shown; undefined where nothing is to be waited for.
+		waitMs(secret) {
+			const leftMs = secret.overMs - Date.now();
+			if (leftMs > 0 && leftMs < Infinity)
+				return Math.min(renewalMs(leftMs) * (1 - Math.random() / 10), MAX_TIMER_MS);
+		},
+		drop(secret) {
+			if (kept === secret) kept = undefined;
+			return true;
+		},
+	};
+};
+
+// At 80 % of the life, 5 s before its end at least, and never in its first half.
+const renewalMs = (lifeMs) => Math.min(0.8 * lifeMs, Math.max(lifeMs - 5000, lifeMs / 2));
+
+// As a token says it, unverified; without an end, or of a key: for ever. Where the clock here is
+// wrong, the whole life.
+const lifeOf = (text) => {
+	try {
+		const { exp, iat } = JSON.parse(atob(text.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")));
+		if (typeof exp !== "number") return Infinity;
+		const left = exp - Date.now() / 1000;
+		const whole = exp - iat;
+		return 1000 * Math.max(0, (left > 0 && !(left > whole) ? left : whole) || 0);
+	} catch {
+		return Infinity;
+	}
+};
+
+const base64Url = (text) => btoa(text).replace(/\+/g, "-").replace(/\//g, "_").replace(/=/g, "");
+
+const notRenewed = (why) => console.warn(`The token was not renewed: ${why}`);
 
 // Our own wait ends early when the network or the page is back.
 const pause = async (error, tries, signal) => {
@@ -478,6 +591,7 @@ const isClass = (value) => {
 	}
 };
 const isText = (value) => typeof value === "string" && value !== "";
+const isSecret = (value) => typeof value === "string" && /^[!-~]{1,5600}$/.test(value);
 const isTexts = (value) => Array.isArray(value) && value.every(isText);
 const isWholeFrom = (least) => (value) => Number.isSafeInteger(value) && value >= least;
 const isPosition = (value) => isObject(value) && isText(value.epoch) && isWholeFrom(0)(value.offset);
@@ -488,9 +602,11 @@ const isNone = (value) => value === undefined || value === null;
 // What the options of all calls must be: as a test, and in words.
 const text = [isText, "text, and not empty"];
 const callback = [isFunction, "a function"];
+const SECRET = "1 to 5,600 visible ASCII characters, without spaces";
 const fromOne = [isWholeFrom(1), "a whole number, 1 or more"];
 const OPTIONS = {
 	tenant: [(value) => isText(value) && /^[\w.-]{1,64}$/.test(value), "a name of 1 to 64 of A-Z a-z 0-9 . _ -"],
+	token: [(value) => isFunction(value) || isSecret(value), `${SECRET}, or a function that returns them`],
 	retryForMs: [(value) => value >= 0 && value <= MAX_TIMER_MS && typeof value === "number", `a number from 0 to ${MAX_TIMER_MS}`],
 	WebSocket: [isClass, "a class, as that of the package ws"],
 	position: [isPosition, "{ epoch, offset }, as every event has them"],

@@ -324,7 +324,7 @@ WRONG = {
     "(async () => client.publishStream(null))()": "TypeError: An object is expected",
     "(async () => client.publishStream({ maxInFlight: 0 }))()": "TypeError: maxInFlight must be",
     "(async () => new Clevrd(given.url, null))()": "TypeError: An object is expected, with any of:"
-    " tenant, retryForMs, WebSocket.",
+    " tenant, token, retryForMs, WebSocket.",
     "(async () => new Clevrd(given.url, { tenant: 'a b' }))()": "TypeError: tenant must be a name"
     " of 1 to 64 of A-Z a-z 0-9 . _ -.",
     **{

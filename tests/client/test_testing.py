@@ -13,8 +13,9 @@ from urllib.request import urlopen
 import aiohttp
 import pytest
 from fakes import at_once, totals_of
+from keys import WRITER, rules
 
-from clevrd.client import Client, Gap, Message, Subscription
+from clevrd.client import Client, Gap, Message, Subscription, Unauthorized
 from clevrd.testing import DaemonThread, RunningDaemon, daemon_in_thread, running_daemon
 
 ROOT = Path(__file__).parents[2]
@@ -356,3 +357,16 @@ from clevrd.testing import clevrd_daemon
         "ImportError: clevrd_daemon is a pytest fixture, and pytest is not installed; install it,"
         " or use running_daemon() or daemon_in_thread()."
     )
+
+
+async def test_daemon_may_ask_for_keys() -> None:
+    """With the tables of the configuration file; a restart keeps them."""
+    async with running_daemon(**rules()) as daemon:
+        await daemon.restart()
+        async with daemon.client(token=WRITER.secret) as client:
+            answer = await client.publish("orders", 1)
+        with pytest.raises(Unauthorized):
+            await daemon.publish("orders", 2)
+        messages = await daemon.messages("orders", tenant="acme")
+
+    assert (answer.offset, [each.data for each in messages]) == (1, [1])
