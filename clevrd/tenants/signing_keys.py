@@ -6,7 +6,6 @@ Fetching a set over HTTPS is `fetched_keys`'s.
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ import jwt
 import msgspec
 
 from clevrd.errors import ConfigError
+from clevrd.private_files import check_private
 
 # Ten times the largest set that a provider publishes.
 MAX_SET_BYTES: Final = 262_144
@@ -141,18 +141,6 @@ def read_secret_file(path: Path) -> SecretKey:
             f" needed; make one: openssl rand -hex 32 > {path}"
         )
     return SecretKey(secret)
-
-
-def check_private(path: Path) -> None:
-    """Raise ConfigError where others than its owner and group may read or change a file."""
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise ConfigError(f"Can't read {path}: {error.strerror}.") from error
-    if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
-        raise ConfigError(
-            f"Others may read or change {path}, which holds a secret; forbid it: chmod 640 {path}"
-        )
 
 
 def _read(path: Path) -> bytes:

@@ -5,13 +5,21 @@
 #    source ~/.local/share/bash_completion/clevrd
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_clevrd_subparsers=(serve publish subscribe health checkconfig completion version help)
+_shtab_clevrd_key_subparsers=(new digest)
+_shtab_clevrd_token_subparsers=(new show)
+_shtab_clevrd_subparsers=(serve publish subscribe health checkconfig key token completion version help)
 
 _shtab_clevrd_serve_option_strings=(-h --help --config --address --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --max-connections --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --log-level --raw-paths)
 _shtab_clevrd_publish_option_strings=(-h --help --url --tenant --text --key --retry-for)
 _shtab_clevrd_subscribe_option_strings=(-h --help --url --tenant --pattern --policy --buffer --last --since --raw --count --no-reconnect)
 _shtab_clevrd_health_option_strings=(-h --help --address --config --ready --timeout)
 _shtab_clevrd_checkconfig_option_strings=(-h --help --config --address --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --max-connections --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --log-level --raw-paths)
+_shtab_clevrd_key_new_option_strings=(-h --help --tenant --id --publish --subscribe --admin --secret-file)
+_shtab_clevrd_key_digest_option_strings=(-h --help)
+_shtab_clevrd_key_option_strings=(-h --help)
+_shtab_clevrd_token_new_option_strings=(-h --help --secret-file --private-key --kid --issuer --audience --tenant --publish --subscribe --sub --lifetime)
+_shtab_clevrd_token_show_option_strings=(-h --help --config)
+_shtab_clevrd_token_option_strings=(-h --help)
 _shtab_clevrd_completion_option_strings=(-h --help)
 _shtab_clevrd_version_option_strings=(-h --help)
 _shtab_clevrd_help_option_strings=(-h --help)
@@ -22,6 +30,10 @@ _shtab_clevrd_serve___state_dir_COMPGEN=_shtab_compgen_dirs
 _shtab_clevrd_health___config_COMPGEN=_shtab_compgen_files
 _shtab_clevrd_checkconfig___config_COMPGEN=_shtab_compgen_files
 _shtab_clevrd_checkconfig___state_dir_COMPGEN=_shtab_compgen_dirs
+_shtab_clevrd_key_new___secret_file_COMPGEN=_shtab_compgen_files
+_shtab_clevrd_token_new___secret_file_COMPGEN=_shtab_compgen_files
+_shtab_clevrd_token_new___private_key_COMPGEN=_shtab_compgen_files
+_shtab_clevrd_token_show___config_COMPGEN=_shtab_compgen_files
 
 _shtab_clevrd_serve___match_all_patterns_choices=(true false)
 _shtab_clevrd_serve___log_level_choices=(debug info warning error)
@@ -30,9 +42,11 @@ _shtab_clevrd_subscribe___policy_choices=(drop_oldest drop_newest circuit_breake
 _shtab_clevrd_checkconfig___match_all_patterns_choices=(true false)
 _shtab_clevrd_checkconfig___log_level_choices=(debug info warning error)
 _shtab_clevrd_checkconfig___raw_paths_choices=(true false)
+_shtab_clevrd_key_pos_0_choices=(new digest)
+_shtab_clevrd_token_pos_0_choices=(new show)
 _shtab_clevrd_completion_pos_0_choices=(bash zsh fish)
-_shtab_clevrd_help_pos_0_choices=(serve publish subscribe health checkconfig completion version help)
-_shtab_clevrd_pos_0_choices=(serve publish subscribe health checkconfig completion version help)
+_shtab_clevrd_help_pos_0_choices=(serve publish subscribe health checkconfig key token completion version help)
+_shtab_clevrd_pos_0_choices=(serve publish subscribe health checkconfig key token completion version help)
 
 _shtab_clevrd_serve__h_nargs=0
 _shtab_clevrd_serve___help_nargs=0
@@ -49,6 +63,21 @@ _shtab_clevrd_health___help_nargs=0
 _shtab_clevrd_health___ready_nargs=0
 _shtab_clevrd_checkconfig__h_nargs=0
 _shtab_clevrd_checkconfig___help_nargs=0
+_shtab_clevrd_key_new__h_nargs=0
+_shtab_clevrd_key_new___help_nargs=0
+_shtab_clevrd_key_new___admin_nargs=0
+_shtab_clevrd_key_digest__h_nargs=0
+_shtab_clevrd_key_digest___help_nargs=0
+_shtab_clevrd_key_pos_0_nargs=A...
+_shtab_clevrd_key__h_nargs=0
+_shtab_clevrd_key___help_nargs=0
+_shtab_clevrd_token_new__h_nargs=0
+_shtab_clevrd_token_new___help_nargs=0
+_shtab_clevrd_token_show__h_nargs=0
+_shtab_clevrd_token_show___help_nargs=0
+_shtab_clevrd_token_pos_0_nargs=A...
+_shtab_clevrd_token__h_nargs=0
+_shtab_clevrd_token___help_nargs=0
 _shtab_clevrd_completion__h_nargs=0
 _shtab_clevrd_completion___help_nargs=0
 _shtab_clevrd_version__h_nargs=0

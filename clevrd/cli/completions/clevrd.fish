@@ -50,8 +50,8 @@ function _shtab_clevrd_using
   test "$_shtab_clevrd_cmdpath" = "$argv"
 end
 
-set -g _shtab_clevrd_commands serve publish subscribe health checkconfig completion version help
-set -g _shtab_clevrd_opts_with_value --address --buffer --catch-up-messages --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --idempotency-s --keepalive-timeout-s --key --last --log-level --match-all-patterns --max-batch-bytes --max-connections --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --send-buffer-bytes --shutdown-timeout-s --since --state-dir --tenant --timeout --topic-idle-s --url --write-high-bytes --write-low-bytes
+set -g _shtab_clevrd_commands serve publish subscribe health checkconfig key 'key new' 'key digest' token 'token new' 'token show' completion version help
+set -g _shtab_clevrd_opts_with_value --address --audience --buffer --catch-up-messages --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --id --idempotency-s --issuer --keepalive-timeout-s --key --kid --last --lifetime --log-level --match-all-patterns --max-batch-bytes --max-connections --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --private-key --publish --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --secret-file --send-buffer-bytes --shutdown-timeout-s --since --state-dir --sub --subscribe --tenant --timeout --topic-idle-s --url --write-high-bytes --write-low-bytes
 
 complete -c clevrd -e
 complete -c clevrd -f
@@ -153,6 +153,35 @@ complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l shutdown-timeout-s -x
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l state-dir -xka "(__fish_complete_directories)" -d 'Directory that carries topics over a planned restart; empty for none. Like /var/lib/clevrd; default none; CLEVRD_STATE_DIR'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l log-level -xka "debug info warning error" -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l raw-paths -xka "true false" -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
+complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a key -d 'Make an API key, or the digest of one.'
+complete -c clevrd -n '_shtab_clevrd_using key' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using key; and test $_shtab_clevrd_npos -eq 0' -a new -d 'Make a key: prints its secret once, and what to paste into the file.'
+complete -c clevrd -n '_shtab_clevrd_using key new' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using key new' -l tenant -x -d 'the tenant that has it'
+complete -c clevrd -n '_shtab_clevrd_using key new' -l id -x -d 'what logs and refusals call the key'
+complete -c clevrd -n '_shtab_clevrd_using key new' -l publish -x -d 'a topic, or a pattern such as '"'"'orders.*'"'"' or '"'"'**'"'"', that may be published to; may be given several times'
+complete -c clevrd -n '_shtab_clevrd_using key new' -l subscribe -x -d 'a topic, or a pattern such as '"'"'orders.*'"'"' or '"'"'**'"'"', that may be subscribed to; may be given several times'
+complete -c clevrd -n '_shtab_clevrd_using key new' -l admin -d 'it may operate the daemon, such as read /metrics'
+complete -c clevrd -n '_shtab_clevrd_using key new' -l secret-file -xka "(__fish_complete_path (commandline -ct))" -d 'a new file for the secret, which its owner alone may read; without it the secret goes to standard error'
+complete -c clevrd -n '_shtab_clevrd_using key; and test $_shtab_clevrd_npos -eq 0' -a digest -d 'Print the digest of a secret, read from standard input.'
+complete -c clevrd -n '_shtab_clevrd_using key digest' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a token -d 'Make a JSON Web Token, or look at one.'
+complete -c clevrd -n '_shtab_clevrd_using token' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using token; and test $_shtab_clevrd_npos -eq 0' -a new -d 'Make a token, signed with a secret or a private key.'
+complete -c clevrd -n '_shtab_clevrd_using token new' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using token new' -l secret-file -xka "(__fish_complete_path (commandline -ct))" -d 'the secret that the issuer'"'"'s secret_file has: HS256'
+complete -c clevrd -n '_shtab_clevrd_using token new' -l private-key -xka "(__fish_complete_path (commandline -ct))" -d 'a private key as PEM: RS256 with RSA, ES256 with P-256, EdDSA with Ed25519'
+complete -c clevrd -n '_shtab_clevrd_using token new' -l kid -x -d 'the key'"'"'s id in the issuer'"'"'s key set'
+complete -c clevrd -n '_shtab_clevrd_using token new' -l issuer -x -d 'as in [[auth.jwt]]'
+complete -c clevrd -n '_shtab_clevrd_using token new' -l audience -x -d 'as in [[auth.jwt]]'
+complete -c clevrd -n '_shtab_clevrd_using token new' -l tenant -x -d 'whose token it is'
+complete -c clevrd -n '_shtab_clevrd_using token new' -l publish -x -d 'a topic, or a pattern such as '"'"'orders.*'"'"' or '"'"'**'"'"', that may be published to; may be given several times'
+complete -c clevrd -n '_shtab_clevrd_using token new' -l subscribe -x -d 'a topic, or a pattern such as '"'"'orders.*'"'"' or '"'"'**'"'"', that may be subscribed to; may be given several times'
+complete -c clevrd -n '_shtab_clevrd_using token new' -l sub -x -d 'what logs and refusals call its bearer'
+complete -c clevrd -n '_shtab_clevrd_using token new' -l lifetime -x -d 'how long it is valid, such as 90s, 30m, 12h or 7d (default 1h)'
+complete -c clevrd -n '_shtab_clevrd_using token; and test $_shtab_clevrd_npos -eq 0' -a show -d 'Show what a token says, read from standard input.'
+complete -c clevrd -n '_shtab_clevrd_using token show' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using token show' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file of settings: say whether a daemon with it would take the token, and why not (CLEVRD_CONFIG)'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a completion -d 'Print what a shell needs to complete these commands.'
 complete -c clevrd -n '_shtab_clevrd_using completion' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using completion; and test $_shtab_clevrd_npos -eq 0' -ka "bash zsh fish" -d 'bash: eval "$(clevrd completion bash)" in ~/.bashrc; zsh: clevrd completion zsh > a file named _clevrd in a directory of $fpath; fish: clevrd completion fish > ~/.config/fish/completions/clevrd.fish'
@@ -160,4 +189,4 @@ complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' 
 complete -c clevrd -n '_shtab_clevrd_using version' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a help -d 'Show what a command takes.'
 complete -c clevrd -n '_shtab_clevrd_using help' -s h -l help -d 'show this help message and exit'
-complete -c clevrd -n '_shtab_clevrd_using help; and test $_shtab_clevrd_npos -eq 0' -ka "serve publish subscribe health checkconfig completion version help" -d 'the command to explain'
+complete -c clevrd -n '_shtab_clevrd_using help; and test $_shtab_clevrd_npos -eq 0' -ka "serve publish subscribe health checkconfig key token completion version help" -d 'the command to explain'

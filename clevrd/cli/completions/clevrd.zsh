@@ -14,12 +14,30 @@ _shtab_clevrd_commands() {
     completion:'Print what a shell needs to complete these commands.'
     health:'Ask the daemon of these settings whether it is well; for health checks.'
     help:'Show what a command takes.'
+    key:'Make an API key, or the digest of one.'
     publish:'Publish one message, or one for each line.'
     serve:'Run the daemon (the default).'
     subscribe:'Print topics'"'"' messages, one JSON line each.'
+    token:'Make a JSON Web Token, or look at one.'
     version:'Print the version.'
   )
   _describe 'clevrd commands' _commands
+}
+
+_shtab_clevrd_key_commands() {
+  local _commands=(
+    digest:'Print the digest of a secret, read from standard input.'
+    new:'Make a key: prints its secret once, and what to paste into the file.'
+  )
+  _describe 'clevrd key commands' _commands
+}
+
+_shtab_clevrd_token_commands() {
+  local _commands=(
+    new:'Make a token, signed with a secret or a private key.'
+    show:'Show what a token says, read from standard input.'
+  )
+  _describe 'clevrd token commands' _commands
 }
 
 _shtab_clevrd_options=(
@@ -91,11 +109,38 @@ _shtab_clevrd_health_defaults_added=0
 
 _shtab_clevrd_help_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  ":the command to explain:(serve publish subscribe health checkconfig completion version help)"
+  ":the command to explain:(serve publish subscribe health checkconfig key token completion version help)"
 )
 
 # guard to ensure default positional specs are added only once per session
 _shtab_clevrd_help_defaults_added=0
+
+_shtab_clevrd_key_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_key_defaults_added=0
+
+_shtab_clevrd_key_digest_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_key_digest_defaults_added=0
+
+_shtab_clevrd_key_new_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--tenant[the tenant that has it]:NAME:"
+  "--id[what logs and refusals call the key]:NAME:"
+  "*--publish[a topic, or a pattern such as \'orders.\*\' or \'\*\*\', that may be published to\; may be given several times]:TOPIC:"
+  "*--subscribe[a topic, or a pattern such as \'orders.\*\' or \'\*\*\', that may be subscribed to\; may be given several times]:TOPIC:"
+  "--admin[it may operate the daemon, such as read \/metrics]"
+  "--secret-file[a new file for the secret, which its owner alone may read\; without it the secret goes to standard error]:FILE:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_key_new_defaults_added=0
 
 _shtab_clevrd_publish_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -169,6 +214,38 @@ _shtab_clevrd_subscribe_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_clevrd_subscribe_defaults_added=0
 
+_shtab_clevrd_token_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_token_defaults_added=0
+
+_shtab_clevrd_token_new_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--secret-file[the secret that the issuer\'s secret_file has\: HS256]:FILE:_files"
+  "--private-key[a private key as PEM\: RS256 with RSA, ES256 with P-256, EdDSA with Ed25519]:FILE:_files"
+  "--kid[the key\'s id in the issuer\'s key set]:ID:"
+  "--issuer[as in \[\[auth.jwt\]\]]:TEXT:"
+  "--audience[as in \[\[auth.jwt\]\]]:TEXT:"
+  "--tenant[whose token it is]:NAME:"
+  "*--publish[a topic, or a pattern such as \'orders.\*\' or \'\*\*\', that may be published to\; may be given several times]:TOPIC:"
+  "*--subscribe[a topic, or a pattern such as \'orders.\*\' or \'\*\*\', that may be subscribed to\; may be given several times]:TOPIC:"
+  "--sub[what logs and refusals call its bearer]:NAME:"
+  "--lifetime[how long it is valid, such as 90s, 30m, 12h or 7d (default 1h)]:TIME:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_token_new_defaults_added=0
+
+_shtab_clevrd_token_show_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file of settings\: say whether a daemon with it would take the token, and why not (CLEVRD_CONFIG)]:FILE:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_token_show_defaults_added=0
+
 _shtab_clevrd_version_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
 )
@@ -199,10 +276,60 @@ _shtab_clevrd() {
         completion) _arguments -C -s $_shtab_clevrd_completion_options ;;
         health) _arguments -C -s $_shtab_clevrd_health_options ;;
         help) _arguments -C -s $_shtab_clevrd_help_options ;;
+        key) _shtab_clevrd_key ;;
         publish) _arguments -C -s $_shtab_clevrd_publish_options ;;
         serve) _arguments -C -s $_shtab_clevrd_serve_options ;;
         subscribe) _arguments -C -s $_shtab_clevrd_subscribe_options ;;
+        token) _shtab_clevrd_token ;;
         version) _arguments -C -s $_shtab_clevrd_version_options ;;
+      esac
+  esac
+}
+
+_shtab_clevrd_key() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->key'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_clevrd_key_defaults_added )); then
+    if (( ${_shtab_clevrd_key_options[(I)${(q)one_or_more}*]} +          ${_shtab_clevrd_key_options[(I)${(q)remainder}*]} +          ${_shtab_clevrd_key_options[(I)${(q)default}]} == 0 )); then
+      _shtab_clevrd_key_options+=(': :_shtab_clevrd_key_commands' '*::: :->key')
+    fi
+    _shtab_clevrd_key_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_clevrd_key_options
+
+  case $state in
+    key)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_clevrd_key-$line[1]:"
+      case $line[1] in
+        digest) _arguments -C -s $_shtab_clevrd_key_digest_options ;;
+        new) _arguments -C -s $_shtab_clevrd_key_new_options ;;
+      esac
+  esac
+}
+
+_shtab_clevrd_token() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->token'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_clevrd_token_defaults_added )); then
+    if (( ${_shtab_clevrd_token_options[(I)${(q)one_or_more}*]} +          ${_shtab_clevrd_token_options[(I)${(q)remainder}*]} +          ${_shtab_clevrd_token_options[(I)${(q)default}]} == 0 )); then
+      _shtab_clevrd_token_options+=(': :_shtab_clevrd_token_commands' '*::: :->token')
+    fi
+    _shtab_clevrd_token_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_clevrd_token_options
+
+  case $state in
+    token)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_clevrd_token-$line[1]:"
+      case $line[1] in
+        new) _arguments -C -s $_shtab_clevrd_token_new_options ;;
+        show) _arguments -C -s $_shtab_clevrd_token_show_options ;;
       esac
   esac
 }
