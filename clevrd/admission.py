@@ -77,6 +77,9 @@ class Identifies(Protocol):
     def identify(self, head: Request, options: Mapping[str, list[str]]) -> Tenant:
         """Return whose request it is, by its head and its decoded query; raises ClevrdError."""
 
+    def renew(self, tenant: Tenant, secret: str) -> Tenant:
+        """Return ``tenant`` as the bearer of another credential; raises ClevrdError."""
+
 
 class Gate:
     """The one way to an endpoint, for every connection.
@@ -143,6 +146,15 @@ class Gate:
         options = head.options()
         tenant = self._authenticator.identify(head, options)
         return Admitted(head, tenant, options, max_body_bytes)
+
+    def renew(self, tenant: Tenant, secret: str) -> Tenant:
+        """Return ``tenant`` as the bearer of another credential.
+
+        Raises:
+            Unauthorized: it is not valid.
+            Forbidden: it is another tenant's.
+        """
+        return self._authenticator.renew(tenant, secret)
 
     def admit_operator(self, head: Request) -> Admitted:
         """Return a request of somebody who operates the daemon: where it is open, of anybody.

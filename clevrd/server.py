@@ -49,6 +49,7 @@ from clevrd.handlers.router import PathRouter
 from clevrd.handlers.site.assets import AssetEndpoint
 from clevrd.handlers.site.pages import HomeEndpoint
 from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
+from clevrd.handlers.subscribe.ticket import TicketEndpoint
 from clevrd.hub import Hub, Stats
 from clevrd.listeners import Listeners
 from clevrd.raw_http import (
@@ -154,6 +155,7 @@ class Server:
                 "/publish": {"POST": publish, "GET": publish_socket},
                 "/publish/batch": {"POST": BatchEndpoint(gate, self.hub, config)},
                 "/subscribe": {"GET": subscribe},
+                "/ticket": {"POST": TicketEndpoint(gate, maker.tickets)},
                 "/ws": {"GET": commands},
                 "/health": {"GET": health},
                 "/health/live": {"GET": live},

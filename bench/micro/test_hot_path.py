@@ -12,6 +12,7 @@ from typing import cast
 
 import pytest
 
+from clevrd.admission import Gate
 from clevrd.config import Config
 from clevrd.core.beginning import Last
 from clevrd.core.message import Message
@@ -20,8 +21,12 @@ from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.server_frames import FrameEncoder
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
+from clevrd.http_values import Request
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
+from clevrd.tenants.authenticator import Authenticator
+from clevrd.tenants.keys import new_key
+from clevrd.tenants.settings import OPEN, read_access
 
 # pytest-benchmark's fixture, as far as it is used here.
 Benchmark = Callable[[Callable[[], object]], object]
@@ -123,6 +128,27 @@ def test_publish_without_readers(benchmark: Benchmark) -> None:
     fixture = Fixture(readers=0)
 
     benchmark(lambda: fixture.publish(1))
+
+
+HEAD_FIELDS = {"host": "localhost:8080", "content-type": "application/json"}
+
+
+@pytest.mark.parametrize("asks", ["open", "key", "restricted key"])
+def test_admit_a_publish(benchmark: Benchmark, asks: str) -> None:
+    """What it costs to know who asks: a head that comes for the first time.
+
+    A head that comes again on the raw path costs a look-up, whoever it is of.
+    """
+    made = new_key()
+    permitted = ["bench-0", "orders.*"] if asks == "restricted key" else ["**"]
+    key = {"id": "k", "sha256": made.sha256, "publish": permitted}
+    tables = {"auth": {"mode": "required"}, "tenants": [{"name": "acme", "keys": [key]}]}
+    access = OPEN if asks == "open" else read_access(tables, "a bench")
+    gate = Gate(Authenticator(access), lambda: False, lambda: 0.0)
+    fields = HEAD_FIELDS if asks == "open" else {**HEAD_FIELDS, "x-api-key": made.secret}
+    head = Request("POST", "/publish", fields)
+
+    benchmark(lambda: gate.admit_tenant(head).tenant.publish.allows("bench-0"))
 
 
 def test_publish_with_a_key(benchmark: Benchmark) -> None:

@@ -34,6 +34,7 @@ class AccessControl:
     ) -> None:
         """Args: authenticator: the one that ``maker`` made first, which ``gate`` asks."""
         self._maker = maker
+        self.tickets = maker.tickets
         self._authenticator = authenticator
         self._gate = gate
         self._connections = connections

@@ -50,6 +50,10 @@ class CommandWebSocket(DeliveringWebSocket, PublishConnection):
         self._due.seal()
         return False
 
+    def renew(self, tenant: Tenant) -> None:
+        """Go on as ``tenant``, by another credential of it; or close, to come back at once."""
+        self._connections.renew(self, tenant)
+
     def announce_end(self, reconnect_after_ms: int) -> None:
         """Give the client its positions before a planned close, behind the answers that are due."""
         if not self.is_closing:

@@ -143,6 +143,9 @@ PUBLISH_COMMAND: Final = Vocabulary("field", (*_PUBLISH, "ref", "type"), _PUBLIS
 SUBSCRIBE_COMMAND: Final = Vocabulary(
     "field", (*_SUBSCRIBE, "positions", "ref", "type"), _SUBSCRIBE_WORDS
 )
+AUTHENTICATE_COMMAND: Final = Vocabulary(
+    "field", ("token", "ref", "type"), {"key": "token", "credential": "token", "jwt": "token"}
+)
 # The options of a subscription's query, and of requests that take a tenant alone.
 SUBSCRIBE_OPTIONS: Final = Vocabulary(
     "option",

@@ -103,6 +103,13 @@ class Pong(msgspec.Struct, frozen=True, tag_field="type", tag="pong"):
     ref: Ref = msgspec.UNSET
 
 
+class Authenticated(msgspec.Struct, frozen=True, tag_field="type", tag="authenticated"):
+    """The connection goes on by another credential, which ends in so many seconds if it ends."""
+
+    expires_in_s: float | msgspec.UnsetType = msgspec.UNSET
+    ref: Ref = msgspec.UNSET
+
+
 class ErrorNotice(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
     """Something was refused, and the connection goes on; or why a stream ends."""
 

@@ -13,7 +13,7 @@ import msgspec
 
 from clevrd.errors import Forbidden, Unauthorized
 from clevrd.http_values import Request
-from clevrd.tenants.credentials import Credential, find_credential
+from clevrd.tenants.credentials import Credential, credential_of, find_credential
 from clevrd.tenants.keys import KeyRing
 from clevrd.tenants.settings import Access, Key, TenantEntry
 from clevrd.tenants.tenant import (
@@ -108,6 +108,19 @@ class Authenticator:
                 " name out."
             )
         return tenant
+
+    def renew(self, tenant: Tenant, secret: str) -> Tenant:
+        """Return ``tenant`` as the bearer of another key or token.
+
+        Raises:
+            Unauthorized: it is not valid.
+            Forbidden: it is another tenant's.
+            Unavailable: see `TokenVerifier.verify`.
+        """
+        fresh = self._of_credential(credential_of("the field token", secret))
+        if fresh.name != tenant.name:
+            raise Forbidden("The credential is another tenant's; open another connection with it.")
+        return fresh
 
     def _of_credential(self, credential: Credential) -> Tenant:
         if credential.is_ticket:

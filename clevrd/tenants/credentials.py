@@ -56,8 +56,14 @@ def find_credential(
         InvalidRequest: credentials stand in two places, or twice in one.
         Unauthorized: a place for a credential has none that could be one.
     """
-    if not options and head.headers.keys().isdisjoint(_FIELDS):
-        return None
+    headers = head.headers
+    if not options and "cookie" not in headers and "sec-websocket-protocol" not in headers:
+        # The way of nearly all publishes, without what a page may do: 0.5 us instead of 2.
+        key, field = headers.get("x-api-key"), headers.get("authorization")
+        if field is None:
+            return None if key is None else _credential("X-API-Key", key)
+        if key is None:
+            return _credential("Authorization", _bearer(field))
     found: dict[str, Credential] = {}
     for place, credential in _places(head, options, allow_query_token):
         if place in found:
@@ -68,9 +74,6 @@ def find_credential(
             f"Credentials stand in {' and '.join(sorted(found))}; send one, in one place."
         )
     return next(iter(found.values()), None)
-
-
-_FIELDS: Final = frozenset({"x-api-key", "authorization", "sec-websocket-protocol", "cookie"})
 
 
 def _places(
@@ -99,6 +102,11 @@ def _places(
                 was_given=True,
             )
         yield "the option token", _credential("the option token", token)
+
+
+def credential_of(place: str, secret: str) -> Credential:
+    """Return the credential that stands in ``place``; raises Unauthorized where it can't be one."""
+    return _credential(place, secret)
 
 
 def _credential(place: str, secret: str, *, is_ticket: bool = False) -> Credential:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from clevrd.errors import RateLimited, Unauthorized
+from clevrd.errors import Unauthorized, Unavailable
 from clevrd.tenants.keys import digest_of
 from clevrd.tenants.tenant import Tenant
 from clevrd.tenants.topic_permissions import NO_TOPICS, TopicPermissions
@@ -59,12 +59,16 @@ class Tickets:
             topics: names and patterns.
 
         Raises:
-            RateLimited: the tenant, or all together, have too many that are not used yet.
+            Unavailable: the tenant, or all together, have too many that are not used yet.
         """
         self._forget_old()
         count = self._counts.get(tenant.name, 0)
         if count >= MAX_PER_TENANT or len(self._tickets) >= MAX_TICKETS:
-            raise RateLimited(tenant.name, MAX_PER_TENANT / LIFE_S, MAX_PER_TENANT, LIFE_S)
+            raise Unavailable(
+                f"Tenant {tenant.name} has {count} unused tickets; it may have {MAX_PER_TENANT},"
+                f" and all tenants {MAX_TICKETS}. Use them, or wait {LIFE_S:g} s.",
+                LIFE_S,
+            )
         ticket = secrets.token_urlsafe(_SECRET_BYTES)
         bearer = msgspec.structs.replace(
             tenant,

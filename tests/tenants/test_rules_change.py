@@ -288,3 +288,51 @@ async def test_issuer_that_is_removed_ends_its_connections(with_tokens: Daemon) 
 
         assert await closing(cut) == (4001, "credential_revoked")
         await (await kept.ping())
+
+
+async def test_connection_goes_on_by_a_fresh_token(with_tokens: Daemon) -> None:
+    """Its subscriptions stay, and the old token's end means nothing."""
+    async with connect(with_tokens, "/ws", token(1.0)) as socket:
+        await socket.send('{"type":"subscribe","topic":"news","last":0,"ref":1}')
+        await socket.recv()
+        fresh = {"type": "authenticate", "token": token(60), "ref": 2}
+        await socket.send(json.dumps(fresh))
+        told = json.loads(await socket.recv())
+        await asyncio.sleep(1.2)
+        await with_tokens.publish("news", "late", **bearer(WRITER))
+        message = json.loads(await socket.recv())
+
+    assert (told["type"], told["ref"]) == ("authenticated", 2)
+    assert 55 < told["expires_in_s"] <= 60
+    assert message["data"] == "late"
+
+
+async def test_fresh_credential_that_is_refused_changes_nothing(with_tokens: Daemon) -> None:
+    """One that is none, one of another tenant, and one that is over."""
+    async with connect(with_tokens, "/ws", token(60)) as socket:
+        codes = []
+        for secret in ("nonsense", OTHER.secret, token(-5), "no credential", ""):
+            await socket.send(json.dumps({"type": "authenticate", "token": secret, "ref": 1}))
+            codes.append(json.loads(await socket.recv())["code"])
+        await socket.send('{"type":"authenticate","ref":1}')
+        codes.append(json.loads(await socket.recv())["code"])
+        await socket.send('{"type":"publish","topic":"orders.eu","data":1,"ref":2}')
+        published = json.loads(await socket.recv())
+
+    assert codes == [
+        *("unauthorized", "forbidden", "unauthorized", "unauthorized", "unauthorized"),
+        "invalid_request",
+    ]
+    assert published["success"] is True
+
+
+async def test_fresh_credential_with_less_closes_to_come_back(with_tokens: Daemon) -> None:
+    """Behind its answer."""
+    async with connect(with_tokens, "/ws", token(60)) as socket:
+        await socket.send('{"type":"subscribe","topic":"news","last":0,"ref":1}')
+        await socket.recv()
+        less = token(60, subscribe=["other"])
+        await socket.send(json.dumps({"type": "authenticate", "token": less, "ref": 2}))
+
+        assert json.loads(await socket.recv())["type"] == "authenticated"
+        assert await closing(socket) == (4202, "permissions_changed")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clevrd.errors import Forbidden, RateLimited, Unauthorized
+from clevrd.errors import Forbidden, Unauthorized, Unavailable
 from clevrd.tenants.tenant import Tenant
 from clevrd.tenants.tickets import LIFE_S, Tickets
 
@@ -72,7 +72,7 @@ def test_tickets_are_bounded_for_each_tenant(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(3):
         tickets.issue(ACME, ["a"])
 
-    with pytest.raises(RateLimited):
+    with pytest.raises(Unavailable):
         tickets.issue(ACME, ["a"])
     tickets.issue(Tenant("other"), ["a"])
     clock.now_s += LIFE_S

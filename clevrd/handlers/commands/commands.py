@@ -1,23 +1,25 @@
-"""Commands of one WebSocket: subscribe, unsubscribe, publish, ping; each answered by `ref`.
+"""Commands of one WebSocket, each answered by `ref`.
 
 Shapes: docs/wire.md. The socket itself is connections/command_websocket.py's.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Final, cast
 
 import msgspec
 
+from clevrd.admission import Gate
 from clevrd.connections.command_websocket import CommandWebSocket
 from clevrd.core.beginning import After, Beginning, Last
 from clevrd.core.event_ids import read_position
 from clevrd.core.json_faults import json_fault
-from clevrd.core.near_names import PUBLISH_COMMAND, SUBSCRIBE_COMMAND
+from clevrd.core.near_names import AUTHENTICATE_COMMAND, PUBLISH_COMMAND, SUBSCRIBE_COMMAND
 from clevrd.core.nesting import TOO_DEEP, is_too_deep
-from clevrd.core.notices import Pong, Position, Ref, Unsubscribed
+from clevrd.core.notices import Authenticated, Pong, Position, Ref, Unsubscribed
 from clevrd.core.publish_request import (
     SocketPublish,
     check_publish,
@@ -85,6 +87,19 @@ class Ping(msgspec.Struct, frozen=True, tag_field="type", tag="ping", forbid_unk
     ref: Ref = msgspec.UNSET
 
 
+class Authenticate(
+    msgspec.Struct, frozen=True, tag_field="type", tag="authenticate", forbid_unknown_fields=True
+):
+    """Go on by another credential of the same tenant, as one that expires later."""
+
+    token: str
+    ref: Ref = msgspec.UNSET
+
+    def __repr__(self) -> str:
+        """Return no part of the secret: this may reach a log by mistake."""
+        return "Authenticate(...)"
+
+
 # The same with fields that are not known; `told` is set by `_read_leniently`, whatever a field of
 # that name held.
 _told: Final = msgspec.field(name="", default=())
@@ -115,21 +130,39 @@ class _LenientPing(Ping, frozen=True, tag_field="type", tag="ping", forbid_unkno
     told: Any = _told
 
 
+class _LenientAuthenticate(
+    Authenticate, frozen=True, tag_field="type", tag="authenticate", forbid_unknown_fields=False
+):
+    told: Any = _told
+
+    __repr__ = Authenticate.__repr__
+
+
 class PublishedNotice(PublishedWithRef, frozen=True, gc=False, tag_field="type", tag="published"):
     """The answer to a publish with a ref."""
+
+
+Aside = Subscribe | Unsubscribe | Ping | Authenticate
 
 
 class _Aside(ClevrdError):
     """A command that is no publish; it ends a run of these and is carried out after it."""
 
-    def __init__(self, command: Subscribe | Unsubscribe | Ping) -> None:
+    def __init__(self, command: Aside) -> None:
         super().__init__("not a publish")
         self.command = command
 
 
-Command = Publish | Subscribe | Unsubscribe | Ping
+Command = Publish | Aside
 
-Lenient = _LenientPublish | _LenientSubscribe | _LenientUnsubscribe | _LenientPing
+Lenient = (
+    _LenientPublish | _LenientSubscribe | _LenientUnsubscribe | _LenientPing | _LenientAuthenticate
+)
+
+_VOCABULARIES: Final = {
+    _LenientPublish: PUBLISH_COMMAND,
+    _LenientAuthenticate: AUTHENTICATE_COMMAND,
+}
 
 _decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 _lenient_decoder: msgspec.json.Decoder[Lenient] = msgspec.json.Decoder(Lenient)
@@ -175,7 +208,7 @@ def _read(payload: bytes) -> Command:
         return _decoder.decode(payload)
     except msgspec.ValidationError:
         command = _lenient_decoder.decode(payload)
-        names = PUBLISH_COMMAND if isinstance(command, Publish) else SUBSCRIBE_COMMAND
+        names = _VOCABULARIES.get(type(command), SUBSCRIBE_COMMAND)
         told = field_warnings(payload, names)
         return msgspec.structs.replace(command, told=told)
 
@@ -187,6 +220,7 @@ class Commands(SocketOutcomes):
 
     def __init__(
         self,
+        gate: Gate,
         hub: Hub,
         tenant: Tenant,
         connection: CommandWebSocket,
@@ -196,6 +230,7 @@ class Commands(SocketOutcomes):
         may_match_all: bool,
     ) -> None:
         super().__init__(hub)
+        self._gate = gate
         self._connection = connection
         self._default_last = default_last
         self._max_topics = max_topics
@@ -230,7 +265,7 @@ class Commands(SocketOutcomes):
     def _answer(self, answer: msgspec.Struct) -> None:
         self.answers.append(_encode(answer))
 
-    def _carry_out(self, command: Subscribe | Unsubscribe | Ping) -> None:
+    def _carry_out(self, command: Aside) -> None:
         match command:
             case Ping():
                 self._answer(Pong(command.ref))
@@ -243,6 +278,19 @@ class Commands(SocketOutcomes):
                 self._subscribe(command)
             case Unsubscribe():
                 self._unsubscribe(command)
+            case Authenticate():
+                # A close, where one follows, comes behind all answers.
+                if not self._connection.flush_answers():
+                    raise HasToWait
+                self._authenticate(command)
+
+    def _authenticate(self, command: Authenticate) -> None:
+        tenant = self._gate.renew(self._connection.tenant, command.token)
+        left_s = self._gate.left_s(tenant)
+        expires_in_s = msgspec.UNSET if left_s == math.inf else round(left_s, 3)
+        self._answer(Authenticated(expires_in_s, command.ref))
+        self._connection.flush_answers()
+        self._connection.renew(tenant)
 
     # --- subscriptions ---------------------------------------------------------------------------
 

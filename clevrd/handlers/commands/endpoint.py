@@ -62,6 +62,7 @@ class CommandEndpoint:
                 config.max_message_bytes,
                 partial(
                     Commands,
+                    self._gate,
                     self._hub,
                     tenant,
                     default_last=config.catch_up_messages,
