@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -33,12 +33,14 @@ from clevrd.addresses import parse_address
 from clevrd.admission import Gate
 from clevrd.aiohttp_front.front import AiohttpFront
 from clevrd.config import Config, Loaded
+from clevrd.config_view import ConfigInForce
 from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
 from clevrd.daemon_signals import DaemonSignals
 from clevrd.descriptors import connections_allowed, raise_limit
 from clevrd.errors import CannotStart
 from clevrd.handlers.commands.endpoint import CommandEndpoint
+from clevrd.handlers.operate.configuration import ConfigurationEndpoint
 from clevrd.handlers.operate.figures import Figures
 from clevrd.handlers.operate.health import HealthEndpoint, ProbeEndpoint
 from clevrd.handlers.operate.metrics import MetricsEndpoint
@@ -103,6 +105,8 @@ class Server:
         access: Access = OPEN,
         folder: Path = Path(),
         *,
+        sources: Mapping[str, str] | None = None,
+        file: str = "",
         stats: Stats | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -111,6 +115,8 @@ class Server:
         Args:
             access: who may ask for what.
             folder: where the files are that ``access`` names.
+            sources: where each setting's value comes from, for operators.
+            file: the configuration file, for operators.
 
         Raises:
             ConfigError: one of these files can't be used.
@@ -135,8 +141,9 @@ class Server:
             wall_s,
         )
         self._polls = Polls(self.hub, self._loop)
+        in_force = ConfigInForce(config, sources or {}, file, access, wall_s)
         self.access = AccessControl(
-            maker, authenticator, gate, self.connections, self._polls, self.hub.tasks
+            maker, authenticator, gate, self.connections, self._polls, self.hub.tasks, in_force
         )
         publish = PublishEndpoint(gate, self.hub, config)
         publish_socket = PublishSocketEndpoint(gate, self.hub, self.connections, config)
@@ -147,6 +154,7 @@ class Server:
         ready = ProbeEndpoint(self.is_ready, "The daemon is starting or shutting down.")
         figures = Figures(self.hub, self.count_connections, started_s)
         metrics = MetricsEndpoint(gate, figures, self.hub.turns)
+        configuration = ConfigurationEndpoint(gate, in_force, self.hub.turns)
         router = PathRouter(
             {
                 "/": {"GET": HomeEndpoint()},
@@ -161,6 +169,7 @@ class Server:
                 "/health/live": {"GET": live},
                 "/health/ready": {"GET": ready},
                 "/metrics": {"GET": metrics},
+                "/config": {"GET": configuration},
             }
         )
         refusals = self.hub.refusals.with_events(refusal_as_events)
@@ -507,7 +516,9 @@ async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> 
     # Without a file there is nothing to read again, and SIGHUP stops the daemon.
     signals = DaemonSignals(loop, reloads=bool(loaded.path))
     signals.install()
-    server = Server(loaded.config, access, folder_of(loaded))
+    server = Server(
+        loaded.config, access, folder_of(loaded), sources=loaded.sources, file=loaded.path
+    )
     reloading = Reloading(server.access, loaded, load, server.hub.tasks, server.hub.counters)
     loop.set_exception_handler(server.on_loop_error)
     # The thresholds are set before `prepare`: with CPython's own, 100,000 restored topics would be

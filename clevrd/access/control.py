@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 
 from clevrd.admission import Gate
+from clevrd.config_view import ConfigInForce
 from clevrd.connections.poll import Polls
 from clevrd.connections.registry import Connections
 from clevrd.scheduling.timers import Tasks
@@ -31,6 +32,7 @@ class AccessControl:
         connections: Connections,
         polls: Polls,
         tasks: Tasks,
+        in_force: ConfigInForce,
     ) -> None:
         """Args: authenticator: the one that ``maker`` made first, which ``gate`` asks."""
         self._maker = maker
@@ -40,6 +42,7 @@ class AccessControl:
         self._connections = connections
         self._polls = polls
         self._tasks = tasks
+        self._in_force = in_force
 
     async def apply(self, access: Access, folder: Path) -> int:
         """Put ``access`` into force, and return how many connections were closed for it.
@@ -52,6 +55,7 @@ class AccessControl:
         """
         self._authenticator = self._maker.make(access, folder)
         self._gate.change(self._authenticator)
+        self._in_force.change(access)
         return await self._judge_again()
 
     def keys_changed(self) -> None:

@@ -63,6 +63,8 @@ _OTHER_NAMES: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("--memory", "--max-memory", "-m"), ("--max-memory-mb",)),
     **dict.fromkeys(("--string", "--message", "-m"), ("--text",)),
 }
+# Flags by which other programs take a secret.
+_SECRETS: Final = frozenset({"--token", "--api-key", "--apikey", "--secret", "--bearer"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,6 +122,12 @@ def _unrecognized(words: Sequence[str], flags: Iterable[str]) -> str:
         return f"{sentence}; a topic stands without a flag"
     meant: list[str] = [flag for flag in _OTHER_NAMES.get(name, ()) if flag in known]
     meant += difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    if name in _SECRETS and "--key-file" in known:
+        # The words are not repeated: they hold the secret.
+        return (
+            f"unrecognized argument: {name}; a key or token is not for the command line, which all"
+            " users see: take --key-file FILE or the variable CLEVRD_KEY"
+        )
     if not meant:
         return sentence
     example = " HOST:PORT" if meant[0] == "--address" else ""

@@ -90,7 +90,7 @@ def _table(options: argparse.Namespace, sha256: str) -> Iterator[str]:
     # The file may not end with a line's end.
     yield ""
     yield f"# If the file has the tenant {options.tenant} already, leave out [[tenants]] and name,"
-    yield "# and put the rest below its table, before the next [[tenants]]; check: clevrd checkconfig"
+    yield "# and put the rest below its table, before the next [[tenants]]; see clevrd checkconfig."
     yield "[[tenants]]"
     yield f"name = {_toml(options.tenant)}"
     yield ""

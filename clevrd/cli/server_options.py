@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from clevrd.cli.credential import add_credential, credential_of
 from clevrd.cli.failures import CommandFailed, NoServer, UsageError
-from clevrd.client import BadUrl, ClientError, Unreachable
+from clevrd.client import RETRY_FOR_S, BadUrl, Client, ClientError, Unreachable
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the server and the tenant."""
+    """Add the options for the server, the tenant and the credential."""
     parser.add_argument(
         "--url",
         default=os.environ.get("CLEVRD_URL") or DEFAULT_URL,
@@ -29,6 +30,19 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="sent as X-Tenant-ID (CLEVRD_TENANT)",
     )
+    add_credential(parser)
+
+
+def client_of(options: argparse.Namespace, *, retry_for_s: float = RETRY_FOR_S) -> Client:
+    """Return a client of the server that the options name, with their credential.
+
+    Raises:
+        BadUrl: the URL names no server.
+        ConfigError: there is no credential where one should be.
+    """
+    secret = credential_of(options)
+    headers = None if secret is None else {"Authorization": f"Bearer {secret}"}
+    return Client(options.url, options.tenant, headers=headers, retry_for_s=retry_for_s)
 
 
 @contextmanager

@@ -10,10 +10,10 @@ _shtab_clevrd_token_subparsers=(new show)
 _shtab_clevrd_subparsers=(serve publish subscribe health checkconfig key token completion version help)
 
 _shtab_clevrd_serve_option_strings=(-h --help --config --address --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --max-connections --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --log-level --raw-paths)
-_shtab_clevrd_publish_option_strings=(-h --help --url --tenant --text --key --retry-for)
-_shtab_clevrd_subscribe_option_strings=(-h --help --url --tenant --pattern --policy --buffer --last --since --raw --count --no-reconnect)
+_shtab_clevrd_publish_option_strings=(-h --help --url --tenant --key-file --text --key --retry-for)
+_shtab_clevrd_subscribe_option_strings=(-h --help --url --tenant --key-file --pattern --policy --buffer --last --since --raw --count --no-reconnect)
 _shtab_clevrd_health_option_strings=(-h --help --address --config --ready --timeout)
-_shtab_clevrd_checkconfig_option_strings=(-h --help --config --address --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --max-connections --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --log-level --raw-paths)
+_shtab_clevrd_checkconfig_option_strings=(-h --help --config --address --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --max-connections --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --log-level --raw-paths --url --key-file)
 _shtab_clevrd_key_new_option_strings=(-h --help --tenant --id --publish --subscribe --admin --secret-file)
 _shtab_clevrd_key_digest_option_strings=(-h --help)
 _shtab_clevrd_key_option_strings=(-h --help)
@@ -27,9 +27,12 @@ _shtab_clevrd_option_strings=(-h --help -V --version)
 
 _shtab_clevrd_serve___config_COMPGEN=_shtab_compgen_files
 _shtab_clevrd_serve___state_dir_COMPGEN=_shtab_compgen_dirs
+_shtab_clevrd_publish___key_file_COMPGEN=_shtab_compgen_files
+_shtab_clevrd_subscribe___key_file_COMPGEN=_shtab_compgen_files
 _shtab_clevrd_health___config_COMPGEN=_shtab_compgen_files
 _shtab_clevrd_checkconfig___config_COMPGEN=_shtab_compgen_files
 _shtab_clevrd_checkconfig___state_dir_COMPGEN=_shtab_compgen_dirs
+_shtab_clevrd_checkconfig___key_file_COMPGEN=_shtab_compgen_files
 _shtab_clevrd_key_new___secret_file_COMPGEN=_shtab_compgen_files
 _shtab_clevrd_token_new___secret_file_COMPGEN=_shtab_compgen_files
 _shtab_clevrd_token_new___private_key_COMPGEN=_shtab_compgen_files

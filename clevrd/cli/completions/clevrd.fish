@@ -51,7 +51,7 @@ function _shtab_clevrd_using
 end
 
 set -g _shtab_clevrd_commands serve publish subscribe health checkconfig key 'key new' 'key digest' token 'token new' 'token show' completion version help
-set -g _shtab_clevrd_opts_with_value --address --audience --buffer --catch-up-messages --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --id --idempotency-s --issuer --keepalive-timeout-s --key --kid --last --lifetime --log-level --match-all-patterns --max-batch-bytes --max-connections --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --private-key --publish --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --secret-file --send-buffer-bytes --shutdown-timeout-s --since --state-dir --sub --subscribe --tenant --timeout --topic-idle-s --url --write-high-bytes --write-low-bytes
+set -g _shtab_clevrd_opts_with_value --address --audience --buffer --catch-up-messages --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --id --idempotency-s --issuer --keepalive-timeout-s --key --key-file --kid --last --lifetime --log-level --match-all-patterns --max-batch-bytes --max-connections --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --private-key --publish --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --secret-file --send-buffer-bytes --shutdown-timeout-s --since --state-dir --sub --subscribe --tenant --timeout --topic-idle-s --url --write-high-bytes --write-low-bytes
 
 complete -c clevrd -e
 complete -c clevrd -f
@@ -97,6 +97,7 @@ complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' 
 complete -c clevrd -n '_shtab_clevrd_using publish' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using publish' -l url -x -d 'the server: http://host:port, host:port, https://host or unix:/path (CLEVRD_URL; default http://127.0.0.1:8080)'
 complete -c clevrd -n '_shtab_clevrd_using publish' -l tenant -x -d 'sent as X-Tenant-ID (CLEVRD_TENANT)'
+complete -c clevrd -n '_shtab_clevrd_using publish' -l key-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file with the key or token to send; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with'
 complete -c clevrd -n '_shtab_clevrd_using publish' -l text -d 'the data is text as it is, without quotes; with - each line of standard input, empty ones too'
 complete -c clevrd -n '_shtab_clevrd_using publish' -l key -x -d 'what the message is about, for readers with --policy latest; with - that of all messages'
 complete -c clevrd -n '_shtab_clevrd_using publish' -l retry-for -x -d 'how long one message is tried again when the server is busy or restarts; it is there at least once, and may be there twice when a connection broke before the answer (default 60)'
@@ -104,6 +105,7 @@ complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' 
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l url -x -d 'the server: http://host:port, host:port, https://host or unix:/path (CLEVRD_URL; default http://127.0.0.1:8080)'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l tenant -x -d 'sent as X-Tenant-ID (CLEVRD_TENANT)'
+complete -c clevrd -n '_shtab_clevrd_using subscribe' -l key-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file with the key or token to send; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l pattern -x -d 'all topics that it matches, now and later: '"'"'orders.*'"'"' one word, '"'"'orders.**'"'"' one or more; may be given several times'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l policy -xka "drop_oldest drop_newest circuit_breaker latest" -d 'what is dropped when this reader is too slow (default: the server'"'"'s)'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l buffer -x -d 'messages this reader may lag behind'
@@ -153,6 +155,8 @@ complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l shutdown-timeout-s -x
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l state-dir -xka "(__fish_complete_directories)" -d 'Directory that carries topics over a planned restart; empty for none. Like /var/lib/clevrd; default none; CLEVRD_STATE_DIR'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l log-level -xka "debug info warning error" -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l raw-paths -xka "true false" -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
+complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l url -x -d 'a running daemon, such as http://127.0.0.1:8080: print what differs between what it works with and the file, and end with 1 where something does. The file is --config'"'"'s, or else the one that the daemon names'
+complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l key-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file with the key or token to send; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a key -d 'Make an API key, or the digest of one.'
 complete -c clevrd -n '_shtab_clevrd_using key' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using key; and test $_shtab_clevrd_npos -eq 0' -a new -d 'Make a key: prints its secret once, and what to paste into the file.'

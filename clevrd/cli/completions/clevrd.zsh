@@ -83,6 +83,8 @@ _shtab_clevrd_checkconfig_options=(
   "--state-dir[Directory that carries topics over a planned restart\; empty for none. Like \/var\/lib\/clevrd\; default none\; CLEVRD_STATE_DIR]:VALUE:_files -/"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
+  "--url[a running daemon, such as http\:\/\/127.0.0.1\:8080\: print what differs between what it works with and the file, and end with 1 where something does. The file is --config\'s, or else the one that the daemon names]:url:"
+  "--key-file[a file with the key or token to send\; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with]:FILE:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -146,6 +148,7 @@ _shtab_clevrd_publish_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--url[the server\: http\:\/\/host\:port, host\:port, https\:\/\/host or unix\:\/path (CLEVRD_URL\; default http\:\/\/127.0.0.1\:8080)]:url:"
   "--tenant[sent as X-Tenant-ID (CLEVRD_TENANT)]:NAME:"
+  "--key-file[a file with the key or token to send\; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with]:FILE:_files"
   "--text[the data is text as it is, without quotes\; with - each line of standard input, empty ones too]"
   "--key[what the message is about, for readers with --policy latest\; with - that of all messages]:KEY:"
   "--retry-for[how long one message is tried again when the server is busy or restarts\; it is there at least once, and may be there twice when a connection broke before the answer (default 60)]:SECONDS:"
@@ -200,6 +203,7 @@ _shtab_clevrd_subscribe_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--url[the server\: http\:\/\/host\:port, host\:port, https\:\/\/host or unix\:\/path (CLEVRD_URL\; default http\:\/\/127.0.0.1\:8080)]:url:"
   "--tenant[sent as X-Tenant-ID (CLEVRD_TENANT)]:NAME:"
+  "--key-file[a file with the key or token to send\; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with]:FILE:_files"
   "*--pattern[all topics that it matches, now and later\: \'orders.\*\' one word, \'orders.\*\*\' one or more\; may be given several times]:PATTERN:"
   "--policy[what is dropped when this reader is too slow (default\: the server\'s)]:policy:(drop_oldest drop_newest circuit_breaker latest)"
   "--buffer[messages this reader may lag behind]:N:"
