@@ -174,6 +174,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             description="Seconds without readers or publishes after which a topic is forgotten.",
         ),
     ] = HOUR_S
+    allowed_origins: Annotated[
+        str,
+        Meta(
+            description="Web pages of other origins that may use the daemon, between commas.",
+            examples=["https://app.example", "https://*.example.com", "*"],
+        ),
+    ] = ""
     max_connections: Annotated[
         int,
         Meta(

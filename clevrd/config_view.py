@@ -22,6 +22,8 @@ from clevrd.tenants.settings import Access, Auth, Key, Table, TenantEntry
 # Keys in one step of a view, at 10 us each.
 _KEYS_PER_STEP: Final = 64
 _FINGERPRINT_DIGITS: Final = 8
+# Settings that are read again with the rules.
+_RELOADED: Final = frozenset({"allowed_origins"})
 
 
 class SettingView(msgspec.Struct, frozen=True):
@@ -29,7 +31,7 @@ class SettingView(msgspec.Struct, frozen=True):
 
     value: Any
     source: str
-    needs_restart: bool = True
+    needs_restart: bool
 
 
 class ConfigView(msgspec.Struct, frozen=True):
@@ -65,16 +67,20 @@ class ConfigInForce:
         wall_s: Callable[[], float],
     ) -> None:
         self._config = config
-        self._sources = sources
+        self._sources = dict(sources)
         self._file = abspath(file) if file else ""
         self._access = access
         self._wall_s = wall_s
         self._loaded_at_s = wall_s()
         self._reloads = 0
 
-    def change(self, access: Access) -> None:
-        """Note that other rules are in force from now on."""
+    def change(self, access: Access, allowed_origins: str) -> None:
+        """Note that other rules are in force from now on, and what is read again with them."""
         self._access = access
+        if allowed_origins != self._config.allowed_origins:
+            # A process keeps its flags and variables, so the file alone can have changed it.
+            self._sources["allowed_origins"] = f"file {self._file}"
+            self._config = msgspec.structs.replace(self._config, allowed_origins=allowed_origins)
         self._loaded_at_s = self._wall_s()
         self._reloads += 1
 
@@ -98,6 +104,7 @@ class ConfigInForce:
                 setting.field: SettingView(
                     getattr(self._config, setting.field),
                     self._sources.get(setting.field, "default"),
+                    needs_restart=setting.field not in _RELOADED,
                 )
                 for setting in SETTINGS
             },

@@ -62,6 +62,12 @@ class Forbidden(ClevrdError):
     close_code = 4003
 
 
+class OriginNotAllowed(Forbidden):
+    """A web page asks that may not: it is neither the daemon's own nor listed."""
+
+    code = "origin_not_allowed"
+
+
 class NotFound(ClevrdError):
     """No endpoint has this path."""
 

@@ -54,6 +54,7 @@ from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_eve
 from clevrd.handlers.subscribe.ticket import TicketEndpoint
 from clevrd.hub import Hub, Stats
 from clevrd.listeners import Listeners
+from clevrd.page_check import PageCheck
 from clevrd.raw_http import (
     MAX_LINGERING,
     MAX_PROBES,
@@ -64,6 +65,8 @@ from clevrd.raw_http import (
 from clevrd.restart.directory import StateDir
 from clevrd.scheduling.timers import Timers
 from clevrd.tenants.from_settings import AuthenticatorMaker, Surroundings, access_of, folder_of
+from clevrd.tenants.origin_rule import OriginRule
+from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import OPEN, Access
 
 log = logging.getLogger(__name__)
@@ -141,9 +144,12 @@ class Server:
             wall_s,
         )
         self._polls = Polls(self.hub, self._loop)
+        allowed = read_allowed_origins(config.allowed_origins, access.auth.allowed_origins)
+        origins = OriginRule(allowed, self._loop.time)
         in_force = ConfigInForce(config, sources or {}, file, access, wall_s)
         self.access = AccessControl(
-            maker, authenticator, gate, self.connections, self._polls, self.hub.tasks, in_force
+            *(maker, authenticator, gate, origins, config.allowed_origins),
+            *(self.connections, self._polls, self.hub.tasks, in_force),
         )
         publish = PublishEndpoint(gate, self.hub, config)
         publish_socket = PublishSocketEndpoint(gate, self.hub, self.connections, config)
@@ -173,8 +179,10 @@ class Server:
             }
         )
         refusals = self.hub.refusals.with_events(refusal_as_events)
+        pages = PageCheck(origins, lambda _: False)
         self._front = AiohttpFront(
-            gate, router, refusals, self.hub.turns, self.hub.input_budget, config
+            *(gate, pages, router, refusals),
+            *(self.hub.turns, self.hub.input_budget, config),
         )
         self._http = self._front.server
         grammar = PlainGrammar(
@@ -184,6 +192,7 @@ class Server:
         )
         self.raw_server = RawServer(
             gate=gate,
+            pages=pages,
             grammar=grammar if config.raw_paths else None,
             probes={"/health": health, "/health/live": live, "/health/ready": ready},
             refusals=refusals,

@@ -16,6 +16,8 @@ from clevrd.connections.registry import Connections
 from clevrd.scheduling.timers import Tasks
 from clevrd.tenants.authenticator import Authenticator
 from clevrd.tenants.from_settings import AuthenticatorMaker
+from clevrd.tenants.origin_rule import OriginRule
+from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import Access
 
 log = logging.getLogger(__name__)
@@ -29,33 +31,51 @@ class AccessControl:
         maker: AuthenticatorMaker,
         authenticator: Authenticator,
         gate: Gate,
+        origins: OriginRule,
+        allowed_origins: str,
         connections: Connections,
         polls: Polls,
         tasks: Tasks,
         in_force: ConfigInForce,
     ) -> None:
-        """Args: authenticator: the one that ``maker`` made first, which ``gate`` asks."""
+        """Store the parts.
+
+        Args:
+            authenticator: the one that ``maker`` made first, which ``gate`` asks.
+            allowed_origins: the setting of that name.
+        """
         self._maker = maker
         self.tickets = maker.tickets
         self._authenticator = authenticator
         self._gate = gate
+        self._origins = origins
+        # The setting of that name; changed by apply.
+        self._allowed_origins = allowed_origins
         self._connections = connections
         self._polls = polls
         self._tasks = tasks
         self._in_force = in_force
 
-    async def apply(self, access: Access, folder: Path) -> int:
+    async def apply(self, access: Access, folder: Path, allowed_origins: str | None = None) -> int:
         """Put ``access`` into force, and return how many connections were closed for it.
+
+        Connections that a page opened stay open where its origin is allowed no more.
 
         Args:
             folder: where the file is that has these rules.
+            allowed_origins: the setting of that name; None leaves it as it is.
 
         Raises:
             ConfigError: a file that it names can't be used; the rules in force stay as they are.
         """
+        if allowed_origins is None:
+            allowed_origins = self._allowed_origins
+        allowed = read_allowed_origins(allowed_origins, access.auth.allowed_origins)
         self._authenticator = self._maker.make(access, folder)
+        self._origins.change(allowed)
+        self._allowed_origins = allowed_origins
         self._gate.change(self._authenticator)
-        self._in_force.change(access)
+        self._in_force.change(access, allowed_origins)
         return await self._judge_again()
 
     def keys_changed(self) -> None:

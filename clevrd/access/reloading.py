@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from clevrd.access.control import AccessControl
 from clevrd.config import Config, Loaded
@@ -15,6 +16,9 @@ from clevrd.errors import ConfigError
 from clevrd.metrics.counters import Counters
 from clevrd.scheduling.timers import Tasks
 from clevrd.tenants.from_settings import access_of, folder_of
+
+# Settings that a reload puts into force; all others need a restart.
+RELOADED: Final = frozenset({"allowed_origins"})
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +69,9 @@ class Reloading:
         """Put the rules in the file into force, and log each setting that needs a restart."""
         try:
             loaded = self._load()
-            closed = await self._access.apply(access_of(loaded), folder_of(loaded))
+            closed = await self._access.apply(
+                access_of(loaded), folder_of(loaded), loaded.config.allowed_origins
+            )
         except ConfigError as error:
             self._counters.reloads_failed += 1
             for line in str(error).split("\n"):
@@ -78,7 +84,9 @@ class Reloading:
 
 
 def changed_settings(before: Config, now: Config) -> list[str]:
-    """Return the names of the settings that differ, in their order."""
+    """Return the names of the settings that differ and need a restart, in their order."""
     return [
-        field for field in Config.__struct_fields__ if getattr(before, field) != getattr(now, field)
+        field
+        for field in Config.__struct_fields__
+        if field not in RELOADED and getattr(before, field) != getattr(now, field)
     ]

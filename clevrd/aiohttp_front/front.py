@@ -12,6 +12,7 @@ import re
 from functools import partial
 from typing import Final, cast
 
+import msgspec
 from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
 
 from clevrd.admission import Gate, Router
@@ -30,6 +31,7 @@ from clevrd.http_values import (
     WebSocketUpgrade,
 )
 from clevrd.input_budget import InputBudget
+from clevrd.page_check import PageCheck
 from clevrd.refusals import Refusals
 from clevrd.scheduling.fair_turns import FairTurns
 
@@ -67,6 +69,7 @@ class AiohttpFront:
     def __init__(
         self,
         gate: Gate,
+        pages: PageCheck,
         router: Router,
         refusals: Refusals,
         turns: FairTurns,
@@ -74,13 +77,19 @@ class AiohttpFront:
         config: Config,
     ) -> None:
         self._gate = gate
+        self._pages = pages
         self._router = router
-        self.refusal = refusals.response
+        self._refusals = refusals
         self._bodies = BodyReader(budget, config.request_timeout_s)
         self._turns = turns
         self.server = FrontServer(self.handle, self.refusal, turns, budget, config)
         # Requests under way; changed by handle alone.
         self.in_flight = 0
+
+    def refusal(self, error: Exception, request: Request | None) -> Response:
+        """Return the answer to a request that raised ``error``; None for one that is not whole."""
+        answer = self._refusals.response(error, request)
+        return answer if request is None else self._pages.marked(answer, request)
 
     async def handle(self, http_request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; a refusal is counted and returned, not raised."""
@@ -99,6 +108,7 @@ class AiohttpFront:
         request: Request | None = None
         try:
             request = to_request(http_request)
+            self._pages.check(request, connection.transport)
             reply = await self._reply(request, http_request, connection)
         except ConnectionError:
             raise
@@ -110,8 +120,11 @@ class AiohttpFront:
                 return LastWord(connection, answer)
             return to_response(answer)
         if isinstance(reply, Upgrade):
+            if not isinstance(reply, WebSocketUpgrade):
+                head = self._pages.marked_stream(reply.head, request)
+                reply = msgspec.structs.replace(reply, head=head)
             return take_over(connection, reply, partial(self.refusal, request=request))
-        return to_response(reply)
+        return to_response(self._pages.marked(reply, request))
 
     async def _reply(
         self, request: Request, http_request: web.BaseRequest, connection: FrontConnection

@@ -20,6 +20,7 @@ from clevrd.config import BY_FIELD, SETTINGS, Loaded, load
 from clevrd.config_differences import differences, outranks_file
 from clevrd.config_view import ConfigInForce, ConfigView
 from clevrd.tenants.from_settings import access_of, check_access, folder_of
+from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import Access, TenantEntry
 
 # The exit code where something differs, as diff's.
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
     # The rules of access are checked as the daemon does at its start, with all files they name.
     access = access_of(loaded)
     check_access(access, folder_of(loaded))
+    read_allowed_origins(loaded.config.allowed_origins, access.auth.allowed_origins)
     rows = [("setting", "value", "source")]
     for field, source in loaded.sources.items():
         rows.append((field, value_text(getattr(loaded.config, field)), source))

@@ -275,10 +275,14 @@ class RawConnection(asyncio.Protocol):
 
     def _admit(self, plain: PlainHead) -> Admitted | Response:
         """Return the request as its endpoint takes it, or the refusal."""
+        server = self._server
         try:
-            return self._server.admit(plain, has_begun=self._is_last)
+            if plain.is_upgrade:
+                # A publish with an Origin is not plain.
+                server.pages.check(plain.request, self.transport)
+            return server.admit(plain, has_begun=self._is_last)
         except Exception as error:
-            return self._server.refusal(error, plain.request)
+            return server.refusal(error, plain.request)
 
     def _reply(
         self, plain: PlainHead, admitted: Admitted | Response, body: bytes
@@ -372,10 +376,12 @@ class RawConnection(asyncio.Protocol):
         """Return the answer to what may be asked over the limit, or that there is no room."""
         server = self._server
         try:
+            server.pages.check(request, self.transport)
             endpoint = server.probes.get(request.path)
             if endpoint is None:
                 raise no_room()
-            return cast(Response, endpoint.answer(endpoint.admit(request), b""))
+            answer = cast(Response, endpoint.answer(endpoint.admit(request), b""))
+            return server.pages.marked(answer, request)
         except Exception as error:
             return server.refusal(error, request)
 

@@ -128,7 +128,8 @@ class PlainGrammar:
         return None
 
     def _read_publish(self, target: str, fields: dict[str, str] | None) -> PlainHead | None:
-        if fields is None or "upgrade" in fields:
+        # The answer to a browser's page has fields of its own, which aiohttp's side alone knows.
+        if fields is None or "upgrade" in fields or "origin" in fields:
             return None
         if fields.get("connection", "keep-alive").lower() != "keep-alive":
             return None

@@ -9,10 +9,11 @@ from typing import Final, Protocol
 
 from clevrd.admission import Admitted, Endpoint, Gate
 from clevrd.config import Config
-from clevrd.http_values import ResponseRenderer
+from clevrd.http_values import Request, Response, ResponseRenderer
 from clevrd.input_budget import InputBudget
 from clevrd.metrics.counters import Counters
 from clevrd.pace import sent_step_bytes
+from clevrd.page_check import PageCheck
 from clevrd.raw_http.grammar import PlainGrammar, PlainHead
 from clevrd.refusals import Refusals
 from clevrd.scheduling.deadlines import Deadlines
@@ -50,6 +51,7 @@ class RawServer:
         self,
         *,
         gate: Gate,
+        pages: PageCheck,
         grammar: PlainGrammar | None,
         probes: Mapping[str, Endpoint],
         refusals: Refusals,
@@ -64,9 +66,10 @@ class RawServer:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._gate = gate
+        self.pages = pages
         # None hands every connection straight over.
         self.grammar = grammar
-        self.refusal = refusals.response
+        self._refusals = refusals
         self.make_aiohttp_protocol = make_aiohttp_protocol
         self.counters = counters
         self.renderer = ResponseRenderer()
@@ -98,6 +101,11 @@ class RawServer:
     def read_head(self, head: bytes) -> PlainHead | None:
         """Return what ``head`` asks, None when it is not for the raw path."""
         return self.grammar.read(head) if self.grammar is not None else None
+
+    def refusal(self, error: Exception, request: Request | None) -> Response:
+        """Return the answer to a request that raised ``error``; None for one that is not whole."""
+        answer = self._refusals.response(error, request)
+        return answer if request is None else self.pages.marked(answer, request)
 
     def admit(self, plain: PlainHead, *, has_begun: bool) -> Admitted:
         """Return the request as its endpoint takes it, remembered where the head is.

@@ -16,6 +16,7 @@ import msgspec
 from clevrd.config import Loaded
 from clevrd.errors import ConfigError
 from clevrd.tenants.authenticator import Authenticator, limits_of
+from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import Access, JwtIssuer, read_access
 from clevrd.tenants.tickets import Tickets
 
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 def access_of(loaded: Loaded) -> Access:
     """Return the rules of access in the file of a configuration; raises ConfigError."""
-    return read_access(loaded.tables, f"file {loaded.path}")
+    access = read_access(loaded.tables, f"file {loaded.path}")
+    read_allowed_origins(loaded.config.allowed_origins, access.auth.allowed_origins)
+    return access
 
 
 def folder_of(loaded: Loaded) -> Path:

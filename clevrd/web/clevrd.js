@@ -108,7 +108,7 @@ export class Clevrd {
 		if (typeof items?.[Symbol.iterator] !== "function")
 			throw new TypeError("The items must be an array, as [{ topic, data }].");
 		const lines = Array.from(items, (item) => encode(take(item, "topic data key idempotencyKey")));
-		const { results } = await this.#post("publish/batch", lines.join("\n"), signal);
+		const { results } = await this.#post("publish/batch", lines.join("\n"), signal, "x-ndjson");
 		const isWhole = listOf(results).length === lines.length;
 		if (!isWhole || !results.every((each) => isAnswer(each) || isRefusal(each))) throw this.#foreign();
 		return results;
@@ -270,13 +270,15 @@ export class Clevrd {
 		}
 	}
 
-	async #post(path, body, signal) {
+	async #post(path, body, signal, type = "json") {
+		// Browsers ask first whether a page of another origin may send these.
+		const headers = { "Content-Type": `application/${type}` };
 		const { retryForMs } = this.#options;
 		const ending = within(retryForMs || BEAT_MS, signal);
 		try {
 			for (let tries = 0; ; tries++) {
 				try {
-					return await this.#ask(path, ending.signal, { method: "POST", body });
+					return await this.#ask(path, ending.signal, { method: "POST", body, headers });
 				} catch (error) {
 					if (signal?.aborted) throw reasonOf(signal);
 					if (!retryForMs) throw error;

@@ -143,6 +143,7 @@ async def start(*argv: str, **options: Any) -> asyncio.subprocess.Process:
         (["serve", "--config", "/nowhere"], 78, "Can't read the configuration file /nowhere"),
         (["--address", "nowhere"], 78, "(flag --address) is not allowed"),
         (["checkconfig", "--ring-messages", "5"], 78, "(flag --ring-messages) is not allowed"),
+        (["checkconfig", "--allowed-origins", "a.example"], 78, "'a.example' is no origin"),
     ],
 )
 def test_failure_is_one_line_and_its_own_exit_code(

@@ -18,9 +18,10 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from browsers import chromium, in_page, page_at, until_page
+from browsers import chromium, in_page, page_at, site, until_page
 from daemons import ROOT, DaemonProcess, daemon_process, running, until
 from playwright.async_api import Browser, Page, Request
+from ports import free_port
 from proxies import cutting_proxy
 from turns import WATCHING, Turn, faking, found, gap_frame, message, subscribed
 
@@ -266,8 +267,8 @@ async def test_leaving_a_quiet_topic_does_not_wait_for_it(browser: Browser) -> N
     ]
 
 
-async def test_foreign_page_can_publish(browser: Browser, tmp_path: Path) -> None:
-    """As docs/javascript.md says: a plain form does, until the daemon looks at origins."""
+async def test_foreign_page_can_not_publish(browser: Browser, tmp_path: Path) -> None:
+    """As docs/javascript.md says: not by a plain form either, which browsers let it send."""
     page_text = """<iframe name="answer"></iframe>
         <form method="post" enctype="text/plain" target="answer">
         <input name='{"topic":"t","data":1,"of":"' value='"}'></form>"""
@@ -279,7 +280,8 @@ async def test_foreign_page_can_publish(browser: Browser, tmp_path: Path) -> Non
             "url => { document.forms[0].action = url; document.forms[0].submit(); }",
             f"{daemon.url}/publish",
         )
-        await until(lambda: [topic.published for topic in daemon.hub.topics] == [1])
+        await until(lambda: daemon.hub.counters.refused == {"origin_not_allowed": 1})
+        assert [topic.published for topic in daemon.hub.topics] == []
 
 
 async def test_network_that_returns_is_used_at_once(browser: Browser) -> None:
@@ -341,18 +343,21 @@ async def test_refused_handshake_is_told_in_the_servers_words(browser: Browser) 
     assert "tenant" in end[1]
 
 
-async def test_example_page_works(browser: Browser, tmp_path: Path) -> None:
-    """The page of docs/javascript.md, opened as a file, shows what is published."""
+async def test_example_page_works(browser: Browser) -> None:
+    """The page of docs/javascript.md, from a server of its own, shows what is published."""
     text = (ROOT / "docs" / "javascript.md").read_text()
     (example,) = re.findall(r"^```html\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    file = tmp_path / "demo.html"
+    port = free_port()
+    example = example.replace("http://localhost:8080", f"http://127.0.0.1:{port}")
 
-    async with running() as daemon:
-        file.write_text(example.replace("http://localhost:8080", daemon.url))
-        async with page_at(browser, file.as_uri()) as page:
-            await until_page(page, "document.querySelector('#status').textContent === 'open'")
-            await daemon.publish("demo", {"hello": 1})
-            await until_page(page, """events.textContent === '{"hello":1}\\n'""")
+    async with (
+        site(example) as origin,
+        running(address=f"127.0.0.1:{port}", allowed_origins=origin) as daemon,
+        page_at(browser, origin) as page,
+    ):
+        await until_page(page, "document.querySelector('#status').textContent === 'open'")
+        await daemon.publish("demo", {"hello": 1})
+        await until_page(page, """events.textContent === '{"hello":1}\\n'""")
 
 
 # --- names that are misspelt ---------------------------------------------------------------------

@@ -147,6 +147,36 @@ async def test_clients_reach_the_daemon_through_the_proxy(
 
 
 @pytest.mark.parametrize("name", PROXIES)
+async def test_pages_of_the_proxy_are_own_and_others_are_not(
+    name: str, daemon: Daemon, tmp_path: Path
+) -> None:
+    """By the Host that it passes on, with its port; also where a proxy before it has ended TLS."""
+    async with proxy_of(name, daemon.port, tmp_path) as port:
+        url = f"http://127.0.0.1:{port}"
+        statuses = {}
+        async with asyncio.timeout(20), aiohttp.ClientSession() as http:
+            for host, origin in (
+                (f"127.0.0.1:{port}", url),
+                ("app.example", "https://app.example"),
+                ("app.example:8443", "https://app.example:8443"),
+                (f"127.0.0.1:{port}", "http://evil.example"),
+                ("app.example", "https://evil.example"),
+                ("app.example:8443", "https://app.example"),
+            ):
+                fields = {"Host": host, "Origin": origin, "X-Forwarded-Host": "evil.example"}
+                body = {"topic": "t", "data": 1}
+                async with http.post(f"{url}/publish", json=body, headers=fields) as answer:
+                    published = answer.status
+                upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+                upgrade |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "A" * 22 + "=="}
+                subscribe = f"{url}/subscribe?topic=t"
+                async with http.get(subscribe, headers={**fields, **upgrade}) as answer:
+                    statuses[host, origin] = (published, answer.status)
+
+    assert list(statuses.values()) == [(200, 101)] * 3 + [(403, 403)] * 3
+
+
+@pytest.mark.parametrize("name", PROXIES)
 async def test_metrics_stay_inside(name: str, daemon: Daemon, tmp_path: Path) -> None:
     """However the path is spelled: the daemon shows them to everybody who reaches it."""
     async with proxy_of(name, daemon.port, tmp_path) as port:

@@ -38,11 +38,16 @@ def chromium_path() -> str:
 
 
 @asynccontextmanager
-async def chromium() -> AsyncIterator[Browser]:
-    """Run a Chromium; its start takes about a second, so one serves many tests."""
+async def chromium(*more: str) -> AsyncIterator[Browser]:
+    """Run a Chromium; its start takes about a second, so one serves many tests.
+
+    Args:
+        more: arguments of its command line.
+    """
     path = chromium_path()
     # Chromium's sandbox does not run as root, and containers' /dev/shm is small.
-    arguments = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.getuid() == 0 else [])]
+    arguments = ["--disable-dev-shm-usage", *more]
+    arguments += ["--no-sandbox"] if os.getuid() == 0 else []
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, args=arguments)
         try:
@@ -65,6 +70,22 @@ async def page_at(browser: Browser, url: str, script: str = QUICK) -> AsyncItera
         assert errors == []
     finally:
         await context.close()
+
+
+@asynccontextmanager
+async def site(text: str = "<!doctype html><title>page</title>") -> AsyncIterator[str]:
+    """Serve a page on a port of its own, which makes it an origin of its own; yield that."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        body = text.encode()
+        head = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n"
+        while await reader.read(65_536):
+            writer.write((head % len(body)).encode() + body)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 async def in_page(page: Page, script: str, **arguments: Any) -> Any:

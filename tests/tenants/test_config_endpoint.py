@@ -53,10 +53,12 @@ async def test_operator_sees_every_setting_and_no_digest(raw_paths: bool) -> Non
 async def test_answer_tells_of_the_rules_that_came_last() -> None:
     """As they are in force, not as they were at the start."""
     async with running(access=access()) as daemon:
-        await daemon.server.access.apply(access("open"), Path())
+        await daemon.server.access.apply(access("open"), Path(), "https://a.example")
         shown = await daemon.get_json("/config")
 
     assert shown["auth"]["mode"] == "open"
+    assert shown["settings"]["allowed_origins"]["value"] == "https://a.example"
+    assert shown["settings"]["allowed_origins"]["needs_restart"] is False
     assert shown["reloads"] == 1
 
 

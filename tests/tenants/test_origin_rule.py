@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-from clevrd.errors import Forbidden
+from clevrd.errors import OriginNotAllowed
 from clevrd.http_values import Request
-from clevrd.tenants.origin_rule import OriginRule, forwarded
+from clevrd.tenants.origin_rule import DIRECT, OriginRule, Seen, forwarded
 from clevrd.tenants.origins import AllowedOrigins
 
 
@@ -20,18 +20,18 @@ class Clock:
         return self.now_s
 
 
-def head(**fields: str) -> Request:
-    return Request("POST", "/publish", {k.replace("_", "-"): v for k, v in fields.items()})
+def head(method: str = "POST", **fields: str) -> Request:
+    return Request(method, "/publish", {k.replace("_", "-"): v for k, v in fields.items()})
 
 
-def make_rule(*allowed: str, is_secure: bool = False) -> OriginRule:
-    return OriginRule(AllowedOrigins(allowed), Clock(), is_secure=is_secure)
+def make_rule(*allowed: str) -> OriginRule:
+    return OriginRule(AllowedOrigins(allowed), Clock())
 
 
-def is_let_in(rule: OriginRule, request: Request, seen_as: tuple[str, str] | None = None) -> bool:
+def is_let_in(rule: OriginRule, request: Request, seen: Seen = DIRECT) -> bool:
     try:
-        rule.check(request, seen_as)
-    except Forbidden:
+        rule.check(request, seen)
+    except OriginNotAllowed:
         return False
     return True
 
@@ -45,7 +45,11 @@ def is_let_in(rule: OriginRule, request: Request, seen_as: tuple[str, str] | Non
         ({"host": "CLEVRD.example", "origin": "http://clevrd.example"}, True),
         ({"host": "10.0.0.1:8080", "origin": "http://10.0.0.1:8080"}, True),
         ({"host": "clevrd.example:8080", "origin": "http://clevrd.example"}, False),
-        ({"host": "clevrd.example", "origin": "https://clevrd.example"}, False),
+        # A proxy that is not listed may have ended TLS.
+        ({"host": "clevrd.example", "origin": "https://clevrd.example"}, True),
+        ({"host": "clevrd.example:8443", "origin": "https://clevrd.example:8443"}, True),
+        ({"host": "clevrd.example:80", "origin": "https://clevrd.example"}, False),
+        ({"host": "clevrd.example:8080", "origin": "https://clevrd.example"}, False),
         ({"host": "clevrd.example", "origin": "http://evil.example"}, False),
         ({"host": "clevrd.example", "origin": "http://clevrd.example.evil.example"}, False),
         ({"host": "clevrd.example", "origin": "null"}, False),
@@ -61,14 +65,99 @@ def test_own_pages_are_let_in(fields: dict[str, str], is_allowed: bool) -> None:
 
 def test_own_is_as_the_client_of_a_proxy_sees_it() -> None:
     """Behind TLS the scheme is https, which the daemon does not see itself."""
-    request = head(host="inner:8080", origin="https://app.example")
+    said = {"x_forwarded_proto": "https", "x_forwarded_host": "app.example"}
+    request = head(host="inner:8080", origin="https://app.example", **said)
+    inner = head(host="inner:8080", origin="http://inner:8080", **said)
     rule = make_rule()
 
     assert not is_let_in(rule, request)
-    assert is_let_in(rule, request, ("https", "app.example"))
-    assert is_let_in(
-        make_rule(is_secure=True), head(host="app.example", origin="https://app.example")
-    )
+    assert is_let_in(rule, request, Seen(is_from_proxy=True))
+    assert is_let_in(rule, inner)
+    assert not is_let_in(rule, inner, Seen(is_from_proxy=True))
+
+
+def test_page_over_http_is_not_own_where_https_is_spoken() -> None:
+    """Anybody on the way could have written it."""
+    secure = Seen("https")
+    rule = make_rule()
+
+    assert is_let_in(rule, head(host="app.example", origin="https://app.example"), secure)
+    assert not is_let_in(rule, head(host="app.example", origin="http://app.example"), secure)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_astray"),
+    [
+        ("evil.example:8080", True),
+        ("EVIL.Example:8080", True),
+        ("evil.example.:8080", True),
+        ("127.0.0.1.nip.io:8080", True),
+        ("localhost.evil.example:8080", True),
+        ("xn--80ak6aa92e.com:8080", True),
+        # The port of a proxy on the same machine, or of nothing at all.
+        ("app.example", False),
+        ("app.example:443", False),
+        ("evil.example:99999", False),
+        ("evil.example:8080x", False),
+        # Names and addresses that nobody elsewhere decides about.
+        ("localhost:8080", False),
+        ("LOCALHOST:8080", False),
+        ("app.localhost:8080", False),
+        ("app.localhost.:8080", False),
+        ("build-host:8080", False),
+        ("127.0.0.1:8080", False),
+        ("127.1:8080", False),
+        ("[::1]:8080", False),
+        ("", False),
+    ],
+)
+def test_names_that_were_made_to_mean_this_machine_are_not_own(host: str, is_astray: bool) -> None:
+    """DNS rebinding: for the browser such a page is the daemon's own, and reads without Origin."""
+    local = Seen(loopback_port=8080)
+    rule = make_rule()
+    read = head("GET", host=host)
+    write = head("POST", host=host, origin=f"http://{host.lower()}")
+
+    assert is_let_in(rule, read, local) is not is_astray
+    assert not (is_astray and is_let_in(rule, write, local))
+    # Not over the loopback interface, or as a listed proxy's, Host is taken at its word.
+    assert is_let_in(rule, read)
+    assert is_let_in(rule, read, Seen(loopback_port=8080, is_from_proxy=True))
+    # Programs send what no page can: a POST or a handshake without Origin.
+    assert is_let_in(rule, head("POST", host=host), local)
+    assert is_let_in(rule, head("GET", host=host, upgrade="websocket"), local)
+
+
+def test_name_of_this_machine_can_be_listed() -> None:
+    """An alias in /etc/hosts is one to its operator, who lists it with its port."""
+    local = Seen(loopback_port=8080)
+    read = head("GET", host="Clevrd.test:8080")
+    write = head("POST", host="clevrd.test:8080", origin="http://clevrd.test:8080")
+
+    for listed in ("http://clevrd.test:8080", "https://*.test:8080", "*"):
+        assert is_let_in(make_rule(listed), read, local)
+    assert is_let_in(make_rule("http://clevrd.test:8080"), write, local)
+    assert not is_let_in(make_rule("http://clevrd.test"), read, local)
+
+
+def test_default_port_is_meant_where_host_has_none() -> None:
+    """A daemon on port 80 or 443 of its own is asked without a port."""
+    rule = make_rule()
+
+    assert not is_let_in(rule, head("GET", host="evil.example"), Seen("http", 80))
+    assert not is_let_in(rule, head("GET", host="evil.example"), Seen("https", 443))
+    assert is_let_in(rule, head("GET", host="evil.example"), Seen("https", 80))
+
+
+def test_rule_is_asked_where_a_page_may_ask() -> None:
+    """Publishes of programs, which are most requests, are not looked at further."""
+    rule = make_rule()
+
+    assert not rule.concerns(head("POST", host="a.example"))
+    assert not rule.concerns(head("GET", host="a.example", upgrade="websocket"))
+    assert not rule.concerns(head("GET", host="localhost:8080"))
+    assert rule.concerns(head("GET", host="a.example"))
+    assert rule.concerns(head("POST", host="localhost", origin=""))
 
 
 def test_listed_page_may_read_what_it_is_answered() -> None:
@@ -80,9 +169,15 @@ def test_listed_page_may_read_what_it_is_answered() -> None:
     assert dict(rule.response_fields(listed))["Access-Control-Allow-Origin"] == (
         "https://app.example"
     )
-    for other in (head(host="x"), head(host="x", origin="http://x"), head(origin="http://y")):
+    for other in (
+        head("GET", host="x"),
+        head(host="x", origin="http://x"),
+        head(origin="http://y"),
+    ):
         assert rule.response_fields(other) == (("Vary", "Origin"),)
-    assert make_rule().response_fields(head(host="x")) == ()
+    # No cache keeps the answer to a POST, and nothing depends on the Origin without a list.
+    assert rule.response_fields(head("POST", host="x")) == ()
+    assert make_rule().response_fields(head("GET", host="x")) == ()
 
 
 def test_cookies_are_for_pages_that_are_named() -> None:
@@ -109,6 +204,19 @@ def test_preflight_is_told_what_may_be_sent() -> None:
         fields["Access-Control-Allow-Headers"].split(", ")
     )
     assert rule.preflight_fields(head(), "POST") == ()
+    foreign = head(origin="https://evil.example", access_control_request_method="POST")
+    assert rule.preflight_fields(foreign, "POST") == ()
+
+
+def test_page_of_the_internet_reaches_a_private_network_if_it_is_named() -> None:
+    """A star does not let the whole internet into its visitors' networks."""
+    fields = {"access_control_request_method": "GET", "origin": "https://app.example"}
+    asks = {**fields, "access_control_request_private_network": "true"}
+    told = ("Access-Control-Allow-Private-Network", "true")
+
+    assert told in make_rule("https://app.example").preflight_fields(head(**asks), "GET")
+    assert told not in make_rule("*").preflight_fields(head(**asks), "GET")
+    assert told not in make_rule("https://app.example").preflight_fields(head(**fields), "GET")
 
 
 def test_log_names_the_setting_once_a_minute_for_each_origin(
@@ -123,7 +231,7 @@ def test_log_names_the_setting_once_a_minute_for_each_origin(
             is_let_in(rule, head(host="x", origin="https://a.example"))
         is_let_in(rule, head(host="x", origin="https://b.example\nforged"))
         clock.now_s = 60.0
-        is_let_in(rule, head(host="x", origin="https://a.example"))
+        is_let_in(rule, head(host="x\nforged", origin="https://a.example"))
 
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 3
@@ -134,10 +242,12 @@ def test_origins_that_the_log_has_told_of_are_bounded(caplog: pytest.LogCaptureF
     """Thousands of made-up ones are some lines and some memory."""
     rule = make_rule()
     for number in range(3_000):
-        is_let_in(rule, head(host="x", origin=f"https://{number}.example"))
+        is_let_in(rule, head(host="x" * 8_000, origin=f"https://{number}.example" + "x" * 8_000))
 
     assert len(caplog.records) <= 1_000
     assert len(rule._told) <= 1_000
+    assert max(map(len, rule._told)) <= 100
+    assert all(len(record.getMessage()) < 400 for record in caplog.records)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clevrd.tenants.origins import AllowedOrigins, Origin, own_origin, parse_origin
+from clevrd.errors import ConfigError
+from clevrd.tenants.origins import (
+    AllowedOrigins,
+    Origin,
+    own_origin,
+    parse_origin,
+    read_allowed_origins,
+)
 
 LISTED = AllowedOrigins(
     ["https://app.example", "https://*.example.com", "http://localhost:3000", "https://*.a.b:8443"]
@@ -91,6 +98,18 @@ def test_null_is_allowed_only_where_it_is_listed() -> None:
     assert not AllowedOrigins(["null"]).allows("https://app.example")
 
 
+@pytest.mark.parametrize(
+    "origin", ["capacitor://localhost", "chrome-extension://abcdefgh", "moz-extension://0a-1b"]
+)
+def test_app_is_allowed_by_its_whole_origin(origin: str) -> None:
+    """Its scheme is nobody's on the web, so neither a star nor another entry means it."""
+    assert AllowedOrigins([origin]).allows(origin)
+    assert AllowedOrigins([origin])
+    for other in (f"{origin}x", origin.upper(), f"{origin}/", f"{origin}:80", f"{origin}\n"):
+        assert not AllowedOrigins([origin]).allows(other)
+    assert not AllowedOrigins(["*", "null", "https://*.localhost"]).allows(origin)
+
+
 def test_star_allows_what_is_an_origin() -> None:
     """And nothing that no browser sends."""
     assert AllowedOrigins(["*"]).allows("https://any.example")
@@ -101,7 +120,14 @@ def test_star_allows_what_is_an_origin() -> None:
     "entry",
     [
         *("app.example", "https://app.example/", "https://*", "https://*example.com"),
-        *("https://a.*.com", "*.example.com", "ws://app.example", "", "https://u@app.example"),
+        *(
+            "https://a.*.com",
+            "*.example.com",
+            "ws://app.example",
+            "",
+            "file://",
+            "https://u@app.example",
+        ),
         *("https://app.example:0", "https://app.example:99999"),
     ],
 )
@@ -136,3 +162,32 @@ def test_no_text_is_an_error(text: str) -> None:
     for listed in (LISTED, AllowedOrigins(["*", "null"])):
         assert listed.allows(text) in (True, False)
     assert own_origin("http", text) is None or parse_origin(f"http://{text.lower()}") is not None
+
+
+def test_setting_lists_origins_between_commas() -> None:
+    """As a variable of a container has them; blanks and a last comma mean nothing."""
+    found = read_allowed_origins(" https://a.example ,null, https://*.b.example, ")
+
+    assert [found.allows(each) for each in ("https://a.example", "null", "https://x.b.example")]
+    assert not found.allows("https://b.example")
+    assert not read_allowed_origins("")
+    assert read_allowed_origins("", ["https://a.example"]).allows("https://a.example")
+
+
+@pytest.mark.parametrize(
+    ("setting", "listed", "sentence"),
+    [
+        ("app.example", [], "'app.example' is no origin: write it as browsers do"),
+        ("https://a.example/", [], "is no origin"),
+        ("https://a.example https://b.example", [], "is no origin"),
+        ("https://a.example", ["https://b.example"], "keep one of them"),
+    ],
+)
+def test_wrong_setting_is_told_in_a_sentence(
+    setting: str, listed: list[str], sentence: str
+) -> None:
+    """It names the setting, and the entry that is wrong."""
+    with pytest.raises(ConfigError, match="allowed_origins") as raised:
+        read_allowed_origins(setting, listed)
+
+    assert sentence in str(raised.value)

@@ -43,8 +43,6 @@ class AssetEndpoint:
             ("ETag", self._etag),
             ("Cache-Control", CACHE_CONTROL),
             ("X-Content-Type-Options", "nosniff"),
-            # The file is public, so pages of other origins may import it too.
-            ("Access-Control-Allow-Origin", "*"),
         )
 
     def admit(self, head: Request) -> Admitted:

@@ -1,0 +1,95 @@
+"""PageCheck: each way into the daemon asks here whether a browser's page may ask.
+
+The rule is `tenants/origin_rule`'s; a connection's part in it is found out here. Both ways ask
+before anything else: before the path is looked up, and before a body is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
+
+import msgspec
+
+from clevrd.http_values import Request, Response
+from clevrd.tenants.origin_rule import DIRECT, OriginRule, Seen
+
+
+class PageCheck:
+    """The rule for pages, for every connection.
+
+    Args:
+        rule: which pages may ask.
+        is_proxy: whether a connection is a listed proxy's.
+    """
+
+    __slots__ = ("_is_proxy", "_rule")
+
+    def __init__(self, rule: OriginRule, is_proxy: Callable[[asyncio.BaseTransport], bool]) -> None:
+        self._rule = rule
+        self._is_proxy = is_proxy
+
+    def check(self, head: Request, transport: asyncio.BaseTransport | None) -> None:
+        """Refuse a request whose page may not ask.
+
+        Args:
+            head: the request's head.
+            transport: the connection it came over; None if its client has gone.
+
+        Raises:
+            OriginNotAllowed: the page is neither the daemon's own nor listed.
+        """
+        rule = self._rule
+        if rule.concerns(head):
+            rule.check(head, DIRECT if transport is None else self._seen(transport))
+
+    def _seen(self, transport: asyncio.BaseTransport) -> Seen:
+        is_secure = transport.get_extra_info("sslcontext") is not None
+        return Seen(
+            "https" if is_secure else "http",
+            loopback_port_of(transport.get_extra_info("sockname")),
+            self._is_proxy(transport),
+        )
+
+    def marked(self, answer: Response, head: Request) -> Response:
+        """Return ``answer`` to ``head`` with the fields that browsers look for."""
+        fields = self._rule.response_fields(head)
+        if not fields:
+            return answer
+        if head.method == "OPTIONS":
+            methods = dict(answer.headers).get("Allow", "")
+            fields += self._rule.preflight_fields(head, methods)
+        # An answer that depends on another field too gets one list of both.
+        varies = [value for name, value in answer.headers if name == "Vary"]
+        own = tuple(field for field in answer.headers if field[0] != "Vary")
+        fields = tuple(
+            (name, ", ".join((*varies, value)) if name == "Vary" else value)
+            for name, value in fields
+        )
+        return msgspec.structs.replace(answer, headers=(*own, *fields))
+
+    def marked_stream(self, start: bytes, head: Request) -> bytes:
+        """Return the start of a stream, its head first, with the fields that browsers look for."""
+        fields = self._rule.response_fields(head)
+        line, end, rest = start.partition(b"\r\n")
+        text = "".join(f"{name}: {value}\r\n" for name, value in fields)
+        return line + end + text.encode() + rest
+
+
+def loopback_port_of(address: object) -> int | None:
+    """Return the port of a socket's address on the loopback interface; None for any other one."""
+    match address:
+        case (str(host), int(port), *_):
+            return port if _is_loopback(host) else None
+    return None
+
+
+# A machine has a few addresses, and to read one takes 4 us.
+@lru_cache(64)
+def _is_loopback(host: str) -> bool:
+    found = ip_address(host.partition("%")[0])
+    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return found.is_loopback
