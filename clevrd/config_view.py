@@ -22,8 +22,8 @@ from clevrd.tenants.settings import Access, Auth, Key, Table, TenantEntry
 # Keys in one step of a view, at 10 us each.
 _KEYS_PER_STEP: Final = 64
 _FINGERPRINT_DIGITS: Final = 8
-# Settings that are read again with the rules.
-_RELOADED: Final = frozenset({"allowed_origins"})
+# Settings that a reload puts into force; all others need a restart.
+RELOADED: Final = frozenset({"allowed_origins"})
 
 
 class SettingView(msgspec.Struct, frozen=True):
@@ -104,7 +104,7 @@ class ConfigInForce:
                 setting.field: SettingView(
                     getattr(self._config, setting.field),
                     self._sources.get(setting.field, "default"),
-                    needs_restart=setting.field not in _RELOADED,
+                    needs_restart=setting.field not in RELOADED,
                 )
                 for setting in SETTINGS
             },
