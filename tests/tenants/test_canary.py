@@ -20,6 +20,7 @@ import pytest
 import websockets.sync.client as websockets
 from daemons import DaemonProcess, daemon_process
 from keys import subprotocol
+from websockets.typing import Subprotocol
 
 from clevrd.cli import main
 from clevrd.tenants.keys import digest_of, new_key
@@ -115,7 +116,7 @@ def use_rightly(heard: Heard, secret: str) -> None:
         assert " 200 " in heard.ask(f"GET {poll}", field)
     assert " 200 " in heard.ask(f"GET {poll}&token={secret}")
     assert " 204 " in heard.ask("OPTIONS /publish", f"X-API-Key: {secret}")
-    offered = [websockets.Subprotocol("clevrd.v1"), websockets.Subprotocol(subprotocol(secret))]
+    offered = [Subprotocol("clevrd.v1"), Subprotocol(subprotocol(secret))]
     for path in ("/publish", "/subscribe?topic=orders.eu", "/ws"):
         with websockets.connect(f"{heard.daemon.ws_url}{path}", subprotocols=offered) as socket:
             assert socket.response is not None
