@@ -30,6 +30,8 @@ ENVELOPE_BYTES: Final = 8 * KIB
 HOUR_S: Final = 3600.0
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+# The meaning of the two: control/adaptive_throttler.
+ThrottleScope = Literal["topic", "global"]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -260,6 +262,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             examples=["/var/lib/clevrd"],
         ),
     ] = ""
+    throttle_scope: Annotated[
+        ThrottleScope,
+        Meta(
+            description="Whose publishes wait under overload: those to topics whose subscribers"
+            " are slow, or all."
+        ),
+    ] = "topic"
     log_level: Annotated[LogLevel, Meta(description="Least severe event that is logged.")] = "info"
     raw_paths: Annotated[
         bool,

@@ -53,6 +53,7 @@ from clevrd.handlers.site.pages import HomeEndpoint
 from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
 from clevrd.handlers.subscribe.ticket import TicketEndpoint
 from clevrd.hub import Hub, Stats
+from clevrd.hub.memory_shares import weights_of
 from clevrd.listeners import Listeners
 from clevrd.page_check import PageCheck
 from clevrd.raw_http import (
@@ -127,7 +128,7 @@ class Server:
         self.config = config
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
-        self.hub = Hub(config, self._loop, stats=stats, wall_ns=wall_ns)
+        self.hub = Hub(config, self._loop, weights=weights_of(access), stats=stats, wall_ns=wall_ns)
         wall_s = _seconds_of(wall_ns)
         maker = AuthenticatorMaker(
             Surroundings(wall_s, self._loop.time, self.hub.tasks.spawn, self._keys_changed)
@@ -149,7 +150,9 @@ class Server:
         in_force = ConfigInForce(config, sources or {}, file, access, wall_s)
         self.access = AccessControl(
             *(maker, authenticator, gate, origins, config.allowed_origins),
-            *(self.connections, self._polls, self.hub.tasks, in_force),
+            *(self.connections, self._polls),
+            lambda access: self.hub.share_out(weights_of(access)),
+            *(self.hub.tasks, in_force),
         )
         publish = PublishEndpoint(gate, self.hub, config)
         publish_socket = PublishSocketEndpoint(gate, self.hub, self.connections, config)

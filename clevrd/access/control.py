@@ -7,6 +7,7 @@ by the authenticator. This module replaces it, and has every connection judged b
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from clevrd.admission import Gate
@@ -35,6 +36,7 @@ class AccessControl:
         allowed_origins: str,
         connections: Connections,
         polls: Polls,
+        share_out: Callable[[Access], None],
         tasks: Tasks,
         in_force: ConfigInForce,
     ) -> None:
@@ -43,6 +45,7 @@ class AccessControl:
         Args:
             authenticator: the one that ``maker`` made first, which ``gate`` asks.
             allowed_origins: the setting of that name.
+            share_out: divides the memory among tenants as the rules say.
         """
         self._maker = maker
         self.tickets = maker.tickets
@@ -53,6 +56,7 @@ class AccessControl:
         self._allowed_origins = allowed_origins
         self._connections = connections
         self._polls = polls
+        self._share_out = share_out
         self._tasks = tasks
         self._in_force = in_force
 
@@ -76,6 +80,7 @@ class AccessControl:
         self._allowed_origins = allowed_origins
         self._gate.change(self._authenticator)
         self._in_force.change(access, allowed_origins)
+        self._share_out(access)
         return await self._judge_again()
 
     def keys_changed(self) -> None:

@@ -2,10 +2,15 @@
 
 The rule: window = available memory / subscribers / mean message size, within 100..1000 messages,
 computed again every 5 s.
+
+Memory, subscribers and sizes are those of all tenants together. Readers of a portion get a larger
+window where what the portion is guaranteed, its own subscribers and its own messages allow that: so
+no tenant makes the windows of another smaller than they would be if all tenants used their parts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -39,6 +44,15 @@ class BufferSample(msgspec.Struct, frozen=True):
         return max(0, min(own_bytes, self.machine_available_bytes))
 
 
+class PortionSample(msgspec.Struct, frozen=True):
+    """Figures of one portion: the part of the memory, 0..1, that it is guaranteed, and its own."""
+
+    ratio: float
+    ring_bytes: int
+    subscribers: int
+    mean_message_bytes: float
+
+
 class BufferDecision(msgspec.Struct, frozen=True):
     """A window and all figures that it was computed from, for /metrics."""
 
@@ -65,25 +79,44 @@ def window_for(available_bytes: int, subscribers: int, mean_bytes: float) -> int
     return int(max(WINDOW_MIN, min(WINDOW_MAX, fair_share)))
 
 
+def portion_window(common_window: int, all_of_it: BufferSample, own: PortionSample) -> int:
+    """Return the window of a portion's readers, in messages; never less than the common one."""
+    own_bytes = int(all_of_it.max_memory_bytes * own.ratio) - own.ring_bytes
+    machine_bytes = int(all_of_it.machine_available_bytes * own.ratio)
+    available_bytes = max(0, min(own_bytes, machine_bytes))
+    return max(common_window, window_for(available_bytes, own.subscribers, own.mean_message_bytes))
+
+
 class AdaptiveBufferManager:
-    """Keeps the current window and the decision that it came from.
+    """Keeps the current windows and the decision that they came from.
 
     Before the first evaluation no figure is known and the window is WINDOW_MAX.
     """
 
-    __slots__ = ("decision",)
+    __slots__ = ("_by_portion", "decision")
 
     def __init__(self) -> None:
+        # Name of a portion -> the window of its readers, in messages; replaced by evaluate().
+        self._by_portion: dict[str, int] = {}
         # The latest decision; None before the first. evaluate() alone replaces it.
         self.decision: BufferDecision | None = None
 
     @property
     def window(self) -> int:
-        """Messages a reader may lag now."""
+        """Messages a reader may lag now, whatever portion it belongs to."""
         return WINDOW_MAX if self.decision is None else self.decision.window_messages
 
-    def evaluate(self, sample: BufferSample) -> BufferDecision:
-        """Decide the window from `sample`, until the next evaluation."""
+    def window_of(self, portion: str) -> int:
+        """Return how many messages a reader of the portion called so may lag now."""
+        return self._by_portion.get(portion, WINDOW_MAX)
+
+    def evaluate(
+        self, sample: BufferSample, portions: Mapping[str, PortionSample] | None = None
+    ) -> BufferDecision:
+        """Decide the windows from `sample` and the `portions` there are, by name.
+
+        They hold until the next evaluation.
+        """
         available_bytes = sample.available_bytes
         self.decision = BufferDecision(
             window_messages=window_for(
@@ -96,4 +129,8 @@ class AdaptiveBufferManager:
             subscribers=sample.subscribers,
             mean_message_bytes=sample.mean_message_bytes,
         )
+        common = self.decision.window_messages
+        self._by_portion = {
+            name: portion_window(common, sample, own) for name, own in (portions or {}).items()
+        }
         return self.decision

@@ -4,12 +4,17 @@ The rule: when more than half of the subscribers are slow and CPU or memory is m
 each publish waits 10 ms, for 5 s; evaluated every second. Slow readers alone are no reason, since
 their policies handle them, and load alone is none either: only both together mean that the machine
 can't carry what is published.
+
+With the scope "global" the subscribers are those of all topics together, and so are the publishes.
+With the scope "topic" each topic is judged by its own subscribers, and only publishes to it wait,
+so that slow readers of one topic neither slow the publishers of another nor are hidden by its
+readers. The load is the machine's in either case.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -26,13 +31,25 @@ DELAY_S: Final = 0.010
 INTERVAL_S: Final = 1.0
 
 
+# The publishes that wait: only those to topics with slow readers, or all of them.
+Scope = Literal["topic", "global"]
+
+
 class ThrottleSample(msgspec.Struct, frozen=True):
-    """Figures that throttling is decided from; `cpu` and `memory` are used shares, 0..1."""
+    """Figures that throttling is decided from; `cpu` and `memory` are used shares, 0..1.
+
+    The last three are for the scope "topic". `topic_slow_ratio` is the largest share of slow
+    subscribers that any topic has; `slow_topics` have more than SLOW_RATIO, and `slowest_topic` is
+    the one of them with the most slow subscribers, as people see it.
+    """
 
     subscribers: int
     slow_subscribers: int
     cpu: float
     memory: float
+    topic_slow_ratio: float = 0.0
+    slow_topics: int = 0
+    slowest_topic: str = ""
 
 
 class ThrottleDecision(msgspec.Struct, frozen=True):
@@ -52,6 +69,11 @@ class ThrottleDecision(msgspec.Struct, frozen=True):
     reason: str
     subscribers: int = 0
     slow_subscribers: int = 0
+    topic_slow_ratio: float = 0.0
+    slow_topics: int = 0
+    slowest_topic: str = ""
+    # Whether this evaluation found the condition met, and did not only find throttling under way.
+    is_met: bool = False
 
 
 class Verdict(NamedTuple):
@@ -73,19 +95,19 @@ NOT_EVALUATED: Final = ThrottleDecision(
 )
 
 
-def slow_ratio_of(sample: ThrottleSample) -> float:
+def slow_ratio_of(subscribers: int, slow_subscribers: int) -> float:
     """Return the share of subscribers that are slow, 0..1; 0 when there are none."""
-    if sample.subscribers <= 0:
+    if subscribers <= 0:
         return 0.0
-    return min(1.0, max(0.0, sample.slow_subscribers / sample.subscribers))
+    return min(1.0, max(0.0, slow_subscribers / subscribers))
 
 
-def judge(sample: ThrottleSample) -> Verdict:
+def judge(sample: ThrottleSample, scope: Scope = "global") -> Verdict:
     """Return whether this sample alone meets the condition.
 
     A figure that is not finite is unknown, and an unknown figure is never a reason to throttle.
     """
-    slow = _slow_verdict(sample)
+    slow = _slow_verdict(sample) if scope == "global" else _slow_topics_verdict(sample)
     loads = (
         _more_than(CPU_LIMIT, sample.cpu, f"CPU at {_percent(sample.cpu)}"),
         _more_than(MEMORY_LIMIT, sample.memory, f"memory at {_percent(sample.memory)}"),
@@ -106,9 +128,10 @@ class AdaptiveThrottler:
     also between two evaluations.
     """
 
-    __slots__ = ("_earlier_s", "_since_s", "_until_s", "decision", "started")
+    __slots__ = ("_earlier_s", "_since_s", "_until_s", "decision", "scope", "started")
 
-    def __init__(self) -> None:
+    def __init__(self, scope: Scope = "global") -> None:
+        self.scope = scope
         # Start and end of the current period of throttling, or of the last one, in monotonic
         # seconds; changed by _hold() alone.
         self._since_s = -math.inf
@@ -121,12 +144,15 @@ class AdaptiveThrottler:
         self.decision = NOT_EVALUATED
 
     def delay_s(self, now_s: float) -> float:
-        """Return the seconds a publish waits at `now_s`: 0.0 or DELAY_S."""
+        """Return the seconds a publish waits at `now_s`: 0.0 or DELAY_S.
+
+        With the scope "topic" this is so for publishes to the topics that were found slow.
+        """
         return DELAY_S if now_s < self._until_s else 0.0
 
     def evaluate(self, sample: ThrottleSample, now_s: float) -> ThrottleDecision:
         """Decide from `sample` at `now_s` (monotonic), and keep the decision."""
-        verdict = judge(sample)
+        verdict = judge(sample, self.scope)
         if verdict.is_met:
             self._hold(now_s)
         is_throttling = now_s < self._until_s
@@ -136,7 +162,7 @@ class AdaptiveThrottler:
         self.decision = ThrottleDecision(
             is_throttling=is_throttling,
             delay_s=self.delay_s(now_s),
-            slow_ratio=slow_ratio_of(sample),
+            slow_ratio=slow_ratio_of(sample.subscribers, sample.slow_subscribers),
             cpu=_finite(sample.cpu),
             memory=_finite(sample.memory),
             since_s=self._since_s if is_throttling else None,
@@ -144,6 +170,10 @@ class AdaptiveThrottler:
             reason=reason,
             subscribers=sample.subscribers,
             slow_subscribers=sample.slow_subscribers,
+            topic_slow_ratio=_finite(sample.topic_slow_ratio),
+            slow_topics=sample.slow_topics,
+            slowest_topic=sample.slowest_topic,
+            is_met=verdict.is_met,
         )
         return self.decision
 
@@ -178,8 +208,23 @@ class AdaptiveThrottler:
 def _slow_verdict(sample: ThrottleSample) -> Verdict:
     if sample.subscribers <= 0:
         return Verdict(False, "no subscribers")
-    ratio = slow_ratio_of(sample)
+    ratio = slow_ratio_of(sample.subscribers, sample.slow_subscribers)
     return _more_than(SLOW_RATIO, ratio, f"{_percent(ratio)} of subscribers slow")
+
+
+def _slow_topics_verdict(sample: ThrottleSample) -> Verdict:
+    """Return whether any topic has too many slow subscribers, and which."""
+    if sample.subscribers <= 0:
+        return Verdict(False, "no subscribers")
+    ratio = sample.topic_slow_ratio
+    if sample.slow_topics > 1:
+        more = (
+            f"more than {_percent(SLOW_RATIO)} of subscribers slow in {sample.slow_topics} topics"
+        )
+        return Verdict(True, f"{more}, most in {sample.slowest_topic}")
+    if sample.slow_topics:
+        return Verdict(True, f"{_percent(ratio)} of subscribers slow in {sample.slowest_topic}")
+    return _more_than(SLOW_RATIO, ratio, f"{_percent(ratio)} of a topic's subscribers slow at most")
 
 
 def _more_than(limit: float, ratio: float, figure: str) -> Verdict:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from clevrd.core.policies.keep_oldest import keep, refuse
+from clevrd.core.policies.keep_oldest import give_back, keep, refuse
 from clevrd.core.policies.policy import TopicView
 from clevrd.core.subscriber import Subscriber
 
@@ -36,9 +36,22 @@ class Keepers:
         self._readers[reader] = None
         self.first_needed = min(self.first_needed, reader.cursor + 1)
 
+    def __len__(self) -> int:
+        """Return how many keepers there are."""
+        return len(self._readers)
+
     def remove(self, reader: Subscriber) -> None:
         """Note that ``reader`` lags no more."""
         del self._readers[reader]
+
+    def give_back(self, view: TopicView, last: int, now_s: float) -> None:
+        """Keep nothing behind offset ``last`` for any keeper any more: about 1 us for each."""
+        alike: dict[tuple[tuple[int, int], ...], list[Subscriber]] = {}
+        for reader in self._readers:
+            if reader.kept:
+                alike.setdefault(reader.kept, []).append(reader)
+        for readers in alike.values():
+            give_back(readers, view, last, now_s)
 
     def capture(self, view: TopicView, first: int, ring_messages: int, now_s: float) -> None:
         """Keep for the keepers what they keep, before what precedes ``first`` leaves the ring.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from clevrd.core.budgets import Budget
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, FramesByOffset
 
 # 128 messages: a window of 1,000 is nine blocks to count, and a reader holds on to at most a
@@ -19,18 +20,6 @@ _IN_BLOCK: Final = BLOCK_MESSAGES - 1
 
 # Stands where no frame is kept; frames are never empty.
 _NONE: Final = b""
-
-
-class KeptBudget:
-    """Bytes that lagging readers may hold beyond the rings, all topics together.
-
-    Frames that several readers of a topic keep count once.
-    """
-
-    __slots__ = ("left_bytes",)
-
-    def __init__(self, max_bytes: int) -> None:
-        self.left_bytes = max_bytes
 
 
 class _Block:
@@ -51,12 +40,14 @@ class _Block:
 class KeptFrames:
     """One topic's kept frames, by offset, from when they are held until the last holder lets go.
 
-    Each holder remembers its runs (after, upto): the offsets ``after + 1`` to ``upto``.
+    Each holder remembers its runs (after, upto): the offsets ``after + 1`` to ``upto``. Frames that
+    several readers keep are taken from the budget once.
     """
 
     __slots__ = ("_blocks", "budget")
 
-    def __init__(self, budget: KeptBudget) -> None:
+    def __init__(self, budget: Budget) -> None:
+        # Changes in `move` only.
         self.budget = budget
         self._blocks: dict[int, _Block] = {}
 
@@ -64,6 +55,21 @@ class KeptFrames:
     def size_bytes(self) -> int:
         """Bytes of the frames that are held, as taken from the budget."""
         return sum(block.size_bytes for block in self._blocks.values())
+
+    def move(self, budget: Budget) -> None:
+        """Have the frames counted in another ``budget`` from now on."""
+        self.budget.hand_over(self.size_bytes, budget)
+        self.budget = budget
+
+    def last_without(self, wanted_bytes: int) -> int:
+        """Return the offset behind which frames of ``wanted_bytes`` are held, or all there are."""
+        last = 0
+        for number in sorted(self._blocks, reverse=True):
+            last = (number << _BLOCK_BITS) - 1
+            wanted_bytes -= self._blocks[number].size_bytes
+            if wanted_bytes <= 0:
+                break
+        return last
 
     def hold(self, source: FramesByOffset, after: int, upto: int, holders: int = 1) -> int:
         """Keep what ``source`` has of a run for so many holders; return how far the budget went.
@@ -121,10 +127,9 @@ class KeptFrames:
             if block.frames[offset & _IN_BLOCK]:
                 continue
             size_bytes = len(frame) + FRAME_OVERHEAD_BYTES
-            if size_bytes > budget.left_bytes:
+            if not budget.take(size_bytes):
                 last = offset - 1
                 break
-            budget.left_bytes -= size_bytes
             block.size_bytes += size_bytes
             block.frames[offset & _IN_BLOCK] = frame
         if first <= last:
@@ -142,5 +147,5 @@ class KeptFrames:
 
     def _drop_unheld(self, number: int, block: _Block) -> None:
         if block.holds == 0:
-            self.budget.left_bytes += block.size_bytes
+            self.budget.give(block.size_bytes)
             del self._blocks[number]

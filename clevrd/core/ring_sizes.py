@@ -1,14 +1,20 @@
-"""RingSizes: how the rings of all topics together stay within one bound. The largest give first."""
+"""RingSizes: how the rings of all topics together stay within one bound.
+
+Portions that hold more than they are guaranteed give first; in a portion the largest rings do.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from typing import Final
 
+from clevrd.core.portions import Portion, RingOwner
 from clevrd.core.topic import Topic
 
 # When all rings together are over their bound they are cut to this share of it, so that the
-# search for the largest is paid once per tenth of the memory and not once per message.
+# search for the largest is paid once per tenth of the memory and not once per message. For the same
+# reason a portion that is over its guarantee may be cut to this share of that.
 _TRIM_TO: Final = 0.9
 
 # Rings cut at a time, about 3 us each. Where more are alike, the next publish cuts the next.
@@ -18,15 +24,14 @@ _RINGS_PER_TRIM: Final = 256
 class RingSizes:
     """The sizes of all rings, and their sum."""
 
-    __slots__ = ("_by_class", "max_bytes", "total_bytes")
+    __slots__ = ("_portions", "max_bytes", "total_bytes")
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, portions: Iterable[Portion]) -> None:
+        """Args: portions: yields, each time it is gone over, all portions that there are then."""
         self.max_bytes = max_bytes
+        self._portions = portions
         # Bytes that all rings hold; changed here, and by TopicManager.extend in place of a call.
         self.total_bytes = 0
-        # Bit length of a ring's size -> the topics with rings of that order; dicts as ordered sets.
-        # No ring that is empty is in here.
-        self._by_class: dict[int, dict[Topic, None]] = {}
 
     @property
     def left_bytes(self) -> int:
@@ -35,62 +40,116 @@ class RingSizes:
 
     def add(self, topic: Topic) -> None:
         """Count the ring of a topic that is there now."""
-        self.total_bytes += topic.ring.size_bytes
+        size_bytes = topic.ring.size_bytes
+        self.total_bytes += size_bytes
+        topic.portion.ring_bytes += size_bytes
         self.reclass(topic)
 
     def remove(self, topic: Topic) -> None:
         """Count the ring of a topic that is forgotten no more."""
-        self.total_bytes -= topic.ring.size_bytes
+        size_bytes = topic.ring.size_bytes
+        self.total_bytes -= size_bytes
+        topic.portion.ring_bytes -= size_bytes
         if topic.size_class:
-            self._unclass(topic)
+            _unclass(topic.portion, topic)
             topic.size_class = 0
 
     def reclass(self, topic: Topic) -> None:
         """Put the topic among the topics whose rings are of the same order of size."""
-        if topic.size_class:
-            self._unclass(topic)
-        topic.size_class = topic.ring.size_bytes.bit_length()
-        if topic.size_class:
-            self._by_class.setdefault(topic.size_class, {})[topic] = None
+        _reclass(topic.portion, topic)
 
     def trim_largest(self, now_s: float) -> None:
-        """Cut the largest rings to one size, the largest first, until the rest is small enough.
+        """Cut rings until all are small enough together, those first that hold borrowed bytes.
 
-        Where very many are alike some are cut now, by half at most, and the others the next time.
-        Nothing is cut while the rings are within their bound.
+        Nothing is cut while the rings are within their bound, nor of a portion that is within its
+        guarantee. Where very many rings are alike some are cut now, and the others the next time.
         """
         if self.total_bytes <= self.max_bytes:
             return
-        largest = self._largest()
-        sizes = [topic.ring.size_bytes for topic in largest]
-        target = int(self.max_bytes * _TRIM_TO)
-        level = _level(sizes, self.total_bytes - target)
-        if len(largest) == _RINGS_PER_TRIM:
-            level = max(level, sizes[-1] // 2)
-        for topic in largest:
-            # Rings give whole messages, so a few may have given enough for all.
-            if self.total_bytes <= target or topic.ring.size_bytes <= level:
-                return
-            self.total_bytes -= topic.trim(level, now_s)
-            # Also when it remains of its order: others come first the next time.
-            self.reclass(topic)
+        portions = list(self._portions)
+        uses = [(portion.ring_bytes, portion.guaranteed_ring_bytes) for portion in portions]
+        excess_bytes = self.total_bytes - int(self.max_bytes * _TRIM_TO)
+        rings = _RINGS_PER_TRIM
+        for portion, given_bytes in zip(portions, given_back(uses, excess_bytes), strict=True):
+            if given_bytes and rings:
+                rings -= self._trim_portion(portion, given_bytes, rings, now_s)
 
-    def _unclass(self, topic: Topic) -> None:
-        alike = self._by_class[topic.size_class]
-        del alike[topic]
-        if not alike:
-            del self._by_class[topic.size_class]
+    def _trim_portion(self, portion: Portion, excess: int, at_most: int, now_s: float) -> int:
+        """Cut the largest rings to one size, the largest first, until ``excess`` is saved.
 
-    def _largest(self) -> list[Topic]:
-        """Return up to _RINGS_PER_TRIM topics with the largest rings, the largest first.
-
-        Among rings of the same order of size, twice one another at most, it picks any.
+        Where very many are alike some are cut now, by half at most. Returns how many were.
         """
-        orders = sorted(self._by_class, reverse=True)
-        topics = islice(
-            chain.from_iterable(self._by_class[order] for order in orders), _RINGS_PER_TRIM
-        )
-        return sorted(topics, key=lambda topic: topic.ring.size_bytes, reverse=True)
+        largest = _largest(portion, at_most)
+        sizes = [topic.ring.size_bytes for topic in largest]
+        target = portion.ring_bytes - excess
+        level = _level(sizes, excess)
+        if len(largest) == at_most:
+            level = max(level, sizes[-1] // 2)
+        for cut, topic in enumerate(largest):
+            # Rings give whole messages, so a few may have given enough for all.
+            if portion.ring_bytes <= target or topic.ring.size_bytes <= level:
+                return cut
+            freed_bytes = topic.trim(level, now_s)
+            self.total_bytes -= freed_bytes
+            portion.ring_bytes -= freed_bytes
+            # Also when it remains of its order: others come first the next time.
+            _reclass(portion, topic)
+        return len(largest)
+
+
+def given_back(uses: Sequence[tuple[int, int]], excess_bytes: int) -> list[int]:
+    """Return how many bytes each party gives back so that ``excess_bytes`` come free.
+
+    Parties within their guarantee give nothing. The others give down to one multiple of their
+    guarantees, but none gives so much that it has less than _TRIM_TO of its own.
+
+    Args:
+        uses: for each party the bytes that it uses and the bytes that it is guaranteed.
+    """
+    over = sorted(
+        (used / max(guaranteed, 1), used, guaranteed)
+        for used, guaranteed in uses
+        if used > guaranteed
+    )
+    # The multiple of their guarantees down to which parties give.
+    level, used_bytes, guaranteed_bytes = _TRIM_TO, 0, 0
+    while over:
+        _, used, guaranteed = over.pop()
+        used_bytes += used
+        guaranteed_bytes += max(guaranteed, 1)
+        level = max(_TRIM_TO, (used_bytes - excess_bytes) / guaranteed_bytes)
+        if over and level >= over[-1][0]:
+            break
+    return [
+        max(0, used - int(level * max(guaranteed, 1))) if used > guaranteed else 0
+        for used, guaranteed in uses
+    ]
+
+
+def _reclass(portion: Portion, topic: RingOwner) -> None:
+    if topic.size_class:
+        _unclass(portion, topic)
+    topic.size_class = topic.ring.size_bytes.bit_length()
+    if topic.size_class:
+        portion.rings.setdefault(topic.size_class, {})[topic] = None
+
+
+def _unclass(portion: Portion, topic: RingOwner) -> None:
+    alike = portion.rings[topic.size_class]
+    del alike[topic]
+    if not alike:
+        del portion.rings[topic.size_class]
+
+
+def _largest(portion: Portion, at_most: int) -> list[RingOwner]:
+    """Return up to ``at_most`` topics with the largest rings, the largest first.
+
+    Among rings of the same order of size, twice one another at most, it picks any.
+    """
+    rings = portion.rings
+    orders = sorted(rings, reverse=True)
+    topics = islice(chain.from_iterable(rings[order] for order in orders), at_most)
+    return sorted(topics, key=lambda topic: topic.ring.size_bytes, reverse=True)
 
 
 def _level(sizes: list[int], excess: int) -> int:

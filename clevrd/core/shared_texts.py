@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from clevrd.core.budgets import Budget
 from clevrd.core.notices import Notice
 from clevrd.core.stream_forms import StreamForm
 
@@ -19,16 +20,6 @@ SHARED_MESSAGES: Final = 1_024
 TEXT_OVERHEAD_BYTES: Final = 160
 
 
-class TextBudget:
-    """Bytes that spelled messages may take, all topics and forms together."""
-
-    __slots__ = ("left_bytes",)
-
-    def __init__(self, max_bytes: int) -> None:
-        # Changed by every SharedTexts that has this budget.
-        self.left_bytes = max_bytes
-
-
 class SharedTexts:
     """One topic's messages in one form, shared by its readers of that form: their `Spelling`.
 
@@ -38,10 +29,11 @@ class SharedTexts:
 
     __slots__ = ("_budget", "_epoch", "_form", "_made", "max_messages", "readers", "size_bytes")
 
-    def __init__(self, form: StreamForm, epoch: str, budget: TextBudget) -> None:
+    def __init__(self, form: StreamForm, epoch: str, budget: Budget) -> None:
         self._form = form
         self.max_messages = form.max_messages
         self._epoch = epoch.encode()
+        # Changes in `move` only.
         self._budget = budget
         # Offset -> text, in the order in which they were made.
         self._made: dict[int, bytes] = {}
@@ -73,26 +65,39 @@ class SharedTexts:
     def clear(self) -> None:
         """Forget what was made: nobody reads this form any more."""
         self._made.clear()
-        self._budget.left_bytes += self.size_bytes
-        self.size_bytes = 0
+        self._free(self.size_bytes)
+
+    def give_back(self, wanted_bytes: int, /) -> int:
+        """Forget the oldest texts, ``wanted_bytes`` or all; return how many came free."""
+        before_bytes = self.size_bytes
+        while self._made and before_bytes - self.size_bytes < wanted_bytes:
+            self._forget_oldest()
+        return before_bytes - self.size_bytes
+
+    def move(self, budget: Budget) -> None:
+        """Have the texts counted in another ``budget`` from now on."""
+        del self._budget.holders[self]
+        budget.holders[self] = None
+        self._budget.hand_over(self.size_bytes, budget)
+        self._budget = budget
 
     def _make(self, frame: bytes, offset: int) -> bytes:
         text = self._form.message(frame, self._epoch, offset)
         cost = len(text) + TEXT_OVERHEAD_BYTES
         if len(self._made) >= SHARED_MESSAGES:
             self._forget_oldest()
-        if cost <= self._budget.left_bytes:
+        if self._budget.take(cost):
             self._made[offset] = text
-            self._change(cost)
+            self.size_bytes += cost
         return text
 
     def _forget_oldest(self) -> None:
         oldest = next(iter(self._made))
-        self._change(-len(self._made.pop(oldest)) - TEXT_OVERHEAD_BYTES)
+        self._free(len(self._made.pop(oldest)) + TEXT_OVERHEAD_BYTES)
 
-    def _change(self, size_bytes: int) -> None:
-        self.size_bytes += size_bytes
-        self._budget.left_bytes -= size_bytes
+    def _free(self, size_bytes: int) -> None:
+        self.size_bytes -= size_bytes
+        self._budget.give(size_bytes)
 
 
 class TextsByForm:
@@ -100,7 +105,7 @@ class TextsByForm:
 
     __slots__ = ("_epoch", "budget", "shared")
 
-    def __init__(self, epoch: str, budget: TextBudget) -> None:
+    def __init__(self, epoch: str, budget: Budget) -> None:
         self._epoch = epoch
         self.budget = budget
         # Changes in join and leave only; empty where all readers are WebSockets.
@@ -111,6 +116,7 @@ class TextsByForm:
         texts = self.shared.get(form)
         if texts is None:
             texts = self.shared[form] = SharedTexts(form, self._epoch, self.budget)
+            self.budget.holders[texts] = None
         texts.readers += 1
         return texts
 
@@ -121,3 +127,10 @@ class TextsByForm:
         if not texts.readers:
             texts.clear()
             del self.shared[form]
+            del self.budget.holders[texts]
+
+    def move(self, budget: Budget) -> None:
+        """Have all texts counted in another ``budget`` from now on."""
+        for texts in self.shared.values():
+            texts.move(budget)
+        self.budget = budget

@@ -17,13 +17,14 @@ from typing import Final, NamedTuple
 
 from clevrd.core.circuit_alarms import CircuitAlarms
 from clevrd.core.keepers import Keepers
-from clevrd.core.kept_frames import KeptBudget, KeptFrames
+from clevrd.core.kept_frames import KeptFrames
 from clevrd.core.newest_by_key import NewestByKey
 from clevrd.core.notices import RETENTION
 from clevrd.core.policies.policy import Losses, Reader
+from clevrd.core.portions import Portion
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, RecentMessageCache
 from clevrd.core.round import Round, round_in_forms
-from clevrd.core.shared_texts import TextBudget, TextsByForm
+from clevrd.core.shared_texts import TextsByForm
 from clevrd.core.subscriber import Subscriber
 
 # A round carries at most this much, so that one join is no pause and a reader's transport is
@@ -78,6 +79,7 @@ class Topic:
         "oldest_pending_ns",
         "pattern_readers",
         "pending_bytes",
+        "portion",
         "published",
         "reported",
         "ring",
@@ -85,6 +87,7 @@ class Topic:
         "slow",
         "suspended",
         "tenant",
+        "throttled_until_s",
         "window_cap",
     )
 
@@ -94,14 +97,13 @@ class Topic:
         name: str,
         *,
         ring: RecentMessageCache,
-        budget: KeptBudget,
+        portion: Portion,
         window_cap: int,
         trip_threshold: int = 100,
         epoch: str = "",
         created_at: str = "",
         now_s: float = 0.0,
         active: dict[Topic, None] | None = None,
-        text_budget: TextBudget | None = None,
     ) -> None:
         self.tenant = tenant
         self.name = name
@@ -116,8 +118,10 @@ class Topic:
         # none. Changes in _evict only. The ring's own, once more for readers that are settled: by a
         # property it took 60 ns of the 300 that settling one takes.
         self.first = ring.first
+        # The portion of the memory that its tenant has; changes in move only.
+        self.portion = portion
         # The frames that lagging readers keep beyond the ring.
-        self.kept = KeptFrames(budget)
+        self.kept = KeptFrames(portion.kept)
         # Topics whose counts may have changed since they were last summed up: this one adds itself
         # when readers join.
         self._active: dict[Topic, None] = {} if active is None else active
@@ -151,7 +155,7 @@ class Topic:
         # Joined readers that came by a pattern.
         self.pattern_readers = 0
         # The messages in each wire form but WebSocket that somebody reads.
-        self._texts = TextsByForm(epoch, text_budget or TextBudget(0))
+        self._texts = TextsByForm(epoch, portion.texts)
         # For lagging readers that want the newest message of each key.
         self.newest = _NOBODYS_NEWEST
         # Readers whose circuit is open: nothing is offered to them, nor kept for them.
@@ -164,6 +168,9 @@ class Topic:
         self._trip_threshold = trip_threshold
         # When the circuits of lagging readers open; None until a reader with a circuit lags.
         self._alarms: CircuitAlarms | None = None
+        # Until when publishes to it wait a little, on the loop's clock; 0 while they do not. Set by
+        # hub/control_loops only, and asked at each publish.
+        self.throttled_until_s = 0.0
         # A round is running, or one will be begun this turn of the loop; set by hub/rounds only.
         self.flush_is_scheduled = False
         # Counters; all only rise. offered: messages times the readers they were offered to.
@@ -249,6 +256,29 @@ class Topic:
         if excess:
             self._evict(excess, now_s)
         return before - self.ring.size_bytes
+
+    def give_back(self, wanted_bytes: int, /) -> int:
+        """Keep less for lagging readers: ``wanted_bytes``, or nothing; return the bytes freed.
+
+        The readers lose the newest of what is kept for them.
+        """
+        if self._keepers is None:
+            return 0
+        before_bytes = self.kept.size_bytes
+        self._keepers.give_back(self, self.kept.last_without(wanted_bytes), self.moved_s)
+        return before_bytes - self.kept.size_bytes
+
+    def move(self, portion: Portion) -> None:
+        """Count what is kept and made for readers in another ``portion`` from now on.
+
+        The caller has taken the ring out of the portion before, and adds it to the other.
+        """
+        if self._keepers:
+            del self.portion.kept.holders[self]
+            portion.kept.holders[self] = None
+        self.kept.move(portion.kept)
+        self._texts.move(portion.texts)
+        self.portion = portion
 
     def join(self, reader: Subscriber, last: int, now_s: float) -> None:
         """Add ``reader``, to be given the ``last`` messages first (or as many as there are).
@@ -503,6 +533,7 @@ class Topic:
             if self._keepers is None:
                 self._keepers = Keepers()
             self._keepers.add(reader)
+            self.portion.kept.holders[self] = None
             if policy.has_circuit:
                 if self._alarms is None:
                     self._alarms = CircuitAlarms(self._trip_threshold)
@@ -517,6 +548,8 @@ class Topic:
                 self.newest = _NOBODYS_NEWEST
         elif self._keepers is not None and policy.keeps_oldest:
             self._keepers.remove(reader)
+            if not self._keepers:
+                del self.portion.kept.holders[self]
             if self._alarms is not None:
                 self._alarms.forget_alarm(reader)
 

@@ -11,13 +11,13 @@ from typing import Final
 
 import msgspec
 
+from clevrd.core.budgets import Pool
 from clevrd.core.busy_topics import BusyTopics
-from clevrd.core.kept_frames import KeptBudget
 from clevrd.core.names import check_topic
+from clevrd.core.portions import ONE_PORTION, Portion, Portions, Weights
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.ring_sizes import RingSizes
 from clevrd.core.saved_topic import SavedTopic
-from clevrd.core.shared_texts import TextBudget
 from clevrd.core.topic import Topic
 from clevrd.core.topic_totals import TopicTotals, Totals
 from clevrd.errors import InvalidRequest, Unavailable
@@ -44,6 +44,9 @@ UNMADE_PER_SWEEP: Final = 2_500
 # Names whose epoch is remembered, so that a reader who comes back to one has missed nothing.
 MAX_REMEMBERED: Final = 10_000
 
+# Topics that are moved to another portion in one sweep, at 3.5 us each.
+MOVED_PER_SWEEP: Final = 1_000
+
 # Idle topics go by the minute at best, so sooner is no use.
 _LIMIT_RETRY_S: Final = 60.0
 
@@ -63,7 +66,12 @@ class TopicLimits(msgspec.Struct, frozen=True):
 class TopicManager:
     """All topics of all tenants."""
 
-    def __init__(self, limits: TopicLimits, new_epoch: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        limits: TopicLimits,
+        new_epoch: Callable[[], str],
+        weights: Weights = ONE_PORTION,
+    ) -> None:
         self.limits = limits
         self._new_epoch = new_epoch
         # A plain dict: going over 100,000 topics takes 50 ms in an OrderedDict, and 2 ms here.
@@ -77,9 +85,24 @@ class TopicManager:
         self._remembered: OrderedDict[tuple[str, str], tuple[str, str]] = OrderedDict()
         # Tenant -> its topics, in the order in which they were made; dicts as ordered sets.
         self._per_tenant: dict[str, dict[Topic, None]] = {}
-        self._ring_sizes = RingSizes(int(limits.max_memory_bytes * _RINGS_SHARE))
-        self.budget = KeptBudget(int(limits.max_memory_bytes * _KEPT_SHARE))
-        self.text_budget = TextBudget(int(limits.max_memory_bytes * _TEXTS_SHARE))
+        max_ring_bytes = int(limits.max_memory_bytes * _RINGS_SHARE)
+        # Bytes that frames kept for lagging readers, and messages in other forms, may take.
+        self.kept = Pool(int(limits.max_memory_bytes * _KEPT_SHARE))
+        self._texts = Pool(int(limits.max_memory_bytes * _TEXTS_SHARE))
+        self.portions = Portions(
+            weights,
+            max_ring_bytes=max_ring_bytes,
+            kept=self.kept,
+            texts=self._texts,
+            max_topics=limits.max_topics,
+            max_topics_per_tenant=limits.max_topics_per_tenant,
+        )
+        self._ring_sizes = RingSizes(max_ring_bytes, self.portions)
+        # Topics whose tenant may have another portion now; share_out adds, the sweep moves them.
+        self._to_move: deque[Topic] = deque()
+        # Topics that tenants are guaranteed and have not made; changed by _count_in, _count_out and
+        # share_out.
+        self._reserved_topics = self.portions.reserved_topics()
         self._totals = TopicTotals()
         self._busy = BusyTopics()
 
@@ -185,11 +208,13 @@ class TopicManager:
 
         Only what is yet to be offered to readers may exceed it, until there is more to append.
         """
-        ring, sizes = topic.ring, self._ring_sizes
+        ring, sizes, portion = topic.ring, self._ring_sizes, topic.portion
         before = ring.size_bytes
         topic.extend(offset, frames, now_s)
         size = ring.size_bytes
-        sizes.total_bytes = total = sizes.total_bytes + size - before
+        grown = size - before
+        sizes.total_bytes = total = sizes.total_bytes + grown
+        portion.ring_bytes += grown
         self._totals.published += len(frames)
         if offset == 1:
             self._unmade.pop(topic, None)
@@ -200,6 +225,42 @@ class TopicManager:
             self._busy.note(topic)
         if total > sizes.max_bytes:
             sizes.trim_largest(now_s)
+
+    def share_out(self, weights: Weights) -> None:
+        """Divide what all tenants have in common by other ``weights`` from now on.
+
+        Nothing is cut here: where that is needed the next message does it. The topics of a tenant
+        that gets a portion of its own, or has none any more, are moved MOVED_PER_SWEEP now, and the
+        others by the next sweeps.
+        """
+        for tenant in self.portions.share_out(weights):
+            self._to_move.extend(self._per_tenant.get(tenant, ()))
+        self._reserved_topics = self.portions.reserved_topics()
+        self._move_topics()
+
+    def _move_topics(self) -> None:
+        for _ in range(min(len(self._to_move), MOVED_PER_SWEEP)):
+            topic = self._to_move.popleft()
+            portion = self.portions.of(topic.tenant)
+            is_there = self._topics.get((topic.tenant, topic.name)) is topic
+            if is_there and portion is not topic.portion:
+                self._ring_sizes.remove(topic)
+                self._count_out(topic.portion)
+                topic.move(portion)
+                self._count_in(portion)
+                self._ring_sizes.add(topic)
+        if not self._to_move:
+            self.portions.forget_unused()
+
+    def _count_in(self, portion: Portion) -> None:
+        if portion.topics < portion.guaranteed_topics:
+            self._reserved_topics -= 1
+        portion.topics += 1
+
+    def _count_out(self, portion: Portion) -> None:
+        portion.topics -= 1
+        if portion.topics < portion.guaranteed_topics:
+            self._reserved_topics += 1
 
     def totals(self, now_s: Callable[[], float]) -> Generator[None, None, tuple[Totals, int]]:
         """Return the sums over all topics there are and were, and how many readers are slow.
@@ -250,6 +311,7 @@ class TopicManager:
         `extend`.
         """
         self._forget_unmade(now_s)
+        self._move_topics()
         idle: list[Topic] = []
         forgotten_bytes = 0
         for _ in range(min(at_most, len(self._to_sweep))):
@@ -277,19 +339,20 @@ class TopicManager:
         now_s: float,
     ) -> Topic:
         limits = self.limits
+        portion = self.portions.of(tenant)
         topic = Topic(
             tenant,
             name,
             ring=ring,
-            budget=self.budget,
+            portion=portion,
             window_cap=limits.ring_messages,
             trip_threshold=limits.circuit_breaker_threshold,
             epoch=epoch,
             created_at=created_at,
             now_s=now_s,
             active=self._totals.active,
-            text_budget=self.text_budget,
         )
+        self._count_in(portion)
         self._topics[tenant, name] = topic
         if topic.head:
             self._to_sweep.append(topic)
@@ -306,9 +369,12 @@ class TopicManager:
                 " (CLEVRD_MAX_TOPICS_PER_TENANT); use an existing one, or raise the limit.",
                 retry_after_s=_LIMIT_RETRY_S,
             )
-        if len(self._topics) >= limits.max_topics:
+        portion = self.portions.of(tenant)
+        reserved = 0 if portion.topics < portion.guaranteed_topics else self._reserved_topics
+        if len(self._topics) + reserved >= limits.max_topics:
+            kept_free = f" and keeps {reserved} for other tenants" if reserved else ""
             raise Unavailable(
-                f"The daemon has {limits.max_topics} topics (CLEVRD_MAX_TOPICS);"
+                f"The daemon has {len(self._topics)} topics{kept_free} (CLEVRD_MAX_TOPICS);"
                 " use an existing one, or raise the limit.",
                 retry_after_s=_LIMIT_RETRY_S,
             )
@@ -319,6 +385,7 @@ class TopicManager:
     def _forget(self, topic: Topic) -> None:
         del self._topics[topic.tenant, topic.name]
         self._ring_sizes.remove(topic)
+        self._count_out(topic.portion)
         self._totals.forget(topic)
         self._busy.forget(topic)
         others = self._per_tenant[topic.tenant]

@@ -114,7 +114,7 @@ class Delivery:
         the command that subscribed it, and the ``warnings`` for its client.
         """
         now_s = self._loop.time()
-        topic.set_window(self.buffers.window, now_s)
+        topic.set_window(self.buffers.window_of(topic.portion.name), now_s)
         resolved = resolve(topic, beginning)
         if resolved.after > topic.edge:
             # The reader has a message of this turn already, for instance from the answer to its own

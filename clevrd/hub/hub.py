@@ -16,6 +16,7 @@ from clevrd.control.adaptive_throttler import AdaptiveThrottler
 from clevrd.control.rate_limiter import RateLimiter
 from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes
 from clevrd.core.idempotency import RememberedAnswers
+from clevrd.core.portions import Weights
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.saved_topic import SavedTopic
 from clevrd.core.topic import Topic
@@ -25,7 +26,7 @@ from clevrd.errors import ShuttingDown
 from clevrd.hub.control_loops import ControlLoops, Stats
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.drain import Drain
-from clevrd.hub.memory_shares import input_bytes, max_keys, topic_limits
+from clevrd.hub.memory_shares import OPEN_WEIGHTS, input_bytes, max_keys, topic_limits
 from clevrd.hub.publish_answers import Published
 from clevrd.hub.publishing import Publishing
 from clevrd.hub.stamping import Stamping
@@ -76,9 +77,11 @@ class Hub:
         config: Config,
         loop: asyncio.AbstractEventLoop,
         *,
+        weights: Weights = OPEN_WEIGHTS,
         stats: Stats | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        """Args: weights: how tenants share the memory; `share_out` changes it later."""
         self._loop = loop
         # The configured bound, but never more than the cgroup or the machine has.
         max_memory_bytes = min(config.max_memory_mb << 20, memory_limit_bytes())
@@ -86,18 +89,20 @@ class Hub:
         self.refusals = Refusals(self.counters.count_refusal)
         self.input_budget = InputBudget(input_bytes(config, max_memory_bytes))
         self.topics = TopicManager(
-            topic_limits(config, max_memory_bytes), new_epoch=lambda: secrets.token_hex(4)
+            topic_limits(config, max_memory_bytes),
+            new_epoch=lambda: secrets.token_hex(4),
+            weights=weights,
         )
         self.rate_limiter = RateLimiter(config.publish_rate, config.publish_burst)
-        self.throttler = AdaptiveThrottler()
+        self.throttler = AdaptiveThrottler(config.throttle_scope)
         self.buffers = AdaptiveBufferManager()
         self.answers: RememberedAnswers[Published] = RememberedAnswers(
-            max_keys(config, max_memory_bytes), config.idempotency_s
+            max_keys(config, max_memory_bytes), config.idempotency_s, weights
         )
         self.memory = Memory(find_trim())
         self.is_draining = False
         self._stamping = Stamping(wall_ns)
-        waiting = WaitingPublishes(loop)
+        waiting = WaitingPublishes(self.topics.portions, loop)
         self.delivery = Delivery(config, self.topics, self.buffers, waiting, self.counters, loop)
         self.publishing = Publishing(
             self.topics,
@@ -141,6 +146,7 @@ class Hub:
         self.topic = publishing.topic
         self.topic_to_read = publishing.topic_to_read
         self.must_wait = publishing.must_wait
+        self.is_throttled = publishing.is_throttled
         self.publish = publishing.publish
         self.publish_run = publishing.publish_run
         self.publish_later = publishing.publish_later
@@ -157,11 +163,25 @@ class Hub:
         self.break_overdue_circuits = delivery.circuits.break_overdue
         self.evaluate_throttle = self._control_loops.evaluate_throttle
         self.evaluate_buffers = self._control_loops.evaluate_buffers
+        self.throttled_topics = self._control_loops.throttled_topics
 
     def refuse_if_draining(self) -> None:
         """Raise ShuttingDown once the drain has begun; requests begun before it are finished."""
         if self.is_draining:
             raise ShuttingDown
+
+    def share_out(self, weights: Weights) -> None:
+        """Let tenants share the memory by other ``weights`` from now on; nobody loses anything now.
+
+        The next message brings all rings within the bound, where that is needed.
+        """
+        self.topics.share_out(weights)
+        self.answers.share_out(weights)
+
+    @property
+    def has_configured_tenants(self) -> bool:
+        """Whether the configuration names any tenants."""
+        return self.topics.portions.weights is not OPEN_WEIGHTS
 
     # --- figures ---------------------------------------------------------------------------------
 
@@ -202,7 +222,7 @@ class Hub:
         return self.topics.totals(self._loop.time)
 
     def is_throttling(self) -> bool:
-        """Whether publishers are slowed down right now."""
+        """Whether any publishers are slowed down right now."""
         return self.throttler.delay_s(self._loop.time()) > 0.0
 
     # --- timers ----------------------------------------------------------------------------------

@@ -89,12 +89,12 @@ class IdempotentPublishes:
         """
         if slot not in self.under_way:
             return
-        self._waiting.begin()
+        portion = self._waiting.begin(slot[0])
         try:
             while decided := self.under_way.get(slot):
                 await decided.wait()
         finally:
-            self._waiting.end()
+            self._waiting.end(portion)
 
 
 def _content(request: PublishRequest) -> bytes:

@@ -1,6 +1,7 @@
 """Shares of the memory bound for idempotency keys, unfinished input and topics. Decides only.
 
-How the topics divide their share among themselves is in `core/topic_manager`.
+By which weights tenants divide what they have in common is decided here as well. How they do it:
+`core/portions`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,35 @@ from typing import Final
 
 from clevrd.config import Config
 from clevrd.core.idempotency import KEY_COST_BYTES
+from clevrd.core.portions import Weights
 from clevrd.core.topic_manager import TopicLimits
+from clevrd.tenants import DEFAULT_TENANT
+from clevrd.tenants.settings import Access
 
 # Share of the memory bound that answers to publishes with an idempotency key may take.
 _KEYS_SHARE: Final = 0.05
+
+
+# The weight of `default-tenant` where it is not configured, and that of all other tenants together
+# that are not.
+_USUAL_WEIGHT: Final = 1.0
+
+# Without tenants in the configuration: made-up ones can't use up what `default-tenant` needs.
+OPEN_WEIGHTS: Final = Weights({DEFAULT_TENANT: _USUAL_WEIGHT}, _USUAL_WEIGHT)
+
+
+def weights_of(access: Access) -> Weights:
+    """Return by which weights tenants divide the memory: those of the configured tenants.
+
+    In open mode `default-tenant` has a portion too, and all other tenants have one together. Where
+    a credential is required nobody else can come: others have what is idle, for topics from before.
+    """
+    configured = {tenant.name: tenant.memory_weight for tenant in access.tenants}
+    if not configured:
+        return OPEN_WEIGHTS
+    if access.auth.mode == "required":
+        return Weights(configured, 0.0)
+    return Weights({DEFAULT_TENANT: _USUAL_WEIGHT, **configured}, _USUAL_WEIGHT)
 
 
 def max_keys(config: Config, max_memory_bytes: int) -> int:

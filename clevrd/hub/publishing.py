@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from clevrd.control.adaptive_throttler import AdaptiveThrottler
+from clevrd.control.adaptive_throttler import DELAY_S, AdaptiveThrottler
 from clevrd.control.rate_limiter import RateLimiter
 from clevrd.core.idempotency import RememberedAnswers
 from clevrd.core.message_ids import rfc3339
@@ -62,6 +62,8 @@ class Publishing:
         self._topics = topics
         self._stamping = stamping
         self._throttler = throttler
+        # Whether the throttle, when it is on, is for every topic.
+        self._throttles_all = throttler.scope == "global"
         self._rate_limiter = rate_limiter
         self._loop = loop
         self.waiting = waiting
@@ -123,9 +125,17 @@ class Publishing:
 
     def must_wait(self, topic: Topic) -> bool:
         """Whether a publish to ``topic`` has to wait, by `publish_later` or `turn`."""
-        if self._throttler.delay_s(self._loop.time()) > 0.0:
+        if (topic.throttled_until_s or self._throttles_all) and self._delay_s(topic) > 0.0:
             return True
         return self._has_no_room(topic)
+
+    def is_throttled(self, tenant: Tenant, name: str) -> bool:
+        """Return whether publishes to the tenant's topic called ``name`` are slowed down now."""
+        topic = self._topics.find(tenant.name, name)
+        if topic is None:
+            # A topic that is not there yet has no slow readers.
+            return self._throttles_all and self._throttler.delay_s(self._loop.time()) > 0.0
+        return self._delay_s(topic) > 0.0
 
     def publish(self, topic: Topic, request: PublishRequest) -> PublishAnswer:
         """Append one message and have it offered to all readers in this turn; no await.
@@ -173,16 +183,16 @@ class Publishing:
         Raises:
             Throttled: too many publishes wait already.
         """
-        self.waiting.begin()
+        portion = self.waiting.begin(topic.tenant)
         began_s = self._loop.time()
         try:
-            delay_s = self._throttler.delay_s(self._loop.time())
+            delay_s = self._delay_s(topic)
             if delay_s > 0.0:
                 await asyncio.sleep(delay_s)
             if self._has_no_room(topic):
                 await self.waiting.for_room(topic, self._makes_room)
         finally:
-            self.waiting.end()
+            self.waiting.end(portion)
         self._counters.wait_s.record_many(self._loop.time() - began_s, messages)
         # Idle topics are forgotten, so the topic may have gone while this publish waited.
         return self._topic(Tenant(topic.tenant), topic.name)
@@ -232,6 +242,13 @@ class Publishing:
             if self.must_wait(topic):
                 topic = await self.turn(topic)
             return self.idempotent.remember(slot, request, self.publish(topic, request))
+
+    def _delay_s(self, topic: Topic) -> float:
+        """Return how long the throttle makes a publish to ``topic`` wait now, in seconds."""
+        now_s = self._loop.time()
+        if self._throttles_all:
+            return self._throttler.delay_s(now_s)
+        return DELAY_S if now_s < topic.throttled_until_s else 0.0
 
     def _has_no_room(self, topic: Topic) -> bool:
         """Whether a publish to ``topic`` has to wait for a round, or behind publishes that wait."""

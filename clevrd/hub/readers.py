@@ -15,6 +15,7 @@ import msgspec
 
 from clevrd.core.beginning import ResolvedBeginning
 from clevrd.core.notices import Ref, Subscribed, Warnings
+from clevrd.core.portions import Portion
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.metrics.counters import Counters
@@ -32,6 +33,17 @@ CATCH_UP_BYTES: Final = 65_536
 # messages held the loop for 0.7 s.
 CATCH_UP_TURN_BYTES: Final = 1_048_576
 _SPELLED_COSTS: Final = 8
+
+
+class Holdings:
+    """Readers, and messages in the rings, that one portion has in topics that are read."""
+
+    __slots__ = ("messages", "size_bytes", "subscribers")
+
+    def __init__(self) -> None:
+        self.subscribers = 0
+        self.messages = 0
+        self.size_bytes = 0
 
 
 class Readers:
@@ -58,9 +70,9 @@ class Readers:
         self._counters = counters
         self._note_left = note_left
         self._loop = loop
-        # Readers that are catching up, and their topics; the reader that has waited longest is
-        # first.
-        self._catching_up: dict[Subscriber, Topic] = {}
+        # Readers that are catching up, and their topics, by portion. The reader that has waited
+        # longest is first, and so is the portion that has; each portion that is in here has some.
+        self._catching_up: dict[Portion, dict[Subscriber, Topic]] = {}
         # Hands messages to the readers above; a unit is one byte.
         self.queue = TurnQueue(
             CATCH_UP_TURN_BYTES, self._read_next, loop, counters.count_background_error
@@ -97,7 +109,6 @@ class Readers:
         if not reader.is_joined:
             return
         self.suspended.pop(reader, None)
-        self._catching_up.pop(reader, None)
         topic.leave(reader, self._loop.time())
         self.count -= 1
         if topic.subscribers == 0:
@@ -130,16 +141,31 @@ class Readers:
         Reading begins at once and usually ends sooner, when the transport is full. Where the
         readers need more than one turn of the loop allows, they take turns.
         """
-        self._catching_up[reader] = topic
+        self._take_turns(topic, reader)
         self.queue.work_on()
 
+    def _take_turns(self, topic: Topic, reader: Subscriber) -> None:
+        """Put ``reader`` behind the others of its portion that are catching up."""
+        waiting = self._catching_up.get(topic.portion)
+        if waiting is None:
+            waiting = self._catching_up[topic.portion] = {}
+        waiting[reader] = topic
+
     def _read_next(self) -> int | None:
-        """Let the reader that has waited longest read once; return the cost, None without one."""
+        """Let the next reader read once; return the cost, None without one.
+
+        Portions take turns, and so do the readers of each. A tenant with thousands of readers that
+        lag thus delays no other tenant's reader by more than the work for one.
+        """
         catching_up = self._catching_up
         if not catching_up:
             return None
-        reader = next(iter(catching_up))
-        topic = catching_up.pop(reader)
+        portion = next(iter(catching_up))
+        waiting = catching_up.pop(portion)
+        reader = next(iter(waiting))
+        topic = waiting.pop(reader)
+        if waiting:
+            catching_up[portion] = waiting
         try:
             taken_bytes = self._read_once(topic, reader)
         except Exception:
@@ -147,13 +173,13 @@ class Readers:
             return 0
         # The reader may have left during the write.
         if taken_bytes and reader.is_joined:
-            catching_up[reader] = topic
+            self._take_turns(topic, reader)
         return taken_bytes
 
     def _read_once(self, topic: Topic, reader: Subscriber) -> int:
         """Hand ``reader`` its next messages; return the cost in bytes, 0 if it takes no more."""
-        # The reader's circuit may have opened between two of its turns.
-        if reader.is_blocked or reader.is_live or reader in self.suspended:
+        # The reader's circuit may have opened between two of its turns, or it may have left.
+        if not reader.is_joined or reader.is_blocked or reader.is_live or reader in self.suspended:
             return 0
         texts = topic.read(reader, CATCH_UP_BYTES, self._loop.time())
         if not texts:
@@ -171,20 +197,27 @@ class Readers:
         self.leave(topic, reader)
         reader.sink.close(1011, "write_failed")
 
-    def slow_count(self, now_s: float) -> int:
-        """Return how many readers are slow, over all topics."""
-        return sum(topic.slow_count(now_s) for topic in self.topics)
+    def slow_count(self, now_s: float) -> tuple[int, list[Topic]]:
+        """Return how many readers are slow, over all topics, and the topics that have such."""
+        with_slow = [topic for topic in self.topics if topic.slow_count(now_s)]
+        return sum(topic.slow for topic in with_slow), with_slow
 
-    def set_window(self, window_messages: int, now_s: float) -> None:
-        """Set the window of every reader, in messages."""
+    def set_windows(self, window_of: Callable[[str], int], now_s: float) -> None:
+        """Set the window of every reader, in messages, to that of its portion."""
         for topic in self.topics:
-            topic.set_window(window_messages, now_s)
+            topic.set_window(window_of(topic.portion.name), now_s)
 
-    def mean_message_bytes(self) -> float:
-        """Return the mean bytes of the messages in rings that have readers, 0.0 for none."""
-        messages = sum(topic.held_messages for topic in self.topics)
-        held_bytes = sum(topic.held_bytes for topic in self.topics)
-        return held_bytes / messages if messages else 0.0
+    def holdings(self) -> dict[Portion, Holdings]:
+        """Return what each portion has in topics that are read."""
+        found: dict[Portion, Holdings] = {}
+        for topic in self.topics:
+            own = found.get(topic.portion)
+            if own is None:
+                own = found[topic.portion] = Holdings()
+            own.subscribers += topic.subscribers
+            own.messages += topic.held_messages
+            own.size_bytes += topic.held_bytes
+        return found
 
 
 def _first_notices(

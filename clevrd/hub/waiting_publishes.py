@@ -11,10 +11,13 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
+from clevrd.core.portions import Portions
 from clevrd.core.topic import Topic
 from clevrd.errors import Throttled
 
-# Publishes that may wait for a throttle or for room at once; each holds one decoded request.
+# Publishes that may wait for a throttle or for room at once; each holds one decoded request. A
+# portion with fewer than its part of these may always add one, so in the worst case there are twice
+# as many.
 MAX_WAITING_PUBLISHES: Final = 10_000
 
 # Publishes that wait for room in one topic, in the order of arrival; each has the future that wakes
@@ -25,28 +28,43 @@ Line = OrderedDict[object, asyncio.Future[None]]
 class WaitingPublishes:
     """All publishes that wait; publishes that wait for room go on in the order of arrival."""
 
-    __slots__ = ("_loop", "count", "lines")
+    __slots__ = ("_by_portion", "_loop", "_portions", "count", "lines")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, portions: Portions, loop: asyncio.AbstractEventLoop) -> None:
+        self._portions = portions
         self._loop = loop
-        # Publishes that wait, at most MAX_WAITING_PUBLISHES; changed by begin and end alone.
+        # Publishes that wait, over all portions, and of each that has any, by name; changed by
+        # begin and end alone.
         self.count = 0
+        self._by_portion: dict[str, int] = {}
         # Topics in which a publish waits for room; changed by for_room and _wake_next alone.
         self.lines: dict[Topic, Line] = {}
 
-    def begin(self) -> None:
+    def begin(self, tenant: str) -> str:
         """Count one more waiting publish; the caller calls `end` whatever becomes of it.
+
+        Returns the name of the portion in which it was counted, for `end`.
 
         Raises:
             Throttled: too many publishes wait already; it was not counted.
         """
-        if self.count >= MAX_WAITING_PUBLISHES:
+        weights = self._portions.weights
+        portion = weights.portion_of(tenant)
+        own = self._by_portion.get(portion, 0)
+        if self.count >= MAX_WAITING_PUBLISHES and own >= (
+            MAX_WAITING_PUBLISHES * weights.ratio_of(portion)
+        ):
             raise Throttled("Too many publishes are waiting for slow readers; retry later.")
         self.count += 1
+        self._by_portion[portion] = own + 1
+        return portion
 
-    def end(self) -> None:
-        """Count one waiting publish less."""
+    def end(self, portion: str) -> None:
+        """Count one waiting publish of ``portion`` less."""
         self.count -= 1
+        self._by_portion[portion] -= 1
+        if not self._by_portion[portion]:
+            del self._by_portion[portion]
 
     async def for_room(self, topic: Topic, makes_room: Callable[[Topic], bool]) -> None:
         """Wait until ``topic`` has room and no other publish has waited for it longer."""

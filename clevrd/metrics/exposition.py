@@ -32,6 +32,9 @@ _spell_text: Spell = text_exposition.generate_latest
 _spell_openmetrics: Spell = openmetrics_exposition.generate_latest
 
 # The last line of what OpenMetrics calls whole, which each call spells.
+# The label of all tenants together that have no share of their own; no tenant's name has a star.
+OTHER_TENANTS: Final = "*"
+
 _EOF: Final = b"# EOF\n"
 
 
@@ -267,6 +270,11 @@ def _of_load(snapshot: Snapshot, throttle: Throttle) -> Iterator[Metric]:
         "1 while publishes are slowed down, otherwise 0.",
         throttle.is_throttling,
     )
+    yield _gauge(
+        "clevrd_throttled_topics",
+        "Topics to which publishes are slowed down, where throttle_scope is topic.",
+        throttle.throttled_topics,
+    )
     yield _counter(
         "clevrd_throttles_started",
         "How often the daemon began to slow publishes down.",
@@ -296,6 +304,18 @@ def _of_load(snapshot: Snapshot, throttle: Throttle) -> Iterator[Metric]:
         "clevrd_memory_limit",
         "Memory that the daemon may use: max_memory_mb, or less where the machine has less.",
         snapshot.memory_limit_bytes,
+    )
+    # Without configured tenants the label would say nothing.
+    shares = snapshot.memory_shares if snapshot.has_configured_tenants else []
+    yield _share_bytes(
+        "clevrd_memory_share_guaranteed",
+        "Memory for messages that a configured tenant is guaranteed; * is all others together.",
+        {share.tenant_id or OTHER_TENANTS: share.guaranteed_bytes for share in shares},
+    )
+    yield _share_bytes(
+        "clevrd_memory_share_used",
+        "Memory for messages that a configured tenant uses, of its share or borrowed.",
+        {share.tenant_id or OTHER_TENANTS: share.used_bytes for share in shares},
     )
     yield _counter(
         "clevrd_log_lines_dropped",
@@ -334,6 +354,10 @@ def _gauge(name: str, help_text: str, value: float) -> Metric:
 
 def _bytes(name: str, help_text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, help_text, value, unit="bytes")
+
+
+def _share_bytes(name: str, help_text: str, values: Mapping[str, int]) -> Metric:
+    return _labelled(GaugeMetricFamily(name, help_text, labels=["tenant"], unit="bytes"), values)
 
 
 def _seconds(name: str, help_text: str, value: float) -> Metric:

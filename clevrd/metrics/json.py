@@ -12,6 +12,7 @@ from clevrd.control.system_stats import ProcessFigures
 from clevrd.metrics.snapshot import (
     Connections,
     IdempotencyView,
+    MemoryShare,
     MessageTotals,
     Snapshot,
     Throttle,
@@ -41,6 +42,11 @@ class ThrottlerView(msgspec.Struct, frozen=True):
     until: float | None
     times_started: int
     seconds_throttled: float
+    # The publishes that wait: those to topics with slow subscribers ("topic"), or all ("global").
+    scope: str
+    # With "topic": how many topics these are now, and some of them by name.
+    throttled_topics: int
+    throttled: list[str]
 
 
 class LogView(msgspec.Struct, frozen=True):
@@ -59,6 +65,7 @@ class MetricsView(msgspec.Struct, frozen=True):
     topics: list[TopicView]
     throttler_metrics: ThrottlerView
     buffer_metrics: BufferDecision | None
+    memory_shares: list[MemoryShare]
     messages: MessageTotals
     idempotency: IdempotencyView
     connections: dict[str, Any]
@@ -93,6 +100,7 @@ def _summary(snapshot: Snapshot) -> MetricsView:
         topics=[],
         throttler_metrics=_throttler_view(snapshot.throttle),
         buffer_metrics=snapshot.window,
+        memory_shares=snapshot.memory_shares,
         messages=snapshot.messages,
         idempotency=snapshot.idempotency,
         connections=_connections_view(snapshot.connections),
@@ -127,4 +135,7 @@ def _throttler_view(throttle: Throttle) -> ThrottlerView:
         until=None if throttle.until_s is None else round(throttle.until_s, 3),
         times_started=throttle.times_started,
         seconds_throttled=round(throttle.throttled_s, 3),
+        scope=throttle.scope,
+        throttled_topics=throttle.throttled_topics,
+        throttled=throttle.throttled_names,
     )

@@ -10,6 +10,7 @@ import msgspec
 
 from clevrd.control.adaptive_buffer import BufferDecision
 from clevrd.control.system_stats import ProcessFigures
+from clevrd.core.portions import Portion
 from clevrd.core.topic import Topic
 from clevrd.core.topic_totals import Totals
 from clevrd.metrics.counters import Counters
@@ -66,10 +67,30 @@ class IdempotencyView(msgspec.Struct, frozen=True):
     pushed_out: int
 
 
+class MemoryShare(msgspec.Struct, frozen=True):
+    """One tenant's guarantee of the memory for messages, and its use.
+
+    ``tenant_id`` is None for all tenants together that have no share of their own.
+    """
+
+    tenant_id: str | None
+    guaranteed_bytes: int
+    used_bytes: int
+    borrowed_bytes: int
+    ring_bytes: int
+    kept_bytes: int
+    topics: int
+    window_messages: int
+
+
 class Throttle(msgspec.Struct, frozen=True):
     """The throttler's last decision with its inputs."""
 
     is_throttling: bool
+    scope: str
+    # Topics to which publishes wait now, where only these do: how many, and the first few by name.
+    throttled_topics: int
+    throttled_names: list[str]
     cpu_ratio: float
     memory_ratio: float
     slow_ratio: float
@@ -130,6 +151,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     waiting_publishes: int
     ring_bytes: int
     memory_limit_bytes: int
+    # The tenants that use most, a bounded number of them; and whether any tenant is configured.
+    memory_shares: list[MemoryShare]
+    has_configured_tenants: bool
     throttle: Throttle
     window_messages: int
     # None until the first one.
@@ -139,6 +163,20 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     log_lines_dropped: int
     process: ProcessFigures
     process_cpu_s: float
+
+
+def memory_share(portion: Portion, window_messages: int) -> MemoryShare:
+    """Return ``portion`` as /metrics shows it."""
+    return MemoryShare(
+        tenant_id=portion.name or None,
+        guaranteed_bytes=portion.guaranteed_bytes,
+        used_bytes=portion.used_bytes,
+        borrowed_bytes=portion.borrowed_bytes,
+        ring_bytes=portion.ring_bytes,
+        kept_bytes=portion.kept.taken_bytes,
+        topics=portion.topics,
+        window_messages=window_messages,
+    )
 
 
 def topic_view(topic: Topic, now_s: float) -> TopicView:

@@ -15,6 +15,8 @@ from clevrd.control.adaptive_buffer import (
     AdaptiveBufferManager,
     BufferDecision,
     BufferSample,
+    PortionSample,
+    portion_window,
     window_for,
 )
 
@@ -144,3 +146,38 @@ def test_decision_keeps_everything_it_was_decided_from() -> None:
     assert decision == BufferDecision(
         window_messages=390, available_bytes=93 * MIB, **msgspec.structs.asdict(sample)
     )
+
+
+def test_window_of_a_portion_does_not_depend_on_what_others_do() -> None:
+    """A thousand readers of large messages shrink their own window, and not that of the others."""
+    manager = AdaptiveBufferManager()
+    crowd = make_sample(subscribers=1_010, mean_message_bytes=65_536.0)
+
+    manager.evaluate(
+        crowd,
+        {
+            "noisy": PortionSample(0.5, 10 * MIB, 1_000, 65_536.0),
+            "quiet": PortionSample(0.5, MIB, 10, 250.0),
+        },
+    )
+
+    assert manager.window == manager.window_of("noisy") == WINDOW_MIN
+    assert manager.window_of("quiet") == WINDOW_MAX
+    # The first reader of a portion is told what there is for one.
+    assert manager.window_of("new") == WINDOW_MAX
+
+
+def test_window_of_a_portion_is_the_common_one_at_least() -> None:
+    """A tenant that is alone has all the memory, whatever it is guaranteed."""
+    sample = make_sample()
+    common = AdaptiveBufferManager().evaluate(sample).window_messages
+    own = PortionSample(0.1, 0, sample.subscribers, sample.mean_message_bytes)
+
+    assert portion_window(common, sample, own) == common > portion_window(0, sample, own)
+
+
+def test_machine_without_memory_narrows_the_windows_of_all_portions() -> None:
+    """A guarantee is a part of what there is."""
+    sample = make_sample(machine_available_bytes=0)
+
+    assert portion_window(WINDOW_MIN, sample, PortionSample(0.5, 0, 1, 250.0)) == WINDOW_MIN

@@ -276,3 +276,73 @@ def test_clock_going_backwards_does_not_shorten_or_repeat(clock: FakeClock) -> N
     assert decision.until_s == 1005.0
     assert throttler.started == 1
     assert throttler.throttled_s(clock()) == 0.0
+
+
+# --- topic by topic ------------------------------------------------------------------------------
+
+
+def of_topics(
+    ratio: float, slow_topics: int = 0, cpu: float = 0.1, subscribers: int = 100
+) -> ThrottleSample:
+    """Return a sample in which `slow_topics` have too many slow readers, the worst `ratio`."""
+    return ThrottleSample(subscribers, 0, cpu, 0.1, ratio, slow_topics, "acme:orders")
+
+
+@pytest.mark.parametrize(
+    ("sample", "is_met", "reason"),
+    [
+        (of_topics(0.6, 1, 0.85), True, "60 % of subscribers slow in acme:orders and CPU at 85 %"),
+        (
+            of_topics(1.0, 3, 0.85),
+            True,
+            "more than 50 % of subscribers slow in 3 topics, most in acme:orders and CPU at 85 %",
+        ),
+        (of_topics(0.6, 1), False, "CPU at 10 %, not more than 80 %; memory at 10 %,"),
+        (of_topics(0.5, 0, 0.85), False, "50 % of a topic's subscribers slow at most, not more"),
+        (of_topics(0.0, 0, 0.85, 0), False, "no subscribers"),
+    ],
+)
+def test_each_topic_is_judged_by_its_own_readers(
+    sample: ThrottleSample, is_met: bool, reason: str
+) -> None:
+    """Load and a topic with too many slow readers are met together, whatever the others are."""
+    verdict = judge(sample, "topic")
+
+    assert verdict.is_met is is_met
+    assert verdict.reason.startswith(reason)
+
+
+def test_crowd_that_is_well_hides_no_topic_that_is_slow() -> None:
+    """The whole has few slow readers; one topic has nothing else."""
+    sample = ThrottleSample(10_000, 10, 0.9, 0.1, 1.0, 1, "acme:orders")
+
+    assert judge(sample, "topic").is_met
+    assert not judge(sample, "global").is_met
+
+
+def test_slow_crowd_of_others_is_no_reason_where_no_topic_is_slow() -> None:
+    """Of 600 in 1,000 slow readers no topic has more than half: no publisher is slowed."""
+    sample = ThrottleSample(1_000, 600, 0.9, 0.1, 0.5, 0)
+
+    assert not judge(sample, "topic").is_met
+    assert judge(sample, "global").is_met
+
+
+@given(
+    subscribers=st.integers(-1, 10_000),
+    slow_topics=st.integers(-1, 10),
+    ratio=st.floats(),
+    cpu=st.floats(),
+    now_s=st.floats(),
+)
+def test_odd_figures_of_topics_give_a_decision_that_can_be_shown(
+    subscribers: int, slow_topics: int, ratio: float, cpu: float, now_s: float
+) -> None:
+    """No measurement makes it raise, or answer with something that JSON has no number for."""
+    sample = ThrottleSample(subscribers, 0, cpu, 0.0, ratio, max(0, slow_topics), "a:b")
+
+    decision = AdaptiveThrottler("topic").evaluate(sample, now_s)
+
+    shown = {**msgspec.structs.asdict(decision), "since_s": None, "until_s": None}
+    assert msgspec.json.decode(msgspec.json.encode(shown))["reason"] == decision.reason
+    assert math.isfinite(decision.topic_slow_ratio)

@@ -203,7 +203,7 @@ def test_sweep_is_bounded_and_leaves_nothing_behind(clock: FakeClock) -> None:
 
     assert swept == [20, 11, 0]
     assert left == 19
-    assert (len(answers), answers._of_tenant, answers._by_count) == (0, {}, {})
+    assert (len(answers), answers._of_tenant, answers._portions) == (0, {}, {})
 
 
 class Step(NamedTuple):

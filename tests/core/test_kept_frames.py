@@ -9,7 +9,8 @@ from fakes import frame_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clevrd.core.kept_frames import BLOCK_MESSAGES, KeptBudget, KeptFrames
+from clevrd.core.budgets import Budget
+from clevrd.core.kept_frames import BLOCK_MESSAGES, KeptFrames
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, RecentMessageCache
 
 HELD = 64 + FRAME_OVERHEAD_BYTES
@@ -31,7 +32,7 @@ def frames_of(after: int, upto: int) -> list[bytes]:
 
 def test_frames_of_many_holders_are_paid_for_once() -> None:
     """A thousand readers that keep the same messages cost what one does."""
-    budget = KeptBudget(1 << 20)
+    budget = Budget(1 << 20)
     kept = KeptFrames(budget)
 
     kept.hold(full_ring(), 10, 300, holders=999)
@@ -42,7 +43,7 @@ def test_frames_of_many_holders_are_paid_for_once() -> None:
 
 def test_budget_is_whole_again_when_the_last_holder_lets_go() -> None:
     """Not before, since what the others hold is still there; and then nothing is left."""
-    budget = KeptBudget(1 << 20)
+    budget = Budget(1 << 20)
     kept = KeptFrames(budget)
     kept.hold(full_ring(), 10, 300, holders=3)
 
@@ -56,7 +57,7 @@ def test_budget_is_whole_again_when_the_last_holder_lets_go() -> None:
 
 def test_budget_ends_a_run_where_it_is_spent() -> None:
     """To the message; and what nothing could be paid for is not held at all."""
-    kept = KeptFrames(KeptBudget(200 * HELD + 1))
+    kept = KeptFrames(Budget(200 * HELD + 1))
     ring = full_ring()
 
     reached = [kept.hold(ring, 50, 400), kept.hold(ring, 400, 500), kept.hold(ring, 60, 260)]
@@ -70,7 +71,7 @@ def test_budget_ends_a_run_where_it_is_spent() -> None:
 
 def test_take_stops_where_bytes_are_spent() -> None:
     """Across blocks too; at least one frame is given however large it is."""
-    kept = KeptFrames(KeptBudget(1 << 20))
+    kept = KeptFrames(Budget(1 << 20))
     kept.hold(full_ring(), 120, 140)
 
     assert kept.take(120, 140, 64 * 10) == frames_of(120, 130)
@@ -83,7 +84,7 @@ def test_rest_of_a_run_that_was_read_is_there() -> None:
     ring = full_ring()
 
     for to in range(101, 300):
-        kept = KeptFrames(KeptBudget(1 << 20))
+        kept = KeptFrames(Budget(1 << 20))
         kept.hold(ring, 100, 300)
         kept.advance(100, to)
         assert kept.take(to, 300, 1 << 20) == frames_of(to, 300)
@@ -96,7 +97,7 @@ def test_rest_of_a_run_that_was_read_is_there() -> None:
 def test_run_that_was_kept_in_parts_is_read_whole(order: tuple[Run, ...], parts: int) -> None:
     """Whichever part of it others kept first, with a hole between or not, and let go meanwhile."""
     ring = full_ring()
-    budget = KeptBudget(1 << 20)
+    budget = Budget(1 << 20)
     kept = KeptFrames(budget)
 
     for run in order[:parts]:
@@ -132,7 +133,7 @@ CHANGES = st.lists(
 def test_what_is_held_can_be_read(changes: list[tuple[str, Run]], budget_bytes: int) -> None:
     """Whatever others hold and let go, each run is there until its holder lets go of it."""
     ring = full_ring()
-    kept = KeptFrames(KeptBudget(budget_bytes))
+    kept = KeptFrames(Budget(budget_bytes))
     runs: list[Run] = []
 
     for change, (first, second) in changes:

@@ -15,6 +15,7 @@ from fakes import FakeSink, TopicDriver, make_topic, sink_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clevrd.core.budgets import Budget
 from clevrd.core.drop_strategy import (
     CIRCUIT_BREAKER,
     DROP_NEWEST,
@@ -22,7 +23,6 @@ from clevrd.core.drop_strategy import (
     LATEST,
     DropStrategy,
 )
-from clevrd.core.kept_frames import KeptBudget
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES
 from clevrd.core.subscriber import SLOW_MEMORY_S, Subscriber
 
@@ -675,7 +675,7 @@ def test_large_round_costs_a_live_reader_nothing() -> None:
 
 def test_spent_budget_refuses_the_newest_and_is_counted() -> None:
     """What the budget for kept frames can't pay for is lost, and what it paid comes back."""
-    budget = KeptBudget(3 * (64 + FRAME_OVERHEAD_BYTES))
+    budget = Budget(3 * (64 + FRAME_OVERHEAD_BYTES))
     driver = TopicDriver(make_topic(ring_messages=5, window=5, budget=budget))
     reader = driver.join(Subscriber(FakeSink(), DROP_NEWEST))
     driver.block(reader)
@@ -691,7 +691,7 @@ def test_spent_budget_refuses_the_newest_and_is_counted() -> None:
 def test_spent_budget_opens_the_circuit_in_time() -> None:
     """Drops for want of memory count, although the window has room."""
     driver = TopicDriver(
-        make_topic(ring_messages=10, window=10, trip_threshold=5, budget=KeptBudget(0))
+        make_topic(ring_messages=10, window=10, trip_threshold=5, budget=Budget(0))
     )
     reader = driver.join(Subscriber(FakeSink(), CIRCUIT_BREAKER))
     driver.block(reader)

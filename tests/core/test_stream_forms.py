@@ -16,6 +16,7 @@ from httpx_sse import EventSource, ServerSentEvent
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clevrd.core.budgets import Budget
 from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.gap_log import GapLog
 from clevrd.core.message import KeyedMessage, Message
@@ -26,7 +27,6 @@ from clevrd.core.shared_texts import (
     SHARED_MESSAGES,
     TEXT_OVERHEAD_BYTES,
     SharedTexts,
-    TextBudget,
 )
 from clevrd.core.stream_forms import (
     BLANK,
@@ -62,7 +62,7 @@ def events_in(body: bytes) -> list[ServerSentEvent]:
 
 def shared(form: StreamForm, budget_bytes: int = 1 << 20) -> SharedTexts:
     """Return the texts of a topic without readers."""
-    return SharedTexts(form, EPOCH, TextBudget(budget_bytes))
+    return SharedTexts(form, EPOCH, Budget(budget_bytes))
 
 
 def raw_json(value: object, spaces: Iterable[str]) -> bytes:
@@ -209,7 +209,7 @@ class Counting:
 def real_driver(*, ring_messages: int = 1_000, window: int = 100) -> TopicDriver:
     """Return a driver whose messages are real ones."""
     topic = make_topic(ring_messages=ring_messages, window=window)
-    topic._texts.budget = TextBudget(1 << 20)
+    topic._texts.budget = Budget(1 << 20)
     driver = TopicDriver(topic)
 
     def publish(count: int = 1, size_bytes: int = 64) -> None:
@@ -337,7 +337,7 @@ def test_what_is_kept_goes_when_the_last_reader_of_the_form_leaves() -> None:
 def test_kept_texts_are_bounded_by_number_and_by_bytes() -> None:
     """Beyond the bound they are spelled for each reader; nobody loses anything."""
     many = shared(NDJSON)
-    poor = SharedTexts(NDJSON, EPOCH, TextBudget(1_000))
+    poor = SharedTexts(NDJSON, EPOCH, Budget(1_000))
     frames = [message_of(b"1", offset) for offset in range(1, SHARED_MESSAGES + 101)]
 
     assert len(many.texts(frames, 1)) == len(poor.texts(frames, 1)) == len(frames)

@@ -9,8 +9,8 @@ from itertools import cycle, islice
 import pytest
 from fakes import FakeSink, TopicDriver, frame_of, make_topic, sink_of
 
+from clevrd.core.budgets import Budget
 from clevrd.core.drop_strategy import DropStrategy
-from clevrd.core.kept_frames import KeptBudget
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.subscriber import Subscriber
 
@@ -510,7 +510,7 @@ def test_last_reader_takes_the_pending_with_it() -> None:
 @pytest.mark.parametrize("stays", [0, 1, 3])
 def test_topic_forgets_readers_that_left(stays: int) -> None:
     """Thousands come and go on a silent topic; it holds on to none, whoever else stays."""
-    budget = KeptBudget(1 << 20)
+    budget = Budget(1 << 20)
     driver = TopicDriver(make_topic(ring_messages=20, window=10, budget=budget))
     driver.send(20)
     staying = [Subscriber(FakeSink(), strategy) for strategy in STRATEGIES[:stays]]
@@ -540,7 +540,7 @@ def test_topic_forgets_readers_that_left(stays: int) -> None:
 
 def test_kept_frames_are_paid_back_when_readers_leave() -> None:
     """The budget is whole again after stalled readers of every policy have gone."""
-    budget = KeptBudget(1 << 20)
+    budget = Budget(1 << 20)
     driver = TopicDriver(make_topic(ring_messages=10, window=10, budget=budget))
     readers = [driver.join(Subscriber(FakeSink(), strategy)) for strategy in STRATEGIES * 3]
     for reader in readers:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from clevrd.core.drop_strategy import CIRCUIT_BREAKER, LATEST, DropStrategy
+from clevrd.core.portions import ONE_PORTION, Weights
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
@@ -26,11 +27,15 @@ CREATED = "2026-01-31T12:00:00.000000Z"
 HELD = 64 + FRAME_OVERHEAD_BYTES
 
 
-def make_manager(**limits: float) -> TopicManager:
+def make_manager(weights: Weights = ONE_PORTION, **limits: float) -> TopicManager:
     """Return a manager without topics; every topic gets another epoch."""
     numbers = count(1)
     values: dict[str, float] = {"max_memory_bytes": 1 << 30, **limits}
-    return TopicManager(TopicLimits(**values), lambda: f"epoch{next(numbers)}")  # type: ignore[arg-type]
+    return TopicManager(
+        TopicLimits(**values),  # type: ignore[arg-type]
+        lambda: f"epoch{next(numbers)}",
+        weights,
+    )
 
 
 def topic_of(manager: TopicManager, tenant: str, name: str, now_s: float = 0.0) -> Topic:
@@ -410,6 +415,7 @@ class TopicsUnderPressure(RuleBasedStateMachine):
     """
 
     @initialize(
+        acme_weight=st.sampled_from([0.0, 0.1, 1.0, 9.0]),
         memory=st.integers(1_500, 12_000),
         ring_messages=st.integers(2, 25),
         ring_bytes=st.sampled_from([500, 2_000, 1 << 20]),
@@ -422,6 +428,7 @@ class TopicsUnderPressure(RuleBasedStateMachine):
     )
     def make_topics(
         self,
+        acme_weight: float,
         memory: int,
         ring_messages: int,
         ring_bytes: int,
@@ -429,13 +436,14 @@ class TopicsUnderPressure(RuleBasedStateMachine):
         joined: list[tuple[int, DropStrategy]],
     ) -> None:
         self.manager = make_manager(
+            Weights({"acme": acme_weight}, 1.0) if acme_weight else ONE_PORTION,
             max_memory_bytes=memory,
             ring_messages=ring_messages,
             ring_bytes=ring_bytes,
             circuit_breaker_threshold=TRIPS_AT,
             idle_s=0.0,
         )
-        self.budget_bytes = self.manager.budget.left_bytes
+        self.budget_bytes = self.manager.kept.left_bytes
         topics = [topic_of(self.manager, tenant, "orders") for tenant in ("acme", "other")]
         for topic in topics:
             topic.set_window(window, 0.0)
@@ -541,6 +549,10 @@ class TopicsUnderPressure(RuleBasedStateMachine):
         for topic in self.manager:
             topic.set_window(window, 0.0)
 
+    @rule(acme_weight=st.sampled_from([0.0, 0.1, 1.0, 9.0]))
+    def share_out(self, acme_weight: float) -> None:
+        self.manager.share_out(Weights({"acme": acme_weight}, 1.0) if acme_weight else ONE_PORTION)
+
     @rule(which=which)
     def look(self, which: int) -> None:
         self.drivers[which].topic.settle(0.0)
@@ -589,8 +601,18 @@ class TopicsUnderPressure(RuleBasedStateMachine):
     def memory_is_accounted_for(self) -> None:
         manager = self.manager
         assert manager.ring_bytes == sum(map(real_bytes, manager))
+        for portion in manager.portions:
+            own = [topic for topic in manager if topic.portion is portion]
+            assert portion.ring_bytes == sum(map(real_bytes, own))
+            assert portion.kept.taken_bytes == sum(topic.kept.size_bytes for topic in own)
+            assert portion.topics == len(own)
+            assert set(portion.kept.holders) == {
+                topic
+                for topic in own
+                if any(reader.policy.keeps_oldest for reader in topic.lagging)
+            }
         held = sum(topic.kept.size_bytes for topic in manager)
-        assert manager.budget.left_bytes == self.budget_bytes - held >= 0
+        assert manager.kept.left_bytes == self.budget_bytes - held >= 0
         for offered in self.offered:
             for reader in offered:
                 assert reader.kept_messages == sum(upto - after for after, upto in reader.kept)
@@ -612,7 +634,7 @@ class TopicsUnderPressure(RuleBasedStateMachine):
             self.all_leave(which)
             topic = self.drivers[which].topic
             assert topic.offered == topic.delivered + topic.losses.total + topic.discarded
-        assert self.manager.budget.left_bytes == self.budget_bytes
+        assert self.manager.kept.left_bytes == self.budget_bytes
         self.manager.evict_idle(UNMADE_S)
         assert len(self.manager) == 0
         assert self.manager.ring_bytes == 0

@@ -814,7 +814,9 @@ async def test_connection_that_is_not_read_is_not_handed_over_paused(last: bytes
 async def test_awaited_answer_begins_the_keepalive_time_anew() -> None:
     """A publisher that is throttled is not cut by the time its first request had."""
     publish = post('{"topic":"t","data":1}', "Connection: keep-alive")
-    async with running(request_timeout_s=0.3, keepalive_timeout_s=60.0) as daemon:
+    async with running(
+        request_timeout_s=0.3, keepalive_timeout_s=60.0, throttle_scope="global"
+    ) as daemon:
         daemon.hub.throttler._until_s = daemon.server._loop.time() + 60
         reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
         writer.write(publish)

@@ -28,7 +28,7 @@ BODY = '{"topic":"fresh","data":1}'
 @pytest.fixture(params=[True, False], ids=["raw", "aiohttp"])
 async def daemon(request: pytest.FixtureRequest) -> AsyncIterator[Daemon]:
     """A daemon with its defaults; each test has it answer both ways."""
-    async with running(raw_paths=request.param) as running_daemon:
+    async with running(raw_paths=request.param, throttle_scope="global") as running_daemon:
         yield running_daemon
 
 

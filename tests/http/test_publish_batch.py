@@ -160,7 +160,7 @@ async def test_batch_that_is_under_way_outlives_the_beginning_of_a_stop() -> Non
 
 async def test_throttled_batch_waits_between_items() -> None:
     """A batch is no way around the throttle: each item waits 10 ms (less the clock's grain)."""
-    async with running() as daemon:
+    async with running(throttle_scope="global") as daemon:
         loop = asyncio.get_running_loop()
         daemon.hub.throttler._until_s = loop.time() + 60
         started_s = loop.time()

@@ -117,7 +117,7 @@ async def test_metrics_is_json_before_anything_happened(accept: str) -> None:
 async def test_metrics_is_json_whatever_topics_are_called() -> None:
     """Quotes, backslashes and all of Unicode in a topic's name come out as they went in."""
     names = ['say "hi"', "back\\slash", "</script>", "naïve", "😀", "line\u2028separator", "{}"]
-    async with running() as daemon:
+    async with running(throttle_scope="global") as daemon:
         for name in names:
             await daemon.publish(name, 1)
         daemon.hub.evaluate_throttle()

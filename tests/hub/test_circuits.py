@@ -400,7 +400,7 @@ async def test_open_circuit_has_its_time_on_every_transport(
 async def test_two_hundred_opening_circuits_leave_nothing_behind(openings: int) -> None:
     """Whether they break or stay open, when all have gone everything is given back."""
     async with running(**BREAKS, circuit_breaker_openings=openings, ring_messages=100) as daemon:
-        budget_bytes = daemon.hub.topics.budget.left_bytes
+        budget_bytes = daemon.hub.topics.kept.left_bytes
         readers = [await raw_subscriber(daemon.port, QUERY, receive_bytes=4096) for _ in range(200)]
         async with publishing(daemon.port) as publisher:
             await publisher.send("t", 500, RECORD)
@@ -411,4 +411,4 @@ async def test_two_hundred_opening_circuits_leave_nothing_behind(openings: int) 
         (topic,) = daemon.hub.topics
 
         assert (daemon.hub.open_circuits, topic.subscribers, topic.pending) == (0, 0, 0)
-        assert daemon.hub.topics.budget.left_bytes == budget_bytes
+        assert daemon.hub.topics.kept.left_bytes == budget_bytes

@@ -68,11 +68,16 @@ async def timed_publish_s(daemon: Daemon) -> float:
     return time.perf_counter() - started_s
 
 
-async def test_overload_slows_publishers_for_a_while_and_is_explained() -> None:
+@pytest.mark.parametrize(
+    ("scope", "where"), [("topic", " in default-tenant:t"), ("global", "")], ids=["topic", "global"]
+)
+async def test_overload_slows_publishers_for_a_while_and_is_explained(
+    scope: str, where: str
+) -> None:
     """60 % slow readers at 85 % CPU: each publish waits 10 ms, /metrics says why, and it ends."""
     stats = FakeStats(cpu=0.3)
     async with (
-        running(stats=stats, **SMALL_BUFFERS) as daemon,
+        running(stats=stats, throttle_scope=scope, **SMALL_BUFFERS) as daemon,
         with_readers(daemon, stalled=3, healthy=2) as healthy,
         asyncio.timeout(20),
     ):
@@ -91,7 +96,7 @@ async def test_overload_slows_publishers_for_a_while_and_is_explained() -> None:
     assert min(slowed_s) >= LEAST_DELAY_S
     assert during["is_throttling"]
     assert (during["cpu_usage"], during["slow_ratio"], during["delay_ms"]) == (0.85, 0.6, 10)
-    assert during["reason"] == "60 % of subscribers slow and CPU at 85 %"
+    assert during["reason"] == f"60 % of subscribers slow{where} and CPU at 85 %"
     assert during["until"] <= 5 <= during["since"] + during["until"] + 0.01
     assert health["status"] == "degraded"
     assert not after["is_throttling"]
@@ -101,16 +106,17 @@ async def test_overload_slows_publishers_for_a_while_and_is_explained() -> None:
     assert [missing(each) for each in seen] == [0, 0]
 
 
+@pytest.mark.parametrize("scope", ["topic", "global"])
 @pytest.mark.parametrize(
     ("stalled", "healthy", "cpu", "memory"),
     [(3, 2, 0.3, 0.3), (1, 2, 0.85, 0.85), (0, 2, 1.0, 1.0), (1, 1, 0.85, 0.3)],
 )
 async def test_slow_readers_alone_or_load_alone_slow_nobody(
-    stalled: int, healthy: int, cpu: float, memory: float
+    stalled: int, healthy: int, cpu: float, memory: float, scope: str
 ) -> None:
     """60 % slow at 30 % CPU: no. 33 % slow at 85 % CPU: no. Exactly half: no."""
     async with (
-        running(stats=FakeStats(cpu, memory), **SMALL_BUFFERS) as daemon,
+        running(stats=FakeStats(cpu, memory), throttle_scope=scope, **SMALL_BUFFERS) as daemon,
         with_readers(daemon, stalled=stalled, healthy=healthy),
     ):
         daemon.hub.evaluate_throttle()
@@ -126,7 +132,9 @@ async def test_slow_readers_alone_or_load_alone_slow_nobody(
 async def test_memory_alone_is_load_enough() -> None:
     """60 % slow readers and memory over 80 %: throttled, and the reason names memory."""
     async with (
-        running(stats=FakeStats(cpu=0.1, memory=0.9), **SMALL_BUFFERS) as daemon,
+        running(
+            stats=FakeStats(cpu=0.1, memory=0.9), throttle_scope="global", **SMALL_BUFFERS
+        ) as daemon,
         with_readers(daemon, stalled=3, healthy=2),
     ):
         daemon.hub.evaluate_throttle()
@@ -140,7 +148,7 @@ async def test_memory_alone_is_load_enough() -> None:
 async def test_publishes_under_the_throttle_keep_their_order(raw_paths: bool) -> None:
     """What one publisher sends ahead is slowed one by one, and not reordered."""
     async with (
-        running(raw_paths=raw_paths) as daemon,
+        running(raw_paths=raw_paths, throttle_scope="global") as daemon,
         subscribe(daemon.ws_url, "orders") as reader,
         publishing(daemon.port) as publisher,
     ):

@@ -31,7 +31,12 @@ class Crowd:
     """A hub with one topic, of so many readers that none of them is written to at once."""
 
     def __init__(self, ring_bytes: int = 64 << 20) -> None:
-        config = Config(ring_messages=RING, ring_bytes=ring_bytes, max_message_bytes=1 << 18)
+        config = Config(
+            ring_messages=RING,
+            ring_bytes=ring_bytes,
+            max_message_bytes=1 << 18,
+            throttle_scope="global",
+        )
         self.hub = Hub(config, asyncio.get_running_loop(), stats=FakeStats())
         self.topic: Topic = self.hub.topic(TENANT, "t")
         self.sink = FakeSink()

@@ -35,6 +35,7 @@ from clevrd.core.notices import (
     Unsubscribed,
     Watching,
 )
+from clevrd.core.portions import Weights
 from clevrd.errors import CannotStart, ClevrdError, ConfigError
 from clevrd.handlers.commands.commands import Ping, PublishedNotice, Subscribe, Unsubscribe
 from clevrd.handlers.operate.figures import Figures
@@ -43,6 +44,7 @@ from clevrd.hub import Published
 from clevrd.metrics.exposition import families
 from clevrd.metrics.json import MetricsView, ThrottlerView
 from clevrd.metrics.snapshot import IdempotencyView, MessageTotals, TopicView
+from clevrd.tenants import Tenant
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "clevrd"
@@ -325,6 +327,8 @@ async def test_every_metric_is_documented() -> None:
     async with running() as daemon:
         daemon.hub.counters.count_refusal("not_found")
         daemon.hub.counters.count_close(1012)
+        daemon.hub.share_out(Weights({"acme": 1.0}, 1.0))
+        daemon.hub.topic(Tenant("acme"), "t")
         figures = Figures(daemon.hub, daemon.server.count_connections, 0.0)
         snapshot = at_once(figures.snapshot(0))
 

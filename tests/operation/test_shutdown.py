@@ -250,7 +250,7 @@ async def test_not_ready_as_soon_as_it_drains() -> None:
 async def test_publishes_that_wait_are_finished_first(raw_paths: bool) -> None:
     """A publish that a throttle holds back when the stop begins is published and answered."""
     async with (
-        running(raw_paths=raw_paths) as daemon,
+        running(raw_paths=raw_paths, throttle_scope="global") as daemon,
         subscribe(daemon.ws_url) as reader,
         AsyncExitStack() as stack,
     ):

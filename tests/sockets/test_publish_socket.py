@@ -165,7 +165,7 @@ async def test_rate_limit_counts_frames() -> None:
 
 async def test_throttled_frames_wait_in_order() -> None:
     """Each waits 10 ms for its turn, none overtakes, and the goodbye waits for them all."""
-    async with running() as daemon, subscribe(daemon.ws_url, "t") as reader:
+    async with running(throttle_scope="global") as daemon, subscribe(daemon.ws_url, "t") as reader:
         daemon.hub.throttler._until_s = daemon.server._loop.time() + 60
         async with publish_socket(daemon) as socket:
             for number in range(10):
@@ -192,7 +192,7 @@ async def test_frames_that_waited_together_are_published_once(
 
 async def test_publisher_that_leaves_abruptly_has_published_what_it_sent() -> None:
     """What was received whole is published, though nobody is left to be told."""
-    async with running() as daemon:
+    async with running(throttle_scope="global") as daemon:
         daemon.hub.throttler._until_s = daemon.server._loop.time() + 60
         async with subscribe(daemon.ws_url, "t") as reader:
             socket = await publish_socket(daemon)
@@ -206,7 +206,7 @@ async def test_publisher_that_leaves_abruptly_has_published_what_it_sent() -> No
 
 async def test_fault_behind_frames_that_wait_comes_behind_their_answers() -> None:
     """What was sent before it is published and answered; nothing behind it is read."""
-    async with running() as daemon, publish_socket(daemon) as socket:
+    async with running(throttle_scope="global") as daemon, publish_socket(daemon) as socket:
         daemon.hub.throttler._until_s = daemon.server._loop.time() + 60
         fault = b"\x81\x01x"  # not masked
         publish = masked(TEXT, b'{"topic":"t","data":1,"ref":1}')
@@ -224,7 +224,7 @@ async def test_fault_behind_frames_that_wait_comes_behind_their_answers() -> Non
 
 async def test_publisher_that_shuts_its_side_down_while_frames_wait_has_its_answers() -> None:
     """What it sent is published and answered although nothing more comes, and then it is closed."""
-    async with running() as daemon:
+    async with running(throttle_scope="global") as daemon:
         daemon.hub.throttler._until_s = daemon.server._loop.time() + 60
         reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
         writer.write(
@@ -295,7 +295,7 @@ async def test_draining_daemon_refuses_new_sockets_and_closes_old_ones() -> None
 
 async def test_publisher_that_is_held_back_owes_no_pong() -> None:
     """Its pong can't be read while its frames wait for the throttle, so it is not cut for that."""
-    async with running(ping_interval_s=0.3, pong_timeout_s=0.1) as daemon:
+    async with running(ping_interval_s=0.3, pong_timeout_s=0.1, throttle_scope="global") as daemon:
         daemon.hub.throttler._until_s = daemon.server._loop.time() + 60
         async with (
             subscribe(daemon.ws_url, "t") as reader,

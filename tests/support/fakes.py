@@ -19,7 +19,8 @@ from hypothesis.internal.conjecture import engine, providers
 from hypothesis.internal.constants_ast import Constants
 from websockets.frames import Frame
 
-from clevrd.core.kept_frames import KeptBudget
+from clevrd.core.budgets import Budget
+from clevrd.core.portions import Portion
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.round import Round
 from clevrd.core.subscriber import Subscriber
@@ -196,14 +197,14 @@ def make_topic(
     ring_bytes: int = 1 << 30,
     window: int = 100,
     trip_threshold: int = 100,
-    budget: KeptBudget | None = None,
+    budget: Budget | None = None,
 ) -> Topic:
     """Return an empty topic."""
     return Topic(
         "tenant",
         "topic",
         ring=RecentMessageCache(ring_messages, ring_bytes),
-        budget=budget or KeptBudget(1 << 30),
+        portion=Portion("tenant", 1 << 30, budget or Budget(1 << 30)),
         window_cap=window,
         trip_threshold=trip_threshold,
     )

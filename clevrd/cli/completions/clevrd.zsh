@@ -82,6 +82,7 @@ _shtab_clevrd_checkconfig_options=(
   "--keepalive-timeout-s[Seconds that an idle connection stays open between requests. A number from 0.1 to 86400\; default 75\; CLEVRD_KEEPALIVE_TIMEOUT_S]:VALUE:"
   "--shutdown-timeout-s[Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600\; default 30\; CLEVRD_SHUTDOWN_TIMEOUT_S]:VALUE:"
   "--state-dir[Directory that carries topics over a planned restart\; empty for none. Like \/var\/lib\/clevrd\; default none\; CLEVRD_STATE_DIR]:VALUE:_files -/"
+  "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
   "--url[a running daemon, such as http\:\/\/127.0.0.1\:8080\: print what differs between what it works with and the file, and end with 1 where something does. The file is --config\'s, or else the one that the daemon names]:url:"
@@ -194,6 +195,7 @@ _shtab_clevrd_serve_options=(
   "--keepalive-timeout-s[Seconds that an idle connection stays open between requests. A number from 0.1 to 86400\; default 75\; CLEVRD_KEEPALIVE_TIMEOUT_S]:VALUE:"
   "--shutdown-timeout-s[Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600\; default 30\; CLEVRD_SHUTDOWN_TIMEOUT_S]:VALUE:"
   "--state-dir[Directory that carries topics over a planned restart\; empty for none. Like \/var\/lib\/clevrd\; default none\; CLEVRD_STATE_DIR]:VALUE:_files -/"
+  "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
 )

@@ -6,6 +6,8 @@ frames (core/kept_frames); a reader holds runs of offsets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.kept_frames import KeptFrames
 from clevrd.core.notices import RETENTION, SLOW_CONSUMER
@@ -98,6 +100,36 @@ def refuse(reader: Reader, view: TopicView, unpaid: int, now_s: float) -> None:
     view.losses.slow_consumer += lost - unpaid
     reader.lose(lost, now_s, SLOW_CONSUMER)
     view.hasten_alarm(reader)
+
+
+def give_back(readers: Sequence[Reader], view: TopicView, last: int, now_s: float) -> None:
+    """Lose what is kept behind offset ``last`` for readers that keep the same runs.
+
+    Another tenant needs the memory.
+    """
+    left: list[tuple[int, int]] = []
+    lost = 0
+    for after, upto in readers[0].kept:
+        end = max(after, min(upto, last))
+        lost += upto - end
+        if end > after:
+            view.kept.cut(end, upto, len(readers))
+            left.append((after, end))
+        else:
+            view.kept.release(after, upto, len(readers))
+    if not lost:
+        return
+    kept = tuple(left)
+    view.losses.memory += lost * len(readers)
+    for reader in readers:
+        reader.kept = kept
+        reader.kept_messages -= lost
+        reader.count_drops(lost, now_s)
+        if reader.gaps is not None:
+            place = reader.delivered + reader.kept_messages
+            reader.gaps.refuse_newest(place, lost, reader.cursor)
+        if reader.alarm:
+            view.hasten_alarm(reader)
 
 
 def _keep_upto(reader: Reader, view: TopicView, upto: int, now_s: float) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import platform
 import time
 from collections.abc import Callable, Generator
+from operator import attrgetter
 from typing import Final
 
 import aiohttp
@@ -18,13 +20,20 @@ from clevrd.metrics.snapshot import (
     Build,
     Connections,
     IdempotencyView,
+    MemoryShare,
     Snapshot,
     Throttle,
     TopicView,
+    memory_share,
     message_totals,
     topic_view,
     traffic_of,
 )
+
+# Shares of the memory that are shown, those with the most bytes; each is a label of Prometheus's.
+MAX_SHARES: Final = 100
+# Throttled topics that are shown by name.
+_NAMED_TOPICS: Final = 10
 
 # Subscribers whose figures are brought up to date in one step, at up to 1 us each, and how many of
 # them a topic by itself costs as much as.
@@ -84,6 +93,8 @@ class Figures:
             waiting_publishes=hub.waiting_publishes,
             ring_bytes=hub.topics.ring_bytes,
             memory_limit_bytes=hub.topics.limits.max_memory_bytes,
+            memory_shares=_memory_shares(hub),
+            has_configured_tenants=hub.has_configured_tenants,
             throttle=_throttle(hub),
             window_messages=hub.buffers.window,
             window=hub.buffers.decision,
@@ -127,12 +138,21 @@ def _idempotency(hub: Hub) -> IdempotencyView:
     return IdempotencyView(len(answers), answers.max_keys, answers.repeats, answers.pushed_out)
 
 
+def _memory_shares(hub: Hub) -> list[MemoryShare]:
+    largest = heapq.nlargest(MAX_SHARES, hub.topics.portions, key=attrgetter("used_bytes"))
+    return [memory_share(portion, hub.buffers.window_of(portion.name)) for portion in largest]
+
+
 def _throttle(hub: Hub) -> Throttle:
     now_s = hub.now_s()
+    throttled = hub.throttled_topics()
     decision = hub.throttler.current(now_s)
     load = hub.last_load
     return Throttle(
         is_throttling=decision.is_throttling,
+        scope=hub.throttler.scope,
+        throttled_topics=len(throttled),
+        throttled_names=[f"{each.tenant}:{each.name}" for each in throttled[:_NAMED_TOPICS]],
         cpu_ratio=load.cpu if load else 0.0,
         memory_ratio=load.memory if load else 0.0,
         slow_ratio=decision.slow_ratio,

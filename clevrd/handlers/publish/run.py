@@ -97,12 +97,13 @@ class RunPublisher(Generic[RequestT]):
 
         Returns how many were published or refused. The throttle is for each message by itself.
         """
-        most = 1 if self._hub.is_throttling() else self._hub.max_run
-        run, fault = self._gather(items, 0, most)
+        run, fault = self._gather(items, 0, 1)
         if not run:
             if fault is not None:
                 self._outcomes.refused(fault, items[0])
             return 1
+        if not self._hub.is_throttled(self._tenant, run[0].topic):
+            run, _ = self._gather(items, 0, self._hub.max_run)
         try:
             if (key := run[0].idempotency_key) is not None:
                 answer = await self._hub.publish_once_later(self._tenant, run[0], key)
