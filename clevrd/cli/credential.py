@@ -35,13 +35,15 @@ def credential_of(options: argparse.Namespace) -> str | None:
         ConfigError: the file or the variable has none; nothing of it is in the text.
     """
     if options.key_file is not None:
-        return _in_file(Path(options.key_file))
+        return read_file(options.key_file)
     if given := os.environ.get(VARIABLE):
         return _checked(os.fsencode(given), f"The variable {VARIABLE}")
     return None
 
 
-def _in_file(path: Path) -> str:
+def read_file(name: str) -> str:
+    """Return the secret in a file; raises ConfigError."""
+    path = Path(name)
     check_private(path)
     try:
         with path.open("rb") as file:

@@ -6,11 +6,13 @@ import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
-from clevrd.cli.credential import add_credential, credential_of
+from clevrd.cli.credential import add_credential, credential_of, read_file
 from clevrd.cli.failures import CommandFailed, NoServer, UsageError
 from clevrd.client import RETRY_FOR_S, BadUrl, Client, ClientError, Unreachable
+from clevrd.client.credential import Token
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
@@ -41,8 +43,11 @@ def client_of(options: argparse.Namespace, *, retry_for_s: float = RETRY_FOR_S) 
         ConfigError: there is no credential where one should be.
     """
     secret = credential_of(options)
-    headers = None if secret is None else {"Authorization": f"Bearer {secret}"}
-    return Client(options.url, options.tenant, headers=headers, retry_for_s=retry_for_s)
+    token: Token | None = secret
+    if secret is not None and options.key_file is not None:
+        # The file is read again before a token in it ends, and where it is refused.
+        token = partial(read_file, options.key_file)
+    return Client(options.url, options.tenant, token=token, retry_for_s=retry_for_s)
 
 
 @contextmanager

@@ -12,7 +12,9 @@ from clevrd.client.errors import (
     ClientError,
     Closed,
     Misuse,
+    NoToken,
     Refused,
+    Unauthorized,
     Unreachable,
 )
 from clevrd.client.position import Position
@@ -33,6 +35,7 @@ __all__ = [
     "Gap",
     "Message",
     "Misuse",
+    "NoToken",
     "Outgoing",
     "Position",
     "Published",
@@ -41,5 +44,6 @@ __all__ = [
     "Refusal",
     "Refused",
     "Subscription",
+    "Unauthorized",
     "Unreachable",
 ]

@@ -12,12 +12,14 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from math import inf
-from typing import Final
+from typing import Final, TypeVar
 
 from clevrd.client.errors import BadUrl
 from clevrd.core.names import check_topic
 from clevrd.core.patterns import parse_pattern
 from clevrd.errors import InvalidRequest
+
+T = TypeVar("T")
 
 POLICIES: Final = ("drop_oldest", "drop_newest", "circuit_breaker", "latest")
 
@@ -25,6 +27,10 @@ POLICIES: Final = ("drop_oldest", "drop_newest", "circuit_breaker", "latest")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # RFC 9110 §5.5: a field's value has no control characters except the tab.
 _CONTROLS: Final = re.compile(r"[\0-\x08\x0a-\x1f\x7f]")
+
+# RFC 9110 §11.6.2 has fewer characters for a token than a server takes: visible ASCII, at most so
+# many of them.
+_SECRET: Final = re.compile(r"[!-~]{1,5600}")
 
 # The largest count and the largest offset: the largest signed number of 64 bits.
 MAX_COUNT: Final = (1 << 63) - 1
@@ -85,6 +91,24 @@ def check_tenant(tenant: str | None) -> str | None:
     if not (tenant.isascii() and tenant.isprintable()):
         raise BadUrl("The tenant must be printable ASCII.")
     return tenant
+
+
+def check_token(token: T) -> T:
+    """Return a secret, or the function that returns one; raises TypeError, ValueError."""
+    if not callable(token):
+        if not isinstance(token, str):
+            raise TypeError(f"token is text or a function that returns it, not {type_name(token)}.")
+        check_secret(token)
+    return token
+
+
+def check_secret(secret: object) -> str:
+    """Return an API key or a token; raises TypeError, ValueError, without any of its text."""
+    if not isinstance(secret, str):
+        raise TypeError(f"A token function returns text, not {type_name(secret)}.")
+    if not _SECRET.fullmatch(secret):
+        raise ValueError("A token is 1 to 5,600 visible ASCII characters, without spaces.")
+    return secret
 
 
 def check_tls(tls: ssl.SSLContext | None) -> ssl.SSLContext | None:

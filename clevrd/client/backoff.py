@@ -21,12 +21,17 @@ BACKOFF_CAP_S: Final = 30.0
 # connection that is cut right after its catch-up does not reset the backoff; otherwise a broken
 # server would be asked 8 times/s.
 STEADY_S: Final = 10.0
+# So is a connection that lived this long until its credential ended: a token may last seconds.
+STEADY_UNTIL_EXPIRED_S: Final = 0.5
 # A longer Retry-After is taken for a mistake, and cut to this; a script does not sleep for a day.
 RETRY_AFTER_CAP_S: Final = 300.0
 # A longer wait that a server asks for before it goes away is taken for a mistake, and cut to this.
 RECONNECT_AFTER_CAP_S: Final = 60.0
 
 _TOO_BIG: Final = 1009
+_EXPIRED: Final = 4102
+# The code of a notice that says the same.
+_EXPIRED_CODE: Final = "credential_expired"
 _TOO_MANY: Final = 429
 
 
@@ -52,7 +57,18 @@ def next_after(code: int) -> Next:
     # A message that is too big would be too big the next time as well.
     if 4000 <= code < 4100 or code == _TOO_BIG:
         return Next.STAY_AWAY
-    return Next.AT_ONCE if 4200 <= code < 4300 else Next.BACK_OFF
+    # A credential that has expired is no trouble of the server's: its client shows a fresh one.
+    return Next.AT_ONCE if 4200 <= code < 4300 or code == _EXPIRED else Next.BACK_OFF
+
+
+def is_expired(error: ClientError) -> bool:
+    """Return whether a connection ended because the time of its credential was over."""
+    match error:
+        case Closed():
+            return error.code == _EXPIRED
+        case Refused():
+            return error.code == _EXPIRED_CODE
+    return False
 
 
 def comes_back(error: ClientError) -> bool:
@@ -62,7 +78,7 @@ def comes_back(error: ClientError) -> bool:
             return True
         case Refused():
             # A refusal without a status was of one command, not of the connection.
-            is_healed = error.is_transient and not error.status
+            is_healed = (error.is_transient and not error.status) or is_expired(error)
             return is_healed or error.status == _TOO_MANY or error.status >= 500
         case Closed():
             return next_after(error.code) is not Next.STAY_AWAY
@@ -84,9 +100,14 @@ def delay_s(attempt: int, error: ClientError, chance: float) -> float:
 
     A server that tells its clients to come back at once is obeyed once, not in circles.
     """
-    if attempt == 0 and isinstance(error, Closed) and next_after(error.code) is Next.AT_ONCE:
+    if attempt == 0 and _is_asked_back(error):
         return 0.0
     return error.retry_after_s + backoff_s(attempt, chance)
+
+
+def _is_asked_back(error: ClientError) -> bool:
+    is_close = isinstance(error, Closed) and next_after(error.code) is Next.AT_ONCE
+    return is_close or is_expired(error)
 
 
 def going_away_s(reconnect_after_ms: int) -> float:

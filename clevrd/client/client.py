@@ -21,6 +21,7 @@ from clevrd.client.arguments import (
     topics_of,
 )
 from clevrd.client.backoff import Clockwork
+from clevrd.client.credential import Token
 from clevrd.client.feeds import feed_of
 from clevrd.client.position import Position, position_of, positions_of
 from clevrd.client.publisher import MAX_IN_FLIGHT, Publisher
@@ -48,8 +49,10 @@ class Client:
         url: ``http://host:port``, ``host:port``, ``https://host``, ``unix:/path``; ``ws://`` and
             ``wss://`` mean ``http://`` and ``https://``.
         tenant: the tenant that publishes or subscribes; None leaves the choice to the server.
-        headers: sent with every request, for a proxy in front of the server. Headers and tenant are
-            sent only to the host of ``url``, whatever a redirect says.
+        token: an API key or a JSON Web Token to present, or a function, also an async one, that
+            returns one. The function is asked again before a token ends, and after a refusal.
+        headers: sent with every request, for a proxy in front of the server. Headers, tenant and
+            token are sent only to the host of ``url``, whatever a redirect says.
         tls: for ``https://``; None trusts the system's certificates.
         retry_for_s: seconds that a message is tried again before publishing gives up.
         random, sleep, clock: replaced by tests.
@@ -64,6 +67,7 @@ class Client:
         url: str,
         tenant: str | None = None,
         *,
+        token: Token | None = None,
         headers: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | None = None,
         retry_for_s: float = RETRY_FOR_S,
@@ -71,7 +75,7 @@ class Client:
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._session = Session(url, tenant, headers, tls)
+        self._session = Session(url, tenant, headers, tls, token)
         self._clockwork = Clockwork(random, sleep, clock)
         self._retry_for_s = check_seconds("retry_for_s", retry_for_s)
         self._new_key = IdempotencyKeys()

@@ -51,6 +51,13 @@ class Unreachable(ClientError):
         self.may_have_arrived = may_have_arrived
 
 
+class NoToken(Unreachable):
+    """The function that returns the token failed; its own error is this one's cause."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, may_have_arrived=False)
+
+
 class Refused(ClientError):
     """The server refused: a request, with an error status, or one message or command."""
 
@@ -75,6 +82,13 @@ class Refused(ClientError):
     def may_have_arrived(self) -> bool:
         """Whether the server may have taken the message all the same."""
         return self.status in _GATEWAY_STATUSES
+
+
+class Unauthorized(Refused):
+    """The server asks for a credential, or does not take the one it was shown; status 401.
+
+    Where a function returns the token, it was asked for a fresh one before this is raised.
+    """
 
 
 class Closed(ClientError):

@@ -5,6 +5,7 @@ Each topic has its own `subscribed` notice, offsets and gaps. Shapes: docs/wire.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
@@ -15,6 +16,7 @@ from clevrd.client.positions import Trackers
 from clevrd.client.wire import (
     NOTICE_BEGINS,
     NOTICE_PROTOCOL,
+    RENEWAL_REF,
     Failure,
     Forgotten,
     Gap,
@@ -28,6 +30,8 @@ from clevrd.client.wire import (
     read_message,
     read_notice,
 )
+
+log = logging.getLogger(__name__)
 
 # Most bytes of messages held while a subscription is being opened, before the last command is
 # answered. The server may carry a command out only when its connection takes more, after all
@@ -200,6 +204,9 @@ class ManyTopics:
                 self._trackers.forget(frame.topic)
             case GoingAway():
                 self.away_ms = frame.reconnect_after_ms
+            case Failure() if frame.ref == RENEWAL_REF:
+                # The connection goes on as it was until its credential ends.
+                log.warning("token not renewed why=%s", frame.error)
             case Failure():
                 # A failure without a ref is of a topic that the server leaves out, which is a loss
                 # as well.

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from clevrd.client.arguments import check_names
-from clevrd.client.backoff import Clockwork, comes_back, delay_s
+from clevrd.client.backoff import Clockwork, comes_back, delay_s, is_expired
 from clevrd.client.errors import ClientError, Closed, Misuse, Refused, Unreachable
 from clevrd.client.publishing import IdempotencyKeys, Repeats, is_transient
 from clevrd.client.session import Session, Socket
@@ -288,6 +288,10 @@ class Publisher:
         try:
             while True:
                 self._take_answer(await self._session.receive(socket))
+        except Closed as error:
+            if is_expired(error):
+                self._session.drop_secret(socket)
+            raise
         finally:
             writer.cancel()
             await asyncio.wait((writer,))

@@ -7,32 +7,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from io import BytesIO
 from typing import Any, Final, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import aiohttp
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from clevrd import __version__
 from clevrd.client.address import parse_url, without_password
 from clevrd.client.arguments import check_headers, check_tenant, check_tls
 from clevrd.client.backoff import retry_after_s
+from clevrd.client.credential import AGAIN_S, Credential, Token
 from clevrd.client.errors import (
     BadAnswer,
     BadUrl,
     ClientError,
     Closed,
     Misuse,
+    NoToken,
     Refused,
+    Unauthorized,
     Unreachable,
     reason_of,
 )
 from clevrd.client.redirects import MAX_REDIRECTS, NotFollowed, base_after, target_of
 from clevrd.client.values import UNREADABLE
-from clevrd.client.wire import Refusal, read_refusal
+from clevrd.client.wire import RENEWAL_REF, Refusal, command, read_refusal
 
 CONNECT_TIMEOUT_S: Final = 10.0
 # Seconds for the whole answer to one request; the server itself allows a request 10 s to arrive.
@@ -53,6 +58,9 @@ _TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
 
 # Statuses by which a server or a proxy asks for credentials, or refuses them.
 _CREDENTIAL_STATUSES: Final = frozenset({401, 403, 407})
+_UNAUTHORIZED: Final = 401
+# Headers that present a credential, in lower case; a request presents one.
+_CREDENTIAL_HEADERS: Final = frozenset({"authorization", "x-api-key"})
 
 # Different warnings that are logged at most.
 _MAX_WARNED: Final = 100
@@ -89,6 +97,7 @@ class Session:
 
     Raises:
         BadUrl: ``url`` names no server, or the tenant can't stand in a header.
+        ValueError: the URL or a header presents a credential beside ``token``.
     """
 
     def __init__(
@@ -97,6 +106,7 @@ class Session:
         tenant: str | None,
         headers: Mapping[str, str] | None,
         tls: ssl.SSLContext | None,
+        token: Token | None = None,
     ) -> None:
         self._base, self._unix_path = parse_url(url)
         # The URL for error texts, without the password that it may hold.
@@ -104,6 +114,10 @@ class Session:
         self._headers = {"User-Agent": f"clevrd/{__version__}", **check_headers(headers)}
         if check_tenant(tenant) is not None:
             self._headers["X-Tenant-ID"] = tenant or ""
+        # What each request presents; None without a token.
+        self._credential = None if token is None else Credential(token)
+        if token is not None:
+            _check_alone(self._base, self._headers)
         self._tls = check_tls(tls)
         # open() makes both, since a session needs the running loop.
         self._http: aiohttp.ClientSession | None = None
@@ -120,6 +134,10 @@ class Session:
         self._closing: set[asyncio.Task[None]] = set()
         # The task that sends a WebSocket's first frames; it ends with the socket.
         self._sending: dict[Socket, asyncio.Task[None]] = {}
+        # The task that presents fresh tokens on a WebSocket; it ends with the socket.
+        self._renewing: dict[Socket, asyncio.Task[None]] = {}
+        # The secret that an open WebSocket has presented last; changed by websocket, _renew, drop.
+        self._presented: dict[Socket, str] = {}
 
     def warn(self, warnings: Iterable[str]) -> None:
         """Log the server's warnings, each sentence once."""
@@ -141,6 +159,8 @@ class Session:
             return
         self.is_closed = False
         self._loop = loop
+        if self._credential is not None:
+            self._credential.open()
         self._http = aiohttp.ClientSession(
             connector=self._connector(),
             headers=self._headers,
@@ -167,12 +187,14 @@ class Session:
             Unreachable: no answer, or only a part of it.
         """
 
-        async def post(url: str) -> bytes:
+        async def post(url: str, secret: str | None) -> bytes:
             # aiohttp warns of larger bodies given as bytes; each attempt reads the body from its
             # beginning.
             data = body if len(body) <= _PIECE_BYTES else BytesIO(body)
             async with self._opened().post(
-                url, data=data, headers={"Content-Type": "application/json"}
+                url,
+                data=data,
+                headers={"Content-Type": "application/json", **_bearer(secret)},
             ) as response:
                 content = await _read_bounded(response, max_answer_bytes)
             self.was_reached = True
@@ -193,15 +215,19 @@ class Session:
             BadAnswer: the server does not speak WebSocket.
         """
 
-        async def connect(url: str) -> Socket:
-            return await self._opened().ws_connect(
+        async def connect(url: str, secret: str | None) -> Socket:
+            socket = await self._opened().ws_connect(
                 url,
+                headers=_bearer(secret),
                 timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
                 heartbeat=HEARTBEAT_S,
                 max_msg_size=MAX_MESSAGE_BYTES,
                 protocols=protocols,
                 decode_text=False,
             )
+            if secret is not None:
+                self._presented[socket] = secret
+            return socket
 
         socket = await self._ask(path, f"?{urlencode(query)}" if query else "", connect)
         self.was_reached = True
@@ -247,10 +273,26 @@ class Session:
         self._sending[socket] = task
         task.add_done_callback(lambda _: self._sending.pop(socket, None))
 
+    def renew_aside(self, socket: Socket) -> None:
+        """Present fresh tokens on a WebSocket that takes commands, each before the last ends."""
+        credential = self._credential
+        if credential is None or not credential.can_renew:
+            return
+        task = asyncio.create_task(self._renew(socket, credential), name="clevrd-renewal")
+        self._renewing[socket] = task
+        task.add_done_callback(lambda _: self._renewing.pop(socket, None))
+
+    def drop_secret(self, socket: Socket) -> None:
+        """Present the secret of a WebSocket no more, since its time is over."""
+        if self._credential is not None:
+            self._credential.refuse(self._presented.get(socket))
+
     async def drop(self, socket: Socket) -> None:
         """Close a WebSocket."""
-        if socket in self._sending:
-            self._sending[socket].cancel()
+        self._presented.pop(socket, None)
+        for tasks in (self._sending, self._renewing):
+            if socket in tasks:
+                tasks[socket].cancel()
         try:
             await socket.close()
         finally:
@@ -283,19 +325,65 @@ class Session:
             )
         return Closed(1006, _LOST)
 
-    async def _ask(self, path: str, query: str, ask: Callable[[str], Awaitable[T]]) -> T:
-        """Return ``ask``'s result for the URL of ``path``, or for a redirect's target.
+    async def _renew(self, socket: Socket, credential: Credential) -> None:
+        """Present fresh tokens on ``socket``, until it is dropped or nothing is to be renewed."""
+        least_s = 0.0
+        while (secret := self._presented.get(socket)) is not None:
+            wait_s = credential.renew_in_s(secret, random.random())  # noqa: S311  # no secret
+            if wait_s is None:
+                return
+            await asyncio.sleep(max(wait_s, least_s))
+            least_s = AGAIN_S
+            try:
+                fresh = await credential.get(other_than=secret)
+            except (NoToken, TypeError, ValueError) as error:
+                # When the token ends, the next connection asks again, and tells the user.
+                log.warning("token not renewed why=%s", error)
+                continue
+            if fresh == secret:
+                continue
+            least_s = 0.0
+            self._presented[socket] = fresh
+            with suppress(Closed):  # the task that reads from the socket learns of a lost one
+                await self.send(socket, command("authenticate", token=fresh, ref=RENEWAL_REF))
+
+    async def _ask(
+        self, path: str, query: str, ask: Callable[[str, str | None], Awaitable[T]]
+    ) -> T:
+        """Return ``ask``'s result for the URL of ``path``, once more with a fresh token after 401.
 
         Raises:
             Refused, Unreachable, BadAnswer: as from `post` and `websocket`.
+            NoToken, TypeError, ValueError: as from `Credential.get`.
         """
+        # A client that is not open raises before its function is asked.
+        self._opened()
+        credential = self._credential
+        secret = None if credential is None else await credential.get()
+        try:
+            return await self._ask_as(secret, path, query, ask)
+        except Unauthorized:
+            if credential is None or not credential.can_renew:
+                raise
+        credential.refuse(secret)
+        return await self._ask_as(await credential.get(other_than=secret), path, query, ask)
+
+    async def _ask_as(
+        self,
+        secret: str | None,
+        path: str,
+        query: str,
+        ask: Callable[[str, str | None], Awaitable[T]],
+    ) -> T:
+        """Return ``ask``'s result for the URL of ``path``, or for a redirect's target."""
         url = f"{self._base}{path}{query}"
         for _ in range(MAX_REDIRECTS + 1):
             try:
-                return await ask(url)
+                return await ask(url, secret)
             except _Redirected as moved:
                 url = self._moved(path, url, moved)
             except aiohttp.WSServerHandshakeError as error:
+                _drop_headers(error)
                 raise BadAnswer(
                     f"{self.name} does not speak WebSocket; check the URL, and that a proxy passes"
                     " WebSockets on."
@@ -307,6 +395,7 @@ class Session:
                 # characters.
                 raise BadUrl(f"{self.name} holds what can't be the name of a host.") from error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                _drop_headers(error)
                 raise self._unreachable(error) from error
         raise BadAnswer(f"{self.name} redirects in circles; check the URL.")
 
@@ -377,7 +466,8 @@ class Session:
                 refusal = Refusal(f"{self.name} answered {answer}; check the credentials.")
             else:
                 refusal = Refusal(str(self.not_clevrd(answer)))
-        return Refused(
+        kind = Unauthorized if response.status == _UNAUTHORIZED else Refused
+        return kind(
             refusal.error,
             status=response.status,
             code=refusal.code,
@@ -393,6 +483,27 @@ class Session:
             f"The connection to {self.name} broke before the answer: {_reason(error)}.",
             may_have_arrived=True,
         )
+
+
+def _bearer(secret: str | None) -> dict[str, str]:
+    return {} if secret is None else {"Authorization": f"Bearer {secret}"}
+
+
+def _check_alone(url: str, headers: Iterable[str]) -> None:
+    """Raise unless the token is the only credential that requests present."""
+    if "@" in urlsplit(url).netloc:
+        raise BadUrl("The URL has a user or a password beside token; leave one of them out.")
+    for name in headers:
+        if name.lower() in _CREDENTIAL_HEADERS:
+            raise ValueError(f"The header {name} stands beside token; leave one of them out.")
+
+
+def _drop_headers(error: Exception) -> None:
+    """Drop the request's headers, which hold the credential, from an error of aiohttp's."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        nothing = CIMultiDictProxy(CIMultiDict[str]())
+        error.request_info = error.request_info._replace(headers=nothing)
+        error.args = ()
 
 
 def _socket_reason(error: object, close_code: int | None) -> str:

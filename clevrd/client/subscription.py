@@ -13,7 +13,15 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
-from clevrd.client.backoff import STEADY_S, Clockwork, comes_back, delay_s, going_away_s
+from clevrd.client.backoff import (
+    STEADY_S,
+    STEADY_UNTIL_EXPIRED_S,
+    Clockwork,
+    comes_back,
+    delay_s,
+    going_away_s,
+    is_expired,
+)
 from clevrd.client.errors import BadAnswer, ClientError, Closed, Misuse
 from clevrd.client.feeds import Feed
 from clevrd.client.position import Position
@@ -258,6 +266,7 @@ class Subscription:
         commands = self._feed.begin(socket.protocol)
         if commands:
             self._session.send_aside(socket, commands)
+            self._session.renew_aside(socket)
 
     async def _lose(self, error: ClientError) -> None:
         """Note that the connection is lost; raise ``error`` when there is to be no other."""
@@ -265,10 +274,13 @@ class Subscription:
             return
         if isinstance(error, Misuse):
             raise error
+        if is_expired(error) and self._socket is not None:
+            self._session.drop_secret(self._socket)
         if isinstance(error, Closed):
             # Only a connection that was open can have been steady: a connect may take as long to
             # time out.
-            if self._clock() - self._connected_s >= STEADY_S:
+            steady_s = STEADY_UNTIL_EXPIRED_S if is_expired(error) else STEADY_S
+            if self._clock() - self._connected_s >= steady_s:
                 self._attempt = 0
             error.retry_after_s = going_away_s(self._feed.away_ms)
         if self._session.is_closed:

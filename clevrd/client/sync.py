@@ -6,10 +6,12 @@ same. How to use it: docs/python.md.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
+from inspect import isawaitable
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
@@ -17,6 +19,7 @@ from weakref import finalize
 
 from clevrd.client.arguments import check_count, check_items, check_names, check_timeout
 from clevrd.client.client import Client as AsyncClient
+from clevrd.client.credential import Token
 from clevrd.client.errors import (
     BadAnswer,
     BadData,
@@ -25,7 +28,9 @@ from clevrd.client.errors import (
     ClientError,
     Closed,
     Misuse,
+    NoToken,
     Refused,
+    Unauthorized,
     Unreachable,
 )
 from clevrd.client.intake import Intake
@@ -59,6 +64,7 @@ __all__ = [
     "Gap",
     "Message",
     "Misuse",
+    "NoToken",
     "Outgoing",
     "Position",
     "Published",
@@ -67,6 +73,7 @@ __all__ = [
     "Refusal",
     "Refused",
     "Subscription",
+    "Unauthorized",
     "Unreachable",
 ]
 
@@ -98,6 +105,19 @@ class _Running(NamedTuple):
             raise Unreachable(sentence, may_have_arrived=error.has_begun) from None
 
 
+def _in_thread(token: Token | None) -> Token | None:
+    """Return a function that calls ``token`` in a thread, since the client's own must not wait."""
+    if not callable(token):
+        return token
+    called = token
+
+    async def ask() -> str:
+        answer: str | Awaitable[str] = await asyncio.to_thread(called)
+        return await answer if isawaitable(answer) else answer
+
+    return ask
+
+
 class Client:
     """Publishes to one server and subscribes to it; use as ``with Client(url) as client``.
 
@@ -105,7 +125,8 @@ class Client:
     process the client opens itself again; its subscriptions and publishers are the parent's, and
     raise. A client that is still open at the program's exit is closed.
 
-    Arguments and their errors are those of clevrd.client.Client.
+    Arguments and their errors are those of clevrd.client.Client. A token function is called in a
+    thread of its own, so it may wait.
     """
 
     def __init__(
@@ -113,12 +134,20 @@ class Client:
         url: str,
         tenant: str | None = None,
         *,
+        token: Token | None = None,
         headers: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | None = None,
         retry_for_s: float = RETRY_FOR_S,
     ) -> None:
         def make() -> AsyncClient:
-            return AsyncClient(url, tenant, headers=headers, tls=tls, retry_for_s=retry_for_s)
+            return AsyncClient(
+                url,
+                tenant,
+                token=_in_thread(token),
+                headers=headers,
+                tls=tls,
+                retry_for_s=retry_for_s,
+            )
 
         self._make: Callable[[], AsyncClient] = make
         # This call checks the arguments now.

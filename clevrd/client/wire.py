@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast, get_args
 
 import msgspec
 
@@ -20,6 +20,9 @@ T = TypeVar("T")
 # these bytes, and no message does.
 NOTICE_PROTOCOL: Final = "clevrd.v1"
 NOTICE_BEGINS: Final = b'{"type":'
+
+# The ref of the command by which a connection goes on with a fresh token, and of its answer.
+RENEWAL_REF: Final = "authenticate"
 
 # The server's default limits of a batch.
 MAX_BATCH_ITEMS: Final = 10_000
@@ -180,7 +183,11 @@ class Failure(Refusal, frozen=True, tag_field="type", tag="error"):
     ref: int | str | None = None
 
 
-Notice = Subscribed | Watching | Forgotten | Gap | GoingAway | Failure
+class Authenticated(msgspec.Struct, frozen=True, tag_field="type", tag="authenticated"):
+    """The connection goes on with a fresh credential."""
+
+
+Notice = Subscribed | Watching | Forgotten | Gap | GoingAway | Authenticated | Failure
 
 
 class Outgoing(NamedTuple):
@@ -214,7 +221,8 @@ _decode_head = msgspec.json.Decoder(_Head).decode
 _decode_batch = msgspec.json.Decoder(_BatchAnswer).decode
 _encode = msgspec.json.Encoder().encode
 _set = msgspec.structs.force_setattr
-_NOTICE_TYPES: Final = frozenset({"subscribed", "watching", "gap", "going_away", "error"})
+# A malformed notice of one of these is an error; another type is a later version's.
+_NOTICE_TYPES: Final = frozenset(each.__struct_config__.tag for each in get_args(Notice))
 
 
 # --- what is received ----------------------------------------------------------------------------

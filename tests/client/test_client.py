@@ -760,8 +760,8 @@ def test_message_is_a_value() -> None:
     [
         *[(code, Next.BACK_OFF) for code in (1000, 1001, 1006, 1011, 1012, 1013, 3999)],
         *[(code, Next.STAY_AWAY) for code in (1009, 4000, 4001, 4003, 4004, 4099)],
-        *[(code, Next.BACK_OFF) for code in (4100, 4101, 4102, 4103, 4199)],
-        *[(code, Next.AT_ONCE) for code in (4200, 4201, 4299)],
+        *[(code, Next.BACK_OFF) for code in (4100, 4101, 4103, 4199)],
+        *[(code, Next.AT_ONCE) for code in (4102, 4200, 4201, 4299)],
         *[(code, Next.BACK_OFF) for code in (4300, 4999)],
     ],
 )
@@ -848,7 +848,9 @@ def test_text_that_is_no_position_is_refused(text: str) -> None:
         Position.parse(text)
 
 
-@pytest.mark.parametrize("kind", ["subscribed", "watching", "gap", "going_away", "error"])
+@pytest.mark.parametrize(
+    "kind", ["subscribed", "watching", "forgotten", "gap", "going_away", "error"]
+)
 def test_known_control_frame_that_is_broken_is_not_passed_over(kind: str) -> None:
     """Only frames of later versions are."""
     rest = '"topic":5,"pattern":5,"reconnect_after_ms":"x","error":5}'

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -61,6 +61,7 @@ class FakeServer:
         # The data of each batch's items; and the keys of all items.
         self.batches: list[list[bytes]] = []
         self.keys: list[str] = []
+        self.batch_heads: list[Mapping[str, str]] = []
         self.requests: list[web.BaseRequest] = []
         # Commands of each connection to /ws.
         self.commands: list[list[dict[str, Any]]] = []
@@ -114,6 +115,7 @@ class FakeServer:
 
     async def publish_batch(self, request: web.Request) -> web.StreamResponse:
         """Keep a batch and return the next answer; without any, all items succeed."""
+        self.batch_heads.append(request.headers)
         lines = (await request.read()).split(b"\n")
         self.batches.append([data_of(line) for line in lines])
         self.keys += [json.loads(line)["idempotency_key"] for line in lines]
