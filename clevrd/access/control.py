@@ -36,8 +36,8 @@ class AccessControl:
         allowed_origins: str,
         connections: Connections,
         polls: Polls,
-        share_out: Callable[[Access], None],
         tasks: Tasks,
+        on_change: Callable[[Access], None],
         in_force: ConfigInForce,
     ) -> None:
         """Store the parts.
@@ -45,7 +45,7 @@ class AccessControl:
         Args:
             authenticator: the one that ``maker`` made first, which ``gate`` asks.
             allowed_origins: the setting of that name.
-            share_out: divides the memory among tenants as the rules say.
+            on_change: called with the rules that are put into force, for all else that they say.
         """
         self._maker = maker
         self.tickets = maker.tickets
@@ -56,8 +56,8 @@ class AccessControl:
         self._allowed_origins = allowed_origins
         self._connections = connections
         self._polls = polls
-        self._share_out = share_out
         self._tasks = tasks
+        self._on_change = on_change
         self._in_force = in_force
 
     async def apply(self, access: Access, folder: Path, allowed_origins: str | None = None) -> int:
@@ -80,7 +80,7 @@ class AccessControl:
         self._allowed_origins = allowed_origins
         self._gate.change(self._authenticator)
         self._in_force.change(access, allowed_origins)
-        self._share_out(access)
+        self._on_change(access)
         return await self._judge_again()
 
     def keys_changed(self) -> None:

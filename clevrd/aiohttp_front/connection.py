@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
+from clevrd.address_limit import AddressLimit
 from clevrd.aiohttp_front.framing import (
     CUT_SHORT,
     MAX_LINE_BYTES,
@@ -140,6 +141,17 @@ class FrontConnection(RequestHandler):
                 self._read(data)
             finally:
                 turns.end()
+
+    def let_go(self) -> None:
+        """Be aiohttp's no more: the connection goes on with another protocol."""
+        self._server.hand_over(self)
+        # Without a transport aiohttp has nothing to close when it hears of the loss.
+        self.transport = None
+        self.connection_lost(None)
+
+    def forget_client(self, transport: asyncio.Transport) -> None:
+        """Note that a connection has ended which was let go and which nobody took."""
+        self._server.addresses.left(transport)
 
     def uncount(self, data: bytes) -> None:
         """Leave the counting of ``data``, which was read, to whoever is given it next."""
@@ -468,12 +480,15 @@ class FrontServer(web.Server):
         refuse: Callable[[Exception, Request | None], Response],
         turns: FairTurns,
         budget: InputBudget,
+        addresses: AddressLimit,
         config: Config,
     ) -> None:
         super().__init__(handle)
         self.loop = asyncio.get_running_loop()
         self.turns = turns
         self.budget = budget
+        # The client of each connection.
+        self.addresses = addresses
         # Makes and counts the answer to a request that raised.
         self.refuse = refuse
         self.request_timeout_s = config.request_timeout_s
@@ -484,6 +499,10 @@ class FrontServer(web.Server):
         self._renderer = ResponseRenderer()
         # The transports of the connections that aiohttp serves now.
         self._transports: dict[RequestHandler, asyncio.Transport] = {}
+
+    def hand_over(self, handler: RequestHandler) -> None:
+        """Forget ``handler``'s connection, which goes on with another protocol."""
+        self._transports.pop(handler, None)
 
     @property
     def open_connections(self) -> int:
@@ -517,7 +536,7 @@ class FrontServer(web.Server):
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Forget ``handler``'s connection; also called when an upgrade takes it over."""
-        self._transports.pop(handler, None)
+        self.addresses.left(self._transports.pop(handler, None))
         super().connection_lost(handler, exc)
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # aiohttp's
