@@ -17,7 +17,7 @@ def with_command(argv: Sequence[str]) -> list[str]:
     if argv and argv[0] in ("--version", "-V"):
         return ["version", *argv[1:]]
     if argv and argv[0] == "help":
-        return [*argv[1:2], "--help"]
+        return [*argv[1:3], "--help"]
     if argv and (not argv[0].startswith("-") or argv[0] in ("-h", "--help")):
         return list(argv)
     return ["serve", *argv]

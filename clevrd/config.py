@@ -341,9 +341,9 @@ ENV_PREFIX: Final = "CLEVRD_"
 # Two variables are older than the prefix and keep their names. The same names with the prefix are
 # stronger, since only clevrd can be meant: an image may set ADDRESS for many programs.
 UNPREFIXED: Final = {"address": "ADDRESS", "max_memory_mb": "MAX_MEMORY_MB"}
-# Variables that are no settings but have a meaning: the file's path, read here, and two that the
-# client commands read.
-OTHER_VARIABLES: Final = frozenset({"CLEVRD_CONFIG", "CLEVRD_URL", "CLEVRD_TENANT"})
+# Variables that are no settings but have a meaning: the file's path, read here, and three that
+# the client commands read.
+OTHER_VARIABLES: Final = frozenset({"CLEVRD_CONFIG", "CLEVRD_URL", "CLEVRD_TENANT", "CLEVRD_KEY"})
 # Tables that the file may have besides settings, which no variable and no flag can give: [auth] and
 # [[tenants]] are read by `tenants.settings`.
 TABLES: Final = frozenset({"auth", "tenants", "tls"})

@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -35,12 +35,14 @@ from clevrd.admission import Gate
 from clevrd.aiohttp_front.front import AiohttpFront
 from clevrd.client_addresses import TrustedProxies
 from clevrd.config import Config, Loaded
+from clevrd.config_view import ConfigInForce
 from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
 from clevrd.daemon_signals import DaemonSignals
 from clevrd.descriptors import connections_allowed, raise_limit
 from clevrd.errors import CannotStart, ConfigError, InvalidRequest
 from clevrd.handlers.commands.endpoint import CommandEndpoint
+from clevrd.handlers.operate.configuration import ConfigurationEndpoint
 from clevrd.handlers.operate.figures import Figures
 from clevrd.handlers.operate.health import HealthEndpoint, ProbeEndpoint
 from clevrd.handlers.operate.metrics import MetricsEndpoint
@@ -119,6 +121,8 @@ class Server:
         folder: Path = Path(),
         *,
         tls: TlsSettings | None = None,
+        sources: Mapping[str, str] | None = None,
+        file: str = "",
         stats: Stats | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -128,6 +132,8 @@ class Server:
             access: who may ask for what.
             folder: where the files are that ``access`` names.
             tls: the certificates; None for those of the plain settings alone.
+            sources: where each setting's value comes from, for operators.
+            file: the configuration file, for operators.
 
         Raises:
             ConfigError: one of these files can't be used.
@@ -161,10 +167,12 @@ class Server:
         self._polls = Polls(self.hub, self._loop)
         allowed = read_allowed_origins(config.allowed_origins, access.auth.allowed_origins)
         origins = OriginRule(allowed, self._loop.time)
+        in_force = ConfigInForce(config, sources or {}, file, access, wall_s)
         self.access = AccessControl(
             *(maker, authenticator, gate, origins, config.allowed_origins),
             *(self.connections, self._polls, self.hub.tasks),
             self._put_into_force,
+            in_force,
         )
         self._put_into_force(access)
         publish = PublishEndpoint(gate, self.hub, config)
@@ -176,6 +184,7 @@ class Server:
         ready = ProbeEndpoint(self.is_ready, "The daemon is starting or shutting down.")
         figures = Figures(self.hub, self.count_connections, started_s, self._certificate_ends_in_s)
         metrics = MetricsEndpoint(gate, figures, self.hub.turns)
+        configuration = ConfigurationEndpoint(gate, in_force, self.hub.turns)
         router = PathRouter(
             {
                 "/": {"GET": HomeEndpoint(is_secure=tls.is_on)},
@@ -190,6 +199,7 @@ class Server:
                 "/health/live": {"GET": live},
                 "/health/ready": {"GET": ready},
                 "/metrics": {"GET": metrics},
+                "/config": {"GET": configuration},
             }
         )
         refusals = self.hub.refusals.with_events(refusal_as_events)
@@ -632,7 +642,12 @@ async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> 
     tls = tls_of(loaded)
     signals = DaemonSignals(loop, reloads=bool(loaded.path) or tls.is_on)
     signals.install()
-    server = Server(loaded.config, access, folder_of(loaded), tls=tls)
+    server = Server(
+        *(loaded.config, access, folder_of(loaded)),
+        tls=tls,
+        sources=loaded.sources,
+        file=loaded.path,
+    )
     reloading = Reloading(
         server.access,
         loaded,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clevrd.admission import Gate
+from clevrd.config_view import ConfigInForce
 from clevrd.connections.poll import Polls
 from clevrd.connections.registry import Connections
 from clevrd.scheduling.timers import Tasks
@@ -37,6 +38,7 @@ class AccessControl:
         polls: Polls,
         tasks: Tasks,
         on_change: Callable[[Access], None],
+        in_force: ConfigInForce,
     ) -> None:
         """Store the parts.
 
@@ -56,6 +58,7 @@ class AccessControl:
         self._polls = polls
         self._tasks = tasks
         self._on_change = on_change
+        self._in_force = in_force
 
     async def apply(self, access: Access, folder: Path, allowed_origins: str | None = None) -> int:
         """Put ``access`` into force, and return how many connections were closed for it.
@@ -76,6 +79,7 @@ class AccessControl:
         self._origins.change(allowed)
         self._allowed_origins = allowed_origins
         self._gate.change(self._authenticator)
+        self._in_force.change(access, allowed_origins)
         self._on_change(access)
         return await self._judge_again()
 

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final
 
 from clevrd.access.control import AccessControl
 from clevrd.config import Config, Loaded
+from clevrd.config_view import RELOADED
 from clevrd.errors import ConfigError
 from clevrd.metrics.counters import Counters
 from clevrd.scheduling.timers import Tasks
 from clevrd.tenants.from_settings import access_of, folder_of
-
-# Settings that a reload puts into force; all others need a restart.
-RELOADED: Final = frozenset({"allowed_origins", "tls_cert_file", "tls_key_file"})
 
 log = logging.getLogger(__name__)
 

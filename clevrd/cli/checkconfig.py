@@ -1,27 +1,52 @@
-"""clevrd checkconfig: prints every setting, its value and the source of the value."""
+"""clevrd checkconfig: prints every setting, its value and the source of the value.
+
+With --url it prints what differs between a running daemon and the file instead.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import os
+import time
+from collections.abc import Generator, Iterator, Sequence
+from typing import Final, TypeVar
 
 from clevrd import logs
+from clevrd.cli.credential import add_credential, credential_of
+from clevrd.cli.failures import UsageError
 from clevrd.cli.output import print_line
 from clevrd.cli.settings import add_settings, load_settings, value_text
+from clevrd.config import BY_FIELD, SETTINGS, Loaded, load
+from clevrd.config_differences import differences, outranks_file
+from clevrd.config_view import ConfigInForce, ConfigView
 from clevrd.tenants.from_settings import access_of, check_access, folder_of
 from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import Access, TenantEntry
 from clevrd.tls.contexts import TlsContexts, moment_text
 from clevrd.tls.settings import tls_of
 
+# The exit code where something differs, as diff's.
+EXIT_DIFFERS: Final = 1
+
+T = TypeVar("T")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every setting."""
+    """Add a flag for every setting, and the options to compare with a daemon."""
     add_settings(parser)
+    parser.add_argument(
+        "--url",
+        help="a running daemon, such as http://127.0.0.1:8080: print what differs between what it"
+        " works with and the file, and end with 1 where something does. The file is --config's, or"
+        " else the one that the daemon names",
+    )
+    add_credential(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the settings that serve would use, and return the exit code."""
+    """Print the settings that serve would use, or what differs, and return the exit code."""
+    if options.url is not None:
+        return _compare(options)
     loaded = load_settings(options)
     # The rules of access are checked as the daemon does at its start, with all files they name.
     access = access_of(loaded)
@@ -58,6 +83,55 @@ def access_lines(access: Access) -> Iterator[str]:
 
 def _ids(tenant: TenantEntry) -> list[str]:
     return [key.id for key in tenant.keys]
+
+
+# --- a running daemon ----------------------------------------------------------------------------
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """Print what differs between the daemon and the file, and return 1 where something does."""
+    given = vars(options)
+    if flags := [setting.flag for setting in SETTINGS if setting.field in given]:
+        raise UsageError(f"--url compares a daemon with the file; leave {flags[0]} out")
+    # The import takes the time of an HTTP client's.
+    from clevrd.cli.running_config import running_config
+
+    running = running_config(options.url, credential_of(options))
+    path = options.config or os.environ.get("CLEVRD_CONFIG") or running.file
+    loaded = load({}, _stronger_than_file(running), path or None)
+    access = access_of(loaded)
+    check_access(access, folder_of(loaded))
+    lines = list(differences(running, _view_of(loaded, access)))
+    for line in lines:
+        print_line(line)
+    if lines:
+        return EXIT_DIFFERS
+    print_line(f"The daemon works with what {path or 'the defaults'} has.")
+    return 0
+
+
+def _stronger_than_file(running: ConfigView) -> dict[str, str]:
+    """Return the daemon's flags and variables, as variables: the file is judged beside them."""
+    return {
+        BY_FIELD[name].prefixed_env: value_text(setting.value)
+        for name, setting in running.settings.items()
+        if name in BY_FIELD and outranks_file(setting)
+    }
+
+
+def _view_of(loaded: Loaded, access: Access) -> ConfigView:
+    in_force = ConfigInForce(loaded.config, loaded.sources, loaded.path, access, time.time)
+    return _result_of(in_force.view())
+
+
+def _result_of(steps: Generator[None, None, T]) -> T:
+    """Take all steps at once: no loop waits for this command."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:

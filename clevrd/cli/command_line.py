@@ -27,13 +27,28 @@ _COMMANDS: Final = {
     "health": "Ask the daemon of these settings whether it is well; for health checks.",
     "checkconfig": "Print every setting and its source.",
     "cert": "Make a certificate for a try of TLS.",
+    "key": "Make an API key, or the digest of one.",
+    "token": "Make a JSON Web Token, or look at one.",
     "completion": "Print what a shell needs to complete these commands.",
     "version": "Print the version.",
     "help": "Show what a command takes.",
 }
 
+# Commands that are a word and a second one.
+_SECOND_WORDS: Final = {
+    "key": {
+        "new": "Make a key: prints its secret once, and what to paste into the file.",
+        "digest": "Print the digest of a secret, read from standard input.",
+    },
+    "token": {
+        "new": "Make a token, signed with a secret or a private key.",
+        "show": "Show what a token says, read from standard input.",
+    },
+}
+
 # Each command is a module with two functions, add_arguments(parser) and run(options): the module of
-# its name in this package, except for health, which `entry` runs without this package.
+# its name in this package (key_new for key new), except for health, which `entry` runs without this
+# package.
 _MODULES: Final = {"health": "clevrd.health_check"}
 
 # Flags of other programs -> the flags here that may be meant; the first one that the command has is
@@ -49,6 +64,8 @@ _OTHER_NAMES: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("--memory", "--max-memory", "-m"), ("--max-memory-mb",)),
     **dict.fromkeys(("--string", "--message", "-m"), ("--text",)),
 }
+# Flags by which other programs take a secret.
+_SECRETS: Final = frozenset({"--token", "--api-key", "--apikey", "--secret", "--bearer"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,6 +123,12 @@ def _unrecognized(words: Sequence[str], flags: Iterable[str]) -> str:
         return f"{sentence}; a topic stands without a flag"
     meant: list[str] = [flag for flag in _OTHER_NAMES.get(name, ()) if flag in known]
     meant += difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    if name in _SECRETS and "--key-file" in known:
+        # The words are not repeated: they hold the secret.
+        return (
+            f"unrecognized argument: {name}; a key or token is not for the command line, which all"
+            " users see: take --key-file FILE or the variable CLEVRD_KEY"
+        )
     if not meant:
         return sentence
     example = " HOST:PORT" if meant[0] == "--address" else ""
@@ -136,7 +159,8 @@ class CommandParser(_Parser):
     added when it is first parsed.
     """
 
-    # Name of the module that has the command's arguments and runs it.
+    # Name of the module that has the command's arguments and runs it; empty where a second word
+    # chooses the command.
     module = ""
     _is_asked = False
 
@@ -160,7 +184,7 @@ class CommandParser(_Parser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parse ``args``; argparse calls this again from within the first call."""
-        if self._is_asked:
+        if self._is_asked or not self.module:
             return super().parse_known_args(args, namespace)
         self._is_asked = True
         self.fill_in()
@@ -194,6 +218,17 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[CommandParser]]:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
     for name, text in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        command.module = _MODULES.get(name, f"clevrd.cli.{name}")
-        parsers.append(command)
+        if name not in _SECOND_WORDS:
+            command.module = _MODULES.get(name, f"clevrd.cli.{name}")
+            parsers.append(command)
+            continue
+        seconds = command.add_subparsers(
+            metavar="COMMAND", required=True, parser_class=CommandParser
+        )
+        for second, text_of_it in _SECOND_WORDS[name].items():
+            under = seconds.add_parser(
+                second, help=text_of_it, description=text_of_it, allow_abbrev=False
+            )
+            under.module = f"clevrd.cli.{name}_{second}"
+            parsers.append(under)
     return parser, parsers

@@ -18,7 +18,7 @@ import msgspec
 from clevrd import logs
 from clevrd.cli.failures import EXIT_FAILED, UsageError
 from clevrd.cli.output import print_line
-from clevrd.cli.server_options import add_server, client_failures, tls_of
+from clevrd.cli.server_options import add_server, client_failures, client_of
 from clevrd.cli.values import seconds
 from clevrd.client import RETRY_FOR_S, BadRecord, Client, Refused
 from clevrd.config import MIB
@@ -82,9 +82,7 @@ def run(options: argparse.Namespace) -> int:
     logs.log_for_people()
     read_line = text_line if options.text else json_line
     with client_failures():
-        client = Client(
-            options.url, options.tenant, tls=tls_of(options), retry_for_s=options.retry_for
-        )
+        client = client_of(options, retry_for_s=options.retry_for)
         if options.json == "-":
             return asyncio.run(_publish_stdin(client, options.topic, read_line, options.key))
         try:

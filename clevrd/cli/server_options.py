@@ -7,16 +7,19 @@ import os
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
+from clevrd.cli.credential import add_credential, credential_of, read_file
 from clevrd.cli.failures import CommandFailed, NoServer, UsageError
-from clevrd.client import BadUrl, ClientError, Unreachable
+from clevrd.client import RETRY_FOR_S, BadUrl, Client, ClientError, Unreachable
+from clevrd.client.credential import Token
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the server and the tenant."""
+    """Add the options for the server, the tenant and the credential."""
     parser.add_argument(
         "--url",
         default=os.environ.get("CLEVRD_URL") or DEFAULT_URL,
@@ -36,6 +39,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         help="trust the certificates in FILE (PEM) for https://, instead of the system's"
         " (SSL_CERT_FILE)",
     )
+    add_credential(parser)
 
 
 def tls_of(options: argparse.Namespace) -> ssl.SSLContext | None:
@@ -52,6 +56,26 @@ def tls_of(options: argparse.Namespace) -> ssl.SSLContext | None:
         raise UsageError(f"{options.ca_file} holds no certificate in PEM.") from error
     except OSError as error:
         raise UsageError(f"Can't read {options.ca_file}: {error.strerror}.") from error
+
+
+def client_of(options: argparse.Namespace, *, retry_for_s: float = RETRY_FOR_S) -> Client:
+    """Return a client of the server that the options name, with their credential.
+
+    Raises:
+        BadUrl: the URL names no server.
+        ConfigError: there is no credential where one should be.
+    """
+    secret = credential_of(options)
+    token: Token | None = secret
+    if secret is not None and options.key_file is not None:
+        # The file is read again before a token in it ends, and where it is refused.
+        token = partial(read_file, options.key_file)
+    return Client(
+        *(options.url, options.tenant),
+        token=token,
+        tls=tls_of(options),
+        retry_for_s=retry_for_s,
+    )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import msgspec
 from clevrd import logs
 from clevrd.cli.failures import UsageError
 from clevrd.cli.output import Output
-from clevrd.cli.server_options import add_server, client_failures, tls_of
+from clevrd.cli.server_options import add_server, client_failures, client_of
 from clevrd.cli.values import count, count_or_zero
 from clevrd.client import Client, Gap, Subscription
 from clevrd.core.drop_strategy import DropStrategy
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--last and --since each say where to begin; give one of them")
     logs.log_for_people()
     with client_failures():
-        client = Client(options.url, options.tenant, tls=tls_of(options))
+        client = client_of(options)
         return asyncio.run(_print_until_gone(client, _subscription(client, options), options))
 
 

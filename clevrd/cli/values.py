@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import suppress
+from typing import Final
 
 
 def seconds(text: str) -> float:
@@ -28,3 +29,21 @@ def _whole_number(text: str, at_least: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= at_least):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {at_least} or more")
     return int(text)
+
+
+# Units of `duration_s`, in seconds.
+_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+# Ten years: no token should live longer.
+_MAX_DURATION_S: Final = 3_653 * 86_400.0
+
+
+def duration_s(text: str) -> float:
+    """Return the seconds of a length of time, such as 90s, 30m, 12h or 7d."""
+    number, unit = text[:-1], text[-1:]
+    if unit in _UNITS and number.isascii() and number.isdigit() and len(number) < 10:
+        wanted_s = int(number) * _UNITS[unit]
+        if 0 < wanted_s <= _MAX_DURATION_S:
+            return wanted_s
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not a length of time such as 90s, 30m, 12h or 7d, up to ten years"
+    )

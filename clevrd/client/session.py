@@ -114,7 +114,7 @@ class Session:
         self._headers = {"User-Agent": f"clevrd/{__version__}", **check_headers(headers)}
         if check_tenant(tenant) is not None:
             self._headers["X-Tenant-ID"] = tenant or ""
-        # What each request presents; None without a token.
+        # The credential that each request presents; None without a token.
         self._credential = None if token is None else Credential(token)
         if token is not None:
             _check_alone(self._base, self._headers)

@@ -112,11 +112,15 @@ class AuthenticatorMaker:
         return fetched[url]
 
 
-def check_jwt_is_installed() -> None:
-    """Raise ConfigError where PyJWT, or what it needs to verify signatures, is missing."""
+def check_jwt_is_installed(what: str = "[[auth.jwt]]") -> None:
+    """Raise ConfigError where PyJWT, or what it needs to verify signatures, is missing.
+
+    Args:
+        what: the part of clevrd that needs it.
+    """
     if find_spec("jwt") is None or find_spec("cryptography") is None:
         raise ConfigError(
-            "[[auth.jwt]] needs PyJWT, which is not installed here; install it with the extra:"
+            f"{what} needs PyJWT, which is not installed here; install it with the extra:"
             ' pip install "clevrd[jwt]"'
         )
 

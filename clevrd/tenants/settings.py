@@ -155,7 +155,10 @@ def _mistakes(access: Access) -> Iterator[tuple[str, str]]:
         except InvalidRequest as error:
             yield f"{place}.name", str(error)
         if tenant.name in names:
-            yield f"{place}.name", f"there are two tenants called {tenant.name!a}."
+            yield (
+                f"{place}.name",
+                f"there are two tenants called {tenant.name!a}; give the keys of both to one.",
+            )
         names.add(tenant.name)
         if tenant.publish_burst is not None and tenant.publish_rate_per_s is None:
             yield f"{place}.publish_burst", "it means nothing without publish_rate_per_s."

@@ -29,7 +29,8 @@ FILES = {"FILE": shtab.FILE, "--state-dir": shtab.DIRECTORY}
 def script(shell: str) -> str:
     """Return the script for ``shell``."""
     parser, commands = whole_parser()
-    names = [command.prog.split()[-1] for command in commands]
+    # The first words alone: a second word has a list of its own.
+    names = list(dict.fromkeys(command.prog.split()[1] for command in commands))
     for command in commands:
         for action in command._actions:
             for name in (action.metavar, *action.option_strings):

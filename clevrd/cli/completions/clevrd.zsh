@@ -15,12 +15,30 @@ _shtab_clevrd_commands() {
     completion:'Print what a shell needs to complete these commands.'
     health:'Ask the daemon of these settings whether it is well; for health checks.'
     help:'Show what a command takes.'
+    key:'Make an API key, or the digest of one.'
     publish:'Publish one message, or one for each line.'
     serve:'Run the daemon (the default).'
     subscribe:'Print topics'"'"' messages, one JSON line each.'
+    token:'Make a JSON Web Token, or look at one.'
     version:'Print the version.'
   )
   _describe 'clevrd commands' _commands
+}
+
+_shtab_clevrd_key_commands() {
+  local _commands=(
+    digest:'Print the digest of a secret, read from standard input.'
+    new:'Make a key: prints its secret once, and what to paste into the file.'
+  )
+  _describe 'clevrd key commands' _commands
+}
+
+_shtab_clevrd_token_commands() {
+  local _commands=(
+    new:'Make a token, signed with a secret or a private key.'
+    show:'Show what a token says, read from standard input.'
+  )
+  _describe 'clevrd token commands' _commands
 }
 
 _shtab_clevrd_options=(
@@ -83,6 +101,8 @@ _shtab_clevrd_checkconfig_options=(
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
+  "--url[a running daemon, such as http\:\/\/127.0.0.1\:8080\: print what differs between what it works with and the file, and end with 1 where something does. The file is --config\'s, or else the one that the daemon names]:url:"
+  "--key-file[a file with the key or token to send\; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with]:FILE:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -109,17 +129,45 @@ _shtab_clevrd_health_defaults_added=0
 
 _shtab_clevrd_help_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  ":the command to explain:(serve publish subscribe health checkconfig cert completion version help)"
+  ":the command to explain:(serve publish subscribe health checkconfig cert key token completion version help)"
 )
 
 # guard to ensure default positional specs are added only once per session
 _shtab_clevrd_help_defaults_added=0
+
+_shtab_clevrd_key_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_key_defaults_added=0
+
+_shtab_clevrd_key_digest_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_key_digest_defaults_added=0
+
+_shtab_clevrd_key_new_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--tenant[the tenant that has it]:NAME:"
+  "--id[what logs and refusals call the key]:NAME:"
+  "*--publish[a topic, or a pattern such as \'orders.\*\' or \'\*\*\', that may be published to\; may be given several times]:TOPIC:"
+  "*--subscribe[a topic, or a pattern such as \'orders.\*\' or \'\*\*\', that may be subscribed to\; may be given several times]:TOPIC:"
+  "--admin[it may operate the daemon, such as read \/metrics]"
+  "--secret-file[a new file for the secret, which its owner alone may read\; without it the secret goes to standard error]:FILE:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_key_new_defaults_added=0
 
 _shtab_clevrd_publish_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--url[the server\: http\:\/\/host\:port, host\:port, https\:\/\/host or unix\:\/path (CLEVRD_URL\; default http\:\/\/127.0.0.1\:8080)]:url:"
   "--tenant[sent as X-Tenant-ID (CLEVRD_TENANT)]:NAME:"
   "--ca-file[trust the certificates in FILE (PEM) for https\:\/\/, instead of the system\'s (SSL_CERT_FILE)]:FILE:_files"
+  "--key-file[a file with the key or token to send\; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with]:FILE:_files"
   "--text[the data is text as it is, without quotes\; with - each line of standard input, empty ones too]"
   "--key[what the message is about, for readers with --policy latest\; with - that of all messages]:KEY:"
   "--retry-for[how long one message is tried again when the server is busy or restarts\; it is there at least once, and may be there twice when a connection broke before the answer (default 60)]:SECONDS:"
@@ -181,6 +229,7 @@ _shtab_clevrd_subscribe_options=(
   "--url[the server\: http\:\/\/host\:port, host\:port, https\:\/\/host or unix\:\/path (CLEVRD_URL\; default http\:\/\/127.0.0.1\:8080)]:url:"
   "--tenant[sent as X-Tenant-ID (CLEVRD_TENANT)]:NAME:"
   "--ca-file[trust the certificates in FILE (PEM) for https\:\/\/, instead of the system\'s (SSL_CERT_FILE)]:FILE:_files"
+  "--key-file[a file with the key or token to send\; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with]:FILE:_files"
   "*--pattern[all topics that it matches, now and later\: \'orders.\*\' one word, \'orders.\*\*\' one or more\; may be given several times]:PATTERN:"
   "--policy[what is dropped when this reader is too slow (default\: the server\'s)]:policy:(drop_oldest drop_newest circuit_breaker latest)"
   "--buffer[messages this reader may lag behind]:N:"
@@ -194,6 +243,38 @@ _shtab_clevrd_subscribe_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_clevrd_subscribe_defaults_added=0
+
+_shtab_clevrd_token_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_token_defaults_added=0
+
+_shtab_clevrd_token_new_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--secret-file[the secret that the issuer\'s secret_file has\: HS256]:FILE:_files"
+  "--private-key[a private key as PEM\: RS256 with RSA, ES256 with P-256, EdDSA with Ed25519]:FILE:_files"
+  "--kid[the key\'s id in the issuer\'s key set]:ID:"
+  "--issuer[as in \[\[auth.jwt\]\]]:TEXT:"
+  "--audience[as in \[\[auth.jwt\]\]]:TEXT:"
+  "--tenant[whose token it is]:NAME:"
+  "*--publish[a topic, or a pattern such as \'orders.\*\' or \'\*\*\', that may be published to\; may be given several times]:TOPIC:"
+  "*--subscribe[a topic, or a pattern such as \'orders.\*\' or \'\*\*\', that may be subscribed to\; may be given several times]:TOPIC:"
+  "--sub[what logs and refusals call its bearer]:NAME:"
+  "--lifetime[how long it is valid, such as 90s, 30m, 12h or 7d (default 1h)]:TIME:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_token_new_defaults_added=0
+
+_shtab_clevrd_token_show_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file of settings\: say whether a daemon with it would take the token, and why not (CLEVRD_CONFIG)]:FILE:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_token_show_defaults_added=0
 
 _shtab_clevrd_version_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -226,10 +307,60 @@ _shtab_clevrd() {
         completion) _arguments -C -s $_shtab_clevrd_completion_options ;;
         health) _arguments -C -s $_shtab_clevrd_health_options ;;
         help) _arguments -C -s $_shtab_clevrd_help_options ;;
+        key) _shtab_clevrd_key ;;
         publish) _arguments -C -s $_shtab_clevrd_publish_options ;;
         serve) _arguments -C -s $_shtab_clevrd_serve_options ;;
         subscribe) _arguments -C -s $_shtab_clevrd_subscribe_options ;;
+        token) _shtab_clevrd_token ;;
         version) _arguments -C -s $_shtab_clevrd_version_options ;;
+      esac
+  esac
+}
+
+_shtab_clevrd_key() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->key'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_clevrd_key_defaults_added )); then
+    if (( ${_shtab_clevrd_key_options[(I)${(q)one_or_more}*]} +          ${_shtab_clevrd_key_options[(I)${(q)remainder}*]} +          ${_shtab_clevrd_key_options[(I)${(q)default}]} == 0 )); then
+      _shtab_clevrd_key_options+=(': :_shtab_clevrd_key_commands' '*::: :->key')
+    fi
+    _shtab_clevrd_key_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_clevrd_key_options
+
+  case $state in
+    key)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_clevrd_key-$line[1]:"
+      case $line[1] in
+        digest) _arguments -C -s $_shtab_clevrd_key_digest_options ;;
+        new) _arguments -C -s $_shtab_clevrd_key_new_options ;;
+      esac
+  esac
+}
+
+_shtab_clevrd_token() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->token'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_clevrd_token_defaults_added )); then
+    if (( ${_shtab_clevrd_token_options[(I)${(q)one_or_more}*]} +          ${_shtab_clevrd_token_options[(I)${(q)remainder}*]} +          ${_shtab_clevrd_token_options[(I)${(q)default}]} == 0 )); then
+      _shtab_clevrd_token_options+=(': :_shtab_clevrd_token_commands' '*::: :->token')
+    fi
+    _shtab_clevrd_token_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_clevrd_token_options
+
+  case $state in
+    token)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_clevrd_token-$line[1]:"
+      case $line[1] in
+        new) _arguments -C -s $_shtab_clevrd_token_new_options ;;
+        show) _arguments -C -s $_shtab_clevrd_token_show_options ;;
       esac
   esac
 }

@@ -31,6 +31,7 @@ Publish to it:
 Look at it:
     {url}/health     state, uptime, memory; /health/live, /health/ready for probes
     {url}/metrics    topics, subscribers, drops, throttling (JSON)
+    {url}/config     the settings in force, for operators (JSON)
 
 Options of /subscribe:
     topic=NAME      required

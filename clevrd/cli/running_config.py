@@ -1,0 +1,78 @@
+"""Asks a running daemon for its configuration."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from clevrd.cli.failures import NoServer, UsageError
+from clevrd.client import BadUrl
+from clevrd.client.address import parse_url, without_password
+from clevrd.config_view import ConfigView
+
+_TIMEOUT_S: Final = 10.0
+# Four times what the largest configuration file makes.
+_MAX_ANSWER_BYTES: Final = 16 << 20
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    error: str = ""
+
+
+def running_config(url: str, secret: str | None) -> ConfigView:
+    """Return the configuration that the daemon at ``url`` works with.
+
+    Args:
+        secret: the key or token to present.
+
+    Raises:
+        UsageError: ``url`` names no server.
+        NoServer: there is no answer, a refusal, or an answer that is no configuration.
+    """
+    try:
+        base, unix_path = parse_url(url)
+    except BadUrl as error:
+        raise UsageError(str(error)) from error
+    name = url if unix_path else without_password(base)
+    try:
+        status, body = asyncio.run(_get(f"{base}/config", unix_path, secret))
+    except (aiohttp.ClientError, TimeoutError, OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or str(error) or "no answer in time"
+        raise NoServer(f"Nobody answers at {name}: {why}.") from error
+    if status == 200:
+        try:
+            return msgspec.json.decode(body, type=ConfigView)
+        except msgspec.DecodeError as error:
+            raise NoServer(f"{name} answered, but not as clevrd does; check the URL.") from error
+    raise NoServer(f"{name} refused to show its configuration ({status}): {_why(status, body)}")
+
+
+async def _get(url: str, unix_path: str | None, secret: str | None) -> tuple[int, bytes]:
+    connector = aiohttp.UnixConnector(unix_path) if unix_path else aiohttp.TCPConnector()
+    headers = {"Authorization": f"Bearer {secret}"} if secret is not None else {}
+    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+        # A redirect could take the key elsewhere.
+        session.get(url, headers=headers, allow_redirects=False) as response,
+    ):
+        body = bytearray()
+        async for piece in response.content.iter_chunked(65_536):
+            body += piece
+            if len(body) > _MAX_ANSWER_BYTES:
+                break
+        return response.status, bytes(body)
+
+
+def _why(status: int, body: bytes) -> str:
+    """Return the daemon's own sentence, on one line."""
+    if status == 404:
+        return "it is older than this command, or no clevrd."
+    try:
+        sentence = msgspec.json.decode(body, type=_Refusal).error
+    except msgspec.DecodeError:
+        sentence = ""
+    return ascii(sentence)[1:-1] or "no reason was given."

@@ -1,0 +1,96 @@
+"""Differences between a running daemon's configuration and another one. Pure; no files here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from clevrd.config_view import ConfigView, SettingView
+
+_TABLES: Final = ("auth", "tenants")
+# The fields by which an entry of a list is recognised.
+_NAMES: Final = (("name",), ("id",), ("issuer", "audience"))
+_SECRET: Final = "fingerprint"  # noqa: S105  # the name of a field
+
+
+def outranks_file(setting: SettingView) -> bool:
+    """Return whether a value is from a source that is stronger than the file."""
+    return setting.source.startswith(("flag ", "environment "))
+
+
+def differences(running: ConfigView, file: ConfigView) -> Iterator[str]:
+    """Yield a line for each difference, with what puts the file's into force.
+
+    Args:
+        running: what the daemon works with.
+        file: what the file says; settings that it can't change in the daemon are passed over.
+    """
+    for name, setting in file.settings.items():
+        known = running.settings.get(name)
+        if known is None or outranks_file(known) or known.value == setting.value:
+            continue
+        how = "restart" if known.needs_restart else "reload"
+        yield f"{name}: running {_text(known.value)}, file {_text(setting.value)} ({how})"
+    now, later = _plain(running), _plain(file)
+    for table in _TABLES:
+        for line in _between(table, now[table], later[table]):
+            yield f"{line} (reload)"
+
+
+def _plain(view: ConfigView) -> dict[str, Any]:
+    """Return a view as JSON has it, however it was made."""
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(view))
+    return plain
+
+
+def _between(place: str, running: Any, file: Any) -> Iterator[str]:
+    if isinstance(running, Mapping) and isinstance(file, Mapping):
+        yield from _between_tables(place, running, file)
+    elif _are_entries(running) and _are_entries(file):
+        yield from _between_tables(place, _by_name(running), _by_name(file))
+    elif running != file:
+        if place.endswith(f".{_SECRET}"):
+            yield f"{place.removesuffix(f'.{_SECRET}')}: the secret differs"
+        else:
+            yield f"{place}: running {_text(running)}, file {_text(file)}"
+
+
+def _between_tables(
+    place: str, running: Mapping[str, Any], file: Mapping[str, Any]
+) -> Iterator[str]:
+    for name in (*running, *(name for name in file if name not in running)):
+        here = f"{place}.{ascii(name)[1:-1]}"
+        if name not in file:
+            yield f"{here}: only running"
+        elif name not in running:
+            yield f"{here}: only in the file"
+        else:
+            yield from _between(here, running[name], file[name])
+
+
+def _are_entries(value: Any) -> bool:
+    """Return whether ``value`` is a list of tables; an empty list may be one."""
+    return (
+        isinstance(value, Sequence)
+        and all(isinstance(each, Mapping) for each in value)
+        and (not isinstance(value, str))
+    )
+
+
+def _by_name(entries: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {_name_of(entry): entry for entry in entries}
+
+
+def _name_of(entry: Mapping[str, Any]) -> str:
+    for fields in _NAMES:
+        if all(field in entry for field in fields):
+            return " ".join(str(entry[field]) for field in fields)
+    return "?"
+
+
+def _text(value: Any) -> str:
+    """Return a value on one line, as TOML and JSON have it; what is not set is none."""
+    return "none" if value is None else json.dumps(value)
