@@ -36,6 +36,7 @@ from clevrd.errors import (
 )
 from clevrd.http_values import LINGER_S, TOO_MUCH_INPUT, Request, Response, ResponseRenderer
 from clevrd.input_budget import InputBudget
+from clevrd.local_requests import is_local_peer
 from clevrd.pace import reads_on
 from clevrd.progress import ask_when_silent, progress_of, reset
 from clevrd.scheduling.fair_turns import FairTurns
@@ -76,6 +77,7 @@ class FrontConnection(RequestHandler):
         "_unread",
         "_wants_more",
         "has_eof",
+        "is_local",
         "received_bytes",
     )
 
@@ -108,6 +110,8 @@ class FrontConnection(RequestHandler):
         self._stall: asyncio.TimerHandle | None = None
         # True once the client has shut its side down; it may still read.
         self.has_eof = False
+        # The connection comes over loopback or a Unix socket; set in connection_made.
+        self.is_local = False
         # True once the final answer was sent; input after that is ignored.
         self._is_ending = False
         self._gone: asyncio.Future[None] | None = None
@@ -117,6 +121,10 @@ class FrontConnection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Have `pause_writing` called as soon as any byte is left unsent."""
         super().connection_made(transport)
+        found = transport.get_extra_info("socket")
+        self.is_local = found is not None and is_local_peer(
+            transport.get_extra_info("peername"), found.family
+        )
         # The limit is set after aiohttp's own set-up, since bytes that the raw path left unsent
         # make the transport call `pause_writing` at once.
         cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)

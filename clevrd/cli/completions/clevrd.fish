@@ -51,7 +51,7 @@ function _shtab_clevrd_using
 end
 
 set -g _shtab_clevrd_commands serve publish subscribe health checkconfig completion version help
-set -g _shtab_clevrd_opts_with_value --address --allowed-origins --buffer --catch-up-messages --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --idempotency-s --keepalive-timeout-s --key --last --log-level --match-all-patterns --max-batch-bytes --max-connections --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --send-buffer-bytes --shutdown-timeout-s --since --state-dir --tenant --throttle-scope --timeout --topic-idle-s --url --write-high-bytes --write-low-bytes
+set -g _shtab_clevrd_opts_with_value --address --admin-address --allowed-origins --buffer --catch-up-messages --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --idempotency-s --keepalive-timeout-s --key --last --log-level --match-all-patterns --max-batch-bytes --max-connections --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --send-buffer-bytes --shutdown-timeout-s --since --state-dir --tenant --throttle-scope --timeout --topic-idle-s --url --write-high-bytes --write-low-bytes
 
 complete -c clevrd -e
 complete -c clevrd -f
@@ -62,6 +62,7 @@ complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' 
 complete -c clevrd -n '_shtab_clevrd_using serve' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file of settings (CLEVRD_CONFIG)'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l address -x -d 'Where to listen; without a host, on all interfaces. Like :9000 or 127.0.0.1:9000 or [::]:9000 or unix:/run/clevrd.sock; default :8080; ADDRESS'
+complete -c clevrd -n '_shtab_clevrd_using serve' -l admin-address -x -d 'Where to listen for operators: figures of all tenants without a credential; empty for nowhere. Like 127.0.0.1:9001 or unix:/run/clevrd-admin.sock; default none; CLEVRD_ADMIN_ADDRESS'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l max-memory-mb -x -d 'Memory in MiB that the daemon may use; the rings get three fifths of it. A whole number from 64 to 1048576; default 2048; MAX_MEMORY_MB'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l max-message-bytes -x -d 'Largest publish request body accepted. A whole number from 1024 to 67108864; default 1040384; CLEVRD_MAX_MESSAGE_BYTES'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l max-batch-bytes -x -d 'Largest batch body accepted. A whole number from 1024 to 1073741824; default 8388608; CLEVRD_MAX_BATCH_BYTES'
@@ -124,6 +125,7 @@ complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' 
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file of settings (CLEVRD_CONFIG)'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l address -x -d 'Where to listen; without a host, on all interfaces. Like :9000 or 127.0.0.1:9000 or [::]:9000 or unix:/run/clevrd.sock; default :8080; ADDRESS'
+complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l admin-address -x -d 'Where to listen for operators: figures of all tenants without a credential; empty for nowhere. Like 127.0.0.1:9001 or unix:/run/clevrd-admin.sock; default none; CLEVRD_ADMIN_ADDRESS'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l max-memory-mb -x -d 'Memory in MiB that the daemon may use; the rings get three fifths of it. A whole number from 64 to 1048576; default 2048; MAX_MEMORY_MB'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l max-message-bytes -x -d 'Largest publish request body accepted. A whole number from 1024 to 67108864; default 1040384; CLEVRD_MAX_MESSAGE_BYTES'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l max-batch-bytes -x -d 'Largest batch body accepted. A whole number from 1024 to 1073741824; default 8388608; CLEVRD_MAX_BATCH_BYTES'
