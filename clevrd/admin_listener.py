@@ -10,6 +10,7 @@ import asyncio
 from functools import partial
 from typing import Final
 
+from clevrd.address_limit import AddressLimit
 from clevrd.addresses import TcpAddress, UnixAddress
 from clevrd.admission import Endpoint, Gate, Router
 from clevrd.aiohttp_front.front import AiohttpFront
@@ -36,16 +37,18 @@ class AdminListener:
         router: Router,
         probes: dict[str, Endpoint],
         hub: Hub,
+        addresses: AddressLimit,
         config: Config,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         """Prepare to listen.
 
         Args:
+            addresses: counts these connections, too, by their peers.
             probes: path -> what answers it also over the limit of connections.
         """
         self._front = AiohttpFront(
-            gate, pages, router, hub.refusals, hub.turns, hub.input_budget, config
+            gate, pages, router, hub.refusals, hub.turns, hub.input_budget, addresses, config
         )
         self._http = self._front.server
         self._raw = RawServer(
@@ -55,6 +58,7 @@ class AdminListener:
             grammar=None,
             probes=probes,
             refusals=hub.refusals,
+            addresses=addresses,
             make_aiohttp_protocol=self._http,
             count_handed_over=lambda: self._http.open_connections,
             counters=hub.counters,

@@ -199,6 +199,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             description="Connections at one time; 0 is what the descriptor limit allows.",
         ),
     ] = 0
+    max_connections_per_address: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000_000,
+            description="Connections of one client address, or of one /64 of IPv6, except from this"
+            " machine; 0 is any number.",
+        ),
+    ] = 10_000
+    proxy_protocol: Annotated[
+        bool,
+        Meta(
+            description="Expect a PROXY protocol header (v1 or v2) from each proxy that is listed"
+            " in trusted_proxies."
+        ),
+    ] = False
     send_buffer_bytes: Annotated[
         int,
         Meta(

@@ -111,10 +111,23 @@ class MessageTooLarge(ClevrdError):
     code = "message_too_large"
     close_code = 1009
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        limit_bytes: int,
+        size_bytes: int | None = None,
+        setting: str = "CLEVRD_MAX_MESSAGE_BYTES, for a batch CLEVRD_MAX_BATCH_BYTES",
+    ) -> None:
+        """Make the refusal.
+
+        Args:
+            limit_bytes: the most that is taken.
+            size_bytes: how much it is; None where that is not known yet.
+            setting: where the limit stands.
+        """
+        size = "" if size_bytes is None else f" of {size_bytes} bytes"
         super().__init__(
-            f"The body is larger than {limit_bytes} bytes; send less, or raise the server's"
-            " limit (CLEVRD_MAX_MESSAGE_BYTES, for a batch CLEVRD_MAX_BATCH_BYTES)."
+            f"The body{size} is larger than {limit_bytes} bytes; send less, or raise the server's"
+            f" limit ({setting})."
         )
         self.limit_bytes = limit_bytes
 
@@ -176,34 +189,96 @@ class RetryLater(ClevrdError):
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """Return Retry-After, rounded up: RFC 9110 §10.2.3 wants whole seconds."""
-        return (("Retry-After", str(max(1, -int(-self.retry_after_s // 1)))),)
+        return (("Retry-After", str(self.whole_seconds)),)
+
+    @property
+    def whole_seconds(self) -> int:
+        """The wait in whole seconds, rounded up, at least 1."""
+        return max(1, -int(-self.retry_after_s // 1))
 
 
 class RateLimited(RetryLater):
-    """A tenant has spent its publish budget."""
+    """A tenant, or one of its keys, has spent its publish budget."""
 
     status = 429
     code = "rate_limited"
     close_code = 1013
 
-    def __init__(self, tenant: str, rate_per_s: float, burst: int, retry_after_s: float) -> None:
+    def __init__(
+        self,
+        tenant: str,
+        rate_per_s: float,
+        burst: int,
+        retry_after_s: float,
+        *,
+        left: int = 0,
+        key: str = "",
+        setting: str = "CLEVRD_PUBLISH_RATE, CLEVRD_PUBLISH_BURST",
+    ) -> None:
+        """Make the refusal.
+
+        Args:
+            left: messages that it could still publish now, fewer than it wanted to.
+            key: the key whose budget is spent; empty where it is the tenant's.
+            setting: where the rate stands.
+        """
+        who = f"The key {key} of tenant {tenant}" if key else f"Tenant {tenant}"
         super().__init__(
-            f"Tenant {tenant} is over its publish rate of {rate_per_s:g} messages per second"
-            f" with a burst of {burst} (CLEVRD_PUBLISH_RATE, CLEVRD_PUBLISH_BURST);"
-            " slow down and retry.",
+            f"{who} is over its publish rate of {rate_per_s:g} messages per second"
+            f" with a burst of {burst} ({setting}), of which {left} are left;"
+            f" slow down and retry in {max(retry_after_s, 0.001):.3g} s.",
             retry_after_s,
         )
         self.tenant = tenant
         self.rate_per_s = rate_per_s
         self.burst = burst
+        self.left = left
+        self.key = key
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """Add the IETF draft's RateLimit fields (draft-ietf-httpapi-ratelimit-headers)."""
+        policy = "publish-key" if self.key else "publish"
         window_s = max(1, -int(-self.burst / self.rate_per_s // 1))
         return (
             *super().headers(),
-            ("RateLimit-Policy", f'"publish";q={self.burst};w={window_s}'),
-            ("RateLimit", f'"publish";r=0;t={max(1, -int(-self.retry_after_s // 1))}'),
+            ("RateLimit-Policy", f'"{policy}";q={self.burst};w={window_s}'),
+            ("RateLimit", f'"{policy}";r={self.left};t={self.whole_seconds}'),
+        )
+
+
+class ConnectionLimit(RetryLater):
+    """There are as many connections of one tenant, key or client address as there may be."""
+
+    status = 429
+    code = "connection_limit"
+    close_code = 1013
+
+    # Connections end when their clients want that, which nobody knows; a client that comes back
+    # this often costs a limit of 100 ten handshakes a second.
+    RETRY_S: ClassVar[float] = 10.0
+
+    def __init__(self, who: str, open_now: int, limit: int, setting: str) -> None:
+        """Make the refusal.
+
+        Args:
+            who: whose connections are too many, as the subject of the sentence.
+            open_now: its connections that are open.
+            limit: connections that it may have.
+            setting: where the limit stands.
+        """
+        super().__init__(
+            f"{who} has {open_now} connections of {limit} that it may have ({setting});"
+            f" close some, or come back in {self.RETRY_S:g} s.",
+            self.RETRY_S,
+        )
+        self.limit = limit
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Add the IETF draft's RateLimit fields, in connections at a time and not by time."""
+        return (
+            *super().headers(),
+            ("RateLimit-Policy", f'"connections";q={self.limit};qu="concurrent-requests"'),
+            ("RateLimit", f'"connections";r=0;t={self.whole_seconds}'),
         )
 
 
@@ -221,6 +296,35 @@ class Unavailable(RetryLater):
     status = 503
     code = "unavailable"
     close_code = 1013
+
+
+class TopicLimit(Unavailable):
+    """A tenant has as many topics as it may have."""
+
+    def __init__(
+        self, tenant: str, topics: int, limit: int, setting: str, retry_after_s: float
+    ) -> None:
+        """Make the refusal.
+
+        Args:
+            topics: the topics that the tenant has.
+            limit: topics that it may have.
+            setting: where the limit stands.
+        """
+        super().__init__(
+            f"Tenant {tenant} has {topics} topics ({setting}), of {limit} that it may have;"
+            f" use an existing one, or come back in {retry_after_s:g} s.",
+            retry_after_s,
+        )
+        self.limit = limit
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Add the IETF draft's RateLimit fields, in topics at a time."""
+        return (
+            *super().headers(),
+            ("RateLimit-Policy", f'"topics";q={self.limit};qu="topics"'),
+            ("RateLimit", f'"topics";r=0;t={self.whole_seconds}'),
+        )
 
 
 class ShuttingDown(Unavailable):

@@ -29,11 +29,13 @@ from aiohttp import http_parser
 from clevrd import __version__, logs
 from clevrd.access.control import AccessControl
 from clevrd.access.reloading import Reloading
+from clevrd.address_limit import AddressLimit
 from clevrd.addresses import parse_address
 from clevrd.admin_listener import MAX_DESCRIPTORS as ADMIN_DESCRIPTORS
 from clevrd.admin_listener import AdminListener
 from clevrd.admission import Endpoint, EverybodyOperates, Gate
 from clevrd.aiohttp_front.front import AiohttpFront
+from clevrd.client_addresses import TrustedProxies
 from clevrd.config import Config, Loaded
 from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
@@ -60,11 +62,13 @@ from clevrd.raw_http import (
     MAX_LINGERING,
     MAX_PROBES,
     PlainGrammar,
+    ProxiedConnection,
     RawConnection,
     RawServer,
 )
 from clevrd.restart.directory import StateDir
 from clevrd.scheduling.timers import Timers
+from clevrd.tenants import DEFAULT_TENANT
 from clevrd.tenants.from_settings import AuthenticatorMaker, Surroundings, access_of, folder_of
 from clevrd.tenants.origin_rule import OriginRule
 from clevrd.tenants.origins import read_allowed_origins
@@ -125,6 +129,9 @@ class Server:
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
         self.hub = Hub(config, self._loop, weights=weights_of(access), stats=stats, wall_ns=wall_ns)
+        self.client_addresses = AddressLimit(
+            config.max_connections_per_address, TrustedProxies(), self._loop.time
+        )
         wall_s = _seconds_of(wall_ns)
         maker = AuthenticatorMaker(
             Surroundings(wall_s, self._loop.time, self.hub.tasks.spawn, self._keys_changed)
@@ -138,6 +145,8 @@ class Server:
             self.hub.input_budget,
             config,
             self._loop,
+            self.client_addresses,
+            self.hub.connection_counts,
             wall_s,
         )
         self._polls = Polls(self.hub, self._loop)
@@ -145,10 +154,10 @@ class Server:
         origins = OriginRule(allowed, self._loop.time)
         self.access = AccessControl(
             *(maker, authenticator, gate, origins, config.allowed_origins),
-            *(self.connections, self._polls),
-            lambda access: self.hub.share_out(weights_of(access)),
-            self.hub.tasks,
+            *(self.connections, self._polls, self.hub.tasks),
+            self._put_into_force,
         )
+        self._put_into_force(access)
         publish = PublishEndpoint(gate, self.hub, config)
         publish_socket = PublishSocketEndpoint(gate, self.hub, self.connections, config)
         subscribe = SubscribeEndpoint(gate, self.hub, self.connections, self._polls, config)
@@ -180,10 +189,10 @@ class Server:
             }
         )
         refusals = self.hub.refusals.with_events(refusal_as_events)
-        pages = PageCheck(origins, lambda _: False)
+        pages = PageCheck(origins, self.client_addresses.is_proxy)
         self._front = AiohttpFront(
             *(gate, pages, router, refusals),
-            *(self.hub.turns, self.hub.input_budget, config),
+            *(self.hub.turns, self.hub.input_budget, self.client_addresses, config),
         )
         self._http = self._front.server
         grammar = PlainGrammar(
@@ -197,6 +206,7 @@ class Server:
             grammar=grammar if config.raw_paths else None,
             probes=probes,
             refusals=refusals,
+            addresses=self.client_addresses,
             make_aiohttp_protocol=self._http,
             count_handed_over=lambda: self._http.open_connections + len(self.connections),
             counters=self.hub.counters,
@@ -210,7 +220,7 @@ class Server:
         self._listeners = Listeners(
             parse_address(config.address),
             config.send_buffer_bytes,
-            partial(RawConnection, self.raw_server),
+            partial(ProxiedConnection if config.proxy_protocol else RawConnection, self.raw_server),
             self._loop,
         )
         # None without an address for operators.
@@ -232,11 +242,25 @@ class Server:
                 ),
                 probes,
                 self.hub,
+                self.client_addresses,
                 config,
                 self._loop,
             )
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)
         self._state = StateDir(config.state_dir, self._loop.time) if config.state_dir else None
+
+    def _put_into_force(self, access: Access) -> None:
+        """Have the rules of access hold that are no credentials and no permissions."""
+        proxies = access.auth.trusted_proxies
+        if self.config.proxy_protocol and not proxies:
+            log.warning("proxy_protocol is on, and no proxy is listed hint=%r", "trusted_proxies")
+        self.client_addresses.change_proxies(TrustedProxies(proxies))
+        is_required = access.auth.mode == "required"
+        configured = {tenant.name for tenant in access.tenants}
+        self.hub.connection_counts.know(
+            None if is_required else frozenset({DEFAULT_TENANT, *configured})
+        )
+        self.hub.share_out(weights_of(access))
 
     def _keys_changed(self) -> None:
         self.access.keys_changed()
@@ -348,6 +372,7 @@ class Server:
                 "max_connections=%d is more than descriptors allow; taking %d", wanted, allowed
             )
         self.raw_server.max_connections = min(wanted or allowed, allowed)
+        self.hub.connection_counts.bound(self.raw_server.max_connections)
 
     async def stop(self) -> None:
         """Stop in order, within `shutdown_timeout_s`; acknowledged messages reach their readers."""

@@ -35,15 +35,15 @@ class AccessControl:
         allowed_origins: str,
         connections: Connections,
         polls: Polls,
-        share_out: Callable[[Access], None],
         tasks: Tasks,
+        on_change: Callable[[Access], None],
     ) -> None:
         """Store the parts.
 
         Args:
             authenticator: the one that ``maker`` made first, which ``gate`` asks.
             allowed_origins: the setting of that name.
-            share_out: divides the memory among tenants as the rules say.
+            on_change: called with the rules that are put into force, for all else that they say.
         """
         self._maker = maker
         self.tickets = maker.tickets
@@ -54,8 +54,8 @@ class AccessControl:
         self._allowed_origins = allowed_origins
         self._connections = connections
         self._polls = polls
-        self._share_out = share_out
         self._tasks = tasks
+        self._on_change = on_change
 
     async def apply(self, access: Access, folder: Path, allowed_origins: str | None = None) -> int:
         """Put ``access`` into force, and return how many connections were closed for it.
@@ -76,7 +76,7 @@ class AccessControl:
         self._origins.change(allowed)
         self._allowed_origins = allowed_origins
         self._gate.change(self._authenticator)
-        self._share_out(access)
+        self._on_change(access)
         return await self._judge_again()
 
     def keys_changed(self) -> None:

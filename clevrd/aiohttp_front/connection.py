@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from socket import AF_INET
 from typing import Any, Final, NoReturn, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
+from clevrd.address_limit import AddressLimit
 from clevrd.aiohttp_front.framing import (
     CUT_SHORT,
     MAX_LINE_BYTES,
@@ -122,8 +124,10 @@ class FrontConnection(RequestHandler):
         """Have `pause_writing` called as soon as any byte is left unsent."""
         super().connection_made(transport)
         found = transport.get_extra_info("socket")
-        self.is_local = found is not None and is_local_peer(
-            transport.get_extra_info("peername"), found.family
+        # The address that a PROXY header named, where there was one.
+        peer = self._server.addresses.peer_of(transport)
+        self.is_local = found is not None and (
+            is_local_peer((peer,), AF_INET) if peer else is_local_peer(None, found.family)
         )
         # The limit is set after aiohttp's own set-up, since bytes that the raw path left unsent
         # make the transport call `pause_writing` at once.
@@ -148,6 +152,17 @@ class FrontConnection(RequestHandler):
                 self._read(data)
             finally:
                 turns.end()
+
+    def let_go(self) -> None:
+        """Be aiohttp's no more: the connection goes on with another protocol."""
+        self._server.hand_over(self)
+        # Without a transport aiohttp has nothing to close when it hears of the loss.
+        self.transport = None
+        self.connection_lost(None)
+
+    def forget_client(self, transport: asyncio.Transport) -> None:
+        """Note that a connection has ended which was let go and which nobody took."""
+        self._server.addresses.left(transport)
 
     def uncount(self, data: bytes) -> None:
         """Leave the counting of ``data``, which was read, to whoever is given it next."""
@@ -476,12 +491,15 @@ class FrontServer(web.Server):
         refuse: Callable[[Exception, Request | None], Response],
         turns: FairTurns,
         budget: InputBudget,
+        addresses: AddressLimit,
         config: Config,
     ) -> None:
         super().__init__(handle)
         self.loop = asyncio.get_running_loop()
         self.turns = turns
         self.budget = budget
+        # The client of each connection.
+        self.addresses = addresses
         # Makes and counts the answer to a request that raised.
         self.refuse = refuse
         self.request_timeout_s = config.request_timeout_s
@@ -492,6 +510,10 @@ class FrontServer(web.Server):
         self._renderer = ResponseRenderer()
         # The transports of the connections that aiohttp serves now.
         self._transports: dict[RequestHandler, asyncio.Transport] = {}
+
+    def hand_over(self, handler: RequestHandler) -> None:
+        """Forget ``handler``'s connection, which goes on with another protocol."""
+        self._transports.pop(handler, None)
 
     @property
     def open_connections(self) -> int:
@@ -525,7 +547,7 @@ class FrontServer(web.Server):
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Forget ``handler``'s connection; also called when an upgrade takes it over."""
-        self._transports.pop(handler, None)
+        self.addresses.left(self._transports.pop(handler, None))
         super().connection_lost(handler, exc)
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # aiohttp's

@@ -15,6 +15,7 @@ from typing import Final, cast
 import msgspec
 from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
 
+from clevrd.address_limit import AddressLimit
 from clevrd.admission import Gate, Router
 from clevrd.aiohttp_front.body import BodyReader
 from clevrd.aiohttp_front.connection import FrontConnection, FrontServer, LastWord
@@ -74,6 +75,7 @@ class AiohttpFront:
         refusals: Refusals,
         turns: FairTurns,
         budget: InputBudget,
+        addresses: AddressLimit,
         config: Config,
     ) -> None:
         self._gate = gate
@@ -82,7 +84,8 @@ class AiohttpFront:
         self._refusals = refusals
         self._bodies = BodyReader(budget, config.request_timeout_s)
         self._turns = turns
-        self.server = FrontServer(self.handle, self.refusal, turns, budget, config)
+        self._addresses = addresses
+        self.server = FrontServer(self.handle, self.refusal, turns, budget, addresses, config)
         # Requests under way; changed by handle alone.
         self.in_flight = 0
 
@@ -147,6 +150,8 @@ class AiohttpFront:
             self._turns.end()
         if isinstance(reply, WebSocketUpgrade):
             check_upgrade(http_request)
+        if isinstance(reply, Upgrade):
+            self._addresses.claim(connection.open_transport(), request.headers)
         if isinstance(reply, Response | Upgrade):
             return reply
         if isinstance(reply, asyncio.Future):

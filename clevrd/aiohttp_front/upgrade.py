@@ -31,16 +31,15 @@ def take_over(
     connection.set_parser(early)  # type: ignore[arg-type]  # it is only ever fed
     transport.write(upgrade.head)
     early_data = early.data + connection.take_unread()
-    # aiohttp forgets the connection: without a transport it has nothing to close when it hears of
-    # the loss.
-    connection.transport = None
-    connection.connection_lost(None)
+    connection.let_go()
     # The new protocol expects a transport that is being read; aiohttp may have paused reading
     # because it had too much input, and that input is in ``early_data``.
     transport.resume_reading()
     # The next protocol counts these bytes as well.
     connection.uncount(early_data)
     attach_upgrade(upgrade, transport, early_data, failed, has_eof=connection.has_eof)
+    if transport.get_protocol() is connection:
+        connection.forget_client(transport)
     return _HandedOver()
 
 

@@ -320,7 +320,7 @@ class ManySubscriptions(Generic[TopicT_co]):
                 raise InvalidRequest(f"That topic comes by the pattern {pattern.text} already.")
 
     def _check_room(self) -> None:
-        check_room(len(self.topics) + len(self._patterns), self._limit)
+        check_room(len(self.topics) + len(self._patterns), self._limit, self._tenant)
 
     # --- patterns --------------------------------------------------------------------------------
 
@@ -538,10 +538,18 @@ def refusal_reason(error: ClevrdError) -> str:
     return "too_many_topics" if isinstance(error, TooManyTopics) else error.code
 
 
-def check_room(subscriptions: int, limit: int) -> None:
-    """Raise TooManyTopics where a connection with so many subscriptions may not have one more."""
+def check_room(subscriptions: int, limit: int, tenant: Tenant) -> None:
+    """Raise TooManyTopics where a connection with so many subscriptions may not have one more.
+
+    Args:
+        limit: subscriptions that any connection may have; the tenant's may have fewer.
+    """
+    setting = "CLEVRD_MAX_TOPICS_PER_CONNECTION"
+    own = tenant.limits.max_subscriptions_per_connection
+    if own is not None and own < limit:
+        limit, setting = own, f"max_subscriptions_per_connection of tenant {tenant.name}"
     if subscriptions >= limit:
         raise TooManyTopics(
-            f"A connection may have {limit} subscriptions"
-            " (CLEVRD_MAX_TOPICS_PER_CONNECTION); open another one, or raise the limit."
+            f"A connection may have {limit} subscriptions ({setting}), and this one would have"
+            f" {subscriptions + 1}; open another one, or raise the limit."
         )

@@ -93,7 +93,8 @@ class Polls:
     def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
         self.hub = hub
         self.loop = loop
-        self._open: dict[Poll, None] = {}
+        # Polls that are not answered, and whose each is.
+        self._open: dict[Poll, Tenant] = {}
         # Polls that are answered as soon as it is their turn: one message may be for thousands.
         self._due: deque[Poll] = deque()
         self._queue = TurnQueue(
@@ -107,14 +108,18 @@ class Polls:
         return len(self._open)
 
     def answer_one(
-        self, topic: Topic, beginning: Beginning, timeout_s: float
+        self, tenant: Tenant, topic: Topic, beginning: Beginning, timeout_s: float
     ) -> Response | asyncio.Future[Response]:
-        """Return what ``topic`` has from ``beginning`` on, or a future of what comes in time."""
+        """Return what ``topic`` has from ``beginning`` on, or a future of what comes in time.
+
+        Raises:
+            ConnectionLimit: it would have to wait, and the tenant has too many connections.
+        """
         start = resolve(topic, beginning)
         frames = self.hub.serve(topic, start.after, POLL_MAX_MESSAGES, POLL_MAX_BYTES)
         if frames or start.gap or not timeout_s:
             return _answer_of_one(topic, start, start.after + len(frames), map(payload_of, frames))
-        poll = self._add(timeout_s)
+        poll = self._add(tenant, timeout_s)
         poll.wait_for_one(topic, start)
         return poll.answer
 
@@ -125,8 +130,11 @@ class Polls:
 
         Args:
             limit: topics and patterns that the poll may have.
+
+        Raises:
+            ConnectionLimit: the tenant has too many connections.
         """
-        poll = self._add(timeout_s)
+        poll = self._add(tenant, timeout_s)
         poll.subscribe(tenant, request, limit)
         return poll.answer
 
@@ -148,10 +156,13 @@ class Polls:
             self._last = frames, payloads_in(frames)
         return self._last[1]
 
-    def _add(self, timeout_s: float) -> Poll:
-        """Return a new poll, which is known until it is answered."""
+    def _add(self, tenant: Tenant, timeout_s: float) -> Poll:
+        """Return a new poll, which is known and counted until it is answered."""
+        counts = self.hub.connection_counts
+        counts.check(tenant)
         poll = Poll(self, timeout_s)
-        self._open[poll] = None
+        self._open[poll] = tenant
+        counts.take(tenant)
         return poll
 
     def _answer_next(self) -> int | None:
@@ -166,7 +177,9 @@ class Polls:
 
     def forget(self, poll: Poll) -> None:
         """Know no more of a poll, which was answered. Idempotent."""
-        self._open.pop(poll, None)
+        tenant = self._open.pop(poll, None)
+        if tenant is not None:
+            self.hub.connection_counts.give_back(tenant)
 
 
 class PolledTopic:

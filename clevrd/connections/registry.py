@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
+from clevrd.address_limit import AddressLimit
 from clevrd.config import Config
 from clevrd.connections.expiry import Expiry
 from clevrd.connections.farewells import Farewells
@@ -26,6 +27,7 @@ from clevrd.scheduling.deadlines import Deadlines
 from clevrd.scheduling.fair_turns import FairTurns
 from clevrd.scheduling.timers import Tasks, Timers
 from clevrd.tenants import Tenant
+from clevrd.tenants.connection_counts import ConnectionCounts
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +107,15 @@ class Connections:
         budget: InputBudget,
         config: Config,
         loop: asyncio.AbstractEventLoop,
+        addresses: AddressLimit,
+        counts: ConnectionCounts,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         """Args: wall_s: the wall clock, by which credentials end."""
         self.counters = counters
+        self._addresses = addresses
+        # How many each tenant has; endpoints ask it before a connection is taken over.
+        self.counts = counts
         self.refusals = Refusals(counters.count_refusal)
         self.loop = loop
         self.now_s = loop.time
@@ -155,13 +162,14 @@ class Connections:
         transport.set_write_buffer_limits(self._high_bytes, self._low_bytes)
         self._open[connection] = self.now_s()
         self.streams += not connection.answers_pings
+        self.counts.take(connection.tenant)
         self._presence.add(connection)
         if connection.tenant.expires_at_s is not None:
             self._expiry.watch(connection)
 
     def renew(self, connection: Connection, tenant: Tenant) -> None:
         """Have ``connection`` go on as ``tenant``, by another credential of the same."""
-        if connection.take_tenant(tenant):
+        if self._change_tenant(connection, tenant):
             self._expiry.watch(connection)
         else:
             connection.close(CHANGED, CHANGED_REASON)
@@ -186,7 +194,7 @@ class Connections:
             if tenant is None:
                 connection.close(REVOKED, REVOKED_REASON)
                 return False
-            if not connection.take_tenant(tenant):
+            if not self._change_tenant(connection, tenant):
                 connection.close(CHANGED, CHANGED_REASON)
                 return False
         except Exception:
@@ -195,6 +203,15 @@ class Connections:
             connection.cut()
             return False
         return True
+
+    def _change_tenant(self, connection: Connection, tenant: Tenant) -> bool:
+        """Have ``connection`` go on as ``tenant``, and be counted as its; see `take_tenant`."""
+        before = connection.tenant
+        try:
+            return connection.take_tenant(tenant)
+        finally:
+            if connection in self._open:
+                self.counts.move(before, connection.tenant)
 
     def await_close(self, connection: Connection) -> None:
         """Give ``connection``, which says goodbye now, the time that takes and no more."""
@@ -211,6 +228,8 @@ class Connections:
         if (opened_s := self._open.pop(connection, None)) is not None:
             self.counters.connection_s.record(self.now_s() - opened_s)
             self.streams -= not connection.answers_pings
+            self.counts.give_back(connection.tenant)
+            self._addresses.left(connection.transport)
 
     def settle_unfinished(
         self, connection: Connection, held_bytes: int, *, has_progress: bool

@@ -20,7 +20,7 @@ from clevrd.core.ring_sizes import RingSizes
 from clevrd.core.saved_topic import SavedTopic
 from clevrd.core.topic import Topic
 from clevrd.core.topic_totals import TopicTotals, Totals
-from clevrd.errors import InvalidRequest, Unavailable
+from clevrd.errors import InvalidRequest, TopicLimit, Unavailable
 
 # Share of the memory bound for rings; a quarter of it again may be held by readers that keep the
 # oldest, and the rest is connections, transport buffers and the interpreter.
@@ -137,8 +137,18 @@ class TopicManager:
         """Return the topic, None when there is none."""
         return self._topics.get((tenant, name))
 
-    def get_or_create(self, tenant: str, name: str, created_at: str, now_s: float) -> Topic:
+    def get_or_create(
+        self,
+        tenant: str,
+        name: str,
+        created_at: str,
+        now_s: float,
+        max_topics: int | None = None,
+    ) -> Topic:
         """Return the topic, which begins now if it was missing; its first message makes it.
+
+        Args:
+            max_topics: topics that the tenant may have; None for as many as each tenant may.
 
         Raises:
             InvalidRequest: the name can't be a topic's.
@@ -148,7 +158,7 @@ class TopicManager:
         if topic is not None:
             return topic
         check_topic(name)
-        self._check_limits(tenant)
+        self._check_limits(tenant, max_topics)
         ring = RecentMessageCache(self.limits.ring_messages, self.limits.ring_bytes)
         if (tenant, name) in self._remembered:
             epoch, created_at = self._remembered.pop((tenant, name))
@@ -361,14 +371,16 @@ class TopicManager:
         self._per_tenant.setdefault(tenant, {})[topic] = None
         return topic
 
-    def _check_limits(self, tenant: str) -> None:
+    def _check_limits(self, tenant: str, max_topics: int | None = None) -> None:
         limits = self.limits
-        if len(self._per_tenant.get(tenant, ())) >= limits.max_topics_per_tenant:
-            raise Unavailable(
-                f"Tenant {tenant} has {limits.max_topics_per_tenant} topics"
-                " (CLEVRD_MAX_TOPICS_PER_TENANT); use an existing one, or raise the limit.",
-                retry_after_s=_LIMIT_RETRY_S,
-            )
+        topics = len(self._per_tenant.get(tenant, ()))
+        if max_topics is not None:
+            if topics >= max_topics:
+                setting = "max_topics of the tenant"
+                raise TopicLimit(tenant, topics, max_topics, setting, _LIMIT_RETRY_S)
+        elif topics >= limits.max_topics_per_tenant:
+            setting = "CLEVRD_MAX_TOPICS_PER_TENANT"
+            raise TopicLimit(tenant, topics, limits.max_topics_per_tenant, setting, _LIMIT_RETRY_S)
         portion = self.portions.of(tenant)
         reserved = 0 if portion.topics < portion.guaranteed_topics else self._reserved_topics
         if len(self._topics) + reserved >= limits.max_topics:

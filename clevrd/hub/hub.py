@@ -41,6 +41,8 @@ from clevrd.restart.format import StateReader
 from clevrd.restart.topics import restore_topics, saved_topics
 from clevrd.scheduling.fair_turns import FairTurns
 from clevrd.scheduling.timers import Tasks, Timers
+from clevrd.tenants import DEFAULT_TENANT
+from clevrd.tenants.connection_counts import ConnectionCounts
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +95,11 @@ class Hub:
             new_epoch=lambda: secrets.token_hex(4),
             weights=weights,
         )
-        self.rate_limiter = RateLimiter(config.publish_rate, config.publish_burst)
+        self.rate_limiter = RateLimiter(
+            config.publish_rate, config.publish_burst, reserved=frozenset({DEFAULT_TENANT})
+        )
+        # WebSockets, streams and polls that wait, by tenant.
+        self.connection_counts = ConnectionCounts()
         self.throttler = AdaptiveThrottler(config.throttle_scope)
         self.buffers = AdaptiveBufferManager()
         self.answers: RememberedAnswers[Published] = RememberedAnswers(
@@ -126,10 +132,8 @@ class Hub:
             loop,
         )
         # Messages that one run may have. A run fits into the quarter of the ring that may be
-        # pending. With a rate limit a run is one message, so that the budget is spent to its last
-        # message.
-        max_pending = self.delivery.rounds.max_pending
-        self.max_run = 1 if config.publish_rate else min(MAX_RUN, max_pending)
+        # pending.
+        self.max_run = min(MAX_RUN, self.delivery.rounds.max_pending)
         # Not by the loop's clock, which counts milliseconds and stands still within a turn.
         self._loop_lag = LoopLag(self.counters.loop_lag_s.record, time.monotonic)
         self._timers = Timers(loop, self.counters.count_background_error)
@@ -143,6 +147,7 @@ class Hub:
         self.wall_us = self._stamping.wall_us
         self.now_s = loop.time
         self.check_rate = publishing.check_rate
+        self.most_now = publishing.most_now
         self.topic = publishing.topic
         self.topic_to_read = publishing.topic_to_read
         self.must_wait = publishing.must_wait

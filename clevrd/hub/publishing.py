@@ -7,6 +7,7 @@ takes messages at their place, and it says whether a topic has room for more.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -27,7 +28,7 @@ from clevrd.hub.publish_answers import (
 from clevrd.hub.stamping import Stamp, Stamping
 from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.metrics.counters import Counters
-from clevrd.tenants import Tenant
+from clevrd.tenants.tenant import NO_LIMITS, Tenant
 
 
 class Deliverer(Protocol):
@@ -65,6 +66,8 @@ class Publishing:
         # Whether the throttle, when it is on, is for every topic.
         self._throttles_all = throttler.scope == "global"
         self._rate_limiter = rate_limiter
+        # No tenant is limited that has no rate of its own.
+        self._is_unlimited = rate_limiter.rate_per_s == 0.0
         self._loop = loop
         self.waiting = waiting
         self.idempotent = IdempotentPublishes(answers, waiting, loop)
@@ -74,13 +77,35 @@ class Publishing:
         self._makes_room = deliverer.makes_room
 
     def check_rate(self, tenant: Tenant, count: int = 1) -> None:
-        """Take ``count`` messages from the tenant's budget.
+        """Take ``count`` messages from the budget of the tenant, and of its key.
 
         Raises:
-            RateLimited: the budget is spent; no message was taken from it.
-            InvalidRequest: ``count`` is more than the budget ever holds.
+            RateLimited: a budget is spent; no message was taken from any.
+            InvalidRequest: ``count`` is more than a budget ever holds.
         """
-        self._rate_limiter.take(tenant.name, count, self._loop.time())
+        # Every publish comes here, so nothing is called where nothing is limited.
+        if self._is_unlimited and tenant.limits is NO_LIMITS and tenant.key_limits is NO_LIMITS:
+            return
+        self._rate_limiter.take(
+            tenant.name,
+            count,
+            self._loop.time(),
+            tenant.limits,
+            tenant.credential_id,
+            tenant.key_limits,
+        )
+
+    def most_now(self, tenant: Tenant) -> float:
+        """Return how many messages `check_rate` would let pass now; `math.inf` without a limit."""
+        if self._is_unlimited and tenant.limits is NO_LIMITS and tenant.key_limits is NO_LIMITS:
+            return math.inf
+        return self._rate_limiter.left(
+            tenant.name,
+            self._loop.time(),
+            tenant.limits,
+            tenant.credential_id,
+            tenant.key_limits,
+        )
 
     def topic(self, tenant: Tenant, name: str) -> Topic:
         """Return the topic ``name`` to publish to; make it if it is missing, as `_topic` does.
@@ -120,7 +145,9 @@ class Publishing:
             # from an earlier life of this name would otherwise pass for one of this life in
             # `since`.
             created_at = rfc3339(max(self._stamping.wall_us(), self._stamping.last_id_us))
-            topic = self._topics.get_or_create(tenant.name, name, created_at, self._loop.time())
+            topic = self._topics.get_or_create(
+                tenant.name, name, created_at, self._loop.time(), tenant.limits.max_topics
+            )
         return topic
 
     def must_wait(self, topic: Topic) -> bool:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final, cast
 
 from clevrd.admission import Admitted, Later
-from clevrd.errors import ClevrdError, RequestTimeout, Unavailable
+from clevrd.errors import ClevrdError, ConnectionLimit, RequestTimeout, Unavailable
 from clevrd.http_values import (
     LINGER_S,
     TOO_MUCH_INPUT,
@@ -22,6 +22,7 @@ from clevrd.http_values import (
 )
 from clevrd.pace import NEVER, reads_on
 from clevrd.progress import progress_of
+from clevrd.proxy_protocol import UnexpectedProxyHeader, begins_with_header
 from clevrd.raw_http.grammar import MAX_HEAD_BYTES, PlainHead, can_become_plain
 from clevrd.raw_http.probes import MAX_PROBES, PROBE_S, can_become_probe, no_room, read_probe
 from clevrd.raw_http.server import MAX_LINGERING, RawServer
@@ -104,6 +105,11 @@ class RawConnection(asyncio.Protocol):
         server = self._server
         self.transport = cast(asyncio.Transport, transport)
         server.counters.connections += 1
+        try:
+            server.addresses.accept(transport)
+        except ConnectionLimit as error:
+            self._end_with(error)
+            return
         if server.is_full():
             self._await_probe()
             return
@@ -165,6 +171,7 @@ class RawConnection(asyncio.Protocol):
         self._server.open.discard(self)
         self._server.lingering.discard(self)
         self._server.probing.pop(self, None)
+        self._server.addresses.left(self.transport)
 
     def pause_writing(self) -> None:
         """The client does not read its answers: read no more of its requests."""
@@ -246,7 +253,7 @@ class RawConnection(asyncio.Protocol):
                     return
                 continue
             if isinstance(reply, Upgrade):
-                self._upgrade(reply, data[position:])
+                self._upgrade(reply, plain.request, data[position:])
             else:
                 self._wait_for(reply, plain.request, data[position:])
             return
@@ -466,7 +473,12 @@ class RawConnection(asyncio.Protocol):
         else:
             self.transport.close()
 
-    def _upgrade(self, upgrade: Upgrade, rest: bytes) -> None:
+    def _upgrade(self, upgrade: Upgrade, request: Request, rest: bytes) -> None:
+        try:
+            self._server.addresses.claim(self.transport, request.headers)
+        except ConnectionLimit as error:
+            self._say_last(self._server.refusal(error, request))
+            return
         self._let_go()
         self._server.open.discard(self)
         self._server.deadlines.remove(self)
@@ -479,6 +491,9 @@ class RawConnection(asyncio.Protocol):
     def _hand_over(self, data: bytes) -> None:
         """Give the connection to aiohttp, with what was read and not served."""
         if self.transport.is_closing():
+            return
+        if begins_with_header(data):
+            self._end_with(UnexpectedProxyHeader())
             return
         self._let_go()
         self._server.open.discard(self)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from operator import methodcaller
 from typing import Final, Protocol
 
+from clevrd.address_limit import AddressLimit
 from clevrd.admission import Admitted, Endpoint, Gate
 from clevrd.config import Config
 from clevrd.http_values import Request, Response, ResponseRenderer
@@ -14,12 +16,17 @@ from clevrd.input_budget import InputBudget
 from clevrd.metrics.counters import Counters
 from clevrd.pace import sent_step_bytes
 from clevrd.page_check import PageCheck
+from clevrd.proxy_protocol import BadProxyHeader
 from clevrd.raw_http.grammar import PlainGrammar, PlainHead
 from clevrd.refusals import Refusals
 from clevrd.scheduling.deadlines import Deadlines
 from clevrd.scheduling.fair_turns import FairTurns
 from clevrd.scheduling.timers import Tasks
 
+log = logging.getLogger(__name__)
+
+# The log says so often at most that PROXY headers are wrong.
+_TOLD_EVERY_S: Final = 60.0
 # Connections that linger at once, each for LINGER_S; more are closed right away.
 MAX_LINGERING: Final = 32
 
@@ -55,6 +62,7 @@ class RawServer:
         grammar: PlainGrammar | None,
         probes: Mapping[str, Endpoint],
         refusals: Refusals,
+        addresses: AddressLimit,
         make_aiohttp_protocol: Callable[[], asyncio.Protocol],
         count_handed_over: Callable[[], int],
         counters: Counters,
@@ -70,6 +78,10 @@ class RawServer:
         # None hands every connection straight over.
         self.grammar = grammar
         self._refusals = refusals
+        # The client of each connection, and how many each client has.
+        self.addresses = addresses
+        # When the log was told of wrong PROXY headers last.
+        self._told_at_s = -_TOLD_EVERY_S
         self.make_aiohttp_protocol = make_aiohttp_protocol
         self.counters = counters
         self.renderer = ResponseRenderer()
@@ -128,6 +140,19 @@ class RawServer:
     def is_full(self) -> bool:
         """Whether one more connection would be one too many."""
         return len(self.open) + self._count_handed_over() >= self.max_connections
+
+    def note_bad_proxy_header(
+        self, error: BadProxyHeader, transport: asyncio.BaseTransport
+    ) -> None:
+        """Count a connection that ends for want of a PROXY header; log some."""
+        self._refusals.count(error)
+        if self.now_s() - self._told_at_s >= _TOLD_EVERY_S:
+            self._told_at_s = self.now_s()
+            log.warning(
+                "proxy header refused address=%s why=%r",
+                self.addresses.peer_of(transport) or "unix",
+                str(error),
+            )
 
     def stop(self) -> None:
         """End what is still open: clients that don't take their last answer."""

@@ -199,6 +199,7 @@ class Authenticator:
             tenant,
             subscribe=TopicPermissions(tenant.subscribe.entries, within=holder.subscribe),
             limits=holder.limits,
+            key_limits=holder.key_limits,
         )
 
     def _of_token(self, tenant: Tenant, proof: TokenProof) -> Tenant | None:
@@ -216,6 +217,7 @@ def tenant_of_key(tenant: TenantEntry, key: Key) -> Tenant:
         subscribe=TopicPermissions(key.subscribe),
         is_admin=key.admin,
         limits=limits_of(tenant),
+        key_limits=limits_of_key(key),
         credential_id=key.id,
         proof=KeyProof(bytes.fromhex(key.sha256)),
     )
@@ -223,11 +225,29 @@ def tenant_of_key(tenant: TenantEntry, key: Key) -> Tenant:
 
 def limits_of(tenant: TenantEntry) -> Limits:
     """Return the limits of a tenant as a whole."""
-    return Limits(
-        publish_rate_per_s=tenant.publish_rate_per_s,
-        publish_burst=tenant.publish_burst,
-        max_connections=tenant.max_connections,
-        max_topics=tenant.max_topics,
-        max_message_bytes=tenant.max_message_bytes,
-        max_subscriptions_per_connection=tenant.max_subscriptions_per_connection,
+    return _or_none(
+        Limits(
+            publish_rate_per_s=tenant.publish_rate_per_s,
+            publish_burst=tenant.publish_burst,
+            max_connections=tenant.max_connections,
+            max_topics=tenant.max_topics,
+            max_message_bytes=tenant.max_message_bytes,
+            max_subscriptions_per_connection=tenant.max_subscriptions_per_connection,
+        )
     )
+
+
+def limits_of_key(key: Key) -> Limits:
+    """Return the limits of a key, which hold beside those of its tenant."""
+    return _or_none(
+        Limits(
+            publish_rate_per_s=key.publish_rate_per_s,
+            publish_burst=key.publish_burst,
+            max_connections=key.max_connections,
+        )
+    )
+
+
+def _or_none(limits: Limits) -> Limits:
+    """Return ``limits``, or the one object that says that there are none."""
+    return limits if limits != NO_LIMITS else NO_LIMITS

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from clevrd.client_addresses import TrustedProxies
 from clevrd.errors import ConfigError, InvalidRequest
 from clevrd.tenants.origins import AllowedOrigins
 from clevrd.tenants.tenant import check_tenant_name
@@ -60,7 +61,8 @@ class Auth(Table, frozen=True):
     mode: Literal["open", "required"] = "open"
     allow_query_token: bool = False
     allowed_origins: tuple[str, ...] = ()
-    # Addresses and networks of proxies whose X-Forwarded-For, -Proto and -Host are believed.
+    # Addresses and networks of proxies whose X-Forwarded-For, -Proto and -Host are believed, and
+    # who may send PROXY headers; "unix:" for those on a Unix socket.
     trusted_proxies: tuple[str, ...] = ()
     jwt: tuple[JwtIssuer, ...] = ()
 
@@ -188,6 +190,10 @@ def _auth_mistakes(access: Access) -> Iterator[tuple[str, str]]:
         AllowedOrigins(auth.allowed_origins)
     except ValueError as error:
         yield "auth.allowed_origins", str(error)
+    try:
+        TrustedProxies(auth.trusted_proxies)
+    except ValueError as error:
+        yield "auth.trusted_proxies", f"{error}."
     for number, issuer in enumerate(auth.jwt):
         yield from _issuer_mistakes(f"auth.jwt[{number}]", issuer)
         if not access.tenants and not issuer.any_tenant:

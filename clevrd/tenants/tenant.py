@@ -70,6 +70,8 @@ class Tenant(msgspec.Struct, frozen=True):
     subscribe: TopicPermissions = ALL_TOPICS
     is_admin: bool = False
     limits: Limits = NO_LIMITS
+    # Limits of the credential alone, which hold beside those of the tenant: rate and connections.
+    key_limits: Limits = NO_LIMITS
     # The credential, as logs and refusals call it; empty where there was none.
     credential_id: str = ""
     # When the credential ends, seconds since 1970; None for never.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 from conftest import FakeClock
@@ -17,6 +18,13 @@ from clevrd.errors import InvalidRequest, RateLimited
 RATES = st.floats(min_value=0.01, max_value=1e6)
 BURSTS = st.integers(min_value=1, max_value=50)
 PAUSES = st.one_of(st.just(0.0), st.floats(min_value=0.0, max_value=10.0))
+
+
+class Limits(NamedTuple):
+    """The rate that a tenant or a key has for itself."""
+
+    publish_rate_per_s: float
+    publish_burst: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,18 +42,37 @@ ASKS = st.lists(
 )
 
 
-def is_granted(limiter: RateLimiter, tenant: str, count: int, now_s: float) -> bool:
+def is_granted(
+    limiter: RateLimiter,
+    tenant: str,
+    count: int,
+    now_s: float,
+    limits: Limits | None = None,
+    key: str = "",
+    key_limits: Limits | None = None,
+) -> bool:
     """Ask for ``count`` publishes and say whether the tenant got them."""
     try:
-        limiter.take(tenant, count, now_s)
+        limiter.take(tenant, count, now_s, limits, key, key_limits)
     except (RateLimited, InvalidRequest):
         return False
     return True
 
 
-def granted_of(limiter: RateLimiter, tenant: str, now_s: float, at_most: int = 1000) -> int:
+def granted_of(
+    limiter: RateLimiter,
+    tenant: str,
+    now_s: float,
+    at_most: int = 1000,
+    limits: Limits | None = None,
+    key: str = "",
+    key_limits: Limits | None = None,
+) -> int:
     """Take one publish after the other until refused, and count them."""
-    return next((n for n in range(at_most) if not is_granted(limiter, tenant, 1, now_s)), at_most)
+    for granted in range(at_most):
+        if not is_granted(limiter, tenant, 1, now_s, limits, key, key_limits):
+            return granted
+    return at_most
 
 
 def assert_never_over(grants: list[tuple[float, int]], rate_per_s: float, burst: int) -> None:
@@ -370,3 +397,162 @@ def test_limiter_refuses_senseless_settings(rate_per_s: float, burst: int) -> No
     """A limit that is not a number of messages is a mistake of its maker, found at the start."""
     with pytest.raises(ValueError, match="must"):
         RateLimiter(rate_per_s, burst)
+
+
+# --- rates of one's own ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("daemon_rate", [0.0, 1.0])
+def test_tenant_with_a_rate_of_its_own_has_that_and_no_other(
+    daemon_rate: float, clock: FakeClock
+) -> None:
+    """Its entry in the file says more than the setting for all, be that a rate or none."""
+    limiter = RateLimiter(daemon_rate)
+
+    granted = granted_of(limiter, "acme", clock(), limits=Limits(10.0, 7))
+    waited = granted_of(limiter, "acme", clock.advance(0.2), limits=Limits(10.0, 7))
+
+    assert (granted, waited) == (7, 2)
+
+
+def test_publish_is_charged_to_tenant_and_key_or_to_none(clock: FakeClock) -> None:
+    """A key at its limit costs its tenant nothing, and a tenant at its limit costs no key."""
+    limiter = RateLimiter(0.0)
+    tenant, key = Limits(1.0, 5), Limits(1.0, 3)
+
+    by_key = granted_of(limiter, "acme", clock(), limits=tenant, key="web", key_limits=key)
+    refused = granted_of(limiter, "acme", clock(), limits=tenant, key="web", key_limits=key)
+    by_other_key = granted_of(limiter, "acme", clock(), limits=tenant, key="ios")
+    left = limiter.left("acme", clock.advance(2.0), tenant, "web", key)
+
+    assert (by_key, refused, by_other_key) == (3, 0, 2)
+    assert left == 2
+
+
+def test_key_of_one_name_is_another_key_in_another_tenant(clock: FakeClock) -> None:
+    """Two tenants may each call a key web."""
+    limiter = RateLimiter(0.0)
+    granted_of(limiter, "a", clock(), key="web", key_limits=Limits(1.0, 2))
+
+    granted = granted_of(limiter, "b", clock(), key="web", key_limits=Limits(1.0, 2))
+
+    assert granted == 2
+
+
+def test_refusal_names_the_key_whose_budget_is_short(clock: FakeClock) -> None:
+    """An operator must not raise the tenant's limit where the key's is meant, or the other way."""
+    limiter = RateLimiter(0.0)
+    limits, key_limits = Limits(10.0, 10), Limits(2.0, 4)
+    limiter.take("acme", 3, clock(), limits, "web", key_limits)
+
+    with pytest.raises(RateLimited) as of_key:
+        limiter.take("acme", 2, clock(), limits, "web", key_limits)
+    with pytest.raises(RateLimited) as of_tenant:
+        limiter.take("acme", 8, clock(), limits, "ios")
+
+    assert str(of_key.value) == (
+        "The key web of tenant acme is over its publish rate of 2 messages per second with a burst"
+        " of 4 (publish_rate_per_s of the key), of which 1 are left; slow down and retry in 0.5 s."
+    )
+    assert dict(of_key.value.headers()) == {
+        "Retry-After": "1",
+        "RateLimit-Policy": '"publish-key";q=4;w=2',
+        "RateLimit": '"publish-key";r=1;t=1',
+    }
+    assert str(of_tenant.value).startswith("Tenant acme is over its publish rate of 10 messages")
+    assert dict(of_tenant.value.headers())["RateLimit"] == '"publish";r=7;t=1'
+
+
+def test_more_than_a_keys_burst_at_once_names_the_key(clock: FakeClock) -> None:
+    """What can never be granted is no reason to wait."""
+    limiter = RateLimiter(0.0)
+
+    with pytest.raises(InvalidRequest, match=r"key web of tenant acme.*publish_burst of the key"):
+        limiter.take("acme", 5, clock(), None, "web", Limits(2.0, 4))
+
+
+@pytest.mark.parametrize("after", [Limits(5.0, 100), Limits(5.0, 3), Limits(0.5, 10)])
+def test_changed_limit_gives_no_fresh_burst(after: Limits, clock: FakeClock) -> None:
+    """What was spent under the old limit stays spent: a reload is no way to publish more."""
+    limiter = RateLimiter(0.0)
+    granted_of(limiter, "acme", clock(), limits=Limits(1.0, 10))
+
+    at_once = granted_of(limiter, "acme", clock(), limits=after)
+    soon = granted_of(limiter, "acme", clock.advance(0.5), limits=after)
+
+    assert (at_once, soon) == (0, int(0.5 * after.publish_rate_per_s))
+
+
+def test_tenant_that_loses_its_own_rate_has_the_daemons(clock: FakeClock) -> None:
+    """A bucket goes on under the setting for all when the entry in the file goes."""
+    limiter = RateLimiter(2.0, 4)
+    granted_of(limiter, "acme", clock(), limits=Limits(100.0, 100))
+
+    at_once = granted_of(limiter, "acme", clock())
+    later = granted_of(limiter, "acme", clock.advance(60.0))
+
+    assert (at_once, later) == (0, 4)
+
+
+def test_made_up_names_take_no_budget_of_known_tenants(clock: FakeClock) -> None:
+    """At the bound a reserved name and a rate of one's own still have buckets of their own."""
+    limiter = RateLimiter(0.001, 5, max_buckets=2, reserved=frozenset({"default-tenant"}))
+    for invented in range(100):
+        is_granted(limiter, f"invented-{invented}", 1, clock())
+
+    reserved = granted_of(limiter, "default-tenant", clock())
+    configured = granted_of(limiter, "acme", clock(), limits=Limits(1.0, 6))
+
+    assert (reserved, configured) == (5, 6)
+
+
+@dataclass(frozen=True)
+class KeyedAsk:
+    """One attempt of a tenant by a key, under the limits that hold at that time."""
+
+    tenant: str
+    key: str
+    count: int
+    pause_s: float
+
+
+@given(
+    asks=st.lists(
+        st.builds(
+            KeyedAsk,
+            tenant=st.sampled_from("ab"),
+            key=st.sampled_from(["", "k", "l"]),
+            count=st.integers(0, 6),
+            pause_s=PAUSES,
+        ),
+        max_size=60,
+    ),
+    tenant_rate=st.tuples(RATES, BURSTS),
+    key_rate=st.tuples(RATES, BURSTS),
+    max_buckets=st.integers(min_value=1, max_value=4),
+)
+def test_neither_tenant_nor_key_is_ever_over_its_rate(
+    asks: list[KeyedAsk],
+    tenant_rate: tuple[float, int],
+    key_rate: tuple[float, int],
+    max_buckets: int,
+) -> None:
+    """Over any t seconds a tenant and each of its keys have burst + rate * t at most."""
+    limiter = RateLimiter(0.0, max_buckets=max_buckets)
+    limits, key_limits = Limits(*tenant_rate), Limits(*key_rate)
+    grants: defaultdict[tuple[str, str | None], list[tuple[float, int]]] = defaultdict(list)
+    now_s = 0.0
+
+    for ask in asks:
+        now_s += ask.pause_s
+        keyed = (ask.key, key_limits) if ask.key else ("", None)
+        left = limiter.left(ask.tenant, now_s, limits, *keyed)
+        was_granted = is_granted(limiter, ask.tenant, ask.count, now_s, limits, *keyed)
+        assert was_granted == (ask.count <= left)
+        if was_granted:
+            grants[ask.tenant, None].append((now_s, ask.count))
+            if ask.key:
+                grants[ask.tenant, ask.key].append((now_s, ask.count))
+
+    for (_, key), granted in grants.items():
+        assert_never_over(granted, *(tenant_rate if key is None else key_rate))

@@ -228,7 +228,8 @@ async def test_poll_in_the_middle_of_a_round_is_not_given_what_it_has(
         assert isinstance(first, Published)
         assert isinstance(second, Published)
 
-        answer = daemon.server._polls.answer_one(topic, After(second.offset, second.epoch), 5.0)
+        behind = After(second.offset, second.epoch)
+        answer = daemon.server._polls.answer_one(TENANT, topic, behind, 5.0)
         assert isinstance(answer, asyncio.Future)
         await until(lambda: not topic.pending)
         assert not answer.done()

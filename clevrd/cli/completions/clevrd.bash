@@ -7,11 +7,11 @@
 
 _shtab_clevrd_subparsers=(serve publish subscribe health checkconfig completion version help)
 
-_shtab_clevrd_serve_option_strings=(-h --help --config --address --admin-address --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --allowed-origins --max-connections --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --throttle-scope --log-level --raw-paths)
+_shtab_clevrd_serve_option_strings=(-h --help --config --address --admin-address --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --allowed-origins --max-connections --max-connections-per-address --proxy-protocol --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --throttle-scope --log-level --raw-paths)
 _shtab_clevrd_publish_option_strings=(-h --help --url --tenant --text --key --retry-for)
 _shtab_clevrd_subscribe_option_strings=(-h --help --url --tenant --pattern --policy --buffer --last --since --raw --count --no-reconnect)
 _shtab_clevrd_health_option_strings=(-h --help --address --config --ready --timeout)
-_shtab_clevrd_checkconfig_option_strings=(-h --help --config --address --admin-address --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --allowed-origins --max-connections --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --throttle-scope --log-level --raw-paths)
+_shtab_clevrd_checkconfig_option_strings=(-h --help --config --address --admin-address --max-memory-mb --max-message-bytes --max-batch-bytes --publish-rate --publish-burst --idempotency-s --max-idempotency-keys --ring-messages --ring-bytes --catch-up-messages --circuit-breaker-threshold --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-open-s --max-topics --max-topics-per-tenant --max-topics-per-connection --match-all-patterns --topic-idle-s --allowed-origins --max-connections --max-connections-per-address --proxy-protocol --send-buffer-bytes --write-high-bytes --write-low-bytes --ping-interval-s --pong-timeout-s --request-timeout-s --keepalive-timeout-s --shutdown-timeout-s --state-dir --throttle-scope --log-level --raw-paths)
 _shtab_clevrd_completion_option_strings=(-h --help)
 _shtab_clevrd_version_option_strings=(-h --help)
 _shtab_clevrd_help_option_strings=(-h --help)
@@ -24,11 +24,13 @@ _shtab_clevrd_checkconfig___config_COMPGEN=_shtab_compgen_files
 _shtab_clevrd_checkconfig___state_dir_COMPGEN=_shtab_compgen_dirs
 
 _shtab_clevrd_serve___match_all_patterns_choices=(true false)
+_shtab_clevrd_serve___proxy_protocol_choices=(true false)
 _shtab_clevrd_serve___throttle_scope_choices=(topic global)
 _shtab_clevrd_serve___log_level_choices=(debug info warning error)
 _shtab_clevrd_serve___raw_paths_choices=(true false)
 _shtab_clevrd_subscribe___policy_choices=(drop_oldest drop_newest circuit_breaker latest)
 _shtab_clevrd_checkconfig___match_all_patterns_choices=(true false)
+_shtab_clevrd_checkconfig___proxy_protocol_choices=(true false)
 _shtab_clevrd_checkconfig___throttle_scope_choices=(topic global)
 _shtab_clevrd_checkconfig___log_level_choices=(debug info warning error)
 _shtab_clevrd_checkconfig___raw_paths_choices=(true false)

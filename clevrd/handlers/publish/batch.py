@@ -104,7 +104,7 @@ class BatchEndpoint:
 
     def _decode(self, item: bytes) -> PublishRequest:
         if len(item) > self._max_message_bytes:
-            raise MessageTooLarge(self._max_message_bytes)
+            raise MessageTooLarge(self._max_message_bytes, len(item))
         return decode_publish(item)
 
 

@@ -17,7 +17,7 @@ from clevrd.errors import InvalidRequest, MessageTooLarge, UnsupportedMediaType
 from clevrd.http_values import Request, Response, json_answer
 from clevrd.hub import Hub, PublishAnswer, Published, with_warnings
 from clevrd.scheduling.due_answers import Due
-from clevrd.tenants import Tenant
+from clevrd.tenants.tenant import NO_LIMITS, Tenant
 
 KEY_HEADER: Final = "idempotency-key"
 
@@ -35,7 +35,10 @@ class PublishEndpoint:
     def admit(self, head: Request) -> Admitted:
         """Refuse by the head alone: a coded body, one declared too large, or no tenant's name."""
         check_body_head(head, self._max_body_bytes)
-        return self._gate.admit_tenant(head, self._max_body_bytes)
+        admitted = self._gate.admit_tenant(head, self._max_body_bytes)
+        declared = head.headers.get("content-length", "0")
+        check_size(admitted.tenant, int(declared) if declared.isdecimal() else 0)
+        return admitted
 
     def answer(self, admitted: Admitted, body: bytes) -> Response | Later:
         """Publish ``body``; return an awaitable when the publisher has to wait.
@@ -43,6 +46,9 @@ class PublishEndpoint:
         It is a `Due` where the message has its place already, and only the answer comes later.
         """
         request, query, tenant = admitted.head, admitted.options, admitted.tenant
+        if tenant.limits is not NO_LIMITS:
+            # A body in chunks has declared no size.
+            check_size(tenant, len(body))
         self._hub.check_rate(tenant)
         publish = decode_publish(body)
         warnings = publish.warnings()
@@ -130,4 +136,11 @@ def check_body_head(request: Request, max_bytes: int) -> None:
         )
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:
-        raise MessageTooLarge(max_bytes)
+        raise MessageTooLarge(max_bytes, int(declared))
+
+
+def check_size(tenant: Tenant, size_bytes: int) -> None:
+    """Raise MessageTooLarge where a message has more than its tenant's messages may have."""
+    limit_bytes = tenant.limits.max_message_bytes
+    if limit_bytes is not None and size_bytes > limit_bytes:
+        raise MessageTooLarge(limit_bytes, size_bytes, f"max_message_bytes of tenant {tenant.name}")

@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError
+from clevrd.handlers.publish.endpoint import check_size
 from clevrd.hub import RUN_MAX_BYTES, Hub, PublishAnswer, Published, Run
 from clevrd.tenants import Tenant
 
@@ -80,7 +81,7 @@ class RunPublisher(Generic[RequestT]):
         is_spent = self._hub.turns.is_spent
         taken = 0
         while taken < len(items) and not (taken and is_spent()):
-            run, fault = self._gather(items, taken, self._hub.max_run)
+            run, fault = self._gather(items, taken, self._most())
             if run and not self._append(items[taken : taken + len(run)], run):
                 return taken, True
             taken += len(run)
@@ -117,6 +118,14 @@ class RunPublisher(Generic[RequestT]):
             self._publish(topic, run)
         return len(run)
 
+    def _most(self) -> int:
+        """Return how many messages a run may have now: what is left of the budget, but one.
+
+        So the budget is spent to its last message, and the next one is refused by itself.
+        """
+        left = self._hub.most_now(self._tenant)
+        return self._hub.max_run if left >= self._hub.max_run else max(1, int(left))
+
     def _gather(
         self, items: Sequence[bytes], start: int, most: int
     ) -> tuple[list[RequestT], ClevrdError | None]:
@@ -125,11 +134,14 @@ class RunPublisher(Generic[RequestT]):
         An item with a key is a run of its own.
         """
         decode = self._decode
+        limit_bytes = self._tenant.limits.max_message_bytes
         run: list[RequestT] = []
         run_bytes = 0
         for item in islice(items, start, start + most):
             try:
                 request = decode(item)
+                if limit_bytes is not None:
+                    check_size(self._tenant, len(item))
             except ClevrdError as error:
                 return run, error
             run_bytes += len(item)

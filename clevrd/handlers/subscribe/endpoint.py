@@ -110,6 +110,7 @@ class SubscribeEndpoint:
         head, query = admitted.head, admitted.options
         request = self._parse(admitted, is_events=False, takes_any_id=False)
         key = check_handshake(head)
+        self._connections.counts.check(admitted.tenant)
         opened = self._open(admitted.tenant, request)
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
@@ -127,6 +128,7 @@ class SubscribeEndpoint:
             raise UpgradeRequired(NO_TRANSPORT)
         # Checked on a stream as well, where it means nothing.
         read_timeout(admitted.options)
+        self._connections.counts.check(admitted.tenant)
         opened = self._open(admitted.tenant, request)
         head = stream_head(form, told)
         if admitted.head.method == "HEAD":
@@ -152,7 +154,9 @@ class SubscribeEndpoint:
         reply: Response | asyncio.Future[Response]
         if request.is_for_one_topic:
             (topic,) = opened.topics
-            reply = self._polls.answer_one(topic, request.topics[topic.name], timeout_s)
+            reply = self._polls.answer_one(
+                admitted.tenant, topic, request.topics[topic.name], timeout_s
+            )
         else:
             reply = self._polls.answer_many(admitted.tenant, request, self._max_topics, timeout_s)
         return with_fields(reply, told)
@@ -170,7 +174,8 @@ class SubscribeEndpoint:
         for text in request.patterns:
             check_pattern(text, may_match_all=self._may_match_all)
             admitted.tenant.check_pattern(text, parse_pattern(text))
-        check_room(len(request.topics) + len(request.patterns) - 1, self._max_topics)
+        wanted = len(request.topics) + len(request.patterns)
+        check_room(wanted - 1, self._max_topics, admitted.tenant)
         return request
 
     def _open(self, tenant: Tenant, request: SubscribeRequest) -> OpenedRequest:

@@ -1,0 +1,326 @@
+"""Connections of one client address, over real sockets: direct, by PROXY header, by a field."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from clients import publish_request, upgrade_request
+from daemons import Daemon, running, until
+from http_wire import Response, get, read_response
+
+from clevrd.client_addresses import TrustedProxies
+
+PROXY = b"PROXY TCP4 %s 192.0.2.1 56324 443\r\n"
+HEALTH = get("/health/live")
+EVENTS = get("/subscribe?topic=t", "Accept: application/x-ndjson")
+
+
+@asynccontextmanager
+async def daemon_behind(
+    *proxies: str, limit: int = 2, is_raw: bool = True, **settings: Any
+) -> AsyncIterator[Daemon]:
+    """Run a daemon that believes ``proxies``."""
+    async with running(max_connections_per_address=limit, raw_paths=is_raw, **settings) as daemon:
+        daemon.server.client_addresses.change_proxies(TrustedProxies(proxies))
+        yield daemon
+
+
+class Wire:
+    """A connection, as bytes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def ask(self, request: bytes) -> Response:
+        """Send ``request`` and return the answer."""
+        self.writer.write(request)
+        return await read_response(self.reader)
+
+    async def head(self, request: bytes) -> bytes:
+        """Send ``request`` and return the head of what may have no end."""
+        self.writer.write(request)
+        async with asyncio.timeout(10):
+            return await self.reader.readuntil(b"\r\n\r\n")
+
+    async def end(self) -> bytes:
+        """Return all that comes until the daemon closes."""
+        async with asyncio.timeout(10):
+            return await self.reader.read()
+
+
+@asynccontextmanager
+async def connected(daemon: Daemon, first: bytes = b"") -> AsyncIterator[Wire]:
+    """Connect, and send these bytes first."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+    writer.write(first)
+    try:
+        yield Wire(reader, writer)
+    finally:
+        writer.close()
+
+
+def counted(daemon: Daemon) -> int:
+    """Return how many connections are counted for an address."""
+    return len(daemon.server.client_addresses)
+
+
+def refused(daemon: Daemon, code: str) -> int:
+    """Return how many refusals with ``code`` there were."""
+    return daemon.hub.counters.refused.get(code, 0)
+
+
+# --- by a PROXY header ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+async def test_address_has_so_many_connections_and_no_more(is_raw: bool) -> None:
+    """One more is answered before it says anything; another address is served; an end frees one."""
+    async with daemon_behind("127.0.0.1", is_raw=is_raw, proxy_protocol=True) as daemon:
+        client = PROXY % b"203.0.113.7"
+        async with connected(daemon, client) as first, connected(daemon, client) as second:
+            served = [(await each.ask(HEALTH)).status for each in (first, second)]
+            async with connected(daemon, client) as third:
+                answer = await read_response(third.reader)
+                rest = await third.end()
+            async with connected(daemon, PROXY % b"203.0.113.8") as other:
+                of_another = (await other.ask(HEALTH)).status
+            first.writer.close()
+            await until(lambda: counted(daemon) == 1)
+            async with connected(daemon, client) as again:
+                later = (await again.ask(HEALTH)).status
+        await until(lambda: counted(daemon) == 0)
+
+    assert (served, of_another, later, rest) == ([200, 200], 200, 200, b"")
+    assert answer.status == 429
+    assert answer.json == {
+        "success": False,
+        "error": "The address 203.0.113.7 has 2 connections of 2 that it may have"
+        " (CLEVRD_MAX_CONNECTIONS_PER_ADDRESS); close some, or come back in 10 s.",
+        "code": "connection_limit",
+        "retryable": True,
+    }
+    assert answer.headers["retry-after"] == "10"
+    assert answer.headers["ratelimit-policy"] == '"connections";q=2;qu="concurrent-requests"'
+    assert answer.headers["ratelimit"] == '"connections";r=0;t=10'
+    assert refused(daemon, "connection_limit") == 1
+
+
+async def test_ipv6_clients_count_by_their_64_bits() -> None:
+    """A client with a /64 of its own is one client."""
+    header = b"PROXY TCP6 2001:db8:0:1::%x 2001:db8::1 56324 443\r\n"
+    async with (
+        daemon_behind("127.0.0.1", limit=1, proxy_protocol=True) as daemon,
+        connected(daemon, header % 1) as first,
+        connected(daemon, header % 2) as second,
+    ):
+        assert (await first.ask(HEALTH)).status == 200
+        answer = await read_response(second.reader)
+
+    assert answer.status == 429
+    assert b"2001:db8:0:1::/64" in answer.body
+
+
+async def test_header_may_come_in_pieces_and_with_the_request() -> None:
+    """A proxy may send it with the client's first bytes, and the network may split it."""
+    async with daemon_behind("127.0.0.1", proxy_protocol=True) as daemon:
+        async with connected(daemon) as split:
+            for byte in PROXY % b"203.0.113.7":
+                split.writer.write(bytes([byte]))
+                await asyncio.sleep(0)
+            in_pieces = (await split.ask(publish_request("t", b"1"))).status
+        async with connected(daemon) as whole:
+            joined = PROXY % b"203.0.113.7" + publish_request("t", b"1")
+            at_once = (await whole.ask(joined)).status
+
+    assert (in_pieces, at_once) == (200, 200)
+
+
+@pytest.mark.parametrize("own", [b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"])
+async def test_proxys_own_connections_are_not_counted(own: bytes) -> None:
+    """Health checks of a proxy are for no client."""
+    async with (
+        daemon_behind("127.0.0.1", limit=1, proxy_protocol=True) as daemon,
+        connected(daemon, own) as first,
+        connected(daemon, own) as second,
+    ):
+        statuses = [(await each.ask(HEALTH)).status for each in (first, second)]
+        assert counted(daemon) == 0
+
+    assert statuses == [200, 200]
+
+
+@pytest.mark.parametrize("first", [HEALTH, b"PROXY TCP4 nobody\r\n", b"\x16\x03\x01\0"])
+async def test_listed_proxy_without_a_header_is_closed_and_counted(first: bytes) -> None:
+    """Served without it, its client would be the proxy."""
+    async with daemon_behind("127.0.0.1", proxy_protocol=True) as daemon:
+        async with connected(daemon, first) as wire:
+            said = await wire.end()
+        await until(lambda: not daemon.server.raw_server.open)
+
+    assert said == b""
+    assert refused(daemon, "bad_proxy_header") == 1
+
+
+async def test_header_that_does_not_come_in_time_ends_the_connection() -> None:
+    """A connection without a client does not stay."""
+    async with (
+        daemon_behind("127.0.0.1", proxy_protocol=True, request_timeout_s=0.2) as daemon,
+        connected(daemon, b"PROXY TCP4") as wire,
+    ):
+        assert await wire.end() == b""
+
+    assert refused(daemon, "bad_proxy_header") == 1
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+@pytest.mark.parametrize(
+    "header",
+    [PROXY % b"203.0.113.7", b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12)],
+)
+async def test_header_from_anybody_else_is_refused_and_counted(header: bytes, is_on: bool) -> None:
+    """A client can't choose its address; and who forgot a setting is told which."""
+    async with (
+        daemon_behind("192.0.2.1", proxy_protocol=is_on) as daemon,
+        connected(daemon, header + HEALTH) as wire,
+    ):
+        answer = await read_response(wire.reader)
+        rest = await wire.end()
+
+    assert (answer.status, rest) == (403, b"")
+    assert b"trusted_proxies" in answer.body
+    assert refused(daemon, "forbidden") == 1
+
+
+async def test_others_are_served_without_a_header() -> None:
+    """A daemon may be reached through a proxy and directly."""
+    async with (
+        daemon_behind("192.0.2.1", proxy_protocol=True) as daemon,
+        connected(daemon) as wire,
+    ):
+        assert (await wire.ask(HEALTH)).status == 200
+
+
+# --- by a field of a listed proxy ----------------------------------------------------------------
+
+
+def subscribe_of(kind: str, address: str) -> bytes:
+    """Return the request for a WebSocket or a stream, of the client at ``address``."""
+    field = {"X-Forwarded-For": address}
+    if kind == "websocket":
+        return upgrade_request(X_Forwarded_For=address)
+    return get(
+        "/subscribe?topic=t",
+        "Accept: application/x-ndjson",
+        *(f"{name}: {value}" for name, value in field.items()),
+    )
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+@pytest.mark.parametrize("kind", ["websocket", "stream"])
+async def test_forwarded_client_has_so_many_subscriptions(kind: str, is_raw: bool) -> None:
+    """The proxy's connections are its clients' once they are WebSockets or streams."""
+    request = subscribe_of(kind, "203.0.113.7")
+    async with daemon_behind("127.0.0.1", is_raw=is_raw) as daemon:
+        async with connected(daemon) as first, connected(daemon) as second:
+            heads = [await each.head(request) for each in (first, second)]
+            async with connected(daemon) as third:
+                answer = await third.ask(request)
+            async with connected(daemon) as other:
+                of_another = await other.head(subscribe_of(kind, "203.0.113.7, 203.0.113.8"))
+            first.writer.close()
+            await until(lambda: counted(daemon) == 1)
+            async with connected(daemon) as again:
+                later = await again.head(request)
+        await until(lambda: counted(daemon) == 0)
+
+    served = b"HTTP/1.1 101" if kind == "websocket" else b"HTTP/1.1 200"
+    assert all(head.startswith(served) for head in (*heads, of_another, later))
+    assert answer.status == 429
+    assert b"203.0.113.7 has 2 connections of 2" in answer.body
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+async def test_requests_of_a_proxy_are_not_its_clients_connections(is_raw: bool) -> None:
+    """A proxy's connection serves many clients, one request after the other."""
+    async with (
+        daemon_behind("127.0.0.1", limit=1, is_raw=is_raw) as daemon,
+        connected(daemon) as wire,
+        connected(daemon) as other,
+    ):
+        for each in (wire, other, wire):
+            answer = await each.ask(get("/health", "X-Forwarded-For: 203.0.113.7"))
+            assert answer.status == 200
+        assert counted(daemon) == 0
+
+
+async def test_client_that_names_another_address_is_counted_for_none() -> None:
+    """X-Forwarded-For from a client that is no listed proxy means nothing."""
+    async with daemon_behind("192.0.2.1", limit=1) as daemon:
+        request = subscribe_of("websocket", "203.0.113.7")
+        async with connected(daemon) as first, connected(daemon) as second:
+            heads = [await each.head(request) for each in (first, second)]
+
+    assert all(head.startswith(b"HTTP/1.1 101") for head in heads)
+
+
+# --- nothing leaks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_way_to_end_leaves_a_connection_counted(seed: int, is_raw: bool) -> None:
+    """However connections begin and end, none is counted when all have ended."""
+    source = random.Random(seed)  # noqa: S311  # a seed for each run, no secret
+    requests = [
+        b"",
+        b"nonsense\r\n\r\n",
+        HEALTH,
+        EVENTS,
+        upgrade_request(),
+        upgrade_request("topic="),
+        get("/subscribe?topic=t"),
+        get("/subscribe?topic=t", "Accept: text/event-stream", method="HEAD"),
+        get("/subscribe?topic=t&poll=1&timeout=0.05"),
+        publish_request("t", b"1"),
+        publish_request("t", b"1")[:40],
+        upgrade_request() + b"\x88\x80\0\0\0\0",
+        EVENTS[:-2],
+    ]
+
+    async def visit(daemon: Daemon) -> None:
+        address = b"203.0.113.%d" % source.randrange(3)
+        header = source.choice(
+            [PROXY % address, PROXY % address, b"PROXY UNKNOWN\r\n", b"PRO", b"x"]
+        )
+        async with connected(daemon, header) as wire:
+            for _ in range(source.randrange(3)):
+                wire.writer.write(source.choice(requests))
+                await asyncio.sleep(source.choice([0, 0.01]))
+            match source.randrange(3):
+                case 0:
+                    wire.writer.write_eof()
+                    await asyncio.sleep(0.02)
+                case 1:
+                    wire.writer.transport.abort()
+
+    async with daemon_behind(
+        "127.0.0.1",
+        limit=4,
+        is_raw=is_raw,
+        proxy_protocol=True,
+        request_timeout_s=0.3,
+        max_connections=12,
+    ) as daemon:
+        for _ in range(6):
+            async with asyncio.TaskGroup() as visitors:
+                for _ in range(15):
+                    visitors.create_task(visit(daemon))
+        await until(lambda: counted(daemon) == 0)
+        addresses = daemon.server.client_addresses
+        assert (len(addresses._holdings), len(addresses._addresses)) == (0, 0)
