@@ -9,16 +9,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
-from clevrd.errors import ShuttingDown
+from clevrd.errors import Forbidden, ShuttingDown, Unauthorized
 from clevrd.http_values import Reply, Request, Response
+from clevrd.local_requests import is_local
 from clevrd.scheduling.due_answers import Due
 from clevrd.tenants import DEFAULT, Tenant
+from clevrd.tenants.tenant import DEFAULT_TENANT
+from clevrd.tenants.topic_permissions import NO_TOPICS
 
 # An answer that an endpoint gives later. A Future is cancelled when the client goes; anything else
 # is awaited to its end. Requests behind a `Due` may begin at once; behind anything else they wait.
 Later = Awaitable[Response | Due[Response]] | Due[Response]
+
+
+# A person or program that operates the daemon, and has proved it by where it asks.
+OPERATOR: Final = Tenant(DEFAULT_TENANT, is_admin=True)
+# A client that is shown nothing of any tenant.
+STRANGER: Final = Tenant(DEFAULT_TENANT, publish=NO_TOPICS, subscribe=NO_TOPICS)
+
+_NOT_LOCAL: Final = (
+    "This is for a key with the permission admin, for the daemon's admin_address, and, where no"
+    " credential is required, for this machine itself: ask localhost, and through no proxy."
+)
 
 
 class Admitted:
@@ -77,8 +91,21 @@ class Identifies(Protocol):
     def identify(self, head: Request, options: Mapping[str, list[str]]) -> Tenant:
         """Return whose request it is, by its head and its decoded query; raises ClevrdError."""
 
+    def holder(self, head: Request, options: Mapping[str, list[str]]) -> Tenant | None:
+        """Return the same by a credential alone, None without one."""
+
     def renew(self, tenant: Tenant, secret: str) -> Tenant:
         """Return ``tenant`` as the bearer of another credential; raises ClevrdError."""
+
+
+class Operators(Protocol):
+    """Admits requests for what shows more than one tenant's share."""
+
+    def admit_operator(self, head: Request) -> Admitted:
+        """Return a request of somebody who operates the daemon; raises ClevrdError."""
+
+    def admit_observer(self, head: Request) -> Admitted:
+        """Return a request for figures: of all tenants by an admin, else of its own tenant."""
 
 
 class Gate:
@@ -157,17 +184,62 @@ class Gate:
         return self._authenticator.renew(tenant, secret)
 
     def admit_operator(self, head: Request) -> Admitted:
-        """Return a request of somebody who operates the daemon: where it is open, of anybody.
+        """Return a request of somebody who operates the daemon.
+
+        Raises:
+            ClevrdError: as `admit_observer`.
+            Forbidden: the credential has not the permission admin.
+        """
+        admitted = self.admit_observer(head)
+        admitted.tenant.check_admin()
+        return admitted
+
+    def admit_observer(self, head: Request) -> Admitted:
+        """Return a request for figures: of all tenants by an admin, else of its own tenant.
+
+        Where no credential is required, a request of this machine is an admin's.
 
         Raises:
             ClevrdError: as `admit_tenant`.
-            Forbidden: the credential has not the permission admin.
+            Forbidden: it has no credential, and comes from elsewhere.
         """
-        if not self._authenticator.is_required:
-            return admit_anybody(head)
-        admitted = self.admit_tenant(head)
-        admitted.tenant.check_admin()
-        return admitted
+        if self._authenticator.is_required:
+            return self.admit_tenant(head)
+        options = head.options()
+        tenant = self._authenticator.holder(head, options)
+        if tenant is None:
+            if not is_local(head):
+                raise Forbidden(_NOT_LOCAL)
+            tenant = OPERATOR
+        return Admitted(head, tenant, options, 0)
+
+    def admit_visitor(self, head: Request) -> Admitted:
+        """Return a request for what everybody may see, of STRANGER where nothing says whose it is.
+
+        Raises:
+            InvalidRequest: as `admit_tenant`.
+        """
+        options = head.options()
+        try:
+            tenant = self._authenticator.holder(head, options)
+        except Unauthorized:
+            tenant = STRANGER
+        if tenant is None:
+            is_open = not self._authenticator.is_required and is_local(head)
+            tenant = DEFAULT if is_open else STRANGER
+        return Admitted(head, tenant, options, 0)
+
+
+class EverybodyOperates:
+    """Takes every request for an operator's: what reaches the admin listener."""
+
+    def admit_operator(self, head: Request) -> Admitted:
+        """Return the request as an operator's; raises InvalidRequest for a malformed query."""
+        return Admitted(head, OPERATOR, head.options(), 0)
+
+    def admit_observer(self, head: Request) -> Admitted:
+        """Return the request as an operator's; raises InvalidRequest for a malformed query."""
+        return self.admit_operator(head)
 
 
 def admit_anybody(head: Request) -> Admitted:

@@ -61,6 +61,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             examples=["/etc/clevrd/key.pem"],
         ),
     ] = ""
+    admin_address: Annotated[
+        str,
+        Meta(
+            description="Where to listen for operators: figures of all tenants without a"
+            " credential; empty for nowhere.",
+            examples=["127.0.0.1:9001", "unix:/run/clevrd-admin.sock"],
+        ),
+    ] = ""
     max_memory_mb: Annotated[
         int,
         Meta(
@@ -428,9 +436,15 @@ def _check_state_dir(path: str) -> None:
         raise ConfigError("Write an absolute path, or nothing to keep no state.")
 
 
+def _check_admin_address(text: str) -> None:
+    if text:
+        parse_address(text)
+
+
 # Checks of text settings beyond their type; each raises ConfigError.
 _CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
     "address": parse_address,
+    "admin_address": _check_admin_address,
     "state_dir": _check_state_dir,
 }
 

@@ -63,7 +63,7 @@ class Request:
     where HTTP allows that (RFC 9110 §5.3).
     """
 
-    __slots__ = ("headers", "is_http_1_0", "method", "path", "query")
+    __slots__ = ("headers", "is_http_1_0", "is_local_peer", "method", "path", "query")
 
     def __init__(
         self, method: str, target: str, headers: Mapping[str, str], *, is_http_1_0: bool = False
@@ -72,6 +72,9 @@ class Request:
         self.method = method
         self.path, _, self.query = target.partition("?")
         self.headers = headers
+        # The connection comes over loopback or a Unix socket. Set on aiohttp's side alone: heads
+        # that the raw path remembers are many connections', and no endpoint there asks.
+        self.is_local_peer = False
 
     def options(self) -> dict[str, list[str]]:
         """Return the query's fields, decoded, each with all its values.

@@ -36,14 +36,17 @@ class Listeners:
         loop: asyncio.AbstractEventLoop,
         *,
         is_secure: bool = False,
+        variable: str = "ADDRESS",
     ) -> None:
         """Prepare to listen on ``address``.
 
         Args:
             make_protocol: makes the protocol of each connection that is accepted.
             is_secure: it speaks TLS; said in the URLs.
+            variable: the setting that the address is from, for error texts.
         """
         self._scheme = "https" if is_secure else "http"
+        self._variable = variable
         self._address = address
         self._send_buffer_bytes = send_buffer_bytes
         self._make_protocol = make_protocol
@@ -85,7 +88,9 @@ class Listeners:
         Raises:
             CannotStart: the address can't be listened on; no socket is left open.
         """
-        self._bound = await open_sockets(self._address, self._send_buffer_bytes, self._loop)
+        self._bound = await open_sockets(
+            self._address, self._send_buffer_bytes, self._loop, self._variable
+        )
         self._pin_port(self._bound)
         for bound in self._bound:
             bound.listen(BACKLOG)
@@ -151,7 +156,10 @@ def _accepts(bound: socket.socket) -> bool:
 
 
 async def open_sockets(
-    address: TcpAddress | UnixAddress, send_buffer_bytes: int, loop: asyncio.AbstractEventLoop
+    address: TcpAddress | UnixAddress,
+    send_buffer_bytes: int,
+    loop: asyncio.AbstractEventLoop,
+    variable: str = "ADDRESS",
 ) -> list[socket.socket]:
     """Return bound sockets for ``address`` that do not accept connections yet.
 
@@ -160,6 +168,7 @@ async def open_sockets(
         send_buffer_bytes: SO_SNDBUF of accepted TCP connections, which inherit it; 0 keeps the
             kernel's default.
         loop: resolves a host's name in a thread.
+        variable: the setting that the address is from.
 
     Raises:
         CannotStart: one line saying why not and what to do.
@@ -169,7 +178,7 @@ async def open_sockets(
             return [_unix_socket(address.path)]
         sockets = await _tcp_sockets(address, loop)
     except OSError as error:
-        raise CannotStart(_why_not(address, error)) from error
+        raise CannotStart(_why_not(address, error, variable)) from error
     for each in sockets:
         if send_buffer_bytes:
             # A kernel buffer hides a dead reader: at its default limit of 4 MiB the kernel
@@ -242,12 +251,12 @@ def _remove_socket(path: str) -> None:
         log.debug("socket file is gone already path=%s", path)
 
 
-def _why_not(address: TcpAddress | UnixAddress, error: OSError) -> str:
+def _why_not(address: TcpAddress | UnixAddress, error: OSError, variable: str) -> str:
     advice = {
-        errno.EADDRINUSE: "stop what listens there, or choose another address (ADDRESS)",
+        errno.EADDRINUSE: f"stop what listens there, or choose another address ({variable})",
         errno.EACCES: "choose a port above 1023, or run with the permission",
-        errno.EADDRNOTAVAIL: "choose an address of this machine (ADDRESS)",
-    }.get(error.errno or 0, "choose another address (ADDRESS)")
+        errno.EADDRNOTAVAIL: f"choose an address of this machine ({variable})",
+    }.get(error.errno or 0, f"choose another address ({variable})")
     return f"Can't listen on {_text_of(address)}: {_reason(error)}; {advice}."
 
 

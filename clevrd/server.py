@@ -31,7 +31,9 @@ from clevrd.access.control import AccessControl
 from clevrd.access.reloading import Reloading
 from clevrd.address_limit import AddressLimit
 from clevrd.addresses import parse_address
-from clevrd.admission import Gate
+from clevrd.admin_listener import MAX_DESCRIPTORS as ADMIN_DESCRIPTORS
+from clevrd.admin_listener import AdminListener
+from clevrd.admission import Endpoint, EverybodyOperates, Gate
 from clevrd.aiohttp_front.front import AiohttpFront
 from clevrd.client_addresses import TrustedProxies
 from clevrd.config import Config, Loaded
@@ -51,7 +53,7 @@ from clevrd.handlers.publish.endpoint import PublishEndpoint
 from clevrd.handlers.publish.socket import PublishSocketEndpoint
 from clevrd.handlers.router import PathRouter
 from clevrd.handlers.site.assets import AssetEndpoint
-from clevrd.handlers.site.pages import HomeEndpoint
+from clevrd.handlers.site.pages import AdminHomeEndpoint, HomeEndpoint
 from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
 from clevrd.handlers.subscribe.ticket import TicketEndpoint
 from clevrd.hub import Hub, Stats
@@ -182,12 +184,17 @@ class Server:
         health = HealthEndpoint(self.hub, started_s)
         live = ProbeEndpoint(lambda: True, "never")
         ready = ProbeEndpoint(self.is_ready, "The daemon is starting or shutting down.")
+        probes: dict[str, Endpoint] = {
+            "/health": health,
+            "/health/live": live,
+            "/health/ready": ready,
+        }
         figures = Figures(self.hub, self.count_connections, started_s, self._certificate_ends_in_s)
         metrics = MetricsEndpoint(gate, figures, self.hub.turns)
         configuration = ConfigurationEndpoint(gate, in_force, self.hub.turns)
         router = PathRouter(
             {
-                "/": {"GET": HomeEndpoint(is_secure=tls.is_on)},
+                "/": {"GET": HomeEndpoint(gate, figures, self.hub.turns, is_secure=tls.is_on)},
                 "/clevrd.js": {"GET": AssetEndpoint("clevrd.js")},
                 "/clevrd.d.ts": {"GET": AssetEndpoint("clevrd.d.ts")},
                 "/publish": {"POST": publish, "GET": publish_socket},
@@ -218,7 +225,7 @@ class Server:
             gate=gate,
             pages=pages,
             grammar=grammar if config.raw_paths else None,
-            probes={"/health": health, "/health/live": live, "/health/ready": ready},
+            probes=probes,
             refusals=refusals,
             addresses=self.client_addresses,
             make_aiohttp_protocol=self._http,
@@ -262,6 +269,34 @@ class Server:
             self._loop,
             is_secure=tls.is_on,
         )
+        # None without an address for operators.
+        self._admin: AdminListener | None = None
+        if config.admin_address:
+            admin_metrics = MetricsEndpoint(EverybodyOperates(), figures, self.hub.turns)
+            self._admin = AdminListener(
+                parse_address(config.admin_address),
+                gate,
+                pages,
+                PathRouter(
+                    {
+                        "/": {"GET": AdminHomeEndpoint()},
+                        "/health": {"GET": health},
+                        "/health/live": {"GET": live},
+                        "/health/ready": {"GET": ready},
+                        "/metrics": {"GET": admin_metrics},
+                        "/config": {
+                            "GET": ConfigurationEndpoint(
+                                EverybodyOperates(), in_force, self.hub.turns
+                            )
+                        },
+                    }
+                ),
+                probes,
+                self.hub,
+                self.client_addresses,
+                config,
+                self._loop,
+            )
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)
         self._state = StateDir(config.state_dir, self._loop.time) if config.state_dir else None
 
@@ -286,21 +321,31 @@ class Server:
         """Base URLs of the sockets; none before `start` and after `stop`."""
         return self._listeners.urls
 
+    @property
+    def admin_addresses(self) -> list[str]:
+        """Base URLs of the sockets for operators."""
+        return [] if self._admin is None else self._admin.listeners.urls
+
     def is_ready(self) -> bool:
-        """Whether the daemon serves: started, listening and not draining."""
+        """Whether the daemon serves its clients: started, listening and not draining."""
         return self._listeners.is_listening() and not self.hub.is_draining
 
     def is_reached_from_afar(self) -> bool:
         """Whether other machines may reach it: it listens on an address that is no loopback."""
         return self._listeners.is_beyond_loopback()
 
+    def is_operated_from_afar(self) -> bool:
+        """Whether other machines may reach the address for operators."""
+        return self._admin is not None and self._admin.listeners.is_beyond_loopback()
+
     def count_connections(self) -> dict[str, int]:
         """Return how many connections are open, by what they are at the moment."""
         streams = self.connections.streams
         shaking = {} if self._tls is None else {"tls_handshake": self._tls.handshakes}
+        admin = 0 if self._admin is None else self._admin.open_connections
         return {
             **shaking,
-            "http": len(self.raw_server.open) + self._http.open_connections,
+            "http": len(self.raw_server.open) + self._http.open_connections + admin,
             "websocket": len(self.connections) - streams,
             "stream": streams,
         }
@@ -360,6 +405,8 @@ class Server:
         """
         await self._listeners.bind()
         try:
+            if self._admin is not None:
+                await self._admin.listeners.bind()
             if self._state is not None:
                 await self._restore_state(self._state)
         except BaseException:
@@ -368,7 +415,7 @@ class Server:
 
     def abandon(self) -> None:
         """Undo `prepare`; the saved state stays for the next process."""
-        self._listeners.close()
+        self._close_listeners()
         if self._state is not None:
             self._state.close()
 
@@ -389,8 +436,10 @@ class Server:
         self._bound_connections()
         try:
             await self._listeners.open()
+            if self._admin is not None:
+                await self._admin.listeners.open()
         except CannotStart:
-            self._listeners.close()
+            self._close_listeners()
             if self._state is not None:
                 end_s = self._loop.time() + self.config.shutdown_timeout_s
                 await self._save_state(end_s)
@@ -406,10 +455,13 @@ class Server:
     def _bound_connections(self) -> None:
         """Set the bound on connections: the setting, cut to what the descriptors allow."""
         wanted = self.config.max_connections
-        beyond = MAX_PROBES + MAX_LINGERING
+        listeners, beyond = self._listeners.count, MAX_PROBES + MAX_LINGERING
         if self._tls is not None:
             beyond += MAX_BEYOND + MAX_LINGERING_TLS
-        allowed = connections_allowed(self._listeners.count, beyond)
+        if self._admin is not None:
+            listeners += self._admin.listeners.count
+            beyond += ADMIN_DESCRIPTORS
+        allowed = connections_allowed(listeners, beyond)
         if wanted > allowed:
             log.warning(
                 "max_connections=%d is more than descriptors allow; taking %d", wanted, allowed
@@ -424,7 +476,7 @@ class Server:
         self.hub.is_draining = True
         for step in (
             self._timers.stop,
-            self._listeners.close,
+            self._close_listeners,
             self.raw_server.close_idle,
             self._polls.end_all,
             lambda: self._finish_requests(deadline_s),
@@ -432,6 +484,7 @@ class Server:
             lambda: self._close_connections(deadline_s),
             lambda: self._close_http(deadline_s),
             self._stop_tls,
+            self._end_admin,
             self.raw_server.stop,
             self.connections.stop,
             self.hub.stop,
@@ -443,6 +496,14 @@ class Server:
         if self._tls is not None:
             self._tls.report_failures()
             self._tls.stop()
+
+    def _close_listeners(self) -> None:
+        for listeners in self._all_listeners():
+            listeners.close()
+
+    async def _end_admin(self) -> None:
+        if self._admin is not None:
+            await self._admin.end(_CUT_TIMEOUT_S)
 
     async def _take_step(self, step: Callable[[], Awaitable[None] | None]) -> None:
         """Take one step of the stop; log and count its failure, so that the next step follows.
@@ -466,13 +527,15 @@ class Server:
         """End at once, as a killed process does: no close frames, no flush; for `testing`."""
         self.hub.is_draining = True
         self._timers.stop()
-        self._listeners.close()
+        self._close_listeners()
         self.connections.stop()
         for transport in self.connections.transports():
             transport.abort()
         self._stop_tls()
         self.raw_server.stop()
         await self._http.shutdown(0)
+        if self._admin is not None:
+            await self._admin.end(0)
         self.hub.stop()
         if self._state is not None:
             # The kernel releases the lock of a killed process in the same way; no state was saved.
@@ -485,12 +548,17 @@ class Server:
 
     def watch_listeners(self) -> None:
         """Open listeners again that no longer listen."""
-        if not self._listeners.is_listening():
-            self.hub.tasks.spawn(self._reopen_listeners())
+        for listeners in self._all_listeners():
+            if not listeners.is_listening():
+                self.hub.tasks.spawn(self._reopen(listeners))
 
-    async def _reopen_listeners(self) -> None:
+    def _all_listeners(self) -> list[Listeners]:
+        admin = [] if self._admin is None else [self._admin.listeners]
+        return [self._listeners, *admin]
+
+    async def _reopen(self, listeners: Listeners) -> None:
         try:
-            await self._listeners.reopen_if_dead()
+            await listeners.reopen_if_dead()
         except CannotStart as error:
             # The next check is a second away; until then /health/ready says no.
             log.error("listener can't be opened again reason=%s", error)
@@ -561,11 +629,15 @@ class Server:
         """
         self.raw_server.close_idle()
         self._http.pre_shutdown()
+        if self._admin is not None:
+            self._admin.close_idle()
         await self._finish_requests(deadline_s)
         await self._http.shutdown(_CUT_TIMEOUT_S)
 
     def _requests_under_way(self) -> int:
-        return self._front.in_flight + len(self.hub.tasks) + self.raw_server.count_under_way()
+        admin = 0 if self._admin is None else self._admin.count_under_way()
+        served = self._front.in_flight + self.raw_server.count_under_way()
+        return served + admin + len(self.hub.tasks)
 
     async def _finish_requests(self, deadline_s: float) -> None:
         """Wait for requests that are not answered yet, until ``deadline_s`` at most."""
@@ -705,8 +777,17 @@ def _greet(server: Server, access: Access) -> None:
     command = _own_command()
     log.info("try subscribe:  %s subscribe demo --url %s", command, url)
     log.info("try publish:    %s publish demo '{\"hello\":1}' --url %s", command, url)
-    if not url.startswith("unix:"):
-        log.info("try look:       curl %s/metrics", url)
+    for admin_url in server.admin_addresses:
+        log.info("for operators address=%s", admin_url)
+    if server.is_operated_from_afar():
+        log.warning(
+            "admin_address is reached from other machines: everyone who reaches it sees all tenants"
+            " hint=%r",
+            "keep it on a private network",
+        )
+    reached = [*server.admin_addresses, *server.addresses]
+    if urls := [each for each in reached if not each.startswith("unix:")]:
+        log.info("try look:       curl %s/metrics", urls[0])
 
 
 def _own_command() -> str:

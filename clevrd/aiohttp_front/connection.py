@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from socket import AF_INET
 from typing import Any, Final, NoReturn, cast
 
 from aiohttp import web
@@ -37,6 +38,7 @@ from clevrd.errors import (
 )
 from clevrd.http_values import LINGER_S, TOO_MUCH_INPUT, Request, Response, ResponseRenderer
 from clevrd.input_budget import InputBudget
+from clevrd.local_requests import is_local_peer
 from clevrd.pace import reads_on
 from clevrd.progress import ask_when_silent, progress_of, reset
 from clevrd.scheduling.fair_turns import FairTurns
@@ -77,6 +79,7 @@ class FrontConnection(RequestHandler):
         "_unread",
         "_wants_more",
         "has_eof",
+        "is_local",
         "received_bytes",
     )
 
@@ -109,6 +112,8 @@ class FrontConnection(RequestHandler):
         self._stall: asyncio.TimerHandle | None = None
         # True once the client has shut its side down; it may still read.
         self.has_eof = False
+        # The connection comes over loopback or a Unix socket; set in connection_made.
+        self.is_local = False
         # True once the final answer was sent; input after that is ignored.
         self._is_ending = False
         self._gone: asyncio.Future[None] | None = None
@@ -118,6 +123,12 @@ class FrontConnection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Have `pause_writing` called as soon as any byte is left unsent."""
         super().connection_made(transport)
+        found = transport.get_extra_info("socket")
+        # The address that a PROXY header named, where there was one.
+        peer = self._server.addresses.peer_of(transport)
+        self.is_local = found is not None and (
+            is_local_peer((peer,), AF_INET) if peer else is_local_peer(None, found.family)
+        )
         # The limit is set after aiohttp's own set-up, since bytes that the raw path left unsent
         # make the transport call `pause_writing` at once.
         cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)

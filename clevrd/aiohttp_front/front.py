@@ -111,6 +111,7 @@ class AiohttpFront:
         request: Request | None = None
         try:
             request = to_request(http_request)
+            request.is_local_peer = connection.is_local
             self._pages.check(request, connection.transport)
             reply = await self._reply(request, http_request, connection)
         except ConnectionError:

@@ -67,19 +67,26 @@ class BusyTopics:
                 known.update(islice(((topic, None) for topic in everything), count))
             yield
             return heapq.nlargest(count, known, key=_messages)
-        candidates = list(everything)
-        # Topics are sorted part by part, and the parts merged: 10,000 at once would take 4 ms.
-        parts: list[list[Topic]] = []
-        for start in range(0, len(candidates), _CANDIDATES_PER_STEP):
-            yield
-            part = candidates[start : start + _CANDIDATES_PER_STEP]
-            parts.append(sorted(part, key=_messages, reverse=True))
-        merged = islice(heapq.merge(*parts, key=_messages, reverse=True), count)
-        busiest: list[Topic] = []
-        while part := list(islice(merged, _MERGED_PER_STEP)):
-            yield
-            busiest += part
-        return busiest
+        return (yield from busiest_of(list(everything), count))
+
+
+def busiest_of(candidates: list[Topic], count: int) -> Generator[None, None, list[Topic]]:
+    """Return the ``count`` topics of ``candidates`` with the most messages, busiest first.
+
+    Others may be served at each yield.
+    """
+    # Topics are sorted part by part, and the parts merged: 10,000 at once would take 4 ms.
+    parts: list[list[Topic]] = []
+    for start in range(0, len(candidates), _CANDIDATES_PER_STEP):
+        yield
+        part = candidates[start : start + _CANDIDATES_PER_STEP]
+        parts.append(sorted(part, key=_messages, reverse=True))
+    merged = islice(heapq.merge(*parts, key=_messages, reverse=True), count)
+    busiest: list[Topic] = []
+    while part := list(islice(merged, _MERGED_PER_STEP)):
+        yield
+        busiest += part
+    return busiest
 
 
 def _messages(topic: Topic) -> int:

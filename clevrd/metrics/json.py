@@ -15,6 +15,7 @@ from clevrd.metrics.snapshot import (
     MemoryShare,
     MessageTotals,
     Snapshot,
+    TenantSnapshot,
     Throttle,
     Tls,
     TopicView,
@@ -79,12 +80,24 @@ class MetricsView(msgspec.Struct, frozen=True):
 
 def render_json(snapshot: Snapshot) -> Generator[None, None, bytes]:
     """Return ``snapshot`` as JSON; each step takes well under a millisecond."""
-    topics = snapshot.topics
+    return (yield from _with_topics(_summary(snapshot), snapshot.topics))
+
+
+def render_tenant_json(snapshot: TenantSnapshot) -> Generator[None, None, bytes]:
+    """Return the figures of one tenant as JSON; the fields mean what they mean for all tenants."""
+    summary = msgspec.structs.replace(snapshot, topics=[])
+    return (yield from _with_topics(summary, snapshot.topics))
+
+
+def _with_topics(
+    summary: MetricsView | TenantSnapshot, topics: list[TopicView]
+) -> Generator[None, None, bytes]:
+    """Return ``summary``, whose list of topics is empty, as JSON with ``topics`` in it."""
     rows: list[bytes] = []
     for start in range(0, len(topics), _TOPICS_PER_STEP):
         rows.append(_encode(topics[start : start + _TOPICS_PER_STEP])[1:-1])
         yield
-    before, _, after = _encode(_summary(snapshot)).partition(_NO_TOPICS)
+    before, _, after = _encode(summary).partition(_NO_TOPICS)
     yield
     # A comma behind each row but the last; joined once, since it may be 5 MB.
     parts = [part for row in rows for part in (b",", row)][1:]

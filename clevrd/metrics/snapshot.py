@@ -177,6 +177,21 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     process_cpu_s: float
 
 
+class TenantSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of one tenant's topics, or of those of them that a credential may use.
+
+    The sums are over the topics that there are, so they fall when a topic is forgotten.
+    """
+
+    tenant_id: str
+    total_topics: int
+    total_subscribers: int
+    slow_subscribers: int
+    open_circuits: int
+    topics: list[TopicView]
+    messages: MessageTotals
+
+
 def memory_share(portion: Portion, window_messages: int) -> MemoryShare:
     """Return ``portion`` as /metrics shows it."""
     return MemoryShare(

@@ -97,9 +97,20 @@ class Authenticator:
         """
         if not self._looks_for_credentials and not self.is_required:
             return self._of_name(named_tenant(head, options))
+        tenant = self.holder(head, options)
+        return self._without_credential(head, options) if tenant is None else tenant
+
+    def holder(self, head: Request, options: Mapping[str, list[str]]) -> Tenant | None:
+        """Return who asks by a credential; None where there is none.
+
+        Raises:
+            ClevrdError: as `identify`, except for a credential that is missing.
+        """
+        if not self._looks_for_credentials and not self.is_required:
+            return None
         credential = find_credential(head, options, allow_query_token=self._allow_query_token)
         if credential is None:
-            return self._without_credential(head, options)
+            return None
         tenant = self._of_credential(credential)
         named = named_tenant(head, options)
         if named not in (None, tenant.name):

@@ -103,6 +103,10 @@ class Tenant(msgspec.Struct, frozen=True):
         if not self.subscribe.allows_some_of(words):
             raise self._missing("subscribe", text)
 
+    def may_use(self, topic: str) -> bool:
+        """Return whether it may publish or subscribe to ``topic``, so may know of it."""
+        return self.subscribe.allows(topic) or self.publish.allows(topic)
+
     def check_admin(self) -> None:
         """Raise Forbidden unless it may operate the daemon."""
         if not self.is_admin:

@@ -14,8 +14,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 from daemons import ROOT, Daemon, running, until
+from keys import ADMIN, OTHER, READER, WRITER, access, bearer, subprotocol
 from ports import accepts, free_port
 from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 
@@ -74,15 +76,21 @@ PROXIES = {
 
 
 @asynccontextmanager
-async def proxy_of(name: str, daemon_port: int, folder: Path) -> AsyncIterator[int]:
-    """Run a proxy in front of a daemon, and give its port."""
+async def proxy_of(
+    name: str, daemon_port: int, folder: Path, text: str | None = None
+) -> AsyncIterator[int]:
+    """Run a proxy in front of a daemon, and give its port.
+
+    Args:
+        text: its configuration; None for the document's.
+    """
     if shutil.which(name) is None:
         if os.environ.get("CI"):
             pytest.fail(f"there is no {name}; make test installs it where it may")
         pytest.skip(f"there is no {name}; on Debian: apt-get install {name}")
     proxy = PROXIES[name]
     port = free_port()
-    text = example(proxy.language)
+    text = example(proxy.language) if text is None else text
     before, after = proxy.listen.format(80), proxy.listen.format(port)
     assert before in text
     assert "127.0.0.1:8080" in text
@@ -177,10 +185,105 @@ async def test_pages_of_the_proxy_are_own_and_others_are_not(
 
 
 @pytest.mark.parametrize("name", PROXIES)
-async def test_metrics_stay_inside(name: str, daemon: Daemon, tmp_path: Path) -> None:
-    """However the path is spelled: the daemon shows them to everybody who reaches it."""
-    async with proxy_of(name, daemon.port, tmp_path) as port:
+async def test_credentials_reach_the_daemon_as_they_came(name: str, tmp_path: Path) -> None:
+    """In each place where they may stand; the tenant that the proxy names has to be the key's."""
+    async with (
+        running(access=access()) as daemon,
+        proxy_of(name, daemon.port, tmp_path) as port,
+        asyncio.timeout(20),
+        aiohttp.ClientSession() as http,
+    ):
+        url, statuses = f"http://127.0.0.1:{port}", []
+        body = {"topic": "t", "data": 1}
+        for fields in (
+            bearer(WRITER),
+            {"X-API-Key": WRITER.secret},
+            {"Cookie": f"clevrd_token={WRITER.secret}"},
+            {},
+            bearer(OTHER),
+            {**bearer(OTHER), "X-Tenant-ID": "other"},
+        ):
+            async with http.post(f"{url}/publish", json=body, headers=fields) as answer:
+                statuses.append(answer.status)
+        async with connect(
+            f"ws://127.0.0.1:{port}/subscribe?topic=t&last=1",
+            subprotocols=[Subprotocol("clevrd.v1"), Subprotocol(subprotocol(READER.secret))],
+            proxy=None,
+        ) as reader:
+            chosen = reader.subprotocol
+            message = json.loads(await reader.recv())
+            while "data" not in message:
+                message = json.loads(await reader.recv())
+
+    assert statuses == [200, 200, 200, 401, 403, 403]
+    assert (chosen, message["tenant_id"]) == ("clevrd.v1", "acme")
+
+
+@pytest.mark.parametrize("name", PROXIES)
+async def test_client_does_not_say_where_it_is(name: str, tmp_path: Path) -> None:
+    """What the daemon hears of a client's address is what the proxy saw."""
+    heads: list[bytes] = []
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            # HAProxy asks for the daemon's health, too.
+            if b"/subscribe" in head:
+                heads.append(head.lower())
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await take(reader, writer)
+        writer.close()
+
+    told = {"X-Forwarded-For": "203.0.113.66", "X-Tenant-ID": "other"}
+    async with asyncio.timeout(20):
+        upstream = await asyncio.start_server(serve, "127.0.0.1", 0)
+        upstream_port = upstream.sockets[0].getsockname()[1]
+        async with proxy_of(name, upstream_port, tmp_path) as port, aiohttp.ClientSession() as http:
+            url = f"http://127.0.0.1:{port}/subscribe"
+            async with http.get(url, headers=told) as answer:
+                assert answer.status == 200
+        upstream.close()
+
+    (head,) = heads
+    assert re.findall(rb"\r\nx-forwarded-for: ([^\r]*)", head) == [b"127.0.0.1"]
+    assert re.findall(rb"\r\nx-tenant-id: ([^\r]*)", head) == [b"acme"]
+    assert b"203.0.113.66" not in head
+
+
+@pytest.mark.parametrize("name", PROXIES)
+async def test_clients_of_a_proxy_are_not_this_machine(name: str, tmp_path: Path) -> None:
+    """Also where the proxy lets them ask for figures, and the daemon requires no credential."""
+    proxy = PROXIES[name]
+    text = example(proxy.language)
+    open_text = re.sub(r"\(metrics\|config\)|/metrics /config", "/other", text)
+    assert open_text != text
+    async with (
+        running() as daemon,
+        proxy_of(name, daemon.port, tmp_path, open_text) as port,
+        asyncio.timeout(20),
+        aiohttp.ClientSession() as http,
+    ):
+        for host in ("localhost", f"127.0.0.1:{port}", "app.example"):
+            url = f"http://127.0.0.1:{port}/metrics"
+            async with http.get(url, headers={"Host": host}) as answer:
+                assert answer.status == 403, host
+                assert "admin_address" in await answer.text()
+
+
+@pytest.mark.parametrize("name", PROXIES)
+async def test_metrics_stay_inside(name: str, tmp_path: Path) -> None:
+    """However the path is spelled, and though the daemon would show them to this client."""
+    async with (
+        running(access=access()) as daemon,
+        proxy_of(name, daemon.port, tmp_path) as port,
+    ):
+        async with daemon.http.get(f"{daemon.url}/metrics", headers=bearer(ADMIN)) as shown:
+            assert shown.status == 200
         for target in (
+            b"/config",
+            b"/%63onfig?x=1",
             b"/metrics",
             b"/metrics?topics=5",
             b"//metrics",
@@ -192,8 +295,10 @@ async def test_metrics_stay_inside(name: str, daemon: Daemon, tmp_path: Path) ->
             b"http://127.0.0.1/metrics",
         ):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            head = b"GET %b HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
-            writer.write(head % target)
+            head = (
+                b"GET %b HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: %b\r\nConnection: close\r\n\r\n"
+            )
+            writer.write(head % (target, ADMIN.secret.encode()))
             answer = await asyncio.wait_for(reader.read(), 10)
             writer.close()
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from clients import publishing, subscribe
 from daemons import Daemon, running, until
-from prometheus import Prometheus, example, need, scraping
+from keys import ADMIN, READER, access
+from prometheus import KEY_FILE, Prometheus, example, need, scraping
 
 SUBSCRIBERS = 5
 DROPPED = "clevrd_messages_dropped_total"
@@ -109,10 +110,40 @@ async def test_prometheus_scrapes_a_daemon_under_load(tmp_path: Path) -> None:
     assert [each["unit"] for each in units] == ["bytes"]
 
 
-async def test_documented_configuration_is_right(tmp_path: Path) -> None:
+@pytest.mark.timeout(60)
+async def test_prometheus_scrapes_with_a_key(tmp_path: Path) -> None:
+    """With the permission admin in the required mode; without the permission it is told why not."""
+    async with running(access=access()) as daemon:
+        (tmp_path / "admin").mkdir()
+        async with scraping(daemon.port, tmp_path / "admin", key=ADMIN.secret) as prometheus:
+            await at_least(prometheus, "up", 1)
+            topics = await at_least(prometheus, "clevrd_topics", 0)
+        async with scraping(daemon.port, tmp_path, key=READER.secret) as prometheus:
+            await at_least(prometheus, "1 - up", 1)
+            target = await prometheus.target()
+
+    assert topics == 0
+    assert "403" in target["lastError"]
+
+
+@pytest.mark.timeout(60)
+async def test_prometheus_scrapes_the_admin_address(tmp_path: Path) -> None:
+    """It needs no key there, in the required mode too."""
+    async with running(access=access(), admin_address="127.0.0.1:0") as daemon:
+        port = int(daemon.server.admin_addresses[0].rsplit(":", 1)[1])
+        async with scraping(port, tmp_path) as prometheus:
+            await at_least(prometheus, "up", 1)
+            topics = await at_least(prometheus, "clevrd_topics", 0)
+
+    assert topics == 0
+
+
+@pytest.mark.parametrize("has_key", [False, True])
+async def test_documented_configuration_is_right(has_key: bool, tmp_path: Path) -> None:
     """promtool takes it."""
     file = tmp_path / "prometheus.yml"
-    file.write_text(example())
+    (tmp_path / "key").write_text("secret")
+    file.write_text(example(has_key=has_key).replace(KEY_FILE, f"{tmp_path}/key"))
 
     checked = await asyncio.to_thread(
         subprocess.run,

@@ -145,16 +145,19 @@ def table_row(setting: Setting) -> list[str]:
 
 
 def routes() -> set[str]:
-    """Return "METHOD /path" for each route that the server makes."""
+    """Return "METHOD /path" for each route that the server makes, for clients and for operators."""
     tree = ast.parse((PACKAGE / "server.py").read_text())
-    (table,) = (
+    tables = [
         node.args[0]
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "PathRouter"
-    )
-    assert isinstance(table, ast.Dict)
+    ]
+    assert len(tables) == 2
+    assert all(isinstance(table, ast.Dict) for table in tables)
     return {
         f"{ast.literal_eval(method)} {ast.literal_eval(path)}"
+        for table in tables
+        if isinstance(table, ast.Dict)
         for path, methods in zip(table.keys, table.values, strict=True)
         if path is not None and isinstance(methods, ast.Dict)
         for method in methods.keys

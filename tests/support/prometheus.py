@@ -32,10 +32,15 @@ def need(name: str) -> str:
     return name
 
 
-def example() -> str:
-    """Return the configuration of Prometheus that docs/operations.md has."""
+# Where the document has the key that Prometheus asks with.
+KEY_FILE = "/etc/prometheus/clevrd.key"
+
+
+def example(*, has_key: bool = False) -> str:
+    """Return the configuration of Prometheus that docs/operations.md has, with a key or without."""
     blocks = re.findall(r"^```yaml\n(.*?)^```$", OPERATIONS.read_text(), re.MULTILINE | re.DOTALL)
-    (text,) = (block for block in blocks if "scrape_configs" in block)
+    found = [block for block in blocks if "scrape_configs" in block]
+    (text,) = (block for block in found if (KEY_FILE in block) is has_key)
     return str(text)
 
 
@@ -65,11 +70,20 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def scraping(daemon_port: int, folder: Path) -> AsyncIterator[Prometheus]:
-    """Run a Prometheus, configured as the documents say, that scrapes four times a second."""
+async def scraping(
+    daemon_port: int, folder: Path, *, key: str | None = None
+) -> AsyncIterator[Prometheus]:
+    """Run a Prometheus, configured as the documents say, that scrapes four times a second.
+
+    Args:
+        key: the secret that it asks with; None for none.
+    """
     name = need("prometheus")
-    text = example()
+    text = example(has_key=key is not None).replace("clevrd.internal:8080", "localhost:8080")
     assert "localhost:8080" in text
+    if key is not None:
+        (folder / "clevrd.key").write_text(key)
+        text = text.replace(KEY_FILE, f"{folder}/clevrd.key")
     config = folder / "prometheus.yml"
     every = "global: {scrape_interval: 250ms, scrape_timeout: 250ms}\n"
     text = re.sub(r"^ +scrape_interval: .*\n", "", text, flags=re.MULTILINE)
@@ -89,8 +103,19 @@ async def scraping(daemon_port: int, folder: Path) -> AsyncIterator[Prometheus]:
         await until(lambda: accepts(port) or process.returncode is not None)
         assert process.returncode is None, (folder / "output").read_text()
         async with aiohttp.ClientSession() as http:
+            await _until_ready(http, f"http://127.0.0.1:{port}/-/ready")
             yield Prometheus(f"http://127.0.0.1:{port}", http)
     finally:
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+async def _until_ready(http: aiohttp.ClientSession, url: str) -> None:
+    """Wait until it answers questions, which is some time after it listens."""
+    async with asyncio.timeout(20):
+        while True:
+            async with http.get(url) as answer:
+                if answer.status == 200:
+                    return
+            await asyncio.sleep(0.05)

@@ -236,10 +236,15 @@ async def test_other_tenant_sees_nothing(both: Daemon) -> None:
 
 
 async def test_metrics_need_the_admin_permission(daemon: Daemon) -> None:
-    """A tenant's key is not enough."""
-    refused, answer, _ = await ask(daemon, "GET", "/metrics", None, **bearer(WRITER))
+    """A tenant's key is not enough for what is the whole daemon's."""
+    told, own, _ = await ask(daemon, "GET", "/metrics", None, **bearer(WRITER))
+    refused, answer, _ = await ask(
+        daemon, "GET", "/metrics", None, **bearer(WRITER), Accept="text/plain"
+    )
     served, figures, _ = await ask(daemon, "GET", "/metrics", None, **bearer(ADMIN))
 
+    assert (told, own["tenant_id"]) == (200, "acme")
+    assert "connections" not in own
     assert (refused, answer["code"]) == (403, "forbidden")
     assert served == 200
     assert "connections" in figures

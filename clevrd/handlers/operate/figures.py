@@ -14,7 +14,9 @@ import uvloop
 
 from clevrd import __version__, logs
 from clevrd.control.system_stats import process_figures
-from clevrd.core.topic import Topic
+from clevrd.core.busy_topics import busiest_of
+from clevrd.core.topic import NO_COUNTS, Topic
+from clevrd.core.topic_totals import Totals
 from clevrd.hub import Hub
 from clevrd.metrics.snapshot import (
     Build,
@@ -22,6 +24,7 @@ from clevrd.metrics.snapshot import (
     IdempotencyView,
     MemoryShare,
     Snapshot,
+    TenantSnapshot,
     Throttle,
     Tls,
     TopicView,
@@ -84,7 +87,8 @@ class Figures:
         # At the moment at which `sum_up` reads how many were published.
         waits = hub.publish_waits()
         messages, slow_subscribers = yield from hub.sum_up()
-        views = (yield from self._views(topics)) if topics else []
+        busiest = (yield from hub.topics.busiest(topics)) if topics else []
+        views = yield from self._views(busiest)
         yield
         process = yield from process_figures()
         return Snapshot(
@@ -114,9 +118,51 @@ class Figures:
             process_cpu_s=time.process_time(),
         )
 
-    def _views(self, count: int) -> Generator[None, None, list[TopicView]]:
+    def of_tenant(
+        self, tenant: str, may_see: Callable[[str], bool], topics: int
+    ) -> Generator[None, None, TenantSnapshot]:
+        """Return the figures of those of a tenant's topics that ``may_see`` is true for.
+
+        They are taken step by step, as in `snapshot`.
+
+        Args:
+            topics: how many of the busiest are viewed.
+        """
         hub = self._hub
-        topics: list[Topic] = yield from hub.topics.busiest(count)
+        totals = Totals()
+        seen: list[Topic] = []
+        subscribers = slow = circuits = 0
+        work = _SUBSCRIBERS_PER_STEP
+        for topic in hub.topics.of_tenant(tenant):
+            if work >= _SUBSCRIBERS_PER_STEP:
+                yield
+                work = 0
+            work += _TOPIC_COSTS
+            if not may_see(topic.name):
+                continue
+            work += topic.subscribers
+            now_s = hub.settle((topic,))
+            seen.append(topic)
+            totals.add(topic.counts, NO_COUNTS)
+            totals.published += topic.published
+            totals.queued += topic.queued()
+            subscribers += topic.subscribers
+            slow += topic.slow_count(now_s)
+            circuits += len(topic.suspended)
+        busiest = yield from busiest_of(seen, topics)
+        views = yield from self._views(busiest)
+        return TenantSnapshot(
+            tenant_id=tenant,
+            total_topics=len(seen),
+            total_subscribers=subscribers,
+            slow_subscribers=slow,
+            open_circuits=circuits,
+            topics=views,
+            messages=message_totals(totals),
+        )
+
+    def _views(self, topics: list[Topic]) -> Generator[None, None, list[TopicView]]:
+        hub = self._hub
         views: list[TopicView] = []
         work = _SUBSCRIBERS_PER_STEP
         for topic in topics:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Generator
 from typing import Final
 
-from clevrd.admission import Admitted, Gate
-from clevrd.errors import InvalidRequest
+from clevrd.admission import Admitted, Operators
+from clevrd.errors import Forbidden, InvalidRequest
 from clevrd.handlers.operate.accept import Form, wanted_form
 from clevrd.handlers.operate.figures import Figures
 from clevrd.http_values import JSON, NOT_STORED, Request, Response
@@ -16,8 +16,9 @@ from clevrd.metrics.exposition import (
     render_openmetrics,
     render_text,
 )
-from clevrd.metrics.json import render_json
+from clevrd.metrics.json import render_json, render_tenant_json
 from clevrd.scheduling.fair_turns import FairTurns
+from clevrd.tenants import Tenant
 
 # /metrics lists this many topics unless asked otherwise: about 50 KB of JSON.
 DEFAULT_TOPICS: Final = 100
@@ -29,6 +30,7 @@ _RENDERERS: Final = {
     Form.OPENMETRICS: (OPENMETRICS_TYPE, render_openmetrics),
     Form.TEXT: (TEXT_TYPE, render_text),
 }
+# The figures depend on the credential, too, but no cache keeps them, so Vary need not say it.
 _FIELDS: Final = (*NOT_STORED, ("Vary", "Accept"))
 
 
@@ -36,24 +38,33 @@ class MetricsEndpoint:
     """The figures in the form that Accept asks for; ``?topics=N`` lists the N busiest topics.
 
     Prometheus's forms list none: a topic would be a label, and clients make as many as they like.
+    They are for operators alone: what is left of them for one tenant could fall, as topics are
+    forgotten, and a counter may not.
     """
 
     serves_while_draining = True
 
-    def __init__(self, gate: Gate, figures: Figures, turns: FairTurns) -> None:
+    def __init__(self, gate: Operators, figures: Figures, turns: FairTurns) -> None:
         self._gate = gate
         self._figures = figures
         self._turns = turns
 
     def admit(self, head: Request) -> Admitted:
-        """Refuse who may not operate the daemon."""
-        return self._gate.admit_operator(head)
+        """Refuse requests of nobody, and of tenants for forms that no tenant gets."""
+        admitted = self._gate.admit_observer(head)
+        if not admitted.tenant.is_admin and _form_of(head) is not Form.JSON:
+            raise Forbidden(
+                "Prometheus's forms have the figures of all tenants, for which the permission admin"
+                " is missing; ask for application/json to get your own."
+            )
+        return admitted
 
     def answer(self, admitted: Admitted, body: bytes) -> Awaitable[Response]:
         """Return what makes the answer, in shares of the loop's turns."""
-        request = admitted.head
-        form = wanted_form(request.headers.get("accept", ""))
-        topics = _topic_count(request)
+        topics = _topic_count(admitted.options)
+        if not admitted.tenant.is_admin:
+            return self._turns.carry_out(self._answer_tenant(admitted.tenant, topics))
+        form = _form_of(admitted.head)
         return self._turns.carry_out(self._answer(form, topics if form is Form.JSON else 0))
 
     def _answer(self, form: Form, topics: int) -> Generator[None, None, Response]:
@@ -66,9 +77,21 @@ class MetricsEndpoint:
         yield
         return Response(200, body, content_type, _FIELDS)
 
+    def _answer_tenant(self, tenant: Tenant, topics: int) -> Generator[None, None, Response]:
+        snapshot = yield from self._figures.of_tenant(tenant.name, tenant.may_use, topics)
+        yield
+        body = yield from render_tenant_json(snapshot)
+        del snapshot
+        yield
+        return Response(200, body, JSON, _FIELDS)
 
-def _topic_count(request: Request) -> int:
-    values = request.options().get("topics")
+
+def _form_of(request: Request) -> Form:
+    return wanted_form(request.headers.get("accept", ""))
+
+
+def _topic_count(options: dict[str, list[str]]) -> int:
+    values = options.get("topics")
     if values is None:
         return DEFAULT_TOPICS
     if len(values) > 1 or not (values[0].isdecimal() and values[0].isascii()):

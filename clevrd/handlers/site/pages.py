@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Generator
+from typing import Final
 
 from clevrd import __version__
-from clevrd.admission import Admitted, admit_anybody
+from clevrd.admission import Admitted, Gate, Later, admit_anybody
+from clevrd.handlers.operate.figures import Figures
 from clevrd.http_values import HTML, NOT_STORED, TEXT, Request, Response
+from clevrd.metrics.snapshot import TenantSnapshot
+from clevrd.scheduling.fair_turns import FairTurns
+
+# Topics that the page lists.
+_TOPICS: Final = 20
 
 _TEXT = """clevrd {version}: publish JSON over HTTP, receive it over WebSocket or streams.
 
@@ -52,24 +60,81 @@ pre{{white-space:pre-wrap}}</style>
 """
 
 
+_ADMIN_TEXT = """clevrd {version}, for its operators: who reaches this address sees all tenants.
+
+    /metrics                              topics, subscribers, drops, throttling (JSON, or as
+                                          Prometheus asks); ?topics=N for the N busiest topics
+    /config                               every setting, its source, and the rules of access
+    /health, /health/live, /health/ready  state, and for probes
+"""
+
+
 class HomeEndpoint:
-    """The home page, as HTML for browsers and as text for other clients."""
+    """The home page, as HTML for browsers and as text for other clients.
+
+    A client that may subscribe to topics of its tenant sees which there are.
+    """
 
     serves_while_draining = True
 
-    def __init__(self, *, is_secure: bool = False) -> None:
+    def __init__(
+        self, gate: Gate, figures: Figures, turns: FairTurns, *, is_secure: bool = False
+    ) -> None:
         """Args: is_secure: the daemon speaks TLS; said in the URLs."""
         self._s = "s" if is_secure else ""
+        self._gate = gate
+        self._figures = figures
+        self._turns = turns
+
+    def admit(self, head: Request) -> Admitted:
+        """Refuse no request but one with two credentials or a malformed query."""
+        return self._gate.admit_visitor(head)
+
+    def answer(self, admitted: Admitted, body: bytes) -> Response | Later:
+        """Return the page with the address that the client used."""
+        host = admitted.head.headers.get("host", "localhost:8080")
+        s = self._s
+        text = _TEXT.format(version=__version__, url=f"http{s}://{host}", ws_url=f"ws{s}://{host}")
+        if not admitted.tenant.subscribe:
+            return _page(admitted.head, text)
+        return self._turns.carry_out(self._with_topics(admitted, text))
+
+    def _with_topics(self, admitted: Admitted, text: str) -> Generator[None, None, Response]:
+        tenant = admitted.tenant
+        snapshot = yield from self._figures.of_tenant(tenant.name, tenant.subscribe.allows, _TOPICS)
+        yield
+        return _page(admitted.head, text + _list_of(snapshot))
+
+
+class AdminHomeEndpoint:
+    """The list of endpoints at the admin listener."""
+
+    serves_while_draining = True
 
     def admit(self, head: Request) -> Admitted:
         """Refuse no request."""
         return admit_anybody(head)
 
     def answer(self, admitted: Admitted, body: bytes) -> Response:
-        """Return the page with the address that the client used."""
-        host = admitted.head.headers.get("host", "localhost:8080")
-        s = self._s
-        text = _TEXT.format(version=__version__, url=f"http{s}://{host}", ws_url=f"ws{s}://{host}")
-        if "text/html" in admitted.head.headers.get("accept", ""):
-            return Response(200, _PAGE.format(text=html.escape(text)).encode(), HTML, NOT_STORED)
-        return Response(200, text.encode(), TEXT, NOT_STORED)
+        """Return the list of endpoints."""
+        return _page(admitted.head, _ADMIN_TEXT.format(version=__version__))
+
+
+def _page(head: Request, text: str) -> Response:
+    if "text/html" in head.headers.get("accept", ""):
+        return Response(200, _PAGE.format(text=html.escape(text)).encode(), HTML, NOT_STORED)
+    return Response(200, text.encode(), TEXT, NOT_STORED)
+
+
+def _list_of(snapshot: TenantSnapshot) -> str:
+    """Return the busiest topics, a line for each; names hold no control characters."""
+    if not snapshot.topics:
+        return ""
+    prefix = f"{snapshot.tenant_id}:"
+    lines = [
+        f"    {view.name.removeprefix(prefix)}    messages: {view.messages_published},"
+        f" subscribers: {view.total_subscribers}"
+        for view in snapshot.topics
+    ]
+    title = f"Topics of {snapshot.tenant_id} now, {len(lines)} of {snapshot.total_topics}:"
+    return "\n".join(["", title, *lines, ""])

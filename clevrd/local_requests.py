@@ -1,0 +1,78 @@
+"""Local requests: which requests come from this machine itself, and from no proxy on it. Pure.
+
+A proxy on the same machine makes every client look local. So a request is local only if nothing in
+it says that it came from elsewhere.
+"""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final
+
+from clevrd.http_values import Request
+
+# Header fields that proxies add, each of which says that somebody else has asked.
+_SIGNS_OF_PROXY: Final = (
+    "forwarded",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+)
+
+
+def is_local_peer(peername: object, family: int) -> bool:
+    """Return whether a connection comes over loopback or a Unix socket.
+
+    Args:
+        peername: the address of the other side, as sockets give it.
+        family: the socket's family.
+    """
+    if family == socket.AF_UNIX:
+        return True
+    if not isinstance(peername, tuple) or not peername:
+        return False
+    return _is_loopback(str(peername[0]))
+
+
+def is_local(request: Request) -> bool:
+    """Return whether ``request`` comes from a program of this machine, without a proxy between.
+
+    Its host has to be this machine's as well. A page whose own name was made to mean 127.0.0.1 (DNS
+    rebinding) has its name there, and so has a proxy that adds no header field.
+    """
+    headers = request.headers
+    return (
+        request.is_local_peer
+        and not any(sign in headers for sign in _SIGNS_OF_PROXY)
+        and _is_local_host(headers.get("host", ""))
+    )
+
+
+def _is_local_host(host: str) -> bool:
+    """Return whether ``host`` is no name that can be looked up on the internet, or is loopback."""
+    name = _without_port(host).lower()
+    # A name without a dot is this machine's own, or a container's.
+    is_name = not name.replace(".", "").isdigit() and ":" not in name
+    if is_name:
+        return "." not in name or name.endswith(".localhost")
+    return _is_loopback(name)
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _is_loopback(text: str) -> bool:
+    try:
+        address: IPv4Address | IPv6Address | None = ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        # An IPv4 address on a socket that takes both families.
+        address = address.ipv4_mapped
+    return address is not None and address.is_loopback
