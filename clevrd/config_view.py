@@ -90,7 +90,7 @@ class ConfigInForce:
         tenants: list[dict[str, Any]] = []
         work = 0
         for tenant in access.tenants:
-            work += 1 + len(tenant.keys)
+            work += 1 + len(tenant.keys) + len(tenant.client_certificates)
             tenants.append(_tenant_view(tenant))
             if work >= _KEYS_PER_STEP:
                 work = 0
@@ -114,7 +114,9 @@ class ConfigInForce:
 
 
 def _tenant_view(tenant: TenantEntry) -> dict[str, Any]:
-    return {**_fields(tenant), "keys": [_key_view(key) for key in tenant.keys]}
+    certificates = [_fields(each) for each in tenant.client_certificates]
+    keys = [_key_view(key) for key in tenant.keys]
+    return {**_fields(tenant), "keys": keys, "client_certificates": certificates}
 
 
 def _key_view(key: Key) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from clevrd.client_certificates import ClientCertificate
 from clevrd.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,10 @@ class Request:
     where HTTP allows that (RFC 9110 §5.3).
     """
 
-    __slots__ = ("headers", "is_http_1_0", "is_local_peer", "method", "path", "query")
+    __slots__ = (
+        *("certificate", "headers", "is_http_1_0", "is_local_peer"),
+        *("method", "path", "query"),
+    )
 
     def __init__(
         self, method: str, target: str, headers: Mapping[str, str], *, is_http_1_0: bool = False
@@ -75,6 +79,9 @@ class Request:
         # The connection comes over loopback or a Unix socket. Set on aiohttp's side alone: heads
         # that the raw path remembers are many connections', and no endpoint there asks.
         self.is_local_peer = False
+        # The client's certificate, which TLS has verified; None for none. Set on aiohttp's side
+        # alone, where all connections with one are: see `is_local_peer`.
+        self.certificate: ClientCertificate | None = None
 
     def options(self) -> dict[str, list[str]]:
         """Return the query's fields, decoded, each with all its values.

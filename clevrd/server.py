@@ -143,6 +143,7 @@ class Server:
         self.config = config
         if tls is None:
             tls = plain_tls_of(config)
+        check_certificates_are_asked_for(access, tls)
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
         self.hub = Hub(config, self._loop, weights=weights_of(access), stats=stats, wall_ns=wall_ns)
@@ -648,6 +649,24 @@ class Server:
             await asyncio.sleep(_POLL_S)
 
 
+def check_certificates_are_asked_for(access: Access, tls: TlsSettings) -> None:
+    """Raise ConfigError where tenants have certificates that no client would be asked for."""
+    if tls.client_certificates != "none":
+        return
+    for tenant in access.tenants:
+        if tenant.client_certificates:
+            raise ConfigError(
+                f"The tenant {tenant.name} has client_certificates, and clients are asked for none;"
+                ' set client_certificates = "optional" and client_ca_file in [tls].'
+            )
+
+
+def _prepare_reload(server: Server, loaded: Loaded) -> Callable[[], None]:
+    tls = tls_of(loaded)
+    check_certificates_are_asked_for(access_of(loaded), tls)
+    return server.prepare_tls(tls)
+
+
 def _seconds_of(wall_ns: Callable[[], int]) -> Callable[[], float]:
     return lambda: wall_ns() / 1e9
 
@@ -724,7 +743,7 @@ async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> 
         server.access,
         loaded,
         load,
-        lambda now: server.prepare_tls(tls_of(now)),
+        partial(_prepare_reload, server),
         server.hub.tasks,
         server.hub.counters,
     )
@@ -764,15 +783,6 @@ async def _unless(stopping: asyncio.Event, preparing: Coroutine[Any, Any, None])
 def _greet(server: Server, access: Access) -> None:
     for url in server.addresses:
         log.info("listening version=%s address=%s pid=%d", __version__, url, os.getpid())
-    if access.auth.mode == "open":
-        if server.is_reached_from_afar():
-            log.warning(
-                "open: everyone who reaches the address may publish and subscribe as any tenant"
-                " hint=%r",
-                'set mode = "required" in [auth], or listen on 127.0.0.1',
-            )
-        else:
-            log.info("open: every program of this machine may publish and subscribe as any tenant")
     url = server.addresses[0]
     command = _own_command()
     log.info("try subscribe:  %s subscribe demo --url %s", command, url)
@@ -788,6 +798,15 @@ def _greet(server: Server, access: Access) -> None:
     reached = [*server.admin_addresses, *server.addresses]
     if urls := [each for each in reached if not each.startswith("unix:")]:
         log.info("try look:       curl %s/metrics", urls[0])
+    if access.auth.mode == "open":
+        if server.is_reached_from_afar():
+            log.warning(
+                "open: everyone who reaches the address may publish and subscribe as any tenant"
+                " hint=%r",
+                'set mode = "required" in [auth], or listen on 127.0.0.1',
+            )
+        else:
+            log.info("open: every program of this machine may publish and subscribe as any tenant")
 
 
 def _own_command() -> str:

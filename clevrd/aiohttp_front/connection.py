@@ -27,6 +27,7 @@ from clevrd.aiohttp_front.framing import (
     KnownHeads,
     WrongVersion,
 )
+from clevrd.client_certificates import ClientCertificate, read_certificate
 from clevrd.config import Config
 from clevrd.errors import (
     ClevrdError,
@@ -78,6 +79,7 @@ class FrontConnection(RequestHandler):
         "_stall",
         "_unread",
         "_wants_more",
+        "certificate",
         "has_eof",
         "is_local",
         "received_bytes",
@@ -114,6 +116,8 @@ class FrontConnection(RequestHandler):
         self.has_eof = False
         # The connection comes over loopback or a Unix socket; set in connection_made.
         self.is_local = False
+        # The client's certificate, which TLS has verified; set in connection_made.
+        self.certificate: ClientCertificate | None = None
         # True once the final answer was sent; input after that is ignored.
         self._is_ending = False
         self._gone: asyncio.Future[None] | None = None
@@ -129,6 +133,7 @@ class FrontConnection(RequestHandler):
         self.is_local = found is not None and (
             is_local_peer((peer,), AF_INET) if peer else is_local_peer(None, found.family)
         )
+        self.certificate = read_certificate(transport.get_extra_info("peercert"))
         # The limit is set after aiohttp's own set-up, since bytes that the raw path left unsent
         # make the transport call `pause_writing` at once.
         cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)

@@ -82,7 +82,7 @@ def access_lines(access: Access) -> Iterator[str]:
 
 
 def _ids(tenant: TenantEntry) -> list[str]:
-    return [key.id for key in tenant.keys]
+    return [each.id for each in (*tenant.keys, *tenant.client_certificates)]
 
 
 # --- a running daemon ----------------------------------------------------------------------------

@@ -115,7 +115,8 @@ class RawConnection(asyncio.Protocol):
             return
         server.open.add(self)
         server.deadlines.set(self, server.now_s() + server.request_timeout_s)
-        if server.grammar is None:
+        # Heads that are remembered here are many connections', and a certificate is one's.
+        if server.grammar is None or transport.get_extra_info("peercert"):
             self._hand_over(b"")
 
     def data_received(self, data: bytes) -> None:

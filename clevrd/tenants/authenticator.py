@@ -11,14 +11,23 @@ from typing import Final, Protocol
 
 import msgspec
 
+from clevrd.client_certificates import ClientCertificate, Subject
 from clevrd.errors import Forbidden, Unauthorized
 from clevrd.http_values import Request
 from clevrd.tenants.credentials import Credential, credential_of, find_credential
 from clevrd.tenants.keys import KeyRing
-from clevrd.tenants.settings import Access, Key, TenantEntry
+from clevrd.tenants.settings import (
+    Access,
+    CertificateHolder,
+    Holder,
+    Key,
+    TenantEntry,
+    certificate_name,
+)
 from clevrd.tenants.tenant import (
     DEFAULT,
     NO_LIMITS,
+    CertificateProof,
     KeyProof,
     Limits,
     Tenant,
@@ -76,10 +85,18 @@ class Authenticator:
         # Limits hold for a tenant however it is named.
         self._limits = {tenant.name: limits_of(tenant) for tenant in access.tenants}
         # Tenants that only the holder of a key is, in open mode too.
-        self._with_keys = frozenset(tenant.name for tenant in access.tenants if tenant.keys)
+        self._with_keys = frozenset(
+            tenant.name for tenant in access.tenants if tenant.has_credentials
+        )
         # Without any credential that could be valid none is looked for: an Authorization that is
         # meant for a proxy means nothing here.
-        self._looks_for_credentials = bool(self._keys) or tokens is not None
+        # Subject, or alternative name, of a certificate -> its holder.
+        self._certificates: dict[Subject | str, Tenant] = {
+            certificate_name(holder): tenant_of_certificate(tenant, holder)
+            for tenant in access.tenants
+            for holder in tenant.client_certificates
+        }
+        self._looks_for_credentials = bool(self._keys or self._certificates) or tokens is not None
         # Name -> the tenant of requests without a credential; at most _MAX_OPEN.
         self._open: dict[str, Tenant] = {}
 
@@ -109,9 +126,15 @@ class Authenticator:
         if not self._looks_for_credentials and not self.is_required:
             return None
         credential = find_credential(head, options, allow_query_token=self._allow_query_token)
-        if credential is None:
+        # A credential in the request says more than the connection's certificate, which may be a
+        # proxy's.
+        tenant = (
+            self._of_certificate(head.certificate)
+            if credential is None
+            else self._of_credential(credential)
+        )
+        if tenant is None:
             return None
-        tenant = self._of_credential(credential)
         named = named_tenant(head, options)
         if named not in (None, tenant.name):
             raise Forbidden(
@@ -119,6 +142,17 @@ class Authenticator:
                 " name out."
             )
         return tenant
+
+    def _of_certificate(self, shown: ClientCertificate | None) -> Tenant | None:
+        """Return whose a certificate is; None for none, and for one that is nobody's here."""
+        if shown is None or not self._certificates:
+            return None
+        names: list[Subject | str] = [shown.subject, *sorted(shown.names)]
+        for name in names:
+            holder = self._certificates.get(name)
+            if holder is not None:
+                return msgspec.structs.replace(holder, expires_at_s=shown.ends_at_s)
+        return None
 
     def renew(self, tenant: Tenant, secret: str) -> Tenant:
         """Return ``tenant`` as the bearer of another key or token.
@@ -191,6 +225,9 @@ class Authenticator:
             return self._of_name(tenant.name) if is_open else None
         if isinstance(proof, KeyProof):
             holder = self._keys.find_digest(proof.digest)
+        elif isinstance(proof, CertificateProof):
+            found = self._certificates.get(proof.name)
+            holder = found and msgspec.structs.replace(found, expires_at_s=tenant.expires_at_s)
         else:
             holder = self._of_token(tenant, proof)
         if holder is None or not tenant.has_ticket:
@@ -223,6 +260,20 @@ def tenant_of_key(tenant: TenantEntry, key: Key) -> Tenant:
     )
 
 
+def tenant_of_certificate(tenant: TenantEntry, holder: CertificateHolder) -> Tenant:
+    """Return what the holder of a certificate is."""
+    return Tenant(
+        tenant.name,
+        publish=TopicPermissions(holder.publish),
+        subscribe=TopicPermissions(holder.subscribe),
+        is_admin=holder.admin,
+        limits=limits_of(tenant),
+        key_limits=limits_of_key(holder),
+        credential_id=holder.id,
+        proof=CertificateProof(certificate_name(holder)),
+    )
+
+
 def limits_of(tenant: TenantEntry) -> Limits:
     """Return the limits of a tenant as a whole."""
     return _or_none(
@@ -237,7 +288,7 @@ def limits_of(tenant: TenantEntry) -> Limits:
     )
 
 
-def limits_of_key(key: Key) -> Limits:
+def limits_of_key(key: Holder) -> Limits:
     """Return the limits of a key, which hold beside those of its tenant."""
     return _or_none(
         Limits(

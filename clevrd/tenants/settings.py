@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from clevrd.client_addresses import TrustedProxies
+from clevrd.client_certificates import Subject, parse_san, parse_subject
 from clevrd.errors import ConfigError, InvalidRequest
 from clevrd.tenants.origins import AllowedOrigins
 from clevrd.tenants.tenant import check_tenant_name
@@ -67,17 +68,30 @@ class Auth(Table, frozen=True):
     jwt: tuple[JwtIssuer, ...] = ()
 
 
-class Key(Table, frozen=True):
-    """``[[tenants.keys]]``: an API key of a tenant. A list that is left out allows no topic."""
+class Holder(Table, frozen=True):
+    """A credential of a tenant: a list that is left out allows no topic."""
 
     id: KeyId
-    sha256: Sha256
     publish: tuple[str, ...] = ()
     subscribe: tuple[str, ...] = ()
     admin: bool = False
     publish_rate_per_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     publish_burst: Annotated[int, _COUNT] | None = None
     max_connections: Annotated[int, _COUNT] | None = None
+
+
+class Key(Holder, frozen=True, kw_only=True):
+    """``[[tenants.keys]]``: an API key of a tenant."""
+
+    sha256: Sha256
+
+
+class CertificateHolder(Holder, frozen=True):
+    """``[[tenants.client_certificates]]``: a certificate of a client that TLS has verified."""
+
+    # One of these two, and all of it: `CN=web,O=Acme`, or `URI:spiffe://acme/web`.
+    subject: Annotated[str, Meta(max_length=1_024)] = ""
+    san: Annotated[str, Meta(max_length=1_024)] = ""
 
 
 class TenantEntry(Table, frozen=True):
@@ -93,6 +107,12 @@ class TenantEntry(Table, frozen=True):
     # Its part of the memory, against the sum of all weights.
     memory_weight: Annotated[float, Meta(gt=0, le=1_000_000)] = 1.0
     keys: tuple[Key, ...] = ()
+    client_certificates: tuple[CertificateHolder, ...] = ()
+
+    @property
+    def has_credentials(self) -> bool:
+        """Whether somebody holds a key or a certificate of it."""
+        return bool(self.keys or self.client_certificates)
 
 
 class Access(Table, frozen=True):
@@ -170,10 +190,44 @@ def _mistakes(access: Access) -> Iterator[tuple[str, str]]:
             if key.sha256 in digests:
                 yield f"{here}.sha256", f"it is the digest of {digests[key.sha256]} as well."
             digests[key.sha256] = here
-            yield from _key_mistakes(here, key)
+            yield from _holder_mistakes(here, key)
+    yield from _certificate_mistakes(access)
 
 
-def _key_mistakes(place: str, key: Key) -> Iterator[tuple[str, str]]:
+def _certificate_mistakes(access: Access) -> Iterator[tuple[str, str]]:
+    seen: dict[object, str] = {}
+    for number, tenant in enumerate(access.tenants):
+        ids = {key.id for key in tenant.keys}
+        for at, holder in enumerate(tenant.client_certificates):
+            here = f"tenants[{number}].client_certificates[{at}]"
+            if holder.id in ids:
+                yield f"{here}.id", f"the tenant {tenant.name!a} has two holders of {holder.id!a}."
+            ids.add(holder.id)
+            yield from _holder_mistakes(here, holder)
+            if bool(holder.subject) == bool(holder.san):
+                yield here, "it needs one of subject and san."
+                continue
+            field = "subject" if holder.subject else "san"
+            try:
+                name = certificate_name(holder)
+            except ValueError as error:
+                yield f"{here}.{field}", str(error)
+                continue
+            if name in seen:
+                yield f"{here}.{field}", f"it is that of {seen[name]} as well."
+            seen[name] = here
+
+
+def certificate_name(holder: CertificateHolder) -> Subject | str:
+    """Return what has to stand in a certificate: all of its subject, or one of its names.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    return parse_subject(holder.subject) if holder.subject else parse_san(holder.san)
+
+
+def _holder_mistakes(place: str, key: Holder) -> Iterator[tuple[str, str]]:
     if not (key.publish or key.subscribe or key.admin):
         yield (
             place,
@@ -209,7 +263,11 @@ def _auth_mistakes(access: Access) -> Iterator[tuple[str, str]]:
             )
     if len({(each.issuer, each.audience) for each in auth.jwt}) < len(auth.jwt):
         yield "auth.jwt", "an issuer stands there twice with the same audience."
-    if auth.mode == "required" and not auth.jwt and not any(t.keys for t in access.tenants):
+    if (
+        auth.mode == "required"
+        and not auth.jwt
+        and not any(t.has_credentials for t in access.tenants)
+    ):
         yield (
             "auth.mode",
             "nobody could ask for anything, since there is no key and no issuer; make a key with"

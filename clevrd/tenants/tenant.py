@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from clevrd.client_certificates import Subject
 from clevrd.core.names import check_topic
 from clevrd.core.patterns import Words
 from clevrd.errors import Forbidden, InvalidRequest
@@ -59,7 +60,13 @@ class TokenProof(msgspec.Struct, frozen=True):
     algorithm: str
 
 
-Proof = KeyProof | TokenProof
+class CertificateProof(msgspec.Struct, frozen=True):
+    """A client certificate was shown; ``name`` is what of it the file has."""
+
+    name: Subject | str
+
+
+Proof = KeyProof | TokenProof | CertificateProof
 
 
 class Tenant(msgspec.Struct, frozen=True):

@@ -217,7 +217,7 @@ def module_of(path: Path) -> str:
 def help_of(command: str) -> str:
     """Return what `clevrd COMMAND --help` prints."""
     with redirect_stdout(StringIO()) as output:
-        assert main([command, "--help"]) == 0
+        assert main([*command.split(), "--help"]) == 0
     return output.getvalue()
 
 
@@ -408,7 +408,10 @@ def test_make_targets_in_examples_exist() -> None:
 def test_commands_in_examples_exist() -> None:
     """Every `clevrd COMMAND` of a shell example is a command, with options that it has."""
     lines = "\n".join(line for document in DOCUMENTS for line in shell_lines(document))
-    printed = re.findall(r"(?:^|\| |bin/)clevrd (\w+)((?: +[^\s#|]+)*)", lines, re.MULTILINE)
+    # A command may have a second word.
+    printed = re.findall(
+        r"(?:^|\| |bin/)clevrd ((?:key |token )?\w+)((?: +[^\s#|]+)*)", lines, re.MULTILINE
+    )
 
     helps = {command: help_of(command) for command, _ in printed}
     unknown = [
