@@ -41,8 +41,11 @@ help: ## List these targets
 run: $(RUN_READY) ## Start the daemon with its defaults
 	@exec $(BIN)/clevrd serve $(ARGS)
 
+# All tests run in two processes, each module in one of them: many tests wait more than they work.
+IN_TWO := -n 2 --dist loadfile
+
 test: $(DEV_READY) browser node proxies prometheus ## Run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(IN_TWO))
 
 # The JavaScript client is tested in it. Who may install it gets it; without it those tests are
 # skipped, and fail where CI=true.
