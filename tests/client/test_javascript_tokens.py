@@ -113,6 +113,7 @@ async def test_token_that_can_not_be_renewed_comes_back(browser: Browser, tmp_pa
 @pytest.mark.parametrize(
     ("secret", "status"),
     [("nonsense", 401), (WEB.secret, 403)],
+    ids=["unknown", "not permitted"],
 )
 async def test_refused_credential_ends_the_loop(
     browser: Browser, tmp_path: Path, secret: str, status: int

@@ -109,7 +109,11 @@ def test_mistake_is_told_with_its_place(text: str, told: str) -> None:
     assert told.replace('"', "'") in str(caught.value).replace('"', "'")
 
 
-@pytest.mark.parametrize("value", [new_key().secret, DIGEST.upper(), DIGEST[:-1], ""])
+@pytest.mark.parametrize(
+    "value",
+    [new_key().secret, DIGEST.upper(), DIGEST[:-1], ""],
+    ids=["secret", "upper case", "cut short", "nothing"],
+)
 def test_secret_in_place_of_its_digest_is_not_repeated(value: str) -> None:
     """The mistake would stand in a log otherwise."""
     with pytest.raises(ConfigError, match="not the secret") as caught:

@@ -87,7 +87,11 @@ def test_open_daemon_serves_who_has_no_credential() -> None:
 
 
 @pytest.mark.parametrize("mode", ["open", "required"])
-@pytest.mark.parametrize("secret", ["nobodys", WEB.sha256, WEB.secret[:-1], "a.b.c", "x" * 2_000])
+@pytest.mark.parametrize(
+    "secret",
+    ["nobodys", WEB.sha256, WEB.secret[:-1], "a.b.c", "x" * 2_000],
+    ids=["nobodys", "digest", "cut short", "like a token", "too long"],
+)
 def test_credential_that_is_not_known_is_refused(mode: str, secret: str) -> None:
     """In an open daemon with keys too: its sender believes to be somebody."""
     with pytest.raises(Unauthorized, match="not known") as caught:
