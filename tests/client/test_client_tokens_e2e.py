@@ -96,7 +96,7 @@ async def test_function_that_waits_renews_without_asyncio(daemon: Daemon) -> Non
             return [item.data for item in islice(items, 101) if isinstance(item, Message)]
 
     following = asyncio.create_task(asyncio.to_thread(follow))
-    await until(lambda: daemon.hub.subscribers == 2)
+    await until(lambda: daemon.hub.subscribers == 2 and daemon.hub.topics.published == 1)
     async with Client(daemon.url, token=token(60)) as writer:
         for number in range(100):
             await writer.publish("orders.eu", number)
