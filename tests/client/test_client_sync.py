@@ -9,6 +9,7 @@ import gc
 import inspect
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -711,7 +712,13 @@ def test_forked_process_ends_without_a_word(before: str, child: str, daemon: Dae
     with script(FORKED_AND_ENDED % (before, child), daemon.url) as program:
         out, error = program.communicate(timeout=25)
 
-    assert (out, error, program.returncode) == ("0\n", "", 0)
+    assert (out, without_slowness(error), program.returncode) == ("0\n", "", 0)
+
+
+def without_slowness(error: str) -> str:
+    """Return ``error`` without what asyncio's debug mode says of a busy machine."""
+    lines = error.splitlines(keepends=True)
+    return "".join(line for line in lines if not re.match(r"Executing <.* took [\d.]+ s", line))
 
 
 async def test_keys_of_a_forked_client_for_asyncio_are_not_its_parents() -> None:
