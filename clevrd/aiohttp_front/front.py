@@ -135,6 +135,7 @@ class AiohttpFront:
         self, request: Request, http_request: web.BaseRequest, connection: FrontConnection
     ) -> Reply:
         endpoint = self._router.find(request)
+        generation = self._gate.generation
         admitted = self._gate.admit(endpoint, request)
         body = b""
         if admitted.max_body_bytes:
@@ -146,6 +147,10 @@ class AiohttpFront:
         if not self._turns.begin():
             await self._turns.turn(len(body))
         try:
+            if generation != self._gate.generation:
+                # The rules changed while it waited. Connections that were open then have been
+                # judged by the new ones, and this would become one that was not.
+                admitted = self._gate.admit(endpoint, request)
             reply = endpoint.answer(admitted, body)
         finally:
             self._turns.end()

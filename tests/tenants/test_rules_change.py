@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jwt
 import msgspec
@@ -130,6 +130,46 @@ async def test_remembered_head_of_a_revoked_key_is_refused(daemon: Daemon) -> No
 
     assert first.startswith(b"HTTP/1.1 200")
     assert b"HTTP/1.1 401" in rest
+
+
+class HeldTurns:
+    """Turns of the loop that come when the test says so."""
+
+    def __init__(self) -> None:
+        self.waits, self.come = asyncio.Event(), asyncio.Event()
+
+    def begin(self) -> bool:
+        """Say that the turn has no share left."""
+        return False
+
+    async def turn(self, _: int) -> None:
+        """Wait for the next one."""
+        self.waits.set()
+        await self.come.wait()
+
+    def end(self) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize("form", ["text/event-stream", "application/x-ndjson"])
+async def test_request_that_waits_for_its_turn_is_judged_by_the_new_rules(
+    daemon: Daemon, form: str
+) -> None:
+    """It was admitted by the old ones, and would be a connection that nobody judges again."""
+    turns = HeldTurns()
+    daemon.server._front._turns = cast(Any, turns)
+    headers = {"Accept": form, **bearer(WEB)}
+    asking = asyncio.ensure_future(
+        daemon.http.get(f"{daemon.url}/subscribe?topic=news", headers=headers)
+    )
+    await turns.waits.wait()
+
+    await daemon.server.access.apply(without("web"), Path())
+    turns.come.set()
+
+    answer = await asking
+    assert answer.status == 401
+    assert daemon.hub.subscribers == 0
 
 
 async def test_lost_permission_closes_and_the_next_attempt_says_which(daemon: Daemon) -> None:
