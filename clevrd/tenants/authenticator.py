@@ -18,9 +18,7 @@ from clevrd.tenants.credentials import Credential, credential_of, find_credentia
 from clevrd.tenants.keys import KeyRing
 from clevrd.tenants.settings import (
     Access,
-    CertificateHolder,
     Holder,
-    Key,
     TenantEntry,
     certificate_name,
 )
@@ -30,6 +28,7 @@ from clevrd.tenants.tenant import (
     CertificateProof,
     KeyProof,
     Limits,
+    Proof,
     Tenant,
     TokenProof,
     named_tenant,
@@ -77,7 +76,7 @@ class Authenticator:
         self._tokens = tokens
         self._keys = KeyRing(
             {
-                key.sha256: tenant_of_key(tenant, key)
+                key.sha256: tenant_of(tenant, key, KeyProof(bytes.fromhex(key.sha256)))
                 for tenant in access.tenants
                 for key in tenant.keys
             }
@@ -88,14 +87,15 @@ class Authenticator:
         self._with_keys = frozenset(
             tenant.name for tenant in access.tenants if tenant.has_credentials
         )
-        # Without any credential that could be valid none is looked for: an Authorization that is
-        # meant for a proxy means nothing here.
         # Subject, or alternative name, of a certificate -> its holder.
         self._certificates: dict[Subject | str, Tenant] = {
-            certificate_name(holder): tenant_of_certificate(tenant, holder)
+            name: tenant_of(tenant, holder, CertificateProof(name))
             for tenant in access.tenants
             for holder in tenant.client_certificates
+            for name in (certificate_name(holder),)
         }
+        # Without any credential that could be valid none is looked for: an Authorization that is
+        # meant for a proxy means nothing here.
         self._looks_for_credentials = bool(self._keys or self._certificates) or tokens is not None
         # Name -> the tenant of requests without a credential; at most _MAX_OPEN.
         self._open: dict[str, Tenant] = {}
@@ -246,22 +246,8 @@ class Authenticator:
         return msgspec.structs.replace(tenant, limits=self._limits_of(tenant.name))
 
 
-def tenant_of_key(tenant: TenantEntry, key: Key) -> Tenant:
-    """Return what the holder of ``key`` is."""
-    return Tenant(
-        tenant.name,
-        publish=TopicPermissions(key.publish),
-        subscribe=TopicPermissions(key.subscribe),
-        is_admin=key.admin,
-        limits=limits_of(tenant),
-        key_limits=limits_of_key(key),
-        credential_id=key.id,
-        proof=KeyProof(bytes.fromhex(key.sha256)),
-    )
-
-
-def tenant_of_certificate(tenant: TenantEntry, holder: CertificateHolder) -> Tenant:
-    """Return what the holder of a certificate is."""
+def tenant_of(tenant: TenantEntry, holder: Holder, proof: Proof) -> Tenant:
+    """Return what the holder of a credential is, and by which ``proof``."""
     return Tenant(
         tenant.name,
         publish=TopicPermissions(holder.publish),
@@ -270,7 +256,7 @@ def tenant_of_certificate(tenant: TenantEntry, holder: CertificateHolder) -> Ten
         limits=limits_of(tenant),
         key_limits=limits_of_key(holder),
         credential_id=holder.id,
-        proof=CertificateProof(certificate_name(holder)),
+        proof=proof,
     )
 
 

@@ -156,16 +156,6 @@ def named_tenant(request: Request, options: Mapping[str, list[str]]) -> str | No
     return name
 
 
-def identify(request: Request, options: Mapping[str, list[str]]) -> Tenant:
-    """Return the tenant that ``request`` names, or the default tenant: nobody has to prove it.
-
-    Raises:
-        InvalidRequest: as `named_tenant`.
-    """
-    name = named_tenant(request, options)
-    return DEFAULT if name is None else Tenant(name)
-
-
 def check_tenant_name(name: str) -> None:
     """Raise InvalidRequest unless ``name`` can be a tenant's."""
     if not _NAME.fullmatch(name):
