@@ -186,6 +186,17 @@ async def test_rate_of_the_daemon_is_spent_to_its_last_message_by_runs() -> None
     assert [each.code for each in outcomes] == [""] * 300 + ["rate_limited"] * 10
 
 
+@pytest.mark.parametrize("publish", [in_a_batch, by_socket, by_commands])
+async def test_messages_that_wait_for_room_spend_the_budget_as_others_do(publish: Publish) -> None:
+    """What waits goes on in runs, and a run is never more than what is left of the budget."""
+    async with running(publish_rate=0.01, publish_burst=5) as daemon:
+        daemon.hub.must_wait = lambda _: True
+
+        outcomes = await publish(daemon, messages(8), {})
+
+    assert [each.code for each in outcomes] == [""] * 5 + ["rate_limited"] * 3
+
+
 async def test_changed_rate_holds_for_sockets_that_are_open() -> None:
     """A reload changes the limit at once, and gives no fresh burst."""
     codes: list[str] = []

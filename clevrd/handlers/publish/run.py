@@ -104,7 +104,7 @@ class RunPublisher(Generic[RequestT]):
                 self._outcomes.refused(fault, items[0])
             return 1
         if not self._hub.is_throttled(self._tenant, run[0].topic):
-            run, _ = self._gather(items, 0, self._hub.max_run)
+            run, _ = self._gather(items, 0, self._most())
         try:
             if (key := run[0].idempotency_key) is not None:
                 answer = await self._hub.publish_once_later(self._tenant, run[0], key)
@@ -119,7 +119,7 @@ class RunPublisher(Generic[RequestT]):
         return len(run)
 
     def _most(self) -> int:
-        """Return how many messages a run may have now: what is left of the budget, but one.
+        """Return how many messages a run may have now: what is left of the budget, at least one.
 
         So the budget is spent to its last message, and the next one is refused by itself.
         """
