@@ -29,6 +29,7 @@ OPERATOR: Final = Tenant(DEFAULT_TENANT, is_admin=True)
 # A client that is shown nothing of any tenant.
 STRANGER: Final = Tenant(DEFAULT_TENANT, publish=NO_TOPICS, subscribe=NO_TOPICS)
 
+_OVER: Final = "The credential has expired, or is valid no more; ask with another one."
 _NOT_LOCAL: Final = (
     "This is for a key with the permission admin, for the daemon's admin_address, and, where no"
     " credential is required, for this machine itself: ask localhost, and through no proxy."
@@ -97,6 +98,9 @@ class Identifies(Protocol):
     def renew(self, tenant: Tenant, secret: str) -> Tenant:
         """Return ``tenant`` as the bearer of another credential; raises ClevrdError."""
 
+    def current(self, tenant: Tenant) -> Tenant | None:
+        """Return what a tenant is now that was let in before; None where it would be no more."""
+
 
 class Operators(Protocol):
     """Admits requests for what shows more than one tenant's share."""
@@ -137,9 +141,15 @@ class Gate:
         self._authenticator = authenticator
         self.generation += 1
 
-    def has_expired(self, admitted: Admitted) -> bool:
-        """Return whether the credential of a request that was admitted before is over."""
-        return admitted.tenant.expires_at_s is not None and self.left_s(admitted.tenant) <= 0.0
+    def is_void(self, admitted: Admitted, generation: int) -> bool:
+        """Return whether a request has to be admitted again.
+
+        Args:
+            generation: the gate's, when the request was admitted before.
+        """
+        return generation != self.generation or (
+            admitted.tenant.expires_at_s is not None and self.left_s(admitted.tenant) <= 0.0
+        )
 
     def left_s(self, tenant: Tenant) -> float:
         """Return for how long the credential of ``tenant`` is valid, in seconds; inf for ever."""
@@ -162,6 +172,26 @@ class Gate:
         self.refuse_if_draining(endpoint)
         return admitted
 
+    def admit_again(self, endpoint: Endpoint, admitted: Admitted) -> Admitted:
+        """Return a request that was admitted before as ``endpoint`` takes it now.
+
+        Raises:
+            ClevrdError: as `admit`.
+        """
+        if not admitted.tenant.has_ticket:
+            return self.admit(endpoint, admitted.head)
+        # A ticket is used up by now, so the head can't be read a second time.
+        tenant = self._authenticator.current(admitted.tenant)
+        if tenant is None:
+            raise Unauthorized(_OVER, was_given=True)
+        self._refuse_if_over(tenant)
+        return Admitted(admitted.head, tenant, admitted.options, admitted.max_body_bytes)
+
+    def _refuse_if_over(self, tenant: Tenant) -> None:
+        """Raise Unauthorized for a credential that is over, as a certificate may be by now."""
+        if self.left_s(tenant) <= 0.0:
+            raise Unauthorized(_OVER, was_given=True)
+
     def admit_tenant(self, head: Request, max_body_bytes: int = 0) -> Admitted:
         """Return a request of the tenant that asks, for endpoints that serve tenants.
 
@@ -172,6 +202,8 @@ class Gate:
         """
         options = head.options()
         tenant = self._authenticator.identify(head, options)
+        if tenant.expires_at_s is not None:
+            self._refuse_if_over(tenant)
         return Admitted(head, tenant, options, max_body_bytes)
 
     def renew(self, tenant: Tenant, secret: str) -> Tenant:
@@ -211,6 +243,7 @@ class Gate:
             if not is_local(head):
                 raise Forbidden(_NOT_LOCAL)
             tenant = OPERATOR
+        self._refuse_if_over(tenant)
         return Admitted(head, tenant, options, 0)
 
     def admit_visitor(self, head: Request) -> Admitted:
@@ -222,6 +255,8 @@ class Gate:
         options = head.options()
         try:
             tenant = self._authenticator.holder(head, options)
+            if tenant is not None:
+                self._refuse_if_over(tenant)
         except Unauthorized:
             tenant = STRANGER
         if tenant is None:

@@ -308,10 +308,9 @@ class Server:
             log.warning("proxy_protocol is on, and no proxy is listed hint=%r", "trusted_proxies")
         self.client_addresses.change_proxies(TrustedProxies(proxies))
         is_required = access.auth.mode == "required"
-        configured = {tenant.name for tenant in access.tenants}
-        self.hub.connection_counts.know(
-            None if is_required else frozenset({DEFAULT_TENANT, *configured})
-        )
+        known = frozenset({DEFAULT_TENANT, *(tenant.name for tenant in access.tenants)})
+        self.hub.connection_counts.know(None if is_required else known)
+        self.hub.rate_limiter.reserve(known)
         self.hub.share_out(weights_of(access))
 
     def _keys_changed(self) -> None:

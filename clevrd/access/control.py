@@ -95,4 +95,7 @@ class AccessControl:
     async def _judge_again(self) -> int:
         # A poll is answered with what there is, and its client is judged when it asks again.
         self._polls.end_all()
-        return await self._connections.judge_again(self._authenticator.current)
+        # A round that began before the last change goes on by the newest rules, too.
+        return await self._connections.judge_again(
+            lambda tenant: self._authenticator.current(tenant)
+        )

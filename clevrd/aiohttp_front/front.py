@@ -147,10 +147,10 @@ class AiohttpFront:
         if not self._turns.begin():
             await self._turns.turn(len(body))
         try:
-            if generation != self._gate.generation:
-                # The rules changed while it waited. Connections that were open then have been
-                # judged by the new ones, and this would become one that was not.
-                admitted = self._gate.admit(endpoint, request)
+            if self._gate.is_void(admitted, generation):
+                # The rules changed while it waited, or its credential ended. Connections that were
+                # open then have been judged, and this would become one that was not.
+                admitted = self._gate.admit_again(endpoint, admitted)
             reply = endpoint.answer(admitted, body)
         finally:
             self._turns.end()

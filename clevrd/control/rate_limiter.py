@@ -279,6 +279,10 @@ class RateLimiter:
             bucket.change(rate_per_s, burst, now_s)
         return bucket
 
+    def reserve(self, names: frozenset[str]) -> None:
+        """Let the tenants in ``names`` share a bucket with nobody from now on."""
+        self._reserved = names
+
     def _admit(self, tenant: str, newcomers: TokenBucket, now_s: float) -> TokenBucket:
         """Return a new bucket for `tenant`, or at the bound the one that newcomers share."""
         self.sweep(now_s, SWEPT_PER_NEW_BUCKET)

@@ -130,7 +130,7 @@ class RawServer:
         """
         gate = self._gate
         admitted = plain.admitted
-        if admitted is None or plain.generation != gate.generation or gate.has_expired(admitted):
+        if admitted is None or gate.is_void(admitted, plain.generation):
             admitted = plain.admitted = plain.endpoint.admit(plain.request)
             plain.generation = gate.generation
         if not has_begun:

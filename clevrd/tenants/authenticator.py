@@ -52,8 +52,8 @@ class TokenVerifier(Protocol):
             Unavailable: whether it is valid can't be said in this moment.
         """
 
-    def vouches_for(self, proof: TokenProof) -> bool:
-        """Return whether a token that was verified before would be signed with a valid key."""
+    def vouches_for(self, tenant: str, proof: TokenProof) -> bool:
+        """Return whether a token for ``tenant`` that was verified before would be valid still."""
 
 
 class Authenticator:
@@ -170,7 +170,10 @@ class Authenticator:
     def _of_credential(self, credential: Credential) -> Tenant:
         if credential.is_ticket:
             if self._tickets is not None:
-                return self._tickets.redeem(credential.secret)
+                # The credential behind it may have been revoked since it was given out.
+                tenant = self.current(self._tickets.redeem(credential.secret))
+                if tenant is not None:
+                    return tenant
         else:
             tenant = self._keys.find(credential.secret)
             if tenant is not None:
@@ -217,20 +220,13 @@ class Authenticator:
     def current(self, tenant: Tenant) -> Tenant | None:
         """Return what a tenant is now that was let in before; None where it would be no more.
 
-        Whether its credential has expired is not asked.
+        It is no more, too, where its credential is another tenant's now. Whether the credential has
+        expired is not asked.
         """
-        proof = tenant.proof
-        if proof is None:
-            is_open = not self.is_required and tenant.name not in self._with_keys
-            return self._of_name(tenant.name) if is_open else None
-        if isinstance(proof, KeyProof):
-            holder = self._keys.find_digest(proof.digest)
-        elif isinstance(proof, CertificateProof):
-            found = self._certificates.get(proof.name)
-            holder = found and msgspec.structs.replace(found, expires_at_s=tenant.expires_at_s)
-        else:
-            holder = self._of_token(tenant, proof)
-        if holder is None or not tenant.has_ticket:
+        holder = self._holder_now(tenant)
+        if holder is None or holder.name != tenant.name:
+            return None
+        if not tenant.has_ticket or isinstance(tenant.proof, TokenProof):
             return holder
         return msgspec.structs.replace(
             tenant,
@@ -239,10 +235,20 @@ class Authenticator:
             key_limits=holder.key_limits,
         )
 
-    def _of_token(self, tenant: Tenant, proof: TokenProof) -> Tenant | None:
-        """Return what the bearer of a token is now: a token's permissions are its own."""
-        if self._tokens is None or not self._tokens.vouches_for(proof):
+    def _holder_now(self, tenant: Tenant) -> Tenant | None:
+        """Return who holds the credential by which ``tenant`` was let in."""
+        proof = tenant.proof
+        if proof is None:
+            is_open = not self.is_required and tenant.name not in self._with_keys
+            return self._of_name(tenant.name) if is_open else None
+        if isinstance(proof, KeyProof):
+            return self._keys.find_digest(proof.digest)
+        if isinstance(proof, CertificateProof):
+            found = self._certificates.get(proof.name)
+            return found and msgspec.structs.replace(found, expires_at_s=tenant.expires_at_s)
+        if self._tokens is None or not self._tokens.vouches_for(tenant.name, proof):
             return None
+        # The permissions of a token are its own, and so are those of a ticket of it.
         return msgspec.structs.replace(tenant, limits=self._limits_of(tenant.name))
 
 

@@ -23,7 +23,7 @@ class ConnectionCounts:
 
     def __init__(self) -> None:
         self._of_tenants: Holdings[str] = Holdings()
-        # By tenant and credential; only of tenants with a credential.
+        # By tenant and key; only of keys and certificates that have a limit of their own.
         self._of_keys: Holdings[tuple[str, str]] = Holdings()
         # Tenants that the operator knows of; None where nobody can name another one.
         self._known: frozenset[str] | None = frozenset({DEFAULT_TENANT})
@@ -71,14 +71,14 @@ class ConnectionCounts:
     def take(self, tenant: Tenant) -> None:
         """Count a connection of ``tenant``, until `give_back`."""
         self._of_tenants.take(tenant.name)
-        if tenant.credential_id:
+        if tenant.key_limits.max_connections is not None:
             self._of_keys.take((tenant.name, tenant.credential_id))
         self._made_up += self._is_made_up(tenant.name)
 
     def give_back(self, tenant: Tenant) -> None:
         """Count a connection of ``tenant`` no more."""
         self._of_tenants.give_back(tenant.name)
-        if tenant.credential_id:
+        if tenant.key_limits.max_connections is not None:
             self._of_keys.give_back((tenant.name, tenant.credential_id))
         self._made_up -= self._is_made_up(tenant.name)
 

@@ -80,16 +80,18 @@ class FetchedKeys:
             self._spawn(self._fetch())
 
     async def _fetch(self) -> None:
-        before = self._keys
+        found = self._keys
         try:
-            self._keys = read_key_set(await _get(self._url))
+            found = read_key_set(await _get(self._url))
         except (BadKeySet, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             self.failures += 1
             why = str(error) or type(error).__name__
             log.warning("key set not fetched url=%s why=%r", self._url, why[:200])
         finally:
             self._is_fetching = False
-        if before is not None and self._keys != before:
+        # An equal set is let go: tokens that were verified by the keys at hand need not be again.
+        if found != self._keys:
+            self._keys = found
             self._changed()
 
 

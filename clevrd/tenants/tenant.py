@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -58,6 +58,12 @@ class TokenProof(msgspec.Struct, frozen=True):
     audience: str
     key_id: str | None
     algorithm: str
+    # The key itself, as PyJWT takes it: another key of the same id is another one.
+    key: Any = None
+
+    def __repr__(self) -> str:
+        """Return nothing of the key, which may be a secret: this may reach a log by mistake."""
+        return f"TokenProof({self.issuer!r}, {self.audience!r})"
 
 
 class CertificateProof(msgspec.Struct, frozen=True):

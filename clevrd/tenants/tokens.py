@@ -57,8 +57,7 @@ class _Verified(NamedTuple):
 
     tenant: Tenant
     issuer: Issuer
-    header: Mapping[str, Any]
-    key: Any
+    proof: TokenProof
 
 
 class Tokens:
@@ -103,29 +102,32 @@ class Tokens:
             self._remembered.popitem(last=False)
         return verified.tenant
 
-    def vouches_for(self, proof: TokenProof) -> bool:
-        """Return whether a token that was verified before would be signed with a valid key still.
+    def vouches_for(self, tenant: str, proof: TokenProof) -> bool:
+        """Return whether a token for ``tenant`` that was verified before would be valid still.
 
         While the keys of its issuer are being fetched the answer is yes: they were its once.
         """
         for issuer in self._issuers.get(proof.issuer, ()):
-            if (
-                issuer.settings.audience == proof.audience
-                and proof.algorithm in issuer.settings.algorithms
-            ):
+            settings = issuer.settings
+            if settings.audience == proof.audience and proof.algorithm in settings.algorithms:
                 try:
-                    return issuer.keys.find(proof.key_id, proof.algorithm) is not None
+                    key = issuer.keys.find(proof.key_id, proof.algorithm)
                 except Unavailable:
-                    return True
+                    key = proof.key
+                return key is not None and key == proof.key and self._may_name(tenant, issuer)
         return False
+
+    def _may_name(self, tenant: str, issuer: Issuer) -> bool:
+        """Return whether tokens of ``issuer`` are taken for ``tenant``."""
+        return tenant in self._limits or issuer.settings.any_tenant
 
     def _still_holds(self, verified: _Verified) -> bool:
         """Return whether a token is neither over nor signed with a key that was withdrawn."""
         expires_at_s = verified.tenant.expires_at_s
         if expires_at_s is not None and self._now_s() >= expires_at_s:
             return False
-        issuer, header = verified.issuer, verified.header
-        return issuer.keys.find(header.get("kid"), header["alg"]) is verified.key
+        proof = verified.proof
+        return verified.issuer.keys.find(proof.key_id, proof.algorithm) is proof.key
 
     def _verify(self, token: str) -> _Verified:
         header = _read_header(token)
@@ -140,8 +142,11 @@ class Tokens:
         key = issuer.keys.find(header.get("kid"), algorithm)
         if key is None:
             raise _refused("it is signed with a key that its issuer does not have")
-        tenant = self._tenant_of(self._claims(token, issuer, algorithm, key), issuer, header)
-        return _Verified(tenant, issuer, header, key)
+        proof = TokenProof(
+            issuer.settings.issuer, issuer.settings.audience, header.get("kid"), algorithm, key
+        )
+        tenant = self._tenant_of(self._claims(token, issuer, algorithm, key), issuer, proof)
+        return _Verified(tenant, issuer, proof)
 
     def _claims(self, token: str, issuer: Issuer, algorithm: str, key: Any) -> dict[str, Any]:
         """Return the claims of a token once everything about it is verified."""
@@ -182,9 +187,7 @@ class Tokens:
         if claims.get("iat", -math.inf) - leeway_s > now_s:
             raise _refused("it was issued in the future; compare the clocks")
 
-    def _tenant_of(
-        self, claims: Mapping[str, Any], issuer: Issuer, header: Mapping[str, Any]
-    ) -> Tenant:
+    def _tenant_of(self, claims: Mapping[str, Any], issuer: Issuer, proof: TokenProof) -> Tenant:
         name, subject = claims["tenant"], claims.get("sub", "")
         try:
             if not isinstance(name, str):
@@ -192,7 +195,7 @@ class Tokens:
             check_tenant_name(name)
         except InvalidRequest:
             raise _refused("its claim tenant is no name of a tenant") from None
-        if name not in self._limits and not issuer.settings.any_tenant:
+        if not self._may_name(name, issuer):
             raise _refused("its tenant is not configured here")
         return Tenant(
             name,
@@ -201,12 +204,7 @@ class Tokens:
             limits=self._limits.get(name, NO_LIMITS),
             credential_id=_shown(subject) or "of a token",
             expires_at_s=float(claims["exp"]) + issuer.settings.leeway_s,
-            proof=TokenProof(
-                issuer.settings.issuer,
-                issuer.settings.audience,
-                header.get("kid"),
-                header["alg"],
-            ),
+            proof=proof,
         )
 
 

@@ -556,3 +556,16 @@ def test_neither_tenant_nor_key_is_ever_over_its_rate(
 
     for (_, key), granted in grants.items():
         assert_never_over(granted, *(tenant_rate if key is None else key_rate))
+
+
+def test_reserved_names_share_no_bucket_with_names_that_are_made_up(clock: FakeClock) -> None:
+    """Also those that are reserved later, as tenants that a reload brings."""
+    limiter = RateLimiter(rate_per_s=0.001, burst=2, max_buckets=2)
+    for name in ("x", "y", "z"):
+        limiter.take(name, 2, clock())
+    limiter.reserve(frozenset({"acme"}))
+
+    limiter.take("acme", 2, clock())
+
+    with pytest.raises(RateLimited):
+        limiter.take("w", 1, clock())

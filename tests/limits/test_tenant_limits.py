@@ -190,7 +190,7 @@ async def test_rate_of_the_daemon_is_spent_to_its_last_message_by_runs() -> None
 async def test_messages_that_wait_for_room_spend_the_budget_as_others_do(publish: Publish) -> None:
     """What waits goes on in runs, and a run is never more than what is left of the budget."""
     async with running(publish_rate=0.01, publish_burst=5) as daemon:
-        daemon.hub.must_wait = lambda _: True
+        daemon.hub.must_wait = lambda topic: True
 
         outcomes = await publish(daemon, messages(8), {})
 
@@ -564,3 +564,21 @@ def test_counts_are_those_of_the_open_connections(steps: list[tuple[str, int]]) 
     for tenant in open_now:
         counts.give_back(tenant)
     assert (len(counts), counts._made_up) == (0, 0)
+
+
+def test_only_keys_with_a_limit_are_counted() -> None:
+    """A token's subject may read like a key's name, and has nothing to do with it."""
+    counts = ConnectionCounts()
+    of_key = Tenant("acme", key_limits=Limits(max_connections=1), credential_id="web")
+    of_token = Tenant("acme", credential_id="web")
+
+    counts.take(of_token)
+    counts.check(of_key)
+    counts.take(of_key)
+
+    counts.check(of_token)
+    with pytest.raises(ConnectionLimit):
+        counts.check(of_key)
+    counts.give_back(of_key)
+    counts.give_back(of_token)
+    assert len(counts) == 0

@@ -10,6 +10,8 @@ from clevrd.tenants.authenticator import Authenticator
 from clevrd.tenants.keys import new_key
 from clevrd.tenants.settings import OPEN, Access, read_access
 from clevrd.tenants.tenant import DEFAULT_TENANT, Tenant, TokenProof
+from clevrd.tenants.tickets import Tickets
+from clevrd.tenants.topic_permissions import TopicPermissions
 
 WEB, PUBLISHER, OTHER = new_key(), new_key(), new_key()
 
@@ -129,8 +131,8 @@ class Tokens:
             raise Unauthorized("No.", was_given=True)
         return Tenant("of-token")
 
-    def vouches_for(self, proof: TokenProof) -> bool:
-        raise AssertionError("nobody asks")
+    def vouches_for(self, tenant: str, proof: TokenProof) -> bool:
+        return True
 
 
 def test_token_is_asked_for_where_no_key_is_meant() -> None:
@@ -141,3 +143,50 @@ def test_token_is_asked_for_where_no_key_is_meant() -> None:
     for secret in ("a.bad.token", "agoodtoken"):
         with pytest.raises(ClevrdError):
             ask(authenticator, authorization=f"Bearer {secret}")
+
+
+def test_key_that_moved_to_another_tenant_is_nobodys_of_the_first() -> None:
+    """What is open by it would read the first tenant's topics with the second one's key."""
+    before = ask(Authenticator(access()), x_api_key=WEB.secret)
+    tables = {
+        "tenants": [
+            {"name": "acme"},
+            {"name": "other", "keys": [{"id": "k", "sha256": WEB.sha256, "subscribe": ["**"]}]},
+        ]
+    }
+    after = Authenticator(read_access(tables, "a test"))
+
+    assert ask(after, x_api_key=WEB.secret).name == "other"
+    assert after.current(before) is None
+
+
+def test_ticket_ends_with_the_key_behind_it() -> None:
+    """Also if it is used only afterwards."""
+    tickets = Tickets(lambda: 0.0)
+    holder = ask(Authenticator(access(), tickets=tickets), x_api_key=WEB.secret)
+    used, kept = (tickets.issue(holder, ["news"]) for _ in range(2))
+    assert ask(Authenticator(access(), tickets=tickets), f"ticket={used}").has_ticket
+
+    tables = {"auth": {"mode": "open"}, "tenants": [{"name": "acme"}]}
+    without = Authenticator(read_access(tables, "a test"), Tokens(), tickets)
+
+    with pytest.raises(Unauthorized):
+        ask(without, f"ticket={kept}")
+
+
+def test_ticket_of_a_token_stays_as_it_is() -> None:
+    """However often it is judged again: its permissions are those that it was given."""
+    proof = TokenProof("issuer", "audience", None, "RS256")
+    holder = Tenant("acme", subscribe=TopicPermissions(["news.*"]), proof=proof)
+    tickets = Tickets(lambda: 0.0)
+    authenticator = Authenticator(access(), Tokens(), tickets)
+    tenant = ask(authenticator, f"ticket={tickets.issue(holder, ['news.*', 'secret'])}")
+
+    for _ in range(2_000):
+        now = authenticator.current(tenant)
+        assert now is not None
+        assert now.subscribe == tenant.subscribe
+        tenant = now
+
+    assert tenant.subscribe.allows("news.eu")
+    assert not tenant.subscribe.allows("secret")

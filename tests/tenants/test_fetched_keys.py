@@ -46,10 +46,15 @@ class World:
     def __init__(self, url: str) -> None:
         self.now_s = 1_000.0
         self.tasks: list[asyncio.Task[None]] = []
-        self.keys = FetchedKeys(url, lambda: self.now_s, self.spawn)
+        # Times that the keys were said to be others than before.
+        self.changes = 0
+        self.keys = FetchedKeys(url, lambda: self.now_s, self.spawn, self.note_change)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         self.tasks.append(asyncio.ensure_future(coroutine))
+
+    def note_change(self) -> None:
+        self.changes += 1
 
     async def settle(self) -> None:
         await asyncio.gather(*self.tasks)
@@ -165,3 +170,24 @@ async def test_server_that_is_not_there_is_no_exception() -> None:
     await world.settle()
 
     assert (world.find("a"), world.keys.failures) == ("failed", 1)
+
+
+async def test_change_is_told_from_the_first_keys_on_and_equal_keys_are_none() -> None:
+    """Connections may be open by keys of another URL; and an equal set has the same key objects."""
+    async with provided() as (provider, world):
+        world.find("a")
+        await world.settle()
+        first = world.keys.find("a", "RS256")
+        assert world.changes == 1
+
+        world.now_s += REFRESH_S
+        world.find("a")
+        await world.settle()
+
+        assert world.keys.find("a", "RS256") is first
+        assert (world.changes, len(provider.asked)) == (1, 2)
+        provider.body = key_set("b")
+        world.now_s += REFRESH_S
+        world.find("a")
+        await world.settle()
+        assert world.changes == 2

@@ -172,6 +172,24 @@ async def test_request_that_waits_for_its_turn_is_judged_by_the_new_rules(
     assert daemon.hub.subscribers == 0
 
 
+async def test_ticket_is_not_used_up_by_rules_that_change_meanwhile(daemon: Daemon) -> None:
+    """It was redeemed before its request waited, and its key is as good as before."""
+    ask = daemon.http.post(f"{daemon.url}/ticket", data=b'{"topics":["news"]}', headers=bearer(WEB))
+    ticket = (await (await ask).json())["ticket"]
+    turns = HeldTurns()
+    daemon.server._front._turns = cast(Any, turns)
+    url = f"{daemon.url}/subscribe?topic=news&ticket={ticket}"
+    asking = asyncio.ensure_future(daemon.http.get(url, headers={"Accept": "text/event-stream"}))
+    await turns.waits.wait()
+
+    await daemon.server.access.apply(access(), Path())
+    turns.come.set()
+
+    answer = await asking
+    assert answer.status == 200
+    answer.close()
+
+
 async def test_lost_permission_closes_and_the_next_attempt_says_which(daemon: Daemon) -> None:
     """A connection that has all it may have still goes on."""
     path = "/subscribe?topic=news"

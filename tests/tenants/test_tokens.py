@@ -326,10 +326,42 @@ def test_withdrawn_key_ends_tokens_that_were_verified_before() -> None:
     tokens = Tokens([Issuer(ISSUERS[0].settings, keys)], {"acme": Limits()}, lambda: NOW_S)
     tenant = tokens.verify(signed())
     assert isinstance(tenant.proof, TokenProof)
-    assert tokens.vouches_for(tenant.proof)
+    assert tokens.vouches_for("acme", tenant.proof)
 
     keys.now = read_key_set(b'{"keys": [{"kty": "oct", "kid": "z", "k": "c2VjcmV0"}]}')
 
-    assert not tokens.vouches_for(tenant.proof)
+    assert not tokens.vouches_for("acme", tenant.proof)
     with pytest.raises(Unauthorized, match="a key that its issuer does not have"):
         tokens.verify(signed())
+
+
+@pytest.mark.parametrize("case", ["other key", "tenant removed", "any tenant no more"])
+def test_token_is_vouched_for_as_it_would_be_taken(case: str) -> None:
+    """Neither for another key of the same id, nor for a tenant that is configured no more."""
+    keys, settings = ChangingKeys(), ISSUERS[0].settings
+    wide = msgspec.structs.replace(settings, any_tenant=True)
+    limits = {} if case == "any tenant no more" else {"acme": Limits()}
+    before = wide if case == "any tenant no more" else settings
+    tenant = Tokens([Issuer(before, keys)], limits, lambda: NOW_S).verify(signed())
+    assert isinstance(tenant.proof, TokenProof)
+
+    if case == "other key":
+        keys.now = OTHER_KEYS
+    left = {"acme": Limits()} if case == "other key" else {}
+    after = Tokens([Issuer(settings, keys)], left, lambda: NOW_S)
+
+    assert not after.vouches_for("acme", tenant.proof)
+
+
+def test_secret_that_was_replaced_vouches_for_nothing() -> None:
+    """Whoever had the old one may have made the token."""
+    old, new = (
+        Tokens([Issuer(ISSUERS[2].settings, SecretKey(secret))], {"acme": Limits()}, lambda: NOW_S)
+        for secret in (SECRET.encode(), SECRET[::-1].encode())
+    )
+    tenant = old.verify(signed({"iss": "internal"}, SECRET, "HS256"))
+    assert isinstance(tenant.proof, TokenProof)
+
+    assert old.vouches_for("acme", tenant.proof)
+    assert not new.vouches_for("acme", tenant.proof)
+    assert SECRET not in repr(tenant)

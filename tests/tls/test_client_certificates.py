@@ -13,10 +13,13 @@ from daemons import Daemon, FakeStats, until
 from keys import OTHER, bearer, rules
 from tls import Pair, make_pair
 
-from clevrd.client_certificates import parse_san, parse_subject
+from clevrd.admission import Gate
+from clevrd.client_certificates import ClientCertificate, parse_san, parse_subject
 from clevrd.config import Config
-from clevrd.errors import ConfigError
+from clevrd.errors import ConfigError, Unauthorized
+from clevrd.http_values import Request
 from clevrd.server import Server
+from clevrd.tenants.authenticator import Authenticator
 from clevrd.tenants.settings import Access, read_access
 from clevrd.tls import TlsSettings
 from clevrd.tls.settings import CertificateEntry
@@ -180,3 +183,20 @@ def test_names_are_written_as_people_do() -> None:
     assert parse_subject("cn = a\\,b ") == {("commonName", "a,b")}
     assert parse_san("dns:a.example") == "DNS:a.example"
     assert parse_san("IP:10.0.0.1") == "IP Address:10.0.0.1"
+
+
+def test_certificate_that_ended_meanwhile_is_refused_on_its_kept_connection() -> None:
+    """TLS looks at it once, when the connection is opened."""
+    rules = access("required", holder(san=WEB))
+    head = Request("POST", "/publish", {})
+    head.certificate = ClientCertificate(frozenset(), frozenset({WEB}), ends_at_s=100.0)
+    now_s = [99.0]
+    gate = Gate(Authenticator(rules), lambda: False, lambda: now_s[0])
+
+    admitted = gate.admit_tenant(head)
+    now_s[0] = 100.0
+
+    assert admitted.tenant.name == "acme"
+    assert gate.is_void(admitted, gate.generation)
+    with pytest.raises(Unauthorized, match="expired"):
+        gate.admit_tenant(head)
