@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Mapping
+from ipaddress import ip_address
 from typing import Any, Final
 
 import msgspec
@@ -26,7 +27,8 @@ _LONG_NAMES: Final = {
     "UID": "userId",
     "E": "emailAddress",
 }
-SAN_KINDS: Final = ("DNS", "URI", "email", "IP Address")
+_ADDRESS: Final = "IP Address"
+SAN_KINDS: Final = ("DNS", "URI", "email", _ADDRESS)
 # An attribute of a subject: its name, and a value in which a comma stands behind a backslash.
 _ATTRIBUTE: Final = re.compile(r"\s*([A-Za-z]+)\s*=\s*((?:[^,\\]|\\.)+?)\s*(?:,|\Z)")
 
@@ -49,10 +51,22 @@ def read_certificate(found: Mapping[str, Any] | None) -> ClientCertificate | Non
     if not found:
         return None
     attributes = [pair for rdn in found.get("subject", ()) for pair in rdn]
-    names = (f"{kind}:{value}" for kind, value in found.get("subjectAltName", ()))
+    names = (_name(kind, value) for kind, value in found.get("subjectAltName", ()))
     return ClientCertificate(
         frozenset(attributes), frozenset(names), ssl.cert_time_to_seconds(found["notAfter"])
     )
+
+
+def _name(kind: str, value: str) -> str:
+    """Return an alternative name in one spelling; raises ValueError for what is no address.
+
+    An IPv6 address has several, and the names of hosts have no case (RFC 5280 §4.2.1.6).
+    """
+    if kind == _ADDRESS:
+        value = str(ip_address(value.strip()))
+    elif kind == "DNS":
+        value = value.lower()
+    return f"{kind}:{value}"
 
 
 def parse_subject(text: str) -> Subject:
@@ -70,6 +84,8 @@ def parse_subject(text: str) -> Subject:
         name = _LONG_NAMES.get(match[1].upper(), match[1])
         attributes.append((name, re.sub(r"\\(.)", r"\1", match[2])))
         at = match.end()
+        if at == len(text) and match[0].endswith(","):
+            raise ValueError("it ends with a comma, and an attribute is to follow.")
     if not attributes or len({name for name, _ in attributes}) < len(attributes):
         raise ValueError("it needs at least one attribute, and none twice; use san instead.")
     return frozenset(attributes)
@@ -84,5 +100,5 @@ def parse_san(text: str) -> str:
     kind, _, value = text.partition(":")
     for known in SAN_KINDS:
         if kind.lower() == known.lower().removesuffix(" address") and value:
-            return f"{known}:{value}"
+            return _name(known, value)
     raise ValueError("it must be like URI:spiffe://acme/web, DNS:web.acme.example, email: or IP:.")

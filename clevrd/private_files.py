@@ -1,8 +1,10 @@
-"""Files that hold a secret: nobody but their owner and group may read them."""
+"""Files that hold a secret: read by nobody but their owner and group, and written new."""
 
 from __future__ import annotations
 
+import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from clevrd.errors import ConfigError
@@ -20,3 +22,20 @@ def check_private(path: Path) -> None:
         raise ConfigError(
             f"Others may read or change {path}, which holds a secret; forbid it: chmod 640 {path}"
         )
+
+
+def write_new(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that was not there, and has its mode from the beginning on.
+
+    Raises:
+        FileExistsError: something is there.
+        OSError: it can't be written; nothing is left of it.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from clevrd.cli.failures import CommandFailed, UsageError
 from clevrd.cli.output import print_line
+from clevrd.private_files import write_new
 
 LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 # A year: some programs take no certificate that holds longer than 398 days.
@@ -59,7 +59,12 @@ def run(options: argparse.Namespace) -> int:
     except BadName as error:
         raise UsageError(str(error)) from error
     _write(key, made.key, 0o600)
-    _write(cert, made.certificate, 0o644)
+    try:
+        _write(cert, made.certificate, 0o644)
+    except CommandFailed:
+        # Alone it is of no use, and would be in the way of the next try.
+        key.unlink()
+        raise
     print_line(f"{cert} and {key} are for {', '.join(names)}, for {DAYS} days. Try them:")
     print_line(f"  clevrd serve --tls-cert-file {cert} --tls-key-file {key}")
     print_line(f"  clevrd subscribe demo --url https://localhost:8080 --ca-file {cert}")
@@ -74,10 +79,7 @@ def _plain(name: str) -> str:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    """Write a new file that has its mode from the beginning on."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with open(descriptor, "wb") as file:
-            file.write(content)
+        write_new(path, content, mode)
     except OSError as error:
         raise CommandFailed(f"Can't write {path}: {error.strerror}.") from error

@@ -7,7 +7,6 @@ to standard error or to a file of its own, so that it can't end up beside the ta
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from clevrd import logs
 from clevrd.cli.failures import CommandFailed, UsageError
 from clevrd.cli.output import print_line
 from clevrd.cli.permissions import add_permissions, check_permissions
+from clevrd.private_files import write_new
 from clevrd.tenants.keys import new_key
 from clevrd.tenants.settings import KeyId
 from clevrd.tenants.tenant import check_tenant_name
@@ -71,9 +71,7 @@ def _check_id(name: str) -> None:
 
 def _write_secret(path: Path, secret: str) -> None:
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w", encoding="ascii") as file:
-            file.write(secret + "\n")
+        write_new(path, f"{secret}\n".encode("ascii"), 0o600)
     except FileExistsError:
         raise UsageError(f"--secret-file {path} is there already; name a new file") from None
     except OSError as error:

@@ -20,7 +20,8 @@ import msgspec
 from clevrd.client.arguments import check_secret, check_token, type_name
 from clevrd.client.errors import NoToken
 
-Token = str | Callable[[], str | Awaitable[str]]
+TokenFunction = Callable[[], str | Awaitable[str]]
+Token = str | TokenFunction
 
 # Seconds for a function to return a token.
 TOKEN_TIMEOUT_S: Final = 30.0
@@ -99,9 +100,10 @@ class Credential:
         # The secret that the function returned last; None before the first, and once it was
         # refused. Changed by get and refuse only.
         self._fresh: _Fresh | None = None
-        # Lets one task ask the function while the others wait for the same answer. Made by open,
-        # since a lock belongs to one loop.
-        self._asking = asyncio.Lock()
+        # The task that asks the function, and how many wait for it: they share what becomes of it.
+        # Changed by _share only.
+        self._asking: asyncio.Task[str] | None = None
+        self._waiters = 0
 
     @property
     def can_renew(self) -> bool:
@@ -111,7 +113,7 @@ class Credential:
     def open(self) -> None:
         """Prepare for use in the running loop."""
         self._fresh = None
-        self._asking = asyncio.Lock()
+        self._asking, self._waiters = None, 0
 
     async def get(self, other_than: str | None = None) -> str:
         """Return the secret to present; the function is asked where none is kept that is fresh.
@@ -126,15 +128,35 @@ class Credential:
         """
         if isinstance(self._token, str):
             return self._token
-        async with self._asking:
-            kept = self._fresh
-            if kept and kept.secret != other_than and kept.renewed_at_s > _loop_s():
-                return kept.secret
-            secret = check_secret(await self._ask(self._token))
-            now_s = _loop_s()
-            life = life_s(secret, self._wall_s())
-            self._fresh = _Fresh(secret, now_s + renewal_s(life), now_s + life)
-            return secret
+        kept = self._fresh
+        if kept and kept.secret != other_than and kept.renewed_at_s > _loop_s():
+            return kept.secret
+        return await self._share(self._token)
+
+    async def _share(self, ask: TokenFunction) -> str:
+        """Return what the call of the function that is under way returns, or begin one.
+
+        The call ends when nobody waits for it any more.
+        """
+        asking = self._asking
+        if asking is None:
+            asking = self._asking = asyncio.create_task(self._renew(ask))
+        self._waiters += 1
+        try:
+            return await asyncio.shield(asking)
+        finally:
+            self._waiters -= 1
+            if asking.done() or not self._waiters:
+                asking.cancel()
+                if self._asking is asking:
+                    self._asking = None
+
+    async def _renew(self, ask: TokenFunction) -> str:
+        secret = check_secret(await self._ask(ask))
+        now_s = _loop_s()
+        life = life_s(secret, self._wall_s())
+        self._fresh = _Fresh(secret, now_s + renewal_s(life), now_s + life)
+        return secret
 
     def refuse(self, secret: str | None) -> None:
         """Present ``secret`` no more: a server refused it, or its time is over."""
@@ -161,7 +183,7 @@ class Credential:
             return None
         return renewal_s(left_s) * (1 - _JITTER * chance)
 
-    async def _ask(self, ask: Callable[[], str | Awaitable[str]]) -> str:
+    async def _ask(self, ask: TokenFunction) -> str:
         try:
             async with asyncio.timeout(TOKEN_TIMEOUT_S):
                 answer = ask()

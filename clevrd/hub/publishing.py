@@ -193,16 +193,18 @@ class Publishing:
         self._deliver(topic, offset, requests, stamps)
         return offset, [message_id for message_id, _ in stamps]
 
-    async def publish_later(self, topic: Topic, request: PublishRequest) -> PublishAnswer:
+    async def publish_later(
+        self, tenant: Tenant, topic: Topic, request: PublishRequest
+    ) -> PublishAnswer:
         """Publish once the throttle's delay has passed and the topic has room.
 
         Raises:
             Throttled: too many publishes wait already.
         """
-        return self.publish(await self.turn(topic), request)
+        return self.publish(await self.turn(tenant, topic), request)
 
-    async def turn(self, topic: Topic, messages: int = 1) -> Topic:
-        """Wait until the next publish may be appended to ``topic``, and return the topic.
+    async def turn(self, tenant: Tenant, topic: Topic, messages: int = 1) -> Topic:
+        """Wait until ``tenant`` may append the next publish to ``topic``, and return the topic.
 
         The caller appends its ``messages``, so many, without an await in between. Publishers go on
         in the order in which they came.
@@ -222,7 +224,7 @@ class Publishing:
             self.waiting.end(portion)
         self._counters.wait_s.record_many(self._loop.time() - began_s, messages)
         # Idle topics are forgotten, so the topic may have gone while this publish waited.
-        return self._topic(Tenant(topic.tenant), topic.name)
+        return self._topic(tenant, topic.name)
 
     def publish_once(
         self, tenant: Tenant, request: PublishRequest, key: str
@@ -267,7 +269,7 @@ class Publishing:
         with self.idempotent.deciding(slot):
             topic = self.topic(tenant, request.topic)
             if self.must_wait(topic):
-                topic = await self.turn(topic)
+                topic = await self.turn(tenant, topic)
             return self.idempotent.remember(slot, request, self.publish(topic, request))
 
     def _delay_s(self, topic: Topic) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
+from clevrd.control.holdings import Holdings
 from clevrd.core.portions import Portions
 from clevrd.core.topic import Topic
 from clevrd.errors import Throttled
@@ -33,10 +34,10 @@ class WaitingPublishes:
     def __init__(self, portions: Portions, loop: asyncio.AbstractEventLoop) -> None:
         self._portions = portions
         self._loop = loop
-        # Publishes that wait, over all portions, and of each that has any, by name; changed by
-        # begin and end alone.
+        # Publishes that wait, over all portions, and of each by its name; changed by begin and end
+        # alone.
         self.count = 0
-        self._by_portion: dict[str, int] = {}
+        self._by_portion: Holdings[str] = Holdings()
         # Topics in which a publish waits for room; changed by for_room and _wake_next alone.
         self.lines: dict[Topic, Line] = {}
 
@@ -50,21 +51,19 @@ class WaitingPublishes:
         """
         weights = self._portions.weights
         portion = weights.portion_of(tenant)
-        own = self._by_portion.get(portion, 0)
+        own = self._by_portion.of(portion)
         if self.count >= MAX_WAITING_PUBLISHES and own >= (
             MAX_WAITING_PUBLISHES * weights.ratio_of(portion)
         ):
             raise Throttled("Too many publishes are waiting for slow readers; retry later.")
         self.count += 1
-        self._by_portion[portion] = own + 1
+        self._by_portion.take(portion)
         return portion
 
     def end(self, portion: str) -> None:
         """Count one waiting publish of ``portion`` less."""
         self.count -= 1
-        self._by_portion[portion] -= 1
-        if not self._by_portion[portion]:
-            del self._by_portion[portion]
+        self._by_portion.give_back(portion)
 
     async def for_room(self, topic: Topic, makes_room: Callable[[Topic], bool]) -> None:
         """Wait until ``topic`` has room and no other publish has waited for it longer."""

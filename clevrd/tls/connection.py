@@ -337,10 +337,15 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
 
     def _take_turn(self) -> None:
         self._awaits_turn = False
-        if self._state == _SHAKES_HANDS:
-            self._shake_hands()
-        if self._state == _IS_OPEN and not self._is_paused and not self._is_closing:
-            self._read()
+        try:
+            if self._state == _SHAKES_HANDS:
+                self._shake_hands()
+            if self._state == _IS_OPEN and not self._is_paused and not self.is_closing():
+                self._read()
+        except BaseException:
+            # The loop aborts a connection whose protocol raises, and hears of this one from nobody.
+            self.abort()
+            raise
         self._follow_reading()
 
     def _follow_reading(self) -> None:

@@ -212,7 +212,10 @@ export class Clevrd {
 			link.renewing = setTimeout(async () => {
 				const old = secret;
 				try {
-					secret = await this.#token.get(stop.signal, old);
+					const got = await this.#token.get(stop.signal, old);
+					// The next connection has a secret of its own by now.
+					if (link.ending) return;
+					secret = got;
 					const isNew = secret.text !== old.text;
 					if (isNew) link.send(json({ type: RENEWAL, token: secret.text, ref: RENEWAL }));
 					renew(link, isNew ? 0 : 1000);
@@ -473,14 +476,22 @@ const credentialOf = (token) => {
 		// Another one than `old`, whose time is nearly over or which was refused.
 		async get(signal, old) {
 			if (kept && kept !== old && Date.now() < kept.renewMs) return kept;
-			asking ??= ask().finally(() => (asking = undefined));
+			if (!asking) {
+				const one = ask().finally(() => asking === one && (asking = undefined));
+				asking = one;
+			}
+			const asked = asking;
 			const ending = within(BEAT_MS, signal);
 			let unlisten;
 			try {
 				return await new Promise((done, fail) => {
-					const give = () => fail(new ClevrdError("The token function did not answer.", { retryable: true }));
+					const give = () => {
+						// Whoever comes next asks again, and not for an answer that may never come.
+						if (!signal?.aborted && asking === asked) asking = undefined;
+						fail(new ClevrdError("The token function did not answer.", { retryable: true }));
+					};
 					unlisten = listen(ending.signal, "abort", give);
-					asking.then(done, fail);
+					asked.then(done, fail);
 					if (ending.signal.aborted) give();
 				});
 			} finally {

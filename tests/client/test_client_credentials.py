@@ -433,3 +433,55 @@ async def test_wait_for_a_renewal() -> None:
     endless = Credential(lambda: KEY)
     await endless.get()
     assert endless.renew_in_s(KEY, 0.0) is None
+
+
+async def test_tasks_that_ask_at_once_share_what_becomes_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A function that fails or hangs is not called once for each of them, one after the other."""
+    monkeypatch.setattr("clevrd.client.credential.TOKEN_TIMEOUT_S", 0.1)
+    calls = 0
+
+    async def hang() -> str:
+        nonlocal calls
+        calls += 1
+        await asyncio.Event().wait()
+        return ""
+
+    credential = Credential(hang)
+    async with asyncio.timeout(5):
+        found = await asyncio.gather(*[credential.get() for _ in range(20)], return_exceptions=True)
+
+    assert {type(each) for each in found} == {NoToken}
+    assert calls == 1
+
+
+async def test_call_ends_when_nobody_waits_for_it_any_more() -> None:
+    """And not before: one of two that leaves takes nothing from the other."""
+    ended = asyncio.Event()
+    release = asyncio.Event()
+
+    async def slow() -> str:
+        try:
+            await release.wait()
+        except asyncio.CancelledError:
+            ended.set()
+            raise
+        return "t1"
+
+    credential = Credential(slow)
+    first, second = (asyncio.ensure_future(credential.get()) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait([first])
+    release.set()
+    assert await second == "t1"
+
+    release.clear()
+    credential.refuse("t1")
+    only = asyncio.ensure_future(credential.get())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    only.cancel()
+    async with asyncio.timeout(5):
+        await ended.wait()

@@ -18,6 +18,7 @@ from clevrd.control.adaptive_throttler import ThrottleSample
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic
 from clevrd.hub import PublishAnswer, Published
+from clevrd.tenants import Tenant
 
 MIB = 1 << 20
 LIMIT = Config().max_message_bytes
@@ -470,7 +471,7 @@ async def test_publisher_that_waits_is_not_read_meanwhile(
     waits = asyncio.Event()
     publish = daemon.hub.publish
 
-    async def publish_later(topic: Topic, request: PublishRequest) -> PublishAnswer:
+    async def publish_later(_: Tenant, topic: Topic, request: PublishRequest) -> PublishAnswer:
         await waits.wait()
         return publish(topic, request)
 

@@ -208,8 +208,8 @@ async def test_waiting_publishes_of_one_tenant_leave_room_for_another(
             await fill(daemon, tenant, 1, 1)
             topic_of(daemon, tenant).throttled_until_s = daemon.hub.now_s() + 60
         turns = [
-            asyncio.ensure_future(daemon.hub.turn(daemon.hub.topic(Tenant(tenant), "t")))
-            for tenant in ["noisy"] * 5 + ["quiet"] * 3
+            asyncio.ensure_future(daemon.hub.turn(tenant, daemon.hub.topic(tenant, "t")))
+            for tenant in map(Tenant, ["noisy"] * 5 + ["quiet"] * 3)
         ]
 
         done = await asyncio.gather(*turns, return_exceptions=True)
@@ -217,7 +217,7 @@ async def test_waiting_publishes_of_one_tenant_leave_room_for_another(
     refused = [isinstance(each, Exception) for each in done]
     assert refused == [False] * 4 + [True] + [False] * 2 + [True]
     assert daemon.hub.waiting_publishes == 0
-    assert daemon.hub.publishing.waiting._by_portion == {}
+    assert len(daemon.hub.publishing.waiting._by_portion) == 0
 
 
 async def test_reader_that_catches_up_does_not_wait_for_those_of_another_tenant() -> None:

@@ -21,6 +21,7 @@ from clevrd.handlers.publish.run import RunPublisher
 from clevrd.hub import Hub, PublishAnswer, Published, Run
 from clevrd.hub.rounds import WRITES_PER_SLICE
 from clevrd.tenants import Tenant
+from clevrd.tenants.tenant import Limits
 
 TENANT = Tenant("acme")
 # A quarter of them may be pending.
@@ -52,7 +53,7 @@ class Crowd:
             data = json.dumps([self.arrived, "x" * size]).encode()
             request = PublishRequest("t", msgspec.Raw(data))
             if self.hub.must_wait(self.topic):
-                later = self.hub.publish_later(self.topic, request)
+                later = self.hub.publish_later(TENANT, self.topic, request)
                 self.tasks.append(asyncio.create_task(later))
             else:
                 self.hub.publish(self.topic, request)
@@ -172,7 +173,7 @@ async def test_publisher_with_more_waits_for_others_and_not_for_the_next_round()
 
     async def publish_twice() -> None:
         for _ in range(2):
-            await hub.turn(topic)
+            await hub.turn(TENANT, topic)
             within_a_round.append(topic in hub.delivery.rounds.running)
             hub.publish(topic, request)
 
@@ -199,3 +200,20 @@ async def test_drain_ends_behind_publishes_that_wait() -> None:
     assert (len(crowd.tasks), crowd.topic.head) == (1, 1)
     await asyncio.gather(*crowd.tasks)
     assert crowd.seen() == [1]
+
+
+async def test_topic_that_was_forgotten_meanwhile_is_made_within_its_tenants_limit() -> None:
+    """The tenant's own limit holds, and not the one of tenants without limits."""
+    config = Config(max_topics_per_tenant=1)
+    hub = Hub(config, asyncio.get_running_loop(), stats=FakeStats())
+    tenant = Tenant("acme", limits=Limits(max_topics=2))
+    for name in ("a", "b"):
+        hub.publish(hub.topic(tenant, name), PublishRequest(name, msgspec.Raw(b"1")))
+    gone = hub.topic(tenant, "a")
+    hub.topics.evict_idle(hub.now_s() + 2 * config.topic_idle_s)
+    hub.publish(hub.topic(tenant, "b"), PublishRequest("b", msgspec.Raw(b"1")))
+
+    topic = await hub.turn(tenant, gone)
+
+    assert topic.name == "a"
+    assert topic is not gone

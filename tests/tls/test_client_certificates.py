@@ -200,3 +200,17 @@ def test_certificate_that_ended_meanwhile_is_refused_on_its_kept_connection() ->
     assert gate.is_void(admitted, gate.generation)
     with pytest.raises(Unauthorized, match="expired"):
         gate.admit_tenant(head)
+
+
+async def test_address_in_a_certificate_matches_however_it_is_written(tmp_path: Path) -> None:
+    """OpenSSL spells an IPv6 address in its own way."""
+    world = World(tmp_path)
+    shown = world.client(sans=("2001:db8::1",))
+    rules = access("required", holder(san="IP:2001:DB8:0::1"))
+
+    assert await world.statuses(rules, shown, ("orders.eu", {})) == [200]
+    assert parse_san("DNS:Web.Example") == "DNS:web.example"
+    with pytest.raises(ValueError, match="does not appear to be"):
+        parse_san("IP:nowhere")
+    with pytest.raises(ValueError, match="ends with a comma"):
+        parse_subject("CN=web,")

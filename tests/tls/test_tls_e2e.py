@@ -28,6 +28,7 @@ from http_wire import get, post, responses, settled
 from tls import Pair, TlsStream, make_pair, tunnel
 from websockets.asyncio.client import connect
 
+from clevrd.cli.command_line import main
 from clevrd.client import Client
 from clevrd.config import Config
 from clevrd.errors import ConfigError
@@ -578,3 +579,71 @@ async def test_ended_connection_lets_go_of_its_session(pair: Pair) -> None:
         finally:
             gc.enable()
         assert sessions == []
+
+
+class Raising(asyncio.Protocol):
+    """An owner that raises when it is given so many reads."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.reads = at, 0
+        self.lost = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        """Count, and raise when it is time."""
+        self.reads += 1
+        if self.reads == self.at:
+            raise RuntimeError("a fault of the owner")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note the end."""
+        self.lost.set()
+
+
+@pytest.mark.parametrize("at", [1, 2])
+async def test_fault_of_the_owner_ends_its_connection(pair: Pair, at: int) -> None:
+    """Also in a later turn, of which the loop knows nothing; and nothing is read after it."""
+    async with secure(pair) as daemon:
+        owners: list[Raising] = []
+
+        def make() -> Raising:
+            owners.append(Raising(at))
+            return owners[-1]
+
+        assert daemon.server._tls is not None
+        daemon.server._tls.make_protocol = make
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        session = pair.client().wrap_bio(incoming, outgoing, server_hostname="localhost")
+        reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+        while True:
+            try:
+                session.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                writer.write(outgoing.read())
+                incoming.write(await reader.read(65_536))
+        for _ in range(400):
+            session.write(b"x")
+        writer.write(outgoing.read())
+
+        async with asyncio.timeout(5):
+            await until(lambda: bool(owners))
+            await owners[0].lost.wait()
+        writer.close()
+
+    assert owners[0].reads == at
+
+
+def test_certificate_that_cannot_be_written_leaves_no_key(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It would be in the way of the next try."""
+    key = tmp_path / "k.pem"
+    wrong = ["cert", "new", "--cert", str(tmp_path / "none" / "c.pem"), "--key", str(key)]
+
+    failed = main(wrong)
+    made = main([*wrong[:3], str(tmp_path / "c.pem"), *wrong[4:]])
+
+    assert (failed, made) == (1, 0)
+    assert "Can't write" in capfd.readouterr().err
+    assert key.stat().st_mode & 0o777 == 0o600

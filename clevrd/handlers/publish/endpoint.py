@@ -58,16 +58,16 @@ class PublishEndpoint:
             return self._once(tenant, publish, idempotency_key(request, publish), warnings)
         topic = self._hub.topic(tenant, publish.topic)
         if self._hub.must_wait(topic):
-            return self._later(topic, publish, warnings)
+            return self._later(tenant, topic, publish, warnings)
         answer = self._hub.publish(topic, publish)
         if isinstance(answer, Published):
             return json_answer(with_warnings(answer, warnings) if warnings else answer)
         return Due(answer, partial(_answer, warnings))
 
     async def _later(
-        self, topic: Topic, publish: PublishRequest, warnings: tuple[str, ...]
+        self, tenant: Tenant, topic: Topic, publish: PublishRequest, warnings: tuple[str, ...]
     ) -> Response | Due[Response]:
-        answer = await self._hub.publish_later(topic, publish)
+        answer = await self._hub.publish_later(tenant, topic, publish)
         if isinstance(answer, Published):
             return _answer(warnings, answer)
         return Due(answer, partial(_answer, warnings))

@@ -111,7 +111,8 @@ class RunPublisher(Generic[RequestT]):
                 self._note(run[0], answer)
                 return 1
             self._hub.check_rate(self._tenant, len(run))
-            topic = await self._hub.turn(self._hub.topic(self._tenant, run[0].topic), len(run))
+            topic = self._hub.topic(self._tenant, run[0].topic)
+            topic = await self._hub.turn(self._tenant, topic, len(run))
         except ClevrdError as error:
             self._refuse(error, items[: len(run)])
         else:
