@@ -8,6 +8,7 @@ listed proxies only. The PROXY protocol is `proxy_protocol`'s.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, NamedTuple
 
@@ -98,6 +99,20 @@ class TrustedProxies:
             if not self.trusts(address):
                 break
         return address
+
+
+# A machine has a few addresses, and to read one takes 4 us.
+@lru_cache(64)
+def is_loopback(address: str) -> bool:
+    """Return whether ``address``, perhaps with a zone, is the loopback interface's; no name is."""
+    try:
+        found = ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
+        # An IPv4 address on a socket that takes both families.
+        found = found.ipv4_mapped
+    return found.is_loopback
 
 
 def address_of(peer: object) -> str:

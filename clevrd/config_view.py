@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 
 from clevrd import __version__
-from clevrd.config import SETTINGS, Config
+from clevrd.config import SETTINGS, Config, Loaded
 from clevrd.core.message_ids import rfc3339
 from clevrd.tenants.settings import Access, Auth, Key, Table, TenantEntry
 
@@ -74,13 +74,17 @@ class ConfigInForce:
         self._loaded_at_s = wall_s()
         self._reloads = 0
 
-    def change(self, access: Access, allowed_origins: str) -> None:
-        """Note that other rules are in force from now on, and what is read again with them."""
+    def change(self, access: Access, loaded: Loaded | None) -> None:
+        """Note that other rules are in force from now on, and the settings read again with them.
+
+        Args:
+            loaded: the configuration that was read again; None where the rules alone are others.
+        """
         self._access = access
-        if allowed_origins != self._config.allowed_origins:
-            # A process keeps its flags and variables, so the file alone can have changed it.
-            self._sources["allowed_origins"] = f"file {self._file}"
-            self._config = msgspec.structs.replace(self._config, allowed_origins=allowed_origins)
+        if loaded is not None:
+            again = {field: getattr(loaded.config, field) for field in RELOADED}
+            self._config = msgspec.structs.replace(self._config, **again)
+            self._sources.update((field, loaded.sources[field]) for field in RELOADED)
         self._loaded_at_s = self._wall_s()
         self._reloads += 1
 

@@ -7,9 +7,9 @@ it says that it came from elsewhere.
 from __future__ import annotations
 
 import socket
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
+from clevrd.client_addresses import is_loopback
 from clevrd.http_values import Request
 
 # Header fields that proxies add, each of which says that somebody else has asked.
@@ -34,7 +34,7 @@ def is_local_peer(peername: object, family: int) -> bool:
         return True
     if not isinstance(peername, tuple) or not peername:
         return False
-    return _is_loopback(str(peername[0]))
+    return is_loopback(str(peername[0]))
 
 
 def is_local(request: Request) -> bool:
@@ -58,21 +58,10 @@ def _is_local_host(host: str) -> bool:
     is_name = not name.replace(".", "").isdigit() and ":" not in name
     if is_name:
         return "." not in name or name.endswith(".localhost")
-    return _is_loopback(name)
+    return is_loopback(name)
 
 
 def _without_port(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
-
-
-def _is_loopback(text: str) -> bool:
-    try:
-        address: IPv4Address | IPv6Address | None = ip_address(text.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        # An IPv4 address on a socket that takes both families.
-        address = address.ipv4_mapped
-    return address is not None and address.is_loopback

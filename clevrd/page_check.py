@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
 
 import msgspec
 
+from clevrd.client_addresses import is_loopback
 from clevrd.http_values import Request, Response
 from clevrd.tenants.origin_rule import DIRECT, OriginRule, Seen
 
@@ -82,14 +81,5 @@ def loopback_port_of(address: object) -> int | None:
     """Return the port of a socket's address on the loopback interface; None for any other one."""
     match address:
         case (str(host), int(port), *_):
-            return port if _is_loopback(host) else None
+            return port if is_loopback(host) else None
     return None
-
-
-# A machine has a few addresses, and to read one takes 4 us.
-@lru_cache(64)
-def _is_loopback(host: str) -> bool:
-    found = ip_address(host.partition("%")[0])
-    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
-    return found.is_loopback

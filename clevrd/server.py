@@ -660,9 +660,9 @@ def check_certificates_are_asked_for(access: Access, tls: TlsSettings) -> None:
             )
 
 
-def _prepare_reload(server: Server, loaded: Loaded) -> Callable[[], None]:
+def _prepare_reload(server: Server, loaded: Loaded, access: Access) -> Callable[[], None]:
     tls = tls_of(loaded)
-    check_certificates_are_asked_for(access_of(loaded), tls)
+    check_certificates_are_asked_for(access, tls)
     return server.prepare_tls(tls)
 
 

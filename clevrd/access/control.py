@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clevrd.admission import Gate
+from clevrd.config import Loaded
 from clevrd.config_view import ConfigInForce
 from clevrd.connections.poll import Polls
 from clevrd.connections.registry import Connections
@@ -60,26 +61,25 @@ class AccessControl:
         self._on_change = on_change
         self._in_force = in_force
 
-    async def apply(self, access: Access, folder: Path, allowed_origins: str | None = None) -> int:
+    async def apply(self, access: Access, folder: Path, loaded: Loaded | None = None) -> int:
         """Put ``access`` into force, and return how many connections were closed for it.
 
         Connections that a page opened stay open where its origin is allowed no more.
 
         Args:
             folder: where the file is that has these rules.
-            allowed_origins: the setting of that name; None leaves it as it is.
+            loaded: the configuration that has them; None leaves all settings as they are.
 
         Raises:
             ConfigError: a file that it names can't be used; the rules in force stay as they are.
         """
-        if allowed_origins is None:
-            allowed_origins = self._allowed_origins
+        allowed_origins = self._allowed_origins if loaded is None else loaded.config.allowed_origins
         allowed = read_allowed_origins(allowed_origins, access.auth.allowed_origins)
         self._authenticator = self._maker.make(access, folder)
         self._origins.change(allowed)
         self._allowed_origins = allowed_origins
         self._gate.change(self._authenticator)
-        self._in_force.change(access, allowed_origins)
+        self._in_force.change(access, loaded)
         self._on_change(access)
         return await self._judge_again()
 

@@ -16,6 +16,7 @@ from clevrd.errors import ConfigError
 from clevrd.metrics.counters import Counters
 from clevrd.scheduling.timers import Tasks
 from clevrd.tenants.from_settings import access_of, folder_of
+from clevrd.tenants.settings import Access
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Reloading:
         access: AccessControl,
         loaded: Loaded,
         load: Callable[[], Loaded],
-        prepare: Callable[[Loaded], Callable[[], None]],
+        prepare: Callable[[Loaded, Access], Callable[[], None]],
         tasks: Tasks,
         counters: Counters,
     ) -> None:
@@ -70,10 +71,9 @@ class Reloading:
         """Put the rules in the file into force, and log each setting that needs a restart."""
         try:
             loaded = self._load()
-            put_into_force = self._prepare(loaded)
-            closed = await self._access.apply(
-                access_of(loaded), folder_of(loaded), loaded.config.allowed_origins
-            )
+            access = access_of(loaded)
+            put_into_force = self._prepare(loaded, access)
+            closed = await self._access.apply(access, folder_of(loaded), loaded)
         except ConfigError as error:
             self._counters.reloads_failed += 1
             for line in str(error).split("\n"):

@@ -12,7 +12,13 @@ from typing import Final, NamedTuple
 
 from clevrd.errors import OriginNotAllowed
 from clevrd.http_values import Request
-from clevrd.tenants.origins import AllowedOrigins, is_led_astray, own_origin, parse_origin
+from clevrd.tenants.origins import (
+    DEFAULT_PORTS,
+    AllowedOrigins,
+    is_led_astray,
+    own_origin,
+    parse_origin,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +44,6 @@ _MAX_AGE: Final = "86400"
 
 _VARY: Final = (("Vary", "Origin"),)
 _READS: Final = ("GET", "HEAD")
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 class Seen(NamedTuple):
@@ -110,7 +115,7 @@ class OriginRule:
         if head.method not in _READS or "upgrade" in head.headers or not _is_astray(head, seen):
             return
         host = head.headers["host"].lower()
-        if not any(self._allowed.allows(f"{scheme}://{host}") for scheme in _DEFAULT_PORTS):
+        if not any(self._allowed.allows(f"{scheme}://{host}") for scheme in DEFAULT_PORTS):
             self._tell("host", host, head)
             raise OriginNotAllowed(
                 "This daemon answers on its own machine's loopback interface to localhost and to"
@@ -202,7 +207,7 @@ class OriginRule:
 def _is_astray(head: Request, seen: Seen) -> bool:
     if seen.loopback_port is None or seen.is_from_proxy:
         return False
-    default_port = _DEFAULT_PORTS[seen.scheme]
+    default_port = DEFAULT_PORTS[seen.scheme]
     return is_led_astray(head.headers.get("host", ""), seen.loopback_port, default_port)
 
 

@@ -17,7 +17,7 @@ from clevrd.errors import ConfigError
 NULL: Final = "null"
 ANY: Final = "*"
 
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 # Letters of a host as browsers send it: lower case, names beyond ASCII as punycode. Nothing else is
 # an origin: no user, no path, no upper case, no empty label.
 _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -109,7 +109,7 @@ def is_led_astray(host_field: str, port: int, default_port: int) -> bool:
 
 
 def _origin(scheme: str, host: str, port: str | None) -> Origin | None:
-    number = int(port) if port else _DEFAULT_PORTS[scheme]
+    number = int(port) if port else DEFAULT_PORTS[scheme]
     return Origin(scheme, host, number) if 0 < number < 65_536 else None
 
 

@@ -14,7 +14,7 @@ from daemons import DaemonProcess, daemon_process, running
 from keys import ADMIN, WEB, access, bearer
 
 from clevrd.cli import main
-from clevrd.config import SETTINGS
+from clevrd.config import SETTINGS, Config, Loaded
 from clevrd.tenants.keys import NewKey, new_key
 
 KEY = new_key()
@@ -53,12 +53,18 @@ async def test_operator_sees_every_setting_and_no_digest(raw_paths: bool) -> Non
 async def test_answer_tells_of_the_rules_that_came_last() -> None:
     """As they are in force, not as they were at the start."""
     async with running(access=access()) as daemon:
-        await daemon.server.access.apply(access("open"), Path(), "https://a.example")
+        now = Config(allowed_origins="https://a.example", tls_cert_file="/b.pem", max_topics=1)
+        sources = {setting.field: "file /c.toml" for setting in SETTINGS}
+        loaded = Loaded(now, sources, [])
+        await daemon.server.access.apply(access("open"), Path(), loaded)
         shown = await daemon.get_json("/config")
 
     assert shown["auth"]["mode"] == "open"
     assert shown["settings"]["allowed_origins"]["value"] == "https://a.example"
     assert shown["settings"]["allowed_origins"]["needs_restart"] is False
+    assert shown["settings"]["allowed_origins"]["source"] == "file /c.toml"
+    assert shown["settings"]["tls_cert_file"]["value"] == "/b.pem"
+    assert shown["settings"]["max_topics"]["value"] == Config().max_topics
     assert shown["reloads"] == 1
 
 

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Generator
-from typing import Protocol
 
-from clevrd.admission import Admitted
+from clevrd.admission import Admitted, Operators
 from clevrd.config_view import ConfigInForce
 from clevrd.http_values import Request, Response, json_view
 from clevrd.scheduling.fair_turns import FairTurns
-
-
-class AdmitsOperators(Protocol):
-    """Knows who operates the daemon."""
-
-    def admit_operator(self, head: Request) -> Admitted:
-        """Return an operator's request; raises ClevrdError for anybody else's."""
 
 
 class ConfigurationEndpoint:
@@ -23,7 +15,7 @@ class ConfigurationEndpoint:
 
     serves_while_draining = True
 
-    def __init__(self, gate: AdmitsOperators, in_force: ConfigInForce, turns: FairTurns) -> None:
+    def __init__(self, gate: Operators, in_force: ConfigInForce, turns: FairTurns) -> None:
         self._gate = gate
         self._in_force = in_force
         self._turns = turns
