@@ -18,6 +18,7 @@ from late_answers import LateAnswers
 
 from clevrd.core.topic import Topic
 from clevrd.scheduling.due_answers import MAX_DUE_ANSWERS
+from clevrd.tenants import Tenant
 
 OK = post('{"topic":"t","data":1}')
 
@@ -235,7 +236,7 @@ async def test_fault_behind_publishes_that_wait_drops_none_of_them(
     async with running() as daemon:
         waits = True
 
-        async def turn(topic: Topic, messages: int = 1) -> Topic:
+        async def turn(tenant: Tenant, topic: Topic, messages: int = 1) -> Topic:
             await until(lambda: not waits)
             return topic
 

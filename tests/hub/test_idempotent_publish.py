@@ -16,6 +16,7 @@ from http_wire import Response, ask, post
 from clevrd.control.adaptive_throttler import ThrottleSample
 from clevrd.core.topic import Topic
 from clevrd.errors import Throttled
+from clevrd.tenants import Tenant
 
 TEXT = 0x1
 
@@ -210,7 +211,7 @@ async def test_failure_of_the_first_is_its_own(
     turn = daemon.hub.publishing.turn
     fails = asyncio.Event()
 
-    async def failing_turn(topic: Topic) -> Topic:
+    async def failing_turn(tenant: Tenant, topic: Topic) -> Topic:
         monkeypatch.setattr(daemon.hub.publishing, "turn", turn)
         await fails.wait()
         raise Throttled("Not now.")
