@@ -149,9 +149,8 @@ def run_answers(
             ids[index],
             offset + index,
             *audience,
-            False,
-            request.ref,
-            request.warnings(),
+            ref=request.ref,
+            warnings=request.warnings(),
         )
         for index, request in enumerate(run)
         if request.ref is not None
