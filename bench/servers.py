@@ -223,9 +223,7 @@ def journal_command(port: int, directory: Path) -> list[str]:
     return [*clevrd_command(port, directory), "--journal", str(directory / "journal")]
 
 
-JOURNAL = Kind(
-    "clevrd, journal", journal_command, options=OURS, version=lambda: clevrd.__version__
-)
+JOURNAL = Kind("clevrd, journal", journal_command, options=OURS, version=lambda: clevrd.__version__)
 FLOOR = Kind(
     "floor",
     floor_command,

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from clevrd.core.circuit_alarms import CircuitAlarms
-from clevrd.core.keepers import Keepers
 from clevrd.core.journal_place import JournalPlace
+from clevrd.core.keepers import Keepers
 from clevrd.core.kept_frames import KeptFrames
 from clevrd.core.newest_by_key import NewestByKey
 from clevrd.core.notices import RETENTION
@@ -113,7 +113,7 @@ class Topic:
         self.epoch = epoch
         # RFC 3339, for people.
         self.created_at = created_at
-        # Where its messages are put in order and kept; None where that is this process's ring alone.
+        # Where its messages are put in order and kept; None for a topic of this process alone.
         self.journal = journal
         # Monotonic; the last publish, join or leave. Idle topics are evicted by it.
         self.last_used_s = now_s

@@ -52,15 +52,15 @@ def with_warnings(answer: Published, warnings: tuple[str, ...]) -> Published:
     return WarnedPublished(**msgspec.structs.asdict(answer), warnings=warnings)
 
 
-# The fields of an answer behind the offset; those that are left out have their defaults.
-Audience = tuple[str, int, int, int] | tuple[str, int, int, int, bool, bool]
+# The fields of an answer to an accepted message, behind the offset.
+Audience = tuple[str, int, int, int, bool, bool]
 
 
 def audience_of(topic: Topic) -> Audience:
-    """Return the topic's part of an answer to an accepted message: all fields behind the offset."""
+    """Return the topic's part of an answer to an accepted message."""
     lagging = len(topic.lagging)
     # The sum is `topic.subscribers` without its calls, since it is needed for each publish.
     subscribers = len(topic.live) + lagging + len(topic.suspended)
     if topic.journal is None:
-        return topic.epoch, subscribers, lagging, topic.slow
+        return topic.epoch, subscribers, lagging, topic.slow, False, False
     return topic.epoch, subscribers, lagging, topic.slow, False, topic.journal.is_durable

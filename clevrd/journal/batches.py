@@ -17,6 +17,7 @@ from clevrd.journal.records import (
     Header,
     Keyed,
     Run,
+    Seen,
     encode_record,
     line_of,
 )
@@ -37,7 +38,16 @@ MakeAnswer = Callable[[Topic, int, Sequence[Stamp], bool], Any]
 class Pending:
     """Messages that one publisher appends to one topic at once, until they have their place."""
 
-    __slots__ = ("answer", "content", "key", "lines", "make_answer", "requests", "size_bytes", "topic")
+    __slots__ = (
+        "answer",
+        "content",
+        "key",
+        "lines",
+        "make_answer",
+        "requests",
+        "size_bytes",
+        "topic",
+    )
 
     def __init__(
         self,
@@ -63,9 +73,11 @@ class Pending:
 class Batch:
     """Publishes that go into one record, and the header's parts that come from them."""
 
-    __slots__ = ("keyed", "lines", "parts", "runs", "size_bytes")
+    __slots__ = ("is_reset", "keyed", "lines", "parts", "runs", "size_bytes")
 
-    def __init__(self, taken: Sequence[Pending]) -> None:
+    def __init__(self, taken: Sequence[Pending], *, is_reset: bool = False) -> None:
+        """Args: is_reset: the record begins a new epoch for all nodes."""
+        self.is_reset = is_reset
         # Publishes by the line at which each begins, topic by topic; of one topic in their order.
         self.parts: dict[int, Pending] = {}
         self.lines: list[bytes] = []
@@ -85,9 +97,21 @@ class Batch:
         self.runs = tuple(runs)
         self.keyed = tuple(keyed)
 
-    def header(self, stamp: str, writer: str, sequence: int, time_us: int) -> Header:
+    def header(
+        self,
+        stamp: str,
+        writer: str,
+        sequence: int,
+        time_us: int,
+        seen: Seen | None,
+        keep_keys_ms: int,
+        max_keys: int,
+    ) -> Header:
         """Return the header of the record that is to be sent now."""
-        return Header(stamp, writer, sequence, time_us, self.runs, self.keyed)
+        return Header(
+            *(stamp, writer, sequence, time_us, self.runs, self.keyed, seen),
+            *(self.is_reset, keep_keys_ms, max_keys),
+        )
 
     def record(self, header: Header) -> bytes:
         """Return the record with ``header``."""

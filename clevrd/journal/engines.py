@@ -1,4 +1,4 @@
-"""Makes the engine that the settings name; each engine's library is imported only where it is used."""
+"""Makes the engine that the settings name; its library is imported here only if it is used."""
 
 from __future__ import annotations
 

@@ -10,20 +10,23 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
-from hashlib import blake2b
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, Protocol, TypeVar
 
 from clevrd.core.journal_place import JournalPlace, TopicStart
 from clevrd.core.message_ids import MessageIds, rfc3339
 from clevrd.core.publish_request import PublishRequest, decode_publish
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest, JournalUnavailable, ShuttingDown
-from clevrd.journal.base import Engine, Fenced, Placed
+from clevrd.journal.base import Checkpoint, Engine, Fenced, Placed
 from clevrd.journal.batches import Batch, MakeAnswer, Pending, Stamp, take_batch
-from clevrd.journal.fold import Fold, Folded, partition_of, topic_epoch
+from clevrd.journal.checkpoints import BadCheckpoint
+from clevrd.journal.fold import Fold, Folded, topic_epoch
+from clevrd.journal.records import content_of, partition_of
 
 log = logging.getLogger(__name__)
+
+StepT = TypeVar("StepT")
 
 # Bytes of messages that may wait for their place in one partition; publishes beyond wait for room.
 MAX_PENDING_BYTES: Final = 8 << 20
@@ -38,6 +41,10 @@ CHECKPOINT_S: Final = 10.0
 CHECKPOINT_RECORDS: Final = 10_000
 # How long a start waits for the end of the log.
 START_S: Final = 600.0
+# A node begins a new epoch for all at most once in so many seconds.
+RESET_EVERY_S: Final = 60.0
+# Topics, or keys, are restored in steps; the loop is given to others after so many.
+STEPS_PER_TURN: Final = 5
 
 
 class Deliverer(Protocol):
@@ -65,7 +72,17 @@ class Topics(Protocol):
 class Figures:
     """Counters of a node; they only rise."""
 
-    __slots__ = ("failed", "fenced", "foreign", "messages", "records", "retries", "unreadable")
+    __slots__ = (
+        "failed",
+        "fenced",
+        "foreign",
+        "messages",
+        "records",
+        "resets",
+        "retries",
+        "rewinds",
+        "unreadable",
+    )
 
     def __init__(self) -> None:
         # Records of this node that came back, and their messages.
@@ -79,6 +96,10 @@ class Figures:
         # Records of foreign producers, and records that could not be read.
         self.foreign = 0
         self.unreadable = 0
+        # Times that the node went back to a checkpoint, since the log had lost what it had read or
+        # was counted otherwise by another node; and epochs that it began for all.
+        self.rewinds = 0
+        self.resets = 0
 
 
 class _Partition:
@@ -89,11 +110,16 @@ class _Partition:
         "come_back",
         "fold",
         "has_pending",
+        "is_contradicted",
+        "must_reset",
+        "needs_whole",
         "number",
         "pending",
         "pending_bytes",
+        "reading",
         "records_at_checkpoint",
         "records_folded",
+        "reset_at_s",
         "sequence",
         "undelivered",
         "waiters",
@@ -115,8 +141,18 @@ class _Partition:
         self.waiters: deque[asyncio.Future[None]] = deque()
         # Topics whose messages are counted and not delivered yet, with the first one's offset.
         self.undelivered: dict[tuple[str, str], int] = {}
+        # The task that reads the log; None before the start.
+        self.reading: asyncio.Task[None] | None = None
         self.records_folded = 0
         self.records_at_checkpoint = 0
+        # The last checkpoint was not taken, so the next one has to be whole.
+        self.needs_whole = False
+        # Another node has counted otherwise, and the log is being read again; and a new epoch is to
+        # begin, since that did not help.
+        self.is_contradicted = False
+        self.must_reset = False
+        # When the node last began a new epoch here, on the loop's clock.
+        self.reset_at_s = -RESET_EVERY_S
 
 
 class Node:
@@ -149,13 +185,16 @@ class Node:
         self._wall_us = wall_us
         self._count_background_error = count_background_error
         self._max_run = max_run
+        self._keep_keys_ms = int(keep_keys_s * 1000)
+        self._max_keys = max_keys
         self.writer = secrets.token_hex(8)
         self.figures = Figures()
         self._spell = MessageIds().spell
         self._is_durable = engine.durability != "os"
         count = engine.partitions
+        # One for each partition of the log.
         self._partitions = [
-            _Partition(number, Fold(number, count, keep_keys_s, max_keys), loop.create_future())
+            _Partition(number, self._new_fold(number), loop.create_future())
             for number in range(count)
         ]
         self._tasks: list[asyncio.Task[None]] = []
@@ -220,7 +259,7 @@ class Node:
         if self._is_sealed:
             raise ShuttingDown
         partition = self._partitions[place.partition]
-        content = "" if key is None else _digest(requests[0])
+        content = "" if key is None else content_of(requests[0])
         answer: asyncio.Future[Any] = self._loop.create_future()
         pending = Pending(topic, requests, make_answer, answer, key, content)
         partition.pending.append(pending)
@@ -232,7 +271,7 @@ class Node:
     @property
     def topics(self) -> int:
         """How many topics the log has messages of."""
-        return sum(len(each.fold) for each in self._partitions)
+        return sum(each.fold.topics for each in self._partitions)
 
     @property
     def is_busy(self) -> bool:
@@ -254,13 +293,13 @@ class Node:
         await self._engine.open()
         try:
             for partition in self._partitions:
-                await self._restore(partition)
-            self._tasks = [self._spawn(self._read(each)) for each in self._partitions]
-            self._tasks += [self._spawn(self._write(each)) for each in self._partitions]
+                await self._go_back(partition)
+            for partition in self._partitions:
+                partition.reading = self._spawn(self._read(partition))
+            self._tasks = [self._spawn(self._write(each)) for each in self._partitions]
             # An empty record begins the log's epoch, if it is new, and shows where the log ends.
-            await asyncio.wait_for(
-                asyncio.gather(*(self._send(each, Batch(())) for each in self._partitions)), START_S
-            )
+            async with asyncio.timeout(START_S):
+                await asyncio.gather(*(self._find_end(each) for each in self._partitions))
         except BaseException:
             await self.crash()
             raise
@@ -290,6 +329,7 @@ class Node:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for partition in self._partitions:
+            await self._stop_reading(partition)
             self._fail_all(partition)
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
@@ -302,13 +342,49 @@ class Node:
             self._count_background_error()
             log.error("journal stopped reason=%r", error, exc_info=error)
 
-    async def _restore(self, partition: _Partition) -> None:
-        """Go on from the newest checkpoint whose record is still what it was."""
-        for checkpoint in await self._engine.load_checkpoints(partition.number):
-            found = await self._engine.digest(partition.number, checkpoint.position)
-            if found == checkpoint.digest:
-                partition.fold.restore(checkpoint)
-                return
+    async def _find_end(self, partition: _Partition) -> None:
+        """Read the partition to its end, and see that messages can be counted from there on."""
+        await self._send(partition, Batch(()))
+        if not partition.fold.is_known:
+            log.warning(
+                "no checkpoint and no beginning of the log partition=%d; a new epoch begins",
+                partition.number,
+            )
+            await self._send(partition, Batch((), is_reset=True))
+
+    async def _go_back(self, partition: _Partition) -> None:
+        """Begin at the newest checkpoint whose record is still what it was, or at the beginning."""
+        number = partition.number
+        is_complete = await self._engine.first(number) <= 1
+        partition.fold = self._new_fold(number, is_complete)
+        for checkpoint in await self._engine.load_checkpoints(number):
+            found = await self._engine.digest(number, checkpoint.position)
+            if checkpoint.position and found != checkpoint.digest:
+                continue
+            try:
+                await self._in_turns(partition.fold.restore(checkpoint))
+            except BadCheckpoint as error:
+                log.warning("checkpoint not used partition=%d reason=%s", number, error)
+                partition.fold = self._new_fold(number, is_complete)
+                continue
+            return
+
+    def _new_fold(self, number: int, is_complete: bool = True) -> Fold:
+        return Fold(
+            number,
+            self._engine.partitions,
+            keeps_topics=self._engine.keeps_topics,
+            is_complete=is_complete,
+        )
+
+    async def _in_turns(self, steps: Iterator[StepT]) -> StepT | None:
+        """Take all ``steps``, a few in a turn of the loop; return what the last one yields."""
+        last: StepT | None = None
+        for count, step in enumerate(steps, 1):
+            last = step
+            if count % STEPS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        return last
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -317,6 +393,9 @@ class Node:
         while True:
             await partition.has_pending.wait()
             partition.has_pending.clear()
+            if not partition.pending:
+                # An empty record confirms foreign records, or begins a new epoch.
+                await self._send(partition, Batch((), is_reset=self._must_reset(partition)))
             while partition.pending:
                 await self._send(partition, take_batch(partition.pending))
 
@@ -331,6 +410,9 @@ class Node:
             batch.fail(error)
             if not batch.lines:
                 raise
+        except asyncio.CancelledError:
+            batch.fail(ShuttingDown())
+            raise
         finally:
             partition.batch = None
             partition.pending_bytes -= batch.size_bytes
@@ -340,16 +422,19 @@ class Node:
         until_s = self._loop.time() + GIVE_UP_S
         wait_s = RETRY_S
         number = partition.number
-        stamp = await self._engine.stamp(number)
+        stamp = await self._stamp(partition)
         record, placed = self._record_of(partition, batch, stamp)
         while True:
             try:
                 await self._engine.append(number, record, stamp, placed)
-                await asyncio.wait_for(asyncio.shield(partition.come_back), GIVE_UP_S)
+                if not partition.come_back.done():
+                    # Not by `wait_for`, which in Python 3.11 can lose a cancellation.
+                    async with asyncio.timeout(GIVE_UP_S):
+                        await asyncio.shield(partition.come_back)
                 return
             except Fenced:
                 self.figures.fenced += 1
-                stamp = await self._engine.stamp(number)
+                stamp = await self._stamp(partition)
                 record, placed = self._record_of(partition, batch, stamp)
             except (JournalUnavailable, TimeoutError) as error:
                 if partition.come_back.done():
@@ -363,12 +448,29 @@ class Node:
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, MAX_RETRY_S)
 
+    async def _stamp(self, partition: _Partition) -> str:
+        """Return the log's stamp; if it is new here, look first whether records are gone."""
+        stamp = await self._engine.stamp(partition.number)
+        if partition.fold.stamp not in ("", stamp):
+            await self._look_for_loss(partition)
+        return stamp
+
     def _record_of(
         self, partition: _Partition, batch: Batch, stamp: str
     ) -> tuple[bytes, Sequence[Placed]]:
         partition.sequence += 1
-        header = batch.header(stamp, self.writer, partition.sequence, self._wall_us())
-        return batch.record(header), partition.fold.plan(header)
+        fold = partition.fold
+        header = batch.header(
+            stamp,
+            self.writer,
+            partition.sequence,
+            fold.time_after(stamp, self._wall_us(), is_reset=batch.is_reset),
+            fold.seen(stamp),
+            self._keep_keys_ms,
+            self._max_keys,
+        )
+        record = batch.record(header)
+        return record, fold.plan(header, len(record) - batch.size_bytes)
 
     def _wake_waiters(self, partition: _Partition) -> None:
         # Whoever is woken appends at once, so one is woken for each record's worth of room.
@@ -381,12 +483,9 @@ class Node:
                 room_bytes -= MAX_PENDING_BYTES // 32
 
     def _fail_all(self, partition: _Partition) -> None:
-        error = ShuttingDown()
-        if partition.batch is not None:
-            partition.batch.fail(error)
         for each in partition.pending:
             if not each.answer.done():
-                each.answer.set_exception(error)
+                each.answer.set_exception(ShuttingDown())
         partition.pending.clear()
 
     # --- reading ---------------------------------------------------------------------------------
@@ -404,9 +503,71 @@ class Node:
                 continue
             wait_s = RETRY_S
             for position, record in records:
-                folded = partition.fold.apply(position, record)
+                fold = partition.fold
+                if fold.has_other_stamp(record) and await self._has_lost_records(partition):
+                    await self._rewind(partition)
+                    break
+                folded = fold.apply(position, record)
                 partition.records_folded += 1
                 await self._take(partition, folded, record)
+                if folded.contradicts and not await self._settle_contradiction(partition):
+                    break
+
+    async def _look_for_loss(self, partition: _Partition) -> None:
+        """Read again if the log has lost what was read: its end may lie before our position.
+
+        Without this the reader would wait behind records that are gone, and leave out those that
+        take their positions.
+        """
+        if await self._has_lost_records(partition):
+            await self._stop_reading(partition)
+            await self._rewind(partition)
+            partition.reading = self._spawn(self._read(partition))
+
+    async def _stop_reading(self, partition: _Partition) -> None:
+        """End the task that reads; a record that is being delivered is read again later."""
+        if partition.reading is not None:
+            partition.reading.cancel()
+            await asyncio.gather(partition.reading, return_exceptions=True)
+
+    async def _has_lost_records(self, partition: _Partition) -> bool:
+        """Whether the log has lost the record that was folded last."""
+        fold = partition.fold
+        if not fold.position:
+            return False
+        return await self._engine.digest(partition.number, fold.position) != fold.digest
+
+    async def _rewind(self, partition: _Partition) -> None:
+        """Read again from a checkpoint of which nothing is lost."""
+        self.figures.rewinds += 1
+        log.warning("the log has lost records; reading again partition=%d", partition.number)
+        await self._go_back(partition)
+
+    async def _settle_contradiction(self, partition: _Partition) -> bool:
+        """Read again where another node has counted otherwise; a second time begin a new epoch.
+
+        Return whether reading goes on where it is.
+        """
+        if not partition.is_contradicted:
+            partition.is_contradicted = True
+            await self._rewind(partition)
+            return False
+        partition.is_contradicted = False
+        partition.must_reset = True
+        partition.has_pending.set()
+        return True
+
+    def _must_reset(self, partition: _Partition) -> bool:
+        now_s = self._loop.time()
+        if not partition.must_reset or now_s - partition.reset_at_s < RESET_EVERY_S:
+            return False
+        partition.must_reset = False
+        partition.reset_at_s = now_s
+        self.figures.resets += 1
+        log.warning(
+            "nodes have counted differently; a new epoch begins partition=%d", partition.number
+        )
+        return True
 
     async def _take(self, partition: _Partition, folded: Folded, record: bytes) -> None:
         """Deliver the messages of a record, and answer its publishers if they are this node's."""
@@ -419,8 +580,15 @@ class Node:
                 folded.bad,
             )
             return
+        if folded.foreign:
+            self.figures.foreign += 1
+            if partition.fold.waiting == 1 and partition.batch is None:
+                # The next record confirms it; without publishers an empty one does.
+                partition.has_pending.set()
         if folded.is_new_epoch:
             self._topics.begin_anew(partition.number)
+        for each in folded.confirmed:
+            await self._deliver_of_others(partition, [each.placed], each.record)
         batch = None
         if folded.writer == self.writer and folded.sequence == partition.sequence:
             batch = partition.batch
@@ -429,8 +597,6 @@ class Node:
         if folded.is_retry:
             return
         if batch is None:
-            if folded.foreign:
-                self.figures.foreign += 1
             await self._deliver_of_others(partition, folded.placed, record)
             return
         self.figures.records += 1
@@ -439,14 +605,17 @@ class Node:
             await self._deliver_own(partition, placed, batch)
         for repeat in folded.repeats:
             part = batch.parts[repeat.line]
-            self._answer(part, repeat.offset, [self._spell(repeat.id_us, repeat.id_us)], True)
-        for line in folded.refused:
-            batch.parts[line.line].answer.set_exception(
-                InvalidRequest(
-                    "The idempotency key was used for another message in this topic;"
-                    " use a new key for each new message."
+            stamps = [self._spell(repeat.id_us, repeat.time_us)]
+            self._answer(part, repeat.offset, stamps, is_repeated=True)
+        for refused in folded.refused:
+            answer = batch.parts[refused.line].answer
+            if not answer.done():
+                answer.set_exception(
+                    InvalidRequest(
+                        "The idempotency key was used for another message in this topic; use a new"
+                        " key for each new message."
+                    )
                 )
-            )
 
     async def _deliver_own(self, partition: _Partition, placed: Placed, batch: Batch) -> None:
         """Deliver messages of this node, whose requests are at hand, and answer them."""
@@ -461,7 +630,7 @@ class Node:
             own = stamps[first : first + count]
             if topic is not None:
                 await self._deliver(partition, topic, placed, offset, part.requests, own)
-            self._answer(part, offset, own, False)
+            self._answer(part, offset, own)
             line += count
 
     async def _deliver_of_others(
@@ -506,12 +675,10 @@ class Node:
     def _stamps_of(self, placed: Placed) -> list[Stamp]:
         spell, time_us, step = self._spell, placed.time_us, placed.id_step
         first = placed.id_us
-        return [
-            spell(id_us, time_us) for id_us in range(first, first + placed.count * step, step)
-        ]
+        return [spell(id_us, time_us) for id_us in range(first, first + placed.count * step, step)]
 
     def _answer(
-        self, part: Pending, offset: int, stamps: Sequence[Stamp], is_repeated: bool
+        self, part: Pending, offset: int, stamps: Sequence[Stamp], *, is_repeated: bool = False
     ) -> None:
         if not part.answer.done():
             part.answer.set_result(part.make_answer(part.topic, offset, stamps, is_repeated))
@@ -532,21 +699,12 @@ class Node:
         if partition.records_folded == partition.records_at_checkpoint:
             return
         partition.records_at_checkpoint = partition.records_folded
-        steps = partition.fold.checkpoint(is_whole=not self._engine.keeps_topics)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                checkpoint = end.value
-                break
-            await asyncio.sleep(0)
-        await self._engine.save_checkpoint(partition.number, checkpoint)
+        is_whole = partition.needs_whole or not self._engine.keeps_topics
+        partition.needs_whole = True
+        checkpoint = await self._in_turns(partition.fold.checkpoint(is_whole=is_whole))
+        if isinstance(checkpoint, Checkpoint):
+            await self._engine.save_checkpoint(partition.number, checkpoint)
+            partition.needs_whole = False
 
     def _partition_of(self, tenant: str, name: str) -> _Partition:
         return self._partitions[partition_of(tenant, name, len(self._partitions))]
-
-
-def _digest(request: PublishRequest) -> str:
-    """Return what tells a message from another one under the same key."""
-    key = b"" if request.key is None else request.key.encode()
-    return blake2b(b"%b\0%b" % (bytes(request.data), key), digest_size=8).hexdigest()

@@ -185,6 +185,11 @@ def _check_header(header: Header, lines_bytes: int) -> None:
         raise BadRecord("a record that names a position which is no number")
 
 
+def partition_of(tenant: str, topic: str, partitions: int) -> int:
+    """Return the number of the partition that has a topic's records, the same on all nodes."""
+    return zlib.crc32(f"{tenant}\0{topic}".encode()) % partitions
+
+
 def digest_of(record: bytes) -> str:
     """Return the CRC-32 of all of ``record``, 8 hexadecimal digits: see `Engine.digest`."""
     return f"{zlib.crc32(record):08x}"

@@ -1,4 +1,4 @@
-"""The table ``[journal]`` of the configuration file, and the setting ``journal`` beside it, checked.
+"""The table ``[journal]`` of the configuration file, and the setting ``journal``, checked.
 
 No file is opened here and no engine is asked.
 """

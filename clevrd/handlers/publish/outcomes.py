@@ -149,8 +149,8 @@ def run_answers(
             ids[index],
             offset + index,
             *audience,
-            ref=request.ref,
-            warnings=request.warnings(),
+            request.ref,
+            request.warnings(),
         )
         for index, request in enumerate(run)
         if request.ref is not None
