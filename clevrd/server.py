@@ -158,7 +158,7 @@ class Server:
             weights=weights_of(access),
             stats=stats,
             wall_ns=wall_ns,
-            engine=engine_of(journal, self._loop, wall_ns) if journal.is_on else None,
+            engine=engine_of(journal, lambda: wall_ns() // 1000) if journal.is_on else None,
             journaled=journal.patterns,
         )
         self.client_addresses = AddressLimit(

@@ -509,7 +509,14 @@ class Node:
                     break
                 folded = fold.apply(position, record)
                 partition.records_folded += 1
-                await self._take(partition, folded, record)
+                try:
+                    await self._take(partition, folded, record)
+                except Exception as error:
+                    # One record's fault must not keep all that follow from their readers.
+                    self._count_background_error()
+                    log.exception("record not delivered position=%d", position)
+                    if partition.batch is not None and not folded.foreign:
+                        partition.batch.fail(error)
                 if folded.contradicts and not await self._settle_contradiction(partition):
                     break
 
