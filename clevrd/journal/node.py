@@ -17,10 +17,17 @@ from clevrd.core.journal_place import JournalPlace, TopicStart
 from clevrd.core.message_ids import MessageIds, rfc3339
 from clevrd.core.publish_request import PublishRequest, decode_publish
 from clevrd.core.topic import Topic
-from clevrd.errors import ClevrdError, InvalidRequest, JournalUnavailable, ShuttingDown
+from clevrd.errors import (
+    ClevrdError,
+    InvalidRequest,
+    JournalFull,
+    JournalUnavailable,
+    ShuttingDown,
+)
 from clevrd.journal.base import Checkpoint, Engine, Fenced, Placed
 from clevrd.journal.batches import Batch, MakeAnswer, Pending, Stamp, take_batch
 from clevrd.journal.checkpoints import BadCheckpoint
+from clevrd.journal.figures import JournalFigures
 from clevrd.journal.fold import Fold, Folded, topic_epoch
 from clevrd.journal.records import content_of, partition_of
 
@@ -41,6 +48,10 @@ CHECKPOINT_S: Final = 10.0
 CHECKPOINT_RECORDS: Final = 10_000
 # How long a start waits for the end of the log.
 START_S: Final = 600.0
+# States of the journal, as its publishers find it.
+OK: Final = "ok"
+FULL: Final = "full"
+UNAVAILABLE: Final = "unavailable"
 # A node begins a new epoch for all at most once in so many seconds.
 RESET_EVERY_S: Final = 60.0
 # Topics, or keys, are restored in steps; the loop is given to others after so many.
@@ -198,6 +209,10 @@ class Node:
             for number in range(count)
         ]
         self._tasks: list[asyncio.Task[None]] = []
+        # What became of the last record that was sent.
+        self._state = OK
+        # When a checkpoint was saved last, on the loop's clock; None before the first.
+        self._checkpoint_saved_s: float | None = None
         # True once no message is accepted any more; set by seal, for good.
         self._is_sealed = False
 
@@ -272,6 +287,34 @@ class Node:
     def topics(self) -> int:
         """How many topics the log has messages of."""
         return sum(each.fold.topics for each in self._partitions)
+
+    def view(self) -> JournalFigures:
+        """Return the figures as they are now."""
+        counted = self.figures
+        saved_s = self._checkpoint_saved_s
+        return JournalFigures(
+            engine=self._engine.name,
+            durability=self._engine.durability,
+            state=self._state,
+            partitions=len(self._partitions),
+            topics=self.topics,
+            records=counted.records,
+            messages=counted.messages,
+            pending_bytes=sum(each.pending_bytes for each in self._partitions),
+            retries=counted.retries,
+            failed=counted.failed,
+            foreign=counted.foreign,
+            unreadable=counted.unreadable,
+            rewinds=counted.rewinds,
+            resets=counted.resets,
+            checkpoint_age_s=None if saved_s is None else self._loop.time() - saved_s,
+            storage=self._engine.storage(),
+        )
+
+    @property
+    def is_well(self) -> bool:
+        """Whether publishes to journaled topics are taken."""
+        return self._state == OK
 
     @property
     def is_busy(self) -> bool:
@@ -405,7 +448,9 @@ class Node:
         partition.come_back = self._loop.create_future()
         try:
             await self._send_until_back(partition, batch)
+            self._note_state(OK)
         except ClevrdError as error:
+            self._note_state(FULL if isinstance(error, JournalFull) else UNAVAILABLE, error)
             self.figures.failed += len(batch.lines)
             batch.fail(error)
             if not batch.lines:
@@ -417,6 +462,14 @@ class Node:
             partition.batch = None
             partition.pending_bytes -= batch.size_bytes
             self._wake_waiters(partition)
+
+    def _note_state(self, state: str, error: Exception | None = None) -> None:
+        if state != self._state:
+            self._state = state
+            if error is None:
+                log.warning("the journal takes messages again")
+            else:
+                log.error("the journal takes no messages state=%s reason=%s", state, error)
 
     async def _send_until_back(self, partition: _Partition, batch: Batch) -> None:
         until_s = self._loop.time() + GIVE_UP_S
@@ -712,6 +765,7 @@ class Node:
         if isinstance(checkpoint, Checkpoint):
             await self._engine.save_checkpoint(partition.number, checkpoint)
             partition.needs_whole = False
+            self._checkpoint_saved_s = self._loop.time()
 
     def _partition_of(self, tenant: str, name: str) -> _Partition:
         return self._partitions[partition_of(tenant, name, len(self._partitions))]
