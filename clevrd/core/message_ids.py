@@ -54,6 +54,16 @@ class MessageIds:
             return self._id_prefix + digits, rfc3339(wall_us)
         return self._id_prefix + digits, f"{self._time_prefix}{digits}Z"
 
+    def spell(self, us: int, wall_us: int) -> tuple[str, str]:
+        """Return (id, timestamp) for a message whose id was given elsewhere.
+
+        Args:
+            us: its id, in microseconds since 1970; ``wall_us`` or later.
+        """
+        # The way by `last_us` keeps `next`, which every publish calls, free of a second call.
+        self._last_us = us - 1
+        return self.next(wall_us)
+
     def _spell_second(self, us: int) -> int:
         """Make the prefixes those of ``us``; return the microseconds beyond its second."""
         second, micro = divmod(us, _SECOND_US)

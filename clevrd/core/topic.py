@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from clevrd.core.circuit_alarms import CircuitAlarms
+from clevrd.core.journal_place import JournalPlace
 from clevrd.core.keepers import Keepers
 from clevrd.core.kept_frames import KeptFrames
 from clevrd.core.newest_by_key import NewestByKey
@@ -67,6 +68,7 @@ class Topic:
         "first",
         "flush_is_scheduled",
         "is_noted",
+        "journal",
         "kept",
         "lagging",
         "last_used_s",
@@ -104,12 +106,15 @@ class Topic:
         created_at: str = "",
         now_s: float = 0.0,
         active: dict[Topic, None] | None = None,
+        journal: JournalPlace | None = None,
     ) -> None:
         self.tenant = tenant
         self.name = name
         self.epoch = epoch
         # RFC 3339, for people.
         self.created_at = created_at
+        # Where its messages are put in order and kept; None for a topic of this process alone.
+        self.journal = journal
         # Monotonic; the last publish, join or leave. Idle topics are evicted by it.
         self.last_used_s = now_s
         # Messages are appended and evicted here, and read by `frames`.

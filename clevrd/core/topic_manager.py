@@ -13,6 +13,7 @@ import msgspec
 
 from clevrd.core.budgets import Pool
 from clevrd.core.busy_topics import BusyTopics
+from clevrd.core.journal_place import JournalPlace, TopicStart
 from clevrd.core.names import check_topic
 from clevrd.core.portions import ONE_PORTION, Portion, Portions, Weights
 from clevrd.core.recent_cache import RecentMessageCache
@@ -144,11 +145,13 @@ class TopicManager:
         created_at: str,
         now_s: float,
         max_topics: int | None = None,
+        start: TopicStart | None = None,
     ) -> Topic:
         """Return the topic, which begins now if it was missing; its first message makes it.
 
         Args:
             max_topics: topics that the tenant may have; None for as many as each tenant may.
+            start: where it goes on, for a topic whose messages a journal keeps.
 
         Raises:
             InvalidRequest: the name can't be a topic's.
@@ -159,12 +162,24 @@ class TopicManager:
             return topic
         check_topic(name)
         self._check_limits(tenant, max_topics)
+        if start is not None:
+            return self._go_on(tenant, name, start, now_s)
         ring = RecentMessageCache(self.limits.ring_messages, self.limits.ring_bytes)
         if (tenant, name) in self._remembered:
             epoch, created_at = self._remembered.pop((tenant, name))
         else:
             epoch = self._new_epoch()
         return self._add(tenant, name, ring, epoch, created_at, now_s)
+
+    def _go_on(self, tenant: str, name: str, start: TopicStart, now_s: float) -> Topic:
+        """Return a topic with an empty ring behind the messages that its journal has."""
+        limits = self.limits
+        ring = RecentMessageCache(limits.ring_messages, limits.ring_bytes, start.head + 1)
+        topic = self._add(tenant, name, ring, start.epoch, start.created_at, now_s, start.place)
+        topic.published = start.head
+        if start.head:
+            self._ring_sizes.add(topic)
+        return topic
 
     def ring_for(self, saved: SavedTopic) -> RecentMessageCache | None:
         """Return an empty ring for what there was of a topic; None once memory is spent."""
@@ -306,7 +321,8 @@ class TopicManager:
                 return
             del self._unmade[topic]
             self._forget(topic)
-            self._remember(topic.tenant, topic.name, topic.epoch, topic.created_at)
+            if topic.journal is None:
+                self._remember(topic.tenant, topic.name, topic.epoch, topic.created_at)
 
     def _remember(self, tenant: str, name: str, epoch: str, created_at: str) -> None:
         self._remembered[tenant, name] = epoch, created_at
@@ -347,6 +363,7 @@ class TopicManager:
         epoch: str,
         created_at: str,
         now_s: float,
+        journal: JournalPlace | None = None,
     ) -> Topic:
         limits = self.limits
         portion = self.portions.of(tenant)
@@ -361,6 +378,7 @@ class TopicManager:
             created_at=created_at,
             now_s=now_s,
             active=self._totals.active,
+            journal=journal,
         )
         self._count_in(portion)
         self._topics[tenant, name] = topic

@@ -15,6 +15,7 @@ from clevrd.config import Config
 from clevrd.control.adaptive_buffer import AdaptiveBufferManager
 from clevrd.core.beginning import Beginning, resolve
 from clevrd.core.circuit import CircuitBudget
+from clevrd.core.journal_place import TopicStart
 from clevrd.core.message import KeyedMessage, Message
 from clevrd.core.notices import Ref, Warnings
 from clevrd.core.publish_request import PublishRequest
@@ -97,6 +98,11 @@ class Delivery:
                 self.rounds.schedule(topic)
             if offset == topic.edge + 1:
                 topic.oldest_pending_ns = self._clock_ns()
+
+    def begin_anew(self, topic: Topic, start: TopicStart) -> None:
+        """TODO: history helper."""
+        topic.epoch, topic.created_at, topic.journal = start.epoch, start.created_at, start.place
+        topic.ring.clear()
 
     def subscribe(
         self,

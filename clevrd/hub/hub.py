@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Final
 
 from clevrd.config import Config
@@ -16,6 +16,7 @@ from clevrd.control.adaptive_throttler import AdaptiveThrottler
 from clevrd.control.rate_limiter import RateLimiter
 from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes
 from clevrd.core.idempotency import RememberedAnswers
+from clevrd.core.patterns import Words
 from clevrd.core.portions import Weights
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.saved_topic import SavedTopic
@@ -26,12 +27,14 @@ from clevrd.errors import ShuttingDown
 from clevrd.hub.control_loops import ControlLoops, Stats
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.drain import Drain
+from clevrd.hub.journaling import Journaling
 from clevrd.hub.memory_shares import OPEN_WEIGHTS, input_bytes, max_keys, topic_limits
 from clevrd.hub.publish_answers import Published
 from clevrd.hub.publishing import Publishing
 from clevrd.hub.stamping import Stamping
 from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.input_budget import InputBudget
+from clevrd.journal.base import Engine
 from clevrd.memory import Memory, find_trim
 from clevrd.metrics.counters import Counters
 from clevrd.metrics.histograms import HistogramView
@@ -82,8 +85,16 @@ class Hub:
         weights: Weights = OPEN_WEIGHTS,
         stats: Stats | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
+        engine: Engine | None = None,
+        journaled: Sequence[Words] = (),
     ) -> None:
-        """Args: weights: how tenants share the memory; `share_out` changes it later."""
+        """Make the hub.
+
+        Args:
+            weights: how tenants share the memory; `share_out` changes it later.
+            engine: keeps the journal; None for none.
+            journaled: patterns of the topics that are journaled.
+        """
         self._loop = loop
         # The configured bound, but never more than the cgroup or the machine has.
         max_memory_bytes = min(config.max_memory_mb << 20, memory_limit_bytes())
@@ -110,6 +121,24 @@ class Hub:
         self._stamping = Stamping(wall_ns)
         waiting = WaitingPublishes(self.topics.portions, loop)
         self.delivery = Delivery(config, self.topics, self.buffers, waiting, self.counters, loop)
+        # Messages that one run may have. A run fits into the quarter of the ring that may be
+        # pending.
+        self.max_run = min(MAX_RUN, self.delivery.rounds.max_pending)
+        # None without a journal.
+        self.journal: Journaling | None = None
+        if engine is not None:
+            self.journal = Journaling(
+                engine,
+                journaled,
+                self.topics,
+                self.delivery,
+                waiting,
+                loop,
+                self._stamping.wall_us,
+                self.counters.count_background_error,
+                max_run=self.max_run,
+                keep_keys_s=config.idempotency_s,
+            )
         self.publishing = Publishing(
             self.topics,
             self._stamping,
@@ -120,8 +149,9 @@ class Hub:
             self.answers,
             self.counters,
             loop,
+            self.journal,
         )
-        self._drain = Drain(waiting, self.delivery, loop)
+        self._drain = Drain(waiting, self.delivery, loop, self._is_journal_busy)
         self._readers = self.delivery.readers
         self._control_loops = ControlLoops(
             self.throttler,
@@ -131,9 +161,6 @@ class Hub:
             self._readers,
             loop,
         )
-        # Messages that one run may have. A run fits into the quarter of the ring that may be
-        # pending.
-        self.max_run = min(MAX_RUN, self.delivery.rounds.max_pending)
         # Not by the loop's clock, which counts milliseconds and stands still within a turn.
         self._loop_lag = LoopLag(self.counters.loop_lag_s.record, time.monotonic)
         self._timers = Timers(loop, self.counters.count_background_error)
@@ -283,6 +310,11 @@ class Hub:
     def seal(self) -> None:
         """Append no message from here on: publishes that the shutdown cut off fail."""
         self._stamping.seal()
+        if self.journal is not None:
+            self.journal.node.seal()
+
+    def _is_journal_busy(self) -> bool:
+        return self.journal is not None and self.journal.node.is_busy
 
     def saved(self) -> list[tuple[SavedTopic, RecentMessageCache]]:
         """Return each topic's position and its ring, the last used first; call `seal` before."""
