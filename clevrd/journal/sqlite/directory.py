@@ -45,10 +45,10 @@ _ADVICE: Final = {
 
 
 class Meta(msgspec.Struct, frozen=True):
-    """What a journal says of itself, in the file META."""
+    """A journal's description of itself, in the file META."""
 
     format: int
-    # What accepts records now: random hexadecimal digits.
+    # The stamp with which records are accepted now: random hexadecimal digits.
     stamp: str
     # The machine's start during which the journal was opened last; empty where the system does not
     # tell.

@@ -311,7 +311,7 @@ class SqliteEngine:
             connection.close()
             segment.is_final = not has_wal(segment.path)
         except apsw.Error as error:
-            # What it has is in its WAL, where readers find it.
+            # Its records are in its WAL, where readers find it.
             self._tell_error(words_of(error))
             if connection is not None:
                 with suppress(apsw.Error):

@@ -9,9 +9,9 @@ TIME_BITS: Final = 41
 
 
 class SqliteFigures:
-    """What the engine has done and found; changed by the loop alone, so it is read without a lock.
+    """Counters of what the engine has done and found.
 
-    The counters only rise.
+    The loop alone changes them, so that they are read without a lock. The counters only rise.
     """
 
     __slots__ = (
@@ -52,7 +52,7 @@ class SqliteFigures:
         self.new_stamps = 0
         self.checkpoints = 0
         self.removed_segments = 0
-        # What went wrong last, in a few words; empty while all is well.
+        # The last thing that went wrong, in a few words; empty while all is well.
         self.last_error = ""
 
     def note_commit(self, records: int, took_ns: int) -> None:

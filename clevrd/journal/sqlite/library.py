@@ -31,7 +31,7 @@ _FLUSHES: Final = frozenset(
 
 
 class Fault(enum.Enum):
-    """What an error of SQLite's means to the journal."""
+    """The meaning of an error of SQLite's to the journal."""
 
     # There is no room; the transaction was undone.
     FULL = enum.auto()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+from itertools import pairwise
 from typing import Final
 
 import apsw
 import msgspec
 
 from clevrd.errors import JournalUnavailable
+from clevrd.journal.records import digest_of
 from clevrd.journal.sqlite.directory import FORMAT, JournalDirectory, Meta, boot_id, segment_name
 from clevrd.journal.sqlite.heads import BadCheckpoint, CheckpointFile
 from clevrd.journal.sqlite.library import (
@@ -27,7 +29,6 @@ from clevrd.journal.sqlite.library import (
 from clevrd.journal.sqlite.segments import (
     BadSegment,
     Segment,
-    digest_of,
     has_wal,
     note_bounds,
     read_info,
@@ -46,7 +47,7 @@ _LAST_RECORDS: Final = (
 
 
 class Opened(msgspec.Struct):
-    """What was found."""
+    """The journal as it was found."""
 
     segments: list[Segment]
     # Why the log can't go on with its stamp; empty if it can, and for a new journal.
@@ -158,6 +159,9 @@ class _Opening:
             else:
                 segment.is_final = is_final
                 found.append(segment)
+        for older, newer in pairwise(found):
+            # Records of a commit that failed may be there, and no publisher was told that they are.
+            older.last_position = min(older.last_position, newer.info.after_position)
         return found
 
     def _refuse_later_format(self, error: BadSegment, path: str) -> None:

@@ -17,11 +17,11 @@ import apsw
 import msgspec
 
 from clevrd.journal.base import Extent, StoredMessage
+from clevrd.journal.records import digest_of
 from clevrd.journal.sqlite.library import Fault, fault_of, open_to_read, words_of
 from clevrd.journal.sqlite.segments import (
     Catalog,
     Segment,
-    digest_of,
     names_crc,
     record_crc,
     run_crc,
@@ -38,7 +38,8 @@ SLICE_RECORDS: Final = 4_096
 SLICE_BYTES: Final = 4 << 20
 
 _RECORDS: Final = (
-    "SELECT position, time_us, crc, record FROM records WHERE position > ? ORDER BY position"
+    "SELECT position, time_us, crc, record FROM records"
+    " WHERE position > ? AND position <= ? ORDER BY position"
 )
 _RECORD: Final = "SELECT time_us, crc, record FROM records WHERE position = ?"
 _TOPIC: Final = "SELECT id FROM topics WHERE partition_epoch = ? AND tenant = ? AND topic = ?"
@@ -46,13 +47,14 @@ _TOPIC: Final = "SELECT id FROM topics WHERE partition_epoch = ? AND tenant = ? 
 _RUN: Final = (
     "SELECT r.first, r.count, r.position, r.at_bytes, r.size_bytes, r.skip, r.id_us, r.id_step,"
     " r.crc, k.time_us, substr(k.record, r.at_bytes + 1, r.size_bytes)"
-    " FROM runs r LEFT JOIN records k ON k.position = r.position WHERE r.topic_id = ?"
+    " FROM runs r LEFT JOIN records k ON k.position = r.position WHERE r.topic_id = ?1"
+    " AND r.position <= ?3"
 )
-_RUNS_FROM: Final = f"{_RUN} AND r.first >= ? ORDER BY r.first"
-_RUN_AT: Final = f"{_RUN} AND r.first <= ? ORDER BY r.first DESC LIMIT 1"
-_RUNS_BACK: Final = f"{_RUN} AND r.first <= ? ORDER BY r.first DESC"
+_RUNS_FROM: Final = f"{_RUN} AND r.first >= ?2 ORDER BY r.first"
+_RUNS_BACK: Final = f"{_RUN} AND r.first <= ?2 ORDER BY r.first DESC"
 _FIRST_AT: Final = (
-    "SELECT first, id_us FROM runs WHERE topic_id = ? AND first <= ? ORDER BY first DESC LIMIT 1"
+    "SELECT first, id_us FROM runs WHERE topic_id = ?1 AND first <= ?2 AND position <= ?3"
+    " ORDER BY first DESC LIMIT 1"
 )
 _LARGEST: Final = 2**63 - 1
 
@@ -87,7 +89,7 @@ class Run(msgspec.Struct, frozen=True, gc=False):
 
 
 class Span(msgspec.Struct, frozen=True, gc=False):
-    """What one segment has of a topic."""
+    """The part of a topic's history that one segment has."""
 
     segment: Segment
     topic_id: int
@@ -151,7 +153,9 @@ class SegmentReaders:
         size_bytes, is_damaged = 0, False
         try:
             with self._reading(segment) as connection:
-                for position, time_us, crc, record in connection.execute(_RECORDS, (after,)):
+                for position, time_us, crc, record in connection.execute(
+                    _RECORDS, (after, segment.last_position)
+                ):
                     if record_crc(position, time_us, record) != crc:
                         is_damaged = True
                         self._report(segment, f"the record at position {position}")
@@ -291,7 +295,7 @@ class SegmentReaders:
     ) -> Run | None:
         """Return the first run of ``query`` that is what was written."""
         crc = names_crc(*names)
-        for row in connection.execute(query, (topic_id, offset)):
+        for row in connection.execute(query, (topic_id, offset, segment.last_position)):
             run = self._checked(segment, crc, row)
             if run is not None:
                 return run
@@ -300,7 +304,9 @@ class SegmentReaders:
     def _runs(self, span: Span, names: Names, after: int) -> Iterator[Run]:
         """Yield the runs of a segment that have messages behind offset ``after``."""
         with self._reading_runs(span.segment) as connection:
-            row = connection.execute(_FIRST_AT, (span.topic_id, after + 1)).fetchone()
+            row = connection.execute(
+                _FIRST_AT, (span.topic_id, after + 1, span.segment.last_position)
+            ).fetchone()
             begin = 0 if row is None else row[0]
             yield from self._all(span, names, connection, _RUNS_FROM, begin)
 
@@ -312,8 +318,8 @@ class SegmentReaders:
     def _all(
         self, span: Span, names: Names, connection: apsw.Connection, query: str, offset: int
     ) -> Iterator[Run]:
-        crc = names_crc(*names)
-        for row in connection.execute(query, (span.topic_id, offset)):
+        crc, last_position = names_crc(*names), span.segment.last_position
+        for row in connection.execute(query, (span.topic_id, offset, last_position)):
             run = self._checked(span.segment, crc, row)
             if run is not None:
                 yield run
@@ -324,7 +330,9 @@ class SegmentReaders:
         with self._reading_runs(span.segment) as connection:
             while low <= high:
                 middle = (low + high) // 2
-                row = connection.execute(_FIRST_AT, (span.topic_id, middle)).fetchone()
+                row = connection.execute(
+                    _FIRST_AT, (span.topic_id, middle, span.segment.last_position)
+                ).fetchone()
                 if row is None:
                     low = middle + 1
                 elif row[1] < id_us:

@@ -57,7 +57,7 @@ _RUN_KEY: Final = struct.Struct("<9q")
 
 
 class SegmentInfo(msgspec.Struct, frozen=True):
-    """What a segment says of itself; written when it is made, and never changed."""
+    """A segment's description of itself; written when it is made, and never changed."""
 
     format: int
     number: int
@@ -100,7 +100,7 @@ class Segment:
     def __init__(self, path: str, info: SegmentInfo) -> None:
         self.path = path
         self.info = info
-        # Its newest record; one before its first while it has none.
+        # Its newest record that was committed; one before its first while it has none.
         self.last_position = info.after_position
         # Its records' times, microseconds since 1970; 0 without a record.
         self.oldest_us = 0
@@ -273,8 +273,3 @@ def run_crc(names: int, row: tuple[int, ...], time_us: int, lines: bytes | memor
         lines: of ``size_bytes`` at ``at_bytes`` in the record.
     """
     return zlib.crc32(lines, zlib.crc32(_RUN_KEY.pack(*row, time_us), names))
-
-
-def digest_of(record: bytes) -> str:
-    """Return a record's CRC-32 as 8 hexadecimal digits."""
-    return f"{zlib.crc32(record):08x}"

@@ -1,4 +1,4 @@
-"""What an operator may choose of the SQLite engine."""
+"""Settings of the SQLite engine."""
 
 from __future__ import annotations
 

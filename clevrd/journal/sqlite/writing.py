@@ -18,6 +18,7 @@ import apsw
 
 from clevrd.errors import JournalFull, JournalUnavailable
 from clevrd.journal.base import Fenced, Placed
+from clevrd.journal.records import digest_of
 from clevrd.journal.sqlite.directory import FORMAT, JournalDirectory, Meta, boot_id, new_stamp
 from clevrd.journal.sqlite.library import (
     Fault,
@@ -31,7 +32,6 @@ from clevrd.journal.sqlite.library import (
 from clevrd.journal.sqlite.segments import (
     Catalog,
     Segment,
-    digest_of,
     make_segment,
     names_crc,
     record_crc,
@@ -79,7 +79,7 @@ class Append:
 
 
 class Commit:
-    """What became of appends that were looked at together."""
+    """Appends that were looked at together, when it is known what became of them."""
 
     __slots__ = ("appends", "took_ns")
 
@@ -126,7 +126,7 @@ class Writer:
         # Appends, things to do, and None as the last one.
         self._queue: SimpleQueue[Append | Callable[[], None] | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name="clevrd-journal-writer", daemon=True)
-        # What accepts records now.
+        # The stamp with which records are accepted now.
         self.stamp = ""
         # True while there is no segment that takes records.
         self.is_down = True
@@ -327,7 +327,7 @@ class Writer:
         try:
             self._commit(self._connection, taken)
         except Exception as error:
-            refusal = self._after(error, taken)
+            refusal = self._after(error)
             for append in taken:
                 append.error = refusal
             return Commit(appends, 0)
@@ -399,7 +399,7 @@ class Writer:
         found = self._topics[topic] = (topic_id, names_crc(*topic))
         return found
 
-    def _after(self, error: Exception, appends: list[Append]) -> Exception:
+    def _after(self, error: Exception) -> Exception:
         """Undo a commit that failed, or leave the segment; return what the publishers are told."""
         connection = self._connection
         self._note_error(words_of(error))
@@ -415,8 +415,8 @@ class Writer:
         if not isinstance(error, apsw.Error) and connection is not None and _is_undone(connection):
             # A record that can't be written at all, such as one with a number of 65 bits.
             return error
-        # The positions may be in the file, so they are not used again.
-        self._next += len(appends)
+        # The records may be in the file all the same. Their positions are used again, in the next
+        # segment, and readers look for nothing in this one behind the last record that is known.
         self.renew(words_of(error))
         return JournalUnavailable(
             "The journal could not be written, so the message may be lost; send it again."
