@@ -21,6 +21,7 @@ import apsw
 
 from clevrd.errors import JournalFull, JournalUnavailable
 from clevrd.journal.base import Checkpoint, Extent, Fenced, Placed, StoredMessage
+from clevrd.journal.figures import JournalStorage
 from clevrd.journal.sqlite.directory import JournalDirectory
 from clevrd.journal.sqlite.figures import SqliteFigures
 from clevrd.journal.sqlite.heads import BadCheckpoint, CheckpointFile
@@ -37,6 +38,7 @@ from clevrd.journal.sqlite.retention import segments_to_remove
 from clevrd.journal.sqlite.segments import Catalog, Segment, has_wal
 from clevrd.journal.sqlite.settings import SqliteSettings
 from clevrd.journal.sqlite.writing import Append, Commit, Writer
+from clevrd.metrics.histograms import times_view
 
 log = logging.getLogger(__name__)
 
@@ -194,6 +196,20 @@ class SqliteEngine:
         await self._keep(self._checkpoint.save, checkpoint)
         self.figures.checkpoints += 1
         self._look_over_soon()
+
+    def storage(self) -> JournalStorage:
+        """Return the figures of its files."""
+        counted = self.figures
+        return JournalStorage(
+            files=counted.segments,
+            size_bytes=counted.size_bytes,
+            oldest_at_s=counted.oldest_us / 1e6,
+            commits=counted.commits,
+            commit_s=times_view(counted.times, counted.commit_ns),
+            damaged=counted.damaged,
+            new_stamps=counted.new_stamps,
+            last_error=counted.last_error,
+        )
 
     async def close(self) -> None:
         """Finish what was begun, and close; a second call does nothing."""
