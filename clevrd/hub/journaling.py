@@ -44,7 +44,7 @@ class Journaling:
         self._topics = topics
         self._delivery = delivery
         self._waiting = waiting
-        self.deliver = delivery.deliver
+        self.deliver, self.makes_room = delivery.deliver, delivery.makes_room
         self.engine = engine
         self.node = Node(
             engine,
@@ -85,5 +85,4 @@ class Journaling:
 
     async def room(self, topic: Topic) -> None:
         """Wait until ``topic`` takes another run of messages."""
-        if not self._delivery.makes_room(topic):
-            await self._waiting.for_room(topic, self._delivery.makes_room)
+        await self._waiting.for_room(topic, self.makes_room)

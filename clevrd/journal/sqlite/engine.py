@@ -385,6 +385,11 @@ class SqliteEngine:
 
     def _note_commit(self, commit: Commit) -> None:
         figures = self.figures
+        # Readers are woken first: a node that has read its record need not wait for it any more.
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
         taken = 0
         for append in commit.appends:
             if append.error is None:
@@ -407,12 +412,6 @@ class SqliteEngine:
         figures.last_error = ""
         while self._tail_bytes > TAIL_BYTES and len(self._tail) > 1:
             self._drop_oldest()
-        waiting = self._waiting
-        if waiting:
-            self._waiting = []
-            for waiter in waiting:
-                if not waiter.done():
-                    waiter.set_result(None)
 
     def _note_files(self, segments: int, size_bytes: int, oldest_us: int, removed: int) -> None:
         figures = self.figures
