@@ -62,7 +62,6 @@ async def test_every_way_to_publish_is_durable_and_in_order(tmp_path: Path) -> N
                 answers.append(json.loads(await socket.recv()))
             protocol = [Subprotocol("clevrd.v1")]
             async with connect(f"{daemon.ws_url}/ws", subprotocols=protocol) as commands:
-                await commands.recv()
                 await commands.send('{"type":"publish","topic":"t","data":8,"ref":2}')
                 answers.append(json.loads(await commands.recv()))
             answers.append(await daemon.publish("t", 9, **{"Idempotency-Key": "k"}))
