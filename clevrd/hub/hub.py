@@ -26,12 +26,15 @@ from clevrd.errors import ShuttingDown
 from clevrd.hub.control_loops import ControlLoops, Stats
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.drain import Drain
+from clevrd.hub.history_pages import MAX_PAGE_BYTES
+from clevrd.hub.history_readers import HistoryReaders
 from clevrd.hub.memory_shares import OPEN_WEIGHTS, input_bytes, max_keys, topic_limits
 from clevrd.hub.publish_answers import Published
 from clevrd.hub.publishing import Publishing
 from clevrd.hub.stamping import Stamping
 from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.input_budget import InputBudget
+from clevrd.journal.base import History
 from clevrd.memory import Memory, find_trim
 from clevrd.metrics.counters import Counters
 from clevrd.metrics.histograms import HistogramView
@@ -69,6 +72,10 @@ _BUCKETS_PER_SWEEP: Final = 1_000
 # How often answers whose time is up are forgotten, and how many at most: 2.6 us each.
 KEY_SWEEP_S: Final = 1.0
 _KEYS_PER_SWEEP: Final = 1_000
+
+
+# Share of the memory bound for pages of histories: 16 MB where the bound is 1 GB.
+_PAGES_SHARE: Final = 1 / 64
 
 
 class Hub:
@@ -161,6 +168,9 @@ class Hub:
         self.patterns = delivery.patterns
         self.subscribe = delivery.subscribe
         self.serve = delivery.serve
+        self.in_history = delivery.in_history
+        self.older = delivery.older
+        self.begin_anew = delivery.begin_anew
         self.unsubscribe = delivery.readers.leave
         self.paused = delivery.readers.pause
         self.resumed = delivery.readers.resume
@@ -174,6 +184,14 @@ class Hub:
         """Raise ShuttingDown once the drain has begun; requests begun before it are finished."""
         if self.is_draining:
             raise ShuttingDown
+
+    def keep_history(self, source: History) -> None:
+        """Let subscribers reach beyond the rings, into ``source``."""
+        max_bytes = max(MAX_PAGE_BYTES, int(self.topics.limits.max_memory_bytes * _PAGES_SHARE))
+        count_error = self.counters.count_background_error
+        self.delivery.keep_history(
+            HistoryReaders(source, max_bytes, self._readers, self._loop, count_error)
+        )
 
     def share_out(self, weights: Weights) -> None:
         """Let tenants share the memory by other ``weights`` from now on; nobody loses anything now.
@@ -199,6 +217,11 @@ class Hub:
     def open_circuits(self) -> int:
         """Readers that are suspended because their circuit is open."""
         return len(self._readers.suspended)
+
+    @property
+    def reading_history(self) -> int:
+        """Readers whose next message lies before their topic's ring."""
+        return 0 if self.delivery.history is None else len(self.delivery.history)
 
     @property
     def waiting_publishes(self) -> int:
@@ -246,6 +269,8 @@ class Hub:
         """Stop the timers, and disconnect no reader for an open circuit after this."""
         self._timers.stop()
         self.delivery.circuits.stop()
+        if self.delivery.history is not None:
+            self.delivery.history.stop()
 
     def evict_idle_topics(self) -> None:
         """Forget topics that had no reader and no publish for `topic_idle_s`."""
