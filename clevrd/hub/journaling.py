@@ -11,7 +11,7 @@ from typing import Final
 
 from clevrd.core.journal_place import TopicStart
 from clevrd.core.patterns import Words, matches
-from clevrd.core.topic import Topic
+from clevrd.core.topic import Topic, TopicHistory
 from clevrd.core.topic_manager import TopicManager
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.waiting_publishes import WaitingPublishes
@@ -81,7 +81,12 @@ class Journaling:
         for topic in list(self._topics):
             place = topic.journal
             if place is not None and place.partition == partition:
-                self._delivery.begin_anew(topic, self.node.start_of(topic.tenant, topic.name))
+                start = self.node.start_of(topic.tenant, topic.name)
+                history = TopicHistory(
+                    start.place.partition_epoch, start.head, is_kept=start.place.has_history
+                )
+                begun = self._delivery.begin_anew(topic, start.epoch, start.created_at, history)
+                begun.journal = start.place
 
     async def room(self, topic: Topic) -> None:
         """Wait until ``topic`` takes another run of messages."""

@@ -154,6 +154,9 @@ class Engine(Protocol):
         others forget the oldest of more than five.
         """
 
+    def history(self) -> History | None:
+        """Return the history that it keeps by topic and offset; None if it keeps none."""
+
     def storage(self) -> JournalStorage | None:
         """Return the figures of its files; None if it keeps none of its own."""
 

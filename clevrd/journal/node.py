@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, TypeVar
 from clevrd.core.journal_place import JournalPlace, TopicStart
 from clevrd.core.message_ids import MessageIds, rfc3339
 from clevrd.core.publish_request import PublishRequest, decode_publish
-from clevrd.core.topic import Topic
+from clevrd.core.topic import Topic, newest_epoch_of
 from clevrd.errors import (
     ClevrdError,
     InvalidRequest,
@@ -217,6 +217,7 @@ class Node:
         self.figures = Figures()
         self._spell = MessageIds().spell
         self._is_durable = engine.durability != "os"
+        self._has_history = engine.history() is not None
         count = engine.partitions
         # One for each partition of the log.
         self._partitions = [
@@ -241,7 +242,7 @@ class Node:
             topic_epoch(fold.epoch, tenant, name),
             rfc3339(fold.epoch_began_us),
             fold.head(tenant, name),
-            JournalPlace(partition.number, fold.epoch, self._is_durable),
+            JournalPlace(partition.number, fold.epoch, self._is_durable, self._has_history),
         )
 
     def has_room(self, place: JournalPlace) -> bool:
@@ -771,7 +772,8 @@ class Node:
         self, part: Pending, offset: int, stamps: Sequence[Stamp], *, is_repeated: bool = False
     ) -> None:
         if not part.answer.done():
-            part.answer.set_result(part.make_answer(part.topic, offset, stamps, is_repeated))
+            topic = newest_epoch_of(part.topic)
+            part.answer.set_result(part.make_answer(topic, offset, stamps, is_repeated))
 
     # --- checkpoints -----------------------------------------------------------------------------
 

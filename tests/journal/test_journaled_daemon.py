@@ -15,6 +15,7 @@ from clients import publishing
 from daemons import ROOT, Daemon, daemon_process, running, until
 from websockets import Subprotocol
 from websockets.asyncio.client import connect
+from websockets.sync.client import connect as sync_connect
 
 from clevrd.cli.command_line import main
 from clevrd.errors import ConfigError
@@ -116,8 +117,10 @@ def test_second_daemon_on_one_journal_refuses_to_start(tmp_path: Path) -> None:
     """It says in one line whose the journal is, and ends with the code for a start that failed."""
     with daemon_process(CLEVRD_JOURNAL=journal_at(tmp_path)) as daemon:
         second = subprocess.run(
-            [sys.executable, "-m", "clevrd", "serve", "--address", "127.0.0.1:0"]
-            + ["--journal", journal_at(tmp_path)],
+            [
+                *(sys.executable, "-m", "clevrd", "serve"),
+                *("--address", "127.0.0.1:0", "--journal", journal_at(tmp_path)),
+            ],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -132,7 +135,7 @@ def test_second_daemon_on_one_journal_refuses_to_start(tmp_path: Path) -> None:
     assert answer["offset"] == 1
 
 
-async def test_reader_resumes_by_position_over_a_kill(tmp_path: Path) -> None:
+def test_reader_resumes_by_position_over_a_kill(tmp_path: Path) -> None:
     """What was published while it was away comes from the journal, and it is recovered."""
     with daemon_process(CLEVRD_JOURNAL=journal_at(tmp_path)) as daemon:
         answers = [published(daemon.port, number) for number in range(20)]
@@ -140,11 +143,10 @@ async def test_reader_resumes_by_position_over_a_kill(tmp_path: Path) -> None:
         daemon.process.wait(5)
     with daemon_process(CLEVRD_JOURNAL=journal_at(tmp_path)) as daemon:
         published(daemon.port, 20)
-        epoch = answers[0]["epoch"]
-        query = f"topic=t&control=1&offset=5&epoch={epoch}"
-        async with connect(f"{daemon.ws_url}/subscribe?{query}") as reader:
-            greeting = json.loads(await reader.recv())
-            received = [json.loads(await reader.recv()) for _ in range(16)]
+        query = f"topic=t&control=1&offset=5&epoch={answers[0]['epoch']}"
+        with sync_connect(f"{daemon.ws_url}/subscribe?{query}") as reader:
+            greeting = json.loads(reader.recv(20))
+            received = [json.loads(reader.recv(20)) for _ in range(16)]
 
     assert (greeting["type"], greeting["offset"], greeting["recovered"]) == ("subscribed", 5, True)
     assert [each["offset"] for each in received] == list(range(6, 22))
@@ -154,11 +156,10 @@ async def test_reader_resumes_by_position_over_a_kill(tmp_path: Path) -> None:
 async def test_stop_keeps_messages_that_were_on_their_way(tmp_path: Path) -> None:
     """Publishes that a stop meets are answered before the daemon ends, and are there afterwards."""
     journal = journal_at(tmp_path)
-    async with running(journal=journal) as daemon:
-        async with publishing(daemon.port) as publisher:
-            sending = asyncio.ensure_future(publisher.send("t", 200))
-            await until(lambda: is_busy(daemon) or sending.done())
-            await asyncio.gather(sending, daemon.server.stop())
+    async with running(journal=journal) as daemon, publishing(daemon.port) as publisher:
+        sending = asyncio.ensure_future(publisher.send("t", 200))
+        await until(lambda: is_busy(daemon) or sending.done())
+        await asyncio.gather(sending, daemon.server.stop())
     async with running(journal=journal) as daemon:
         after = await daemon.publish("t", 2)
 

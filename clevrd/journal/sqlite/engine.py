@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 import apsw
 
 from clevrd.errors import JournalFull, JournalUnavailable
-from clevrd.journal.base import Checkpoint, Extent, Fenced, Placed, StoredMessage
+from clevrd.journal.base import Checkpoint, Extent, Fenced, History, Placed, StoredMessage
 from clevrd.journal.figures import JournalStorage
 from clevrd.journal.sqlite.directory import JournalDirectory
 from clevrd.journal.sqlite.figures import SqliteFigures
@@ -196,6 +196,10 @@ class SqliteEngine:
         await self._keep(self._checkpoint.save, checkpoint)
         self.figures.checkpoints += 1
         self._look_over_soon()
+
+    def history(self) -> History:
+        """Return itself."""
+        return self
 
     def storage(self) -> JournalStorage:
         """Return the figures of its files."""
