@@ -21,7 +21,7 @@ from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from clevrd.journal.figures import JournalFigures, JournalStorage
+from clevrd.metrics.journal import JournalFigures, JournalStorage
 from clevrd.metrics.histograms import HistogramView
 from clevrd.metrics.snapshot import Build, Connections, Snapshot, Throttle, Tls, Traffic
 

@@ -13,7 +13,7 @@ from clevrd.control.system_stats import ProcessFigures
 from clevrd.core.portions import Portion
 from clevrd.core.topic import Topic
 from clevrd.core.topic_totals import Totals
-from clevrd.journal.figures import JournalFigures
+from clevrd.metrics.journal import JournalFigures
 from clevrd.metrics.counters import Counters
 from clevrd.metrics.histograms import HistogramView
 
