@@ -29,9 +29,9 @@ from clevrd.errors import (
 from clevrd.journal.base import Checkpoint, Engine, Fenced, Placed
 from clevrd.journal.batches import Batch, MakeAnswer, Pending, Stamp, take_batch
 from clevrd.journal.checkpoints import BadCheckpoint
-from clevrd.metrics.journal import JournalFigures
 from clevrd.journal.fold import Fold, Folded, topic_epoch
 from clevrd.journal.records import content_of, partition_of
+from clevrd.metrics.journal import JournalFigures
 
 log = logging.getLogger(__name__)
 
