@@ -58,6 +58,9 @@ _REMEMBERED_CHAINS: Final = 1_024
 MAX_WAITING: Final = 4_096
 MAX_WAITING_BYTES: Final = 8 << 20
 
+# Epochs that are known to be over. They come with failovers, so these are years of them.
+_REMEMBERED_EPOCHS: Final = 1_024
+
 # Topics, or entries of what is dropped, that are handled in one step: 0.2 ms.
 _PER_STEP: Final = 1_000
 
@@ -364,8 +367,13 @@ class Fold:
       (`is_known`), and messages are passed over, until a record begins a new epoch for all. A node
       that has read all and still does not know appends a record with ``is_reset``.
     - Before it applies a record that `has_other_stamp`, it asks the engine whether the last record
-      that it folded is still there (`position`, `digest`). If not, this state holds messages that
-      the log has lost: the node goes back to a checkpoint whose record is still there.
+      of a node that was folded is still there (`settled_position`, `settled_digest`). If so, and
+      foreign records are `waiting`, it reads these again, as they may be other ones by now
+      (`go_to_settled`), and then applies the record, if it is still the same. If not, this state holds messages that the log has lost: the node goes back to a
+      checkpoint whose record is still there, or to the log's beginning (`begin_again`). It asks the
+      same when nothing comes for some seconds, since the log may have become shorter.
+    - Whoever goes back reads messages again that were delivered: those of an epoch that `is_past`,
+      and those that are not behind the head that their topic's readers know in the same epoch.
     - A record that `contradicts` says that its writer has counted otherwise, though nothing told
       either that records were lost. Who is right can't be known from here, and if each fold began
       a new epoch by itself, those that agree with the writer would not. So it is told and changes
@@ -391,18 +399,22 @@ class Fold:
         self._partitions = partitions
         self._keeps_topics = keeps_topics
         self._is_complete = is_complete
-        # The last record that was read, and its CRC-32.
+        # The last record that was read; the next one is behind it.
         self.position = 0
-        self.digest = ""
-        # The same, but the last one behind which no foreign record was waiting: checkpoints are
-        # of this state, since a record that waits has changed nothing else.
-        self._settled = (0, "")
+        # The last record of a node, and its CRC-32: those behind it have changed nothing yet, so
+        # checkpoints are of the state behind this one. A lost record of a node can't come again,
+        # since it has the old stamp; the same foreign record can.
+        self.settled_position = 0
+        self.settled_digest = ""
         # The stamp of the last record of a node.
         self.stamp = ""
         self._epoch = self._no_epoch()
         self._waiting: list[_Waiting] = []
         self._waiting_bytes = 0
+        # Whether a checkpoint is being taken.
         self._is_taken = False
+        # Epochs whose end was read, oldest first: see `is_past`.
+        self._past: OrderedDict[str, None] = OrderedDict()
         # Epochs that are over, and still to be let go: a million topics are freed in parts.
         self._over: list[_Epoch] = []
         # Counters; they only rise.
@@ -515,16 +527,14 @@ class Fold:
             raise ValueError(f"the record at {position} does not come after {self.position}")
         if self._over:
             self._clear_some()
-        digest = digest_of(record)
         self.position = position
-        self.digest = digest
         if is_foreign(record):
             return self._wait(position, record)
         try:
             header, lines_at = decode_header(record)
         except BadRecord as error:
             return self._pass_over(error)
-        return self._fold(position, digest, header, lines_at)
+        return self._fold(position, digest_of(record), header, lines_at)
 
     def checkpoint(self, *, is_whole: bool = False) -> Iterator[Checkpoint | None]:
         """Take a checkpoint of the state at the first step, in steps of less than 1 ms.
@@ -542,7 +552,7 @@ class Fold:
             return
         if self._is_taken:
             raise RuntimeError("another checkpoint of this partition is being taken")
-        position, digest = self._settled
+        position, digest = self.settled_position, self.settled_digest
         state = FoldState(
             VERSION,
             self._partition,
@@ -613,10 +623,30 @@ class Fold:
         epoch.is_saved = self._keeps_topics
         self._begin(epoch)
         self.stamp = state.stamp
-        self.position = checkpoint.position
-        self.digest = checkpoint.digest
-        self._settled = checkpoint.position, checkpoint.digest
+        self.settled_position = checkpoint.position
+        self.settled_digest = checkpoint.digest
+        self.go_to_settled()
+
+    def begin_again(self, *, is_complete: bool) -> None:
+        """Go back to before the first record, where no checkpoint can be used; see `__init__`."""
+        self._is_complete = is_complete
+        self._begin(self._no_epoch())
+        self.stamp = ""
+        self.settled_position = 0
+        self.settled_digest = ""
+        self.go_to_settled()
+
+    def go_to_settled(self) -> None:
+        """Go back to the last record of a node: foreign ones behind it are to be read again."""
+        self.position = self.settled_position
         self._stop_waiting()
+
+    def is_past(self, partition_epoch: str) -> bool:
+        """Return whether this fold has read to the end of that epoch before.
+
+        After it went back such an epoch is read a second time. Its messages were delivered.
+        """
+        return partition_epoch in self._past
 
     def _fold(self, position: int, digest: str, header: Header, lines_at: int) -> Folded:
         """Count a record of a node."""
@@ -626,7 +656,7 @@ class Fold:
             is_new_epoch or header.is_reset or header.seen is None or epoch.has_seen(header.seen)
         )
         if is_new_epoch:
-            self._begin(epoch)
+            self._leave_for(epoch)
         self.stamp = header.stamp
         draft = self._draft(epoch, header)
         confirmed: tuple[Confirmed, ...] = ()
@@ -646,7 +676,7 @@ class Fold:
             if header.is_reset:
                 is_new_epoch = True
                 epoch = self._new_epoch(header, position, "reset")
-                self._begin(epoch)
+                self._leave_for(epoch)
                 draft = self._draft(epoch, header)
             if epoch.name:
                 draft.count(header.runs, header.keyed, lines_at)
@@ -654,7 +684,8 @@ class Fold:
             epoch.note_writer(header.writer, header.sequence)
         if epoch.name:
             epoch.note_record(position, digest)
-        self._settled = position, digest
+        self.settled_position = position
+        self.settled_digest = digest
         return Folded(
             tuple(draft.placed),
             tuple(draft.repeats),
@@ -688,6 +719,13 @@ class Fold:
         """Make ``epoch`` the present one."""
         self._over.append(self._epoch)
         self._epoch = epoch
+
+    def _leave_for(self, epoch: _Epoch) -> None:
+        """Begin ``epoch``, since a record says so."""
+        self._past[self._epoch.name] = None
+        if len(self._past) > _REMEMBERED_EPOCHS:
+            self._past.popitem(last=False)
+        self._begin(epoch)
 
     def _draft(self, epoch: _Epoch, header: Header) -> _Draft:
         return _Draft(epoch, header, self._partition, self._partitions)
@@ -730,8 +768,9 @@ class Fold:
             draft.commit()
             for each in self._waiting:
                 epoch.note_record(each.position, digest_of(each.record))
+        self.settled_position = self.position
+        self.settled_digest = digest_of(self._waiting[-1].record)
         self._stop_waiting()
-        self._settled = self.position, self.digest
         return confirmed
 
     def _stop_waiting(self) -> None:
@@ -741,8 +780,6 @@ class Fold:
     def _pass_over(self, error: Exception, *, foreign: bool = False) -> Folded:
         """Count a record as bad; it is in nobody's chain, so a node that can read it differs."""
         self.bad_records += 1
-        if not self._waiting:
-            self._settled = self.position, self.digest
         return Folded(
             partition_epoch=self._epoch.name,
             foreign=foreign,
