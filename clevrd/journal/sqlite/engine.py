@@ -37,7 +37,7 @@ from clevrd.journal.sqlite.reading import SegmentReaders
 from clevrd.journal.sqlite.retention import segments_to_remove
 from clevrd.journal.sqlite.segments import Catalog, Segment, has_wal, index_pending
 from clevrd.journal.sqlite.settings import SqliteSettings
-from clevrd.journal.sqlite.writing import Append, Commit, Writer
+from clevrd.journal.sqlite.writing import Append, Commit, Told, Writer
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +90,13 @@ class SqliteEngine:
             self._catalog,
             vfs,
             wall_us,
-            self._tell_committed,
-            self._tell_full_segment,
-            self._tell_long_wal,
-            self._tell_error,
+            Told(
+                self._tell_committed,
+                self._tell_full_segment,
+                self._tell_long_wal,
+                lambda: self._tell(self._count_stamp),
+                self._tell_error,
+            ),
         )
         self._readers = ThreadPoolExecutor(_READERS, "clevrd-journal-reader")
         self._keeper = ThreadPoolExecutor(1, "clevrd-journal-keeper")
@@ -437,6 +440,9 @@ class SqliteEngine:
 
     def _note_error(self, words: str) -> None:
         self.figures.last_error = words
+
+    def _count_stamp(self) -> None:
+        self.figures.new_stamps += 1
 
     def _count_damage(self) -> None:
         self.figures.damaged += 1

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apsw
 
@@ -93,6 +93,21 @@ class Commit:
         self.took_ns = took_ns
 
 
+class Told(NamedTuple):
+    """Functions that the writer calls in its thread."""
+
+    # What became of appends.
+    committed: Callable[[Commit], None]
+    # A segment is full: to finish it, and close its connection, is for another thread.
+    full_segment: Callable[[Segment, apsw.Connection], None]
+    # A segment's WAL is long: to copy it into the file, and to have `end_copy` done, likewise.
+    long_wal: Callable[[Segment], None]
+    # The log began anew.
+    new_stamp: Callable[[], None]
+    # Something went wrong, in a few words.
+    error: Callable[[str], None]
+
+
 class Writer:
     """The newest segment, and the thread that alone writes to it.
 
@@ -107,29 +122,15 @@ class Writer:
         catalog: Catalog,
         vfs: str | None,
         wall_us: Callable[[], int],
-        committed: Callable[[Commit], None],
-        finish: Callable[[Segment, apsw.Connection], None],
-        copy_wal: Callable[[Segment], None],
-        note_error: Callable[[str], None],
+        told: Told,
     ) -> None:
-        """Make the writer; `adopt` or `begin_stamp`, and then `start`, set it going.
-
-        Args:
-            committed: told what became of appends.
-            finish: told that a segment is full; it closes its connection, in a thread of its own.
-            copy_wal: told to copy a segment's WAL into its file, in a thread of its own, and then
-                to have `end_copy` done.
-            note_error: told what went wrong, in a few words, in any thread.
-        """
+        """Make the writer; `adopt` or `begin_stamp`, and then `start`, set it going."""
         self._settings = settings
         self._directory = directory
         self._catalog = catalog
         self._vfs = vfs
         self._wall_us = wall_us
-        self._committed = committed
-        self._finish = finish
-        self._start_copy = copy_wal
-        self._note_error = note_error
+        self._told = told
         self._is_durable = settings.durability == "fsync"
         # Appends, things to do, and None as the last one.
         self._queue: SimpleQueue[Append | Callable[[], None] | None] = SimpleQueue()
@@ -207,6 +208,7 @@ class Writer:
         segment = self._make(begins_stamp=True)
         self._catalog.add(segment)
         self._open(segment)
+        self._told.new_stamp()
 
     def renew(self, why: str) -> None:
         """Leave the segment as it is, and begin the log anew in another one.
@@ -222,7 +224,7 @@ class Writer:
         try:
             self.begin_stamp(self._next - 1, "")
         except (apsw.Error, OSError) as error:
-            self._note_error(words_of(error))
+            self._told.error(words_of(error))
             return False
         return True
 
@@ -280,7 +282,7 @@ class Writer:
             new = self._make(begins_stamp=False)
         except (apsw.Error, OSError) as error:
             # The old one still takes records, so this can wait for the next commit.
-            self._note_error(words_of(error))
+            self._told.error(words_of(error))
             return
         old = self._connection
         try:
@@ -291,7 +293,7 @@ class Writer:
             self.renew(words_of(error))
         if old is not None:
             old.set_wal_hook(None)
-            self._finish(segment, old)
+            self._told.full_segment(segment, old)
 
     # --- the thread ------------------------------------------------------------------------------
 
@@ -300,13 +302,13 @@ class Writer:
         while not is_last:
             appends, work, is_last = self._take()
             if appends:
-                self._committed(self._append_all(appends))
+                self._told.committed(self._append_all(appends))
             if work is not None:
                 try:
                     work()
                 except Exception as error:
                     log.exception("journal's writer failed")
-                    self._note_error(words_of(error))
+                    self._told.error(words_of(error))
             if self._pending >= self._index_at and (
                 self._pending >= MAX_PENDING_RUNS or self._queue.empty()
             ):
@@ -448,7 +450,7 @@ class Writer:
     def _after(self, error: Exception) -> Exception:
         """Undo a commit that failed, or leave the segment; return what the publishers are told."""
         connection = self._connection
-        self._note_error(words_of(error))
+        self._told.error(words_of(error))
         # Topics that were new are no more.
         self._topics.clear()
         if isinstance(error, apsw.Error) and connection is not None and not is_flush(error):
@@ -474,7 +476,7 @@ class Writer:
         """Have most of the WAL copied by another thread, while this one goes on committing."""
         if self._segment is not None:
             self._is_copying = True
-            self._start_copy(self._segment)
+            self._told.long_wal(self._segment)
 
     def end_copy(self, segment: Segment, error: apsw.Error | None) -> None:
         """Copy the rest, which is little, so that the next commit begins the WAL anew.
@@ -495,7 +497,7 @@ class Writer:
         except apsw.BusyError:
             return
         except apsw.Error as found:
-            self._note_error(words_of(found))
+            self._told.error(words_of(found))
             if is_flush(found) or fault_of(found, connection.system_errno) is not Fault.FULL:
                 self.renew(words_of(found))
             return
