@@ -293,7 +293,7 @@ async def test_a_journal_that_lost_a_file_goes_on_only_if_nothing_is_missing(
 async def test_what_the_kernel_had_is_lost_with_the_machine(
     tmp_path: Path, boot_id: str | None, durability: str, is_clean: bool, goes_on: bool
 ) -> None:
-    """With "os", records may be gone after a start of the machine, unless the daemon had stopped."""
+    """With "os" records may be gone after a start of the machine, if the daemon had not stopped."""
     async with opened(tmp_path / "journal", durability=durability) as engine:
         stamp = await engine.stamp(0)
         await append(engine, LogWriter(stamp), "1")

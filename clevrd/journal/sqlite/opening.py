@@ -161,10 +161,11 @@ class _Opening:
                 segment.is_final = is_final
                 found.append(segment)
         for older, newer in pairwise(found):
-            if not older.is_final:
-                self._load_pending(older)
             # Records of a commit that failed may be there, and no publisher was told that they are.
             older.last_position = min(older.last_position, newer.info.after_position)
+        for segment in found:
+            if not segment.is_final:
+                self._load_pending(segment)
         return found
 
     def _load_pending(self, segment: Segment) -> None:
@@ -232,7 +233,6 @@ class _Opening:
             if has_lost_commits(newest.path + "-wal", max(frames, 0)):
                 return "the end of its newest file is damaged", ""
             note_bounds(newest, connection)
-            load_pending(newest, connection)
             if newest.last_position < meta.last_position:
                 return "its last records are missing", ""
             digest = newest.info.after_digest
@@ -241,8 +241,6 @@ class _Opening:
                 if record_crc(position, time_us, runs, record) != crc:
                     return "its last records are damaged", ""
                 digest = digest_of(record)
-        except msgspec.MsgspecError:
-            return "its last records are damaged", ""
         except apsw.Error as error:
             if fault_of(error) is not Fault.DAMAGED:
                 raise

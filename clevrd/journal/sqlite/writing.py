@@ -518,7 +518,10 @@ class Writer:
         if segment is None or connection is None:
             return
         if not self._index():
-            log.warning("journal not closed cleanly reason=%s", "the disk refuses")
+            # All records are in the WAL; the next start reads them there.
+            log.warning("journal not closed cleanly")
+            self._leave()
+            return
         self._connection = None
         self.is_down = True
         try:
