@@ -158,8 +158,8 @@ class SqliteEngine:
             after = max(after, self._skip_to)
             if after < self._floor:
                 floor = self._floor
-                found, is_damaged = await self._read(self._segment_readers.records, after)
-                if is_damaged:
+                found, damaged_stamp = await self._read(self._segment_readers.records, after)
+                if damaged_stamp == self._writer.stamp:
                     # Without the record nobody can count on: its topics begin a new epoch.
                     self._writer.do(lambda: self._writer.renew("a record can't be read"))
                 if found:

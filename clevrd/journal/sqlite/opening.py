@@ -161,8 +161,11 @@ class _Opening:
                 segment.is_final = is_final
                 found.append(segment)
         for older, newer in pairwise(found):
-            # Records of a commit that failed may be there, and no publisher was told that they are.
-            older.last_position = min(older.last_position, newer.info.after_position)
+            if newer.number == older.number + 1 and not newer.info.begins_stamp:
+                older.last_position = newer.info.after_position
+            else:
+                # Records of a commit that failed may be there; no publisher was told that they are.
+                older.last_position = min(older.last_position, newer.info.after_position)
         for segment in found:
             if not segment.is_final:
                 self._load_pending(segment)

@@ -136,31 +136,40 @@ class SegmentReaders:
 
     # --- the log ---------------------------------------------------------------------------------
 
-    def records(self, after: int) -> tuple[list[tuple[int, bytes]], bool]:
-        """Return the next records behind ``after``, and whether one there could not be read.
+    def records(self, after: int) -> tuple[list[tuple[int, bytes]], str]:
+        """Return the next records behind ``after``, and the stamp of one that could not be read.
+
+        The stamp is empty where all could be read.
 
         Raises:
             apsw.Error: nothing can be read now.
         """
+        damaged_stamp = ""
         for segment in self._catalog.segments:
             if segment.last_position <= after:
                 continue
             found, is_damaged = self._records_of(segment, after)
-            if found or is_damaged:
-                return found, is_damaged
-        return [], False
+            if is_damaged:
+                damaged_stamp = segment.info.stamp
+            if found:
+                return found, damaged_stamp
+        return [], damaged_stamp
 
     def _records_of(self, segment: Segment, after: int) -> tuple[list[tuple[int, bytes]], bool]:
         found: list[tuple[int, bytes]] = []
         size_bytes, is_damaged = 0, False
+        # Positions are consecutive, so a row that is gone is noticed.
+        expected = max(after, segment.info.after_position) + 1
         try:
             with self._reading(segment) as connection:
-                for position, time_us, crc, runs, record in connection.execute(
-                    _RECORDS, (after, segment.last_position)
-                ):
-                    if record_crc(position, time_us, runs, record) != crc:
+                rows: Any = connection.execute(_RECORDS, (after, segment.last_position))
+                for position, time_us, crc, runs, record in rows:
+                    is_sound = record_crc(position, time_us, runs, record) == crc
+                    if position != expected or not is_sound:
                         is_damaged = True
-                        self._report(segment, f"the record at position {position}")
+                        self._report(segment, f"the record at position {expected}")
+                    expected = position + 1
+                    if not is_sound:
                         continue
                     found.append((position, record))
                     size_bytes += len(record)
@@ -171,13 +180,7 @@ class SegmentReaders:
                 raise
             is_damaged = True
             self._report(segment, words_of(error))
-            if not found:
-                # Nothing behind this place is found in the segment.
-                return self._records_behind(segment), True
         return found, is_damaged
-
-    def _records_behind(self, segment: Segment) -> list[tuple[int, bytes]]:
-        return self.records(segment.last_position)[0]
 
     def digest(self, position: int) -> str | None:
         """Return the CRC-32 of the record at ``position``; None if it is gone."""

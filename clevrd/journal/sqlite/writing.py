@@ -245,6 +245,7 @@ class Writer:
         self._use(segment, open_to_write(segment.path, self._vfs, is_durable=self._is_durable))
 
     def _use(self, segment: Segment, connection: apsw.Connection) -> None:
+        segment.is_final = False
         connection.set_wal_hook(self._note_wal)
         self._topics.clear()
         self._last_topic = number(connection, _LAST_TOPIC)
