@@ -24,14 +24,14 @@ from clevrd.core.notices import (
 )
 from clevrd.core.patterns import Words, matches, parse_pattern
 from clevrd.core.stream_forms import StreamForm
-from clevrd.core.subscriber import Sink
+from clevrd.core.subscriber import NOT_BEGUN, Sink
 from clevrd.core.subscription import (
     FROM_THE_START,
     DeliveryOptions,
     PatternBeginning,
     SubscribeRequest,
 )
-from clevrd.core.topic import Topic
+from clevrd.core.topic import Topic, newest_epoch_of
 from clevrd.errors import ClevrdError, InvalidRequest, TooManyTopics
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
@@ -285,7 +285,7 @@ class ManySubscriptions(Generic[TopicT_co]):
             raise InvalidRequest(
                 f"That topic came by the pattern {each.pattern.text}; unsubscribe the pattern."
             )
-        return {name: self._drop(name)}
+        return _begun({name: self._drop(name)})
 
     def replace_topic(self, name: str, options: DeliveryOptions, beginning: Beginning) -> None:
         """Make and join a topic anew that is gone, and of which nobody has told.
@@ -369,7 +369,7 @@ class ManySubscriptions(Generic[TopicT_co]):
                 each.pattern = self._other_pattern(name)
                 if each.pattern is None:
                     left[name] = self._drop(name)
-        return left
+        return _begun(left)
 
     def join_match(self, pattern: PatternSubscription, topic: Topic, otherwise: Beginning) -> None:
         """Join a topic that ``pattern`` matches, unless it is joined or the pattern has ended.
@@ -378,6 +378,7 @@ class ManySubscriptions(Generic[TopicT_co]):
         that is joined begins where the client says that it had been; ``otherwise`` where it says
         nothing.
         """
+        topic = newest_epoch_of(topic)
         beginning = pattern.positions.get(topic.name, otherwise)
         if not self._transport.keeps_positions:
             pattern.positions.pop(topic.name, None)
@@ -388,7 +389,8 @@ class ManySubscriptions(Generic[TopicT_co]):
             return
         each = self.topics.get(topic.name)
         if each is not None:
-            if each.topic is topic:
+            if newest_epoch_of(each.topic) is topic:
+                # Its reader is in this epoch, or goes over to it soon.
                 return
             # The same name in a life before this one.
             self._drop(topic.name)
@@ -485,7 +487,8 @@ class ManySubscriptions(Generic[TopicT_co]):
 
     def positions(self) -> dict[str, Position]:
         """Return by topic up to where everything was handed to the transport, or told as lost."""
-        return {name: each.topic_position() for name, each in self.topics.items()}
+        found = {name: each.topic_position() for name, each in self.topics.items()}
+        return _begun(found)
 
     def positions_to_tell(self) -> dict[str, Position] | None:
         """Return by topic where a client with notices is; None for any other."""
@@ -531,6 +534,13 @@ class ManySubscriptions(Generic[TopicT_co]):
         if self._ids is not None:
             self._ids.forget(name)
         return position
+
+
+def _begun(positions: dict[str, Position]) -> dict[str, Position]:
+    """Return ``positions`` without those of topics that have not begun for the client."""
+    if any(at.offset == NOT_BEGUN for at in positions.values()):
+        return {name: at for name, at in positions.items() if at.offset != NOT_BEGUN}
+    return positions
 
 
 def refusal_reason(error: ClevrdError) -> str:

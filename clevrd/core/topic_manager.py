@@ -19,7 +19,7 @@ from clevrd.core.portions import ONE_PORTION, Portion, Portions, Weights
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.ring_sizes import RingSizes
 from clevrd.core.saved_topic import SavedTopic
-from clevrd.core.topic import Topic
+from clevrd.core.topic import Topic, TopicHistory
 from clevrd.core.topic_totals import TopicTotals, Totals
 from clevrd.errors import InvalidRequest, TopicLimit, Unavailable
 
@@ -176,6 +176,9 @@ class TopicManager:
         limits = self.limits
         ring = RecentMessageCache(limits.ring_messages, limits.ring_bytes, start.head + 1)
         topic = self._add(tenant, name, ring, start.epoch, start.created_at, now_s, start.place)
+        topic.history = TopicHistory(
+            start.place.partition_epoch, start.head, is_kept=start.place.has_history
+        )
         topic.published = start.head
         if start.head:
             self._ring_sizes.add(topic)
@@ -222,6 +225,29 @@ class TopicManager:
             self._busy.note(topic)
         # Its newest message alone may be more than there was room for.
         self._ring_sizes.trim_largest(now_s)
+
+    def begin_anew(
+        self, topic: Topic, epoch: str, created_at: str, history: TopicHistory, now_s: float
+    ) -> Topic:
+        """Let the name of ``topic``, which is journaled, begin a new epoch; return its new topic.
+
+        Offsets begin with 1 again. ``topic`` has no place here any more; what is counted in it
+        until its last reader has left it is summed up by `forget_outlived`.
+        """
+        if topic.history is None:
+            raise ValueError(f"topic {topic.name!r} is in no journal")
+        self._take_out(topic)
+        self._unmade.pop(topic, None)
+        limits = self.limits
+        ring = RecentMessageCache(limits.ring_messages, limits.ring_bytes)
+        begun = self._add(topic.tenant, topic.name, ring, epoch, created_at, now_s)
+        begun.history = history
+        topic.history.successor = begun
+        return begun
+
+    def forget_outlived(self, topic: Topic) -> None:
+        """Sum up a topic whose next epoch has begun, and which has no readers any more."""
+        self._totals.forget(topic)
 
     def remembered(self) -> Iterator[tuple[str, str, str, str]]:
         """Yield tenant, name, epoch and created_at of each name that is remembered."""
@@ -306,6 +332,8 @@ class TopicManager:
 
         So reading a name that nobody publishes to leaves nothing behind.
         """
+        if topic.history is not None and topic.history.successor is not None:
+            return
         if not (topic.head or topic.subscribers):
             self._unmade[topic] = None
             self._unmade.move_to_end(topic)
@@ -344,6 +372,9 @@ class TopicManager:
             if forgotten_bytes >= FORGOTTEN_BYTES_PER_SWEEP:
                 break
             topic = self._to_sweep.popleft()
+            if topic.history is not None and topic.history.successor is not None:
+                # Its next epoch has a topic of its own.
+                continue
             # Nothing but the sweep forgets, so that what it leaves out is gone.
             if self._is_idle(topic, now_s):
                 idle.append(topic)
@@ -413,10 +444,13 @@ class TopicManager:
         return topic.is_unused and now_s - topic.last_used_s >= self.limits.idle_s
 
     def _forget(self, topic: Topic) -> None:
+        self._take_out(topic)
+        self._totals.forget(topic)
+
+    def _take_out(self, topic: Topic) -> None:
         del self._topics[topic.tenant, topic.name]
         self._ring_sizes.remove(topic)
         self._count_out(topic.portion)
-        self._totals.forget(topic)
         self._busy.forget(topic)
         others = self._per_tenant[topic.tenant]
         del others[topic]

@@ -27,6 +27,8 @@ from clevrd.errors import ShuttingDown
 from clevrd.hub.control_loops import ControlLoops, Stats
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.drain import Drain
+from clevrd.hub.history_pages import MAX_PAGE_BYTES
+from clevrd.hub.history_readers import HistoryReaders
 from clevrd.hub.journaling import Journaling
 from clevrd.hub.memory_shares import OPEN_WEIGHTS, input_bytes, max_keys, topic_limits
 from clevrd.hub.publish_answers import Published
@@ -34,7 +36,7 @@ from clevrd.hub.publishing import Publishing
 from clevrd.hub.stamping import Stamping
 from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.input_budget import InputBudget
-from clevrd.journal.base import Engine
+from clevrd.journal.base import Engine, History
 from clevrd.memory import Memory, find_trim
 from clevrd.metrics.counters import Counters
 from clevrd.metrics.histograms import HistogramView
@@ -72,6 +74,10 @@ _BUCKETS_PER_SWEEP: Final = 1_000
 # How often answers whose time is up are forgotten, and how many at most: 2.6 us each.
 KEY_SWEEP_S: Final = 1.0
 _KEYS_PER_SWEEP: Final = 1_000
+
+
+# Share of the memory bound for pages of histories: 16 MB where the bound is 1 GB.
+_PAGES_SHARE: Final = 1 / 64
 
 
 class Hub:
@@ -153,6 +159,8 @@ class Hub:
         )
         self._drain = Drain(waiting, self.delivery, loop, self._is_journal_busy)
         self._readers = self.delivery.readers
+        if engine is not None and (history := engine.history()) is not None:
+            self.keep_history(history)
         self._control_loops = ControlLoops(
             self.throttler,
             self.buffers,
@@ -188,6 +196,9 @@ class Hub:
         self.patterns = delivery.patterns
         self.subscribe = delivery.subscribe
         self.serve = delivery.serve
+        self.in_history = delivery.in_history
+        self.older = delivery.older
+        self.begin_anew = delivery.begin_anew
         self.unsubscribe = delivery.readers.leave
         self.paused = delivery.readers.pause
         self.resumed = delivery.readers.resume
@@ -201,6 +212,14 @@ class Hub:
         """Raise ShuttingDown once the drain has begun; requests begun before it are finished."""
         if self.is_draining:
             raise ShuttingDown
+
+    def keep_history(self, source: History) -> None:
+        """Let subscribers reach beyond the rings, into ``source``."""
+        max_bytes = max(MAX_PAGE_BYTES, int(self.topics.limits.max_memory_bytes * _PAGES_SHARE))
+        count_error = self.counters.count_background_error
+        self.delivery.keep_history(
+            HistoryReaders(source, max_bytes, self._readers, self._loop, count_error)
+        )
 
     def share_out(self, weights: Weights) -> None:
         """Let tenants share the memory by other ``weights`` from now on; nobody loses anything now.
@@ -226,6 +245,11 @@ class Hub:
     def open_circuits(self) -> int:
         """Readers that are suspended because their circuit is open."""
         return len(self._readers.suspended)
+
+    @property
+    def reading_history(self) -> int:
+        """Readers whose next message lies before their topic's ring."""
+        return 0 if self.delivery.history is None else len(self.delivery.history)
 
     @property
     def waiting_publishes(self) -> int:
@@ -273,6 +297,8 @@ class Hub:
         """Stop the timers, and disconnect no reader for an open circuit after this."""
         self._timers.stop()
         self.delivery.circuits.stop()
+        if self.delivery.history is not None:
+            self.delivery.history.stop()
 
     def evict_idle_topics(self) -> None:
         """Forget topics that had no reader and no publish for `topic_idle_s`."""

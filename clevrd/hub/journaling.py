@@ -11,7 +11,7 @@ from typing import Final
 
 from clevrd.core.journal_place import TopicStart
 from clevrd.core.patterns import Words, matches
-from clevrd.core.topic import Topic
+from clevrd.core.topic import Topic, TopicHistory
 from clevrd.core.topic_manager import TopicManager
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.waiting_publishes import WaitingPublishes
@@ -44,7 +44,7 @@ class Journaling:
         self._topics = topics
         self._delivery = delivery
         self._waiting = waiting
-        self.deliver = delivery.deliver
+        self.deliver, self.makes_room = delivery.deliver, delivery.makes_room
         self.engine = engine
         self.node = Node(
             engine,
@@ -81,9 +81,13 @@ class Journaling:
         for topic in list(self._topics):
             place = topic.journal
             if place is not None and place.partition == partition:
-                self._delivery.begin_anew(topic, self.node.start_of(topic.tenant, topic.name))
+                start = self.node.start_of(topic.tenant, topic.name)
+                history = TopicHistory(
+                    start.place.partition_epoch, start.head, is_kept=start.place.has_history
+                )
+                begun = self._delivery.begin_anew(topic, start.epoch, start.created_at, history)
+                begun.journal = start.place
 
     async def room(self, topic: Topic) -> None:
         """Wait until ``topic`` takes another run of messages."""
-        if not self._delivery.makes_room(topic):
-            await self._waiting.for_room(topic, self._delivery.makes_room)
+        await self._waiting.for_room(topic, self.makes_room)

@@ -11,6 +11,8 @@ from typing import Protocol
 
 import msgspec
 
+from clevrd.journal.figures import JournalStorage
+
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
     """Messages of one topic with consecutive offsets, at their place in the order."""
@@ -151,6 +153,12 @@ class Engine(Protocol):
         An engine that keeps topics adds them to those that it has, and has one checkpoint. The
         others forget the oldest of more than five.
         """
+
+    def history(self) -> History | None:
+        """Return the history that it keeps by topic and offset; None if it keeps none."""
+
+    def storage(self) -> JournalStorage | None:
+        """Return the figures of its files; None if it keeps none of its own."""
 
     async def close(self) -> None:
         """Finish what was begun, and close; a second call does nothing."""

@@ -20,7 +20,8 @@ from typing import Final, TypeVar
 import apsw
 
 from clevrd.errors import JournalFull, JournalUnavailable
-from clevrd.journal.base import Checkpoint, Extent, Fenced, Placed, StoredMessage
+from clevrd.journal.base import Checkpoint, Extent, Fenced, History, Placed, StoredMessage
+from clevrd.journal.figures import JournalStorage
 from clevrd.journal.sqlite.directory import JournalDirectory
 from clevrd.journal.sqlite.figures import SqliteFigures
 from clevrd.journal.sqlite.heads import BadCheckpoint, CheckpointFile
@@ -38,6 +39,7 @@ from clevrd.journal.sqlite.retention import segments_to_remove
 from clevrd.journal.sqlite.segments import Catalog, Segment, has_wal, index_pending
 from clevrd.journal.sqlite.settings import SqliteSettings
 from clevrd.journal.sqlite.writing import Append, Commit, Told, Writer
+from clevrd.metrics.histograms import times_view
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +207,24 @@ class SqliteEngine:
         await self._keep(self._checkpoint.save, checkpoint)
         self.figures.checkpoints += 1
         self._look_over_soon()
+
+    def history(self) -> History:
+        """Return itself."""
+        return self
+
+    def storage(self) -> JournalStorage:
+        """Return the figures of its files."""
+        counted = self.figures
+        return JournalStorage(
+            files=counted.segments,
+            size_bytes=counted.size_bytes,
+            oldest_at_s=counted.oldest_us / 1e6,
+            commits=counted.commits,
+            commit_s=times_view(counted.times, counted.commit_ns),
+            damaged=counted.damaged,
+            new_stamps=counted.new_stamps,
+            last_error=counted.last_error,
+        )
 
     async def close(self) -> None:
         """Finish what was begun, and close; a second call does nothing."""
@@ -404,6 +424,11 @@ class SqliteEngine:
 
     def _note_commit(self, commit: Commit) -> None:
         figures = self.figures
+        # Readers are woken first: a node that has read its record need not wait for it any more.
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
         taken = 0
         for append in commit.appends:
             if append.error is None:
@@ -426,12 +451,6 @@ class SqliteEngine:
         figures.last_error = ""
         while self._tail_bytes > TAIL_BYTES and len(self._tail) > 1:
             self._drop_oldest()
-        waiting = self._waiting
-        if waiting:
-            self._waiting = []
-            for waiter in waiting:
-                if not waiter.done():
-                    waiter.set_result(None)
 
     def _note_files(self, segments: int, size_bytes: int, oldest_us: int, removed: int) -> None:
         figures = self.figures

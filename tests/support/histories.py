@@ -1,0 +1,159 @@
+"""A history in memory, which tests can make slow, failing, damaged and forgetful, and topics of it.
+
+Its contract is `History` in clevrd/journal/base.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import msgspec
+
+from clevrd.core.message_ids import rfc3339
+from clevrd.core.saved_topic import SavedTopic
+from clevrd.core.topic import Topic, TopicHistory
+from clevrd.errors import JournalUnavailable
+from clevrd.hub import Hub
+from clevrd.journal.base import Extent, StoredMessage
+
+PARTITION_EPOCH = "aa11"
+EPOCH = "0123456789ab"
+BEGAN_US = 1_700_000_000_000_000
+# The id of a topic's message with offset 0, which there is not; each later one's is a microsecond
+# more.
+FIRST_US = BEGAN_US + 1_000_000
+
+
+class FakeHistory:
+    """Messages by partition epoch, tenant and topic."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str, str], dict[int, StoredMessage]] = {}
+        self._heads: dict[tuple[str, str, str], int] = {}
+        # Calls so far, by method.
+        self.pages: list[tuple[str, int]] = []
+        self.look_ups = 0
+        self.extents = 0
+        # Pages are answered while it is set.
+        self.is_open = asyncio.Event()
+        self.is_open.set()
+        # What the next calls raise; None for nothing.
+        self.error: Exception | None = None
+        # Calls under way, and the most there were at once.
+        self.under_way = 0
+        self.most_under_way = 0
+
+    def add(
+        self,
+        tenant: str,
+        topic: str,
+        offsets: Iterable[int],
+        *,
+        epoch: str = PARTITION_EPOCH,
+        size_bytes: int = 0,
+        key: str = "",
+    ) -> None:
+        """Keep messages; each one's data is its offset, or a string that begins with it."""
+        place = (epoch, tenant, topic)
+        kept = self._kept.setdefault(place, {})
+        for offset in offsets:
+            data = b"%d" % offset if not size_bytes else b'"%d%b"' % (offset, b"x" * size_bytes)
+            end = b',"key":"%b"}' % key.encode() if key else b"}"
+            line = b'{"topic":"%b","data":%b%b' % (topic.encode(), data, end)
+            us = FIRST_US + offset
+            kept[offset] = StoredMessage(offset, us, us, line)
+            self._heads[place] = max(offset, self._heads.get(place, 0))
+
+    def damage(self, tenant: str, topic: str, offset: int) -> None:
+        """Lose one message in the middle."""
+        del self._kept[PARTITION_EPOCH, tenant, topic][offset]
+
+    def spoil(self, tenant: str, topic: str, offset: int) -> None:
+        """Keep something else in the place of one message."""
+        kept = self._kept[PARTITION_EPOCH, tenant, topic]
+        kept[offset] = msgspec.structs.replace(kept[offset], line=b"no publish")
+
+    def forget(self, tenant: str, topic: str, upto: int) -> None:
+        """Give up the messages up to offset ``upto``."""
+        kept = self._kept[PARTITION_EPOCH, tenant, topic]
+        for offset in [each for each in kept if each <= upto]:
+            del kept[offset]
+
+    async def extent(self, partition_epoch: str, tenant: str, topic: str) -> Extent | None:
+        """Return what is kept."""
+        self.extents += 1
+        await self._answer()
+        place = (partition_epoch, tenant, topic)
+        if place not in self._kept:
+            return None
+        head = self._heads[place]
+        return Extent(min(self._kept[place], default=head + 1), head)
+
+    async def page(
+        self,
+        partition_epoch: str,
+        tenant: str,
+        topic: str,
+        after: int,
+        max_messages: int,
+        max_bytes: int,
+    ) -> list[StoredMessage]:
+        """Return messages behind ``after``, in order."""
+        self.pages.append((topic, after))
+        await self._answer()
+        kept = self._kept.get((partition_epoch, tenant, topic), {})
+        found: list[StoredMessage] = []
+        for offset in sorted(kept):
+            if offset <= after:
+                continue
+            max_bytes -= len(kept[offset].line)
+            if found and (max_bytes < 0 or len(found) == max_messages):
+                break
+            found.append(kept[offset])
+        return found
+
+    async def last_before(self, partition_epoch: str, tenant: str, topic: str, id_us: int) -> int:
+        """Return the newest kept message's offset whose id is below ``id_us``."""
+        self.look_ups += 1
+        await self._answer()
+        kept = self._kept.get((partition_epoch, tenant, topic), {})
+        return max((each.offset for each in kept.values() if each.id_us < id_us), default=0)
+
+    async def _answer(self) -> None:
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await asyncio.sleep(0)
+            await self.is_open.wait()
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.under_way -= 1
+
+
+def unavailable() -> JournalUnavailable:
+    """Return what an engine raises that is away."""
+    return JournalUnavailable("The journal is away.")
+
+
+def journaled_topic(
+    hub: Hub,
+    name: str,
+    head: int,
+    *,
+    tenant: str = "default-tenant",
+    epoch: str = EPOCH,
+    partition_epoch: str = PARTITION_EPOCH,
+) -> Topic:
+    """Return a topic as it is after a restart: behind ``head``, with an empty ring."""
+    if head:
+        saved = SavedTopic(tenant, name, epoch, rfc3339(BEGAN_US), head + 1, 0)
+        hub.topics.restore(saved, None, hub.now_s())
+        topic = hub.topics.find(tenant, name)
+    else:
+        topic = hub.topics.get_or_create(tenant, name, rfc3339(BEGAN_US), hub.now_s())
+        topic.epoch = epoch
+    assert topic is not None
+    topic.history = TopicHistory(partition_epoch, head)
+    return topic
