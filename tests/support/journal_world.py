@@ -480,10 +480,11 @@ class Node:
         if folded.is_retry:
             # The first one was passed over, with a checkpoint: its places are not known.
             return
-        answers: dict[int, Place] = {}
-        for placed in folded.placed:
-            for number, place in enumerate(places_of(placed), placed.line):
-                answers[number] = place
+        answers = {
+            line: place
+            for placed in folded.placed
+            for line, place in enumerate(places_of(placed), placed.line)
+        }
         for repeat in folded.repeats:
             epoch = topic_epoch(folded.partition_epoch, repeat.tenant, repeat.topic)
             answers[repeat.line] = epoch, repeat.offset, repeat.id_us
