@@ -300,6 +300,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             examples=["/var/lib/clevrd"],
         ),
     ] = ""
+    journal: Annotated[
+        str,
+        Meta(
+            description="Directory of a journal, in which messages outlive the process; empty for"
+            " none. The table [journal] has more.",
+            examples=["/var/lib/clevrd/journal"],
+        ),
+    ] = ""
     throttle_scope: Annotated[
         ThrottleScope,
         Meta(
@@ -354,7 +362,7 @@ UNPREFIXED: Final = {"address": "ADDRESS", "max_memory_mb": "MAX_MEMORY_MB"}
 OTHER_VARIABLES: Final = frozenset({"CLEVRD_CONFIG", "CLEVRD_URL", "CLEVRD_TENANT", "CLEVRD_KEY"})
 # Tables that the file may have besides settings, which no variable and no flag can give: [auth] and
 # [[tenants]] are read by `tenants.settings`.
-TABLES: Final = frozenset({"auth", "tenants", "tls"})
+TABLES: Final = frozenset({"auth", "tenants", "tls", "journal"})
 
 
 def _allowed(kind: type, base: Any, meta: Meta) -> str:
@@ -436,6 +444,11 @@ def _check_state_dir(path: str) -> None:
         raise ConfigError("Write an absolute path, or nothing to keep no state.")
 
 
+def _check_journal(path: str) -> None:
+    if "\0" in path:
+        raise ConfigError("Write the path of a directory, or nothing to keep no messages.")
+
+
 def _check_admin_address(text: str) -> None:
     if text:
         parse_address(text)
@@ -445,6 +458,7 @@ def _check_admin_address(text: str) -> None:
 _CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
     "address": parse_address,
     "admin_address": _check_admin_address,
+    "journal": _check_journal,
     "state_dir": _check_state_dir,
 }
 
@@ -529,7 +543,9 @@ def load(
     problems += _conflicts(values, sources)
     if problems:
         raise ConfigError("\n".join(problems))
-    tables = {key: value for key, value in document.items() if key in TABLES}
+    tables = {
+        key: value for key, value in document.items() if key in TABLES and not _is_plain(key, value)
+    }
     return Loaded(Config(**values), sources, list(_unknown_variables(environ)), tables, path or "")
 
 
@@ -567,7 +583,16 @@ def _from_file(table: Mapping[str, object], path: str, problems: list[str]) -> d
         for key in table
         if key not in BY_FIELD and key not in TABLES
     ]
-    return {key: _Given(raw, f"file {path}") for key, raw in table.items() if key in BY_FIELD}
+    return {
+        key: _Given(raw, f"file {path}")
+        for key, raw in table.items()
+        if key in BY_FIELD and (key not in TABLES or _is_plain(key, raw))
+    }
+
+
+def _is_plain(key: str, raw: object) -> bool:
+    """Whether a key of the file that may be a setting or a table is the setting."""
+    return key in BY_FIELD and not isinstance(raw, dict | list)
 
 
 def _read_toml(path: str) -> dict[str, object]:

@@ -13,12 +13,13 @@ import msgspec
 
 from clevrd.core.budgets import Pool
 from clevrd.core.busy_topics import BusyTopics
+from clevrd.core.journal_place import JournalPlace, TopicStart
 from clevrd.core.names import check_topic
 from clevrd.core.portions import ONE_PORTION, Portion, Portions, Weights
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.ring_sizes import RingSizes
 from clevrd.core.saved_topic import SavedTopic
-from clevrd.core.topic import Topic, TopicHistory
+from clevrd.core.topic import Topic
 from clevrd.core.topic_totals import TopicTotals, Totals
 from clevrd.errors import InvalidRequest, TopicLimit, Unavailable
 
@@ -144,11 +145,13 @@ class TopicManager:
         created_at: str,
         now_s: float,
         max_topics: int | None = None,
+        start: TopicStart | None = None,
     ) -> Topic:
         """Return the topic, which begins now if it was missing; its first message makes it.
 
         Args:
             max_topics: topics that the tenant may have; None for as many as each tenant may.
+            start: where it goes on, for a topic whose messages a journal keeps.
 
         Raises:
             InvalidRequest: the name can't be a topic's.
@@ -159,12 +162,24 @@ class TopicManager:
             return topic
         check_topic(name)
         self._check_limits(tenant, max_topics)
+        if start is not None:
+            return self._go_on(tenant, name, start, now_s)
         ring = RecentMessageCache(self.limits.ring_messages, self.limits.ring_bytes)
         if (tenant, name) in self._remembered:
             epoch, created_at = self._remembered.pop((tenant, name))
         else:
             epoch = self._new_epoch()
         return self._add(tenant, name, ring, epoch, created_at, now_s)
+
+    def _go_on(self, tenant: str, name: str, start: TopicStart, now_s: float) -> Topic:
+        """Return a topic with an empty ring behind the messages that its journal has."""
+        limits = self.limits
+        ring = RecentMessageCache(limits.ring_messages, limits.ring_bytes, start.head + 1)
+        topic = self._add(tenant, name, ring, start.epoch, start.created_at, now_s, start.place)
+        topic.published = start.head
+        if start.head:
+            self._ring_sizes.add(topic)
+        return topic
 
     def ring_for(self, saved: SavedTopic) -> RecentMessageCache | None:
         """Return an empty ring for what there was of a topic; None once memory is spent."""
@@ -208,22 +223,17 @@ class TopicManager:
         # Its newest message alone may be more than there was room for.
         self._ring_sizes.trim_largest(now_s)
 
-    def begin_anew(
-        self, topic: Topic, epoch: str, created_at: str, history: TopicHistory, now_s: float
-    ) -> Topic:
+    def begin_anew(self, topic: Topic, start: TopicStart, now_s: float) -> Topic:
         """Let the name of ``topic``, which is journaled, begin a new epoch; return its new topic.
 
-        Offsets begin with 1 again. ``topic`` has no place here any more; what is counted in it
-        until its last reader has left it is summed up by `forget_outlived`.
+        ``topic`` has no place here any more; what is counted in it until its last reader has left
+        it is summed up by `forget_outlived`.
         """
         if topic.history is None:
             raise ValueError(f"topic {topic.name!r} is in no journal")
         self._take_out(topic)
         self._unmade.pop(topic, None)
-        limits = self.limits
-        ring = RecentMessageCache(limits.ring_messages, limits.ring_bytes)
-        begun = self._add(topic.tenant, topic.name, ring, epoch, created_at, now_s)
-        begun.history = history
+        begun = self._go_on(topic.tenant, topic.name, start, now_s)
         topic.history.successor = begun
         return begun
 
@@ -331,7 +341,8 @@ class TopicManager:
                 return
             del self._unmade[topic]
             self._forget(topic)
-            self._remember(topic.tenant, topic.name, topic.epoch, topic.created_at)
+            if topic.journal is None:
+                self._remember(topic.tenant, topic.name, topic.epoch, topic.created_at)
 
     def _remember(self, tenant: str, name: str, epoch: str, created_at: str) -> None:
         self._remembered[tenant, name] = epoch, created_at
@@ -375,6 +386,7 @@ class TopicManager:
         epoch: str,
         created_at: str,
         now_s: float,
+        journal: JournalPlace | None = None,
     ) -> Topic:
         limits = self.limits
         portion = self.portions.of(tenant)
@@ -389,6 +401,7 @@ class TopicManager:
             created_at=created_at,
             now_s=now_s,
             active=self._totals.active,
+            journal=journal,
         )
         self._count_in(portion)
         self._topics[tenant, name] = topic

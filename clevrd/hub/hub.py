@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Final
 
 from clevrd.config import Config
@@ -16,6 +16,7 @@ from clevrd.control.adaptive_throttler import AdaptiveThrottler
 from clevrd.control.rate_limiter import RateLimiter
 from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes
 from clevrd.core.idempotency import RememberedAnswers
+from clevrd.core.patterns import Words
 from clevrd.core.portions import Weights
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.saved_topic import SavedTopic
@@ -28,13 +29,14 @@ from clevrd.hub.delivery import Delivery
 from clevrd.hub.drain import Drain
 from clevrd.hub.history_pages import MAX_PAGE_BYTES
 from clevrd.hub.history_readers import HistoryReaders
+from clevrd.hub.journaling import Journaling
 from clevrd.hub.memory_shares import OPEN_WEIGHTS, input_bytes, max_keys, topic_limits
 from clevrd.hub.publish_answers import Published
 from clevrd.hub.publishing import Publishing
 from clevrd.hub.stamping import Stamping
 from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.input_budget import InputBudget
-from clevrd.journal.base import History
+from clevrd.journal.base import Engine, History
 from clevrd.memory import Memory, find_trim
 from clevrd.metrics.counters import Counters
 from clevrd.metrics.histograms import HistogramView
@@ -89,8 +91,16 @@ class Hub:
         weights: Weights = OPEN_WEIGHTS,
         stats: Stats | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
+        engine: Engine | None = None,
+        journaled: Sequence[Words] = (),
     ) -> None:
-        """Args: weights: how tenants share the memory; `share_out` changes it later."""
+        """Make the hub.
+
+        Args:
+            weights: how tenants share the memory; `share_out` changes it later.
+            engine: keeps the journal; None for none.
+            journaled: patterns of the topics that are journaled.
+        """
         self._loop = loop
         # The configured bound, but never more than the cgroup or the machine has.
         max_memory_bytes = min(config.max_memory_mb << 20, memory_limit_bytes())
@@ -117,6 +127,24 @@ class Hub:
         self._stamping = Stamping(wall_ns)
         waiting = WaitingPublishes(self.topics.portions, loop)
         self.delivery = Delivery(config, self.topics, self.buffers, waiting, self.counters, loop)
+        # Messages that one run may have. A run fits into the quarter of the ring that may be
+        # pending.
+        self.max_run = min(MAX_RUN, self.delivery.rounds.max_pending)
+        # None without a journal.
+        self.journal: Journaling | None = None
+        if engine is not None:
+            self.journal = Journaling(
+                engine,
+                journaled,
+                self.topics,
+                self.delivery,
+                waiting,
+                loop,
+                self._stamping.wall_us,
+                self.counters.count_background_error,
+                max_run=self.max_run,
+                keep_keys_s=config.idempotency_s,
+            )
         self.publishing = Publishing(
             self.topics,
             self._stamping,
@@ -127,8 +155,9 @@ class Hub:
             self.answers,
             self.counters,
             loop,
+            self.journal,
         )
-        self._drain = Drain(waiting, self.delivery, loop)
+        self._drain = Drain(waiting, self.delivery, loop, self._is_journal_busy)
         self._readers = self.delivery.readers
         self._control_loops = ControlLoops(
             self.throttler,
@@ -138,9 +167,6 @@ class Hub:
             self._readers,
             loop,
         )
-        # Messages that one run may have. A run fits into the quarter of the ring that may be
-        # pending.
-        self.max_run = min(MAX_RUN, self.delivery.rounds.max_pending)
         # Not by the loop's clock, which counts milliseconds and stands still within a turn.
         self._loop_lag = LoopLag(self.counters.loop_lag_s.record, time.monotonic)
         self._timers = Timers(loop, self.counters.count_background_error)
@@ -176,6 +202,8 @@ class Hub:
         self.resumed = delivery.readers.resume
         self.stall_allowed_s = delivery.circuits.stall_allowed_s
         self.break_overdue_circuits = delivery.circuits.break_overdue
+        if isinstance(engine, History):
+            self.keep_history(engine)
         self.evaluate_throttle = self._control_loops.evaluate_throttle
         self.evaluate_buffers = self._control_loops.evaluate_buffers
         self.throttled_topics = self._control_loops.throttled_topics
@@ -308,6 +336,11 @@ class Hub:
     def seal(self) -> None:
         """Append no message from here on: publishes that the shutdown cut off fail."""
         self._stamping.seal()
+        if self.journal is not None:
+            self.journal.node.seal()
+
+    def _is_journal_busy(self) -> bool:
+        return self.journal is not None and self.journal.node.is_busy
 
     def saved(self) -> list[tuple[SavedTopic, RecentMessageCache]]:
         """Return each topic's position and its ring, the last used first; call `seal` before."""

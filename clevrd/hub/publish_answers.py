@@ -28,6 +28,8 @@ class Published(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     # True when an earlier publish with the same key got this answer, and this one was not
     # published.
     repeated: bool = False
+    # True when the message outlives a crash and a power cut.
+    durable: bool = False
 
 
 class WarnedPublished(Published, frozen=True, gc=False, omit_defaults=True):
@@ -50,9 +52,15 @@ def with_warnings(answer: Published, warnings: tuple[str, ...]) -> Published:
     return WarnedPublished(**msgspec.structs.asdict(answer), warnings=warnings)
 
 
-def audience_of(topic: Topic) -> tuple[str, int, int, int]:
-    """Return the topic's part of an answer: epoch, subscribers, lagging and slow."""
+# The fields of an answer to an accepted message, behind the offset.
+Audience = tuple[str, int, int, int, bool, bool]
+
+
+def audience_of(topic: Topic) -> Audience:
+    """Return the topic's part of an answer to an accepted message."""
     lagging = len(topic.lagging)
     # The sum is `topic.subscribers` without its calls, since it is needed for each publish.
     subscribers = len(topic.live) + lagging + len(topic.suspended)
-    return topic.epoch, subscribers, lagging, topic.slow
+    if topic.journal is None:
+        return topic.epoch, subscribers, lagging, topic.slow, False, False
+    return topic.epoch, subscribers, lagging, topic.slow, False, topic.journal.is_durable

@@ -7,9 +7,11 @@ gives messages no offsets: that is done by the fold, on every node alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
+
+from clevrd.journal.figures import JournalStorage
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
@@ -152,10 +154,14 @@ class Engine(Protocol):
         others forget the oldest of more than five.
         """
 
+    def storage(self) -> JournalStorage | None:
+        """Return the figures of its files; None if it keeps none of its own."""
+
     async def close(self) -> None:
         """Finish what was begun, and close; a second call does nothing."""
 
 
+@runtime_checkable
 class History(Protocol):
     """Messages by topic and offset, for engines that keep them so. No method holds the loop."""
 

@@ -7,8 +7,11 @@ docs/wire.md. So anybody who reads the log without clevrd leaves out the lines t
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
+from hashlib import blake2b
+from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -29,8 +32,19 @@ _HEADER_AT: Final = _CRC_END + 1
 MAX_RECORD_BYTES: Final = 512 << 10
 
 
+# A foreign producer names no tenant, so its messages are this one's: `tenants.DEFAULT_TENANT`.
+FOREIGN_TENANT: Final = "default-tenant"
+
+# The end of the year 9998: ids and timestamps are spelled with four digits for the year.
+_MAX_TIME_US: Final = 253_370_764_800_000_000 - 1
+
+
 class BadRecord(ValueError):
     """A record that can't be read: its sentence says why."""
+
+
+class LaterVersion(BadRecord):
+    """A record of a later clevrd, which may count messages that this one can't see."""
 
 
 class Run(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -78,7 +92,15 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     seen: Seen | None = None
     # The writer has no usable checkpoint: all nodes begin a new epoch.
     is_reset: bool = False
+    # For how long this record's keys are remembered, and the number of keys at which the oldest
+    # ones are forgotten. Each record says so itself: if nodes went by their own settings, two nodes
+    # with different ones would count differently.
+    keep_keys_ms: int = 0
+    max_keys: int = 0
 
+
+# 40 digits: 128 bits.
+_DIGITS: Final = re.compile(r"[0-9]{1,40}")
 
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(Header)
@@ -126,7 +148,7 @@ def decode_header(record: bytes) -> tuple[Header, int]:
     """
     if not record.startswith(MAGIC):
         version = record[len(ANY_VERSION) : len(MAGIC)].decode("ascii", "replace").strip()
-        raise BadRecord(f"a record of version {version}, which this clevrd does not know")
+        raise LaterVersion(f"a record of version {version}, which this clevrd does not know")
     end = record.find(b"\n", _HEADER_AT)
     if end < 0 or record[len(MAGIC) : _CRC_END] != b"%08x" % zlib.crc32(
         memoryview(record)[_CRC_END:]
@@ -136,6 +158,47 @@ def decode_header(record: bytes) -> tuple[Header, int]:
         header = _decoder.decode(memoryview(record)[_HEADER_AT:end])
     except msgspec.MsgspecError as error:
         raise BadRecord(f"a record with a header that can't be read: {error}") from error
-    if sum(run.size_bytes for run in header.runs) != len(record) - end - 1:
-        raise BadRecord("a record whose lines have not the size that its header says")
+    _check_header(header, len(record) - end - 1)
     return header, end + 1
+
+
+def _check_header(header: Header, lines_bytes: int) -> None:
+    """Raise BadRecord unless the fold can go by ``header``, which has so many bytes of lines."""
+    count = 0
+    for run in header.runs:
+        # A line has at least its line feed.
+        if not 0 < run.count <= run.size_bytes:
+            raise BadRecord("a record with a run that can't have the count that its header says")
+        count += run.count
+        lines_bytes -= run.size_bytes
+    if lines_bytes:
+        raise BadRecord("a record whose lines have not the size that its header says")
+    if header.keyed:
+        lines = [-1, *(keyed.line for keyed in header.keyed), count]
+        if any(line >= following for line, following in pairwise(lines)):
+            raise BadRecord("a record with an idempotency key for a line that it does not have")
+    if not (header.stamp and header.writer):
+        raise BadRecord("a record without a stamp or a writer")
+    if not 0 <= header.time_us <= _MAX_TIME_US:
+        raise BadRecord("a record with a time beyond the year 9998, or before 1970")
+    if header.seen is not None and not _DIGITS.fullmatch(header.seen.position):
+        raise BadRecord("a record that names a position which is no number")
+
+
+def partition_of(tenant: str, topic: str, partitions: int) -> int:
+    """Return the number of the partition that has a topic's records, the same on all nodes."""
+    return zlib.crc32(f"{tenant}\0{topic}".encode()) % partitions
+
+
+def digest_of(record: bytes) -> str:
+    """Return the CRC-32 of all of ``record``, 8 hexadecimal digits: see `Engine.digest`."""
+    return f"{zlib.crc32(record):08x}"
+
+
+def content_of(request: PublishRequest) -> str:
+    """Return the digest by which a repeat is told from another message with the same key."""
+    content = bytes(request.data)
+    if request.key is not None:
+        # JSON has no zero byte.
+        content = b"%b\0%b" % (content, request.key.encode())
+    return blake2b(content, digest_size=8).hexdigest()

@@ -106,11 +106,11 @@ class RoundHistograms:
 
     def durations_s(self) -> HistogramView:
         """Return how long rounds took."""
-        return _times_view(self._durations, self._durations_ns)
+        return times_view(self._durations, self._durations_ns)
 
     def to_socket_s(self) -> HistogramView:
         """Return how old each round's oldest message was when it was written to all readers."""
-        return _times_view(self._to_socket, self._to_socket_ns)
+        return times_view(self._to_socket, self._to_socket_ns)
 
     def messages(self) -> HistogramView:
         """Return how many messages rounds carried."""
@@ -120,7 +120,8 @@ class RoundHistograms:
         return HistogramView(bounds, counts, float(self._messages_sum))
 
 
-def _times_view(buckets: list[int], sum_ns: int) -> HistogramView:
+def times_view(buckets: Sequence[int], sum_ns: int) -> HistogramView:
+    """Return times that are counted by the bits of their microseconds, in seconds."""
     bounds = tuple((1 << bits) / 1e6 for bits in range(_FIRST_BITS, _LAST_BITS + 1))
     below = tuple(accumulate(buckets))
     return HistogramView(bounds, (*below[_FIRST_BITS : _LAST_BITS + 1], below[-1]), sum_ns / 1e9)

@@ -13,6 +13,7 @@ from clevrd.control.system_stats import ProcessFigures
 from clevrd.core.portions import Portion
 from clevrd.core.topic import Topic
 from clevrd.core.topic_totals import Totals
+from clevrd.journal.figures import JournalFigures
 from clevrd.metrics.counters import Counters
 from clevrd.metrics.histograms import HistogramView
 
@@ -171,6 +172,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     connections: Connections
     # None where the daemon speaks no TLS.
     tls: Tls | None
+    # None without a journal.
+    journal: JournalFigures | None
     traffic: Traffic
     log_lines_dropped: int
     process: ProcessFigures

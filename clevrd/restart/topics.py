@@ -20,7 +20,9 @@ def saved_topics(topics: TopicManager) -> list[tuple[SavedTopic, RecentMessageCa
     Positions of topics without messages follow, so that a reader of a quiet topic resumes.
     """
     # The rings themselves: a thread reads what they hold, and no message is asked for by offset.
-    by_use = sorted(topics, key=lambda topic: topic.last_used_s, reverse=True)
+    # Journaled topics are left out: their journal has them.
+    own = (topic for topic in topics if topic.journal is None)
+    by_use = sorted(own, key=lambda topic: topic.last_used_s, reverse=True)
     saved = [(_saved(topic), topic.ring) for topic in by_use]
     empty = RecentMessageCache(1, 1)
     return saved + [(SavedTopic(*place, 1, 0), empty) for place in topics.remembered()]

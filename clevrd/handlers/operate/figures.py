@@ -112,6 +112,7 @@ class Figures:
             window=hub.buffers.decision,
             connections=self._connections(),
             tls=self._tls(),
+            journal=None if hub.journal is None else hub.journal.node.view(),
             traffic=traffic_of(hub.counters, hub.input_budget.received_bytes, waits),
             log_lines_dropped=logs.stderr.dropped,
             process=process,

@@ -1,0 +1,88 @@
+"""Journaling: the topics that a journal keeps, and the node's way to topics and readers.
+
+The node itself, which writes and reads the log, knows neither rings nor rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from clevrd.core.journal_place import TopicStart
+from clevrd.core.patterns import Words, matches
+from clevrd.core.topic import Topic
+from clevrd.core.topic_manager import TopicManager
+from clevrd.hub.delivery import Delivery
+from clevrd.hub.waiting_publishes import WaitingPublishes
+from clevrd.journal.base import Engine
+from clevrd.journal.node import Node
+
+# Idempotency keys that a partition remembers; each takes about 400 bytes.
+MAX_KEYS: Final = 100_000
+
+
+class Journaling:
+    """Which topics are journaled, and their node."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        patterns: Sequence[Words],
+        topics: TopicManager,
+        delivery: Delivery,
+        waiting: WaitingPublishes,
+        loop: asyncio.AbstractEventLoop,
+        wall_us: Callable[[], int],
+        count_background_error: Callable[[], None],
+        *,
+        max_run: int,
+        keep_keys_s: float,
+    ) -> None:
+        """Args: patterns: a topic that matches one of them is journaled."""
+        self._patterns = patterns
+        self._topics = topics
+        self._delivery = delivery
+        self._waiting = waiting
+        self.deliver, self.makes_room = delivery.deliver, delivery.makes_room
+        self.engine = engine
+        self.node = Node(
+            engine,
+            self,
+            self,
+            loop,
+            wall_us,
+            count_background_error,
+            max_run=max_run,
+            keep_keys_s=keep_keys_s,
+            max_keys=MAX_KEYS,
+        )
+        # Publishing asks the node itself.
+        self.has_room, self.room_for, self.submit = (
+            self.node.has_room,
+            self.node.room_for,
+            self.node.submit,
+        )
+
+    def start_of(self, tenant: str, name: str) -> TopicStart | None:
+        """Return where a topic that is not in use goes on; None if it is not journaled."""
+        if not any(matches(pattern, name) for pattern in self._patterns):
+            return None
+        return self.node.start_of(tenant, name)
+
+    # --- as the node needs it --------------------------------------------------------------------
+
+    def find(self, tenant: str, name: str) -> Topic | None:
+        """Return the topic, None when it is not in use."""
+        return self._topics.find(tenant, name)
+
+    def begin_anew(self, partition: int) -> None:
+        """Let all topics of ``partition`` that are in use begin the epoch that it has now."""
+        for topic in list(self._topics):
+            place = topic.journal
+            if place is not None and place.partition == partition:
+                self._delivery.begin_anew(topic, self.node.start_of(topic.tenant, topic.name))
+
+    async def room(self, topic: Topic) -> None:
+        """Wait until ``topic`` takes another run of messages."""
+        await self._waiting.for_room(topic, self.makes_room)

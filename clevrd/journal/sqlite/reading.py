@@ -1,0 +1,424 @@
+"""Readers of segments: records in the order of the log, and a topic's messages by offset.
+
+All that is read is compared with its checksum; what does not fit is left out and reported.
+Everything here is called in threads that may wait for the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import apsw
+import msgspec
+
+from clevrd.journal.base import Extent, StoredMessage
+from clevrd.journal.records import digest_of
+from clevrd.journal.sqlite.library import Fault, fault_of, open_to_read, words_of
+from clevrd.journal.sqlite.segments import (
+    Catalog,
+    Segment,
+    names_crc,
+    record_crc,
+    run_crc,
+)
+
+log = logging.getLogger(__name__)
+
+# Open connections that are kept, each with a descriptor or three and up to 256 KiB of pages.
+MAX_CONNECTIONS: Final = 64
+# Topics whose segments are remembered.
+MAX_TOPICS: Final = 10_000
+# A slice of the log: so many records, or so many bytes.
+SLICE_RECORDS: Final = 4_096
+SLICE_BYTES: Final = 4 << 20
+
+_RECORDS: Final = (
+    "SELECT position, time_us, crc, record FROM records"
+    " WHERE position > ? AND position <= ? ORDER BY position"
+)
+_RECORD: Final = "SELECT time_us, crc, record FROM records WHERE position = ?"
+_TOPIC: Final = "SELECT id FROM topics WHERE partition_epoch = ? AND tenant = ? AND topic = ?"
+# A run whose record is gone has no time and no lines.
+_RUN: Final = (
+    "SELECT r.first, r.count, r.position, r.at_bytes, r.size_bytes, r.skip, r.id_us, r.id_step,"
+    " r.crc, k.time_us, substr(k.record, r.at_bytes + 1, r.size_bytes)"
+    " FROM runs r LEFT JOIN records k ON k.position = r.position WHERE r.topic_id = ?1"
+    " AND r.position <= ?3"
+)
+_RUNS_FROM: Final = f"{_RUN} AND r.first >= ?2 ORDER BY r.first"
+_RUNS_BACK: Final = f"{_RUN} AND r.first <= ?2 ORDER BY r.first DESC"
+_FIRST_AT: Final = (
+    "SELECT first, id_us FROM runs WHERE topic_id = ?1 AND first <= ?2 AND position <= ?3"
+    " ORDER BY first DESC LIMIT 1"
+)
+_LARGEST: Final = 2**63 - 1
+
+Names = tuple[str, str, str]
+
+
+class Run(msgspec.Struct, frozen=True, gc=False):
+    """Messages of one topic with consecutive offsets, read and found to be what was written."""
+
+    first: int
+    count: int
+    skip: int
+    id_us: int
+    id_step: int
+    time_us: int
+    lines: bytes
+
+    @property
+    def last(self) -> int:
+        """Its newest message's offset."""
+        return self.first + self.count - 1
+
+    def messages(self, after: int) -> Iterator[StoredMessage]:
+        """Yield its messages behind offset ``after``."""
+        begin = max(0, after - self.first + 1)
+        lines = self.lines.split(b"\n")
+        step, time_us = self.id_step, self.time_us
+        for index in range(begin, self.count):
+            yield StoredMessage(
+                self.first + index, self.id_us + index * step, time_us, lines[self.skip + index]
+            )
+
+
+class Span(msgspec.Struct, frozen=True, gc=False):
+    """The part of a topic's history that one segment has."""
+
+    segment: Segment
+    topic_id: int
+    # Offsets of its oldest message and of its newest one.
+    first: int
+    last: int
+
+
+class SegmentReaders:
+    """Connections to segments, and what is read by them."""
+
+    def __init__(self, catalog: Catalog, vfs: str | None, damaged: Callable[[], None]) -> None:
+        """Args: damaged: told of each thing that is not what was written, in any thread."""
+        self._catalog = catalog
+        self._vfs = vfs
+        self._damaged = damaged
+        self._lock = threading.Lock()
+        # Connections that no thread uses, the one used last at the end.
+        self._idle: OrderedDict[Segment, list[apsw.Connection]] = OrderedDict()
+        self._idle_count = 0
+        self._is_closed = False
+        # Topic -> the number of the newest segment that was looked into, and what those that are
+        # not written to any more have of it.
+        self._spans: OrderedDict[Names, tuple[int, tuple[Span, ...]]] = OrderedDict()
+
+    def close(self) -> None:
+        """Close all connections, and keep none from here on."""
+        with self._lock:
+            self._is_closed = True
+            idle = [each for several in self._idle.values() for each in several]
+            self._idle.clear()
+        for connection in idle:
+            connection.close(True)
+
+    def forget(self, segment: Segment) -> None:
+        """Close what is open of ``segment``, whose files go or have changed."""
+        with self._lock:
+            idle = self._idle.pop(segment, [])
+            self._idle_count -= len(idle)
+        for connection in idle:
+            connection.close(True)
+
+    # --- the log ---------------------------------------------------------------------------------
+
+    def records(self, after: int) -> tuple[list[tuple[int, bytes]], bool]:
+        """Return the next records behind ``after``, and whether one there could not be read.
+
+        Raises:
+            apsw.Error: nothing can be read now.
+        """
+        for segment in self._catalog.segments:
+            if segment.last_position <= after:
+                continue
+            found, is_damaged = self._records_of(segment, after)
+            if found or is_damaged:
+                return found, is_damaged
+        return [], False
+
+    def _records_of(self, segment: Segment, after: int) -> tuple[list[tuple[int, bytes]], bool]:
+        found: list[tuple[int, bytes]] = []
+        size_bytes, is_damaged = 0, False
+        try:
+            with self._reading(segment) as connection:
+                for position, time_us, crc, record in connection.execute(
+                    _RECORDS, (after, segment.last_position)
+                ):
+                    if record_crc(position, time_us, record) != crc:
+                        is_damaged = True
+                        self._report(segment, f"the record at position {position}")
+                        continue
+                    found.append((position, record))
+                    size_bytes += len(record)
+                    if size_bytes >= SLICE_BYTES or len(found) >= SLICE_RECORDS:
+                        break
+        except apsw.Error as error:
+            if fault_of(error) is not Fault.DAMAGED:
+                raise
+            is_damaged = True
+            self._report(segment, words_of(error))
+            if not found:
+                # Nothing behind this place is found in the segment.
+                return self._records_behind(segment), True
+        return found, is_damaged
+
+    def _records_behind(self, segment: Segment) -> list[tuple[int, bytes]]:
+        return self.records(segment.last_position)[0]
+
+    def digest(self, position: int) -> str | None:
+        """Return the CRC-32 of the record at ``position``; None if it is gone."""
+        segments = self._catalog.segments
+        if segments and position == segments[0].info.after_position:
+            return segments[0].info.after_digest or None
+        segment = self._catalog.with_position(position)
+        record = None if segment is None else self.record(segment, position)
+        return None if record is None else digest_of(record)
+
+    def record(self, segment: Segment, position: int) -> bytes | None:
+        """Return the record at ``position`` in ``segment``; None if it can't be read."""
+        try:
+            with self._reading(segment) as connection:
+                row = connection.execute(_RECORD, (position,)).fetchone()
+        except apsw.Error as error:
+            if fault_of(error) is not Fault.DAMAGED:
+                raise
+            self._report(segment, words_of(error))
+            return None
+        if row is None:
+            return None
+        time_us, crc, record = row
+        if record_crc(position, time_us, record) != crc:
+            self._report(segment, f"the record at position {position}")
+            return None
+        return bytes(record)
+
+    # --- histories -------------------------------------------------------------------------------
+
+    def extent(self, names: Names) -> Extent | None:
+        """Return what the segments have of a topic; None for nothing."""
+        spans = self.spans(names)
+        return Extent(spans[0].first, spans[-1].last) if spans else None
+
+    def page(
+        self, names: Names, after: int, max_messages: int, max_bytes: int
+    ) -> list[StoredMessage]:
+        """Return messages behind offset ``after``: see `History.page`."""
+        found: list[StoredMessage] = []
+        room_bytes = max_bytes
+        for span in self.spans(names):
+            if span.last <= after:
+                continue
+            for run in self._runs(span, names, after):
+                for message in run.messages(after):
+                    room_bytes -= len(message.line)
+                    if found and room_bytes < 0:
+                        return found
+                    found.append(message)
+                    if len(found) >= max_messages:
+                        return found
+        return found
+
+    def last_before(self, names: Names, id_us: int) -> int:
+        """Return the offset of the newest message whose id is below ``id_us``; 0 without one."""
+        for span in reversed(self.spans(names)):
+            first = self._first_before(span, id_us)
+            if first == 0:
+                continue
+            for run in self._runs_back(span, names, first):
+                if run.id_us < id_us:
+                    return run.first + min(run.count - 1, (id_us - 1 - run.id_us) // run.id_step)
+        return 0
+
+    def spans(self, names: Names) -> tuple[Span, ...]:
+        """Return what each segment has of a topic, oldest first."""
+        segments = self._catalog.segments
+        if not segments:
+            return ()
+        with self._lock:
+            looked, known = self._spans.get(names, (0, ()))
+        there = set(segments)
+        known = tuple(each for each in known if each.segment in there)
+        fresh = [
+            span
+            for segment in segments
+            if segment.number > looked and (span := self._span(segment, names)) is not None
+        ]
+        # The newest may still grow, and so may one that rolled while it was looked into.
+        open_numbers = [each.number for each in segments if not each.is_final]
+        through = min(open_numbers, default=segments[-1].number + 1) - 1
+        keep = (*known, *(each for each in fresh if each.segment.number <= through))
+        with self._lock:
+            self._spans[names] = (max(looked, through), keep)
+            self._spans.move_to_end(names)
+            if len(self._spans) > MAX_TOPICS:
+                self._spans.popitem(last=False)
+        return (*known, *fresh)
+
+    def _span(self, segment: Segment, names: Names) -> Span | None:
+        try:
+            with self._reading(segment) as connection:
+                row = connection.execute(_TOPIC, names).fetchone()
+                if row is None:
+                    return None
+                topic_id = row[0]
+                first = self._one(segment, connection, names, topic_id, _RUNS_FROM, 0)
+                last = self._one(segment, connection, names, topic_id, _RUNS_BACK, _LARGEST)
+        except apsw.Error as error:
+            if fault_of(error) is not Fault.DAMAGED:
+                raise
+            self._report(segment, words_of(error))
+            return None
+        if first is None or last is None:
+            return None
+        return Span(segment, topic_id, first.first, last.last)
+
+    def _one(
+        self,
+        segment: Segment,
+        connection: apsw.Connection,
+        names: Names,
+        topic_id: int,
+        query: str,
+        offset: int,
+    ) -> Run | None:
+        """Return the first run of ``query`` that is what was written."""
+        crc = names_crc(*names)
+        for row in connection.execute(query, (topic_id, offset, segment.last_position)):
+            run = self._checked(segment, crc, row)
+            if run is not None:
+                return run
+        return None
+
+    def _runs(self, span: Span, names: Names, after: int) -> Iterator[Run]:
+        """Yield the runs of a segment that have messages behind offset ``after``."""
+        with self._reading_runs(span.segment) as connection:
+            row = connection.execute(
+                _FIRST_AT, (span.topic_id, after + 1, span.segment.last_position)
+            ).fetchone()
+            begin = 0 if row is None else row[0]
+            yield from self._all(span, names, connection, _RUNS_FROM, begin)
+
+    def _runs_back(self, span: Span, names: Names, offset: int) -> Iterator[Run]:
+        """Yield the runs of a segment that begin at ``offset`` or before, newest first."""
+        with self._reading_runs(span.segment) as connection:
+            yield from self._all(span, names, connection, _RUNS_BACK, offset)
+
+    def _all(
+        self, span: Span, names: Names, connection: apsw.Connection, query: str, offset: int
+    ) -> Iterator[Run]:
+        crc, last_position = names_crc(*names), span.segment.last_position
+        for row in connection.execute(query, (span.topic_id, offset, last_position)):
+            run = self._checked(span.segment, crc, row)
+            if run is not None:
+                yield run
+
+    def _first_before(self, span: Span, id_us: int) -> int:
+        """Return the first offset of the last run that begins with an id below ``id_us``; or 0."""
+        low, high, found = span.first, span.last, 0
+        with self._reading_runs(span.segment) as connection:
+            while low <= high:
+                middle = (low + high) // 2
+                row = connection.execute(
+                    _FIRST_AT, (span.topic_id, middle, span.segment.last_position)
+                ).fetchone()
+                if row is None:
+                    low = middle + 1
+                elif row[1] < id_us:
+                    found, low = max(found, row[0]), middle + 1
+                else:
+                    high = row[0] - 1
+        return found
+
+    def _checked(
+        self, segment: Segment, names: int, row: tuple[int | bytes | None, ...]
+    ) -> Run | None:
+        *columns, crc, time_us, lines = row
+        if (
+            isinstance(time_us, int)
+            and isinstance(lines, bytes)
+            and run_crc(names, tuple(columns), time_us, lines) == crc  # type: ignore[arg-type]  # numbers, as the table's columns are
+        ):
+            first, count, _, _, _, skip, id_us, id_step = columns
+            return Run(first, count, skip, id_us, id_step, time_us, lines)  # type: ignore[arg-type]  # the same
+        self._report(segment, f"messages from offset {row[0]!r} on")
+        return None
+
+    # --- connections -----------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading_runs(self, segment: Segment) -> Iterator[apsw.Connection]:
+        """Report damage instead of raising it; what was found before it stands."""
+        try:
+            with self._reading(segment) as connection:
+                yield connection
+        except apsw.Error as error:
+            if fault_of(error) is not Fault.DAMAGED:
+                raise
+            self._report(segment, words_of(error))
+
+    @contextmanager
+    def _reading(self, segment: Segment) -> Iterator[apsw.Connection]:
+        connection = self._take(segment)
+        try:
+            yield connection
+        except apsw.Error:
+            connection.close(True)
+            raise
+        except BaseException:
+            # The caller has enough of what it reads.
+            self._give_back(segment, connection)
+            raise
+        self._give_back(segment, connection)
+
+    def _take(self, segment: Segment) -> apsw.Connection:
+        with self._lock:
+            idle = self._idle.get(segment)
+            if idle:
+                self._idle_count -= 1
+                connection = idle.pop()
+                if not idle:
+                    del self._idle[segment]
+                return connection
+        connection = open_to_read(segment.path, self._vfs, is_final=segment.is_final)
+        connection.pragma("cache_size", -256)
+        return connection
+
+    def _give_back(self, segment: Segment, connection: apsw.Connection) -> None:
+        extra = connection
+        with self._lock:
+            if not self._is_closed and segment in self._catalog.segments:
+                self._idle.setdefault(segment, []).append(connection)
+                self._idle.move_to_end(segment)
+                self._idle_count += 1
+                if self._idle_count <= MAX_CONNECTIONS:
+                    return
+                oldest, several = next(iter(self._idle.items()))
+                extra = several.pop(0)
+                self._idle_count -= 1
+                if not several:
+                    del self._idle[oldest]
+        extra.close(True)
+
+    def _report(self, segment: Segment, what: str) -> None:
+        """Count damage, and log the first one of each segment."""
+        self._damaged()
+        if not segment.is_damaged:
+            segment.is_damaged = True
+            log.error(
+                "journal damaged file=%s what=%r; it is left out, and so is all further damage in"
+                " this file (clevrd journal verify lists it)",
+                segment.path,
+                what,
+            )

@@ -1,0 +1,275 @@
+"""Segments: the files that hold the log, each for a stretch of time, and what one says of itself.
+
+A segment has records in the order of the log, and for each topic the runs of its messages, by which
+a history is read without looking at other topics. Positions rise from segment to segment.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import zlib
+from typing import Final
+
+import apsw
+import msgspec
+
+from clevrd.journal.sqlite.directory import FORMAT, JournalDirectory, segment_name
+from clevrd.journal.sqlite.library import APPLICATION_ID
+
+_SCHEMA: Final = """
+-- One row: what the segment is, as JSON, and the CRC-32 of that.
+CREATE TABLE info (text TEXT NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE records (
+  position INTEGER PRIMARY KEY,
+  -- Microseconds since 1970; never falls.
+  time_us INTEGER NOT NULL,
+  -- Of the position, the time and the record.
+  crc INTEGER NOT NULL,
+  record BLOB NOT NULL
+);
+CREATE TABLE topics (
+  partition_epoch TEXT NOT NULL,
+  tenant TEXT NOT NULL,
+  topic TEXT NOT NULL,
+  id INTEGER NOT NULL,
+  PRIMARY KEY (partition_epoch, tenant, topic)
+) WITHOUT ROWID;
+-- Messages of one topic with consecutive offsets in one record: see Placed.
+CREATE TABLE runs (
+  topic_id INTEGER NOT NULL,
+  first INTEGER NOT NULL,
+  count INTEGER NOT NULL,
+  position INTEGER NOT NULL,
+  at_bytes INTEGER NOT NULL,
+  size_bytes INTEGER NOT NULL,
+  skip INTEGER NOT NULL,
+  id_us INTEGER NOT NULL,
+  id_step INTEGER NOT NULL,
+  -- Of all that the row says, the record's time, the topic's name and the lines.
+  crc INTEGER NOT NULL,
+  PRIMARY KEY (topic_id, first)
+) WITHOUT ROWID;
+"""
+_RECORD_KEY: Final = struct.Struct("<qq")
+_RUN_KEY: Final = struct.Struct("<9q")
+
+
+class SegmentInfo(msgspec.Struct, frozen=True):
+    """A segment's description of itself; written when it is made, and never changed."""
+
+    format: int
+    number: int
+    # The log's stamp while records are appended here.
+    stamp: str
+    # Records have higher positions. The last record before it, and that record's CRC-32; empty
+    # where there was none, or where it can't be read.
+    after_position: int
+    after_digest: str
+    # The first segment with this stamp, so that no record of it is older.
+    begins_stamp: bool
+    # The wall clock when it was made, microseconds since 1970.
+    made_us: int
+    # The file's inode number: a copy of a journal has others, and must not go on as if it were the
+    # journal itself.
+    inode: int
+
+
+class BadSegment(Exception):
+    """A file that is no segment, or whose beginning is damaged."""
+
+    def __init__(self, sentence: str, *, is_later_format: bool = False) -> None:
+        super().__init__(sentence)
+        self.is_later_format = is_later_format
+
+
+class Segment:
+    """One segment as the journal knows it. Changed under the lock of its `Catalog`."""
+
+    __slots__ = (
+        "info",
+        "is_damaged",
+        "is_final",
+        "last_position",
+        "newest_us",
+        "oldest_us",
+        "path",
+    )
+
+    def __init__(self, path: str, info: SegmentInfo) -> None:
+        self.path = path
+        self.info = info
+        # Its newest record that was committed; one before its first while it has none.
+        self.last_position = info.after_position
+        # Its records' times, microseconds since 1970; 0 without a record.
+        self.oldest_us = 0
+        self.newest_us = 0
+        # True when it is not written to any more, and has no WAL.
+        self.is_final = False
+        # True when something in it was found to be damaged, and logged.
+        self.is_damaged = False
+
+    @property
+    def number(self) -> int:
+        """Its number; they rise with time, and are not consecutive."""
+        return self.info.number
+
+    def size_bytes(self) -> int:
+        """Return the bytes of its files."""
+        return file_bytes(self.path)
+
+
+class Catalog:
+    """The segments that there are, oldest first; read and changed by several threads."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        # Replaced, never changed, so that a thread may go through one while it is replaced.
+        self.segments: tuple[Segment, ...] = ()
+
+    def add(self, segment: Segment) -> None:
+        """Add the newest segment."""
+        with self.lock:
+            self.segments = (*self.segments, segment)
+
+    def remove(self, segment: Segment) -> None:
+        """Forget a segment."""
+        with self.lock:
+            self.segments = tuple(each for each in self.segments if each is not segment)
+
+    def with_position(self, position: int) -> Segment | None:
+        """Return the segment that has ``position``, if any has."""
+        for segment in reversed(self.segments):
+            if segment.info.after_position < position <= segment.last_position:
+                return segment
+        return None
+
+
+def file_bytes(path: str) -> int:
+    """Return the bytes of a database's files; 0 if there are none."""
+    total = 0
+    for end in ("", "-wal"):
+        try:
+            total += os.stat(path + end).st_size
+        except OSError:
+            continue
+    return total
+
+
+def has_wal(path: str) -> bool:
+    """Return whether a database has a WAL with anything in it."""
+    try:
+        return os.stat(path + "-wal").st_size > 0
+    except OSError:
+        return False
+
+
+# --- making and opening --------------------------------------------------------------------------
+
+
+def make_segment(
+    directory: JournalDirectory,
+    vfs: str | None,
+    *,
+    number: int,
+    stamp: str,
+    after_position: int,
+    after_digest: str,
+    begins_stamp: bool,
+    made_us: int,
+) -> Segment:
+    """Make a segment's file, whole or not at all.
+
+    Raises:
+        apsw.Error: it can't be made.
+        OSError: the same.
+    """
+    new = directory.make_file("new.db")
+    info = SegmentInfo(
+        FORMAT,
+        number,
+        stamp,
+        after_position,
+        after_digest,
+        begins_stamp,
+        made_us,
+        os.stat(new).st_ino,
+    )
+    text = msgspec.json.encode(info).decode()
+    connection = apsw.Connection(new, flags=apsw.SQLITE_OPEN_READWRITE, vfs=vfs)
+    try:
+        connection.pragma("synchronous", "full")
+        connection.pragma("application_id", APPLICATION_ID)
+        connection.pragma("user_version", FORMAT)
+        connection.pragma("journal_mode", "wal")
+        with connection:
+            connection.execute(_SCHEMA)
+            connection.execute("INSERT INTO info VALUES (?, ?)", (text, zlib.crc32(text.encode())))
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    finally:
+        connection.close(True)
+    path = directory.inside(segment_name(number))
+    os.rename(new, path)
+    directory.sync()
+    return Segment(path, info)
+
+
+def read_info(connection: apsw.Connection) -> SegmentInfo:
+    """Return what an open segment says of itself.
+
+    Raises:
+        BadSegment: the file is something else, or damaged.
+        apsw.Error: it can't be read.
+    """
+    if connection.pragma("application_id") != APPLICATION_ID:
+        raise BadSegment("it is no file of a journal")
+    found = connection.pragma("user_version")
+    if found > FORMAT:
+        raise BadSegment(
+            f"it has format {found}, and this clevrd knows up to {FORMAT}", is_later_format=True
+        )
+    rows = connection.execute("SELECT text, crc FROM info").fetchall()
+    text = str(rows[0][0]) if len(rows) == 1 else ""
+    if not text or zlib.crc32(text.encode()) != rows[0][1]:
+        raise BadSegment("what it says of itself is damaged")
+    try:
+        return msgspec.json.decode(text, type=SegmentInfo)
+    except msgspec.MsgspecError as error:
+        raise BadSegment(f"what it says of itself can't be read: {error}") from error
+
+
+def note_bounds(segment: Segment, connection: apsw.Connection) -> None:
+    """Note the segment's newest record, and its records' times."""
+    for column, order in (("oldest_us", "ASC"), ("newest_us", "DESC")):
+        row = connection.execute(
+            f"SELECT position, time_us FROM records ORDER BY position {order} LIMIT 1"  # noqa: S608  # two words of this module
+        ).fetchone()
+        if row is not None:
+            setattr(segment, column, row[1])
+            segment.last_position = max(segment.last_position, row[0])
+
+
+# --- checksums -----------------------------------------------------------------------------------
+
+
+def record_crc(position: int, time_us: int, record: bytes) -> int:
+    """Return the checksum of a row of records."""
+    return zlib.crc32(record, zlib.crc32(_RECORD_KEY.pack(position, time_us)))
+
+
+def names_crc(partition_epoch: str, tenant: str, topic: str) -> int:
+    """Return the checksum that those of a topic's runs begin with."""
+    return zlib.crc32("\0".join((partition_epoch, tenant, topic)).encode())
+
+
+def run_crc(names: int, row: tuple[int, ...], time_us: int, lines: bytes | memoryview) -> int:
+    """Return the checksum of a row of runs.
+
+    Args:
+        names: `names_crc` of the topic.
+        row: the columns from first to id_step.
+        time_us: the record's.
+        lines: of ``size_bytes`` at ``at_bytes`` in the record.
+    """
+    return zlib.crc32(lines, zlib.crc32(_RUN_KEY.pack(*row, time_us), names))

@@ -1,0 +1,470 @@
+"""Writer: the thread that appends records, all that have come while it was committing in one go.
+
+A commit that fails in any way but for want of room ends the segment and the stamp with it: nobody
+can say what the disk has of it, so no record is ever acknowledged from that file again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, Final
+
+import apsw
+
+from clevrd.errors import JournalFull, JournalUnavailable
+from clevrd.journal.base import Fenced, Placed
+from clevrd.journal.records import digest_of
+from clevrd.journal.sqlite.directory import FORMAT, JournalDirectory, Meta, boot_id, new_stamp
+from clevrd.journal.sqlite.library import (
+    Fault,
+    fault_of,
+    give_up,
+    is_flush,
+    number,
+    open_to_write,
+    words_of,
+)
+from clevrd.journal.sqlite.segments import (
+    Catalog,
+    Segment,
+    make_segment,
+    names_crc,
+    record_crc,
+    run_crc,
+)
+from clevrd.journal.sqlite.settings import SqliteSettings
+
+log = logging.getLogger(__name__)
+
+# Bytes of records that one commit has at most, unless one record alone is larger.
+COMMIT_BYTES: Final = 8 << 20
+# Pages in the WAL from which on it is copied into the file when there is nothing else to do, and
+# from which on it is copied even though records wait: 4 and 32 MiB.
+WAL_PAGES: Final = 1_000
+MAX_WAL_PAGES: Final = 8_000
+# Ids of topics that are remembered, so that they need not be looked up: 100 bytes each.
+MAX_TOPICS: Final = 50_000
+# How often an idle writer looks at the clock.
+IDLE_S: Final = 10.0
+
+_BEGIN: Final = "BEGIN IMMEDIATE"
+_COMMIT: Final = "COMMIT"
+_RECORD: Final = "INSERT INTO records VALUES (?, ?, ?, ?)"
+_FIND_TOPIC: Final = "SELECT id FROM topics WHERE partition_epoch = ? AND tenant = ? AND topic = ?"
+_NEW_TOPIC: Final = "INSERT INTO topics VALUES (?, ?, ?, ?)"
+# A record that is sent again has the same runs: the fold counts it once.
+_RUN: Final = "INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_LAST_TOPIC: Final = "SELECT max(id) FROM topics"
+
+
+class Append:
+    """A record on its way into the log, and then what became of it."""
+
+    __slots__ = ("error", "placed", "position", "record", "stamp", "waiter")
+
+    def __init__(self, record: bytes, stamp: str, placed: Sequence[Placed], waiter: Any) -> None:
+        self.record = record
+        self.stamp = stamp
+        self.placed = placed
+        # The loop's own, which the writer does not look at.
+        self.waiter = waiter
+        # Set by the writer: its place, or why it has none.
+        self.position = 0
+        self.error: Exception | None = None
+
+
+class Commit:
+    """Appends that were looked at together, when it is known what became of them."""
+
+    __slots__ = ("appends", "took_ns")
+
+    def __init__(self, appends: list[Append], took_ns: int) -> None:
+        self.appends = appends
+        # 0 where nothing was committed.
+        self.took_ns = took_ns
+
+
+class Writer:
+    """The newest segment, and the thread that alone writes to it.
+
+    `put` and `do` may be called from any thread, everything else is called by the thread itself or
+    before it starts. `stamp` and `is_down` may be read by any.
+    """
+
+    def __init__(
+        self,
+        settings: SqliteSettings,
+        directory: JournalDirectory,
+        catalog: Catalog,
+        vfs: str | None,
+        wall_us: Callable[[], int],
+        committed: Callable[[Commit], None],
+        finish: Callable[[Segment, apsw.Connection], None],
+        note_error: Callable[[str], None],
+    ) -> None:
+        """Make the writer; `adopt` or `begin_stamp`, and then `start`, set it going.
+
+        Args:
+            committed: told what became of appends.
+            finish: told that a segment is full; it closes its connection, in a thread of its own.
+            note_error: told what went wrong, in a few words, in any thread.
+        """
+        self._settings = settings
+        self._directory = directory
+        self._catalog = catalog
+        self._vfs = vfs
+        self._wall_us = wall_us
+        self._committed = committed
+        self._finish = finish
+        self._note_error = note_error
+        self._is_durable = settings.durability == "fsync"
+        # Appends, things to do, and None as the last one.
+        self._queue: SimpleQueue[Append | Callable[[], None] | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="clevrd-journal-writer", daemon=True)
+        # The stamp with which records are accepted now.
+        self.stamp = ""
+        # True while there is no segment that takes records.
+        self.is_down = True
+        self._segment: Segment | None = None
+        self._connection: apsw.Connection | None = None
+        # The position that the next record gets, and the last record's digest; empty without one.
+        self._next = 1
+        self._last_digest = ""
+        # Bytes of the segment's file when it was opened, and of what was appended since.
+        self._size_bytes = 0
+        # Pages in the WAL, as the last commit said.
+        self._wal_pages = 0
+        # Ids of the segment's topics, and the checksum of each one's names.
+        self._topics: dict[tuple[str, str, str], tuple[int, int]] = {}
+        self._last_topic = 0
+
+    # --- from other threads ----------------------------------------------------------------------
+
+    def put(self, append: Append) -> None:
+        """Have a record appended; `committed` is told what became of it."""
+        self._queue.put(append)
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Have ``work`` done by the thread, between two commits."""
+        self._queue.put(work)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the thread finish what was put, close the segment, and end; wait for that."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    # --- segments --------------------------------------------------------------------------------
+
+    def adopt(self, segment: Segment, connection: apsw.Connection, stamp: str, digest: str) -> None:
+        """Go on in a segment that is there.
+
+        Args:
+            digest: its last record's.
+        """
+        self.stamp = stamp
+        self._last_digest = digest
+        self._next = segment.last_position + 1
+        self._use(segment, connection)
+
+    def begin_stamp(self, after_position: int, digest: str) -> None:
+        """Begin the log anew behind ``after_position``, with a stamp that it has not had.
+
+        Raises:
+            apsw.Error: there is no segment; the next append tries again.
+            OSError: the same.
+        """
+        self._next = max(self._next, after_position + 1)
+        self._last_digest = digest
+        stamp = new_stamp()
+        # It stands on the disk before any record is accepted with it, and no record is accepted
+        # with the old one any more.
+        self._write_meta(stamp, is_clean=False)
+        self.stamp = stamp
+        segment = self._make(begins_stamp=True)
+        self._catalog.add(segment)
+        self._open(segment)
+
+    def renew(self, why: str) -> None:
+        """Leave the segment as it is, and begin the log anew in another one.
+
+        No error is raised: without a segment the next append tries again.
+        """
+        log.error("journal begins anew reason=%r; readers are told of a gap", why)
+        self._leave()
+        self._try_again()
+
+    def _try_again(self) -> bool:
+        """Return whether there is a segment now, of a new stamp."""
+        try:
+            self.begin_stamp(self._next - 1, "")
+        except (apsw.Error, OSError) as error:
+            self._note_error(words_of(error))
+            return False
+        return True
+
+    def _make(self, *, begins_stamp: bool) -> Segment:
+        numbers = self._directory.segment_numbers()
+        return make_segment(
+            self._directory,
+            self._vfs,
+            number=max(numbers, default=0) + 1,
+            stamp=self.stamp,
+            after_position=self._next - 1,
+            after_digest=self._last_digest,
+            begins_stamp=begins_stamp,
+            made_us=self._wall_us(),
+        )
+
+    def _open(self, segment: Segment) -> None:
+        self._use(segment, open_to_write(segment.path, self._vfs, is_durable=self._is_durable))
+
+    def _use(self, segment: Segment, connection: apsw.Connection) -> None:
+        connection.set_wal_hook(self._note_wal)
+        self._topics.clear()
+        self._last_topic = number(connection, _LAST_TOPIC)
+        self._size_bytes = segment.size_bytes()
+        self._wal_pages = 0
+        self._segment = segment
+        self._connection = connection
+        self.is_down = False
+
+    def _note_wal(self, connection: apsw.Connection, name: str, pages: int) -> int:
+        self._wal_pages = pages
+        return apsw.SQLITE_OK
+
+    def _leave(self) -> None:
+        """Give the segment up: nothing more is written to it, and it keeps its WAL."""
+        self.is_down = True
+        self._segment = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(apsw.Error):
+                give_up(connection)
+
+    def _roll_if_due(self) -> None:
+        segment, settings = self._segment, self._settings
+        if segment is None or segment.last_position == segment.info.after_position:
+            return
+        age_us = self._wall_us() - segment.info.made_us
+        if self._size_bytes < settings.segment_bytes and age_us < settings.segment_s * 1e6:
+            return
+        try:
+            new = self._make(begins_stamp=False)
+        except (apsw.Error, OSError) as error:
+            # The old one still takes records, so this can wait for the next commit.
+            self._note_error(words_of(error))
+            return
+        old = self._connection
+        try:
+            self._catalog.add(new)
+            self._open(new)
+            self._write_meta(self.stamp, is_clean=False)
+        except (apsw.Error, OSError) as error:
+            self.renew(words_of(error))
+        if old is not None:
+            old.set_wal_hook(None)
+            self._finish(segment, old)
+
+    # --- the thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        is_last = False
+        while not is_last:
+            appends, work, is_last = self._take()
+            if appends:
+                self._committed(self._append_all(appends))
+            if work is not None:
+                try:
+                    work()
+                except Exception as error:
+                    log.exception("journal's writer failed")
+                    self._note_error(words_of(error))
+            self._roll_if_due()
+            if self._wal_pages >= (WAL_PAGES if self._queue.empty() else MAX_WAL_PAGES):
+                self._copy_wal()
+        self._close()
+
+    def _take(self) -> tuple[list[Append], Callable[[], None] | None, bool]:
+        """Wait for something to do; return appends for one commit, other work, and the end."""
+        appends: list[Append] = []
+        size_bytes = 0
+        try:
+            item = self._queue.get(timeout=IDLE_S)
+            while isinstance(item, Append):
+                appends.append(item)
+                size_bytes += len(item.record)
+                if size_bytes >= COMMIT_BYTES:
+                    return appends, None, False
+                item = self._queue.get_nowait()
+        except Empty:
+            return appends, None, False
+        return appends, item, item is None
+
+    def _append_all(self, appends: list[Append]) -> Commit:
+        began_ns = time.perf_counter_ns()
+        if self._connection is None:
+            self._try_again()
+        taken = []
+        for append in appends:
+            if self._connection is None:
+                append.error = JournalUnavailable("The journal can't be written to; try again.")
+            elif append.stamp != self.stamp:
+                append.error = Fenced(append.stamp)
+            else:
+                taken.append(append)
+        if not taken or self._connection is None:
+            return Commit(appends, 0)
+        try:
+            self._commit(self._connection, taken)
+        except Exception as error:
+            refusal = self._after(error)
+            for append in taken:
+                append.error = refusal
+            return Commit(appends, 0)
+        return Commit(appends, time.perf_counter_ns() - began_ns)
+
+    def _commit(self, connection: apsw.Connection, appends: list[Append]) -> None:
+        segment = self._segment
+        assert segment is not None  # noqa: S101  # there is one while there is a connection
+        execute = connection.execute
+        execute(_BEGIN)
+        position, newest_us, size_bytes = self._next, segment.newest_us, 0
+        for append in appends:
+            record, placed = append.record, append.placed
+            time_us = max(newest_us, placed[0].time_us if placed else self._wall_us())
+            execute(_RECORD, (position, time_us, record_crc(position, time_us, record), record))
+            if placed:
+                rows = self._rows(connection, placed, position, time_us, record)
+                connection.executemany(_RUN, rows)
+            append.position = position
+            position += 1
+            newest_us = time_us
+            size_bytes += len(record) + 64 * (1 + len(placed))
+        execute(_COMMIT)
+        self._next = position
+        self._last_digest = digest_of(appends[-1].record)
+        self._size_bytes += size_bytes
+        segment.oldest_us = segment.oldest_us or newest_us
+        segment.newest_us = newest_us
+        segment.last_position = position - 1
+
+    def _rows(
+        self,
+        connection: apsw.Connection,
+        placed: Sequence[Placed],
+        position: int,
+        time_us: int,
+        record: bytes,
+    ) -> list[tuple[int, ...]]:
+        lines = memoryview(record)
+        rows: list[tuple[int, ...]] = []
+        for each in placed:
+            topic = (each.partition_epoch, each.tenant, each.topic)
+            topic_id, names = self._topics.get(topic) or self._topic(connection, topic)
+            at_bytes, size_bytes = each.at_bytes, each.size_bytes
+            row = (
+                each.offset,
+                each.count,
+                position,
+                at_bytes,
+                size_bytes,
+                each.skip,
+                each.id_us,
+                each.id_step,
+            )
+            crc = run_crc(names, row, time_us, lines[at_bytes : at_bytes + size_bytes])
+            rows.append((topic_id, *row, crc))
+        return rows
+
+    def _topic(self, connection: apsw.Connection, topic: tuple[str, str, str]) -> tuple[int, int]:
+        row = connection.execute(_FIND_TOPIC, topic).fetchone()
+        if row is not None:
+            topic_id = row[0]
+        else:
+            self._last_topic += 1
+            topic_id = self._last_topic
+            connection.execute(_NEW_TOPIC, (*topic, topic_id))
+        if len(self._topics) >= MAX_TOPICS:
+            self._topics.clear()
+        found = self._topics[topic] = (topic_id, names_crc(*topic))
+        return found
+
+    def _after(self, error: Exception) -> Exception:
+        """Undo a commit that failed, or leave the segment; return what the publishers are told."""
+        connection = self._connection
+        self._note_error(words_of(error))
+        # Topics that were new are no more.
+        self._topics.clear()
+        if isinstance(error, apsw.Error) and connection is not None and not is_flush(error):
+            fault = fault_of(error, connection.system_errno)
+            if fault is Fault.FULL and _is_undone(connection):
+                return JournalFull(
+                    "The journal's disk is full, so the message was not accepted; free some space,"
+                    " or let the journal keep less, and send it again."
+                )
+        if not isinstance(error, apsw.Error) and connection is not None and _is_undone(connection):
+            # A record that can't be written at all, such as one with a number of 65 bits.
+            return error
+        # The records may be in the file all the same. Their positions are used again, in the next
+        # segment, and readers look for nothing in this one behind the last record that is known.
+        self.renew(words_of(error))
+        return JournalUnavailable(
+            "The journal could not be written, so the message may be lost; send it again."
+        )
+
+    def _copy_wal(self) -> None:
+        connection = self._connection
+        self._wal_pages = 0
+        if connection is None:
+            return
+        try:
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.BusyError:
+            return
+        except apsw.Error as error:
+            self._note_error(words_of(error))
+            if is_flush(error) or fault_of(error, connection.system_errno) is not Fault.FULL:
+                self.renew(words_of(error))
+
+    def _write_meta(self, stamp: str, *, is_clean: bool, last_position: int = 0) -> None:
+        segments = self._catalog.segments
+        newest = segments[-1].number if segments else 0
+        durability = self._settings.durability
+        self._directory.write_meta(
+            Meta(FORMAT, stamp, boot_id(), is_clean, durability, newest, last_position)
+        )
+
+    def _close(self) -> None:
+        """Close the segment, and note that nothing is missing in it."""
+        segment, connection = self._segment, self._connection
+        if segment is None or connection is None:
+            return
+        self._connection = None
+        self.is_down = True
+        try:
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            connection.close()
+            self._write_meta(self.stamp, is_clean=True, last_position=segment.last_position)
+        except (apsw.Error, OSError) as error:
+            # All records are in the WAL; the next start reads them there.
+            log.warning("journal not closed cleanly reason=%s", words_of(error))
+
+
+def _is_undone(connection: apsw.Connection) -> bool:
+    """Return whether no part of the last transaction is left."""
+    try:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    except apsw.Error:
+        return False
+    return not connection.in_transaction
