@@ -233,7 +233,8 @@ class TopicManager:
             raise ValueError(f"topic {topic.name!r} is in no journal")
         self._take_out(topic)
         self._unmade.pop(topic, None)
-        begun = self._go_on(topic.tenant, topic.name, start, now_s)
+        # Messages that are counted in the new epoch already are yet to be delivered.
+        begun = self._go_on(topic.tenant, topic.name, msgspec.structs.replace(start, head=0), now_s)
         topic.history.successor = begun
         return begun
 
