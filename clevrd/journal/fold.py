@@ -382,10 +382,10 @@ class Fold:
       (`is_known`), and messages are passed over, until a record begins a new epoch for all. A node
       that has read all and still does not know appends a record with ``is_reset``.
     - Before it applies a record that `has_other_stamp`, it asks the engine whether the last record
-      of a node that was folded is still there (`settled_position`, `settled_digest`). If so, and
-      it has read others behind that one (it `is_settled` no more), it reads these again, as they
-      may be other ones by now (`go_to_settled`), and then applies the record, if it is still the
-      same. If it is not there, this state holds messages that the log has lost: the node goes back to a
+      of a node that was folded is still there (`settled_position`, `settled_digest`). If so, and it
+      has read others behind that one (it `is_settled` no more), it reads these again, as they may
+      be other ones by now (`go_to_settled`), and then applies the record, if it is still the same.
+      If it is not there, this state holds messages that the log has lost: the node goes back to a
       checkpoint whose record is still there, or to the log's beginning (`begin_again`). It asks the
       same when nothing comes for some seconds, since the log may have become shorter.
     - A node that went back reads messages again. It delivers what `is_again` does not forbid, if it
@@ -396,8 +396,8 @@ class Fold:
     - A record that `contradicts` says that its writer has counted otherwise, though nothing told
       either that records were lost. Which one is right can't be known from here, and if each fold
       began a new epoch by itself, those that agree with the writer would not. So it is told and
-      changes nothing. The node goes back to a checkpoint and reads again; if the contradiction is still
-      there it appends a record with ``is_reset``, which is the same for all.
+      changes nothing. The node goes back to a checkpoint and reads again; if the contradiction is
+      still there it appends a record with ``is_reset``, which is the same for all.
     """
 
     def __init__(
