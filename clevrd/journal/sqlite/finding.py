@@ -55,6 +55,8 @@ def find_segments(
         is_final = not (has_wal(path) or (is_in_use and number == numbers[-1]))
         try:
             segments.append(_look_into(path, vfs, is_final=is_final))
+        except UnicodeDecodeError as error:
+            bad.append(BadFile(number, path, words_of(error), False))
         except BadSegment as error:
             bad.append(BadFile(number, path, str(error), error.is_later_format))
         except apsw.CantOpenError:

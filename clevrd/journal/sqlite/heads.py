@@ -16,7 +16,7 @@ import msgspec
 
 from clevrd.journal.base import Checkpoint, TopicHead
 from clevrd.journal.sqlite.directory import CHECKPOINT, FORMAT, JournalDirectory
-from clevrd.journal.sqlite.library import APPLICATION_ID, number, open_to_write, words_of
+from clevrd.journal.sqlite.library import APPLICATION_ID, DAMAGE, number, open_to_write, words_of
 
 _SCHEMA: Final = """
 CREATE TABLE checkpoint (
@@ -205,7 +205,7 @@ def read_checkpoint(connection: apsw.Connection) -> Checkpoint | None:
         return None
     try:
         topics = _heads(connection, checkpoint.partition_epoch)
-    except (apsw.CorruptError, apsw.NotADBError) as error:
+    except DAMAGE as error:
         raise BadCheckpoint(words_of(error)) from error
     if count != len(topics):
         raise BadCheckpoint(f"it has {len(topics)} topics of {count}")
@@ -217,7 +217,7 @@ def _read_without_topics(connection: apsw.Connection) -> tuple[Checkpoint | None
         if connection.pragma("application_id") != APPLICATION_ID:
             raise BadCheckpoint("it is no file of a journal")
         rows: list[Any] = connection.execute("SELECT * FROM checkpoint").fetchall()
-    except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError) as error:
+    except (*DAMAGE, apsw.SQLError) as error:
         raise BadCheckpoint(words_of(error)) from error
     if not rows:
         return None, 0

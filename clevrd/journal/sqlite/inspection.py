@@ -18,9 +18,9 @@ from clevrd.journal.sqlite.segments import (
     RunRow,
     Segment,
     file_bytes,
+    is_sound_record,
     names_crc,
     read_runs,
-    record_crc,
     run_crc,
 )
 
@@ -140,7 +140,7 @@ class Inspection:
                     damaged(f"the record at position {missing} is missing")
                 slice_end = position
                 size_bytes += len(record)
-                if record_crc(position, time_us, runs, record) == crc:
+                if is_sound_record(position, time_us, crc, runs, record):
                     yield FoundRecord(position, time_us, read_runs(runs), record)
                 else:
                     damaged(f"the record at position {position} is damaged")

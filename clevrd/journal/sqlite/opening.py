@@ -27,8 +27,8 @@ from clevrd.journal.sqlite.library import (
 )
 from clevrd.journal.sqlite.segments import (
     Segment,
+    is_sound_record,
     note_bounds,
-    record_crc,
 )
 from clevrd.journal.sqlite.settings import SqliteSettings
 from clevrd.journal.sqlite.wal_tail import has_lost_commits
@@ -197,7 +197,7 @@ class _Opening:
             digest = newest.info.after_digest
             rows = connection.execute(_LAST_RECORDS, (_LOOKED_AT,)).fetchall()
             for position, time_us, crc, runs, record in reversed(rows):
-                if record_crc(position, time_us, runs, record) != crc:
+                if not is_sound_record(position, time_us, crc, runs, record):
                     return "its last records are damaged", ""
                 digest = digest_of(record)
         except apsw.Error as error:

@@ -29,7 +29,7 @@ def damage_in(inspection: Inspection) -> Iterator[str]:
     for segment in inspection.segments:
         try:
             yield from (f"{segment.path}: {each}" for each in _damage_of(inspection, segment))
-        except (apsw.Error, msgspec.MsgspecError) as error:
+        except (apsw.Error, UnicodeDecodeError, msgspec.MsgspecError) as error:
             yield f"{segment.path}: {words_of(error)}"
     yield from _damage_of_checkpoint(inspection)
 
