@@ -17,6 +17,7 @@ import msgspec
 from clevrd import __version__
 from clevrd.config import SETTINGS, Config, Loaded
 from clevrd.core.message_ids import rfc3339
+from clevrd.journal.settings import NO_JOURNAL, JournalSettings
 from clevrd.tenants.settings import Access, Auth, Key, Table, TenantEntry
 
 # Keys in one step of a view, at 10 us each.
@@ -46,6 +47,8 @@ class ConfigView(msgspec.Struct, frozen=True):
     settings: dict[str, SettingView]
     auth: dict[str, Any]
     tenants: list[dict[str, Any]]
+    # The table that the daemon started with; a reload does not change it.
+    journal: dict[str, Any]
 
 
 class ConfigInForce:
@@ -56,6 +59,7 @@ class ConfigInForce:
         file: the path of the configuration file; empty where there is none.
         access: the rules that it has.
         wall_s: the wall clock, seconds since 1970.
+        journal: where messages are kept.
     """
 
     def __init__(
@@ -65,7 +69,9 @@ class ConfigInForce:
         file: str,
         access: Access,
         wall_s: Callable[[], float],
+        journal: JournalSettings = NO_JOURNAL,
     ) -> None:
+        self._journal = journal
         self._config = config
         self._sources = dict(sources)
         self._file = abspath(file) if file else ""
@@ -114,6 +120,7 @@ class ConfigInForce:
             },
             auth=_auth_view(access.auth),
             tenants=tenants,
+            journal=_fields(self._journal),
         )
 
 
@@ -133,7 +140,7 @@ def _auth_view(auth: Auth) -> dict[str, Any]:
     return {**_fields(auth), "jwt": issuers}
 
 
-def _fields(table: Table) -> dict[str, Any]:
+def _fields(table: Table | JournalSettings) -> dict[str, Any]:
     """Return the fields of a table, those that are left out in the file too."""
     return {name: getattr(table, name) for name in table.__struct_fields__}
 

@@ -184,7 +184,7 @@ class Server:
         self._polls = Polls(self.hub, self._loop)
         allowed = read_allowed_origins(config.allowed_origins, access.auth.allowed_origins)
         origins = OriginRule(allowed, self._loop.time)
-        in_force = ConfigInForce(config, sources or {}, file, access, wall_s)
+        in_force = ConfigInForce(config, sources or {}, file, access, wall_s, journal)
         self.access = AccessControl(
             *(maker, authenticator, gate, origins, config.allowed_origins),
             *(self.connections, self._polls, self.hub.tasks),

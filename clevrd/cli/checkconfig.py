@@ -19,6 +19,7 @@ from clevrd.cli.settings import add_settings, load_settings, value_text
 from clevrd.config import BY_FIELD, SETTINGS, Loaded, load
 from clevrd.config_differences import differences, outranks_file
 from clevrd.config_view import ConfigInForce, ConfigView
+from clevrd.journal.settings import journal_of
 from clevrd.tenants.from_settings import access_of, check_access, folder_of
 from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import Access, TenantEntry
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     access = access_of(loaded)
     check_access(access, folder_of(loaded))
     read_allowed_origins(loaded.config.allowed_origins, access.auth.allowed_origins)
+    journal = journal_of(loaded)
     tls = tls_of(loaded)
     certificates = TlsContexts(tls).shown if tls.is_on else ()
     rows = [("setting", "value", "source")]
@@ -62,6 +64,11 @@ def run(options: argparse.Namespace) -> int:
     if loaded.tables:
         for line in access_lines(access):
             print_line(line)
+    if journal.is_on:
+        print_line(
+            f"journal          {journal.directory} (sqlite, {journal.durability}, topics:"
+            f" {', '.join(journal.topics)})"
+        )
     for shown in certificates:
         print_line(f"certificate      {shown.cert_file} (until {moment_text(shown.ends_s)})")
     for warning in loaded.warnings:
@@ -120,7 +127,9 @@ def _stronger_than_file(running: ConfigView) -> dict[str, str]:
 
 
 def _view_of(loaded: Loaded, access: Access) -> ConfigView:
-    in_force = ConfigInForce(loaded.config, loaded.sources, loaded.path, access, time.time)
+    in_force = ConfigInForce(
+        loaded.config, loaded.sources, loaded.path, access, time.time, journal_of(loaded)
+    )
     return _result_of(in_force.view())
 
 

@@ -159,6 +159,8 @@ class Hub:
         )
         self._drain = Drain(waiting, self.delivery, loop, self._is_journal_busy)
         self._readers = self.delivery.readers
+        if engine is not None and (history := engine.history()) is not None:
+            self.keep_history(history)
         self._control_loops = ControlLoops(
             self.throttler,
             self.buffers,
@@ -202,8 +204,6 @@ class Hub:
         self.resumed = delivery.readers.resume
         self.stall_allowed_s = delivery.circuits.stall_allowed_s
         self.break_overdue_circuits = delivery.circuits.break_overdue
-        if isinstance(engine, History):
-            self.keep_history(engine)
         self.evaluate_throttle = self._control_loops.evaluate_throttle
         self.evaluate_buffers = self._control_loops.evaluate_buffers
         self.throttled_topics = self._control_loops.throttled_topics

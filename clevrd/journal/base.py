@@ -1,4 +1,4 @@
-"""What an engine of the journal promises, and the values that it is given.
+"""The promises of an engine of the journal, and the values that it is given.
 
 An engine keeps one log in each of its partitions. It knows neither topics' rings nor readers, and
 gives messages no offsets: that is done by the fold, on every node alike.
@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from clevrd.journal.figures import JournalStorage
+from clevrd.metrics.journal import JournalStorage
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
@@ -73,7 +73,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
 
 class Extent(msgspec.Struct, frozen=True, gc=False):
-    """What a history holds of a topic's epoch."""
+    """The part of a topic's epoch that a history holds."""
 
     # The oldest message's offset; one more than the newest one's where there is none.
     first: int
@@ -95,7 +95,7 @@ class Engine(Protocol):
     name: str
     # Fixed when the log is made.
     partitions: int
-    # What an acknowledged record has survived: "fsync", "os", or what the engine promises.
+    # The worst that an acknowledged record survives: "fsync", "os", or what the engine promises.
     durability: str
     # Whether a checkpoint brings changed topics alone, since the engine keeps the others.
     keeps_topics: bool
@@ -153,6 +153,9 @@ class Engine(Protocol):
         An engine that keeps topics adds them to those that it has, and has one checkpoint. The
         others forget the oldest of more than five.
         """
+
+    def history(self) -> History | None:
+        """Return the history that it keeps by topic and offset; None if it keeps none."""
 
     def storage(self) -> JournalStorage | None:
         """Return the figures of its files; None if it keeps none of its own."""

@@ -109,6 +109,9 @@ class MemoryEngine:
         kept.append(checkpoint)
         del kept[:-5]
 
+    def history(self) -> None:
+        """Return None: nodes read the log alone."""
+
     def storage(self) -> None:
         """Return None: it has no files."""
 

@@ -1,0 +1,216 @@
+"""A daemon with a journal, seen from outside: every way to publish, restarts, kills, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients import publishing
+from daemons import ROOT, Daemon, daemon_process, running, until
+from websockets import Subprotocol
+from websockets.asyncio.client import connect
+from websockets.sync.client import connect as sync_connect
+
+from clevrd.cli.command_line import main
+from clevrd.errors import ConfigError
+from clevrd.journal.settings import read_journal
+
+
+def journal_at(folder: Path) -> str:
+    """Return where a test's journal is."""
+    return str(folder / "journal")
+
+
+def is_busy(daemon: Daemon) -> bool:
+    """Return whether any message waits for its place."""
+    return daemon.hub.journal is not None and daemon.hub.journal.node.is_busy
+
+
+def published(port: int, data: Any, topic: str = "t", **fields: Any) -> dict[str, Any]:
+    """Publish with curl, and return the answer."""
+    body = json.dumps({"topic": topic, "data": data, **fields})
+    done = subprocess.run(
+        ["curl", "-sS", "-d", body, f"http://127.0.0.1:{port}/publish"],
+        capture_output=True,
+        check=True,
+        timeout=20,
+    )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+# --- every way to publish ------------------------------------------------------------------------
+
+
+async def test_every_way_to_publish_is_durable_and_in_order(tmp_path: Path) -> None:
+    """Single, pipelined, keyed, batched, by socket and by command: one order, one epoch."""
+    async with running(journal=journal_at(tmp_path)) as daemon:
+        async with connect(f"{daemon.ws_url}/subscribe?topic=t") as reader:
+            answers = [await daemon.publish("t", 1)]
+            async with publishing(daemon.port) as publisher:
+                await publisher.send("t", 3, b'"pipelined"')
+            lines = b'{"topic":"t","data":5}\n{"topic":"t","data":6}\n'
+            async with daemon.http.post(f"{daemon.url}/publish/batch", data=lines) as response:
+                answers += (await response.json())["results"]
+            async with connect(f"{daemon.ws_url}/publish") as socket:
+                await socket.send('{"topic":"t","data":7,"ref":1}')
+                answers.append(json.loads(await socket.recv()))
+            protocol = [Subprotocol("clevrd.v1")]
+            async with connect(f"{daemon.ws_url}/ws", subprotocols=protocol) as commands:
+                await commands.send('{"type":"publish","topic":"t","data":8,"ref":2}')
+                answers.append(json.loads(await commands.recv()))
+            answers.append(await daemon.publish("t", 9, **{"Idempotency-Key": "k"}))
+
+            received = [json.loads(await reader.recv()) for _ in range(9)]
+
+        assert [each["data"] for each in received] == [1, *["pipelined"] * 3, 5, 6, 7, 8, 9]
+        assert [each["offset"] for each in received] == list(range(1, 10))
+        assert publisher.acknowledged == [2, 3, 4]
+        assert [each["offset"] for each in answers] == [1, 5, 6, 7, 8, 9]
+        assert {each["epoch"] for each in answers} == {answers[0]["epoch"]}
+        assert all(each["durable"] for each in answers)
+
+
+async def test_durable_is_not_said_where_a_power_cut_may_lose_it(tmp_path: Path) -> None:
+    """With durability "os", and for a topic that is not journaled, the field is left out."""
+    table = {"durability": "os", "topics": ["orders.*"], "directory": journal_at(tmp_path)}
+    async with running(journal_table=table) as daemon:
+        journaled = await daemon.publish("orders.1", 1)
+        own = await daemon.publish("chat", 1)
+
+        figures = await daemon.get_json("/metrics")
+
+        assert "durable" not in journaled
+        assert "durable" not in own
+        assert (figures["journal"]["topics"], figures["journal"]["messages"]) == (1, 1)
+
+
+# --- restarts and kills --------------------------------------------------------------------------
+
+
+def test_killed_daemon_goes_on_behind_what_it_answered(tmp_path: Path) -> None:
+    """Offsets, epoch and ids go on, a repeat finds its first answer, and no state is needed."""
+    with daemon_process(CLEVRD_JOURNAL=journal_at(tmp_path)) as daemon:
+        first = [published(daemon.port, number) for number in range(5)]
+        keyed = published(daemon.port, "once", idempotency_key="k")
+        daemon.process.send_signal(signal.SIGKILL)
+        daemon.process.wait(5)
+    with daemon_process(CLEVRD_JOURNAL=journal_at(tmp_path)) as daemon:
+        again = published(daemon.port, "once", idempotency_key="k")
+        after = published(daemon.port, "after")
+
+        assert [each["offset"] for each in first] == [1, 2, 3, 4, 5]
+        assert (again["offset"], again["repeated"]) == (6, True)
+        assert again["message_id"] == keyed["message_id"]
+        assert (after["offset"], after["epoch"]) == (7, first[0]["epoch"])
+        assert after["message_id"] > keyed["message_id"]
+        assert daemon.stop() == 0
+
+
+def test_second_daemon_on_one_journal_refuses_to_start(tmp_path: Path) -> None:
+    """It says in one line whose the journal is, and ends with the code for a start that failed."""
+    with daemon_process(CLEVRD_JOURNAL=journal_at(tmp_path)) as daemon:
+        second = subprocess.run(
+            [
+                *(sys.executable, "-m", "clevrd", "serve"),
+                *("--address", "127.0.0.1:0", "--journal", journal_at(tmp_path)),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+        answer = published(daemon.port, 1)
+
+    assert second.returncode not in (0, -signal.SIGKILL)
+    (line,) = [each for each in second.stderr.splitlines() if journal_at(tmp_path) in each]
+    assert "another clevrd" in line
+    assert answer["offset"] == 1
+
+
+def test_reader_resumes_by_position_over_a_kill(tmp_path: Path) -> None:
+    """What was published while it was away comes from the journal, and it is recovered."""
+    with daemon_process(CLEVRD_JOURNAL=journal_at(tmp_path)) as daemon:
+        answers = [published(daemon.port, number) for number in range(20)]
+        daemon.process.kill()
+        daemon.process.wait(5)
+    with daemon_process(CLEVRD_JOURNAL=journal_at(tmp_path)) as daemon:
+        published(daemon.port, 20)
+        query = f"topic=t&control=1&offset=5&epoch={answers[0]['epoch']}"
+        with sync_connect(f"{daemon.ws_url}/subscribe?{query}") as reader:
+            greeting = json.loads(reader.recv(20))
+            received = [json.loads(reader.recv(20)) for _ in range(16)]
+
+    assert (greeting["type"], greeting["offset"], greeting["recovered"]) == ("subscribed", 5, True)
+    assert [each["offset"] for each in received] == list(range(6, 22))
+    assert [each["data"] for each in received] == list(range(5, 21))
+
+
+async def test_stop_keeps_messages_that_were_on_their_way(tmp_path: Path) -> None:
+    """Publishes that a stop meets are answered before the daemon ends, and are there afterwards."""
+    journal = journal_at(tmp_path)
+    async with running(journal=journal) as daemon, publishing(daemon.port) as publisher:
+        sending = asyncio.ensure_future(publisher.send("t", 200))
+        await until(lambda: is_busy(daemon) or sending.done())
+        await asyncio.gather(sending, daemon.server.stop())
+    async with running(journal=journal) as daemon:
+        after = await daemon.publish("t", 2)
+
+    assert publisher.acknowledged == list(range(1, 201))
+    assert after["offset"] == 201
+
+
+# --- wrong settings ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ({"directory": "journal"}, "write an absolute path"),
+        ({"directory": "/j", "topics": []}, "name a pattern"),
+        ({"directory": "/j", "topics": ["ord*"]}, "whole word"),
+        ({"directory": "/j", "retention_s": 60}, "longer than messages are kept"),
+        ({"directory": "/j", "retention_bytes": 1 << 30}, "at most half of retention_bytes"),
+        ({"directory": "/j", "durability": "maybe"}, "durability"),
+        ({"directory": "/j", "retention": 1}, "has no setting called"),
+        ({"topics": ["a.*"]}, "not where"),
+    ],
+    ids=["relative", "no topic", "star", "age", "bytes", "durability", "unknown", "nowhere"],
+)
+def test_wrong_table_is_told_in_a_line(table: dict[str, Any], sentence: str) -> None:
+    """Each mistake says what to write instead."""
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        read_journal({"journal": table}, "", "clevrd.toml")
+
+    assert "clevrd.toml" in str(caught.value)
+
+
+def test_directory_that_cannot_be_used_ends_the_start(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A file in the directory's place is named, and nothing listens."""
+    wrong = tmp_path / "journal"
+    wrong.write_text("")
+
+    code = main(["serve", "--address", "127.0.0.1:0", "--journal", str(wrong)])
+
+    assert code != 0
+    assert str(wrong) in capfd.readouterr().err
+
+
+def test_setting_and_table_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """A string is the directory; a table may name it too."""
+    plain, table = tmp_path / "plain.toml", tmp_path / "table.toml"
+    plain.write_text('journal = "/j"\n')
+    table.write_text('[journal]\ndirectory = "/j"\ntopics = ["a.*"]\n')
+
+    codes = [main(["checkconfig", "--config", str(path)]) for path in (plain, table)]
+
+    assert codes == [0, 0]
