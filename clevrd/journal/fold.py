@@ -369,7 +369,7 @@ class Fold:
       that has read all and still does not know appends a record with ``is_reset``.
     - Before it applies a record that `has_other_stamp`, it asks the engine whether the last record
       of a node that was folded is still there (`settled_position`, `settled_digest`). If so, and
-      it has read others behind that one (it `is_settled` no more), it reads these again, as they may
+      it has read others behind that one (it `is_settled` no more), it reads these again: they may
       be other ones by now (`go_to_settled`), and then applies the record, if it is still the same.
       If it is not there, this state holds messages that the log has lost: the node goes back to a
       checkpoint whose record is still there, or to the log's beginning (`begin_again`). It asks the
