@@ -67,6 +67,7 @@ class Node:
         self.writer = secrets.token_hex(8)
         self.counters = Counters()
         self._is_durable = engine.durability != "os"
+        self._has_history = engine.history() is not None
         # One of each for each partition of the log.
         self._partitions: list[Partition] = []
         self._readers: list[RecordReader] = []
@@ -104,7 +105,7 @@ class Node:
             topic_epoch(fold.epoch, tenant, name),
             rfc3339(fold.epoch_began_us),
             fold.head(tenant, name),
-            JournalPlace(partition.number, fold.epoch, self._is_durable),
+            JournalPlace(partition.number, fold.epoch, self._is_durable, self._has_history),
         )
 
     def has_room(self, place: JournalPlace) -> bool:
