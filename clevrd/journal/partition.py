@@ -64,7 +64,6 @@ class Partition:
         "come_back",
         "contradicted_at",
         "fold",
-        "must_reset",
         "must_send",
         "needs_whole_checkpoint",
         "number",
@@ -77,6 +76,7 @@ class Partition:
         "sequence",
         "state",
         "waiters",
+        "wants_reset",
         "woken",
     )
 
@@ -100,9 +100,10 @@ class Partition:
         # engine may hand these very bytes back.
         self.sent = b""
         self.sent_header: tuple[Header, int] | None = None
-        # A record is to be sent even if it has no messages; and it is to begin a new epoch.
+        # A record is to be sent even if it has no messages.
         self.must_send = False
-        self.must_reset = False
+        # A record is to begin a new epoch for all nodes; until one has begun.
+        self.wants_reset = False
         # From this sequence on an own record shows that the log's end was reached; see
         # `Fold.is_behind`.
         self.arrives_with = 0
