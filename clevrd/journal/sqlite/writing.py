@@ -174,7 +174,9 @@ class Writer:
 
     def stop(self) -> None:
         """Let the thread finish what was put, close the segment, and end; wait for that."""
-        if self._thread.is_alive():
+        if self._thread.ident is None:
+            self._close()
+        elif self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
 
