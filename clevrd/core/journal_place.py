@@ -13,12 +13,10 @@ class JournalPlace(msgspec.Struct, frozen=True, gc=False):
     partition_epoch: str
     # Whether an answered message outlives a power cut.
     is_durable: bool
-    # Whether messages that are older than the ring can be read.
-    has_history: bool
 
 
 class TopicStart(msgspec.Struct, frozen=True, gc=False):
-    """What a topic begins with that has had messages before, or may have them elsewhere."""
+    """The state in which a topic begins that may have had messages before, or elsewhere."""
 
     epoch: str
     created_at: str

@@ -21,7 +21,6 @@ import apsw
 
 from clevrd.errors import JournalFull, JournalUnavailable
 from clevrd.journal.base import Checkpoint, Extent, Fenced, History, Placed, StoredMessage
-from clevrd.journal.figures import JournalStorage
 from clevrd.journal.sqlite.directory import JournalDirectory
 from clevrd.journal.sqlite.figures import SqliteFigures
 from clevrd.journal.sqlite.heads import BadCheckpoint, CheckpointFile
@@ -40,6 +39,7 @@ from clevrd.journal.sqlite.segments import Catalog, Segment, has_wal, index_pend
 from clevrd.journal.sqlite.settings import SqliteSettings
 from clevrd.journal.sqlite.writing import Append, Commit, Told, Writer
 from clevrd.metrics.histograms import times_view
+from clevrd.metrics.journal import JournalStorage
 
 log = logging.getLogger(__name__)
 
