@@ -96,7 +96,7 @@ class Commit:
 class Told(NamedTuple):
     """Functions that the writer calls in its thread."""
 
-    # What became of appends.
+    # Appends were looked at: they are committed, or have an error.
     committed: Callable[[Commit], None]
     # A segment is full: to finish it, and close its connection, is for another thread.
     full_segment: Callable[[Segment, apsw.Connection], None]
