@@ -81,15 +81,16 @@ class Run(msgspec.Struct, frozen=True, gc=False):
         """Its newest message's offset."""
         return self.first + self.count - 1
 
-    def messages(self, after: int) -> Iterator[StoredMessage]:
-        """Yield its messages behind offset ``after``."""
-        begin = max(0, after - self.first + 1)
-        lines = self.lines.split(b"\n")
-        step, time_us = self.id_step, self.time_us
-        for index in range(begin, self.count):
-            yield StoredMessage(
-                self.first + index, self.id_us + index * step, time_us, lines[self.skip + index]
-            )
+    def messages(self, after: int) -> list[StoredMessage]:
+        """Return its messages behind offset ``after``."""
+        first, id_us, step, time_us = self.first, self.id_us, self.id_step, self.time_us
+        lines = self.lines.split(b"\n")[self.skip :]
+        if self.count == 1:
+            return [StoredMessage(first, id_us, time_us, lines[0])]
+        return [
+            StoredMessage(first + index, id_us + index * step, time_us, lines[index])
+            for index in range(max(0, after + 1 - first), self.count)
+        ]
 
 
 class Span(msgspec.Struct, frozen=True, gc=False):
