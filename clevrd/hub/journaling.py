@@ -6,7 +6,8 @@ The node itself, which writes and reads the log, knows neither rings nor rounds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from clevrd.core.journal_place import TopicStart
@@ -18,6 +19,8 @@ from clevrd.hub.delivery import Delivery
 from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.journal.base import Engine
 from clevrd.journal.node import Node
+
+log = logging.getLogger(__name__)
 
 # Idempotency keys that a partition remembers; each takes about 400 bytes.
 MAX_KEYS: Final = 100_000
@@ -50,6 +53,7 @@ class Journaling:
             max_topics: topics that may have messages in the journal.
         """
         self._max_topics = max_topics
+        self._loop = loop
         self._patterns = patterns
         self._topics = topics
         self._delivery = delivery
@@ -90,6 +94,29 @@ class Journaling:
                 retry_after_s=_LIMIT_RETRY_S,
             )
         return start
+
+    def bring_into_use(self, tenant: str, words: Words) -> Iterator[None]:
+        """Make the tenant's topics that match a pattern topics of this process, in steps.
+
+        Without this a pattern would not find topics that have messages in the journal alone, as all
+        have after a restart. At the limits on topics the others are left out.
+        """
+        for names in self.node.names():
+            for owner, name in names:
+                if owner != tenant or not matches(words, name):
+                    continue
+                if self._topics.find(tenant, name) is None:
+                    start = self.start_of(tenant, name)
+                    if start is None:
+                        continue
+                    try:
+                        self._topics.get_or_create(
+                            tenant, name, start.created_at, self._loop.time(), start=start
+                        )
+                    except Unavailable as error:
+                        log.warning("topics of a pattern left out reason=%s", error)
+                        return
+            yield
 
     # --- as the node needs it --------------------------------------------------------------------
 

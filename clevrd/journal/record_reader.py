@@ -121,7 +121,8 @@ class RecordReader:
         partition = self._partition
         fold = partition.fold
         for position, record in records:
-            if fold.has_other_stamp(record):
+            is_own = record is partition.sent
+            if not is_own and fold.has_other_stamp(record):
                 if not await self._is_still_there():
                     await self._rewind()
                     return
@@ -129,7 +130,7 @@ class RecordReader:
                     fold.go_to_settled(record)
                     return
             readers_epoch = fold.readers_epoch
-            folded = fold.apply(position, record)
+            folded = fold.apply(position, record, partition.sent_header if is_own else None)
             partition.records_folded += 1
             if folded.is_new_epoch and fold.readers_epoch != readers_epoch:
                 self._topics.begin_anew(partition.number)

@@ -313,7 +313,7 @@ def test_writer_that_wrote_longest_ago_is_forgotten_first() -> None:
 
 
 def test_repeat_gets_the_place_of_the_first() -> None:
-    """Whatever node it comes through, it is not counted a second time."""
+    """It is not counted a second time, whatever node it comes through."""
     log = Log()
     first = log.add(plain(), ("t", "k", "x")).placed[0]
 

@@ -46,7 +46,7 @@ TOPICS = ("a", "b", "c")
 
 
 class Counted:
-    """What a log says, counted in the plainest way: all records, one message after the other."""
+    """A log, counted in the plainest way: all records, one message after the other."""
 
     def __init__(self, records: list[tuple[int, bytes]]) -> None:
         self.places: list[tuple[Place, int]] = []

@@ -156,7 +156,7 @@ class Witness:
 
 
 class Reader:
-    """What a node's readers of one topic have: one epoch after the other."""
+    """The messages that a node gave the readers of one topic: one epoch after the other."""
 
     def __init__(self, topic: str) -> None:
         self.topic = topic
