@@ -49,6 +49,8 @@ class MemoryEngine:
     name = "memory log"
     durability = "fsync"
     keeps_topics = False
+    is_shared = True
+    answers_when_taken = False
 
     def __init__(self, log: MemoryLog) -> None:
         self.log = log

@@ -60,6 +60,8 @@ class SqliteEngine:
     name = "sqlite"
     partitions = 1
     keeps_topics = True
+    is_shared = False
+    answers_when_taken = False
 
     def __init__(
         self,
