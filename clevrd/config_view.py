@@ -47,7 +47,7 @@ class ConfigView(msgspec.Struct, frozen=True):
     settings: dict[str, SettingView]
     auth: dict[str, Any]
     tenants: list[dict[str, Any]]
-    # What the daemon started with; a reload does not change it.
+    # The table that the daemon started with; a reload does not change it.
     journal: dict[str, Any]
 
 

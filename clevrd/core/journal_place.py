@@ -18,7 +18,7 @@ class JournalPlace(msgspec.Struct, frozen=True, gc=False):
 
 
 class TopicStart(msgspec.Struct, frozen=True, gc=False):
-    """What a topic begins with that has had messages before, or may have them elsewhere."""
+    """The state in which a topic begins that may have had messages before, or elsewhere."""
 
     epoch: str
     created_at: str

@@ -1,4 +1,4 @@
-"""What an engine of the journal promises, and the values that it is given.
+"""The promises of an engine of the journal, and the values that it is given.
 
 An engine keeps one log in each of its partitions. It knows neither topics' rings nor readers, and
 gives messages no offsets: that is done by the fold, on every node alike.
@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from clevrd.journal.figures import JournalStorage
+from clevrd.metrics.journal import JournalStorage
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
@@ -73,7 +73,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
 
 class Extent(msgspec.Struct, frozen=True, gc=False):
-    """What a history holds of a topic's epoch."""
+    """The part of a topic's epoch that a history holds."""
 
     # The oldest message's offset; one more than the newest one's where there is none.
     first: int
@@ -99,7 +99,7 @@ class Engine(Protocol):
     name: str
     # Fixed when the log is made.
     partitions: int
-    # What an acknowledged record has survived: "fsync", "os", or what the engine promises.
+    # The worst that an acknowledged record survives: "fsync", "os", or what the engine promises.
     durability: str
     # Whether a checkpoint brings changed topics alone, since the engine keeps the others.
     keeps_topics: bool

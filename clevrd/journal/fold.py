@@ -30,6 +30,7 @@ from clevrd.journal.checkpoints import (
     spell_state,
 )
 from clevrd.journal.logged_keys import LoggedKey, LoggedKeys
+from clevrd.journal.read_again import ReadAgain
 from clevrd.journal.records import (
     FOREIGN_TENANT,
     BadRecord,
@@ -110,11 +111,14 @@ class Folded(msgspec.Struct, frozen=True):
     placed: tuple[Placed, ...] = ()
     repeats: tuple[Repeat, ...] = ()
     refused: tuple[Refused, ...] = ()
-    # Foreign records before this one, in their order; their messages come before `placed`.
+    # Foreign records before this one, in their order; their messages come before `placed`. Without
+    # those that readers must not be given.
     confirmed: tuple[Confirmed, ...] = ()
     # The partition's epoch behind the record; empty as long as it is not known.
     partition_epoch: str = ""
     is_new_epoch: bool = False
+    # Readers must not be given `placed`: they are in another epoch than the one that is read again.
+    is_again: bool = False
     # Whose record it is; empty and 0 for a foreign or bad one.
     writer: str = ""
     sequence: int = 0
@@ -364,8 +368,17 @@ class Fold:
       (`is_known`), and messages are passed over, until a record begins a new epoch for all. A node
       that has read all and still does not know appends a record with ``is_reset``.
     - Before it applies a record that `has_other_stamp`, it asks the engine whether the last record
-      that it folded is still there (`position`, `digest`). If not, this state holds messages that
-      the log has lost: the node goes back to a checkpoint whose record is still there.
+      of a node that was folded is still there (`settled_position`, `settled_digest`). If so, and
+      it has read others behind that one (it `is_settled` no more), it reads these again, as they may
+      be other ones by now (`go_to_settled`), and then applies the record, if it is still the same.
+      If it is not there, this state holds messages that the log has lost: the node goes back to a
+      checkpoint whose record is still there, or to the log's beginning (`begin_again`). It asks the
+      same when nothing comes for some seconds, since the log may have become shorter.
+    - A node that went back reads messages again. It delivers what `is_again` does not forbid, if it
+      is behind the head that the topic's readers know. Where it went back further than this process
+      had ever read (`is_behind`), it appends a record, and calls `arrive` when that comes.
+    - Whenever `readers_epoch` has changed otherwise than by a record with `is_new_epoch`, or a
+      checkpoint has moved a head on in that epoch, readers are told a gap: they go on at `head`.
     - A record that `contradicts` says that its writer has counted otherwise, though nothing told
       either that records were lost. Who is right can't be known from here, and if each fold began
       a new epoch by itself, those that agree with the writer would not. So it is told and changes
@@ -391,18 +404,24 @@ class Fold:
         self._partitions = partitions
         self._keeps_topics = keeps_topics
         self._is_complete = is_complete
-        # The last record that was read, and its CRC-32.
+        # The last record that was read; the next one is behind it.
         self.position = 0
-        self.digest = ""
-        # The same, but the last one behind which no foreign record was waiting: checkpoints are
-        # of this state, since a record that waits has changed nothing else.
-        self._settled = (0, "")
-        # The stamp of the last record of a node.
-        self.stamp = ""
+        # The last record of a node, and its CRC-32: those behind it have changed nothing yet, so
+        # checkpoints are of the state behind this one. A lost record of a node can't come again,
+        # since it has the old stamp; the same foreign record can.
+        self.settled_position = 0
+        self.settled_digest = ""
+        self._note_stamp("")
         self._epoch = self._no_epoch()
+        # The record for which those that wait were read again; empty without.
+        self._read_again_for = b""
         self._waiting: list[_Waiting] = []
         self._waiting_bytes = 0
+        # Whether a checkpoint is being taken.
         self._is_taken = False
+        # Whether the engine may have topics of another history than this fold's.
+        self._has_taken = False
+        self._again = ReadAgain(is_complete=is_complete)
         # Epochs that are over, and still to be let go: a million topics are freed in parts.
         self._over: list[_Epoch] = []
         # Counters; they only rise.
@@ -433,6 +452,11 @@ class Fold:
     def time_us(self) -> int:
         """The log's time: that of the latest record, microseconds since 1970."""
         return self._epoch.time_us
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the last record that was read is one of a node."""
+        return self.position == self.settled_position
 
     @property
     def waiting(self) -> int:
@@ -471,12 +495,20 @@ class Fold:
     def has_other_stamp(self, record: bytes) -> bool:
         """Return whether ``record`` has another stamp than the last one of a node; see the class.
 
-        It looks at some bytes only: true also for damaged records, and for those that are spelled
-        otherwise than clevrd does.
+        As a rule it looks at some bytes only.
         """
-        if not self.stamp or is_foreign(record):
+        if (
+            record.startswith(self._usual, 17)
+            or is_foreign(record)
+            or record == self._read_again_for
+        ):
             return False
-        return not record.startswith(b'["%b",' % self.stamp.encode(), 17)
+        try:
+            header, _ = decode_header(record)
+        except BadRecord:
+            return False
+        # Before the first stamp there is nothing that could be gone, but what is not settled.
+        return header.stamp != self.stamp if self.stamp else not self.is_settled
 
     def plan(
         self, header: Header, lines_at: int, position: int | None = None
@@ -490,15 +522,13 @@ class Fold:
         if position is None:
             position = self.position + 1
         epoch = self._epoch_for(header, position)
-        if header.sequence <= epoch.writers.get(header.writer, 0):
-            return ()
         if header.is_reset:
             draft = self._draft(self._new_epoch(header, position, "reset"), header)
         else:
             draft = self._draft(epoch, header)
             if epoch.name:
                 self._confirm(draft)
-        if not draft.epoch.name:
+        if not draft.epoch.name or self._is_retry(header, draft.epoch):
             return ()
         draft.count(header.runs, header.keyed, lines_at)
         return tuple(draft.placed)
@@ -515,16 +545,14 @@ class Fold:
             raise ValueError(f"the record at {position} does not come after {self.position}")
         if self._over:
             self._clear_some()
-        digest = digest_of(record)
         self.position = position
-        self.digest = digest
         if is_foreign(record):
             return self._wait(position, record)
         try:
             header, lines_at = decode_header(record)
         except BadRecord as error:
             return self._pass_over(error)
-        return self._fold(position, digest, header, lines_at)
+        return self._fold(position, digest_of(record), header, lines_at)
 
     def checkpoint(self, *, is_whole: bool = False) -> Iterator[Checkpoint | None]:
         """Take a checkpoint of the state at the first step, in steps of less than 1 ms.
@@ -542,7 +570,7 @@ class Fold:
             return
         if self._is_taken:
             raise RuntimeError("another checkpoint of this partition is being taken")
-        position, digest = self._settled
+        position, digest = self.settled_position, self.settled_digest
         state = FoldState(
             VERSION,
             self._partition,
@@ -563,7 +591,7 @@ class Fold:
         if changed is not None:
             epoch.changed = {}
         topics: list[TopicHead] = []
-        self._is_taken = True
+        self._is_taken = self._has_taken = True
         epoch.is_saved = False
         try:
             yield from (
@@ -610,13 +638,49 @@ class Fold:
             for key in keys:
                 epoch.keys.put(key)
             yield
-        epoch.is_saved = self._keeps_topics
+        # A checkpoint that was taken may be saved after this one, and be of what was lost.
+        epoch.is_saved = self._keeps_topics and not self._has_taken
         self._begin(epoch)
-        self.stamp = state.stamp
-        self.position = checkpoint.position
-        self.digest = checkpoint.digest
-        self._settled = checkpoint.position, checkpoint.digest
-        self._stop_waiting()
+        self._again.go_to(epoch.name, checkpoint.position)
+        self._note_stamp(state.stamp)
+        self._go_to(checkpoint.position, checkpoint.digest)
+
+    def begin_again(self, after: int, *, is_complete: bool) -> None:
+        """Go back to the log's beginning, where no checkpoint can be used.
+
+        Args:
+            after: the position behind which records can be read; 0 if ``is_complete``.
+            is_complete: as in `__init__`.
+        """
+        self._is_complete = is_complete
+        self._begin(self._no_epoch())
+        self._again.go_to("", after)
+        self._note_stamp("")
+        self._go_to(after, "")
+
+    def go_to_settled(self, record: bytes) -> None:
+        """Go back to the last record of a node, to read the foreign ones behind it again.
+
+        Args:
+            record: the one that `has_other_stamp`. When it is read again, it has no more.
+        """
+        self._go_to(self.settled_position, self.settled_digest)
+        self._read_again_for = record
+
+    @property
+    def readers_epoch(self) -> str:
+        """The partition epoch that readers are in: behind `epoch` while records are read again."""
+        return self._again.readers_epoch
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether readers are given nothing new before the log's end is reached: see `arrive`."""
+        return self._again.is_behind
+
+    def arrive(self) -> None:
+        """Note that the log's end was reached: an own record came that was made `is_behind`."""
+        if self.is_known:
+            self._again.arrive(self.epoch, self.position)
 
     def _fold(self, position: int, digest: str, header: Header, lines_at: int) -> Folded:
         """Count a record of a node."""
@@ -627,34 +691,37 @@ class Fold:
         )
         if is_new_epoch:
             self._begin(epoch)
-        self.stamp = header.stamp
+            self._again.begin_epoch(epoch.name, position)
+        if header.stamp != self.stamp:
+            self._note_stamp(header.stamp)
         draft = self._draft(epoch, header)
         confirmed: tuple[Confirmed, ...] = ()
         if self._waiting:
             # They are counted now that the stamp is known of what accepted them, or came later.
             if epoch.name:
-                confirmed = self._confirm(draft)
-                draft.commit()
-                for each in self._waiting:
-                    epoch.note_record(each.position, digest_of(each.record))
+                confirmed = self._confirm_all(draft)
                 draft = self._draft(epoch, header)
             self._stop_waiting()
-        is_retry = header.sequence <= epoch.writers.get(header.writer, 0)
+        if header.is_reset:
+            # Even if it is a retry: for a node that begins to read here it is the first one.
+            is_new_epoch = True
+            epoch = self._new_epoch(header, position, "reset")
+            self._begin(epoch)
+            self._again.begin_epoch(epoch.name, position)
+            draft = self._draft(epoch, header)
+        is_retry = self._is_retry(header, epoch)
         if is_retry:
             self.retries += 1
         else:
-            if header.is_reset:
-                is_new_epoch = True
-                epoch = self._new_epoch(header, position, "reset")
-                self._begin(epoch)
-                draft = self._draft(epoch, header)
             if epoch.name:
                 draft.count(header.runs, header.keyed, lines_at)
                 draft.commit()
             epoch.note_writer(header.writer, header.sequence)
         if epoch.name:
             epoch.note_record(position, digest)
-        self._settled = position, digest
+        self.settled_position = position
+        self.settled_digest = digest
+        self._read_again_for = b""
         return Folded(
             tuple(draft.placed),
             tuple(draft.repeats),
@@ -662,6 +729,7 @@ class Fold:
             confirmed,
             epoch.name,
             is_new_epoch,
+            epoch.name != self.readers_epoch,
             header.writer,
             header.sequence,
             is_retry,
@@ -680,6 +748,10 @@ class Fold:
         name = f"{header.stamp} {position} {header.writer} {header.sequence} {reason}"
         digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
         return _Epoch(digest, header.time_us, self._keeps_topics)
+
+    def _is_retry(self, header: Header, epoch: _Epoch) -> bool:
+        """Return whether a writer's record, or one behind it, was counted before."""
+        return header.sequence <= epoch.writers.get(header.writer, 0)
 
     def _no_epoch(self) -> _Epoch:
         return _Epoch("", 0, False)
@@ -702,6 +774,14 @@ class Fold:
         draft.repeats.clear()
         draft.refused.clear()
         return tuple(confirmed)
+
+    def _confirm_all(self, draft: _Draft) -> tuple[Confirmed, ...]:
+        """Count the foreign records that wait, for good; return those that readers are given."""
+        confirmed = self._confirm(draft)
+        draft.commit()
+        for each in self._waiting:
+            draft.epoch.note_record(each.position, digest_of(each.record))
+        return confirmed if draft.epoch.name == self.readers_epoch else ()
 
     def _wait(self, position: int, record: bytes) -> Folded:
         """Keep a foreign record until a record of a node confirms it.
@@ -726,13 +806,24 @@ class Fold:
         confirmed: tuple[Confirmed, ...] = ()
         if epoch.name:
             draft = self._draft(epoch, Header(self.stamp, "", 0, epoch.time_us))
-            confirmed = self._confirm(draft)
-            draft.commit()
-            for each in self._waiting:
-                epoch.note_record(each.position, digest_of(each.record))
+            confirmed = self._confirm_all(draft)
+        self.settled_position = self.position
+        self.settled_digest = digest_of(self._waiting[-1].record)
         self._stop_waiting()
-        self._settled = self.position, self.digest
         return confirmed
+
+    def _note_stamp(self, stamp: str) -> None:
+        """Go by the stamp of the last record of a node."""
+        self.stamp = stamp
+        # The bytes behind the checksum of a record that has it.
+        self._usual = b'["%b",' % stamp.encode("utf-8", "surrogatepass")
+
+    def _go_to(self, position: int, digest: str) -> None:
+        """Go on behind the record of a node at ``position``."""
+        self.position = self.settled_position = position
+        self.settled_digest = digest
+        self._read_again_for = b""
+        self._stop_waiting()
 
     def _stop_waiting(self) -> None:
         self._waiting.clear()
@@ -741,8 +832,6 @@ class Fold:
     def _pass_over(self, error: Exception, *, foreign: bool = False) -> Folded:
         """Count a record as bad; it is in nobody's chain, so a node that can read it differs."""
         self.bad_records += 1
-        if not self._waiting:
-            self._settled = self.position, self.digest
         return Folded(
             partition_epoch=self._epoch.name,
             foreign=foreign,

@@ -29,9 +29,9 @@ from clevrd.errors import (
 from clevrd.journal.base import Checkpoint, Engine, Fenced, Placed
 from clevrd.journal.batches import Batch, MakeAnswer, Pending, Stamp, take_batch
 from clevrd.journal.checkpoints import BadCheckpoint
-from clevrd.journal.figures import JournalFigures
 from clevrd.journal.fold import Fold, Folded, topic_epoch
 from clevrd.journal.records import content_of, partition_of
+from clevrd.metrics.journal import JournalFigures
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ class Node:
             for number in range(count)
         ]
         self._tasks: list[asyncio.Task[None]] = []
-        # What became of the last record that was sent.
+        # The outcome of the last record that was sent.
         self._state = OK
         # When a checkpoint was saved last, on the loop's clock; None before the first.
         self._checkpoint_saved_s: float | None = None
@@ -555,7 +555,7 @@ class Node:
         return record, fold.plan(header, len(record) - batch.size_bytes)
 
     def _wake_waiters(self, partition: _Partition) -> None:
-        # Whoever is woken appends at once, so one is woken for each record's worth of room.
+        # A publish that is woken appends at once, so each is reckoned with a run of messages.
         waiters = partition.waiters
         room_bytes = MAX_PENDING_BYTES - partition.pending_bytes
         while waiters and room_bytes > 0:

@@ -21,8 +21,8 @@ from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from clevrd.journal.figures import JournalFigures, JournalStorage
 from clevrd.metrics.histograms import HistogramView
+from clevrd.metrics.journal import JournalFigures, JournalStorage
 from clevrd.metrics.snapshot import Build, Connections, Snapshot, Throttle, Tls, Traffic
 
 TEXT_TYPE: Final = text_exposition.CONTENT_TYPE_PLAIN_0_0_4

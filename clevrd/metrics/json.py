@@ -9,7 +9,7 @@ import msgspec
 
 from clevrd.control.adaptive_buffer import BufferDecision
 from clevrd.control.system_stats import ProcessFigures
-from clevrd.journal.figures import JournalFigures, JournalStorage
+from clevrd.metrics.journal import JournalFigures, JournalStorage
 from clevrd.metrics.snapshot import (
     Connections,
     IdempotencyView,

@@ -13,9 +13,9 @@ from clevrd.control.system_stats import ProcessFigures
 from clevrd.core.portions import Portion
 from clevrd.core.topic import Topic
 from clevrd.core.topic_totals import Totals
-from clevrd.journal.figures import JournalFigures
 from clevrd.metrics.counters import Counters
 from clevrd.metrics.histograms import HistogramView
+from clevrd.metrics.journal import JournalFigures
 
 
 class Build(msgspec.Struct, frozen=True):

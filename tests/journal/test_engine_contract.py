@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from journal_engines import LOGS, Log
-from journal_log import EPOCH, LogWriter, digest_of
+from journal_log import EPOCH, LogWriter, append, read_all
 
 from clevrd.errors import JournalUnavailable
 from clevrd.journal.base import Checkpoint, Engine, Fenced, TopicHead
+from clevrd.journal.records import digest_of
 
 
 @pytest.fixture(params=sorted(LOGS))
@@ -30,24 +31,6 @@ async def opened(log: Log) -> AsyncIterator[Engine]:
         yield engine
     finally:
         await engine.close()
-
-
-async def append(engine: Engine, writer: LogWriter, *texts: str) -> list[bytes]:
-    """Append a record for each text, and return the records."""
-    records = []
-    for text in texts:
-        record, placed = writer.one("orders", text)
-        await engine.append(0, record, writer.stamp, placed)
-        records.append(record)
-    return records
-
-
-async def read_all(engine: Engine, count: int, after: int = 0) -> list[tuple[int, bytes]]:
-    """Read ``count`` records behind ``after``."""
-    found: list[tuple[int, bytes]] = []
-    while len(found) < count:
-        found += await engine.read(0, found[-1][0] if found else after)
-    return found
 
 
 async def read_until(engine: Engine, last: bytes) -> list[tuple[int, bytes]]:

@@ -124,6 +124,9 @@ async def running(
     if pair is not None:
         settings = {**pair.settings, **settings}
     config = Config(**{"address": "127.0.0.1:0", "shutdown_timeout_s": 2.0, **settings})
+    if journal_table is None and os.environ.get("CLEVRD_TEST_JOURNAL"):
+        # With this variable every test that uses `running` keeps its messages in a journal.
+        journal_table = {"directory": tempfile.mkdtemp(prefix="clevrd-journal-")}
     journal = None if journal_table is None else read_journal({"journal": journal_table}, "")
     server = Server(config, access, folder, stats=stats or FakeStats(), journal=journal)
     await server.start()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 
-from clevrd.journal.base import Placed
-from clevrd.journal.records import Header, Run, encode_record
+from clevrd.journal.base import Checkpoint, Engine, Placed, TopicHead
+from clevrd.journal.records import Header, Run, digest_of, encode_record
 
 EPOCH = "0123456789ab"
 BEGAN_US = 1_700_000_000_000_000
@@ -16,11 +15,6 @@ BEGAN_US = 1_700_000_000_000_000
 def message(topic: str, text: str) -> bytes:
     """Return a message as a line of a record."""
     return b'{"topic":"%b","data":"%b"}\n' % (topic.encode(), text.encode())
-
-
-def digest_of(record: bytes) -> str:
-    """Return a record's CRC-32 as engines spell it."""
-    return f"{zlib.crc32(record):08x}"
 
 
 class LogWriter:
@@ -81,3 +75,30 @@ class LogWriter:
     def one(self, topic: str, text: str) -> tuple[bytes, list[Placed]]:
         """Return the next record, with one message."""
         return self.record((topic, [text]))
+
+
+async def append(engine: Engine, writer: LogWriter, *texts: str, topic: str = "a") -> list[bytes]:
+    """Append a record with one message for each text; return the records."""
+    records = []
+    for text in texts:
+        record, placed = writer.one(topic, text)
+        await engine.append(0, record, writer.stamp, placed)
+        records.append(record)
+    return records
+
+
+async def read_all(engine: Engine, count: int, after: int = 0) -> list[tuple[int, bytes]]:
+    """Read until there are ``count`` records behind ``after``."""
+    found: list[tuple[int, bytes]] = []
+    while len(found) < count:
+        found += await engine.read(0, found[-1][0] if found else after)
+    return found
+
+
+def checkpoint_of(
+    found: Sequence[tuple[int, bytes]], writer: LogWriter, *, is_whole: bool = True
+) -> Checkpoint:
+    """Return a checkpoint behind the last of some records, with the heads that the writer knows."""
+    position, record = found[-1]
+    heads = [TopicHead("default", topic, head) for topic, head in writer.heads.items()]
+    return Checkpoint(position, digest_of(record), writer.epoch, b"state", heads, is_whole)

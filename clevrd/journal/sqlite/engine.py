@@ -21,7 +21,6 @@ import apsw
 
 from clevrd.errors import JournalFull, JournalUnavailable
 from clevrd.journal.base import Checkpoint, Extent, Fenced, History, Placed, StoredMessage
-from clevrd.journal.figures import JournalStorage
 from clevrd.journal.sqlite.directory import JournalDirectory
 from clevrd.journal.sqlite.figures import SqliteFigures
 from clevrd.journal.sqlite.heads import BadCheckpoint, CheckpointFile
@@ -29,16 +28,18 @@ from clevrd.journal.sqlite.library import (
     Fault,
     check_library,
     fault_of,
+    give_up,
     open_to_write,
     words_of,
 )
 from clevrd.journal.sqlite.opening import Opened, open_journal
 from clevrd.journal.sqlite.reading import SegmentReaders
 from clevrd.journal.sqlite.retention import segments_to_remove
-from clevrd.journal.sqlite.segments import Catalog, Segment, has_wal
+from clevrd.journal.sqlite.segments import Catalog, Segment, has_wal, index_pending
 from clevrd.journal.sqlite.settings import SqliteSettings
-from clevrd.journal.sqlite.writing import Append, Commit, Writer
+from clevrd.journal.sqlite.writing import Append, Commit, Told, Writer
 from clevrd.metrics.histograms import times_view
+from clevrd.metrics.journal import JournalStorage
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +94,13 @@ class SqliteEngine:
             self._catalog,
             vfs,
             wall_us,
-            self._tell_committed,
-            self._tell_full_segment,
-            self._tell_error,
+            Told(
+                self._tell_committed,
+                self._tell_full_segment,
+                self._tell_long_wal,
+                lambda: self._tell(self._count_stamp),
+                self._tell_error,
+            ),
         )
         self._readers = ThreadPoolExecutor(_READERS, "clevrd-journal-reader")
         self._keeper = ThreadPoolExecutor(1, "clevrd-journal-keeper")
@@ -106,6 +111,9 @@ class SqliteEngine:
         self._tail: deque[tuple[int, bytes]] = deque()
         self._tail_bytes = 0
         self._floor = 0
+        # Records up to this position are not read again: they have an older stamp, behind which all
+        # is counted from the beginning.
+        self._skip_to = 0
         # Calls of `read` that wait for the next record.
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -126,6 +134,8 @@ class SqliteEngine:
             raise
         self.figures.damaged += opened.set_aside
         self._floor = self._last_position()
+        if self._checkpoint.position == 0:
+            self._skip_to = self._begin_of_stamp()
         self._writer.start()
         self._look_over_soon()
 
@@ -149,10 +159,11 @@ class SqliteEngine:
         """Return the next committed records behind ``after``; wait for one."""
         while True:
             self._check_open()
+            after = max(after, self._skip_to)
             if after < self._floor:
                 floor = self._floor
-                found, is_damaged = await self._read(self._segment_readers.records, after)
-                if is_damaged:
+                found, damaged_stamp = await self._read(self._segment_readers.records, after)
+                if damaged_stamp == self._writer.stamp:
                     # Without the record nobody can count on: its topics begin a new epoch.
                     self._writer.do(lambda: self._writer.renew("a record can't be read"))
                 if found:
@@ -323,11 +334,30 @@ class SqliteEngine:
         oldest_us = next((each.oldest_us for each in left if each.oldest_us), 0)
         self._tell(self._note_files, len(left), total_bytes, oldest_us, len(going))
 
+    def _copy_wal(self, segment: Segment) -> None:
+        """Copy what the WAL has now into the segment's file, while records are appended."""
+        failed = None
+        try:
+            connection = open_to_write(segment.path, self._vfs, is_durable=True)
+            try:
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            finally:
+                give_up(connection)
+        except apsw.BusyError:
+            log.debug("journal's WAL in use file=%s", segment.path)
+        except apsw.Error as error:
+            failed = error
+        self._writer.do(lambda: self._writer.end_copy(segment, failed))
+
     def _finish(self, segment: Segment, connection: apsw.Connection | None = None) -> None:
         """Copy a segment's WAL into its file, so that it is one file that never changes again."""
         try:
             if connection is None:
                 connection = open_to_write(segment.path, self._vfs, is_durable=True)
+            if segment.pending:
+                with connection:
+                    index_pending(segment, connection)
+                segment.pending = {}
             self._segment_readers.forget(segment)
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             connection.close()
@@ -381,6 +411,11 @@ class SqliteEngine:
             # The keeper has ended; the next start finishes the segment.
             connection.close(True)
 
+    def _tell_long_wal(self, segment: Segment) -> None:
+        # If the keeper has ended, the end of the journal copies the WAL.
+        with suppress(RuntimeError):
+            self._keeper.submit(self._copy_wal, segment)
+
     def _tell_error(self, words: str) -> None:
         self._tell(self._note_error, words)
 
@@ -427,6 +462,9 @@ class SqliteEngine:
     def _note_error(self, words: str) -> None:
         self.figures.last_error = words
 
+    def _count_stamp(self) -> None:
+        self.figures.new_stamps += 1
+
     def _count_damage(self) -> None:
         self.figures.damaged += 1
 
@@ -444,6 +482,13 @@ class SqliteEngine:
     def _last_position(self) -> int:
         segments = self._catalog.segments
         return segments[-1].last_position if segments else 0
+
+    def _begin_of_stamp(self) -> int:
+        """Return the last position before the first record with the log's stamp."""
+        of_stamp = [
+            each for each in self._catalog.segments if each.info.stamp == self._writer.stamp
+        ]
+        return of_stamp[0].info.after_position if of_stamp else 0
 
     def _future(self) -> asyncio.Future[None]:
         assert self._loop is not None  # noqa: S101  # the caller has asked _check_open

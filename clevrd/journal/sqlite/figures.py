@@ -48,7 +48,7 @@ class SqliteFigures:
         # Appends that found no room, and whether the last one did.
         self.full = 0
         self.is_full = False
-        # How often the log had to begin anew, checkpoints saved, and segments removed.
+        # How often the log began, or had to begin anew, checkpoints saved, and segments removed.
         self.new_stamps = 0
         self.checkpoints = 0
         self.removed_segments = 0

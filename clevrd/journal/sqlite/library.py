@@ -115,6 +115,8 @@ def open_to_read(path: str, vfs: str | None, *, is_final: bool) -> apsw.Connecti
     try:
         _set_up(connection)
         connection.pragma("query_only", True)
+        # The last one to close a file would copy its WAL, and remove it.
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     except apsw.Error:
         connection.close(True)
         raise

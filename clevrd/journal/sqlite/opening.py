@@ -30,6 +30,7 @@ from clevrd.journal.sqlite.segments import (
     BadSegment,
     Segment,
     has_wal,
+    load_pending,
     note_bounds,
     read_info,
     record_crc,
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 # Records at the end of the log that are looked at before the log goes on.
 _LOOKED_AT: Final = 256
 _LAST_RECORDS: Final = (
-    "SELECT position, time_us, crc, record FROM records ORDER BY position DESC LIMIT ?"
+    "SELECT position, time_us, crc, runs, record FROM records ORDER BY position DESC LIMIT ?"
 )
 
 
@@ -160,9 +161,25 @@ class _Opening:
                 segment.is_final = is_final
                 found.append(segment)
         for older, newer in pairwise(found):
-            # Records of a commit that failed may be there, and no publisher was told that they are.
-            older.last_position = min(older.last_position, newer.info.after_position)
+            if newer.number == older.number + 1 and not newer.info.begins_stamp:
+                older.last_position = newer.info.after_position
+            else:
+                # Records of a commit that failed may be there; no publisher was told that they are.
+                older.last_position = min(older.last_position, newer.info.after_position)
+        for segment in found:
+            if not segment.is_final:
+                self._load_pending(segment)
         return found
+
+    def _load_pending(self, segment: Segment) -> None:
+        """Note the runs of a segment that was left before they were in the table."""
+        connection = open_to_read(segment.path, self._vfs, is_final=False)
+        try:
+            load_pending(segment, connection)
+        except (apsw.CorruptError, msgspec.MsgspecError) as error:
+            log.error("journal damaged file=%s what=%r", segment.path, words_of(error))
+        finally:
+            connection.close(True)
 
     def _refuse_later_format(self, error: BadSegment, path: str) -> None:
         if error.is_later_format:
@@ -223,8 +240,8 @@ class _Opening:
                 return "its last records are missing", ""
             digest = newest.info.after_digest
             rows = connection.execute(_LAST_RECORDS, (_LOOKED_AT,)).fetchall()
-            for position, time_us, crc, record in reversed(rows):
-                if record_crc(position, time_us, record) != crc:
+            for position, time_us, crc, runs, record in reversed(rows):
+                if record_crc(position, time_us, runs, record) != crc:
                     return "its last records are damaged", ""
                 digest = digest_of(record)
         except apsw.Error as error:

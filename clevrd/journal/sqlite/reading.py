@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import apsw
 import msgspec
@@ -21,6 +21,7 @@ from clevrd.journal.records import digest_of
 from clevrd.journal.sqlite.library import Fault, fault_of, open_to_read, words_of
 from clevrd.journal.sqlite.segments import (
     Catalog,
+    RunRow,
     Segment,
     names_crc,
     record_crc,
@@ -38,10 +39,10 @@ SLICE_RECORDS: Final = 4_096
 SLICE_BYTES: Final = 4 << 20
 
 _RECORDS: Final = (
-    "SELECT position, time_us, crc, record FROM records"
+    "SELECT position, time_us, crc, runs, record FROM records"
     " WHERE position > ? AND position <= ? ORDER BY position"
 )
-_RECORD: Final = "SELECT time_us, crc, record FROM records WHERE position = ?"
+_RECORD: Final = "SELECT time_us, crc, runs, record FROM records WHERE position = ?"
 _TOPIC: Final = "SELECT id FROM topics WHERE partition_epoch = ? AND tenant = ? AND topic = ?"
 # A run whose record is gone has no time and no lines.
 _RUN: Final = (
@@ -56,6 +57,7 @@ _FIRST_AT: Final = (
     "SELECT first, id_us FROM runs WHERE topic_id = ?1 AND first <= ?2 AND position <= ?3"
     " ORDER BY first DESC LIMIT 1"
 )
+_LINES: Final = "SELECT time_us, substr(record, ?2 + 1, ?3) FROM records WHERE position = ?1"
 _LARGEST: Final = 2**63 - 1
 
 Names = tuple[str, str, str]
@@ -134,31 +136,40 @@ class SegmentReaders:
 
     # --- the log ---------------------------------------------------------------------------------
 
-    def records(self, after: int) -> tuple[list[tuple[int, bytes]], bool]:
-        """Return the next records behind ``after``, and whether one there could not be read.
+    def records(self, after: int) -> tuple[list[tuple[int, bytes]], str]:
+        """Return the next records behind ``after``, and the stamp of one that could not be read.
+
+        The stamp is empty where all could be read.
 
         Raises:
             apsw.Error: nothing can be read now.
         """
+        damaged_stamp = ""
         for segment in self._catalog.segments:
             if segment.last_position <= after:
                 continue
             found, is_damaged = self._records_of(segment, after)
-            if found or is_damaged:
-                return found, is_damaged
-        return [], False
+            if is_damaged:
+                damaged_stamp = segment.info.stamp
+            if found:
+                return found, damaged_stamp
+        return [], damaged_stamp
 
     def _records_of(self, segment: Segment, after: int) -> tuple[list[tuple[int, bytes]], bool]:
         found: list[tuple[int, bytes]] = []
         size_bytes, is_damaged = 0, False
+        # Positions are consecutive, so a row that is gone is noticed.
+        expected = max(after, segment.info.after_position) + 1
         try:
             with self._reading(segment) as connection:
-                for position, time_us, crc, record in connection.execute(
-                    _RECORDS, (after, segment.last_position)
-                ):
-                    if record_crc(position, time_us, record) != crc:
+                rows: Any = connection.execute(_RECORDS, (after, segment.last_position))
+                for position, time_us, crc, runs, record in rows:
+                    is_sound = record_crc(position, time_us, runs, record) == crc
+                    if position != expected or not is_sound:
                         is_damaged = True
-                        self._report(segment, f"the record at position {position}")
+                        self._report(segment, f"the record at position {expected}")
+                    expected = position + 1
+                    if not is_sound:
                         continue
                     found.append((position, record))
                     size_bytes += len(record)
@@ -169,13 +180,7 @@ class SegmentReaders:
                 raise
             is_damaged = True
             self._report(segment, words_of(error))
-            if not found:
-                # Nothing behind this place is found in the segment.
-                return self._records_behind(segment), True
         return found, is_damaged
-
-    def _records_behind(self, segment: Segment) -> list[tuple[int, bytes]]:
-        return self.records(segment.last_position)[0]
 
     def digest(self, position: int) -> str | None:
         """Return the CRC-32 of the record at ``position``; None if it is gone."""
@@ -198,8 +203,8 @@ class SegmentReaders:
             return None
         if row is None:
             return None
-        time_us, crc, record = row
-        if record_crc(position, time_us, record) != crc:
+        time_us, crc, runs, record = row
+        if record_crc(position, time_us, runs, record) != crc:
             self._report(segment, f"the record at position {position}")
             return None
         return bytes(record)
@@ -267,71 +272,83 @@ class SegmentReaders:
         return (*known, *fresh)
 
     def _span(self, segment: Segment, names: Names) -> Span | None:
-        try:
-            with self._reading(segment) as connection:
-                row = connection.execute(_TOPIC, names).fetchone()
-                if row is None:
-                    return None
-                topic_id = row[0]
-                first = self._one(segment, connection, names, topic_id, _RUNS_FROM, 0)
-                last = self._one(segment, connection, names, topic_id, _RUNS_BACK, _LARGEST)
-        except apsw.Error as error:
-            if fault_of(error) is not Fault.DAMAGED:
-                raise
-            self._report(segment, words_of(error))
-            return None
-        if first is None or last is None:
-            return None
-        return Span(segment, topic_id, first.first, last.last)
-
-    def _one(
-        self,
-        segment: Segment,
-        connection: apsw.Connection,
-        names: Names,
-        topic_id: int,
-        query: str,
-        offset: int,
-    ) -> Run | None:
-        """Return the first run of ``query`` that is what was written."""
-        crc = names_crc(*names)
-        for row in connection.execute(query, (topic_id, offset, segment.last_position)):
-            run = self._checked(segment, crc, row)
-            if run is not None:
-                return run
+        with self._reading_runs(segment) as connection:
+            row = connection.execute(_TOPIC, names).fetchone()
+            if row is not None:
+                whole = Span(segment, row[0], 0, _LARGEST)
+                first = next(self._runs_from(whole, names, connection, 0), None)
+                last = next(self._runs_back_from(whole, names, connection, _LARGEST), None)
+                if first is not None and last is not None:
+                    return Span(segment, row[0], first.first, last.last)
         return None
 
     def _runs(self, span: Span, names: Names, after: int) -> Iterator[Run]:
         """Yield the runs of a segment that have messages behind offset ``after``."""
         with self._reading_runs(span.segment) as connection:
-            row = connection.execute(
-                _FIRST_AT, (span.topic_id, after + 1, span.segment.last_position)
-            ).fetchone()
-            begin = 0 if row is None else row[0]
-            yield from self._all(span, names, connection, _RUNS_FROM, begin)
+            yield from self._runs_from(span, names, connection, after)
 
     def _runs_back(self, span: Span, names: Names, offset: int) -> Iterator[Run]:
         """Yield the runs of a segment that begin at ``offset`` or before, newest first."""
         with self._reading_runs(span.segment) as connection:
-            yield from self._all(span, names, connection, _RUNS_BACK, offset)
+            yield from self._runs_back_from(span, names, connection, offset)
 
-    def _all(
-        self, span: Span, names: Names, connection: apsw.Connection, query: str, offset: int
+    def _runs_from(
+        self, span: Span, names: Names, connection: apsw.Connection, after: int
     ) -> Iterator[Run]:
-        crc, last_position = names_crc(*names), span.segment.last_position
-        for row in connection.execute(query, (span.topic_id, offset, last_position)):
-            run = self._checked(span.segment, crc, row)
+        segment, topic_id = span.segment, span.topic_id
+        crc, last_position = names_crc(*names), segment.last_position
+        # They are taken first: what moves to the table meanwhile is seen twice, and not missed.
+        pending = tuple(segment.pending.get(topic_id, ()))
+        row = connection.execute(_FIRST_AT, (topic_id, after + 1, last_position)).fetchone()
+        begin = 0 if row is None else row[0]
+        seen = 0
+        for each in connection.execute(_RUNS_FROM, (topic_id, begin, last_position)):
+            seen = each[0]
+            run = self._checked(segment, crc, each)
+            if run is not None:
+                yield run
+        for waiting in pending:
+            if waiting[1] > seen and waiting[1] + waiting[2] - 1 > after:
+                run = self._checked(segment, crc, self._with_lines(connection, waiting))
+                if run is not None:
+                    yield run
+
+    def _runs_back_from(
+        self, span: Span, names: Names, connection: apsw.Connection, offset: int
+    ) -> Iterator[Run]:
+        segment, topic_id = span.segment, span.topic_id
+        crc, last_position = names_crc(*names), segment.last_position
+        for waiting in reversed(tuple(segment.pending.get(topic_id, ()))):
+            if waiting[1] <= offset:
+                offset = waiting[1] - 1
+                run = self._checked(segment, crc, self._with_lines(connection, waiting))
+                if run is not None:
+                    yield run
+        for each in connection.execute(_RUNS_BACK, (topic_id, offset, last_position)):
+            run = self._checked(segment, crc, each)
             if run is not None:
                 yield run
 
+    def _with_lines(self, connection: apsw.Connection, row: RunRow) -> tuple[Any, ...]:
+        """Return a run that is not in the table yet as the table would give it."""
+        _, first, count, position, at_bytes, size_bytes, skip, id_us, id_step, crc = row
+        found: Any = connection.execute(_LINES, (position, at_bytes, size_bytes)).fetchone()
+        time_us, lines = (None, None) if found is None else found
+        columns = (first, count, position, at_bytes, size_bytes, skip, id_us, id_step)
+        return (*columns, crc, time_us, lines)
+
     def _first_before(self, span: Span, id_us: int) -> int:
         """Return the first offset of the last run that begins with an id below ``id_us``; or 0."""
+        segment, topic_id = span.segment, span.topic_id
+        for waiting in reversed(tuple(segment.pending.get(topic_id, ()))):
+            if waiting[7] < id_us:
+                return waiting[1]
         low, high, found = span.first, span.last, 0
-        with self._reading_runs(span.segment) as connection:
+        with self._reading_runs(segment) as connection:
             while low <= high:
                 middle = (low + high) // 2
-                row = connection.execute(
-                    _FIRST_AT, (span.topic_id, middle, span.segment.last_position)
+                row: Any = connection.execute(
+                    _FIRST_AT, (topic_id, middle, segment.last_position)
                 ).fetchone()
                 if row is None:
                     low = middle + 1
@@ -341,17 +358,12 @@ class SegmentReaders:
                     high = row[0] - 1
         return found
 
-    def _checked(
-        self, segment: Segment, names: int, row: tuple[int | bytes | None, ...]
-    ) -> Run | None:
+    def _checked(self, segment: Segment, names: int, row: tuple[Any, ...]) -> Run | None:
+        """Return a row of runs with its lines as a run; None, and report it, if it is damaged."""
         *columns, crc, time_us, lines = row
-        if (
-            isinstance(time_us, int)
-            and isinstance(lines, bytes)
-            and run_crc(names, tuple(columns), time_us, lines) == crc  # type: ignore[arg-type]  # numbers, as the table's columns are
-        ):
+        if isinstance(lines, bytes) and run_crc(names, tuple(columns), time_us, lines) == crc:
             first, count, _, _, _, skip, id_us, id_step = columns
-            return Run(first, count, skip, id_us, id_step, time_us, lines)  # type: ignore[arg-type]  # the same
+            return Run(first, count, skip, id_us, id_step, time_us, lines)
         self._report(segment, f"messages from offset {row[0]!r} on")
         return None
 

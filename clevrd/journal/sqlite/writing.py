@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apsw
 
@@ -31,11 +31,15 @@ from clevrd.journal.sqlite.library import (
 )
 from clevrd.journal.sqlite.segments import (
     Catalog,
+    RunRow,
     Segment,
+    add_pending,
+    index_pending,
     make_segment,
     names_crc,
     record_crc,
     run_crc,
+    spell_runs,
 )
 from clevrd.journal.sqlite.settings import SqliteSettings
 
@@ -43,10 +47,12 @@ log = logging.getLogger(__name__)
 
 # Bytes of records that one commit has at most, unless one record alone is larger.
 COMMIT_BYTES: Final = 8 << 20
-# Pages in the WAL from which on it is copied into the file when there is nothing else to do, and
-# from which on it is copied even though records wait: 4 and 32 MiB.
+# Pages in the WAL, 4 KiB each, after which it is copied into the file.
 WAL_PAGES: Final = 1_000
-MAX_WAL_PAGES: Final = 8_000
+# Runs that move to the table at once, in a commit of some milliseconds: when nothing else is to be
+# done, and at the latest.
+PENDING_RUNS: Final = 1_000
+MAX_PENDING_RUNS: Final = 4_000
 # Ids of topics that are remembered, so that they need not be looked up: 100 bytes each.
 MAX_TOPICS: Final = 50_000
 # How often an idle writer looks at the clock.
@@ -54,11 +60,9 @@ IDLE_S: Final = 10.0
 
 _BEGIN: Final = "BEGIN IMMEDIATE"
 _COMMIT: Final = "COMMIT"
-_RECORD: Final = "INSERT INTO records VALUES (?, ?, ?, ?)"
+_RECORD: Final = "INSERT INTO records VALUES (?, ?, ?, ?, ?)"
 _FIND_TOPIC: Final = "SELECT id FROM topics WHERE partition_epoch = ? AND tenant = ? AND topic = ?"
 _NEW_TOPIC: Final = "INSERT INTO topics VALUES (?, ?, ?, ?)"
-# A record that is sent again has the same runs: the fold counts it once.
-_RUN: Final = "INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _LAST_TOPIC: Final = "SELECT max(id) FROM topics"
 
 
@@ -89,6 +93,21 @@ class Commit:
         self.took_ns = took_ns
 
 
+class Told(NamedTuple):
+    """Functions that the writer calls in its thread."""
+
+    # What became of appends.
+    committed: Callable[[Commit], None]
+    # A segment is full: to finish it, and close its connection, is for another thread.
+    full_segment: Callable[[Segment, apsw.Connection], None]
+    # A segment's WAL is long: to copy it into the file, and to have `end_copy` done, likewise.
+    long_wal: Callable[[Segment], None]
+    # The log began anew.
+    new_stamp: Callable[[], None]
+    # Something went wrong, in a few words.
+    error: Callable[[str], None]
+
+
 class Writer:
     """The newest segment, and the thread that alone writes to it.
 
@@ -103,25 +122,15 @@ class Writer:
         catalog: Catalog,
         vfs: str | None,
         wall_us: Callable[[], int],
-        committed: Callable[[Commit], None],
-        finish: Callable[[Segment, apsw.Connection], None],
-        note_error: Callable[[str], None],
+        told: Told,
     ) -> None:
-        """Make the writer; `adopt` or `begin_stamp`, and then `start`, set it going.
-
-        Args:
-            committed: told what became of appends.
-            finish: told that a segment is full; it closes its connection, in a thread of its own.
-            note_error: told what went wrong, in a few words, in any thread.
-        """
+        """Make the writer; `adopt` or `begin_stamp`, and then `start`, set it going."""
         self._settings = settings
         self._directory = directory
         self._catalog = catalog
         self._vfs = vfs
         self._wall_us = wall_us
-        self._committed = committed
-        self._finish = finish
-        self._note_error = note_error
+        self._told = told
         self._is_durable = settings.durability == "fsync"
         # Appends, things to do, and None as the last one.
         self._queue: SimpleQueue[Append | Callable[[], None] | None] = SimpleQueue()
@@ -137,8 +146,14 @@ class Writer:
         self._last_digest = ""
         # Bytes of the segment's file when it was opened, and of what was appended since.
         self._size_bytes = 0
-        # Pages in the WAL, as the last commit said.
+        # Pages in the WAL, as the last commit said; how many there may be before it is copied; and
+        # whether that is under way.
         self._wal_pages = 0
+        self._copy_at_pages = WAL_PAGES
+        self._is_copying = False
+        # Runs that are not in the table yet, and how many there may be.
+        self._pending = 0
+        self._index_at = PENDING_RUNS
         # Ids of the segment's topics, and the checksum of each one's names.
         self._topics: dict[tuple[str, str, str], tuple[int, int]] = {}
         self._last_topic = 0
@@ -193,6 +208,7 @@ class Writer:
         segment = self._make(begins_stamp=True)
         self._catalog.add(segment)
         self._open(segment)
+        self._told.new_stamp()
 
     def renew(self, why: str) -> None:
         """Leave the segment as it is, and begin the log anew in another one.
@@ -208,7 +224,7 @@ class Writer:
         try:
             self.begin_stamp(self._next - 1, "")
         except (apsw.Error, OSError) as error:
-            self._note_error(words_of(error))
+            self._told.error(words_of(error))
             return False
         return True
 
@@ -229,11 +245,14 @@ class Writer:
         self._use(segment, open_to_write(segment.path, self._vfs, is_durable=self._is_durable))
 
     def _use(self, segment: Segment, connection: apsw.Connection) -> None:
+        segment.is_final = False
         connection.set_wal_hook(self._note_wal)
         self._topics.clear()
         self._last_topic = number(connection, _LAST_TOPIC)
         self._size_bytes = segment.size_bytes()
-        self._wal_pages = 0
+        self._wal_pages, self._copy_at_pages = 0, WAL_PAGES
+        self._pending = sum(map(len, segment.pending.values()))
+        self._index_at = PENDING_RUNS
         self._segment = segment
         self._connection = connection
         self.is_down = False
@@ -258,11 +277,13 @@ class Writer:
         age_us = self._wall_us() - segment.info.made_us
         if self._size_bytes < settings.segment_bytes and age_us < settings.segment_s * 1e6:
             return
+        if not self._index():
+            return
         try:
             new = self._make(begins_stamp=False)
         except (apsw.Error, OSError) as error:
             # The old one still takes records, so this can wait for the next commit.
-            self._note_error(words_of(error))
+            self._told.error(words_of(error))
             return
         old = self._connection
         try:
@@ -273,7 +294,7 @@ class Writer:
             self.renew(words_of(error))
         if old is not None:
             old.set_wal_hook(None)
-            self._finish(segment, old)
+            self._told.full_segment(segment, old)
 
     # --- the thread ------------------------------------------------------------------------------
 
@@ -282,15 +303,19 @@ class Writer:
         while not is_last:
             appends, work, is_last = self._take()
             if appends:
-                self._committed(self._append_all(appends))
+                self._told.committed(self._append_all(appends))
             if work is not None:
                 try:
                     work()
                 except Exception as error:
                     log.exception("journal's writer failed")
-                    self._note_error(words_of(error))
+                    self._told.error(words_of(error))
+            if self._pending >= self._index_at and (
+                self._pending >= MAX_PENDING_RUNS or self._queue.empty()
+            ):
+                self._index()
             self._roll_if_due()
-            if self._wal_pages >= (WAL_PAGES if self._queue.empty() else MAX_WAL_PAGES):
+            if self._wal_pages >= self._copy_at_pages and not self._is_copying:
                 self._copy_wal()
         self._close()
 
@@ -337,20 +362,24 @@ class Writer:
         segment = self._segment
         assert segment is not None  # noqa: S101  # there is one while there is a connection
         execute = connection.execute
+        all_rows: list[RunRow] = []
         execute(_BEGIN)
         position, newest_us, size_bytes = self._next, segment.newest_us, 0
         for append in appends:
             record, placed = append.record, append.placed
             time_us = max(newest_us, placed[0].time_us if placed else self._wall_us())
-            execute(_RECORD, (position, time_us, record_crc(position, time_us, record), record))
-            if placed:
-                rows = self._rows(connection, placed, position, time_us, record)
-                connection.executemany(_RUN, rows)
+            rows = self._rows(connection, placed, position, time_us, record)
+            runs = spell_runs(rows)
+            crc = record_crc(position, time_us, runs, record)
+            execute(_RECORD, (position, time_us, crc, runs, record))
+            all_rows += rows
             append.position = position
             position += 1
             newest_us = time_us
             size_bytes += len(record) + 64 * (1 + len(placed))
         execute(_COMMIT)
+        add_pending(segment, all_rows)
+        self._pending += len(all_rows)
         self._next = position
         self._last_digest = digest_of(appends[-1].record)
         self._size_bytes += size_bytes
@@ -365,9 +394,9 @@ class Writer:
         position: int,
         time_us: int,
         record: bytes,
-    ) -> list[tuple[int, ...]]:
+    ) -> list[RunRow]:
         lines = memoryview(record)
-        rows: list[tuple[int, ...]] = []
+        rows: list[RunRow] = []
         for each in placed:
             topic = (each.partition_epoch, each.tenant, each.topic)
             topic_id, names = self._topics.get(topic) or self._topic(connection, topic)
@@ -399,10 +428,30 @@ class Writer:
         found = self._topics[topic] = (topic_id, names_crc(*topic))
         return found
 
+    def _index(self) -> bool:
+        """Put runs into the table; return whether none is left."""
+        segment, connection = self._segment, self._connection
+        if segment is None or connection is None:
+            return False
+        if not self._pending:
+            return True
+        try:
+            connection.execute(_BEGIN)
+            index_pending(segment, connection)
+            connection.execute(_COMMIT)
+        except apsw.Error as error:
+            self._after(error)
+            # On a full disk it is tried again when as many have come.
+            self._index_at = self._pending + PENDING_RUNS
+            return False
+        segment.pending = {}
+        self._pending, self._index_at = 0, PENDING_RUNS
+        return True
+
     def _after(self, error: Exception) -> Exception:
         """Undo a commit that failed, or leave the segment; return what the publishers are told."""
         connection = self._connection
-        self._note_error(words_of(error))
+        self._told.error(words_of(error))
         # Topics that were new are no more.
         self._topics.clear()
         if isinstance(error, apsw.Error) and connection is not None and not is_flush(error):
@@ -422,19 +471,39 @@ class Writer:
             "The journal could not be written, so the message may be lost; send it again."
         )
 
+    # --- the WAL ---------------------------------------------------------------------------------
+
     def _copy_wal(self) -> None:
+        """Have most of the WAL copied by another thread, while this one goes on committing."""
+        if self._segment is not None:
+            self._is_copying = True
+            self._told.long_wal(self._segment)
+
+    def end_copy(self, segment: Segment, error: apsw.Error | None) -> None:
+        """Copy the rest, which is little, so that the next commit begins the WAL anew.
+
+        Args:
+            segment: the one whose WAL was copied.
+            error: why not, if it was not.
+        """
+        self._is_copying = False
         connection = self._connection
-        self._wal_pages = 0
-        if connection is None:
+        if connection is None or segment is not self._segment:
             return
+        self._copy_at_pages = self._wal_pages + WAL_PAGES
         try:
-            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if error is not None:
+                raise error
+            pages, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         except apsw.BusyError:
             return
-        except apsw.Error as error:
-            self._note_error(words_of(error))
-            if is_flush(error) or fault_of(error, connection.system_errno) is not Fault.FULL:
-                self.renew(words_of(error))
+        except apsw.Error as found:
+            self._told.error(words_of(found))
+            if is_flush(found) or fault_of(found, connection.system_errno) is not Fault.FULL:
+                self.renew(words_of(found))
+            return
+        if pages == copied:
+            self._wal_pages, self._copy_at_pages = 0, WAL_PAGES
 
     def _write_meta(self, stamp: str, *, is_clean: bool, last_position: int = 0) -> None:
         segments = self._catalog.segments
@@ -448,6 +517,11 @@ class Writer:
         """Close the segment, and note that nothing is missing in it."""
         segment, connection = self._segment, self._connection
         if segment is None or connection is None:
+            return
+        if not self._index():
+            # All records are in the WAL; the next start reads them there.
+            log.warning("journal not closed cleanly")
+            self._leave()
             return
         self._connection = None
         self.is_down = True

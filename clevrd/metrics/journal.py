@@ -8,7 +8,7 @@ from clevrd.metrics.histograms import HistogramView
 
 
 class JournalStorage(msgspec.Struct, frozen=True):
-    """What an engine that keeps files of its own has of them."""
+    """The files of an engine that keeps its log in files of its own."""
 
     files: int
     size_bytes: int
