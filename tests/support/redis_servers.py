@@ -92,7 +92,9 @@ class RedisServer:
                 return
             except RedisError:
                 if time.monotonic() > until_s or self.process.poll() is not None:
-                    log = (self.folder / "log").read_text() if (self.folder / "log").exists() else ""
+                    log = (
+                        (self.folder / "log").read_text() if (self.folder / "log").exists() else ""
+                    )
                     raise AssertionError(f"redis-server does not answer\n{log[-2000:]}") from None
                 time.sleep(0.02)
 
@@ -162,5 +164,3 @@ def all_stopped(*servers: RedisServer) -> Iterator[None]:
         for server in servers:
             with suppress(OSError):
                 server.kill()
-
-

@@ -48,6 +48,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     topic_parts: int
     # CRC-32 of all parts, one after the other.
     crc: int
+    # Whose it is: random for each engine.
+    saver: str
 
 
 _encoder: Final = msgspec.json.Encoder()
@@ -88,7 +90,9 @@ def _parts(checkpoint: Checkpoint) -> Iterator[bytes]:
 class CheckpointStore:
     """The checkpoints of one partition."""
 
-    def __init__(self, ask: Ask, keys: PartitionKeys) -> None:
+    def __init__(self, ask: Ask, keys: PartitionKeys, saver: str) -> None:
+        """Args: saver: says whose the checkpoints are that are saved here."""
+        self._saver = saver
         self._ask = ask
         self._keys = keys
 
@@ -116,8 +120,16 @@ class CheckpointStore:
             crc = await self._put(key, _encoder.encode(topics[first : first + _TOPICS]), crc)
             topic_parts += 1
         entry = Entry(
-            *(name, checkpoint.position, checkpoint.digest, checkpoint.partition_epoch),
-            *(added, now_ms, state_parts, topic_parts, crc),
+            name=name,
+            position=checkpoint.position,
+            digest=checkpoint.digest,
+            epoch=checkpoint.partition_epoch,
+            added=added,
+            saved_ms=now_ms,
+            state_parts=state_parts,
+            topic_parts=topic_parts,
+            crc=crc,
+            saver=self._saver,
         )
         others = await self.entries()
         gone = to_forget([added, *(each.added for each, _ in others)], added, reach)

@@ -126,10 +126,10 @@ class Connections:
         if self.is_closed:
             pipeline.end(RedisFault(LOST, "the journal is closed"))
         elif b"role:master" not in await self._role(pipeline):
-            fault = RedisFault("READONLY", "it is a replica")
-            pipeline.end(fault)
-            self.note_fault(fault)
-            raise fault
+            replica = RedisFault("READONLY", "it is a replica")
+            pipeline.end(replica)
+            self.note_fault(replica)
+            raise replica
         return pipeline
 
     async def _role(self, pipeline: Pipeline) -> bytes:

@@ -90,6 +90,8 @@ class RedisEngine:
         self.durability = "replicas" if settings.min_replicas else "memory"
         self.answers_when_taken = bool(settings.min_replicas)
         self._settings = settings
+        # Tells this engine from those of other nodes.
+        self._name = secrets.token_hex(8)
         self._partitions = [
             _Partition(number, settings.prefix) for number in range(settings.partitions)
         ]
@@ -187,9 +189,9 @@ class RedisEngine:
         entries = await store.entries()
         if entries:
             newest = entries[0][0]
-            if newest.saved_ms > now_ms - _CHECKPOINT_MS and newest.epoch == (
-                checkpoint.partition_epoch
-            ):
+            is_fresh = newest.saved_ms > now_ms - _CHECKPOINT_MS
+            is_same = newest.epoch == checkpoint.partition_epoch
+            if is_fresh and is_same and newest.saver != self._name:
                 return
         _, added, length, _ = await self._extent(partition)
         size_bytes = await self._size(partition)
@@ -254,7 +256,7 @@ class RedisEngine:
             raise unavailable(fault, self._settings.shown) from fault
         if int(partitions) != self.partitions:
             raise JournalUnavailable(self._other_number(int(partitions)))
-        stamp = (replid + log_id).decode()
+        stamp: str = (replid + log_id).decode()
         if stamp != each.stamp:
             self._readers[each.number].forget_append()
         each.stamp = stamp
@@ -309,7 +311,9 @@ class RedisEngine:
         return await self._ask(partition, "MEMORY", "USAGE", key) or 0
 
     def _store(self, partition: int) -> CheckpointStore:
-        return CheckpointStore(partial(self._ask, partition), self._partitions[partition].keys)
+        return CheckpointStore(
+            partial(self._ask, partition), self._partitions[partition].keys, self._name
+        )
 
     # --- at the start ----------------------------------------------------------------------------
 
@@ -420,4 +424,3 @@ class RedisEngine:
 def _is_final(fault: RedisFault) -> bool:
     """Return whether waiting is no use: a certificate does not become right by itself."""
     return "certificate" in fault.text or "TLS" in fault.text or "no service" in fault.text
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from contextlib import suppress
 from typing import Any, Final
 
 from clevrd.errors import ConfigError, JournalFull, JournalUnavailable
@@ -18,7 +19,7 @@ from clevrd.journal.redis.url import Host
 try:
     import hiredis  # noqa: F401  # without it redis-py parses in Python, at ten times the cost
     import redis.asyncio.connection as redis_connection
-    import redis.exceptions as redis_errors
+    import redis.exceptions
 except ImportError as error:
     raise ConfigError(
         "The journal is in Redis, and the Python packages redis and hiredis are not installed;"
@@ -70,13 +71,13 @@ def fault_of(error: BaseException) -> RedisFault:
         return error
     text = str(error)
     code = getattr(error, "status_code", None)
-    if isinstance(error, redis_errors.ResponseError) or code:
+    if isinstance(error, redis.exceptions.ResponseError) or code:
         if not code:
             code, _, text = text.partition(" ")
         return RedisFault(str(code), text)
-    if isinstance(error, redis_errors.AuthenticationError):
+    if isinstance(error, redis.exceptions.AuthenticationError):
         return RedisFault("WRONGPASS", text)
-    if isinstance(error, redis_errors.InvalidResponse):
+    if isinstance(error, redis.exceptions.InvalidResponse):
         return RedisFault("PROTOCOL", text)
     return RedisFault(LOST, text or type(error).__name__)
 
@@ -224,14 +225,9 @@ class _TlsConnection(redis_connection.Connection):
 
 async def close(connection: Any) -> None:
     """Close a connection without waiting for its peer."""
-    try:
+    # Whatever a broken connection says at its end is of no use any more.
+    with suppress(Exception):
         await connection.disconnect(nowait=True)
-    except Exception as error:  # noqa: BLE001  # whatever a broken connection says at its end
-        _ignore(error)
-
-
-def _ignore(error: Exception) -> None:
-    """Do nothing: the connection is of no use any more."""
 
 
 def _connect_fault(error: Exception) -> RedisFault:
@@ -247,10 +243,8 @@ def _connect_fault(error: Exception) -> RedisFault:
         if isinstance(cause, ssl.SSLError):
             return RedisFault(
                 LOST,
-                f"TLS failed ({cause.reason or cause}); rediss:// is for servers that speak TLS, and"
-                " they may ask for a certificate (client_cert_file)",
+                f"TLS failed ({cause.reason or cause}); rediss:// is for servers that speak TLS,"
+                " and they may ask for a certificate (client_cert_file)",
             )
         cause = cause.__cause__ or cause.__context__
     return fault_of(error)
-
-

@@ -12,7 +12,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from clevrd.journal.redis.library import LOST, RedisFault, close, fault_of, redis_errors
+from redis.exceptions import RedisError, ResponseError
+
+from clevrd.journal.redis.library import LOST, RedisFault, close, fault_of
 
 # Ticks (see `Pipeline.tick`) that an answer may take.
 PATIENCE_TICKS: Final = 8
@@ -104,7 +106,7 @@ class Pipeline:
                     await self._wake
                 out, self._out = self._out, []
                 await connection.send_packed_command(out, check_health=False)
-        except (redis_errors.RedisError, OSError) as error:
+        except (RedisError, OSError) as error:
             self.end(fault_of(error))
 
     async def _receive(self) -> None:
@@ -113,10 +115,10 @@ class Pipeline:
             while True:
                 try:
                     reply = await read(timeout=math.inf, disconnect_on_error=False)
-                except redis_errors.ResponseError as error:
+                except ResponseError as error:
                     reply = fault_of(error)
                 self._answer(reply)
-        except (redis_errors.RedisError, OSError) as error:
+        except (RedisError, OSError) as error:
             self.end(fault_of(error))
 
     def _answer(self, reply: Any) -> None:

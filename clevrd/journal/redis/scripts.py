@@ -84,7 +84,7 @@ class PartitionKeys:
 
     def __init__(self, prefix: str, partition: int) -> None:
         # The part that the slot in a cluster is reckoned from stands in the braces.
-        self.tag = "{%s:p%d}" % (prefix, partition)
+        self.tag = f"{{{prefix}:p{partition}}}"
         self.log = f"{self.tag}:log"
         self.meta = f"{self.tag}:meta"
         self.checkpoints = f"{self.tag}:checkpoints"

@@ -1,7 +1,7 @@
 """Where a Redis is, as a URL says it. Pure; no library is imported here.
 
-``redis://``, ``rediss://`` (TLS) and ``unix://`` name one server, ``redis+sentinel://`` the Sentinels
-that know the primary of a service, and ``redis+cluster://`` some nodes of a cluster.
+``redis://``, ``rediss://`` (TLS) and ``unix://`` name one server, ``redis+sentinel://`` the
+Sentinels that know the primary of a service, and ``redis+cluster://`` some nodes of a cluster.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Final, Literal
 from urllib.parse import unquote
 
 import msgspec
+from msgspec.structs import replace
 
 Kind = Literal["single", "sentinel", "cluster"]
 
@@ -74,16 +75,17 @@ def parse_redis_url(url: str) -> RedisAddress:
     user, colon, password = place.partition(":")
     if slash and not colon:
         raise BadUrl("before the @ write user:password, or :password for the default user.")
-    credentials = {"user": unquote(user), "password": unquote(password)}
+    address = RedisAddress(kind, user=unquote(user), password=unquote(password), is_tls=is_tls)
     if match[1] == "unix":
         if not tail.startswith("/"):
             raise BadUrl("write the absolute path of the socket: unix:///run/redis/redis.sock.")
-        return RedisAddress(kind, path=unquote(tail), **credentials)
+        return replace(address, path=unquote(tail))
     netloc, _, path = tail.partition("/")
     port = _SENTINEL_PORT if kind == "sentinel" else _PORT
     hosts = tuple(_host(each, port) for each in netloc.split(","))
     if kind == "single" and len(hosts) > 1:
         raise BadUrl("name one server; for several write redis+sentinel:// or redis+cluster://.")
+    service = ""
     if kind == "sentinel":
         service, _, path = path.partition("/")
         if not service:
@@ -91,18 +93,10 @@ def parse_redis_url(url: str) -> RedisAddress:
                 "behind the Sentinels write the name that they know the primary by:"
                 " redis+sentinel://h1:26379,h2:26379/mymaster."
             )
-        return RedisAddress(
-            kind,
-            hosts,
-            service=unquote(service),
-            database=_database(path),
-            is_tls=is_tls,
-            **credentials,
-        )
     database = _database(path)
     if kind == "cluster" and database:
         raise BadUrl("a cluster has no databases but 0; leave the number out.")
-    return RedisAddress(kind, hosts, database=database, is_tls=is_tls, **credentials)
+    return replace(address, hosts=hosts, service=unquote(service), database=database)
 
 
 def _host(text: str, default_port: int) -> Host:
