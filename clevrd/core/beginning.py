@@ -97,7 +97,7 @@ def resolve(topic: Topic, beginning: Beginning) -> ResolvedBeginning:
 def in_history(topic: Topic, beginning: Beginning) -> HistoryBeginning | None:
     """Return where in the topic's history a reader begins; None where the ring has it all."""
     oldest = topic.first
-    if oldest == 1 or topic.history is None or not topic.history.is_kept:
+    if oldest == 1 or topic.journal is None:
         return None
     match beginning:
         case Last():

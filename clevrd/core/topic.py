@@ -51,21 +51,16 @@ NO_COUNTS: Final = Counts(0, 0, 0, 0, 0, 0)
 
 
 class TopicHistory:
-    """A journaled topic's part of the journal, in the partition's epoch in which the topic is.
+    """The part of a journaled topic that other topics do without.
 
     Args:
-        partition_epoch: names the topic's epoch, together with its tenant and name.
         began_behind: offset behind which the topic began in this process.
-        is_kept: messages before the ring's first can be read; False where the journal has no
-            history.
     """
 
-    __slots__ = ("began_behind", "is_kept", "partition_epoch", "readers", "successor")
+    __slots__ = ("began_behind", "readers", "successor")
 
-    def __init__(self, partition_epoch: str, began_behind: int, *, is_kept: bool = True) -> None:
-        self.partition_epoch = partition_epoch
+    def __init__(self, began_behind: int) -> None:
         self.began_behind = began_behind
-        self.is_kept = is_kept
         # Joined readers whose next message is read from the history; changed by Topic only.
         self.readers: dict[Subscriber, None] = {}
         # The topic of the same name in its next epoch, once that has begun; None before. Each that
@@ -139,9 +134,8 @@ class Topic:
         self.created_at = created_at
         # Where its messages are put in order and kept; None for a topic of this process alone.
         self.journal = journal
-        # Where its messages are kept beyond the ring; None where they are kept nowhere. Set by the
-        # code that makes the topic, before the topic has readers.
-        self.history: TopicHistory | None = None
+        # Readers beyond its ring, and its next epoch; None where ``journal`` is.
+        self.history = None if journal is None else TopicHistory(ring.head)
         # Monotonic; the last publish, join or leave. Idle topics are evicted by it.
         self.last_used_s = now_s
         # Messages are appended and evicted here, and read by `frames`.

@@ -19,7 +19,7 @@ from clevrd.core.portions import ONE_PORTION, Portion, Portions, Weights
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.ring_sizes import RingSizes
 from clevrd.core.saved_topic import SavedTopic
-from clevrd.core.topic import Topic, TopicHistory
+from clevrd.core.topic import Topic
 from clevrd.core.topic_totals import TopicTotals, Totals
 from clevrd.errors import InvalidRequest, TopicLimit, Unavailable
 
@@ -176,9 +176,6 @@ class TopicManager:
         limits = self.limits
         ring = RecentMessageCache(limits.ring_messages, limits.ring_bytes, start.head + 1)
         topic = self._add(tenant, name, ring, start.epoch, start.created_at, now_s, start.place)
-        topic.history = TopicHistory(
-            start.place.partition_epoch, start.head, is_kept=start.place.has_history
-        )
         topic.published = start.head
         if start.head:
             self._ring_sizes.add(topic)
@@ -226,22 +223,18 @@ class TopicManager:
         # Its newest message alone may be more than there was room for.
         self._ring_sizes.trim_largest(now_s)
 
-    def begin_anew(
-        self, topic: Topic, epoch: str, created_at: str, history: TopicHistory, now_s: float
-    ) -> Topic:
+    def begin_anew(self, topic: Topic, start: TopicStart, now_s: float) -> Topic:
         """Let the name of ``topic``, which is journaled, begin a new epoch; return its new topic.
 
-        Offsets begin with 1 again. ``topic`` has no place here any more; what is counted in it
-        until its last reader has left it is summed up by `forget_outlived`.
+        ``topic`` has no place here any more; what is counted in it until its last reader has left
+        it is summed up by `forget_outlived`.
         """
         if topic.history is None:
             raise ValueError(f"topic {topic.name!r} is in no journal")
         self._take_out(topic)
         self._unmade.pop(topic, None)
-        limits = self.limits
-        ring = RecentMessageCache(limits.ring_messages, limits.ring_bytes)
-        begun = self._add(topic.tenant, topic.name, ring, epoch, created_at, now_s)
-        begun.history = history
+        # Messages that are counted in the new epoch already are yet to be delivered.
+        begun = self._go_on(topic.tenant, topic.name, msgspec.structs.replace(start, head=0), now_s)
         topic.history.successor = begun
         return begun
 

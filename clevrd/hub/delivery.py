@@ -15,12 +15,13 @@ from clevrd.config import Config
 from clevrd.control.adaptive_buffer import AdaptiveBufferManager
 from clevrd.core.beginning import Beginning, HistoryBeginning, in_history, resolve
 from clevrd.core.circuit import CircuitBudget
+from clevrd.core.journal_place import TopicStart
 from clevrd.core.message import KeyedMessage, Message
 from clevrd.core.notices import Ref, Warnings
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.server_frames import FrameEncoder
 from clevrd.core.subscriber import Subscriber
-from clevrd.core.topic import Topic, TopicHistory
+from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
 from clevrd.errors import JournalUnavailable
 from clevrd.hub.circuits import Circuits
@@ -139,13 +140,13 @@ class Delivery:
         """Return the frames behind offset ``after``, for a long-poll, which is no reader."""
         return topic.serve(after, after + max_messages, max_bytes, self._loop.time())
 
-    def begin_anew(self, topic: Topic, epoch: str, created_at: str, history: TopicHistory) -> Topic:
+    def begin_anew(self, topic: Topic, start: TopicStart) -> Topic:
         """Let the name of ``topic``, which is journaled, begin a new epoch; return its new topic.
 
         Messages go into that from here on. All readers go over to it, in turns, and are told that
         a new epoch has begun.
         """
-        begun = self._topics.begin_anew(topic, epoch, created_at, history, self._loop.time())
+        begun = self._topics.begin_anew(topic, start, self._loop.time())
         self.new_epochs.move_readers(topic, begun)
         return begun
 

@@ -467,7 +467,7 @@ class HistoryPages:
 
 def _place_of(topic: Topic) -> tuple[str, str, str]:
     """Return how a history knows ``topic``."""
-    partition_epoch = "" if topic.history is None else topic.history.partition_epoch
+    partition_epoch = "" if topic.journal is None else topic.journal.partition_epoch
     return partition_epoch, topic.tenant, topic.name
 
 

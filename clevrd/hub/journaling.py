@@ -11,7 +11,7 @@ from typing import Final
 
 from clevrd.core.journal_place import TopicStart
 from clevrd.core.patterns import Words, matches
-from clevrd.core.topic import Topic, TopicHistory
+from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.waiting_publishes import WaitingPublishes
@@ -77,16 +77,14 @@ class Journaling:
         return self._topics.find(tenant, name)
 
     def begin_anew(self, partition: int) -> None:
-        """Let all topics of ``partition`` that are in use begin the epoch that it has now."""
+        """Let topics of ``partition`` that are in use begin the epoch that it has now."""
         for topic in list(self._topics):
             place = topic.journal
-            if place is not None and place.partition == partition:
-                start = self.node.start_of(topic.tenant, topic.name)
-                history = TopicHistory(
-                    start.place.partition_epoch, start.head, is_kept=start.place.has_history
-                )
-                begun = self._delivery.begin_anew(topic, start.epoch, start.created_at, history)
-                begun.journal = start.place
+            if place is None or place.partition != partition:
+                continue
+            start = self.node.start_of(topic.tenant, topic.name)
+            if start.epoch != topic.epoch:
+                self._delivery.begin_anew(topic, start)
 
     async def room(self, topic: Topic) -> None:
         """Wait until ``topic`` takes another run of messages."""

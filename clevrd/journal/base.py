@@ -7,7 +7,7 @@ gives messages no offsets: that is done by the fold, on every node alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -177,6 +177,7 @@ class Engine(Protocol):
         """Finish what was begun, and close; a second call does nothing."""
 
 
+@runtime_checkable
 class History(Protocol):
     """Messages by topic and offset, for engines that keep them so. No method holds the loop."""
 

@@ -9,17 +9,24 @@ import msgspec
 import pytest
 from daemons import until
 from fakes import FakeSink, frames_in, totals_of
-from histories import EPOCH, FIRST_US, FakeHistory, journaled_topic, unavailable
+from histories import (
+    EPOCH,
+    FIRST_US,
+    FakeHistory,
+    deliver,
+    journaled_topic,
+    start_of,
+    unavailable,
+)
 
 from clevrd.config import Config
 from clevrd.core.beginning import After, Beginning, Last, Since
 from clevrd.core.drop_strategy import CIRCUIT_BREAKER, DROP_OLDEST, DropStrategy
 from clevrd.core.gap_log import GapLog
-from clevrd.core.message_ids import id_at, rfc3339
+from clevrd.core.message_ids import id_at
 from clevrd.core.notices import Ref, Warnings
-from clevrd.core.publish_request import PublishRequest
 from clevrd.core.subscriber import Subscriber
-from clevrd.core.topic import Topic, TopicHistory
+from clevrd.core.topic import Topic
 from clevrd.hub import Hub, history_readers
 
 TENANT = "default-tenant"
@@ -37,10 +44,8 @@ class World:
         self.publish(in_ring)
 
     def publish(self, count: int) -> None:
-        """Publish messages, which the history has as well."""
-        for _ in range(count):
-            self.hub.publish(self.topic, PublishRequest("t", msgspec.Raw(b"1")))
-            self.history.add(TENANT, "t", [self.topic.head])
+        """Deliver messages, which the history has as well."""
+        deliver(self.hub, self.topic, self.history, count)
 
     def subscribe(
         self, beginning: Beginning, *, has_notices: bool = True, room_bytes: int = 1 << 60
@@ -452,20 +457,10 @@ def follower(
     return reader, sink
 
 
-def begin_anew(world: World) -> Topic:
-    """Begin a new epoch under the readers, whose history has nothing yet."""
-    topic = world.hub.begin_anew(
-        world.topic, NEW, rfc3339(FIRST_US + 1_000_000), TopicHistory("bb22", 0)
-    )
-    world.topic = topic
-    return topic
-
-
-def publish(world: World, count: int) -> None:
-    """Publish in the new epoch."""
-    for _ in range(count):
-        world.hub.publish(world.topic, PublishRequest("t", msgspec.Raw(b"2")))
-        world.history.add(TENANT, "t", [world.topic.head], epoch="bb22")
+def begin_anew(world: World, epoch: str = NEW) -> Topic:
+    """Begin a new epoch under the readers, of which the history has nothing yet."""
+    world.topic = world.hub.begin_anew(world.topic, start_of(0, epoch, f"partition of {epoch}"))
+    return world.topic
 
 
 async def test_every_reader_is_told_of_a_new_epoch_and_goes_on_in_it() -> None:
@@ -494,13 +489,13 @@ async def test_every_reader_is_told_of_a_new_epoch_and_goes_on_in_it() -> None:
 
     topic = begin_anew(world)
     world.history.is_open.set()
-    publish(world, 2)
+    world.publish(2)
     await settle()
     for sink in (lagging_sink, suspended_sink, history_sink):
         sink.room_bytes = 1 << 60
         sink.drain()
     await settle()
-    publish(world, 1)
+    world.publish(1)
     await settle()
 
     assert (topic.epoch, topic.head, old.subscribers, topic.subscribers) == (NEW, 3, 0, 6)
@@ -529,7 +524,7 @@ async def test_two_new_epochs_at_once_are_told_as_one() -> None:
     _, sink = follower(world, Last(0))
 
     begin_anew(world)
-    last = world.hub.begin_anew(world.topic, "third", rfc3339(FIRST_US), TopicHistory("cc", 0))
+    last = begin_anew(world, "third")
     await settle()
 
     assert [item.get("epoch") for item in read(sink)] == [EPOCH, "third", None]
@@ -543,7 +538,7 @@ async def test_late_reader_of_a_new_epoch_has_all_of_it() -> None:
     _, sink = follower(world, Last(0))
 
     begin_anew(world)
-    publish(world, 12)
+    world.publish(12)
     await settle()
 
     assert offsets(read(sink)) == list(range(1, 13))

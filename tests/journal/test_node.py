@@ -21,6 +21,8 @@ from clevrd.core.topic import Topic
 from clevrd.errors import JournalFull, JournalUnavailable, ShuttingDown
 from clevrd.hub import Hub, Published
 from clevrd.journal import node as node_module
+from clevrd.journal import partition as partition_module
+from clevrd.journal import record_writer
 from clevrd.journal.records import MAX_RECORD_BYTES
 from clevrd.tenants import Tenant
 
@@ -182,7 +184,7 @@ async def test_record_whose_answer_was_lost_counts_once() -> None:
 
 async def test_publish_fails_when_the_log_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says that it may have been accepted; later publishes are taken again."""
-    monkeypatch.setattr(node_module, "GIVE_UP_S", 0.0)
+    monkeypatch.setattr(record_writer, "GIVE_UP_S", 0.0)
     log = MemoryLog()
     async with hub_on(log) as hub:
         log.faults = [(UNAVAILABLE, False)]
@@ -254,7 +256,8 @@ async def test_publishes_beyond_the_bound_wait_in_their_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Bytes on their way are bounded; a publish that waits goes on when others came back."""
-    monkeypatch.setattr(node_module, "MAX_PENDING_BYTES", 1_000)
+    for module in (node_module, partition_module):
+        monkeypatch.setattr(module, "MAX_PENDING_BYTES", 1_000)
     log = MemoryLog()
     async with hub_on(log) as hub:
         log.goes_on.clear()
@@ -317,5 +320,5 @@ async def test_foreign_record_counts_and_broken_one_is_left_out() -> None:
         answer = await publish(hub, "ours")
 
         assert hub.journal is not None
-        assert (answer.offset, hub.journal.node.figures.unreadable) == (2, 3)
+        assert (answer.offset, hub.journal.node.counters.unreadable) == (2, 3)
         assert data_of(topic) == [(1, "theirs"), (2, "ours")]

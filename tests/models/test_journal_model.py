@@ -11,18 +11,14 @@ A long run: HYPOTHESIS_PROFILE=long pytest --timeout=0 -o faulthandler_timeout=0
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
-    invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 from journal_world import (
     NOON_US,
@@ -37,7 +33,7 @@ from journal_world import (
     summary,
 )
 
-from clevrd.journal import fold as fold_module
+from clevrd.core.publish_request import decode_publish
 from clevrd.journal.fold import Fold, topic_epoch
 from clevrd.journal.records import FOREIGN_TENANT, Header, is_foreign
 
@@ -120,7 +116,7 @@ class Counted:
 
 def topic_and_key(foreign: bytes) -> tuple[str, str | None]:
     """Return what a foreign record says of its message."""
-    request = fold_module.decode_publish(foreign)
+    request = decode_publish(foreign)
     return request.topic, request.idempotency_key
 
 

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-from clevrd.core.message_ids import rfc3339
-from clevrd.core.saved_topic import SavedTopic
-from clevrd.core.topic import Topic, TopicHistory
+from clevrd.core.journal_place import JournalPlace, TopicStart
+from clevrd.core.message_ids import id_at, rfc3339
+from clevrd.core.publish_request import PublishRequest
+from clevrd.core.topic import Topic
 from clevrd.errors import JournalUnavailable
 from clevrd.hub import Hub
 from clevrd.journal.base import Extent, StoredMessage
@@ -58,7 +59,7 @@ class FakeHistory:
         place = (epoch, tenant, topic)
         kept = self._kept.setdefault(place, {})
         for offset in offsets:
-            data = b"%d" % offset if not size_bytes else b'"%d%b"' % (offset, b"x" * size_bytes)
+            data = data_of(offset, size_bytes)
             end = b',"key":"%b"}' % key.encode() if key else b"}"
             line = b'{"topic":"%b","data":%b%b' % (topic.encode(), data, end)
             us = FIRST_US + offset
@@ -147,13 +148,42 @@ def journaled_topic(
     partition_epoch: str = PARTITION_EPOCH,
 ) -> Topic:
     """Return a topic as it is after a restart: behind ``head``, with an empty ring."""
-    if head:
-        saved = SavedTopic(tenant, name, epoch, rfc3339(BEGAN_US), head + 1, 0)
-        hub.topics.restore(saved, None, hub.now_s())
-        topic = hub.topics.find(tenant, name)
-    else:
-        topic = hub.topics.get_or_create(tenant, name, rfc3339(BEGAN_US), hub.now_s())
-        topic.epoch = epoch
-    assert topic is not None
-    topic.history = TopicHistory(partition_epoch, head)
-    return topic
+    start = start_of(head, epoch, partition_epoch)
+    return hub.topics.get_or_create(tenant, name, "", hub.now_s(), start=start)
+
+
+def start_of(
+    head: int,
+    epoch: str = EPOCH,
+    partition_epoch: str = PARTITION_EPOCH,
+    began_us: int = BEGAN_US,
+) -> TopicStart:
+    """Return how a topic begins behind ``head``."""
+    place = JournalPlace(0, partition_epoch, is_durable=True)
+    return TopicStart(epoch, rfc3339(began_us), head, place)
+
+
+def deliver(
+    hub: Hub, topic: Topic, history: FakeHistory, count: int, *, size_bytes: int = 0
+) -> None:
+    """Deliver messages that have come through the journal, and which the history has as well."""
+    place = topic.journal
+    assert place is not None
+    for _ in range(count):
+        offset = topic.head + 1
+        history.add(
+            topic.tenant,
+            topic.name,
+            [offset],
+            epoch=place.partition_epoch,
+            size_bytes=size_bytes,
+        )
+        us = FIRST_US + offset
+        data = msgspec.Raw(data_of(offset, size_bytes))
+        request = PublishRequest(topic.name, data)
+        hub.delivery.deliver(topic, offset, (request,), ((id_at(us), rfc3339(us)),))
+
+
+def data_of(offset: int, size_bytes: int = 0) -> bytes:
+    """Return the data of a message."""
+    return b"%d" % offset if not size_bytes else b'"%d%b"' % (offset, b"x" * size_bytes)
