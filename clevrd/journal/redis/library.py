@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from clevrd.errors import ConfigError, JournalFull, JournalUnavailable
 from clevrd.journal.redis.settings import RedisSettings
+from clevrd.journal.redis.tls import tls_context
 from clevrd.journal.redis.url import Host
 
 try:
@@ -137,27 +138,6 @@ def unavailable(fault: RedisFault, shown: str) -> JournalUnavailable | JournalFu
     """Return the error that the node and its publishers understand."""
     sentence = sentence_of(fault, shown)
     return JournalFull(sentence) if fault.code == "OOM" else JournalUnavailable(sentence)
-
-
-def tls_context(settings: RedisSettings) -> ssl.SSLContext | None:
-    """Return what connections are encrypted with; None for plain ones.
-
-    Raises:
-        ConfigError: a file can't be used.
-    """
-    if not settings.address.is_tls:
-        return None
-    file = settings.ca_file
-    try:
-        context = ssl.create_default_context(cafile=file or None)
-        if file := settings.client_cert_file:
-            context.load_cert_chain(file, settings.client_key_file or None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"The journal's certificate file {file} can't be used: {error}; it has to be PEM, and"
-            " readable for the daemon."
-        ) from error
-    return context
 
 
 class Connector:

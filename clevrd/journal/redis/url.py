@@ -28,6 +28,7 @@ _SCHEMES: Final[dict[str, tuple[Kind, bool]]] = {
     "rediss+cluster": ("cluster", True),
 }
 _SHAPE: Final = re.compile(r"([a-z+]+)://(.*)\Z", re.DOTALL)
+_FINGERPRINT: Final = re.compile(r"#[0-9a-f]{8}\Z")
 _MAX_DATABASE: Final = 1_000_000
 
 Host = tuple[str, int]
@@ -65,7 +66,8 @@ def parse_redis_url(url: str) -> RedisAddress:
     if match is None or match[1] not in _SCHEMES:
         raise BadUrl(f"write a URL that begins with one of {', '.join(sorted(_SCHEMES))}.")
     kind, is_tls = _SCHEMES[match[1]]
-    rest = match[2]
+    # What was shown to an operator can be compared with what a file says.
+    rest = _FINGERPRINT.sub("", match[2])
     if "?" in rest or "#" in rest:
         raise BadUrl(
             "a ? or # can't stand in it; in a user or password write %3F or %23, and options have"
