@@ -13,6 +13,7 @@ from clevrd.core.journal_place import TopicStart
 from clevrd.core.patterns import Words, matches
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
+from clevrd.errors import Unavailable
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.journal.base import Engine
@@ -20,6 +21,8 @@ from clevrd.journal.node import Node
 
 # Idempotency keys that a partition remembers; each takes about 400 bytes.
 MAX_KEYS: Final = 100_000
+
+_LIMIT_RETRY_S: Final = 60.0
 
 
 class Journaling:
@@ -38,8 +41,15 @@ class Journaling:
         *,
         max_run: int,
         keep_keys_s: float,
+        max_topics: int,
     ) -> None:
-        """Args: patterns: a topic that matches one of them is journaled."""
+        """Put the parts together.
+
+        Args:
+            patterns: a topic that matches one of them is journaled.
+            max_topics: topics that may have messages in the journal.
+        """
+        self._max_topics = max_topics
         self._patterns = patterns
         self._topics = topics
         self._delivery = delivery
@@ -65,10 +75,21 @@ class Journaling:
         )
 
     def start_of(self, tenant: str, name: str) -> TopicStart | None:
-        """Return where a topic that is not in use goes on; None if it is not journaled."""
+        """Return where a topic that is not in use goes on; None if it is not journaled.
+
+        Raises:
+            Unavailable: it would be one more than may have messages in the journal.
+        """
         if not any(matches(pattern, name) for pattern in self._patterns):
             return None
-        return self.node.start_of(tenant, name)
+        start = self.node.start_of(tenant, name)
+        if start.head == 0 and self.node.topics >= self._max_topics:
+            raise Unavailable(
+                f"The journal has {self.node.topics} topics (max_topics in [journal]); use an"
+                " existing one, or raise the limit.",
+                retry_after_s=_LIMIT_RETRY_S,
+            )
+        return start
 
     # --- as the node needs it --------------------------------------------------------------------
 

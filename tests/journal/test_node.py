@@ -18,7 +18,7 @@ from clevrd.core.beginning import After
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
-from clevrd.errors import JournalFull, JournalUnavailable, ShuttingDown
+from clevrd.errors import JournalFull, JournalUnavailable, ShuttingDown, Unavailable
 from clevrd.hub import Hub, Published
 from clevrd.journal import node as node_module
 from clevrd.journal import partition as partition_module
@@ -32,14 +32,15 @@ TENANT = Tenant("default-tenant")
 
 @asynccontextmanager
 async def hub_on(
-    log: MemoryLog, patterns: Sequence[tuple[str, ...]] = ALL, **settings: Any
+    log: MemoryLog, patterns: Sequence[tuple[str, ...]] = ALL, max_topics: int = 1_000
 ) -> AsyncIterator[Hub]:
     """Give a hub with a node on ``log``."""
     hub = Hub(
-        Config(**settings),
+        Config(),
         asyncio.get_running_loop(),
         engine=MemoryEngine(log),
         journaled=patterns,
+        max_journaled_topics=max_topics,
     )
     assert hub.journal is not None
     await hub.journal.node.start()
@@ -304,6 +305,18 @@ async def test_reader_gets_messages_of_every_node() -> None:
         await until(lambda: bool(sink.received))
 
         assert b'"data":"a"' in sink.received
+
+
+async def test_topics_of_the_journal_are_bounded() -> None:
+    """A topic more than may have messages is refused; those that have some go on."""
+    async with hub_on(MemoryLog(), max_topics=1) as hub:
+        await publish(hub, "a", "one")
+        with pytest.raises(Unavailable, match="max_topics"):
+            hub.topic(TENANT, "two")
+
+        answer = await publish(hub, "b", "one")
+
+        assert answer.offset == 2
 
 
 async def test_foreign_record_counts_and_broken_one_is_left_out() -> None:
