@@ -89,8 +89,10 @@ class NewEpochs:
             if not isinstance(reader, Follower):
                 raise TypeError(f"{reader!r} can't follow its topic into a new epoch")
             if asked is None:
-                # Its position is of the epoch that is over, which is all that matters of it.
-                reader.follow(begun, After(0, topic.epoch), msgspec.UNSET, msgspec.UNSET)
+                # Of a position in an epoch that is over nothing else matters.
+                reader.follow(
+                    begun, After(reader.cursor, topic.epoch), msgspec.UNSET, msgspec.UNSET
+                )
             else:
                 reader.follow(begun, asked.beginning, asked.ref, asked.warnings)
         except Exception:

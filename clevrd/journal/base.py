@@ -154,6 +154,12 @@ class Engine(Protocol):
         It is 1 at most if the log still has its very first record, or had none.
         """
 
+    async def is_short(self, partition: int) -> bool:
+        """Return whether a start may read the whole log, which has its very first record.
+
+        It is asked of engines without a history, whose nodes fill their rings from the log.
+        """
+
     async def digest(self, partition: int, position: int) -> str | None:
         """Return the CRC-32 of the record at ``position`` (8 hex digits); None if it is gone."""
 

@@ -94,6 +94,10 @@ class MemoryEngine:
         records = self.log.records[partition]
         return records[0][0] if records else 1
 
+    async def is_short(self, partition: int) -> bool:
+        """Return whether nothing is trimmed."""
+        return await self.first(partition) <= 1
+
     async def digest(self, partition: int, position: int) -> str | None:
         """Return the CRC-32 of a record."""
         for at, record in self.log.records[partition]:

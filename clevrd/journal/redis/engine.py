@@ -161,10 +161,17 @@ class RedisEngine:
 
     async def first(self, partition: int) -> int:
         """Return the oldest record's position; 1 where the log has its very first one."""
-        _, added, length, entry = await self._extent(partition)
-        if added == length or entry is None:
-            return 1 if added == length else position_of(await self._last(partition)) + 1
-        return position_of(entry)
+        last, added, length, entry = await self._extent(partition)
+        if added == length:
+            return 1
+        position = position_of(last) + 1 if entry is None else position_of(entry)
+        self._readers[partition].note_first(position)
+        return position
+
+    async def is_short(self, partition: int) -> bool:
+        """Return whether the log has its first record, and takes FILL_BYTES at most."""
+        _, added, length, _ = await self._extent(partition)
+        return added == length and await self._size(partition) <= FILL_BYTES
 
     async def digest(self, partition: int, position: int) -> str | None:
         """Return the CRC-32 of the record at ``position``; None if it is gone."""
@@ -302,9 +309,6 @@ class RedisEngine:
             fields[b"length"],
             entry[0] if entry else None,
         )
-
-    async def _last(self, partition: int) -> bytes:
-        return (await self._extent(partition))[0]
 
     async def _size(self, partition: int) -> int:
         key = self._partitions[partition].keys.log

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -44,11 +45,17 @@ class LogReader:
         self._count = _FIRST_COUNT
         # Where the last answer ended, and when it came.
         self._at = 0
+        # The place before the log's first record, as it was when somebody asked.
+        self._unchecked = 0
         self._answered_s = 0.0
         self._is_waiting = False
         # The newest record that this engine has appended, and the ticks that it has not been read.
         self._appended = 0
         self._deaf_ticks = 0
+
+    def note_first(self, position: int) -> None:
+        """Note where the log begins: what was before that can't be checked."""
+        self._unchecked = position - 1
 
     def note_append(self, position: int) -> None:
         """Expect the record at ``position``."""
@@ -88,7 +95,7 @@ class LogReader:
             self._answered_s = self._now_s()
             if not found:
                 continue
-            if after and (len(found) == self._count or not is_live):
+            if after not in (0, self._unchecked) and (len(found) == self._count or not is_live):
                 await self._check_not_trimmed(after)
             self._adapt(found)
             self._at = found[-1][0]
@@ -104,6 +111,10 @@ class LogReader:
                 *("STREAMS", self._keys.log, entry_of(after)),
                 patience_ticks=_PATIENCE_TICKS,
             )
+        except asyncio.CancelledError:
+            # What is read next must not wait for this to be answered.
+            self._connections.drop(RedisFault(LOST, "the read was given up"), self._role)
+            raise
         finally:
             self._is_waiting = False
         return [_record_of(entry) for entry in reply[0][1]] if reply else []

@@ -182,6 +182,10 @@ class SqliteEngine:
         segments = self._catalog.segments
         return segments[0].info.after_position + 1 if segments else 1
 
+    async def is_short(self, partition: int) -> bool:
+        """Return False: messages are read from the history when somebody wants them."""
+        return False
+
     async def digest(self, partition: int, position: int) -> str | None:
         """Return the CRC-32 of the record at ``position``; None if it is gone."""
         return await self._read(self._segment_readers.digest, position)
