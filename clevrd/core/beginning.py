@@ -97,7 +97,7 @@ def resolve(topic: Topic, beginning: Beginning) -> ResolvedBeginning:
 def in_history(topic: Topic, beginning: Beginning) -> HistoryBeginning | None:
     """Return where in the topic's history a reader begins; None where the ring has it all."""
     oldest = topic.first
-    if oldest == 1 or topic.journal is None:
+    if oldest == 1 or topic.journal is None or not topic.journal.has_history:
         return None
     match beginning:
         case Last():

@@ -13,6 +13,8 @@ class JournalPlace(msgspec.Struct, frozen=True, gc=False):
     partition_epoch: str
     # Whether an answered message outlives a power cut.
     is_durable: bool
+    # Whether messages that are older than the ring can be read.
+    has_history: bool
 
 
 class TopicStart(msgspec.Struct, frozen=True, gc=False):

@@ -63,9 +63,14 @@ class MessageIds:
         Args:
             us: its id, in microseconds since 1970; ``wall_us`` or later.
         """
-        # The way by `last_us` keeps `next`, which every publish calls, free of a second call.
-        self._last_us = us - 1
-        return self.next(wall_us)
+        # The lines of `next`, whose call would take a third of the time.
+        micro = us - self._second_us
+        if not 0 <= micro < _SECOND_US:
+            micro = self._spell_second(us)
+        digits = str(_SECOND_US + micro)[1:]
+        if us - wall_us > _MAX_TIE_US:
+            return self._id_prefix + digits, rfc3339(wall_us)
+        return self._id_prefix + digits, f"{self._time_prefix}{digits}Z"
 
     def _spell_second(self, us: int) -> int:
         """Make the prefixes those of ``us``; return the microseconds beyond its second."""

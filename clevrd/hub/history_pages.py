@@ -81,10 +81,10 @@ class Page:
         self.offsets = offsets
         self.frames = frames
         # Bytes up to the end of each frame.
-        self._ends = list(accumulate(map(len, frames)))
+        self._ends = ends = list(accumulate(map(len, frames)))
         # Form -> the messages in it, as far as somebody has asked for them.
         self._texts: dict[StreamForm, list[bytes]] = {}
-        self.size_bytes = sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * len(frames)
+        self.size_bytes = (ends[-1] if ends else 0) + FRAME_OVERHEAD_BYTES * len(frames)
         # Readers that are in the middle of it; changed by history_readers.
         self.users = 0
         # When somebody last asked for it, on the loop's clock.

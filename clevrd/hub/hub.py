@@ -148,6 +148,7 @@ class Hub:
                 keep_keys_s=config.idempotency_s,
                 max_topics=max_journaled_topics,
             )
+            self.delivery.patterns.stored = self.journal
         self.publishing = Publishing(
             self.topics,
             self._stamping,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -99,6 +99,29 @@ class Journaling:
                 retry_after_s=_LIMIT_RETRY_S,
             )
         return start
+
+    def bring_into_use(self, tenant: str, words: Words) -> Iterator[None]:
+        """Make the tenant's topics that match a pattern topics of this process, in steps.
+
+        Without this a pattern would not find topics that have messages in the journal alone, as all
+        have after a restart. At the limits on topics the others are left out.
+        """
+        for names in self.node.names():
+            for owner, name in names:
+                if owner != tenant or not matches(words, name):
+                    continue
+                if self._topics.find(tenant, name) is None:
+                    start = self.start_of(tenant, name)
+                    if start is None:
+                        continue
+                    try:
+                        self._topics.get_or_create(
+                            tenant, name, start.created_at, self._loop.time(), start=start
+                        )
+                    except Unavailable as error:
+                        log.warning("topics of a pattern left out reason=%s", error)
+                        return
+            yield
 
     # --- as the node needs it --------------------------------------------------------------------
 

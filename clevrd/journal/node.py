@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final
 
 from clevrd.core.journal_place import JournalPlace, TopicStart
@@ -41,6 +41,8 @@ SILENT_LOOKS: Final = 5
 # A node shows itself to the others so often, and counts those that it has seen for so long.
 SHOW_S: Final = 20.0
 SEEN_S: Final = 60.0
+# Topics in one step of going over all: 0.1 ms for the comparison of tenants and names.
+NAMES_PER_STEP: Final = 1_000
 # How long a start waits for the end of the log.
 START_S: Final = 600.0
 
@@ -96,6 +98,7 @@ class Node:
         self.writer = secrets.token_hex(8)
         self.counters = Counters()
         self._jitter_s = secrets.randbelow(1000) / 1000
+        self._has_history = engine.history() is not None
         # One of each for each partition of the log.
         self._partitions: list[Partition] = []
         self._readers: list[RecordReader] = []
@@ -133,7 +136,7 @@ class Node:
             topic_epoch(fold.epoch, tenant, name),
             rfc3339(fold.epoch_began_us),
             fold.head(tenant, name),
-            JournalPlace(partition.number, fold.epoch, self._engine.durability == "fsync"),
+            JournalPlace(partition.number, fold.epoch, self._is_durable, self._has_history),
         )
 
     def has_room(self, place: JournalPlace) -> bool:
@@ -193,6 +196,11 @@ class Node:
         """Accept no message from here on."""
         self._is_sealed = True
 
+    @property
+    def _is_durable(self) -> bool:
+        """Whether an answered message outlives a power cut."""
+        return self._engine.durability == "fsync"
+
     # --- figures ---------------------------------------------------------------------------------
 
     @property
@@ -209,6 +217,17 @@ class Node:
     def is_busy(self) -> bool:
         """Whether any message waits for its place."""
         return any(each.is_busy for each in self._partitions)
+
+    def names(self) -> Iterator[Sequence[tuple[str, str]]]:
+        """Yield tenants and names of all topics that have messages, NAMES_PER_STEP at a time.
+
+        Topics whose first message comes meanwhile are among them, or not.
+        """
+        for partition in self._partitions:
+            start = 0
+            while names := partition.fold.names(start, NAMES_PER_STEP):
+                yield names
+                start += len(names)
 
     def view(self) -> JournalFigures:
         """Return the figures as they are now."""

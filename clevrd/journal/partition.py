@@ -12,6 +12,7 @@ from typing import Final
 
 from clevrd.journal.batches import Batch, Pending, Stamp
 from clevrd.journal.fold import Fold
+from clevrd.journal.records import Header
 
 # Bytes of messages that may wait for their place in one partition; publishes beyond wait for room.
 MAX_PENDING_BYTES: Final = 8 << 20
@@ -79,6 +80,8 @@ class Partition:
         "records_at_checkpoint",
         "records_folded",
         "seen_s",
+        "sent",
+        "sent_header",
         "sequence",
         "state",
         "waiters",
@@ -101,6 +104,10 @@ class Partition:
         self.batch: Batch | None = None
         self.sequence = 0
         self.come_back: asyncio.Future[None] = loop.create_future()
+        # The record that was made last, and its header with the byte at which its lines begin: an
+        # engine may hand these very bytes back.
+        self.sent = b""
+        self.sent_header: tuple[Header, int] | None = None
         # A record is to be sent even if it has no messages; and it is to begin a new epoch.
         self.must_send = False
         self.must_reset = False

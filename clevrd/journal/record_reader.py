@@ -141,7 +141,8 @@ class RecordReader:
         partition = self._partition
         fold = partition.fold
         for position, record in records:
-            if fold.has_other_stamp(record):
+            is_own = record is partition.sent
+            if not is_own and fold.has_other_stamp(record):
                 if not await self._is_still_there():
                     await self._rewind()
                     return
@@ -149,7 +150,9 @@ class RecordReader:
                     fold.go_to_settled(record)
                     return
             readers_epoch = fold.readers_epoch
-            folded = fold.apply(position, record)
+            # An engine that other nodes use too hands back a copy of what was sent.
+            header = partition.sent_header if is_own or record == partition.sent else None
+            folded = fold.apply(position, record, header)
             partition.records_folded += 1
             if folded.placed or folded.confirmed or folded.is_new_epoch:
                 partition.changes += 1

@@ -182,7 +182,9 @@ class RecordWriter:
             self._max_keys,
         )
         record = batch.record(header)
-        return record, fold.plan(header, len(record) - batch.size_bytes)
+        lines_at = len(record) - batch.size_bytes
+        partition.sent, partition.sent_header = record, (header, lines_at)
+        return record, fold.plan(header, lines_at)
 
     def _may_reset(self) -> bool:
         """Return whether the next record is to begin a new epoch, and may do so now."""

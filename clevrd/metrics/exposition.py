@@ -117,6 +117,11 @@ def _of_daemon(snapshot: Snapshot, build: Build) -> Iterator[Metric]:
         "Subscriptions that are given nothing until their connection takes more.",
         snapshot.open_circuits,
     )
+    yield _gauge(
+        "clevrd_history_readers",
+        "Subscriptions whose next message lies before the ring of their topic.",
+        snapshot.reading_history,
+    )
 
 
 def _of_messages(snapshot: Snapshot) -> Iterator[Metric]:

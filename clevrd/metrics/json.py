@@ -100,6 +100,7 @@ class MetricsView(msgspec.Struct, frozen=True):
     total_subscribers: int
     slow_subscribers: int
     open_circuits: int
+    reading_history: int
     topics: list[TopicView]
     throttler_metrics: ThrottlerView
     buffer_metrics: BufferDecision | None
@@ -151,6 +152,7 @@ def _summary(snapshot: Snapshot) -> MetricsView:
         total_subscribers=snapshot.total_subscribers,
         slow_subscribers=snapshot.slow_subscribers,
         open_circuits=snapshot.open_circuits,
+        reading_history=snapshot.reading_history,
         topics=[],
         throttler_metrics=_throttler_view(snapshot.throttle),
         buffer_metrics=snapshot.window,

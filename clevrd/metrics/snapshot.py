@@ -156,6 +156,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     total_subscribers: int
     slow_subscribers: int
     open_circuits: int
+    reading_history: int
     topics: list[TopicView]
     messages: MessageTotals
     idempotency: IdempotencyView

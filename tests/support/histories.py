@@ -159,7 +159,7 @@ def start_of(
     began_us: int = BEGAN_US,
 ) -> TopicStart:
     """Return how a topic begins behind ``head``."""
-    place = JournalPlace(0, partition_epoch, is_durable=True)
+    place = JournalPlace(0, partition_epoch, is_durable=True, has_history=True)
     return TopicStart(epoch, rfc3339(began_us), head, place)
 
 

@@ -99,6 +99,7 @@ class Figures:
             total_subscribers=hub.subscribers,
             slow_subscribers=slow_subscribers,
             open_circuits=hub.open_circuits,
+            reading_history=hub.reading_history,
             topics=views,
             messages=message_totals(messages),
             idempotency=_idempotency(hub),
