@@ -13,6 +13,7 @@ from histories import (
     EPOCH,
     FIRST_US,
     FakeHistory,
+    FollowingReader,
     deliver,
     journaled_topic,
     start_of,
@@ -24,7 +25,6 @@ from clevrd.core.beginning import After, Beginning, Last, Since
 from clevrd.core.drop_strategy import CIRCUIT_BREAKER, DROP_OLDEST, DropStrategy
 from clevrd.core.gap_log import GapLog
 from clevrd.core.message_ids import id_at
-from clevrd.core.notices import Ref, Warnings
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.hub import Hub, history_readers
@@ -427,33 +427,16 @@ async def test_errors_of_a_history_are_no_errors_of_its_readers(
 NEW = "ba9876543210"
 
 
-class Follower(Subscriber):
-    """A reader as a connection's, which goes over to a new epoch."""
-
-    hub: Hub
-
-    def follow(self, topic: Topic, beginning: Beginning, ref: Ref, warnings: Warnings, /) -> None:
-        """Go over."""
-        assert isinstance(self.sink, FakeSink)
-        self.sink.on_pause = lambda: self.hub.paused(topic, self)
-        self.sink.on_resume = lambda: self.hub.resumed(topic, self)
-        self.hub.subscribe(topic, self, beginning, ref=ref, warnings=warnings)
-
-
 def follower(
     world: World,
     beginning: Beginning,
     policy: DropStrategy = DROP_OLDEST,
     room_bytes: int = 1 << 60,
-) -> tuple[Follower, FakeSink]:
+) -> tuple[FollowingReader, FakeSink]:
     """Return a reader that can follow, and what it is written to."""
     sink = FakeSink(room_bytes)
-    reader = Follower(sink, policy, gaps=GapLog("t"))
-    reader.hub = world.hub
-    topic = world.topic
-    sink.on_pause = lambda: world.hub.paused(topic, reader)
-    sink.on_resume = lambda: world.hub.resumed(topic, reader)
-    world.hub.subscribe(topic, reader, beginning)
+    reader = FollowingReader(world.hub, world.topic, sink, GapLog("t"), policy)
+    world.hub.subscribe(world.topic, reader, beginning)
     return reader, sink
 
 
