@@ -160,6 +160,7 @@ class Server:
             wall_ns=wall_ns,
             engine=engine_of(journal, lambda: wall_ns() // 1000) if journal.is_on else None,
             journaled=journal.patterns,
+            max_journaled_topics=journal.max_topics,
         )
         self.client_addresses = AddressLimit(
             config.max_connections_per_address, TrustedProxies(), self._loop.time

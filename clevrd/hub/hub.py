@@ -93,6 +93,7 @@ class Hub:
         wall_ns: Callable[[], int] = time.time_ns,
         engine: Engine | None = None,
         journaled: Sequence[Words] = (),
+        max_journaled_topics: int = 1_000_000,
     ) -> None:
         """Make the hub.
 
@@ -100,6 +101,7 @@ class Hub:
             weights: how tenants share the memory; `share_out` changes it later.
             engine: keeps the journal; None for none.
             journaled: patterns of the topics that are journaled.
+            max_journaled_topics: topics that may have messages in the journal.
         """
         self._loop = loop
         # The configured bound, but never more than the cgroup or the machine has.
@@ -144,7 +146,9 @@ class Hub:
                 self.counters.count_background_error,
                 max_run=self.max_run,
                 keep_keys_s=config.idempotency_s,
+                max_topics=max_journaled_topics,
             )
+            self.delivery.patterns.stored = self.journal
         self.publishing = Publishing(
             self.topics,
             self._stamping,

@@ -6,20 +6,26 @@ The node itself, which writes and reads the log, knows neither rings nor rounds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from clevrd.core.journal_place import TopicStart
 from clevrd.core.patterns import Words, matches
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
+from clevrd.errors import Unavailable
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.journal.base import Engine
 from clevrd.journal.node import Node
 
+log = logging.getLogger(__name__)
+
 # Idempotency keys that a partition remembers; each takes about 400 bytes.
 MAX_KEYS: Final = 100_000
+
+_LIMIT_RETRY_S: Final = 60.0
 
 
 class Journaling:
@@ -38,8 +44,16 @@ class Journaling:
         *,
         max_run: int,
         keep_keys_s: float,
+        max_topics: int,
     ) -> None:
-        """Args: patterns: a topic that matches one of them is journaled."""
+        """Put the parts together.
+
+        Args:
+            patterns: a topic that matches one of them is journaled.
+            max_topics: topics that may have messages in the journal.
+        """
+        self._max_topics = max_topics
+        self._loop = loop
         self._patterns = patterns
         self._topics = topics
         self._delivery = delivery
@@ -65,10 +79,44 @@ class Journaling:
         )
 
     def start_of(self, tenant: str, name: str) -> TopicStart | None:
-        """Return where a topic that is not in use goes on; None if it is not journaled."""
+        """Return where a topic that is not in use goes on; None if it is not journaled.
+
+        Raises:
+            Unavailable: it would be one more than may have messages in the journal.
+        """
         if not any(matches(pattern, name) for pattern in self._patterns):
             return None
-        return self.node.start_of(tenant, name)
+        start = self.node.start_of(tenant, name)
+        if start.head == 0 and self.node.topics >= self._max_topics:
+            raise Unavailable(
+                f"The journal has {self.node.topics} topics (max_topics in [journal]); use an"
+                " existing one, or raise the limit.",
+                retry_after_s=_LIMIT_RETRY_S,
+            )
+        return start
+
+    def bring_into_use(self, tenant: str, words: Words) -> Iterator[None]:
+        """Make the tenant's topics that match a pattern topics of this process, in steps.
+
+        Without this a pattern would not find topics that have messages in the journal alone, as all
+        have after a restart. At the limits on topics the others are left out.
+        """
+        for names in self.node.names():
+            for owner, name in names:
+                if owner != tenant or not matches(words, name):
+                    continue
+                if self._topics.find(tenant, name) is None:
+                    start = self.start_of(tenant, name)
+                    if start is None:
+                        continue
+                    try:
+                        self._topics.get_or_create(
+                            tenant, name, start.created_at, self._loop.time(), start=start
+                        )
+                    except Unavailable as error:
+                        log.warning("topics of a pattern left out reason=%s", error)
+                        return
+            yield
 
     # --- as the node needs it --------------------------------------------------------------------
 
@@ -77,11 +125,14 @@ class Journaling:
         return self._topics.find(tenant, name)
 
     def begin_anew(self, partition: int) -> None:
-        """Let all topics of ``partition`` that are in use begin the epoch that it has now."""
+        """Let topics of ``partition`` that are in use begin the epoch that it has now."""
         for topic in list(self._topics):
             place = topic.journal
-            if place is not None and place.partition == partition:
-                self._delivery.begin_anew(topic, self.node.start_of(topic.tenant, topic.name))
+            if place is None or place.partition != partition:
+                continue
+            start = self.node.start_of(topic.tenant, topic.name)
+            if start.epoch != topic.epoch:
+                self._delivery.begin_anew(topic, start)
 
     async def room(self, topic: Topic) -> None:
         """Wait until ``topic`` takes another run of messages."""

@@ -40,7 +40,7 @@ class LoggedKey(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     @property
     def slot(self) -> Slot:
-        """What the entry is found by."""
+        """The tenant, topic and key that the entry is found by."""
         return self.tenant, self.topic, self.key
 
 

@@ -25,8 +25,8 @@ class ReadAgain:
         # None as long as nothing is known.
         self._floor: int | None = 0 if is_complete else None
         self._epochs: OrderedDict[str, None] = OrderedDict()
-        # The node went back to before the floor. Of an epoch that is not known it can't tell there
-        # whether it is older than the readers' or newer.
+        # The node went back to before the floor. It can't tell there whether an epoch that it does
+        # not know is older than the readers' or newer.
         self.is_behind = False
 
     def begin_epoch(self, name: str, position: int) -> None:

@@ -44,6 +44,8 @@ class JournalSettings(
     retention_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] = 10 << 30
     # Messages of each topic that can be read back; 0 for all that are kept.
     retention_messages: Annotated[int, Meta(ge=0, le=1 << 40)] = 0
+    # Topics that may have messages in the journal; each takes 350 bytes of memory.
+    max_topics: Annotated[int, Meta(ge=1, le=1 << 30)] = 1_000_000
     # A new file is begun after so long, or so many bytes; files are deleted whole.
     segment_s: Annotated[float, Meta(ge=1, le=31 * _DAY_S)] = 3600.0
     segment_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 1 << 30

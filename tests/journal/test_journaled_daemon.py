@@ -153,6 +153,28 @@ def test_reader_resumes_by_position_over_a_kill(tmp_path: Path) -> None:
     assert [each["data"] for each in received] == list(range(5, 21))
 
 
+async def test_pattern_finds_topics_of_before_the_restart(tmp_path: Path) -> None:
+    """They are told, and read from their start, though nobody has used them since."""
+    journal = journal_at(tmp_path)
+    async with running(journal=journal) as daemon:
+        for name in ("orders.1", "orders.2", "chat"):
+            await daemon.publish(name, name)
+        await daemon.publish("orders.9", "theirs", **{"X-Tenant-ID": "other"})
+    async with running(journal=journal) as daemon:
+        protocol = [Subprotocol("clevrd.v1")]
+        async with connect(f"{daemon.ws_url}/ws", subprotocols=protocol) as commands:
+            await commands.send('{"type":"subscribe","ref":1,"pattern":"orders.*","last":5}')
+            received: list[dict[str, Any]] = []
+            while not received or received[-1].get("type") != "watching":
+                received.append(json.loads(await commands.recv()))
+            while sum("data" in each for each in received) < 2:
+                received.append(json.loads(await commands.recv()))
+
+    told = [each["topic"] for each in received if each.get("type") == "subscribed"]
+    assert sorted(told) == ["orders.1", "orders.2"]
+    assert sorted(each["data"] for each in received if "data" in each) == ["orders.1", "orders.2"]
+
+
 async def test_stop_keeps_messages_that_were_on_their_way(tmp_path: Path) -> None:
     """Publishes that a stop meets are answered before the daemon ends, and are there afterwards."""
     journal = journal_at(tmp_path)

@@ -18,9 +18,11 @@ from clevrd.core.beginning import After
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
-from clevrd.errors import JournalFull, JournalUnavailable, ShuttingDown
+from clevrd.errors import JournalFull, JournalUnavailable, ShuttingDown, Unavailable
 from clevrd.hub import Hub, Published
 from clevrd.journal import node as node_module
+from clevrd.journal import partition as partition_module
+from clevrd.journal import record_writer
 from clevrd.journal.records import MAX_RECORD_BYTES
 from clevrd.tenants import Tenant
 
@@ -30,14 +32,15 @@ TENANT = Tenant("default-tenant")
 
 @asynccontextmanager
 async def hub_on(
-    log: MemoryLog, patterns: Sequence[tuple[str, ...]] = ALL, **settings: Any
+    log: MemoryLog, patterns: Sequence[tuple[str, ...]] = ALL, max_topics: int = 1_000
 ) -> AsyncIterator[Hub]:
     """Give a hub with a node on ``log``."""
     hub = Hub(
-        Config(**settings),
+        Config(),
         asyncio.get_running_loop(),
         engine=MemoryEngine(log),
         journaled=patterns,
+        max_journaled_topics=max_topics,
     )
     assert hub.journal is not None
     await hub.journal.node.start()
@@ -182,7 +185,7 @@ async def test_record_whose_answer_was_lost_counts_once() -> None:
 
 async def test_publish_fails_when_the_log_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says that it may have been accepted; later publishes are taken again."""
-    monkeypatch.setattr(node_module, "GIVE_UP_S", 0.0)
+    monkeypatch.setattr(record_writer, "GIVE_UP_S", 0.0)
     log = MemoryLog()
     async with hub_on(log) as hub:
         log.faults = [(UNAVAILABLE, False)]
@@ -254,7 +257,8 @@ async def test_publishes_beyond_the_bound_wait_in_their_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Bytes on their way are bounded; a publish that waits goes on when others came back."""
-    monkeypatch.setattr(node_module, "MAX_PENDING_BYTES", 1_000)
+    for module in (node_module, partition_module):
+        monkeypatch.setattr(module, "MAX_PENDING_BYTES", 1_000)
     log = MemoryLog()
     async with hub_on(log) as hub:
         log.goes_on.clear()
@@ -303,6 +307,18 @@ async def test_reader_gets_messages_of_every_node() -> None:
         assert b'"data":"a"' in sink.received
 
 
+async def test_topics_of_the_journal_are_bounded() -> None:
+    """A topic more than may have messages is refused; those that have some go on."""
+    async with hub_on(MemoryLog(), max_topics=1) as hub:
+        await publish(hub, "a", "one")
+        with pytest.raises(Unavailable, match="max_topics"):
+            hub.topic(TENANT, "two")
+
+        answer = await publish(hub, "b", "one")
+
+        assert answer.offset == 2
+
+
 async def test_foreign_record_counts_and_broken_one_is_left_out() -> None:
     """A plain publish object in the log is delivered; a record that can't be read stops nothing."""
     log = MemoryLog()
@@ -317,5 +333,5 @@ async def test_foreign_record_counts_and_broken_one_is_left_out() -> None:
         answer = await publish(hub, "ours")
 
         assert hub.journal is not None
-        assert (answer.offset, hub.journal.node.figures.unreadable) == (2, 3)
+        assert (answer.offset, hub.journal.node.counters.unreadable) == (2, 3)
         assert data_of(topic) == [(1, "theirs"), (2, "ours")]

@@ -156,7 +156,7 @@ class Witness:
 
 
 class Reader:
-    """What a node's readers of one topic have: one epoch after the other."""
+    """The messages that a node gave the readers of one topic: one epoch after the other."""
 
     def __init__(self, topic: str) -> None:
         self.topic = topic
@@ -480,10 +480,11 @@ class Node:
         if folded.is_retry:
             # The first one was passed over, with a checkpoint: its places are not known.
             return
-        answers: dict[int, Place] = {}
-        for placed in folded.placed:
-            for number, place in enumerate(places_of(placed), placed.line):
-                answers[number] = place
+        answers = {
+            line: place
+            for placed in folded.placed
+            for line, place in enumerate(places_of(placed), placed.line)
+        }
         for repeat in folded.repeats:
             epoch = topic_epoch(folded.partition_epoch, repeat.tenant, repeat.topic)
             answers[repeat.line] = epoch, repeat.offset, repeat.id_us

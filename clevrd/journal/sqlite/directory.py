@@ -132,6 +132,10 @@ class JournalDirectory:
             os.close(self._lock)
             self._lock = -1
 
+    def names(self) -> list[str]:
+        """Return the names of all files in the directory."""
+        return os.listdir(self.path)
+
     def segment_numbers(self) -> list[int]:
         """Return the numbers of the segments that are there, rising."""
         found = map(_SEGMENT.fullmatch, os.listdir(self.path))

@@ -12,10 +12,11 @@ from contextlib import suppress
 from typing import Any, Final
 
 import apsw
+import msgspec
 
 from clevrd.journal.base import Checkpoint, TopicHead
 from clevrd.journal.sqlite.directory import CHECKPOINT, FORMAT, JournalDirectory
-from clevrd.journal.sqlite.library import APPLICATION_ID, number, open_to_write, words_of
+from clevrd.journal.sqlite.library import APPLICATION_ID, DAMAGE, number, open_to_write, words_of
 
 _SCHEMA: Final = """
 CREATE TABLE checkpoint (
@@ -66,7 +67,10 @@ class CheckpointFile:
         """
         with self._lock:
             self._connection = self._opened()
-            return self._loaded(self._connection)
+            checkpoint, _ = _read_without_topics(self._connection)
+        if checkpoint is not None:
+            self.position, self.partition_epoch = checkpoint.position, checkpoint.partition_epoch
+        return checkpoint
 
     def make(self) -> None:
         """Make the file anew, without a checkpoint.
@@ -95,25 +99,10 @@ class CheckpointFile:
             apsw.Error: the disk refuses.
         """
         with self._lock:
-            connection = self._in_use()
-            try:
-                checkpoint = self._loaded(connection)
-                if checkpoint is None:
-                    return None
-                topics = list(self._heads(connection))
-                count = number(connection, "SELECT topics FROM checkpoint")
-            except (apsw.CorruptError, apsw.NotADBError) as error:
-                raise BadCheckpoint(words_of(error)) from error
-        if count != len(topics):
-            raise BadCheckpoint(f"it has {len(topics)} topics of {count}")
-        return Checkpoint(
-            checkpoint.position,
-            checkpoint.digest,
-            checkpoint.partition_epoch,
-            checkpoint.state,
-            topics,
-            True,
-        )
+            checkpoint = read_checkpoint(self._in_use())
+        if checkpoint is not None:
+            self.position, self.partition_epoch = checkpoint.position, checkpoint.partition_epoch
+        return checkpoint
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint, and return when it is as durable as records are.
@@ -192,39 +181,6 @@ class CheckpointFile:
             raise BadCheckpoint("it is missing") from error
         return connection
 
-    def _loaded(self, connection: apsw.Connection) -> Checkpoint | None:
-        try:
-            if connection.pragma("application_id") != APPLICATION_ID:
-                raise BadCheckpoint("it is no file of a journal")
-            rows: list[Any] = connection.execute("SELECT * FROM checkpoint").fetchall()
-        except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError) as error:
-            raise BadCheckpoint(words_of(error)) from error
-        if not rows:
-            return None
-        position, digest, epoch, state, topics, crc = rows[0]
-        found = Checkpoint(position, digest, epoch, state, (), True)
-        if _checkpoint_crc(found, topics) != crc:
-            raise BadCheckpoint("its checksum does not fit")
-        self.position, self.partition_epoch = found.position, found.partition_epoch
-        return found
-
-    def _heads(self, connection: apsw.Connection) -> list[TopicHead]:
-        epoch = self.partition_epoch
-        heads: list[TopicHead] = []
-        last = ("", "")
-        for tenant, topic, head, crc in connection.execute(
-            "SELECT * FROM heads ORDER BY tenant, topic"
-        ):
-            found = TopicHead(tenant, topic, head)
-            if _head_crc(epoch, found) != crc:
-                raise BadCheckpoint("a topic's checksum does not fit")
-            if (tenant, topic) <= last:
-                # A page stands in the place of another one, whose rows are missing.
-                raise BadCheckpoint("its topics are out of order")
-            last = (tenant, topic)
-            heads.append(found)
-        return heads
-
     def _in_use(self) -> apsw.Connection:
         if self._connection is None:
             raise apsw.CantOpenError("the checkpoint's file is closed")
@@ -235,6 +191,57 @@ class CheckpointFile:
         if connection is not None:
             with suppress(apsw.Error):
                 connection.close()
+
+
+def read_checkpoint(connection: apsw.Connection) -> Checkpoint | None:
+    """Return the checkpoint in an open file, with all its topics; None without one.
+
+    Raises:
+        BadCheckpoint: it is damaged.
+        apsw.Error: the disk refuses.
+    """
+    checkpoint, count = _read_without_topics(connection)
+    if checkpoint is None:
+        return None
+    try:
+        topics = _heads(connection, checkpoint.partition_epoch)
+    except DAMAGE as error:
+        raise BadCheckpoint(words_of(error)) from error
+    if count != len(topics):
+        raise BadCheckpoint(f"it has {len(topics)} topics of {count}")
+    return msgspec.structs.replace(checkpoint, topics=topics)
+
+
+def _read_without_topics(connection: apsw.Connection) -> tuple[Checkpoint | None, int]:
+    try:
+        if connection.pragma("application_id") != APPLICATION_ID:
+            raise BadCheckpoint("it is no file of a journal")
+        rows: list[Any] = connection.execute("SELECT * FROM checkpoint").fetchall()
+    except (*DAMAGE, apsw.SQLError) as error:
+        raise BadCheckpoint(words_of(error)) from error
+    if not rows:
+        return None, 0
+    position, digest, epoch, state, topics, crc = rows[0]
+    found = Checkpoint(position, digest, epoch, state, (), True)
+    if _checkpoint_crc(found, topics) != crc:
+        raise BadCheckpoint("its checksum does not fit")
+    return found, topics
+
+
+def _heads(connection: apsw.Connection, partition_epoch: str) -> list[TopicHead]:
+    heads: list[TopicHead] = []
+    last = ("", "")
+    rows: Any = connection.execute("SELECT * FROM heads ORDER BY tenant, topic")
+    for tenant, topic, head, crc in rows:
+        found = TopicHead(tenant, topic, head)
+        if _head_crc(partition_epoch, found) != crc:
+            raise BadCheckpoint("a topic's checksum does not fit")
+        if (tenant, topic) <= last:
+            # A page stands in the place of another one, whose rows are missing.
+            raise BadCheckpoint("its topics are out of order")
+        last = (tenant, topic)
+        heads.append(found)
+    return heads
 
 
 def _head_crc(partition_epoch: str, head: TopicHead) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from itertools import pairwise
 from typing import Final
 
 import apsw
@@ -16,24 +15,20 @@ import msgspec
 
 from clevrd.errors import JournalUnavailable
 from clevrd.journal.records import digest_of
-from clevrd.journal.sqlite.directory import FORMAT, JournalDirectory, Meta, boot_id, segment_name
+from clevrd.journal.sqlite.directory import FORMAT, JournalDirectory, Meta, boot_id
+from clevrd.journal.sqlite.finding import BadFile, find_segments
 from clevrd.journal.sqlite.heads import BadCheckpoint, CheckpointFile
 from clevrd.journal.sqlite.library import (
     Fault,
     fault_of,
     give_up,
-    open_to_read,
     open_to_write,
     words_of,
 )
 from clevrd.journal.sqlite.segments import (
-    BadSegment,
     Segment,
-    has_wal,
-    load_pending,
+    is_sound_record,
     note_bounds,
-    read_info,
-    record_crc,
 )
 from clevrd.journal.sqlite.settings import SqliteSettings
 from clevrd.journal.sqlite.wal_tail import has_lost_commits
@@ -139,62 +134,23 @@ class _Opening:
 
     def _segments(self) -> list[Segment]:
         """Return the segments that can be read; set the others aside."""
-        found = []
-        for number in self._directory.segment_numbers():
-            path = self._directory.inside(segment_name(number))
-            is_final = not has_wal(path)
-            try:
-                connection = open_to_read(path, self._vfs, is_final=is_final)
-                try:
-                    segment = Segment(path, read_info(connection))
-                    note_bounds(segment, connection)
-                finally:
-                    connection.close(True)
-            except BadSegment as error:
-                self._refuse_later_format(error, path)
-                self._put_aside(number, str(error))
-            except apsw.Error as error:
-                if fault_of(error) is not Fault.DAMAGED and not isinstance(error, apsw.SQLError):
-                    raise
-                self._put_aside(number, words_of(error))
-            else:
-                segment.is_final = is_final
-                found.append(segment)
-        for older, newer in pairwise(found):
-            if newer.number == older.number + 1 and not newer.info.begins_stamp:
-                older.last_position = newer.info.after_position
-            else:
-                # Records of a commit that failed may be there; no publisher was told that they are.
-                older.last_position = min(older.last_position, newer.info.after_position)
-        for segment in found:
-            if not segment.is_final:
-                self._load_pending(segment)
-        return found
+        found = find_segments(self._directory, self._vfs)
+        for bad in found.bad:
+            if bad.is_later_format:
+                raise JournalUnavailable(
+                    f"{bad.path} can't be read: {bad.why}; run a later clevrd, or name another"
+                    " directory (--journal)."
+                )
+        for bad in found.bad:
+            self._put_aside(bad)
+        return found.segments
 
-    def _load_pending(self, segment: Segment) -> None:
-        """Note the runs of a segment that was left before they were in the table."""
-        connection = open_to_read(segment.path, self._vfs, is_final=False)
-        try:
-            load_pending(segment, connection)
-        except (apsw.CorruptError, msgspec.MsgspecError) as error:
-            log.error("journal damaged file=%s what=%r", segment.path, words_of(error))
-        finally:
-            connection.close(True)
-
-    def _refuse_later_format(self, error: BadSegment, path: str) -> None:
-        if error.is_later_format:
-            raise JournalUnavailable(
-                f"{path} can't be read: {error}; run a later clevrd, or name another directory"
-                " (--journal)."
-            ) from error
-
-    def _put_aside(self, number: int, why: str) -> None:
-        self._set_aside.append(number)
-        path = self._directory.inside(segment_name(number))
+    def _put_aside(self, bad: BadFile) -> None:
+        self._set_aside.append(bad.number)
         for end in ("", "-wal", "-shm"):
-            if os.path.exists(path + end):
-                os.replace(path + end, f"{path}.damaged{end}")
-        log.error("journal file set aside reason=%r kept_as=%s.damaged", why, path)
+            if os.path.exists(bad.path + end):
+                os.replace(bad.path + end, f"{bad.path}.damaged{end}")
+        log.error("journal file set aside reason=%r kept_as=%s.damaged", bad.why, bad.path)
 
     def _open(self, segment: Segment) -> apsw.Connection | None:
         try:
@@ -241,7 +197,7 @@ class _Opening:
             digest = newest.info.after_digest
             rows = connection.execute(_LAST_RECORDS, (_LOOKED_AT,)).fetchall()
             for position, time_us, crc, runs, record in reversed(rows):
-                if record_crc(position, time_us, runs, record) != crc:
+                if not is_sound_record(position, time_us, crc, runs, record):
                     return "its last records are damaged", ""
                 digest = digest_of(record)
         except apsw.Error as error:

@@ -23,8 +23,8 @@ from clevrd.journal.sqlite.segments import (
     Catalog,
     RunRow,
     Segment,
+    is_sound_record,
     names_crc,
-    record_crc,
     run_crc,
 )
 
@@ -164,7 +164,7 @@ class SegmentReaders:
             with self._reading(segment) as connection:
                 rows: Any = connection.execute(_RECORDS, (after, segment.last_position))
                 for position, time_us, crc, runs, record in rows:
-                    is_sound = record_crc(position, time_us, runs, record) == crc
+                    is_sound = is_sound_record(position, time_us, crc, runs, record)
                     if position != expected or not is_sound:
                         is_damaged = True
                         self._report(segment, f"the record at position {expected}")
@@ -204,7 +204,7 @@ class SegmentReaders:
         if row is None:
             return None
         time_us, crc, runs, record = row
-        if record_crc(position, time_us, runs, record) != crc:
+        if not is_sound_record(position, time_us, crc, runs, record):
             self._report(segment, f"the record at position {position}")
             return None
         return bytes(record)

@@ -22,13 +22,15 @@ import msgspec
 
 from clevrd.journal.sqlite.directory import FORMAT, JournalDirectory, segment_name
 from clevrd.journal.sqlite.library import APPLICATION_ID
+from clevrd.journal.sqlite.library import number as number_of
 
 _SCHEMA: Final = """
 -- One row: what the segment is, as JSON, and the CRC-32 of that.
 CREATE TABLE info (text TEXT NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE records (
   position INTEGER PRIMARY KEY,
-  -- Microseconds since 1970; never falls.
+  -- Its messages' time, microseconds since 1970; without messages the time of those before it in
+  -- this segment, or 0.
   time_us INTEGER NOT NULL,
   -- Of all that the row says.
   crc INTEGER NOT NULL,
@@ -61,6 +63,9 @@ CREATE TABLE runs (
 -- One row: the last record whose runs are in the table.
 CREATE TABLE indexed (position INTEGER NOT NULL);
 """
+_LAST: Final = "SELECT max(position) FROM records"
+_OLDEST: Final = "SELECT time_us FROM records WHERE time_us > 0 ORDER BY position LIMIT 1"
+_NEWEST: Final = "SELECT time_us FROM records WHERE time_us > 0 ORDER BY position DESC LIMIT 1"
 _ADD_RUN: Final = "INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 # A row of runs, by its columns.
 RunRow = tuple[int, int, int, int, int, int, int, int, int, int]
@@ -261,13 +266,11 @@ def read_info(connection: apsw.Connection) -> SegmentInfo:
 
 def note_bounds(segment: Segment, connection: apsw.Connection) -> None:
     """Note the segment's newest record, and its records' times."""
-    for column, order in (("oldest_us", "ASC"), ("newest_us", "DESC")):
-        row = connection.execute(
-            f"SELECT position, time_us FROM records ORDER BY position {order} LIMIT 1"  # noqa: S608  # two words of this module
-        ).fetchone()
-        if row is not None:
-            setattr(segment, column, row[1])
-            segment.last_position = max(segment.last_position, row[0])
+    segment.last_position = max(segment.last_position, number_of(connection, _LAST))
+    segment.oldest_us, segment.newest_us = (
+        number_of(connection, _OLDEST),
+        number_of(connection, _NEWEST),
+    )
 
 
 # --- runs ----------------------------------------------------------------------------------------
@@ -305,7 +308,7 @@ def load_pending(segment: Segment, connection: apsw.Connection) -> None:
     )
     rows: Any = connection.execute(query, (segment.last_position,))
     for position, time_us, crc, runs, record in rows:
-        if record_crc(position, time_us, runs, record) == crc:
+        if is_sound_record(position, time_us, crc, runs, record):
             add_pending(segment, read_runs(runs))
 
 
@@ -319,6 +322,17 @@ def index_pending(segment: Segment, connection: apsw.Connection) -> None:
 # --- checksums -----------------------------------------------------------------------------------
 
 
+def is_sound_record(position: Any, time_us: Any, crc: Any, runs: Any, record: Any) -> bool:
+    """Return whether a row of records is what was written; a flipped bit may change its types."""
+    return (
+        isinstance(position, int)
+        and isinstance(time_us, int)
+        and isinstance(runs, bytes)
+        and isinstance(record, bytes)
+        and record_crc(position, time_us, runs, record) == crc
+    )
+
+
 def record_crc(position: int, time_us: int, runs: bytes, record: bytes) -> int:
     """Return the checksum of a row of records."""
     return zlib.crc32(record, zlib.crc32(runs, zlib.crc32(_RECORD_KEY.pack(position, time_us))))
@@ -330,7 +344,7 @@ def names_crc(partition_epoch: str, tenant: str, topic: str) -> int:
 
 
 def run_crc(names: int, row: tuple[int, ...], time_us: int, lines: bytes | memoryview) -> int:
-    """Return the checksum of a row of runs.
+    """Return the checksum of a row of runs; -1, which none is, if its columns are no numbers.
 
     Args:
         names: `names_crc` of the topic.
@@ -338,4 +352,7 @@ def run_crc(names: int, row: tuple[int, ...], time_us: int, lines: bytes | memor
         time_us: the record's.
         lines: of ``size_bytes`` at ``at_bytes`` in the record.
     """
-    return zlib.crc32(lines, zlib.crc32(_RUN_KEY.pack(*row, time_us), names))
+    try:
+        return zlib.crc32(lines, zlib.crc32(_RUN_KEY.pack(*row, time_us), names))
+    except struct.error:
+        return -1

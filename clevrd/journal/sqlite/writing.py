@@ -367,7 +367,7 @@ class Writer:
         position, newest_us, size_bytes = self._next, segment.newest_us, 0
         for append in appends:
             record, placed = append.record, append.placed
-            time_us = max(newest_us, placed[0].time_us if placed else self._wall_us())
+            time_us = placed[0].time_us if placed else newest_us
             rows = self._rows(connection, placed, position, time_us, record)
             runs = spell_runs(rows)
             crc = record_crc(position, time_us, runs, record)
@@ -375,7 +375,7 @@ class Writer:
             all_rows += rows
             append.position = position
             position += 1
-            newest_us = time_us
+            newest_us = max(newest_us, time_us)
             size_bytes += len(record) + 64 * (1 + len(placed))
         execute(_COMMIT)
         add_pending(segment, all_rows)

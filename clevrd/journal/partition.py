@@ -1,0 +1,134 @@
+"""Partition: one partition of the log as a node sees it: what was counted, and what is on its way.
+
+The records are sent by `record_writer` and read by `record_reader`; both change what is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+from clevrd.journal.batches import Batch, Pending
+from clevrd.journal.fold import Fold
+
+# Bytes of messages that may wait for their place in one partition; publishes beyond wait for room.
+MAX_PENDING_BYTES: Final = 8 << 20
+
+# States of a partition, as its publishers find it.
+OK: Final = "ok"
+FULL: Final = "full"
+UNAVAILABLE: Final = "unavailable"
+
+
+class Counters:
+    """Counters of a node, over all its partitions; they only rise."""
+
+    __slots__ = (
+        "failed",
+        "fenced",
+        "foreign",
+        "messages",
+        "records",
+        "resets",
+        "retries",
+        "rewinds",
+        "unreadable",
+    )
+
+    def __init__(self) -> None:
+        # Records of this node that came back, and their messages.
+        self.records = 0
+        self.messages = 0
+        # Records that were sent again, and messages that were given up.
+        self.retries = 0
+        self.failed = 0
+        # Records of this node that met another stamp of the log.
+        self.fenced = 0
+        # Records of foreign producers, and records that could not be read.
+        self.foreign = 0
+        self.unreadable = 0
+        # Times that the node went back to a checkpoint, since the log had lost what it had read or
+        # was counted otherwise by another node; and epochs that it began for all.
+        self.rewinds = 0
+        self.resets = 0
+
+
+class Partition:
+    """One partition's fold, and this node's messages on their way into it."""
+
+    __slots__ = (
+        "arrives_with",
+        "batch",
+        "come_back",
+        "contradicted_at",
+        "fold",
+        "must_reset",
+        "must_send",
+        "needs_whole_checkpoint",
+        "number",
+        "pending",
+        "pending_bytes",
+        "records_at_checkpoint",
+        "records_folded",
+        "sequence",
+        "state",
+        "waiters",
+        "woken",
+    )
+
+    def __init__(self, number: int, fold: Fold, loop: asyncio.AbstractEventLoop) -> None:
+        self.number = number
+        self.fold = fold
+        self.state = OK
+        # Publishes that are in no record yet, in the order of arrival.
+        self.pending: deque[Pending] = deque()
+        # Bytes of these, and of the record that is on its way.
+        self.pending_bytes = 0
+        # Publishes that wait for pending_bytes to fall, in the order of arrival.
+        self.waiters: deque[asyncio.Future[None]] = deque()
+        # Done when there is something to send; None while the writer does not wait for it.
+        self.woken: asyncio.Future[None] | None = None
+        # The record that is on its way: its publishes, its sequence, and whether it came back.
+        self.batch: Batch | None = None
+        self.sequence = 0
+        self.come_back: asyncio.Future[None] = loop.create_future()
+        # A record is to be sent even if it has no messages; and it is to begin a new epoch.
+        self.must_send = False
+        self.must_reset = False
+        # From this sequence on an own record shows that the log's end was reached; see
+        # `Fold.is_behind`.
+        self.arrives_with = 0
+        # The position of the record that another node contradicted last; 0 without one.
+        self.contradicted_at = 0
+        # Records that were folded, and how many of them the last checkpoint has.
+        self.records_folded = 0
+        self.records_at_checkpoint = 0
+        # The last checkpoint was not taken, so the next one has to be whole.
+        self.needs_whole_checkpoint = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any message waits for its place."""
+        return bool(self.pending) or self.batch is not None
+
+    def wake(self) -> None:
+        """Wake the task that writes, if it waits for something to send."""
+        woken, self.woken = self.woken, None
+        if woken is not None and not woken.done():
+            woken.set_result(None)
+
+    def send_soon(self) -> None:
+        """Have a record sent soon, an empty one if there are no messages."""
+        self.must_send = True
+        self.wake()
+
+    def wake_waiters(self) -> None:
+        """Let as many publishes go on as there is room for, in the order of arrival."""
+        # A publish that is woken appends at once, so each is reckoned with a run of messages.
+        room_bytes = MAX_PENDING_BYTES - self.pending_bytes
+        while self.waiters and room_bytes > 0:
+            woken = self.waiters.popleft()
+            if not woken.done():
+                woken.set_result(None)
+                room_bytes -= MAX_PENDING_BYTES // 32
