@@ -73,6 +73,12 @@ class FakeHistory:
             kept[offset] = StoredMessage(offset, us, us, line)
             self._heads[place] = max(offset, self._heads.get(place, 0))
 
+    def put(self, tenant: str, topic: str, message: StoredMessage) -> None:
+        """Keep one message as it is."""
+        place = (PARTITION_EPOCH, tenant, topic)
+        self._kept.setdefault(place, {})[message.offset] = message
+        self._heads[place] = message.offset
+
     def damage(self, tenant: str, topic: str, offset: int, epoch: str = PARTITION_EPOCH) -> bool:
         """Lose one message in the middle; return whether it was there."""
         kept = self._kept.get((epoch, tenant, topic), {})
