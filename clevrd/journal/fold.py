@@ -556,10 +556,15 @@ class Fold:
         draft.count(header.runs, header.keyed, lines_at)
         return tuple(draft.placed)
 
-    def apply(self, position: int, record: bytes) -> Folded:
+    def apply(
+        self, position: int, record: bytes, known: tuple[Header, int] | None = None
+    ) -> Folded:
         """Count ``record``, the next one that is read; return what has changed.
 
         A record that can't be read is counted as bad, and changes no position.
+
+        Args:
+            known: its header and where its lines begin, if these very bytes were made of them.
 
         Raises:
             ValueError: it is not behind the last one, which is a mistake of the caller's.
@@ -569,6 +574,8 @@ class Fold:
         if self._over:
             self._clear_some()
         self.position = position
+        if known is not None:
+            return self._fold(position, digest_of(record), *known)
         if is_foreign(record):
             return self._wait(position, record)
         try:

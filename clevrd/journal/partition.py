@@ -11,6 +11,7 @@ from typing import Final
 
 from clevrd.journal.batches import Batch, Pending
 from clevrd.journal.fold import Fold
+from clevrd.journal.records import Header
 
 # Bytes of messages that may wait for their place in one partition; publishes beyond wait for room.
 MAX_PENDING_BYTES: Final = 8 << 20
@@ -63,7 +64,6 @@ class Partition:
         "come_back",
         "contradicted_at",
         "fold",
-        "must_reset",
         "must_send",
         "needs_whole_checkpoint",
         "number",
@@ -71,9 +71,12 @@ class Partition:
         "pending_bytes",
         "records_at_checkpoint",
         "records_folded",
+        "sent",
+        "sent_header",
         "sequence",
         "state",
         "waiters",
+        "wants_reset",
         "woken",
     )
 
@@ -93,9 +96,14 @@ class Partition:
         self.batch: Batch | None = None
         self.sequence = 0
         self.come_back: asyncio.Future[None] = loop.create_future()
-        # A record is to be sent even if it has no messages; and it is to begin a new epoch.
+        # The record that was made last, and its header with the byte at which its lines begin: an
+        # engine may hand these very bytes back.
+        self.sent = b""
+        self.sent_header: tuple[Header, int] | None = None
+        # A record is to be sent even if it has no messages.
         self.must_send = False
-        self.must_reset = False
+        # A record is to begin a new epoch for all nodes; until one has begun.
+        self.wants_reset = False
         # From this sequence on an own record shows that the log's end was reached; see
         # `Fold.is_behind`.
         self.arrives_with = 0

@@ -121,7 +121,8 @@ class RecordReader:
         partition = self._partition
         fold = partition.fold
         for position, record in records:
-            if fold.has_other_stamp(record):
+            is_own = record is partition.sent
+            if not is_own and fold.has_other_stamp(record):
                 if not await self._is_still_there():
                     await self._rewind()
                     return
@@ -129,10 +130,12 @@ class RecordReader:
                     fold.go_to_settled(record)
                     return
             readers_epoch = fold.readers_epoch
-            folded = fold.apply(position, record)
+            folded = fold.apply(position, record, partition.sent_header if is_own else None)
             partition.records_folded += 1
-            if folded.is_new_epoch and fold.readers_epoch != readers_epoch:
-                self._topics.begin_anew(partition.number)
+            if folded.is_new_epoch:
+                partition.wants_reset = False
+                if fold.readers_epoch != readers_epoch:
+                    self._topics.begin_anew(partition.number)
             try:
                 await self._take(folded, record)
             except Exception as error:
@@ -199,11 +202,12 @@ class RecordReader:
         Return whether reading goes on where it is.
         """
         partition = self._partition
-        if partition.contradicted_at != position:
+        if not partition.wants_reset and partition.contradicted_at != position:
             partition.contradicted_at = position
             await self._rewind()
             return False
-        partition.must_reset = True
+        # Reading goes on, or the record that begins the new epoch would never be reached.
+        partition.wants_reset = True
         partition.send_soon()
         return True
 
@@ -308,7 +312,13 @@ class RecordReader:
     async def _deliver_foreign(self, confirmed: Confirmed) -> None:
         placed = confirmed.placed
         topic = self._topics.find(placed.tenant, placed.topic)
-        if topic is not None:
+        place = None if topic is None else topic.journal
+        # A record that begins a new epoch confirms them in the one before.
+        if (
+            topic is not None
+            and place is not None
+            and place.partition_epoch == placed.partition_epoch
+        ):
             stamps = self._stamps_of(placed)
             await self._deliver(topic, placed.offset, (confirmed.request,), stamps)
 
