@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from clevrd.client_addresses import Client, TrustedProxies, address_of, count_as
+from clevrd.client_addresses import AskedFor, TrustedProxies, address_of, count_as
 from clevrd.control.holdings import Holdings
 from clevrd.errors import ConnectionLimit
 
@@ -88,9 +88,11 @@ class AddressLimit:
                 return named
         return address_of(transport.get_extra_info("peername"))
 
-    def client_of(self, headers: Mapping[str, str], transport: asyncio.BaseTransport) -> Client:
-        """Return who sent a request over ``transport``."""
-        return self.proxies.client_of(headers, self.peer_of(transport))
+    def asked_for(
+        self, headers: Mapping[str, str], transport: asyncio.BaseTransport
+    ) -> AskedFor | None:
+        """Return what the client asked a listed proxy for; None for a connection of another."""
+        return self.proxies.asked_for(headers, self.peer_of(transport))
 
     def name(self, transport: asyncio.BaseTransport, address: str) -> None:
         """Note the address that the PROXY header of a listed proxy gave a connection."""
@@ -122,7 +124,7 @@ class AddressLimit:
         peer = self.peer_of(transport)
         if not self.proxies.trusts(peer):
             return
-        address = self.proxies.client_of(headers, peer).address
+        address = self.proxies.client_of(headers, peer)
         if address != peer:
             self._count(transport, address)
 

@@ -211,7 +211,7 @@ class Server:
             }
         )
         refusals = self.hub.refusals.with_events(refusal_as_events)
-        pages = PageCheck(origins, self.client_addresses.is_proxy)
+        pages = PageCheck(origins, self.client_addresses.asked_for)
         self._front = AiohttpFront(
             *(gate, pages, router, refusals),
             *(self.hub.turns, self.hub.input_budget, self.client_addresses, config),

@@ -16,6 +16,7 @@ from daemons import Daemon, running, until
 from http_wire import Response as Answer
 from http_wire import ask, get, post, read_response, responses, talk
 
+from clevrd.client_addresses import TrustedProxies
 from clevrd.errors import ConfigError, OriginNotAllowed
 from clevrd.http_values import Request, Response
 from clevrd.page_check import PageCheck, loopback_port_of
@@ -460,6 +461,21 @@ class FakeTransport(asyncio.BaseTransport):
         return self._extra.get(name, default)  # type: ignore[attr-defined]  # asyncio's own
 
 
+HOSTS: Final = ("in.example", "out.example", "out.example:1", "evil.example")
+
+
+def is_let_in(head: Request, transport: asyncio.BaseTransport, *, is_proxy: bool) -> bool:
+    """Return whether a page may ask over a connection, which is perhaps a listed proxy's."""
+    proxies = TrustedProxies(["10.0.0.1"] if is_proxy else [])
+    rule = OriginRule(AllowedOrigins([]), lambda: 0.0)
+    pages = PageCheck(rule, lambda headers, _: proxies.asked_for(headers, "10.0.0.1"))
+    try:
+        pages.check(head, transport)
+    except OriginNotAllowed:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("is_secure", "is_proxy", "origin", "is_served"),
     [
@@ -475,24 +491,49 @@ def test_connection_says_what_is_own(
     is_secure: bool, is_proxy: bool, origin: str, is_served: bool
 ) -> None:
     """Its TLS, and whether it is a listed proxy's, whose word counts."""
-    rule = OriginRule(AllowedOrigins([]), lambda: 0.0)
-    pages = PageCheck(rule, lambda _: is_proxy)
     transport = FakeTransport({"sslcontext": object() if is_secure else None})
     said = {"x-forwarded-proto": "https", "x-forwarded-host": "out.example"}
     head = Request("POST", "/publish", {"host": "app.example", "origin": origin, **said})
 
-    if is_served:
-        pages.check(head, transport)
-    else:
-        with pytest.raises(OriginNotAllowed):
-            pages.check(head, transport)
+    assert is_let_in(head, transport, is_proxy=is_proxy) is is_served
+
+
+@pytest.mark.parametrize(
+    ("said", "own"),
+    [
+        ({}, "http://in.example"),
+        ({"x-forwarded-proto": "https"}, "https://in.example"),
+        ({"x-forwarded-proto": "gopher"}, "http://in.example"),
+        ({"x-forwarded-host": "out.example"}, "http://out.example"),
+        (
+            {"x-forwarded-proto": "http, HTTPS", "x-forwarded-host": "evil.example, out.example:1"},
+            "https://out.example:1",
+        ),
+    ],
+)
+def test_what_a_listed_proxy_does_not_say_is_as_the_daemon_sees_it(
+    said: dict[str, str], own: str
+) -> None:
+    """And of what is said several times the last counts, which the nearest proxy has added."""
+    origins = [f"{scheme}://{host}" for scheme in ("http", "https") for host in HOSTS]
+    heads = [
+        Request("POST", "/publish", {"host": "in.example", "origin": origin, **said})
+        for origin in origins
+    ]
+
+    let_in = {
+        head.headers["origin"] for head in heads if is_let_in(head, FakeTransport(), is_proxy=True)
+    }
+
+    # The same page over https is own as well: see the rule.
+    assert let_in == {own, own.replace("http://", "https://")}
 
 
 def test_rule_can_change_while_the_daemon_runs() -> None:
     """As after a reload of its configuration."""
     rule = OriginRule(AllowedOrigins([]), lambda: 0.0)
     head = Request("POST", "/publish", {"host": "a.example", "origin": FOREIGN})
-    pages = PageCheck(rule, lambda _: False)
+    pages = PageCheck(rule, lambda *_: None)
     with pytest.raises(OriginNotAllowed):
         pages.check(head, None)
 
