@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Final
 
 import msgspec
 
 from clevrd.client_addresses import AskedFor, is_loopback
 from clevrd.http_values import Request, Response
-from clevrd.tenants.origin_rule import DIRECT, OriginRule, Seen
+from clevrd.tenants.origin_rule import DIRECT, OriginRule, Seen, is_astray
+
+# The fields of a head by which a page is judged, and the longest value of one that says anything.
+_JUDGED_BY: Final = ("origin", "host", "upgrade", "x-forwarded-proto", "x-forwarded-host")
+_MAX_FIELD_BYTES: Final = 1_024
 
 _SaysProxy = Callable[[Mapping[str, str], asyncio.BaseTransport], AskedFor | None]
 
@@ -47,6 +53,30 @@ class PageCheck:
         if rule.concerns(head):
             rule.check(head, DIRECT if transport is None else self._seen(head, transport))
 
+    def page_of(self, head: Request, transport: asyncio.BaseTransport) -> Request | None:
+        """Return the part of ``head`` by which `check` judges its page again after a change.
+
+        Args:
+            head: the head of a request that `check` has let in.
+
+        Returns:
+            None where no page has sent it, or no change of the rule could refuse it.
+        """
+        headers = head.headers
+        if "origin" not in headers:
+            # A listed name of this machine, or one of this machine's programs.
+            is_page = self._rule.concerns(head) and is_astray(head, self._seen(head, transport))
+            if not is_page:
+                return None
+        return _page(
+            head.method,
+            tuple(
+                (name, headers[name])
+                for name in _JUDGED_BY
+                if name in headers and len(headers[name]) <= _MAX_FIELD_BYTES
+            ),
+        )
+
     def _seen(self, head: Request, transport: asyncio.BaseTransport) -> Seen:
         scheme = "http" if transport.get_extra_info("sslcontext") is None else "https"
         port = loopback_port_of(transport.get_extra_info("sockname"))
@@ -78,6 +108,12 @@ class PageCheck:
         line, end, rest = start.partition(b"\r\n")
         text = "".join(f"{name}: {value}\r\n" for name, value in fields)
         return line + end + text.encode() + rest
+
+
+# A page has one head for all of its visitors, which a thousand connections then share.
+@lru_cache(64)
+def _page(method: str, fields: tuple[tuple[str, str], ...]) -> Request:
+    return Request(method, "/", dict(fields))
 
 
 def loopback_port_of(address: object) -> int | None:

@@ -156,6 +156,9 @@ class Server:
         )
         authenticator = maker.make(access, folder)
         gate = Gate(authenticator, lambda: self.hub.is_draining, wall_s)
+        allowed = read_allowed_origins(config.allowed_origins, access.auth.allowed_origins)
+        origins = OriginRule(allowed, self._loop.time)
+        pages = PageCheck(origins, self.client_addresses.asked_for)
         self.connections = Connections(
             self.hub.counters,
             self.hub.tasks,
@@ -165,11 +168,10 @@ class Server:
             self._loop,
             self.client_addresses,
             self.hub.connection_counts,
+            pages,
             wall_s,
         )
         self._polls = Polls(self.hub, self._loop)
-        allowed = read_allowed_origins(config.allowed_origins, access.auth.allowed_origins)
-        origins = OriginRule(allowed, self._loop.time)
         in_force = ConfigInForce(config, sources or {}, file, access, wall_s)
         self.access = AccessControl(
             *(maker, authenticator, gate, origins, config.allowed_origins),
@@ -211,7 +213,6 @@ class Server:
             }
         )
         refusals = self.hub.refusals.with_events(refusal_as_events)
-        pages = PageCheck(origins, self.client_addresses.asked_for)
         self._front = AiohttpFront(
             *(gate, pages, router, refusals),
             *(self.hub.turns, self.hub.input_budget, self.client_addresses, config),

@@ -64,8 +64,6 @@ class AccessControl:
     async def apply(self, access: Access, folder: Path, loaded: Loaded | None = None) -> int:
         """Put ``access`` into force, and return how many connections were closed for it.
 
-        Connections that a page opened stay open where its origin is allowed no more.
-
         Args:
             folder: where the file is that has these rules.
             loaded: the configuration that has them; None leaves all settings as they are.

@@ -150,6 +150,7 @@ class AiohttpFront:
             if self._gate.is_void(admitted, generation):
                 # The rules changed while it waited, or its credential ended. Connections that were
                 # open then have been judged, and this would become one that was not.
+                self._pages.check(request, connection.transport)
                 admitted = self._gate.admit_again(endpoint, admitted)
             reply = endpoint.answer(admitted, body)
         finally:
@@ -161,7 +162,11 @@ class AiohttpFront:
         if isinstance(reply, Response | Upgrade):
             return reply
         if isinstance(reply, asyncio.Future):
-            return await connection.unless_gone(reply)
+            polled = await connection.unless_gone(reply)
+            if self._gate.generation != generation:
+                # The rules changed while it waited, and a page's poll is no open connection.
+                self._pages.check(request, connection.transport)
+            return polled
         answer = await reply
         return answer if isinstance(answer, Response) else await answer
 

@@ -114,7 +114,7 @@ class OriginRule:
             )
 
     def _check_host(self, head: Request, seen: Seen) -> None:
-        if head.method not in _READS or "upgrade" in head.headers or not _is_astray(head, seen):
+        if head.method not in _READS or "upgrade" in head.headers or not is_astray(head, seen):
             return
         host = head.headers["host"].lower()
         if not any(self._allowed.allows(f"{scheme}://{host}") for scheme in DEFAULT_PORTS):
@@ -181,7 +181,7 @@ class OriginRule:
         # the host's own, and no page of another host can bring about this Host. A page over http is
         # not own where https is spoken: anybody on its way can have written it.
         is_own = asked == own_origin(seen.scheme, host) or asked == own_origin("https", host)
-        return is_own and not _is_astray(head, seen)
+        return is_own and not is_astray(head, seen)
 
     def _tell(self, what: str, text: str, head: Request) -> None:
         """Log a refused origin, or a host, each once a minute."""
@@ -204,7 +204,8 @@ class OriginRule:
         )
 
 
-def _is_astray(head: Request, seen: Seen) -> bool:
+def is_astray(head: Request, seen: Seen) -> bool:
+    """Return whether a page's name may have been made to mean this machine: see `is_led_astray`."""
     if seen.loopback_port is None or seen.is_from_proxy:
         return False
     default_port = DEFAULT_PORTS[seen.scheme]
