@@ -1,8 +1,8 @@
 """AddressLimit: the connections of each client address, counted from accept to end, and bounded.
 
 A connection of a listed proxy is its client's: by a PROXY header from its first byte on, by
-X-Forwarded-For once it is a WebSocket or a stream. Other connections of proxies serve many clients
-and are not counted.
+X-Forwarded-For once it is a WebSocket or a stream, and while a poll waits on it. Other connections
+of proxies serve many clients and are not counted.
 """
 
 from __future__ import annotations
@@ -110,43 +110,50 @@ class AddressLimit:
         if not self.proxies.trusts(peer):
             self._count(transport, peer)
 
-    def claim(self, transport: asyncio.BaseTransport, headers: Mapping[str, str]) -> None:
-        """Count a listed proxy's connection that becomes one client's, until `left`.
+    def claim(self, transport: asyncio.BaseTransport, headers: Mapping[str, str]) -> bool:
+        """Count a listed proxy's connection that becomes one client's, until `left` or `release`.
 
         Args:
             headers: the header fields of the request that made it one.
+
+        Returns:
+            whether it is counted now and was not before.
 
         Raises:
             ConnectionLimit: the client's address has as many as it may have.
         """
         if not self.limit or not self.proxies or transport in self._counted:
-            return
+            return False
         peer = self.peer_of(transport)
         if not self.proxies.trusts(peer):
-            return
+            return False
         address = self.proxies.client_of(headers, peer)
-        if address != peer:
-            self._count(transport, address)
+        return address != peer and self._count(transport, address)
+
+    def release(self, transport: asyncio.BaseTransport) -> None:
+        """Count a connection no more which `claim` has counted: it is the proxy's again."""
+        counted = self._counted.pop(transport, None)
+        if counted is not None:
+            self._holdings.give_back(counted)
 
     def left(self, transport: asyncio.BaseTransport | None) -> None:
         """Note that a connection has ended. Idempotent."""
         if transport is None:
             return
         self._addresses.pop(transport, None)
-        counted = self._counted.pop(transport, None)
-        if counted is not None:
-            self._holdings.give_back(counted)
+        self.release(transport)
 
-    def _count(self, transport: asyncio.BaseTransport, address: str) -> None:
+    def _count(self, transport: asyncio.BaseTransport, address: str) -> bool:
         name = count_as(address)
         if name is None:
-            return
+            return False
         open_now = self._holdings.of(name)
         if open_now >= self.limit:
             self._tell(name)
             raise ConnectionLimit(f"The address {name}", open_now, self.limit, _SETTING)
         self._holdings.take(name)
         self._counted[transport] = name
+        return True
 
     def _tell(self, name: str) -> None:
         """Log a refusal, and how many there were since the last one that was logged."""

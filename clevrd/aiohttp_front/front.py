@@ -21,7 +21,7 @@ from clevrd.aiohttp_front.body import BodyReader
 from clevrd.aiohttp_front.connection import FrontConnection, FrontServer, LastWord
 from clevrd.aiohttp_front.upgrade import check_upgrade, take_over
 from clevrd.config import Config
-from clevrd.errors import InvalidRequest
+from clevrd.errors import ConnectionLimit, InvalidRequest
 from clevrd.http_values import (
     HOST,
     WHOLE_SERVER,
@@ -162,13 +162,31 @@ class AiohttpFront:
         if isinstance(reply, Response | Upgrade):
             return reply
         if isinstance(reply, asyncio.Future):
-            polled = await connection.unless_gone(reply)
+            polled = await self._wait_for_poll(reply, request, connection)
             if self._gate.generation != generation:
                 # The rules changed while it waited, and a page's poll is no open connection.
                 self._pages.check(request, connection.transport)
             return polled
         answer = await reply
         return answer if isinstance(answer, Response) else await answer
+
+    async def _wait_for_poll(
+        self, reply: asyncio.Future[Response], request: Request, connection: FrontConnection
+    ) -> Response:
+        """Return the answer to a poll; while it waits its connection is the client's own."""
+        transport = connection.transport
+        if transport is None or reply.done():
+            return await connection.unless_gone(reply)
+        try:
+            is_counted = self._addresses.claim(transport, request.headers)
+        except ConnectionLimit:
+            reply.cancel()
+            raise
+        try:
+            return await connection.unless_gone(reply)
+        finally:
+            if is_counted:
+                self._addresses.release(transport)
 
 
 def to_request(http_request: web.BaseRequest) -> Request:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-from clients import publish_request, upgrade_request
+from clients import publish_request, reset_by_peer, upgrade_request
 from daemons import Daemon, running, until
 from http_wire import Response, get, read_response
 
@@ -243,6 +243,65 @@ async def test_forwarded_client_has_so_many_subscriptions(kind: str, is_raw: boo
     assert all(head.startswith(served) for head in (*heads, of_another, later))
     assert answer.status == 429
     assert b"203.0.113.7 has 2 connections of 2" in answer.body
+
+
+def poll_of(address: str, topics: str = "topic=t", timeout_s: float = 30) -> bytes:
+    """Return a poll of the client at ``address``."""
+    path = f"/subscribe?{topics}&poll=1&timeout={timeout_s}"
+    return get(path, f"X-Forwarded-For: {address}")
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+@pytest.mark.parametrize("topics", ["topic=t", "topic=t&topic=u", "pattern=a.*"])
+async def test_forwarded_client_has_so_many_polls_that_wait(topics: str, is_raw: bool) -> None:
+    """A poll that waits holds a connection as a stream does, and gives it back with its answer."""
+    async with daemon_behind("127.0.0.1", is_raw=is_raw, limit=1) as daemon:
+        async with connected(daemon) as first, connected(daemon) as second:
+            first.writer.write(poll_of("203.0.113.7", topics))
+            await until(lambda: counted(daemon) == 1)
+            answer = await second.ask(poll_of("203.0.113.7", topics))
+            left_over = len(daemon.server._polls)
+            kept_for_others = (await second.ask(poll_of("203.0.113.8", topics, 0.01))).status
+            daemon.server._polls.end_all()
+            waited = (await read_response(first.reader)).status
+            free_again = counted(daemon)
+            # Over the same connection of the proxy for another client, and for the same again.
+            first.writer.write(poll_of("203.0.113.9", topics))
+            await until(lambda: counted(daemon) == 1)
+            later = (await second.ask(poll_of("203.0.113.7", topics, 0.01))).status
+            # A client that ends its side alone may still read the answer.
+            reset_by_peer(first.writer)
+            await until(lambda: counted(daemon) == 0)
+        assert len(daemon.server.client_addresses._holdings) == 0
+
+    assert answer.status == 429
+    assert b"203.0.113.7 has 1 connections of 1" in answer.body
+    assert (left_over, kept_for_others, waited, free_again, later) == (1, 200, 200, 0, 200)
+    assert refused(daemon, "connection_limit") == 1
+
+
+@pytest.mark.parametrize("topics", ["topic=t", "topic=t&topic=u"])
+async def test_poll_that_has_its_answer_at_once_is_not_counted(topics: str) -> None:
+    """It holds nothing; neither does one of a client that came without a proxy, twice."""
+    async with daemon_behind("127.0.0.1", limit=1) as daemon:
+        await daemon.publish("t", 1)
+        async with connected(daemon) as waiting, connected(daemon) as wire:
+            waiting.writer.write(poll_of("203.0.113.7", "topic=other"))
+            await until(lambda: counted(daemon) == 1)
+            answer = await wire.ask(poll_of("203.0.113.7", f"{topics}&last=1", 0))
+
+    assert (answer.status, len(answer.json["messages"])) == (200, 1)
+
+
+async def test_poll_of_a_connection_that_is_counted_already_leaves_it_counted() -> None:
+    """The PROXY header said whose it is, for its whole life."""
+    header = PROXY % b"203.0.113.7"
+    async with (
+        daemon_behind("127.0.0.1", limit=1, proxy_protocol=True) as daemon,
+        connected(daemon, header) as wire,
+    ):
+        answer = await wire.ask(poll_of("203.0.113.8", timeout_s=0.01))
+        assert (answer.status, counted(daemon)) == (200, 1)
 
 
 @pytest.mark.parametrize("is_raw", [True, False])
