@@ -15,19 +15,19 @@ import gc
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
 import uvloop
 from aiohttp import http_parser
 
 from clevrd import __version__, logs
 from clevrd.access.control import AccessControl
+from clevrd.access.reading import FileReading
 from clevrd.access.reloading import Reloading
 from clevrd.address_limit import AddressLimit
 from clevrd.addresses import parse_address
@@ -70,6 +70,7 @@ from clevrd.raw_http import (
 )
 from clevrd.refusals import Refusals
 from clevrd.restart.directory import StateDir
+from clevrd.scheduling.beside_loop import in_daemon_thread
 from clevrd.scheduling.timers import Timers
 from clevrd.tenants import DEFAULT_TENANT
 from clevrd.tenants.from_settings import AuthenticatorMaker, Surroundings, access_of, folder_of
@@ -109,8 +110,6 @@ SAVE_GRACE_S: Final = 5.0
 _POLL_S: Final = 0.02
 # How long connections that have nothing left to receive get to close.
 _CUT_TIMEOUT_S: Final = 0.1
-
-ResultT = TypeVar("ResultT")
 
 
 class Server:
@@ -172,12 +171,15 @@ class Server:
             wall_s,
         )
         self._polls = Polls(self.hub, self._loop)
+        # Reads the files that a reload needs.
+        self.reading = FileReading()
         in_force = ConfigInForce(config, sources or {}, file, access, wall_s)
         self.access = AccessControl(
             *(maker, authenticator, gate, origins, config.allowed_origins),
             *(self.connections, self._polls, self.hub.tasks),
             self._put_into_force,
             in_force,
+            self.reading,
         )
         self._put_into_force(access)
         publish = PublishEndpoint(gate, self.hub, config)
@@ -430,7 +432,7 @@ class Server:
         # state would give out offsets a second time.
         if self._state is not None:
             try:
-                await _in_daemon_thread(self._state.use_up, self._loop)
+                await _beside_loop(self._state.use_up, self._loop)
             except CannotStart:
                 self.abandon()
                 raise
@@ -575,7 +577,7 @@ class Server:
         began_s = self._loop.time()
         # The file is read beside the loop, so that a stop signal works meanwhile, in a thread that
         # a stop need not wait for.
-        await _in_daemon_thread(lambda: _open_and_read(state, self.hub), self._loop)
+        await _beside_loop(lambda: _open_and_read(state, self.hub), self._loop)
         log.info(
             "state restored topics=%d ring_bytes=%d took_s=%.3f",
             len(self.hub.topics),
@@ -603,7 +605,7 @@ class Server:
         until_s = end_s - min(SAVE_FINISH_S, self.config.shutdown_timeout_s / 4)
         try:
             report = await asyncio.wait_for(
-                _in_daemon_thread(
+                _beside_loop(
                     lambda: state.save(self.hub.last_id_us, self.hub.saved(), until_s), self._loop
                 ),
                 max(end_s - began_s, 0.0) + SAVE_GRACE_S,
@@ -676,32 +678,7 @@ def _open_and_read(state: StateDir, hub: Hub) -> None:
     state.read(hub.restore)
 
 
-def _in_daemon_thread(
-    call: Callable[[], ResultT], loop: asyncio.AbstractEventLoop
-) -> Awaitable[ResultT]:
-    """Run ``call`` in a thread that the process does not wait for, even if a disk hangs."""
-    done: asyncio.Future[ResultT] = loop.create_future()
-
-    def settle(result: ResultT | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(cast(ResultT, result))
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = call()
-        except Exception as raised:
-            error = raised
-        # The loop may be closed by now; then no one waits for the result.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name="clevrd-state", daemon=True).start()
-    return done
+_beside_loop = partial(in_daemon_thread, name="clevrd-state")
 
 
 # --- the process ---------------------------------------------------------------------------------
@@ -744,6 +721,7 @@ async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> 
         loaded,
         load,
         partial(_prepare_reload, server),
+        server.reading,
         server.hub.tasks,
         server.hub.counters,
     )
