@@ -98,6 +98,12 @@ class AddressLimit:
         """Note the address that the PROXY header of a listed proxy gave a connection."""
         self._addresses[transport] = address
 
+    def rename(self, before: asyncio.BaseTransport, now: asyncio.BaseTransport) -> None:
+        """Know a connection as ``now``, of which a PROXY header came over ``before``."""
+        named = self._addresses.pop(before, None)
+        if named is not None:
+            self._addresses[now] = named
+
     def accept(self, transport: asyncio.BaseTransport) -> None:
         """Count a connection that has just been accepted, until `left`.
 

@@ -42,7 +42,7 @@ from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
 from clevrd.daemon_signals import DaemonSignals
 from clevrd.descriptors import connections_allowed, raise_limit
-from clevrd.errors import CannotStart, ConfigError, InvalidRequest
+from clevrd.errors import CannotStart, ClevrdError, ConfigError, InvalidRequest
 from clevrd.handlers.commands.endpoint import CommandEndpoint
 from clevrd.handlers.operate.configuration import ConfigurationEndpoint
 from clevrd.handlers.operate.figures import Figures
@@ -60,6 +60,7 @@ from clevrd.hub import Hub, Stats
 from clevrd.hub.memory_shares import weights_of
 from clevrd.listeners import Listeners
 from clevrd.page_check import PageCheck
+from clevrd.proxy_protocol import UnexpectedProxyHeader, begins_with_header
 from clevrd.raw_http import (
     MAX_LINGERING,
     MAX_PROBES,
@@ -242,15 +243,7 @@ class Server:
             max_connections=config.max_connections or 1,
             loop=self._loop,
         )
-        make_protocol: Callable[[], asyncio.Protocol] = partial(
-            ProxiedConnection if config.proxy_protocol else RawConnection, self.raw_server
-        )
-        if tls.is_on and config.proxy_protocol:
-            # The header of a PROXY comes before the handshake, and is read behind it here.
-            raise ConfigError(
-                "proxy_protocol and TLS can't be used together; let the proxy speak to the daemon"
-                " without TLS, or say in X-Forwarded-For who its client is."
-            )
+        make_protocol: Callable[[], asyncio.Protocol] = partial(RawConnection, self.raw_server)
         # None where the daemon speaks no TLS.
         self._tls: TlsServer | None = None
         if tls.is_on:
@@ -258,7 +251,8 @@ class Server:
                 TlsContexts(tls),
                 make_protocol,
                 self.raw_server.is_full,
-                lambda: self._answer_plain(refusals),
+                partial(self._answer_plain, refusals),
+                self.client_addresses,
                 self.hub.counters,
                 self.hub.turns,
                 self.hub.input_budget,
@@ -266,6 +260,9 @@ class Server:
                 self._loop,
             )
             make_protocol = partial(TlsConnection, self._tls)
+        if config.proxy_protocol:
+            # The header comes first, and in the clear, also where a handshake follows it.
+            make_protocol = partial(ProxiedConnection, self.raw_server, make_protocol)
         self._listeners = Listeners(
             parse_address(config.address),
             config.send_buffer_bytes,
@@ -361,9 +358,13 @@ class Server:
     def _certificate_ends_in_s(self) -> float | None:
         return None if self._tls is None else self._tls.contexts.ends_in_s()
 
-    def _answer_plain(self, refusals: Refusals) -> bytes:
-        """Return the answer to a request that came without TLS."""
-        error = InvalidRequest("This port speaks TLS; ask for https:// or wss:// instead.")
+    def _answer_plain(self, refusals: Refusals, data: bytes) -> bytes:
+        """Return the answer to ``data``, with which a connection began in the place of TLS."""
+        error: ClevrdError = InvalidRequest(
+            "This port speaks TLS; ask for https:// or wss:// instead."
+        )
+        if begins_with_header(data):
+            error = UnexpectedProxyHeader()
         return self.raw_server.renderer.render(refusals.response(error, None), must_close=True)
 
     def prepare_tls(self, settings: TlsSettings) -> Callable[[], None]:
