@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from clients import publish_request, reset_by_peer, upgrade_request
+from conftest import FakeClock
 from daemons import Daemon, running, until
 from http_wire import Response, get, read_response
 
+from clevrd.address_limit import AddressLimit
 from clevrd.client_addresses import TrustedProxies
+from clevrd.errors import ConnectionLimit
 
 PROXY = b"PROXY TCP4 %s 192.0.2.1 56324 443\r\n"
 HEALTH = get("/health/live")
@@ -326,6 +332,52 @@ async def test_client_that_names_another_address_is_counted_for_none() -> None:
             heads = [await each.head(request) for each in (first, second)]
 
     assert all(head.startswith(b"HTTP/1.1 101") for head in heads)
+
+
+# --- without a socket ----------------------------------------------------------------------------
+
+
+class Told(asyncio.Transport):
+    """A connection of which its transport tells these things."""
+
+    def __init__(self, **told: object) -> None:
+        super().__init__(told)
+
+
+@pytest.mark.parametrize(
+    ("told", "is_gone"),
+    [
+        ({"peername": ("203.0.113.7", 1), "socket": Mock(family=socket.AF_INET)}, False),
+        ({"socket": Mock(family=socket.AF_INET)}, True),
+        ({"socket": Mock(family=socket.AF_INET6)}, True),
+        # A Unix socket's peer has no name, and the daemon's own connections have no socket.
+        ({"socket": Mock(family=socket.AF_UNIX)}, False),
+        ({}, False),
+    ],
+    ids=["there", "gone", "gone by IPv6", "unix", "none"],
+)
+def test_peer_without_an_address_has_gone(told: dict[str, object], is_gone: bool) -> None:
+    """It might pass for another one, as a proxy on a Unix socket."""
+    limit = AddressLimit(1, TrustedProxies(), lambda: 0.0)
+
+    assert limit.has_gone(Told(**told)) is is_gone
+
+
+def test_log_tells_of_refusals_once_a_minute_and_how_many_there_were(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A client that comes again and again must not fill the log."""
+    clock = FakeClock()
+    limit = AddressLimit(1, TrustedProxies(), clock)
+    limit.accept(Told(peername=("203.0.113.7", 1)))
+    for at_s in (0, 1, 59, 60, 61, 120, 180):
+        clock.now_s = 1_000.0 + at_s
+        with pytest.raises(ConnectionLimit):
+            limit.accept(Told(peername=("203.0.113.7", 2)))
+
+    counts = [re.findall(r"others_since=(\d+)", text) for text in caplog.messages]
+    assert counts == [["0"], ["2"], ["1"], ["0"]]
+    assert len(limit) == 1
 
 
 # --- nothing leaks -------------------------------------------------------------------------------
