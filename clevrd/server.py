@@ -361,7 +361,7 @@ class Server:
     def _answer_plain(self, refusals: Refusals) -> bytes:
         """Return the answer to a request that came without TLS."""
         error = InvalidRequest("This port speaks TLS; ask for https:// or wss:// instead.")
-        return self.raw_server.renderer.render(refusals.response(error, None), must_close=True)
+        return self.raw_server.render(refusals.response(error, None), must_close=True)
 
     def prepare_tls(self, settings: TlsSettings) -> Callable[[], None]:
         """Read the certificates; return what has handshakes that begin later answered with them.
