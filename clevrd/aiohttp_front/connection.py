@@ -37,7 +37,14 @@ from clevrd.errors import (
     RequestTimeout,
     Unavailable,
 )
-from clevrd.http_values import LINGER_S, TOO_MUCH_INPUT, Request, Response, ResponseRenderer
+from clevrd.http_values import (
+    LINGER_S,
+    TOO_MUCH_INPUT,
+    AbortOnError,
+    Request,
+    Response,
+    ResponseRenderer,
+)
 from clevrd.input_budget import InputBudget
 from clevrd.local_requests import is_local_peer
 from clevrd.pace import reads_on
@@ -312,7 +319,8 @@ class FrontConnection(RequestHandler):
         if self.transport is None or self._is_ending:
             return
         self._read_as_wanted(self.transport)
-        self._read(unread)
+        with AbortOnError(self.transport):
+            self._read(unread)
         if self._is_eof_held and not self._unread:
             self._is_eof_held = False
             if not self.eof_received():

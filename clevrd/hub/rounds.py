@@ -30,7 +30,7 @@ WRITES_PER_SLICE: Final = 256
 # many of its ring, so that the ring never gives up a message that was not offered.
 _PENDING_SHARE: Final = 4
 
-# How long a topic pauses after a round has failed, which only a bug can cause.
+# How long a topic pauses after a round has failed, for a bug or for want of memory.
 _RETRY_S: Final = 1.0
 
 
@@ -102,8 +102,9 @@ class Rounds:
 
     def schedule(self, topic: Topic) -> None:
         """Begin a round in the next turn of the loop, and note that in ``flush_is_scheduled``."""
-        topic.flush_is_scheduled = True
+        # In this order: a topic that only seems to have a round to come would never have one.
         self._loop.call_soon(self._guarded, topic, self.begin, topic)
+        topic.flush_is_scheduled = True
 
     def begin(self, topic: Topic) -> bool:
         """Offer the pending messages to all readers of ``topic``, unless a round is under way.
@@ -148,15 +149,17 @@ class Rounds:
     def _guarded(self, topic: Topic, action: Callable[..., object], *arguments: object) -> None:
         """Do a step of a round; if it raises, the topic goes on a second later.
 
-        Without this a bug would leave the topic marked as busy, and its publishers waiting.
+        Without this a bug, or a lack of memory, would leave the topic marked as busy, its
+        publishers waiting, and its live readers at an edge that has moved on.
         """
         try:
             action(*arguments)
         except Exception:
             self._counters.count_background_error()
-            log.exception("round failed topic=%s", topic.name)
             self.running.discard(topic)
             self._loop.call_later(_RETRY_S, self._end, topic)
+            self._readers.read_on(topic)
+            log.exception("round failed topic=%s", topic.name)
 
     def _write_slice(
         self,

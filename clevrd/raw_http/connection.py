@@ -15,6 +15,7 @@ from clevrd.errors import ClevrdError, ConnectionLimit, RequestTimeout, Unavaila
 from clevrd.http_values import (
     LINGER_S,
     TOO_MUCH_INPUT,
+    AbortOnError,
     Request,
     Response,
     Upgrade,
@@ -440,16 +441,17 @@ class RawConnection(asyncio.Protocol):
     async def _answer_later(
         self, reply: Awaitable[Response | Due[Response]], request: Request
     ) -> None:
-        try:
-            answer = await reply
-        except Exception as error:
-            answer = self._server.refusal(error, request)
-        self._is_busy = False
-        if isinstance(answer, Due):
-            self._expect(answer, request)
-        elif not self.transport.is_closing():
-            self._flush([self._server.render(answer)])
-        self._go_on()
+        with self._ends_on_error:
+            try:
+                answer = await reply
+            except Exception as error:
+                answer = self._server.refusal(error, request)
+            self._is_busy = False
+            if isinstance(answer, Due):
+                self._expect(answer, request)
+            elif not self.transport.is_closing():
+                self._flush([self._server.render(answer)])
+            self._go_on()
 
     def _hold(self, rest: bytes) -> None:
         """Keep ``rest`` until what it waits for has happened, and read nothing meanwhile."""
@@ -469,7 +471,8 @@ class RawConnection(asyncio.Protocol):
     def _take_turn(self) -> None:
         self._awaits_turn = False
         if not self._must_hold:
-            self._serve_held()
+            with self._ends_on_error:
+                self._serve_held()
 
     def _go_on(self) -> None:
         """Go on where something was held back, in a turn of its own if that is a request."""
@@ -567,12 +570,13 @@ class RawConnection(asyncio.Protocol):
     ) -> None:
         """Note an answer that was due; those of one turn of the loop are written together."""
         server = self._server
-        try:
-            answer = reply.result()
-        except Exception as error:
-            answer = server.refusal(error, request)
-        if queue.settle(place, server.render(answer)):
-            server.loop.call_soon(self._write_due)
+        with self._ends_on_error:
+            try:
+                answer = reply.result()
+            except Exception as error:
+                answer = server.refusal(error, request)
+            if queue.settle(place, server.render(answer)):
+                server.loop.call_soon(self._write_due)
 
     def _write_due(self) -> None:
         """Write the answers whose turn has come, and go on with what waited for that."""
@@ -580,16 +584,17 @@ class RawConnection(asyncio.Protocol):
         if due is None or self.transport.is_closing():
             return
         was_full = due.is_full
-        self.transport.write(due.take())
-        if not due:
-            self._due = None
-            if self._last_word:
-                self._end_behind(self._last_word)
-                return
-        if was_full and not due.is_full:
-            self._go_on()
-        elif self._due is None:
-            self._note_all_answered()
+        with self._ends_on_error:
+            self.transport.write(due.take())
+            if not due:
+                self._due = None
+                if self._last_word:
+                    self._end_behind(self._last_word)
+                    return
+            if was_full and not due.is_full:
+                self._go_on()
+            elif self._due is None:
+                self._note_all_answered()
 
     def _note_all_answered(self) -> None:
         """Go on between two requests, or end the connection if this was the last one."""
@@ -603,6 +608,10 @@ class RawConnection(asyncio.Protocol):
 
     def expire(self) -> None:
         """End a connection whose time is up, with a word if a request was under way."""
+        with self._ends_on_error:
+            self._expire()
+
+    def _expire(self) -> None:
         server = self._server
         if self._is_busy or self._awaits_turn or self._waits_for_answers:
             server.deadlines.set(self, server.now_s() + server.keepalive_timeout_s)
@@ -629,6 +638,14 @@ class RawConnection(asyncio.Protocol):
         server = self._server
         server.deadlines.set(self, min(self.deadline_s, server.now_s() + LAST_REQUEST_S))
         self._close_if_last()
+
+    @property
+    def _ends_on_error(self) -> AbortOnError:
+        """A block that ends the connection if it raises, since nothing else would go on with it.
+
+        The transport itself does so where it called.
+        """
+        return AbortOnError(self.transport)
 
     @property
     def is_under_way(self) -> bool:

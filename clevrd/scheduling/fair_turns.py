@@ -184,8 +184,8 @@ class FairTurns:
 
     def _ask_for_turn(self) -> None:
         if not self._has_turn:
-            self._has_turn = True
             self._loop.call_soon(self._next_turn)
+            self._has_turn = True
 
     def _next_turn(self) -> None:
         """Begin a turn: call the work that waits, as long as the queues' part of the turn lasts.
