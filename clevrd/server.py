@@ -386,7 +386,7 @@ class Server:
         )
         if begins_with_header(data):
             error = UnexpectedProxyHeader()
-        return self.raw_server.renderer.render(refusals.response(error, None), must_close=True)
+        return self.raw_server.render(refusals.response(error, None), must_close=True)
 
     def prepare_tls(self, settings: TlsSettings) -> Callable[[], None]:
         """Read the certificates; return what has handshakes that begin later answered with them.

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from clevrd import logs
 from clevrd.cli.credential import add_credential, credential_of
 from clevrd.cli.failures import UsageError
-from clevrd.cli.output import print_line
+from clevrd.cli.lines import print_line
 from clevrd.cli.settings import add_settings, load_settings, value_text
 from clevrd.config import BY_FIELD, SETTINGS, Loaded, load
 from clevrd.config_differences import differences, outranks_file

@@ -126,7 +126,12 @@ class Readers:
         self.topics[topic] = None
         self.count += 1
         if reader.gaps is not None:
-            reader.sink.write(_first_notices(topic, reader, start, pattern, ref, warnings))
+            try:
+                reader.sink.write(_first_notices(topic, reader, start, pattern, ref, warnings))
+            except Exception:
+                # It would wait for ever, since nothing lets it read on.
+                self.write_failed(topic, reader)
+                return
         self._catch_up(topic, reader)
 
     def join_in_history(self, topic: Topic, reader: Subscriber) -> None:
@@ -201,6 +206,13 @@ class Readers:
             topic.resume(reader, self._loop.time())
         self._catch_up(topic, reader)
 
+    def read_on(self, topic: Topic) -> None:
+        """Let live readers that a failed round has left behind the edge read on by themselves."""
+        for reader in [reader for reader in topic.live if reader.cursor != topic.edge]:
+            topic.mark_lagging(reader)
+            self._take_turns(topic, reader)
+        self.queue.work_soon()
+
     def _catch_up(self, topic: Topic, reader: Subscriber) -> None:
         """Let a lagging reader read up to the edge, where it becomes live.
 
@@ -261,9 +273,9 @@ class Readers:
 
     def write_failed(self, topic: Topic, reader: Subscriber) -> None:
         """Remove ``reader``, whose write has raised; the others are written to all the same."""
-        log.exception("write to subscriber failed topic=%s", topic.name)
         self._counters.count_background_error()
         self.leave(topic, reader)
+        log.exception("write to subscriber failed topic=%s", topic.name)
         reader.sink.close(1011, "write_failed")
 
     def slow_count(self, now_s: float) -> tuple[int, list[Topic]]:

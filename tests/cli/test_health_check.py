@@ -18,11 +18,13 @@ from daemons import ROOT
 from dockerfile import health_check
 from tls import make_pair
 
+from clevrd import __version__
 from clevrd import health_check as module
 from clevrd.argv import argv_of_process
 from clevrd.config import load
 from clevrd.errors import ConfigError
-from clevrd.health_check import find_address, listed_proxies, main
+from clevrd.health_check import Options, find_address, listed_proxies, main, plain_options
+from clevrd.health_options import parse
 
 has_ipv6 = socket.has_dualstack_ipv6()
 
@@ -364,11 +366,21 @@ def test_failure_is_one_line_and_its_own_exit_code(
     assert said.err.count("\n") == 1
 
 
-def test_check_imports_little() -> None:
-    """It runs every few seconds beside a daemon that needs the CPU."""
+@pytest.mark.parametrize(
+    ("words", "module_name"),
+    [
+        (["health", "--address", "127.0.0.1:1", "--timeout", "1", "--ready"], "health_check"),
+        (["--version"], "entry"),
+    ],
+    ids=["health", "version"],
+)
+def test_command_that_is_run_often_imports_little(words: list[str], module_name: str) -> None:
+    """A check runs every few seconds beside a daemon that needs the CPU."""
     script = "import sys; from clevrd.entry import main; main(); print(sorted(sys.modules))"
     done = subprocess.run(
-        [sys.executable, "-c", script, "health", "--address", "127.0.0.1:1"],
+        # Without site, which imports modules of its own where the package is installed to be
+        # edited.
+        [sys.executable, "-S", "-c", script, *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -376,5 +388,62 @@ def test_check_imports_little() -> None:
     )
     loaded = set(re.findall(r"'([\w.]+)'", done.stdout))
 
-    assert "clevrd.health_check" in loaded
-    assert not loaded & {"asyncio", "aiohttp", "logging", "http.client", "msgspec._core", "ssl"}
+    assert f"clevrd.{module_name}" in loaded
+    assert not loaded & {"aiohttp", "msgspec", "uvloop", "cryptography"}
+    assert not loaded & {"asyncio", "http.client", "logging", "ssl", "subprocess", "threading"}
+    # Each of these takes as much CPU as all of the command's own modules.
+    assert not loaded & {"argparse", "ipaddress", "pathlib", "re", "typing"}
+
+
+@pytest.mark.parametrize("words", [["--version"], ["-V"], ["version"]])
+def test_version_is_one_line(words: list[str]) -> None:
+    """Every form prints it, and says why where it can't."""
+    command = [sys.executable, "-m", "clevrd", *words]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
+    with open("/dev/full", "w") as full:
+        failed = subprocess.run(
+            command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20
+        )
+
+    assert (told.returncode, told.stdout, told.stderr) == (0, f"clevrd {__version__}\n", "")
+    assert failed.returncode == 1
+    assert failed.stderr == "clevrd: Standard input or output failed: No space left on device.\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--ready"],
+        ["--address", "127.0.0.1:9", "--timeout", "0.5"],
+        ["--timeout=3", "--config=a=b.toml", "--ready", "--address=[::1]:9"],
+        ["--address", "a:1", "--address", "b:2"],
+    ],
+)
+def test_plain_options_are_what_argparse_takes_them_for(argv: list[str]) -> None:
+    """Options that are read at a look mean the same as behind the slow parser."""
+    plain, parsed = plain_options(argv), parse(argv)
+
+    assert plain is not None
+    assert [getattr(plain, name) for name in Options.__slots__] == [
+        getattr(parsed, name) for name in Options.__slots__
+    ]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["--address"],
+        ["--address", "--ready"],
+        ["--address="],
+        ["--ready=1"],
+        ["--timeout", "nan"],
+        ["--time", "1"],
+        ["word"],
+        ["--"],
+    ],
+)
+def test_all_other_options_are_left_to_argparse(argv: list[str]) -> None:
+    """It has the sentences about mistakes."""
+    assert plain_options(argv) is None

@@ -59,17 +59,16 @@ def resume(daemon: Daemon, answer: dict[str, Any], topic: str = "t") -> str:
 
 async def test_messages_of_all_nodes_have_one_order_on_all_nodes(server: RedisServer) -> None:
     """Two publishers on two nodes, and a reader on each: the same offsets, ids and data."""
-    async with nodes(server.url) as (one, two):
-        async with (
-            connect(f"{one.ws_url}/subscribe?topic=t") as first,
-            connect(f"{two.ws_url}/subscribe?topic=t") as second,
-        ):
-            answers = await asyncio.gather(
-                *(daemon.publish("t", number) for number in range(20) for daemon in (one, two))
-            )
-            found = await received(first, 40)
+    async with (
+        nodes(server.url) as (one, two), connect(f"{one.ws_url}/subscribe?topic=t") as first,
+        connect(f"{two.ws_url}/subscribe?topic=t") as second,
+    ):
+        answers = await asyncio.gather(
+            *(daemon.publish("t", number) for number in range(20) for daemon in (one, two))
+        )
+        found = await received(first, 40)
 
-            assert found == await received(second, 40)
+        assert found == await received(second, 40)
 
     assert [each["offset"] for each in found] == list(range(1, 41))
     assert {each["message_id"] for each in answers} == {each["id"] for each in found}
