@@ -1,4 +1,4 @@
-"""What the commands of `clevrd journal` share: the directory, and failures as one line."""
+"""Parts of all commands of `clevrd journal`: the directory, and failures as one line."""
 
 from __future__ import annotations
 

@@ -71,7 +71,6 @@ class Partition:
         "contradicted_at",
         "fold",
         "held",
-        "must_reset",
         "must_send",
         "needs_whole_checkpoint",
         "number",
@@ -85,6 +84,7 @@ class Partition:
         "sequence",
         "state",
         "waiters",
+        "wants_reset",
         "woken",
     )
 
@@ -108,9 +108,10 @@ class Partition:
         # engine may hand these very bytes back.
         self.sent = b""
         self.sent_header: tuple[Header, int] | None = None
-        # A record is to be sent even if it has no messages; and it is to begin a new epoch.
+        # A record is to be sent even if it has no messages.
         self.must_send = False
-        self.must_reset = False
+        # A record is to begin a new epoch for all nodes; until one has begun.
+        self.wants_reset = False
         # From this sequence on an own record shows that the log's end was reached; see
         # `Fold.is_behind`.
         self.arrives_with = 0

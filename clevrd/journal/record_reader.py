@@ -156,8 +156,10 @@ class RecordReader:
             partition.records_folded += 1
             if folded.placed or folded.confirmed or folded.is_new_epoch:
                 partition.changes += 1
-            if folded.is_new_epoch and fold.readers_epoch != readers_epoch:
-                self._topics.begin_anew(partition.number)
+            if folded.is_new_epoch:
+                partition.wants_reset = False
+                if fold.readers_epoch != readers_epoch:
+                    self._topics.begin_anew(partition.number)
             try:
                 await self._take(folded, record)
             except Exception as error:
@@ -224,7 +226,7 @@ class RecordReader:
         self._counters.rewinds += 1
         log.warning("the log is read again partition=%d", self._partition.number)
         if not await self.go_back():
-            self._partition.must_reset = True
+            self._partition.wants_reset = True
             self._partition.send_soon()
         if self._partition.fold.is_behind:
             # An own record shows where the log ends.
@@ -245,11 +247,12 @@ class RecordReader:
         Return whether reading goes on where it is.
         """
         partition = self._partition
-        if partition.contradicted_at != position:
+        if not partition.wants_reset and partition.contradicted_at != position:
             partition.contradicted_at = position
             await self._rewind()
             return False
-        partition.must_reset = True
+        # Reading goes on, or the record that begins the new epoch would never be reached.
+        partition.wants_reset = True
         partition.send_soon()
         return True
 
@@ -373,13 +376,18 @@ class RecordReader:
     def _topic_of(self, placed: Placed) -> Topic | None:
         """Return the topic that takes these messages here, made if it has to be."""
         topic = self._topics.find(placed.tenant, placed.topic)
-        if topic is None and self._makes_topics:
+        if topic is not None:
+            # A record that begins a new epoch confirms foreign ones in the epoch before.
+            place = topic.journal
+            is_its = place is not None and place.partition_epoch == placed.partition_epoch
+            return topic if is_its else None
+        if self._makes_topics:
             epoch = self._partition.fold.readers_epoch
             if placed.partition_epoch == epoch == self._partition.fold.epoch:
                 return self._topics.make(
                     placed.tenant, placed.topic, placed.offset - 1, placed.time_us
                 )
-        return topic
+        return None
 
     async def _deliver(
         self,

@@ -190,9 +190,8 @@ class RecordWriter:
         """Return whether the next record is to begin a new epoch, and may do so now."""
         partition = self._partition
         now_s = self._loop.time()
-        if not partition.must_reset or now_s - self._reset_at_s < RESET_EVERY_S:
+        if not partition.wants_reset or now_s - self._reset_at_s < RESET_EVERY_S:
             return False
-        partition.must_reset = False
         self._reset_at_s = now_s
         self._counters.resets += 1
         log.warning(

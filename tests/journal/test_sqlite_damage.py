@@ -23,7 +23,7 @@ FIRST_FILE = "segment-0000000001.db"
 @asynccontextmanager
 async def opened(directory: Path, **settings: int) -> AsyncIterator[SqliteEngine]:
     """Have a journal open for a while."""
-    engine = SqliteEngine(SqliteSettings(str(directory), **settings))  # type: ignore[arg-type]  # numbers
+    engine = SqliteEngine(SqliteSettings(str(directory), "os", **settings))
     await engine.open()
     try:
         yield engine

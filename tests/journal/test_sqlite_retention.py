@@ -32,7 +32,7 @@ async def opened(
     tmp_path: Path, clock: Clock, **settings: float
 ) -> AsyncIterator[tuple[SqliteEngine, LogWriter]]:
     """Have a journal open for a while, with a writer that goes on where the topics are."""
-    given = SqliteSettings(str(tmp_path / "journal"), **settings)  # type: ignore[arg-type]  # numbers
+    given = SqliteSettings(str(tmp_path / "journal"), "os", **settings)  # type: ignore[arg-type]  # numbers
     engine = SqliteEngine(given, wall_us=clock)
     await engine.open()
     writer = LogWriter(await engine.stamp(0))

@@ -47,6 +47,8 @@ T = TypeVar("T")
 
 # Bytes of records that are kept for `read` at most; older ones are read from the file.
 TAIL_BYTES: Final = 16 << 20
+# How often files that are too old are looked for.
+LOOK_OVER_S: Final = 60.0
 # Threads that read: one that waits for the disk must not hold up another.
 _READERS: Final = 2
 
@@ -107,6 +109,7 @@ class SqliteEngine:
         # Set by open, which runs in the loop that everything is called from.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
+        self._timer: asyncio.TimerHandle | None = None
         # Records that were committed and not read yet: all behind the position _floor.
         self._tail: deque[tuple[int, bytes]] = deque()
         self._tail_bytes = 0
@@ -137,7 +140,7 @@ class SqliteEngine:
         if self._checkpoint.position == 0:
             self._skip_to = self._begin_of_stamp()
         self._writer.start()
-        self._look_over_soon()
+        self._look_over_again()
 
     async def stamp(self, partition: int) -> str:
         """Return the stamp; try to begin anew where no segment takes records."""
@@ -237,6 +240,8 @@ class SqliteEngine:
         if self._is_closed:
             return
         self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(_closed())
@@ -505,6 +510,12 @@ class SqliteEngine:
     async def _append(self, append: Append) -> None:
         self._writer.put(append)
         await append.waiter
+
+    def _look_over_again(self) -> None:
+        """Look over the files now and every LOOK_OVER_S, whether records are appended or not."""
+        assert self._loop is not None  # noqa: S101  # it was set before the first call
+        self._look_over_soon()
+        self._timer = self._loop.call_later(LOOK_OVER_S, self._look_over_again)
 
     def _look_over_soon(self) -> None:
         with suppress(RuntimeError):

@@ -96,7 +96,7 @@ def _note_pending(segment: Segment, vfs: str | None) -> None:
     try:
         load_pending(segment, connection)
     except (apsw.CorruptError, msgspec.MsgspecError):
-        # Whoever reads the records finds the damage, and reports it.
+        # The damage is found again, and reported, when the records are read.
         return
     finally:
         connection.close(True)

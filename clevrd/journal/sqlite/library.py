@@ -23,7 +23,7 @@ _BUSY_MS: Final = 5_000
 _READ_WRITE: Final = apsw.SQLITE_OPEN_READWRITE
 _READ_ONLY: Final = apsw.SQLITE_OPEN_READONLY
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-# What SQLite's text may turn out to be after a bit has flipped, besides what SQLite itself finds.
+# Errors that a flipped bit may cause: SQLite's own, and that of text which is no UTF-8 any more.
 DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError)
 # Failures of these are failures to make data durable, whatever the reason: the kernel may have
 # dropped what it could not write, and the next flush would succeed without it.

@@ -11,7 +11,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import apsw
 import msgspec
@@ -54,13 +55,14 @@ _RUN: Final = (
 _RUNS_FROM: Final = f"{_RUN} AND r.first >= ?2 ORDER BY r.first"
 _RUNS_BACK: Final = f"{_RUN} AND r.first <= ?2 ORDER BY r.first DESC"
 _FIRST_AT: Final = (
-    "SELECT first, id_us FROM runs WHERE topic_id = ?1 AND first <= ?2 AND position <= ?3"
-    " ORDER BY first DESC LIMIT 1"
+    "SELECT CAST(first AS INTEGER), CAST(id_us AS INTEGER) FROM runs"
+    " WHERE topic_id = ?1 AND first <= ?2 AND position <= ?3 ORDER BY first DESC LIMIT 1"
 )
 _LINES: Final = "SELECT time_us, substr(record, ?2 + 1, ?3) FROM records WHERE position = ?1"
 _LARGEST: Final = 2**63 - 1
 
 Names = tuple[str, str, str]
+T = TypeVar("T")
 
 
 class Run(msgspec.Struct, frozen=True, gc=False):
@@ -79,15 +81,16 @@ class Run(msgspec.Struct, frozen=True, gc=False):
         """Its newest message's offset."""
         return self.first + self.count - 1
 
-    def messages(self, after: int) -> Iterator[StoredMessage]:
-        """Yield its messages behind offset ``after``."""
-        begin = max(0, after - self.first + 1)
-        lines = self.lines.split(b"\n")
-        step, time_us = self.id_step, self.time_us
-        for index in range(begin, self.count):
-            yield StoredMessage(
-                self.first + index, self.id_us + index * step, time_us, lines[self.skip + index]
-            )
+    def messages(self, after: int) -> list[StoredMessage]:
+        """Return its messages behind offset ``after``."""
+        first, id_us, step, time_us = self.first, self.id_us, self.id_step, self.time_us
+        lines = self.lines.split(b"\n")[self.skip :]
+        if self.count == 1:
+            return [StoredMessage(first, id_us, time_us, lines[0])]
+        return [
+            StoredMessage(first + index, id_us + index * step, time_us, lines[index])
+            for index in range(max(0, after + 1 - first), self.count)
+        ]
 
 
 class Span(msgspec.Struct, frozen=True, gc=False):
@@ -176,6 +179,8 @@ class SegmentReaders:
                     if size_bytes >= SLICE_BYTES or len(found) >= SLICE_RECORDS:
                         break
         except apsw.Error as error:
+            if segment not in self._catalog.segments:
+                return found, False
             if fault_of(error) is not Fault.DAMAGED:
                 raise
             is_damaged = True
@@ -272,28 +277,30 @@ class SegmentReaders:
         return (*known, *fresh)
 
     def _span(self, segment: Segment, names: Names) -> Span | None:
-        with self._reading_runs(segment) as connection:
-            row = connection.execute(_TOPIC, names).fetchone()
-            if row is not None:
-                whole = Span(segment, row[0], 0, _LARGEST)
-                first = next(self._runs_from(whole, names, connection, 0), None)
-                last = next(self._runs_back_from(whole, names, connection, _LARGEST), None)
-                if first is not None and last is not None:
-                    return Span(segment, row[0], first.first, last.last)
-        return None
+        return next(self._guarded(segment, partial(self._spans_in, segment, names)), None)
+
+    def _spans_in(
+        self, segment: Segment, names: Names, connection: apsw.Connection
+    ) -> Iterator[Span]:
+        """Yield what a segment has of a topic, if it has anything that can be read."""
+        row: Any = connection.execute(_TOPIC, names).fetchone()
+        if row is not None:
+            whole = Span(segment, row[0], 0, _LARGEST)
+            first = next(self._runs_from(whole, names, 0, connection), None)
+            last = next(self._runs_back_from(whole, names, _LARGEST, connection), None)
+            if first is not None and last is not None:
+                yield Span(segment, row[0], first.first, last.last)
 
     def _runs(self, span: Span, names: Names, after: int) -> Iterator[Run]:
         """Yield the runs of a segment that have messages behind offset ``after``."""
-        with self._reading_runs(span.segment) as connection:
-            yield from self._runs_from(span, names, connection, after)
+        return self._guarded(span.segment, partial(self._runs_from, span, names, after))
 
     def _runs_back(self, span: Span, names: Names, offset: int) -> Iterator[Run]:
         """Yield the runs of a segment that begin at ``offset`` or before, newest first."""
-        with self._reading_runs(span.segment) as connection:
-            yield from self._runs_back_from(span, names, connection, offset)
+        return self._guarded(span.segment, partial(self._runs_back_from, span, names, offset))
 
     def _runs_from(
-        self, span: Span, names: Names, connection: apsw.Connection, after: int
+        self, span: Span, names: Names, after: int, connection: apsw.Connection
     ) -> Iterator[Run]:
         segment, topic_id = span.segment, span.topic_id
         crc, last_position = names_crc(*names), segment.last_position
@@ -303,9 +310,9 @@ class SegmentReaders:
         begin = 0 if row is None else row[0]
         seen = 0
         for each in connection.execute(_RUNS_FROM, (topic_id, begin, last_position)):
-            seen = each[0]
             run = self._checked(segment, crc, each)
             if run is not None:
+                seen = run.first
                 yield run
         for waiting in pending:
             if waiting[1] > seen and waiting[1] + waiting[2] - 1 > after:
@@ -314,7 +321,7 @@ class SegmentReaders:
                     yield run
 
     def _runs_back_from(
-        self, span: Span, names: Names, connection: apsw.Connection, offset: int
+        self, span: Span, names: Names, offset: int, connection: apsw.Connection
     ) -> Iterator[Run]:
         segment, topic_id = span.segment, span.topic_id
         crc, last_position = names_crc(*names), segment.last_position
@@ -343,20 +350,23 @@ class SegmentReaders:
         for waiting in reversed(tuple(segment.pending.get(topic_id, ()))):
             if waiting[7] < id_us:
                 return waiting[1]
+        return next(self._guarded(segment, partial(self._search, span, id_us)), 0)
+
+    def _search(self, span: Span, id_us: int, connection: apsw.Connection) -> Iterator[int]:
+        """Yield the first offset of the last run in the table that begins below ``id_us``."""
         low, high, found = span.first, span.last, 0
-        with self._reading_runs(segment) as connection:
-            while low <= high:
-                middle = (low + high) // 2
-                row: Any = connection.execute(
-                    _FIRST_AT, (topic_id, middle, segment.last_position)
-                ).fetchone()
-                if row is None:
-                    low = middle + 1
-                elif row[1] < id_us:
-                    found, low = max(found, row[0]), middle + 1
-                else:
-                    high = row[0] - 1
-        return found
+        while low <= high:
+            middle = (low + high) // 2
+            row: Any = connection.execute(
+                _FIRST_AT, (span.topic_id, middle, span.segment.last_position)
+            ).fetchone()
+            if row is None:
+                low = middle + 1
+            elif row[1] < id_us:
+                found, low = max(found, row[0]), middle + 1
+            else:
+                high = row[0] - 1
+        yield found
 
     def _checked(self, segment: Segment, names: int, row: tuple[Any, ...]) -> Run | None:
         """Return a row of runs with its lines as a run; None, and report it, if it is damaged."""
@@ -369,13 +379,17 @@ class SegmentReaders:
 
     # --- connections -----------------------------------------------------------------------------
 
-    @contextmanager
-    def _reading_runs(self, segment: Segment) -> Iterator[apsw.Connection]:
-        """Report damage instead of raising it; what was found before it stands."""
+    def _guarded(
+        self, segment: Segment, found: Callable[[apsw.Connection], Iterator[T]]
+    ) -> Iterator[T]:
+        """Yield what ``found`` finds; report damage, behind which nothing is found, and go on."""
         try:
             with self._reading(segment) as connection:
-                yield connection
+                yield from found(connection)
         except apsw.Error as error:
+            if segment not in self._catalog.segments:
+                # It was too old, and has just been removed.
+                return
             if fault_of(error) is not Fault.DAMAGED:
                 raise
             self._report(segment, words_of(error))

@@ -96,7 +96,7 @@ class Commit:
 class Told(NamedTuple):
     """Functions that the writer calls in its thread."""
 
-    # What became of appends.
+    # Appends were looked at: they are committed, or have an error.
     committed: Callable[[Commit], None]
     # A segment is full: to finish it, and close its connection, is for another thread.
     full_segment: Callable[[Segment, apsw.Connection], None]
@@ -174,7 +174,9 @@ class Writer:
 
     def stop(self) -> None:
         """Let the thread finish what was put, close the segment, and end; wait for that."""
-        if self._thread.is_alive():
+        if self._thread.ident is None:
+            self._close()
+        elif self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
 
