@@ -87,7 +87,7 @@ def test_positions_are_entries_in_their_order() -> None:
 
 @pytest.mark.parametrize("how", ["flushall", "stream", "hash", "restart"])
 async def test_log_that_is_not_what_it_was_has_another_stamp(server: RedisServer, how: str) -> None:
-    """What was made for the log before is fenced, over the same connection or another."""
+    """A record that was made for the log before is fenced, over any connection."""
     async with opened(redis_settings(server, partitions=1)) as engine:
         old = LogWriter(await engine.stamp(0))
         await append(engine, old, "1")
@@ -157,7 +157,7 @@ async def test_reader_that_was_away_learns_that_records_are_gone(server: RedisSe
 
 
 async def test_log_is_cut_by_bytes_but_not_behind_the_last_checkpoint(server: RedisServer) -> None:
-    """What a start needs to count on stays, however much it is."""
+    """Records that a start needs to count on stay, however many they are."""
     async with opened(redis_settings(server, partitions=1, retention_bytes=1 << 20)) as engine:
         writer = LogWriter(await engine.stamp(0))
         for _ in range(3_000):

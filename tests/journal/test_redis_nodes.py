@@ -93,7 +93,7 @@ async def test_reader_that_is_cut_from_one_node_resumes_on_the_other(server: Red
 
 
 async def test_node_that_starts_fills_its_rings_from_the_log(server: RedisServer) -> None:
-    """What was published before it is there for readers that come back to it."""
+    """Messages from before its start are there for readers that come back to it."""
     async with nodes(server.url, 1) as (one,):
         answers = [await one.publish(f"t.{number % 3}", number) for number in range(9)]
     async with nodes(server.url, 1) as (two,):

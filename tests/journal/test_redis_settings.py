@@ -118,7 +118,7 @@ def test_plain_setting_is_a_url_or_a_directory() -> None:
 
 
 def test_url_is_shown_without_user_and_password() -> None:
-    """What is left says where the Redis is."""
+    """The rest says where the Redis is."""
     assert shown_redis_url("rediss://me:secret@h:1/2") == "rediss://h:1/2"
     assert shown_redis_url("redis+sentinel://:x@a:1,b:2/m") == "redis+sentinel://a:1,b:2/m"
 

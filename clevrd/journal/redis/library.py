@@ -1,8 +1,8 @@
 """redis-py as the engine uses it: single connections, and its errors in a sentence.
 
 No pool: in one, commands that are sent at once take several connections and lose their order. No
-``socket_timeout``: with one, redis-py loses cancellations on Python 3.11. Whoever waits for an
-answer looks at the clock elsewhere (`pipeline`).
+``socket_timeout``: with one, redis-py loses cancellations on Python 3.11. Answers that take too
+long are noticed elsewhere (`pipeline`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TLS_HINT: Final = (
     "rediss is for servers that speak TLS, and they may ask for a certificate (client_cert_file)"
 )
 
-# What a user of the server has to be allowed, for those who write it into an ACL.
+# The rights that a user of the server has to have, as they stand in an ACL.
 ACL_RULES: Final = (
     "~{clevrd:* +@read +@write +@scripting +@connection +info +wait +xinfo +time"
     " +memory|usage +cluster|slots +config|get"
@@ -66,7 +66,7 @@ MOVED_CODES: Final = frozenset(
 )
 # The connection is gone, or was never made.
 LOST: Final = "LOST"
-# What our scripts answer when the log has another stamp.
+# The answer of our scripts when the log has another stamp.
 FENCED: Final = "FENCED"
 
 
@@ -215,7 +215,7 @@ class _TlsConnection(redis_connection.Connection):
 
 async def close(connection: Any) -> None:
     """Close a connection without waiting for its peer."""
-    # Whatever a broken connection says at its end is of no use any more.
+    # An error that a broken connection has at its end is of no use any more.
     with suppress(Exception):
         await connection.disconnect(nowait=True)
 
