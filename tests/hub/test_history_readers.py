@@ -388,7 +388,7 @@ async def test_reader_that_leaves_gives_its_page_back() -> None:
     history = world.hub.delivery.history
     assert history is not None
     reader, _ = world.subscribe(After(0, EPOCH))
-    while not any(page.users for page in history.pages._pages):
+    while not any(page.users for page in history.pages._pages):  # noqa: ASYNC110  # turn by turn
         await asyncio.sleep(0)
 
     world.hub.unsubscribe(world.topic, reader)
