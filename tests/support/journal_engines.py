@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from redis_servers import RedisServer
 
 from clevrd.journal.base import Engine
+from clevrd.journal.redis.engine import RedisEngine
+from clevrd.journal.redis.settings import RedisSettings
+from clevrd.journal.redis.url import parse_redis_url
 from clevrd.journal.sqlite.engine import SqliteEngine
 from clevrd.journal.sqlite.settings import SqliteSettings
 
@@ -23,6 +28,9 @@ class Log(Protocol):
 
     async def trim(self, engine: Engine) -> None:
         """Have the log's oldest records removed; not those behind the checkpoint."""
+
+    def close(self) -> None:
+        """End what was started for the log."""
 
 
 class SqliteLog:
@@ -43,5 +51,39 @@ class SqliteLog:
         """Let each segment have one record, and then keep no more than one."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Do nothing."""
 
-LOGS: dict[str, Callable[[Path], Log]] = {"sqlite": SqliteLog}
+
+def redis_settings(server: RedisServer, **settings: Any) -> RedisSettings:
+    """Return the settings of a journal in ``server``."""
+    return RedisSettings(address=parse_redis_url(server.url), shown=server.url, **settings)
+
+
+class RedisLog:
+    """A Redis of its own, which was started for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = RedisServer(folder / "redis").start()
+
+    def engine(self) -> RedisEngine:
+        """Return an engine for the server."""
+        return RedisEngine(redis_settings(self.server, partitions=2))
+
+    async def begin_anew(self) -> None:
+        """Restart the server, which has another replication id then."""
+        self.server.kill()
+        self.server.start()
+
+    async def trim(self, engine: Engine) -> None:
+        """Keep one entry of each log."""
+        with self.server.client as client:
+            for key in client.keys("*:log"):
+                client.xtrim(key, 1, approximate=False)
+
+    def close(self) -> None:
+        """Kill the server."""
+        self.server.kill()
+
+
+LOGS: dict[str, Callable[[Path], Log]] = {"redis": RedisLog, "sqlite": SqliteLog}
