@@ -161,24 +161,20 @@ class Readers:
 
     def leave(self, topic: Topic, reader: Subscriber) -> None:
         """Remove ``reader``; what waited for it is discarded. A second call does nothing."""
-        if not reader.is_joined:
-            return
-        self._part(reader)
-        topic.leave(reader, self._loop.time())
-        self._count_out(topic)
+        if reader.is_joined:
+            self._remove(topic, reader, topic.leave)
 
     def let_go(self, topic: Topic, reader: Subscriber) -> None:
         """Remove ``reader`` as `leave` does, so that it can join the topic's next epoch."""
-        self._part(reader)
-        topic.let_go(reader, self._loop.time())
-        self._count_out(topic)
+        self._remove(topic, reader, topic.let_go)
 
-    def _part(self, reader: Subscriber) -> None:
+    def _remove(
+        self, topic: Topic, reader: Subscriber, leave: Callable[[Subscriber, float], None]
+    ) -> None:
         self.suspended.pop(reader, None)
         if self.history is not None:
             self.history.forget(reader)
-
-    def _count_out(self, topic: Topic) -> None:
+        leave(reader, self._loop.time())
         self.count -= 1
         if topic.subscribers == 0:
             self.topics.pop(topic, None)
