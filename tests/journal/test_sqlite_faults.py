@@ -197,6 +197,21 @@ async def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
         await append(engine, LogWriter(await engine.stamp(0)), "undisturbed")
 
 
+async def test_a_closed_journal_has_no_other_files(tmp_path: Path) -> None:
+    """After a planned stop each segment is one file, which can be copied by any means."""
+    async with opened(tmp_path / "journal") as engine:
+        writer = LogWriter(await engine.stamp(0))
+        await append(engine, writer, "1", "2")
+        assert len(await engine.page(writer.epoch, "default", "a", 0, 10, 1 << 20)) == 2
+
+    assert {path.name for path in (tmp_path / "journal").iterdir()} == {
+        "lock",
+        "meta",
+        "checkpoint.db",
+        "segment-0000000001.db",
+    }
+
+
 async def test_files_are_private(tmp_path: Path) -> None:
     """Only the daemon's user can read what is published."""
     async with opened(tmp_path / "journal"):

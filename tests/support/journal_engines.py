@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from clevrd.journal.base import Engine
 from clevrd.journal.sqlite.engine import SqliteEngine
 from clevrd.journal.sqlite.settings import SqliteSettings
@@ -15,14 +17,18 @@ from clevrd.journal.sqlite.settings import SqliteSettings
 class Log(Protocol):
     """One log of an engine, which outlives the engines that are opened for it."""
 
-    def engine(self) -> Engine:
-        """Return an engine for the log, to be opened. One is open at a time."""
+    def engine(self, *, keeps_little: bool = False) -> Engine:
+        """Return an engine for the log, to be opened; one is open at a time.
+
+        Args:
+            keeps_little: 50 records of 1 KB are more than it keeps.
+        """
 
     async def begin_anew(self) -> None:
         """Do to the log what makes its engine give it another stamp; no engine is open."""
 
-    async def trim(self, engine: Engine) -> None:
-        """Have the log's oldest records removed; not those behind the checkpoint."""
+    async def settle(self, engine: Engine) -> None:
+        """Wait until records that are too many are removed, as far as they will be."""
 
 
 class SqliteLog:
@@ -31,17 +37,22 @@ class SqliteLog:
     def __init__(self, folder: Path) -> None:
         self.settings = SqliteSettings(str(folder / "journal"))
 
-    def engine(self) -> SqliteEngine:
+    def engine(self, *, keeps_little: bool = False) -> SqliteEngine:
         """Return an engine for the directory."""
-        return SqliteEngine(self.settings)
+        if not keeps_little:
+            return SqliteEngine(self.settings)
+        return SqliteEngine(
+            msgspec.structs.replace(self.settings, segment_bytes=30_000, retention_bytes=90_000)
+        )
 
     async def begin_anew(self) -> None:
         """Lose the file that says what the journal is."""
         os.unlink(os.path.join(self.settings.directory, "meta"))
 
-    async def trim(self, engine: Engine) -> None:
-        """Let each segment have one record, and then keep no more than one."""
-        raise NotImplementedError
+    async def settle(self, engine: Engine) -> None:
+        """Wait for the thread that removes files."""
+        assert isinstance(engine, SqliteEngine)
+        await engine._keep(lambda: None)
 
 
 LOGS: dict[str, Callable[[Path], Log]] = {"sqlite": SqliteLog}
