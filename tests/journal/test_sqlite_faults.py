@@ -22,10 +22,13 @@ from clevrd.journal.sqlite.settings import SqliteSettings
 
 @asynccontextmanager
 async def opened(
-    directory: Path, disk: FaultyDisk | None = None, durability: str = "fsync"
+    directory: Path,
+    disk: FaultyDisk | None = None,
+    durability: str = "fsync",
+    segment_bytes: int = 1 << 30,
 ) -> AsyncIterator[SqliteEngine]:
     """Have a journal open for a while."""
-    settings = SqliteSettings(str(directory), durability)
+    settings = SqliteSettings(str(directory), durability, segment_bytes=segment_bytes)
     engine = SqliteEngine(settings, vfs=None if disk is None else disk.name)
     await engine.open()
     try:
@@ -110,6 +113,25 @@ async def test_a_disk_that_goes_on_failing_is_asked_again(tmp_path: Path) -> Non
         await append(engine, LogWriter(stamp), "3")
         assert engine.figures.last_error == ""
         assert engine.figures.new_stamps == 2
+
+
+async def test_a_new_file_that_can_not_be_opened_is_left(tmp_path: Path) -> None:
+    """The log begins anew in the next one, and goes on."""
+    disk = FaultyDisk()
+    async with opened(tmp_path / "journal", disk, segment_bytes=1) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        disk.failing_opens = 1
+
+        kept = await append(engine, writer, "1")
+        with pytest.raises(Fenced):
+            await append(engine, writer, "2")
+
+        stamp = await engine.stamp(0)
+        assert stamp != writer.stamp
+        kept += await append(engine, LogWriter(stamp, "ffff"), "2", "3")
+        assert [record for _, record in await read_all(engine, 3)] == kept
+    async with opened(tmp_path / "journal") as engine:
+        assert await engine.stamp(0) == stamp
 
 
 # --- full disks ----------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Processes that are killed while they append: what was acknowledged is read back, in order, once.
 
-KILLS says how many are killed with each durability: KILLS=100 pytest tests/journal/test_sqlite_kill.py
-kills 200 in some minutes.
+KILLS says how many are killed with each durability; with KILLS=100 that takes some minutes.
 """
 
 from __future__ import annotations
@@ -74,6 +73,7 @@ async def all_records(engine: SqliteEngine) -> list[bytes]:
 
 
 @pytest.mark.timeout(150)
+@pytest.mark.holds_loop("it decodes thousands of records")
 @pytest.mark.parametrize("journal", range(-(-KILLS // PER_JOURNAL)))
 @pytest.mark.parametrize("durability", ["fsync", "os"])
 async def test_what_was_acknowledged_before_a_kill_is_read_back(
