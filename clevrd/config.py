@@ -303,9 +303,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     journal: Annotated[
         str,
         Meta(
-            description="Directory of a journal, in which messages outlive the process; empty for"
-            " none. The table [journal] has more.",
-            examples=["/var/lib/clevrd/journal"],
+            description="Directory of a journal, in which messages outlive the process, or the URL"
+            " of a Redis, for one that several nodes share; empty for none. The table [journal] has"
+            " more.",
+            examples=["/var/lib/clevrd/journal", "redis://redis.example:6379"],
         ),
     ] = ""
     throttle_scope: Annotated[
@@ -446,7 +447,9 @@ def _check_state_dir(path: str) -> None:
 
 def _check_journal(path: str) -> None:
     if "\0" in path:
-        raise ConfigError("Write the path of a directory, or nothing to keep no messages.")
+        raise ConfigError(
+            "Write the path of a directory or the URL of a Redis, or nothing to keep no messages."
+        )
 
 
 def _check_admin_address(text: str) -> None:

@@ -18,7 +18,8 @@ from clevrd.cli.output import print_line
 from clevrd.cli.settings import add_settings, load_settings, value_text
 from clevrd.config import BY_FIELD, SETTINGS, Loaded, load
 from clevrd.config_differences import differences, outranks_file
-from clevrd.config_view import ConfigInForce, ConfigView
+from clevrd.config_view import ConfigInForce, ConfigView, shown_setting
+from clevrd.journal.engines import check_files
 from clevrd.journal.settings import journal_of
 from clevrd.tenants.from_settings import access_of, check_access, folder_of
 from clevrd.tenants.origins import read_allowed_origins
@@ -54,11 +55,13 @@ def run(options: argparse.Namespace) -> int:
     check_access(access, folder_of(loaded))
     read_allowed_origins(loaded.config.allowed_origins, access.auth.allowed_origins)
     journal = journal_of(loaded)
+    check_files(journal)
     tls = tls_of(loaded)
     certificates = TlsContexts(tls).shown if tls.is_on else ()
     rows = [("setting", "value", "source")]
     for field, source in loaded.sources.items():
-        rows.append((field, value_text(getattr(loaded.config, field)), source))
+        value = shown_setting(field, getattr(loaded.config, field))
+        rows.append((field, value_text(value), source))
     for line in _columns(rows):
         print_line(line)
     if loaded.tables:
@@ -66,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
             print_line(line)
     if journal.is_on:
         print_line(
-            f"journal          {journal.directory} (sqlite, {journal.durability}, topics:"
+            f"journal          {journal.shown} ({journal.engine}, topics:"
             f" {', '.join(journal.topics)})"
         )
     for shown in certificates:

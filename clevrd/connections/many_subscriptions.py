@@ -11,7 +11,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 import msgspec
 
 from clevrd.connections.one_subscription import OneSubscription
-from clevrd.core.beginning import Beginning, check_beginning
+from clevrd.core.beginning import After, Beginning, check_beginning
 from clevrd.core.event_ids import EventIds, EventIdSlot
 from clevrd.core.notices import (
     Forgotten,
@@ -137,7 +137,9 @@ class PatternSubscription:
 
     def topic_made(self, topic: Topic) -> None:
         """Join a topic that has just been made, from its first message on."""
-        self._subscriptions.join_match(self, topic, FROM_THE_START)
+        # A topic that goes on in this process has had messages elsewhere, or long ago.
+        start = FROM_THE_START if topic.first == 1 else After(topic.first - 1, topic.epoch)
+        self._subscriptions.join_match(self, topic, start)
 
     def topic_found(self, topic: Topic) -> None:
         """Join a topic that was there before the pattern."""

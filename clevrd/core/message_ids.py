@@ -100,7 +100,7 @@ def us_of_id(message_id: str) -> int:
     """Return the id ``msg-YYYYMMDD-HHMMSS.ffffff`` as microseconds since 1970.
 
     Digits that are no time, as those of a 13th month, count as the last time before them, since ids
-    are compared as text.
+    are compared as text. 0 or less for digits before 1970.
     """
     digits = message_id.translate(_NO_PUNCTUATION)[-20:]
     year, micro = int(digits[:4]), int(digits[14:])
@@ -115,7 +115,7 @@ def us_of_id(message_id: str) -> int:
         if parts[index] < least:
             # Nothing is before the first month of a year, or the first day of a month.
             parts[index:] = [first for _, first in spans[index:]]
-            return _us_at(year, parts)
+            return _us_at(year, parts) - 1
         if parts[index] > most:
             parts[index:] = [last for last, _ in spans[index:]]
             parts[1] = min(parts[1], monthrange(year, parts[0])[1])

@@ -223,7 +223,7 @@ class TopicManager:
         # Its newest message alone may be more than there was room for.
         self._ring_sizes.trim_largest(now_s)
 
-    def begin_anew(self, topic: Topic, start: TopicStart, now_s: float) -> Topic:
+    def begin_anew(self, topic: Topic, start: TopicStart, now_s: float, head: int = 0) -> Topic:
         """Let the name of ``topic``, which is journaled, begin a new epoch; return its new topic.
 
         ``topic`` has no place here any more; what is counted in it until its last reader has left
@@ -234,7 +234,9 @@ class TopicManager:
         self._take_out(topic)
         self._unmade.pop(topic, None)
         # Messages that are counted in the new epoch already are yet to be delivered.
-        begun = self._go_on(topic.tenant, topic.name, msgspec.structs.replace(start, head=0), now_s)
+        begun = self._go_on(
+            topic.tenant, topic.name, msgspec.structs.replace(start, head=head), now_s
+        )
         topic.history.successor = begun
         return begun
 

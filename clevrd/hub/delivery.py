@@ -140,13 +140,16 @@ class Delivery:
         """Return the frames behind offset ``after``, for a long-poll, which is no reader."""
         return topic.serve(after, after + max_messages, max_bytes, self._loop.time())
 
-    def begin_anew(self, topic: Topic, start: TopicStart) -> Topic:
+    def begin_anew(self, topic: Topic, start: TopicStart, head: int = 0) -> Topic:
         """Let the name of ``topic``, which is journaled, begin a new epoch; return its new topic.
 
         Messages go into that from here on. All readers go over to it, in turns, and are told that
-        a new epoch has begun.
+        a new epoch has begun. Where it is the same epoch they are told what they don't get.
+
+        Args:
+            head: the offset behind which it begins here.
         """
-        begun = self._topics.begin_anew(topic, start, self._loop.time())
+        begun = self._topics.begin_anew(topic, start, self._loop.time(), head)
         self.new_epochs.move_readers(topic, begun)
         return begun
 

@@ -220,8 +220,9 @@ class HistoryReaders:
 
         A reader that has all that lies before the ring joins the ring.
         """
-        reading = self._readings[reader]
-        if reading.is_waiting:
+        reading = self._readings.get(reader)
+        # After `stop` there is none.
+        if reading is None or reading.is_waiting:
             return 0
         has_begun = reader.cursor != NOT_BEGUN
         after = reader.cursor if has_begun else reading.found_after

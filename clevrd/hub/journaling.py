@@ -10,11 +10,13 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+import msgspec
+
 from clevrd.core.journal_place import TopicStart
 from clevrd.core.patterns import Words, matches
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
-from clevrd.errors import Unavailable
+from clevrd.errors import ClevrdError, Unavailable
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.journal.base import Engine
@@ -53,7 +55,10 @@ class Journaling:
             max_topics: topics that may have messages in the journal.
         """
         self._max_topics = max_topics
+        self._wall_us = wall_us
         self._loop = loop
+        # Messages whose topics are not kept here, since there are too many.
+        self.topics_left_out = 0
         self._patterns = patterns
         self._topics = topics
         self._delivery = delivery
@@ -123,6 +128,40 @@ class Journaling:
     def find(self, tenant: str, name: str) -> Topic | None:
         """Return the topic, None when it is not in use."""
         return self._topics.find(tenant, name)
+
+    def make(self, tenant: str, name: str, head: int, time_us: int) -> Topic | None:
+        """Return a topic behind offset ``head``, for messages that came from the log alone.
+
+        A topic that would be forgotten by now, since its message is so old, is not made, and none
+        is beyond the limits of the daemon and of a tenant.
+        """
+        if self._wall_us() - time_us > self._topics.limits.idle_s * 1e6:
+            return None
+        if not any(matches(pattern, name) for pattern in self._patterns):
+            return None
+        start = msgspec.structs.replace(self.node.start_of(tenant, name), head=head)
+        try:
+            topic = self._topics.get_or_create(
+                tenant, name, start.created_at, self._loop.time(), start=start
+            )
+        except ClevrdError as error:
+            if not self.topics_left_out:
+                log.warning("a topic of the journal is not kept here reason=%s", error)
+            self.topics_left_out += 1
+            return None
+        if head:
+            self._delivery.patterns.topic_made(topic)
+        return topic
+
+    def go_on(self, partition: int) -> None:
+        """Let topics of ``partition`` that are in use go on at the heads that it has now."""
+        for topic in list(self._topics):
+            place = topic.journal
+            if place is None or place.partition != partition:
+                continue
+            start = self.node.start_of(topic.tenant, topic.name)
+            if start.epoch != topic.epoch or start.head > topic.head:
+                self._delivery.begin_anew(topic, start, start.head)
 
     def begin_anew(self, partition: int) -> None:
         """Let topics of ``partition`` that are in use begin the epoch that it has now."""

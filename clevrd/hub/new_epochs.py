@@ -84,13 +84,14 @@ class NewEpochs:
     def _move(self, topic: Topic, reader: Subscriber) -> None:
         begun = newest_epoch_of(topic)
         asked = None if self.history is None else self.history.unbegun(reader)
+        # Of a position in an epoch that is over nothing else matters.
+        place = After(reader.cursor, topic.epoch)
         self._readers.let_go(topic, reader)
         try:
             if not isinstance(reader, Follower):
                 raise TypeError(f"{reader!r} can't follow its topic into a new epoch")
             if asked is None:
-                # Its position is of the epoch that is over, which is all that matters of it.
-                reader.follow(begun, After(0, topic.epoch), msgspec.UNSET, msgspec.UNSET)
+                reader.follow(begun, place, msgspec.UNSET, msgspec.UNSET)
             else:
                 reader.follow(begun, asked.beginning, asked.ref, asked.warnings)
         except Exception:

@@ -63,4 +63,8 @@ def audience_of(topic: Topic) -> Audience:
     subscribers = len(topic.live) + lagging + len(topic.suspended)
     if topic.journal is None:
         return topic.epoch, subscribers, lagging, topic.slow, False, False
+    if topic.history is not None:
+        reading = len(topic.history.readers)
+        subscribers += reading
+        lagging += reading
     return topic.epoch, subscribers, lagging, topic.slow, False, topic.journal.is_durable

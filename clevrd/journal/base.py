@@ -85,6 +85,10 @@ class Fenced(Exception):
     """The log has another stamp now than the record that was to be appended; nothing was taken."""
 
 
+class Trimmed(Exception):
+    """Records that were to be read are gone, as retention wants it, or by somebody's hand."""
+
+
 class Engine(Protocol):
     """A log in partitions. Positions rise within a partition; they are not consecutive.
 
@@ -99,6 +103,11 @@ class Engine(Protocol):
     durability: str
     # Whether a checkpoint brings changed topics alone, since the engine keeps the others.
     keeps_topics: bool
+    # Whether other nodes may append to the log too.
+    is_shared: bool
+    # Whether records are read before they are what `durability` says: then publishers are
+    # answered when `append` has returned as well.
+    answers_when_taken: bool
 
     async def open(self) -> None:
         """Connect, and check that the log is one that this engine can go on with.
@@ -132,14 +141,24 @@ class Engine(Protocol):
     async def read(self, partition: int, after: int) -> list[tuple[int, bytes]]:
         """Return the next records behind position ``after``, with their positions; wait for one.
 
-        Only records that are durable are returned.
+        Only records that are durable are returned, unless `answers_when_taken`.
 
         Raises:
             JournalUnavailable: the engine is away; the caller tries again.
+            Trimmed: records behind ``after`` are gone.
         """
 
     async def first(self, partition: int) -> int:
-        """Return the oldest record's position; one more than the last one's if there is none."""
+        """Return the oldest record's position; one more than the last one's if there is none.
+
+        It is 1 at most if the log still has its very first record, or had none.
+        """
+
+    async def is_short(self, partition: int) -> bool:
+        """Return whether a start may read the whole log, which has its very first record.
+
+        It is asked of engines without a history, whose nodes fill their rings from the log.
+        """
 
     async def digest(self, partition: int, position: int) -> str | None:
         """Return the CRC-32 of the record at ``position`` (8 hex digits); None if it is gone."""

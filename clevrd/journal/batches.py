@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from clevrd.core.publish_request import PublishRequest
-from clevrd.core.topic import Topic
+from clevrd.core.topic import Topic, newest_epoch_of
 from clevrd.journal.records import (
     MAX_RECORD_BYTES,
     Header,
@@ -132,6 +132,14 @@ def _by_topic(taken: Sequence[Pending]) -> dict[Topic, list[Pending]]:
     for each in taken:
         by_topic.setdefault(each.topic, []).append(each)
     return by_topic
+
+
+def give_answer(part: Pending, offset: int, stamps: Sequence[Stamp], is_repeated: bool) -> None:
+    """Answer a publish whose messages have their place."""
+    if not part.answer.done():
+        # The topic may have begun a new epoch since the message was submitted.
+        topic = newest_epoch_of(part.topic)
+        part.answer.set_result(part.make_answer(topic, offset, stamps, is_repeated))
 
 
 def take_batch(pending: deque[Pending]) -> Batch:

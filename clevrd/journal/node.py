@@ -31,12 +31,41 @@ log = logging.getLogger(__name__)
 # A checkpoint is made after so long, or so many records.
 CHECKPOINT_S: Final = 10.0
 CHECKPOINT_RECORDS: Final = 10_000
-# How often it is looked whether one is due.
+# The same where records came that have changed nothing: the log may lose old ones, and a checkpoint
+# with them.
+IDLE_CHECKPOINT_S: Final = 300.0
+# How often it is looked whether one is due, and whether anything comes from the log.
 LOOK_S: Final = 1.0
+# After so many looks without a record an own one is sent.
+SILENT_LOOKS: Final = 5
+# A node shows itself to the others so often, and counts those that it has seen for so long.
+SHOW_S: Final = 20.0
+SEEN_S: Final = 60.0
 # Topics in one step of going over all: 0.1 ms for the comparison of tenants and names.
 NAMES_PER_STEP: Final = 1_000
 # How long a start waits for the end of the log.
 START_S: Final = 600.0
+
+
+class Silence:
+    """How long nothing has been read from a partition, in looks at it."""
+
+    def __init__(self, partition: Partition) -> None:
+        self.partition = partition
+        self._records = -1
+        self._looks = 0
+
+    def lasts(self, looks: int) -> bool:
+        """Look; return whether nothing has come for so many looks, and begin to count again."""
+        records = self.partition.records_folded
+        if records != self._records or self.partition.is_busy:
+            self._records, self._looks = records, 0
+            return False
+        self._looks += 1
+        if self._looks < looks:
+            return False
+        self._looks = 0
+        return True
 
 
 class Node:
@@ -68,7 +97,7 @@ class Node:
         # Names this start of this process in its records.
         self.writer = secrets.token_hex(8)
         self.counters = Counters()
-        self._is_durable = engine.durability != "os"
+        self._jitter_s = secrets.randbelow(1000) / 1000
         self._has_history = engine.history() is not None
         # One of each for each partition of the log.
         self._partitions: list[Partition] = []
@@ -79,7 +108,7 @@ class Node:
             partition = Partition(number, fold, loop)
             reader = RecordReader(
                 *(partition, engine, self.writer, topics, deliverer, self.counters),
-                *(self._spawn, count_background_error),
+                *(self._spawn, count_background_error, loop.time),
                 max_run=max_run,
             )
             writer = RecordWriter(
@@ -167,6 +196,11 @@ class Node:
         """Accept no message from here on."""
         self._is_sealed = True
 
+    @property
+    def _is_durable(self) -> bool:
+        """Whether an answered message outlives a power cut."""
+        return self._engine.durability == "fsync"
+
     # --- figures ---------------------------------------------------------------------------------
 
     @property
@@ -214,9 +248,19 @@ class Node:
             unreadable=counted.unreadable,
             rewinds=counted.rewinds,
             resets=counted.resets,
+            nodes=self._nodes(),
             checkpoint_age_s=None if saved_s is None else self._loop.time() - saved_s,
             storage=self._engine.storage(),
         )
+
+    def _nodes(self) -> int:
+        """Return how many nodes have shown themselves lately, this one included."""
+        now_s = self._loop.time()
+        seen = self._partitions[0].seen_s
+        for writer, seen_s in tuple(seen.items()):
+            if now_s - seen_s > SEEN_S:
+                del seen[writer]
+        return len({*seen, self.writer})
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -229,7 +273,7 @@ class Node:
         await self._engine.open()
         try:
             for reader in self._readers:
-                await reader.go_back()
+                await reader.go_back(fills_rings=self._engine.history() is None)
                 reader.start()
             self._tasks = [self._spawn(writer.run()) for writer in self._writers]
             # An empty record begins the log's epoch, if it is new, and shows where the log ends.
@@ -239,6 +283,8 @@ class Node:
             await self.crash()
             raise
         self._tasks.append(self._spawn(self._save_checkpoints()))
+        if self._engine.is_shared:
+            self._tasks.append(self._spawn(self._beat()))
 
     async def stop(self) -> None:
         """Save a checkpoint and close the engine; messages on their way fail.
@@ -287,27 +333,49 @@ class Node:
             self._count_background_error()
             log.error("journal stopped reason=%r", error, exc_info=error)
 
+    async def _beat(self) -> None:
+        """Append an empty record where nothing was read for some seconds, and so hear of oneself.
+
+        A record that does not come back shows that this node reads nothing any more, though its
+        connection may look well. Nodes are seen by others in the first partition.
+        """
+        silences = [Silence(each) for each in self._partitions]
+        shown_s = self._loop.time()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for silence in silences:
+                if silence.lasts(SILENT_LOOKS):
+                    silence.partition.send_soon()
+            now_s = self._loop.time()
+            if now_s - shown_s >= SHOW_S + self._jitter_s:
+                shown_s = now_s
+                self._partitions[0].send_soon()
+
     # --- checkpoints -----------------------------------------------------------------------------
 
     async def _save_checkpoints(self) -> None:
         """Save checkpoints as they are due, those of all nodes at different times."""
-        jitter_s = secrets.randbelow(1000) / 1000
-        saved_s = self._loop.time()
+        saved_s = idle_s = self._loop.time()
         while True:
             await asyncio.sleep(LOOK_S)
-            is_due = self._loop.time() - saved_s >= CHECKPOINT_S + jitter_s
+            now_s = self._loop.time()
+            is_due = now_s - saved_s >= CHECKPOINT_S + self._jitter_s
+            is_idle_due = now_s - idle_s >= IDLE_CHECKPOINT_S
             for partition in self._partitions:
                 behind = partition.records_folded - partition.records_at_checkpoint
-                if is_due or behind >= CHECKPOINT_RECORDS:
+                is_changed = partition.changes != partition.changes_at_checkpoint
+                if behind >= CHECKPOINT_RECORDS or is_idle_due or (is_due and is_changed):
                     await self._save_checkpoint(partition)
             if is_due:
                 saved_s = self._loop.time()
+            if is_idle_due:
+                idle_s = saved_s = self._loop.time()
 
     async def _save_checkpoint(self, partition: Partition) -> None:
         """Save a checkpoint, if anything has changed; log why where that fails."""
         if partition.records_folded == partition.records_at_checkpoint:
             return
-        records = partition.records_folded
+        records, changes = partition.records_folded, partition.changes
         is_whole = partition.needs_whole_checkpoint or not self._engine.keeps_topics
         partition.needs_whole_checkpoint = True
         try:
@@ -320,3 +388,4 @@ class Node:
             log.warning("checkpoint not saved partition=%d reason=%s", partition.number, error)
             return
         partition.records_at_checkpoint = records
+        partition.changes_at_checkpoint = changes

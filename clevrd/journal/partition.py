@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
-from clevrd.journal.batches import Batch, Pending
+from clevrd.journal.batches import Batch, Pending, Stamp
 from clevrd.journal.fold import Fold
 from clevrd.journal.records import Header
 
 # Bytes of messages that may wait for their place in one partition; publishes beyond wait for room.
 MAX_PENDING_BYTES: Final = 8 << 20
+
+# A publish, its first message's offset, its messages' stamps, and whether it is a repeat.
+HeldAnswer = tuple[Pending, int, Sequence[Stamp], bool]
 
 # States of a partition, as its publishers find it.
 OK: Final = "ok"
@@ -61,10 +65,12 @@ class Partition:
     __slots__ = (
         "arrives_with",
         "batch",
+        "changes",
+        "changes_at_checkpoint",
         "come_back",
         "contradicted_at",
         "fold",
-        "must_reset",
+        "held",
         "must_send",
         "needs_whole_checkpoint",
         "number",
@@ -72,11 +78,13 @@ class Partition:
         "pending_bytes",
         "records_at_checkpoint",
         "records_folded",
+        "seen_s",
         "sent",
         "sent_header",
         "sequence",
         "state",
         "waiters",
+        "wants_reset",
         "woken",
     )
 
@@ -100,9 +108,10 @@ class Partition:
         # engine may hand these very bytes back.
         self.sent = b""
         self.sent_header: tuple[Header, int] | None = None
-        # A record is to be sent even if it has no messages; and it is to begin a new epoch.
+        # A record is to be sent even if it has no messages.
         self.must_send = False
-        self.must_reset = False
+        # A record is to begin a new epoch for all nodes; until one has begun.
+        self.wants_reset = False
         # From this sequence on an own record shows that the log's end was reached; see
         # `Fold.is_behind`.
         self.arrives_with = 0
@@ -111,6 +120,14 @@ class Partition:
         # Records that were folded, and how many of them the last checkpoint has.
         self.records_folded = 0
         self.records_at_checkpoint = 0
+        # The same of records that have changed anything but who has written.
+        self.changes = 0
+        self.changes_at_checkpoint = 0
+        # Answers that wait until the engine has said that it has the record for good; None where
+        # what is read is so already. Set by the writer, filled by the reader.
+        self.held: list[HeldAnswer] | None = None
+        # Nodes, and when a record of each was read last, on the loop's clock.
+        self.seen_s: dict[str, float] = {}
         # The last checkpoint was not taken, so the next one has to be whole.
         self.needs_whole_checkpoint = False
 

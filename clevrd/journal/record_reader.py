@@ -12,10 +12,10 @@ from typing import Any, Final, Protocol, TypeVar
 
 from clevrd.core.message_ids import MessageIds
 from clevrd.core.publish_request import PublishRequest, decode_publish
-from clevrd.core.topic import Topic, newest_epoch_of
+from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest, JournalUnavailable
-from clevrd.journal.base import Engine, Placed
-from clevrd.journal.batches import Batch, Pending, Stamp
+from clevrd.journal.base import Checkpoint, Engine, Placed, Trimmed
+from clevrd.journal.batches import Batch, Pending, Stamp, give_answer
 from clevrd.journal.checkpoints import BadCheckpoint
 from clevrd.journal.fold import Confirmed, Folded
 from clevrd.journal.partition import Counters, Partition
@@ -53,8 +53,21 @@ class Topics(Protocol):
     def find(self, tenant: str, name: str) -> Topic | None:
         """Return the topic, None when it is not in use."""
 
+    def make(self, tenant: str, name: str, head: int, time_us: int) -> Topic | None:
+        """Return a topic that goes on behind offset ``head``; None if it is not to be kept here.
+
+        Args:
+            time_us: the time of the message that makes it.
+        """
+
     def begin_anew(self, partition: int) -> None:
         """Let topics of ``partition`` that are in use begin the epoch that it has now."""
+
+    def go_on(self, partition: int) -> None:
+        """Let topics of ``partition`` that are in use go on at the heads that it has now.
+
+        Messages were counted that are never delivered here: their readers are told a gap.
+        """
 
 
 class RecordReader:
@@ -70,6 +83,7 @@ class RecordReader:
         counters: Counters,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         count_background_error: Callable[[], None],
+        now_s: Callable[[], float],
         *,
         max_run: int,
     ) -> None:
@@ -88,7 +102,10 @@ class RecordReader:
         self._counters = counters
         self._spawn = spawn
         self._count_background_error = count_background_error
+        self._now_s = now_s
         self._max_run = max_run
+        # Messages that no history keeps are kept in rings, whether anybody uses their topic or not.
+        self._makes_topics = engine.history() is None
         self._spell = MessageIds().spell
         self._task: asyncio.Task[None] | None = None
 
@@ -111,6 +128,9 @@ class RecordReader:
                 records = await engine.read(partition.number, partition.fold.position)
                 await self._fold(records)
                 wait_s = RETRY_S
+            except Trimmed:
+                log.warning("records are gone unread partition=%d", partition.number)
+                await self._rewind_until_done()
             except JournalUnavailable as error:
                 log.debug("journal can't be read partition=%d reason=%s", partition.number, error)
                 await asyncio.sleep(wait_s)
@@ -130,10 +150,16 @@ class RecordReader:
                     fold.go_to_settled(record)
                     return
             readers_epoch = fold.readers_epoch
-            folded = fold.apply(position, record, partition.sent_header if is_own else None)
+            # An engine that other nodes use too hands back a copy of what was sent.
+            header = partition.sent_header if is_own or record == partition.sent else None
+            folded = fold.apply(position, record, header)
             partition.records_folded += 1
-            if folded.is_new_epoch and fold.readers_epoch != readers_epoch:
-                self._topics.begin_anew(partition.number)
+            if folded.placed or folded.confirmed or folded.is_new_epoch:
+                partition.changes += 1
+            if folded.is_new_epoch:
+                partition.wants_reset = False
+                if fold.readers_epoch != readers_epoch:
+                    self._topics.begin_anew(partition.number)
             try:
                 await self._take(folded, record)
             except Exception as error:
@@ -147,12 +173,21 @@ class RecordReader:
 
     # --- where to read ---------------------------------------------------------------------------
 
-    async def go_back(self) -> None:
-        """Begin at the newest checkpoint whose record is still what it was, or at the beginning."""
+    async def go_back(self, *, fills_rings: bool = False) -> bool:
+        """Begin at the newest checkpoint whose record is still what it was, or at the beginning.
+
+        Return whether positions are known from there on.
+
+        Args:
+            fills_rings: begin at the oldest such checkpoint, so that rings get what came since.
+        """
         partition, engine = self._partition, self._engine
         number, fold = partition.number, partition.fold
         partition.arrives_with = partition.sequence + 1
-        for checkpoint in await engine.load_checkpoints(number):
+        checkpoints: Sequence[Checkpoint] = ()
+        if not (fills_rings and await engine.is_short(number)):
+            checkpoints = await engine.load_checkpoints(number)
+        for checkpoint in reversed(checkpoints) if fills_rings else checkpoints:
             if await engine.digest(number, checkpoint.position) != checkpoint.digest:
                 continue
             try:
@@ -161,10 +196,11 @@ class RecordReader:
                 log.warning("checkpoint not used partition=%d reason=%s", number, error)
                 continue
             self._follow()
-            return
+            return True
         first = await engine.first(number)
         is_complete = first <= 1
         fold.begin_again(0 if is_complete else first - 1, is_complete=is_complete)
+        return is_complete
 
     async def look_for_loss(self) -> None:
         """Read again if the log has lost what was read: its end may lie before our position.
@@ -189,10 +225,21 @@ class RecordReader:
         """Read again from a checkpoint of which nothing is lost."""
         self._counters.rewinds += 1
         log.warning("the log is read again partition=%d", self._partition.number)
-        await self.go_back()
+        if not await self.go_back():
+            self._partition.wants_reset = True
+            self._partition.send_soon()
         if self._partition.fold.is_behind:
             # An own record shows where the log ends.
             self._partition.send_soon()
+
+    async def _rewind_until_done(self) -> None:
+        """Rewind, as often as the engine is away meanwhile."""
+        while True:
+            try:
+                await self._rewind()
+                return
+            except JournalUnavailable:
+                await asyncio.sleep(MAX_RETRY_S)
 
     async def _settle_contradiction(self, position: int) -> bool:
         """Read again where another node has counted otherwise; a second time begin a new epoch.
@@ -200,25 +247,28 @@ class RecordReader:
         Return whether reading goes on where it is.
         """
         partition = self._partition
-        if partition.contradicted_at != position:
+        if not partition.wants_reset and partition.contradicted_at != position:
             partition.contradicted_at = position
             await self._rewind()
             return False
-        partition.must_reset = True
+        # Reading goes on, or the record that begins the new epoch would never be reached.
+        partition.wants_reset = True
         partition.send_soon()
         return True
 
     def _follow(self) -> None:
-        """Let topics begin the epoch that a checkpoint has brought."""
+        """Let topics go on where a checkpoint has brought them."""
         fold = self._partition.fold
         if fold.epoch == fold.readers_epoch:
-            self._topics.begin_anew(self._partition.number)
+            self._topics.go_on(self._partition.number)
 
     # --- what a record brings --------------------------------------------------------------------
 
     async def _take(self, folded: Folded, record: bytes) -> None:
         """Deliver the messages of a record, and answer its publishers if they are this node's."""
         partition = self._partition
+        if folded.writer:
+            partition.seen_s[folded.writer] = self._now_s()
         if folded.bad is not None:
             self._counters.unreadable += 1
             log.error(
@@ -258,7 +308,7 @@ class RecordReader:
         """Answer publishes whose idempotency key was there before."""
         for repeat in folded.repeats:
             stamps = [self._spell(repeat.id_us, repeat.time_us)]
-            _answer(batch.parts[repeat.line], repeat.offset, stamps, is_repeated=True)
+            self._answer(batch.parts[repeat.line], repeat.offset, stamps, is_repeated=True)
         for refused in folded.refused:
             answer = batch.parts[refused.line].answer
             if not answer.done():
@@ -271,7 +321,7 @@ class RecordReader:
 
     async def _deliver_own(self, placed: Placed, batch: Batch, *, is_again: bool) -> None:
         """Deliver messages of this node, whose requests are at hand, and answer them."""
-        topic = None if is_again else self._topics.find(placed.tenant, placed.topic)
+        topic = None if is_again else self._topic_of(placed)
         stamps = self._stamps_of(placed)
         line, end = placed.line, placed.line + placed.count
         while line < end:
@@ -283,18 +333,28 @@ class RecordReader:
             if topic is not None:
                 await self._deliver(topic, offset, requests, own)
             if len(parts) == 1:
-                _answer(parts[0], offset, own)
+                self._answer(parts[0], offset, own)
                 continue
             at = 0
             for part in parts:
                 count = len(part.requests)
-                _answer(part, offset + at, own[at : at + count])
+                self._answer(part, offset + at, own[at : at + count])
                 at += count
+
+    def _answer(
+        self, part: Pending, offset: int, stamps: Sequence[Stamp], *, is_repeated: bool = False
+    ) -> None:
+        """Answer a publish whose messages have their place, now or when they are safe."""
+        held = self._partition.held
+        if held is None:
+            give_answer(part, offset, stamps, is_repeated)
+        else:
+            held.append((part, offset, stamps, is_repeated))
 
     async def _deliver_others(self, placed: Sequence[Placed], record: bytes) -> None:
         """Deliver messages that another node wrote, to topics that are in use here."""
         for each in placed:
-            topic = self._topics.find(each.tenant, each.topic)
+            topic = self._topic_of(each)
             if topic is None:
                 # Nobody uses it here; the history has its messages.
                 continue
@@ -308,10 +368,26 @@ class RecordReader:
 
     async def _deliver_foreign(self, confirmed: Confirmed) -> None:
         placed = confirmed.placed
-        topic = self._topics.find(placed.tenant, placed.topic)
+        topic = self._topic_of(placed)
         if topic is not None:
             stamps = self._stamps_of(placed)
             await self._deliver(topic, placed.offset, (confirmed.request,), stamps)
+
+    def _topic_of(self, placed: Placed) -> Topic | None:
+        """Return the topic that takes these messages here, made if it has to be."""
+        topic = self._topics.find(placed.tenant, placed.topic)
+        if topic is not None:
+            # A record that begins a new epoch confirms foreign ones in the epoch before.
+            place = topic.journal
+            is_its = place is not None and place.partition_epoch == placed.partition_epoch
+            return topic if is_its else None
+        if self._makes_topics:
+            epoch = self._partition.fold.readers_epoch
+            if placed.partition_epoch == epoch == self._partition.fold.epoch:
+                return self._topics.make(
+                    placed.tenant, placed.topic, placed.offset - 1, placed.time_us
+                )
+        return None
 
     async def _deliver(
         self,
@@ -340,16 +416,6 @@ async def in_turns(steps: Iterator[StepT]) -> StepT | None:
         if count % STEPS_PER_TURN == 0:
             await asyncio.sleep(0)
     return last
-
-
-def _answer(
-    part: Pending, offset: int, stamps: Sequence[Stamp], *, is_repeated: bool = False
-) -> None:
-    """Answer a publish whose messages have their place."""
-    if not part.answer.done():
-        # The topic may have begun a new epoch since the message was submitted.
-        topic = newest_epoch_of(part.topic)
-        part.answer.set_result(part.make_answer(topic, offset, stamps, is_repeated))
 
 
 def _parts_from(

@@ -14,7 +14,7 @@ from typing import Final
 
 from clevrd.errors import ClevrdError, JournalFull, JournalUnavailable, ShuttingDown
 from clevrd.journal.base import Engine, Fenced, Placed
-from clevrd.journal.batches import Batch, take_batch
+from clevrd.journal.batches import Batch, give_answer, take_batch
 from clevrd.journal.partition import FULL, OK, UNAVAILABLE, Counters, Partition
 
 log = logging.getLogger(__name__)
@@ -103,8 +103,11 @@ class RecordWriter:
         partition = self._partition
         partition.batch = batch
         partition.come_back = self._loop.create_future()
+        partition.held = [] if self._engine.answers_when_taken else None
         try:
             await self._send_until_back(batch)
+            for held in partition.held or ():
+                give_answer(*held)
             self._note_state(OK)
         except ClevrdError as error:
             self._note_state(FULL if isinstance(error, JournalFull) else UNAVAILABLE, error)
@@ -120,7 +123,7 @@ class RecordWriter:
             log.exception("record not sent partition=%d", partition.number)
             batch.fail(error)
         finally:
-            partition.batch = None
+            partition.batch = partition.held = None
             partition.pending_bytes -= batch.size_bytes
             partition.wake_waiters()
 
@@ -140,10 +143,14 @@ class RecordWriter:
                 return
             except Fenced:
                 self._counters.fenced += 1
+                if partition.held is not None:
+                    # What had come back may be lost: only what is answered below counts.
+                    partition.held = []
+                    partition.come_back = self._loop.create_future()
                 stamp = await self._stamp()
                 record, placed = self._record_of(batch, stamp)
             except (JournalUnavailable, TimeoutError) as error:
-                if partition.come_back.done():
+                if partition.come_back.done() and partition.held is None:
                     return
                 if self._loop.time() >= until_s:
                     raise JournalUnavailable(
@@ -183,9 +190,8 @@ class RecordWriter:
         """Return whether the next record is to begin a new epoch, and may do so now."""
         partition = self._partition
         now_s = self._loop.time()
-        if not partition.must_reset or now_s - self._reset_at_s < RESET_EVERY_S:
+        if not partition.wants_reset or now_s - self._reset_at_s < RESET_EVERY_S:
             return False
-        partition.must_reset = False
         self._reset_at_s = now_s
         self._counters.resets += 1
         log.warning(

@@ -17,8 +17,31 @@ from clevrd.config import Config, Loaded
 from clevrd.core.names import check_topic
 from clevrd.core.patterns import Words, parse_pattern
 from clevrd.errors import ConfigError, InvalidRequest
+from clevrd.fingerprints import fingerprint
+from clevrd.journal.redis.url import BadUrl, parse_redis_url, shown_redis_url
 
 TABLE: Final = "journal"
+
+# What is kept in Redis unless the file says otherwise: it is memory.
+REDIS_RETENTION_BYTES: Final = 1 << 30
+# A node that starts needs what came behind the last checkpoint, which may be some minutes old.
+MIN_REDIS_RETENTION_S: Final = 900.0
+# Settings that one kind of journal has and the other has not.
+SQLITE_ONLY: Final = ("durability", "retention_messages", "segment_s", "segment_bytes")
+REDIS_ONLY: Final = (
+    "partitions",
+    "prefix",
+    "min_replicas",
+    "password_file",
+    "sentinel_user",
+    "sentinel_password_file",
+    "ca_file",
+    "client_cert_file",
+    "client_key_file",
+)
+
+# Anything that is no path.
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 # msgspec's way to say where in a value it is: `$.topics[1]`.
 _PLACE: Final = re.compile(r" - at `\$\.?(.*)`\Z")
@@ -33,8 +56,10 @@ class JournalSettings(
 ):
     """``[journal]``: where messages are kept, for how long, and of which topics."""
 
-    # A directory. The setting `journal` is stronger.
+    # A directory, for the journal of one process. The setting `journal` is stronger.
     directory: str = ""
+    # A Redis, for a journal that several nodes share. The setting `journal` is stronger.
+    url: str = ""
     # Patterns of the topics that are journaled; the others are this process's memory.
     topics: tuple[str, ...] = ("**",)
     # "fsync": an answered message outlives a power cut. "os": it outlives the process.
@@ -49,11 +74,35 @@ class JournalSettings(
     # A new file is begun after so long, or so many bytes; files are deleted whole.
     segment_s: Annotated[float, Meta(ge=1, le=31 * _DAY_S)] = 3600.0
     segment_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 1 << 30
+    # Logs that topics are divided among; fixed when the journal is made.
+    partitions: Annotated[int, Meta(ge=1, le=64)] = 8
+    # All keys in Redis begin with it.
+    prefix: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.:-]{1,64}\Z")] = "clevrd"
+    # Replicas of Redis that have a message before it is answered.
+    min_replicas: Annotated[int, Meta(ge=0, le=16)] = 0
+    # Files that have nothing but a password: Redis's, and that of its Sentinels.
+    password_file: str = ""
+    sentinel_user: str = ""
+    sentinel_password_file: str = ""
+    # For TLS: the CA of the servers, and a certificate that they ask for.
+    ca_file: str = ""
+    client_cert_file: str = ""
+    client_key_file: str = ""
 
     @property
     def is_on(self) -> bool:
         """Whether there is a journal at all."""
-        return bool(self.directory)
+        return bool(self.directory or self.url)
+
+    @property
+    def engine(self) -> str:
+        """The engine's name."""
+        return "redis" if self.url else "sqlite"
+
+    @property
+    def shown(self) -> str:
+        """Where the messages are, without a secret."""
+        return shown_journal(self.url or self.directory)
 
     @property
     def patterns(self) -> tuple[Words, ...]:
@@ -79,7 +128,7 @@ def read_journal(tables: Mapping[str, Any], directory: str, path: str = "") -> J
 
     Args:
         tables: the tables of the file, by name, as TOML has them.
-        directory: the setting `journal`, relative to the working directory.
+        directory: the setting `journal`: a URL, or a path relative to the working directory.
         path: the configuration file, for errors.
 
     Raises:
@@ -91,14 +140,18 @@ def read_journal(tables: Mapping[str, Any], directory: str, path: str = "") -> J
         settings = msgspec.convert(tables.get(TABLE, {}), JournalSettings, strict=True)
     except msgspec.ValidationError as error:
         raise ConfigError(_shape_mistake(str(error), source)) from error
-    if directory:
+    if _URL.match(directory):
+        settings = msgspec.structs.replace(settings, url=directory, directory="")
+    elif directory:
         absolute = str(Path(directory).absolute())
-        settings = msgspec.structs.replace(settings, directory=absolute)
+        settings = msgspec.structs.replace(settings, directory=absolute, url="")
+    if settings.url and "retention_bytes" not in tables.get(TABLE, {}):
+        settings = msgspec.structs.replace(settings, retention_bytes=REDIS_RETENTION_BYTES)
     mistakes = [f"{TABLE}.{at} ({source}) is not allowed: {why}" for at, why in _mistakes(settings)]
     if tables.get(TABLE) and not settings.is_on:
         mistakes.append(
             f"{TABLE} ({source}) says how messages are kept, and not where; give the directory"
-            ' (directory = "/var/lib/clevrd/journal"), or leave the table out.'
+            ' (directory = "/var/lib/clevrd/journal") or a URL, or leave the table out.'
         )
     if mistakes:
         raise ConfigError("\n".join(mistakes))
@@ -131,7 +184,46 @@ def _mistakes(settings: JournalSettings) -> Iterator[tuple[str, str]]:
             _words(text)
         except InvalidRequest as error:
             yield f"topics[{index}]", str(error)
+    if settings.url:
+        yield from _redis_mistakes(settings)
+        return
+    for name in REDIS_ONLY:
+        if getattr(settings, name) != getattr(NO_JOURNAL, name):
+            yield name, "it is for a journal in Redis (url)."
     if settings.retention_s and settings.segment_s > settings.retention_s:
         yield "segment_s", "files can't be longer than messages are kept (retention_s)."
     if settings.retention_bytes and settings.segment_bytes * 2 > settings.retention_bytes:
         yield "segment_bytes", "it must be at most half of retention_bytes; files go whole."
+
+
+def _redis_mistakes(settings: JournalSettings) -> Iterator[tuple[str, str]]:
+    if settings.directory:
+        yield "url", "a journal has a directory or a URL, and not both."
+    for name in SQLITE_ONLY:
+        if getattr(settings, name) != getattr(NO_JOURNAL, name):
+            yield name, "it is for a journal in a directory, and Redis has settings of its own."
+    try:
+        address = parse_redis_url(settings.url)
+    except BadUrl as error:
+        yield "url", str(error)
+        return
+    if address.password and settings.password_file:
+        yield "password_file", "the URL has a password already; leave one of them out."
+    if address.user and not (address.password or settings.password_file):
+        yield "url", "it has a user and no password; give it there or in password_file."
+    if address.kind != "sentinel" and (settings.sentinel_user or settings.sentinel_password_file):
+        yield "sentinel_user", "it is for URLs that begin with redis+sentinel://."
+    if not address.is_tls and (settings.ca_file or settings.client_cert_file):
+        yield "ca_file", "certificates are for URLs that begin with rediss."
+    if settings.client_key_file and not settings.client_cert_file:
+        yield "client_key_file", "name its certificate too (client_cert_file)."
+    if 0 < settings.retention_s < MIN_REDIS_RETENTION_S:
+        yield "retention_s", f"write {MIN_REDIS_RETENTION_S:.0f} or more, or 0 for no bound."
+    if 0 < settings.retention_bytes < settings.partitions << 20:
+        yield "retention_bytes", "write at least 1 MiB for each partition, or 0 for no bound."
+
+
+def shown_journal(place: str) -> str:
+    """Return a directory or a URL, without user and password, and with a fingerprint of them."""
+    shown = shown_redis_url(place)
+    return shown if shown == place else f"{shown}#{fingerprint(place)}"

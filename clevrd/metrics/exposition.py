@@ -286,6 +286,11 @@ def _of_journal(journal: JournalFigures) -> Iterator[Metric]:
         "Times that this process began a new epoch for all nodes.",
         journal.resets,
     )
+    yield _gauge(
+        "clevrd_journal_nodes",
+        "Processes that have written to the journal within the last minute, this one included.",
+        journal.nodes,
+    )
     if journal.checkpoint_age_s is not None:
         yield _seconds(
             "clevrd_journal_checkpoint_age",

@@ -49,6 +49,8 @@ class JournalFigures(msgspec.Struct, frozen=True, kw_only=True):
     # Times that the log was read again since it had lost records, and epochs begun for all.
     rewinds: int
     resets: int
+    # Nodes that have appended something within the last minute, this one included.
+    nodes: int
     # How long ago the last checkpoint was saved; None before the first.
     checkpoint_age_s: float | None
     # None for an engine that keeps its log elsewhere.

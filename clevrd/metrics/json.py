@@ -75,6 +75,7 @@ class JournalView(msgspec.Struct, frozen=True):
     unreadable: int
     rewinds: int
     resets: int
+    nodes: int
     checkpoint_age_s: float | None
     storage: StorageView | None
 

@@ -13,6 +13,7 @@ from histories import (
     EPOCH,
     FIRST_US,
     FakeHistory,
+    FollowingReader,
     deliver,
     journaled_topic,
     start_of,
@@ -23,11 +24,14 @@ from clevrd.config import Config
 from clevrd.core.beginning import After, Beginning, Last, Since
 from clevrd.core.drop_strategy import CIRCUIT_BREAKER, DROP_OLDEST, DropStrategy
 from clevrd.core.gap_log import GapLog
-from clevrd.core.message_ids import id_at
-from clevrd.core.notices import Ref, Warnings
+from clevrd.core.message_ids import id_at, rfc3339
+from clevrd.core.publish_request import PublishRequest
+from clevrd.core.stream_forms import NDJSON_BARE, SSE, StreamForm
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
-from clevrd.hub import Hub, history_readers
+from clevrd.hub import Hub, audience_of, history_readers
+from clevrd.journal.base import StoredMessage
+from clevrd.journal.records import line_of
 
 TENANT = "default-tenant"
 
@@ -60,6 +64,18 @@ class World:
         return reader, sink
 
 
+def unchunked(received: bytes, form: StreamForm | None) -> bytes:
+    """Return a body without its chunks, which depend on how much is written at once."""
+    if form is None or not form.is_chunked:
+        return received
+    body = b""
+    while received:
+        size, _, received = received.partition(b"\r\n")
+        body += received[: int(size, 16)]
+        received = received[int(size, 16) + 2 :]
+    return body
+
+
 async def settle() -> None:
     """Let everything happen that can."""
     for _ in range(200):
@@ -82,6 +98,7 @@ async def test_reader_goes_from_the_history_over_to_the_ring_and_to_what_comes()
 
     reader, sink = world.subscribe(After(40, EPOCH))
     counted = world.topic.subscribers, world.hub.reading_history
+    _, *audience = audience_of(world.topic)
     await settle()
     world.publish(3)
     await settle()
@@ -105,11 +122,41 @@ async def test_reader_goes_from_the_history_over_to_the_ring_and_to_what_comes()
         "offset": 41,
     }
     assert counted == (1, 1)
+    assert audience[:2] == [1, 1], "a subscriber that is behind"
     assert (world.topic.subscribers, world.hub.reading_history) == (1, 0)
     assert reader.is_live
     counts = world.topic.counts
     assert counts.offered == counts.delivered == 63 == reader.delivered
     assert world.topic.edge - reader.start == reader.delivered
+
+
+@pytest.mark.parametrize("form", [None, NDJSON_BARE, SSE], ids=["frames", "lines", "events"])
+async def test_message_has_the_bytes_that_it_had_live(form: StreamForm | None) -> None:
+    """Whatever its topic's name, its data and its key are."""
+    world = World(kept=0, in_ring=0)
+    name = 'a "%d" \\ name, ümlaut'
+    topic = journaled_topic(world.hub, name, 0)
+    live, read = FakeSink(), FakeSink()
+    world.hub.subscribe(topic, Subscriber(live, form=form), Last(0))
+    for data, key in (
+        (b"1", None),
+        (b'{ "a" : [1, 2.50] }', "k\u00fc"),
+        (b'"%b"' % (b"x" * 20_000), "k"),
+    ):
+        request = PublishRequest(name, msgspec.Raw(data), None, key)
+        us = FIRST_US + topic.head
+        line = line_of(request).rstrip(b"\n")
+        world.history.put(TENANT, name, StoredMessage(topic.head + 1, us, us, line))
+        world.hub.delivery.deliver(topic, topic.head + 1, (request,), ((id_at(us), rfc3339(us)),))
+        await settle()
+    hub = Hub(Config(), asyncio.get_running_loop())
+    hub.keep_history(world.history)
+
+    hub.subscribe(journaled_topic(hub, name, 3), Subscriber(read, form=form), Last(3))
+    await settle()
+
+    assert len(live.received) > 20_000
+    assert unchunked(read.received, form) == unchunked(live.received, form)
 
 
 async def test_what_the_ring_has_is_handed_over_at_once() -> None:
@@ -427,33 +474,16 @@ async def test_errors_of_a_history_are_no_errors_of_its_readers(
 NEW = "ba9876543210"
 
 
-class Follower(Subscriber):
-    """A reader as a connection's, which goes over to a new epoch."""
-
-    hub: Hub
-
-    def follow(self, topic: Topic, beginning: Beginning, ref: Ref, warnings: Warnings, /) -> None:
-        """Go over."""
-        assert isinstance(self.sink, FakeSink)
-        self.sink.on_pause = lambda: self.hub.paused(topic, self)
-        self.sink.on_resume = lambda: self.hub.resumed(topic, self)
-        self.hub.subscribe(topic, self, beginning, ref=ref, warnings=warnings)
-
-
 def follower(
     world: World,
     beginning: Beginning,
     policy: DropStrategy = DROP_OLDEST,
     room_bytes: int = 1 << 60,
-) -> tuple[Follower, FakeSink]:
+) -> tuple[FollowingReader, FakeSink]:
     """Return a reader that can follow, and what it is written to."""
     sink = FakeSink(room_bytes)
-    reader = Follower(sink, policy, gaps=GapLog("t"))
-    reader.hub = world.hub
-    topic = world.topic
-    sink.on_pause = lambda: world.hub.paused(topic, reader)
-    sink.on_resume = lambda: world.hub.resumed(topic, reader)
-    world.hub.subscribe(topic, reader, beginning)
+    reader = FollowingReader(world.hub, world.topic, sink, GapLog("t"), policy)
+    world.hub.subscribe(world.topic, reader, beginning)
     return reader, sink
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,9 +17,13 @@ from clevrd.journal.records import digest_of
 
 
 @pytest.fixture(params=sorted(LOGS))
-def the_log(request: pytest.FixtureRequest, tmp_path: Path) -> Log:
-    """Return an empty log of each engine."""
-    return LOGS[request.param](tmp_path)
+def the_log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Log]:
+    """Give an empty log of each engine."""
+    log = LOGS[request.param](tmp_path)
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 @asynccontextmanager

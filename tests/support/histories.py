@@ -9,10 +9,16 @@ import asyncio
 from collections.abc import Iterable
 
 import msgspec
+from fakes import FakeSink
 
+from clevrd.core.beginning import Beginning
+from clevrd.core.drop_strategy import DROP_OLDEST, DropStrategy
+from clevrd.core.gap_log import GapLog
 from clevrd.core.journal_place import JournalPlace, TopicStart
 from clevrd.core.message_ids import id_at, rfc3339
+from clevrd.core.notices import Ref, Warnings
 from clevrd.core.publish_request import PublishRequest
+from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import JournalUnavailable
 from clevrd.hub import Hub
@@ -32,6 +38,7 @@ class FakeHistory:
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str, str], dict[int, StoredMessage]] = {}
         self._heads: dict[tuple[str, str, str], int] = {}
+        self._given_up: dict[tuple[str, str, str], int] = {}
         # Calls so far, by method.
         self.pages: list[tuple[str, int]] = []
         self.look_ups = 0
@@ -66,20 +73,29 @@ class FakeHistory:
             kept[offset] = StoredMessage(offset, us, us, line)
             self._heads[place] = max(offset, self._heads.get(place, 0))
 
-    def damage(self, tenant: str, topic: str, offset: int) -> None:
-        """Lose one message in the middle."""
-        del self._kept[PARTITION_EPOCH, tenant, topic][offset]
+    def put(self, tenant: str, topic: str, message: StoredMessage) -> None:
+        """Keep one message as it is."""
+        place = (PARTITION_EPOCH, tenant, topic)
+        self._kept.setdefault(place, {})[message.offset] = message
+        self._heads[place] = message.offset
+
+    def damage(self, tenant: str, topic: str, offset: int, epoch: str = PARTITION_EPOCH) -> bool:
+        """Lose one message in the middle; return whether it was there."""
+        kept = self._kept.get((epoch, tenant, topic), {})
+        return kept.pop(offset, None) is not None
 
     def spoil(self, tenant: str, topic: str, offset: int) -> None:
         """Keep something else in the place of one message."""
         kept = self._kept[PARTITION_EPOCH, tenant, topic]
         kept[offset] = msgspec.structs.replace(kept[offset], line=b"no publish")
 
-    def forget(self, tenant: str, topic: str, upto: int) -> None:
+    def forget(self, tenant: str, topic: str, upto: int, epoch: str = PARTITION_EPOCH) -> None:
         """Give up the messages up to offset ``upto``."""
-        kept = self._kept[PARTITION_EPOCH, tenant, topic]
+        place = (epoch, tenant, topic)
+        kept = self._kept.get(place, {})
         for offset in [each for each in kept if each <= upto]:
             del kept[offset]
+        self._given_up[place] = max(upto, self._given_up.get(place, 0))
 
     async def extent(self, partition_epoch: str, tenant: str, topic: str) -> Extent | None:
         """Return what is kept."""
@@ -89,7 +105,9 @@ class FakeHistory:
         if place not in self._kept:
             return None
         head = self._heads[place]
-        return Extent(min(self._kept[place], default=head + 1), head)
+        first = min(self._kept[place], default=head + 1)
+        # A damaged message is still a part of what is kept.
+        return Extent(min(first, self._given_up.get(place, 0) + 1), head)
 
     async def page(
         self,
@@ -187,3 +205,26 @@ def deliver(
 def data_of(offset: int, size_bytes: int = 0) -> bytes:
     """Return the data of a message."""
     return b"%d" % offset if not size_bytes else b'"%d%b"' % (offset, b"x" * size_bytes)
+
+
+class FollowingReader(Subscriber):
+    """A reader as a connection's, which goes over to a new epoch. Its sink is a FakeSink."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        topic: Topic,
+        sink: FakeSink,
+        gaps: GapLog | None,
+        policy: DropStrategy = DROP_OLDEST,
+    ) -> None:
+        super().__init__(sink, policy, gaps=gaps)
+        self.hub = hub
+        self.topic = topic
+        sink.on_pause = lambda: hub.paused(self.topic, self)
+        sink.on_resume = lambda: hub.resumed(self.topic, self)
+
+    def follow(self, topic: Topic, beginning: Beginning, ref: Ref, warnings: Warnings, /) -> None:
+        """Go over."""
+        self.topic = topic
+        self.hub.subscribe(topic, self, beginning, ref=ref, warnings=warnings)

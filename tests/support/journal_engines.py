@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from redis_servers import RedisServer
 
 import msgspec
 
 from clevrd.journal.base import Engine
+from clevrd.journal.redis.engine import RedisEngine
+from clevrd.journal.redis.settings import RedisSettings
+from clevrd.journal.redis.url import parse_redis_url
 from clevrd.journal.sqlite.engine import SqliteEngine
 from clevrd.journal.sqlite.settings import SqliteSettings
 
@@ -29,6 +34,9 @@ class Log(Protocol):
 
     async def settle(self, engine: Engine) -> None:
         """Wait until records that are too many are removed, as far as they will be."""
+
+    def close(self) -> None:
+        """End what was started for the log."""
 
 
 class SqliteLog:
@@ -54,5 +62,39 @@ class SqliteLog:
         assert isinstance(engine, SqliteEngine)
         await engine._keep(lambda: None)
 
+    def close(self) -> None:
+        """Do nothing."""
 
-LOGS: dict[str, Callable[[Path], Log]] = {"sqlite": SqliteLog}
+
+def redis_settings(server: RedisServer, **settings: Any) -> RedisSettings:
+    """Return the settings of a journal in ``server``."""
+    return RedisSettings(address=parse_redis_url(server.url), shown=server.url, **settings)
+
+
+class RedisLog:
+    """A Redis of its own, which was started for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = RedisServer(folder / "redis").start()
+
+    def engine(self) -> RedisEngine:
+        """Return an engine for the server."""
+        return RedisEngine(redis_settings(self.server, partitions=2))
+
+    async def begin_anew(self) -> None:
+        """Restart the server, which has another replication id then."""
+        self.server.kill()
+        self.server.start()
+
+    async def trim(self, engine: Engine) -> None:
+        """Keep one entry of each log."""
+        with self.server.client as client:
+            for key in client.keys("*:log"):
+                client.xtrim(key, 1, approximate=False)
+
+    def close(self) -> None:
+        """Kill the server."""
+        self.server.kill()
+
+
+LOGS: dict[str, Callable[[Path], Log]] = {"redis": RedisLog, "sqlite": SqliteLog}

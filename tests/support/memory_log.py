@@ -49,6 +49,8 @@ class MemoryEngine:
     name = "memory log"
     durability = "fsync"
     keeps_topics = False
+    is_shared = True
+    answers_when_taken = False
 
     def __init__(self, log: MemoryLog) -> None:
         self.log = log
@@ -91,6 +93,10 @@ class MemoryEngine:
         """Return the oldest position."""
         records = self.log.records[partition]
         return records[0][0] if records else 1
+
+    async def is_short(self, partition: int) -> bool:
+        """Return whether nothing is trimmed."""
+        return await self.first(partition) <= 1
 
     async def digest(self, partition: int, position: int) -> str | None:
         """Return the CRC-32 of a record."""

@@ -63,6 +63,8 @@ class SqliteEngine:
     name = "sqlite"
     partitions = 1
     keeps_topics = True
+    is_shared = False
+    answers_when_taken = False
 
     def __init__(
         self,
@@ -182,6 +184,10 @@ class SqliteEngine:
         self._check_open()
         segments = self._catalog.segments
         return segments[0].info.after_position + 1 if segments else 1
+
+    async def is_short(self, partition: int) -> bool:
+        """Return False: messages are read from the history when somebody wants them."""
+        return False
 
     async def digest(self, partition: int, position: int) -> str | None:
         """Return the CRC-32 of the record at ``position``; None if it is gone."""
