@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from redis_servers import RedisServer
-
 import msgspec
+from redis_servers import RedisServer
 
 from clevrd.journal.base import Engine
 from clevrd.journal.redis.engine import RedisEngine
@@ -77,8 +76,8 @@ class RedisLog:
     def __init__(self, folder: Path) -> None:
         self.server = RedisServer(folder / "redis").start()
 
-    def engine(self) -> RedisEngine:
-        """Return an engine for the server."""
+    def engine(self, *, keeps_little: bool = False) -> RedisEngine:
+        """Return an engine for the server, in which `settle` leaves little."""
         return RedisEngine(redis_settings(self.server, partitions=2))
 
     async def begin_anew(self) -> None:
@@ -86,7 +85,7 @@ class RedisLog:
         self.server.kill()
         self.server.start()
 
-    async def trim(self, engine: Engine) -> None:
+    async def settle(self, engine: Engine) -> None:
         """Keep one entry of each log."""
         with self.server.client as client:
             for key in client.keys("*:log"):
