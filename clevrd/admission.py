@@ -32,7 +32,8 @@ STRANGER: Final = Tenant(DEFAULT_TENANT, publish=NO_TOPICS, subscribe=NO_TOPICS)
 _OVER: Final = "The credential has expired, or is valid no more; ask with another one."
 _NOT_LOCAL: Final = (
     "This is for a key with the permission admin, for the daemon's admin_address, and, where no"
-    " credential is required, for this machine itself: ask localhost, and through no proxy."
+    " credential is required, for this machine itself: ask localhost, over HTTP/1.1 and through no"
+    " proxy."
 )
 
 

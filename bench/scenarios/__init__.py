@@ -14,6 +14,7 @@ from bench.scenarios import (
     slow,
     soak,
     steady,
+    tls,
     topics,
     transports,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "slow",
     "soak",
     "steady",
+    "tls",
     "topics",
     "transports",
 ]

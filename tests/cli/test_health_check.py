@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 from daemons import ROOT
 from dockerfile import health_check
+from tls import make_pair
 
 from clevrd import __version__
 from clevrd import health_check as module
 from clevrd.argv import argv_of_process
 from clevrd.config import load
 from clevrd.errors import ConfigError
-from clevrd.health_check import Options, find_address, main, plain_options
+from clevrd.health_check import Options, find_address, listed_proxies, main, plain_options
 from clevrd.health_options import parse
 
 has_ipv6 = socket.has_dualstack_ipv6()
@@ -31,7 +32,7 @@ has_ipv6 = socket.has_dualstack_ipv6()
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the developer's own settings, and what process 1 of this machine is."""
-    for name in ("ADDRESS", "CLEVRD_ADDRESS", "CLEVRD_CONFIG"):
+    for name in ("ADDRESS", "CLEVRD_ADDRESS", "CLEVRD_CONFIG", "CLEVRD_PROXY_PROTOCOL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(module, "argv_of_process", lambda: [])
 
@@ -101,6 +102,52 @@ def test_daemon_is_found_at_a_unix_socket(
 
     assert (well, gone) == (0, 69)
     assert "no such file" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("is_secure", [False, True])
+@pytest.mark.parametrize("listed", ["127.0.0.1", "192.0.2.1", "0.0.0.0/0"])
+def test_daemon_that_expects_a_proxys_header_of_this_machine_is_sent_one(
+    listed: str, is_secure: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy on the same machine is listed often; a header from anybody else would be refused."""
+    pair = make_pair(tmp_path)
+    settings = [f"tls_{kind}_file = '{getattr(pair, kind)}'" for kind in ("cert", "key")]
+    file = tmp_path / "clevrd.toml"
+    table = f'proxy_protocol = true\n[auth]\ntrusted_proxies = ["{listed}"]\n'
+    file.write_text("\n".join([*(settings if is_secure else []), table]))
+    monkeypatch.setenv("CLEVRD_CONFIG", str(file))
+
+    with serving("port", "--address", "127.0.0.1:0") as port:
+        answers = [main(["--address", f"127.0.0.1:{port}", *more]) for more in ([], ["--ready"])]
+        monkeypatch.setattr(module, "_is_listed", lambda *_: listed == "192.0.2.1")
+        wrong = main(["--address", f"127.0.0.1:{port}"])
+
+    assert answers == [0, 0]
+    assert wrong in (1, 69)
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "in_file", "is_on"),
+    [
+        (None, "", False, False),
+        (None, "", True, True),
+        (None, "yes", False, True),
+        (None, "no", True, False),
+        ("TRUE", "no", False, True),
+        ("0", "yes", True, False),
+    ],
+)
+def test_proxies_are_those_of_whom_a_header_is_expected(
+    flag: str | None, variable: str, in_file: bool, is_on: bool, tmp_path: Path
+) -> None:
+    """By the setting, wherever it stands; the list is the file's."""
+    file = tmp_path / "clevrd.toml"
+    table = '[auth]\ntrusted_proxies = ["unix:", "10.0.0.0/8"]\n'
+    file.write_text(f"proxy_protocol = {str(in_file).lower()}\n{table}")
+    environ = {"CLEVRD_PROXY_PROTOCOL": variable} if variable else {}
+
+    assert listed_proxies(flag, str(file), environ) == (["unix:", "10.0.0.0/8"] if is_on else [])
+    assert listed_proxies("true", None, environ) == []
 
 
 def test_check_of_the_image_finds_the_daemon(tmp_path: Path) -> None:
