@@ -251,6 +251,24 @@ def test_what_is_no_journal_is_refused(run: Run, tmp_path: Path, command: str) -
     assert [each.name for each in (tmp_path / "other").iterdir()] == ["thesis.txt"]
 
 
+async def test_messages_of_a_record_that_was_sent_again_are_exported_once(
+    run: Run, tmp_path: Path
+) -> None:
+    """The log has them twice, and the topic once."""
+    engine = SqliteEngine(SqliteSettings(str(tmp_path / "journal")))
+    await engine.open()
+    writer = LogWriter(await engine.stamp(0))
+    for text in "12":
+        record, placed = writer.one("a", text)
+        for _ in range(2):
+            await engine.append(0, record, writer.stamp, placed)
+    await engine.close()
+
+    _, output, _ = await asyncio.to_thread(run, "export", tmp_path / "journal")
+    assert [each["offset"] for each in exported(output)] == [1, 2]
+    assert (await asyncio.to_thread(run, "verify", tmp_path / "journal"))[0] == 0
+
+
 async def test_all_but_import_work_while_a_daemon_has_the_journal(run: Run, tmp_path: Path) -> None:
     """They read what is committed, and disturb nobody; a copy is whole."""
     directory = tmp_path / "journal"

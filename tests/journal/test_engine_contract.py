@@ -200,6 +200,29 @@ async def test_first_is_the_oldest_record(the_log: Log) -> None:
         assert await engine.first(0) == position
 
 
+async def test_a_log_that_was_trimmed_is_read_from_its_oldest_record(the_log: Log) -> None:
+    """Old records go; what is left is whole, and the log says where it begins."""
+    engine = the_log.engine(keeps_little=True)
+    await engine.open()
+    writer = LogWriter(await engine.stamp(0))
+    records = await append(engine, writer, *[f"{number} ".ljust(1_000) for number in range(100)])
+    found = await read_all(engine, 100)
+    last, record = found[-1]
+    heads = [TopicHead("default", "a", 100)]
+    await engine.save_checkpoint(
+        0, Checkpoint(last, digest_of(record), EPOCH, b"state", heads, True)
+    )
+    await the_log.settle(engine)
+
+    first = await engine.first(0)
+    assert found[0][0] < first <= last
+    left = [(position, record) for position, record in found if position >= first]
+    assert await read_all(engine, len(left), first - 1) == left
+    assert await engine.digest(0, found[0][0]) is None
+    assert await engine.digest(0, last) == digest_of(records[-1])
+    await engine.close()
+
+
 async def test_close_ends_reads_that_wait_and_can_be_called_twice(the_log: Log) -> None:
     """A closed engine answers nothing more, and leaves nobody waiting."""
     engine = the_log.engine()

@@ -22,10 +22,13 @@ from clevrd.journal.sqlite.settings import SqliteSettings
 
 @asynccontextmanager
 async def opened(
-    directory: Path, disk: FaultyDisk | None = None, durability: str = "fsync"
+    directory: Path,
+    disk: FaultyDisk | None = None,
+    durability: str = "fsync",
+    segment_bytes: int = 1 << 30,
 ) -> AsyncIterator[SqliteEngine]:
     """Have a journal open for a while."""
-    settings = SqliteSettings(str(directory), durability)
+    settings = SqliteSettings(str(directory), durability, segment_bytes=segment_bytes)
     engine = SqliteEngine(settings, vfs=None if disk is None else disk.name)
     await engine.open()
     try:
@@ -112,6 +115,25 @@ async def test_a_disk_that_goes_on_failing_is_asked_again(tmp_path: Path) -> Non
         assert engine.figures.new_stamps == 2
 
 
+async def test_a_new_file_that_can_not_be_opened_is_left(tmp_path: Path) -> None:
+    """The log begins anew in the next one, and goes on."""
+    disk = FaultyDisk()
+    async with opened(tmp_path / "journal", disk, segment_bytes=1) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        disk.failing_opens = 1
+
+        kept = await append(engine, writer, "1")
+        with pytest.raises(Fenced):
+            await append(engine, writer, "2")
+
+        stamp = await engine.stamp(0)
+        assert stamp != writer.stamp
+        kept += await append(engine, LogWriter(stamp, "ffff"), "2", "3")
+        assert [record for _, record in await read_all(engine, 3)] == kept
+    async with opened(tmp_path / "journal") as engine:
+        assert await engine.stamp(0) == stamp
+
+
 # --- full disks ----------------------------------------------------------------------------------
 
 
@@ -195,6 +217,21 @@ async def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
 
         assert f"process {os.getpid()}" in sentence
         await append(engine, LogWriter(await engine.stamp(0)), "undisturbed")
+
+
+async def test_a_closed_journal_has_no_other_files(tmp_path: Path) -> None:
+    """After a planned stop each segment is one file, which can be copied by any means."""
+    async with opened(tmp_path / "journal") as engine:
+        writer = LogWriter(await engine.stamp(0))
+        await append(engine, writer, "1", "2")
+        assert len(await engine.page(writer.epoch, "default", "a", 0, 10, 1 << 20)) == 2
+
+    assert {path.name for path in (tmp_path / "journal").iterdir()} == {
+        "lock",
+        "meta",
+        "checkpoint.db",
+        "segment-0000000001.db",
+    }
 
 
 async def test_files_are_private(tmp_path: Path) -> None:

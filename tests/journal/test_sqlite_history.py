@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ PLENTY = 1 << 30
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[SqliteEngine]:
     """Return an engine with an empty journal."""
-    made = SqliteEngine(SqliteSettings(str(tmp_path / "journal")))
+    made = SqliteEngine(SqliteSettings(str(tmp_path / "journal"), "os"))
     await made.open()
     yield made
     await made.close()
@@ -95,6 +96,28 @@ async def test_last_before_finds_the_message_below_an_id(engine: SqliteEngine) -
         assert await engine.last_before(EPOCH, "default", "a", each.id_us) == each.offset - 1
     assert await engine.last_before(EPOCH, "default", "a", 0) == 0
     assert await engine.last_before(EPOCH, "default", "a", 2**62) == 60
+
+
+@pytest.mark.parametrize("records_between", [0, 1_100], ids=["at once", "later"])
+async def test_a_record_that_is_sent_again_has_its_messages_once(
+    engine: SqliteEngine, records_between: int
+) -> None:
+    """The log has it twice, and the history once, whether its runs have moved or not."""
+    writer = LogWriter(await engine.stamp(0))
+    record, placed = writer.record(("a", ["1", "2"]), ("b", ["1"]))
+    await engine.append(0, record, writer.stamp, placed)
+    others = [writer.one("c", "x") for _ in range(records_between)]
+    await asyncio.gather(*(engine.append(0, other, writer.stamp, its) for other, its in others))
+
+    await engine.append(0, record, writer.stamp, placed)
+
+    last, placed = writer.one("a", "3")
+    await engine.append(0, last, writer.stamp, placed)
+    assert [each.offset for each in await page(engine, "a", 0)] == [1, 2, 3]
+    assert await engine.extent(EPOCH, "default", "a") == Extent(1, 3)
+    assert await engine.extent(EPOCH, "default", "b") == Extent(1, 1)
+    for each in await page(engine, "a", 0):
+        assert await engine.last_before(EPOCH, "default", "a", each.id_us + 1) == each.offset
 
 
 async def test_lines_that_got_no_offset_are_no_part_of_the_history(engine: SqliteEngine) -> None:

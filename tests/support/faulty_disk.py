@@ -39,7 +39,13 @@ class FaultyDisk(apsw.VFS):
         # How many flushes fail from now on, and whether there is no room for what is written.
         self.failing_flushes = 0
         self.is_full = False
+        # How many files of segments can't be opened from now on.
+        self.failing_opens = 0
         super().__init__(self.name, "")
 
     def xOpen(self, name: Any, flags: Any) -> apsw.VFSFile:
+        path = name.filename() if isinstance(name, apsw.URIFilename) else name or ""
+        if self.failing_opens and "segment-" in path and path.endswith(".db"):
+            self.failing_opens -= 1
+            raise apsw.CantOpenError("a test")
         return _File(self, name, flags)

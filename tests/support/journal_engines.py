@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 from redis_servers import RedisServer
 
 from clevrd.journal.base import Engine
@@ -20,14 +21,18 @@ from clevrd.journal.sqlite.settings import SqliteSettings
 class Log(Protocol):
     """One log of an engine, which outlives the engines that are opened for it."""
 
-    def engine(self) -> Engine:
-        """Return an engine for the log, to be opened. One is open at a time."""
+    def engine(self, *, keeps_little: bool = False) -> Engine:
+        """Return an engine for the log, to be opened; one is open at a time.
+
+        Args:
+            keeps_little: 50 records of 1 KB are more than it keeps.
+        """
 
     async def begin_anew(self) -> None:
         """Do to the log what makes its engine give it another stamp; no engine is open."""
 
-    async def trim(self, engine: Engine) -> None:
-        """Have the log's oldest records removed; not those behind the checkpoint."""
+    async def settle(self, engine: Engine) -> None:
+        """Wait until records that are too many are removed, as far as they will be."""
 
     def close(self) -> None:
         """End what was started for the log."""
@@ -39,17 +44,22 @@ class SqliteLog:
     def __init__(self, folder: Path) -> None:
         self.settings = SqliteSettings(str(folder / "journal"))
 
-    def engine(self) -> SqliteEngine:
+    def engine(self, *, keeps_little: bool = False) -> SqliteEngine:
         """Return an engine for the directory."""
-        return SqliteEngine(self.settings)
+        if not keeps_little:
+            return SqliteEngine(self.settings)
+        return SqliteEngine(
+            msgspec.structs.replace(self.settings, segment_bytes=30_000, retention_bytes=90_000)
+        )
 
     async def begin_anew(self) -> None:
         """Lose the file that says what the journal is."""
         os.unlink(os.path.join(self.settings.directory, "meta"))
 
-    async def trim(self, engine: Engine) -> None:
-        """Let each segment have one record, and then keep no more than one."""
-        raise NotImplementedError
+    async def settle(self, engine: Engine) -> None:
+        """Wait for the thread that removes files."""
+        assert isinstance(engine, SqliteEngine)
+        await engine._keep(lambda: None)
 
     def close(self) -> None:
         """Do nothing."""
@@ -66,8 +76,8 @@ class RedisLog:
     def __init__(self, folder: Path) -> None:
         self.server = RedisServer(folder / "redis").start()
 
-    def engine(self) -> RedisEngine:
-        """Return an engine for the server."""
+    def engine(self, *, keeps_little: bool = False) -> RedisEngine:
+        """Return an engine for the server, in which `settle` leaves little."""
         return RedisEngine(redis_settings(self.server, partitions=2))
 
     async def begin_anew(self) -> None:
@@ -75,7 +85,7 @@ class RedisLog:
         self.server.kill()
         self.server.start()
 
-    async def trim(self, engine: Engine) -> None:
+    async def settle(self, engine: Engine) -> None:
         """Keep one entry of each log."""
         with self.server.client as client:
             for key in client.keys("*:log"):

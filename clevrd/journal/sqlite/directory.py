@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import stat
+import time
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,8 @@ _SEGMENT: Final = re.compile(r"segment-(\d{10})\.db")
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# How long the lock is tried for.
+_LOCK_S: Final = 0.5
 # Messages are private: no other user may read the files.
 _FILE_MODE: Final = 0o600
 _DIRECTORY_MODE: Final = 0o700
@@ -105,7 +108,7 @@ class JournalDirectory:
             self._check_owner()
             self._check_content()
             self._lock = os.open(self.inside(LOCK), _LOCK_FLAGS, _FILE_MODE)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take_lock()
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
         except BlockingIOError as error:
@@ -118,6 +121,18 @@ class JournalDirectory:
         except OSError as error:
             self.close()
             raise self.refusal(error) from error
+
+    def _take_lock(self) -> None:
+        """Lock the file; a command that looks whether it is locked holds it for a moment."""
+        until_s = time.monotonic() + _LOCK_S
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= until_s:
+                    raise
+                time.sleep(_LOCK_S / 10)
 
     def refusal(self, error: OSError) -> JournalUnavailable:
         """Return the refusal for what the system has against the directory."""

@@ -393,11 +393,16 @@ class SqliteEngine:
         )
 
     def _close(self) -> None:
-        """Close everything, in any thread: what takes records first, and the lock last."""
-        self._writer.stop()
+        """Close everything, in any thread: readers first, and the lock last.
+
+        So the writer is the last one to close its file, and SQLite removes the WAL.
+        """
         self._readers.shutdown()
-        self._keeper.shutdown()
         self._segment_readers.close()
+        # An opening that nobody waits for any more ends first.
+        self._keeper.submit(lambda: None).result()
+        self._writer.stop()
+        self._keeper.shutdown()
         self._checkpoint.close()
         self._directory.close()
 

@@ -288,15 +288,20 @@ class Writer:
             self._told.error(words_of(error))
             return
         old = self._connection
+        self._catalog.add(new)
         try:
-            self._catalog.add(new)
             self._open(new)
-            self._write_meta(self.stamp, is_clean=False)
-        except (apsw.Error, OSError) as error:
+        except apsw.Error as error:
             self.renew(words_of(error))
+            return
         if old is not None:
             old.set_wal_hook(None)
             self._told.full_segment(segment, old)
+        try:
+            self._write_meta(self.stamp, is_clean=False)
+        except OSError as error:
+            # It names an older segment as the newest one, of which there may be newer ones.
+            self._told.error(words_of(error))
 
     # --- the thread ------------------------------------------------------------------------------
 
@@ -306,20 +311,25 @@ class Writer:
             appends, work, is_last = self._take()
             if appends:
                 self._told.committed(self._append_all(appends))
-            if work is not None:
-                try:
+            try:
+                if work is not None:
                     work()
-                except Exception as error:
-                    log.exception("journal's writer failed")
-                    self._told.error(words_of(error))
-            if self._pending >= self._index_at and (
-                self._pending >= MAX_PENDING_RUNS or self._queue.empty()
-            ):
-                self._index()
-            self._roll_if_due()
-            if self._wal_pages >= self._copy_at_pages and not self._is_copying:
-                self._copy_wal()
+                self._tidy()
+            except Exception as error:
+                # Appends that come after it must be answered all the same.
+                log.exception("journal's writer failed")
+                self._told.error(words_of(error))
         self._close()
+
+    def _tidy(self) -> None:
+        """Do what is due between two commits."""
+        if self._pending >= self._index_at and (
+            self._pending >= MAX_PENDING_RUNS or self._queue.empty()
+        ):
+            self._index()
+        self._roll_if_due()
+        if self._wal_pages >= self._copy_at_pages and not self._is_copying:
+            self._copy_wal()
 
     def _take(self) -> tuple[list[Append], Callable[[], None] | None, bool]:
         """Wait for something to do; return appends for one commit, other work, and the end."""
