@@ -1,6 +1,9 @@
 # clevrd in a container: docker build -t clevrd . && docker run -p 127.0.0.1:8080:8080 clevrd
 # The daemon keeps no files, so --read-only --cap-drop=ALL is right for it. To carry topics over a
 # planned restart: -e CLEVRD_STATE_DIR=/var/lib/clevrd -v clevrd-state:/var/lib/clevrd
+# The configuration and what it names (certificates, keys, key sets) come from a folder that user 10001
+# can read, mounted as a whole so that renewed files are seen; `docker kill -s HUP` reads them again:
+#   -e CLEVRD_CONFIG=/etc/clevrd/clevrd.toml -v ./clevrd:/etc/clevrd:ro
 # `make image-test` builds it and tries it out.
 
 # One version, raised on purpose. A tag can still be given to another image; a digest can't:
@@ -44,7 +47,8 @@ ENV PATH=/opt/clevrd/bin:$PATH \
 USER 10001:10001
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# It asks where the daemon listens: ADDRESS, CLEVRD_CONFIG, or the flags of process 1.
+# It asks where the daemon listens, over TLS where that has a certificate: by ADDRESS, CLEVRD_CONFIG, or
+# the flags of process 1.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 CMD ["clevrd", "health"]
 ENTRYPOINT ["clevrd"]
 CMD ["serve"]

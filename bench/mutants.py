@@ -46,6 +46,18 @@ MODULES: Final = (
     "clevrd/raw_http/*.py",
     "clevrd/connections/*.py",
     "clevrd/aiohttp_front/*.py",
+    "clevrd/tenants/*.py",
+    "clevrd/access/*.py",
+    "clevrd/tls/*.py",
+    "clevrd/address_limit.py",
+    "clevrd/admission.py",
+    "clevrd/client_addresses.py",
+    "clevrd/client_certificates.py",
+    "clevrd/local_requests.py",
+    "clevrd/page_check.py",
+    "clevrd/proxy_protocol.py",
+    "clevrd/scheduling/beside_loop.py",
+    "clevrd/small_files.py",
 )
 # Parts of the tree that are copied: the modules, and everything that the tests need.
 COPIED: Final = (

@@ -1,8 +1,8 @@
 """AddressLimit: the connections of each client address, counted from accept to end, and bounded.
 
 A connection of a listed proxy is its client's: by a PROXY header from its first byte on, by
-X-Forwarded-For once it is a WebSocket or a stream. Other connections of proxies serve many clients
-and are not counted.
+X-Forwarded-For once it is a WebSocket or a stream, and while a poll waits on it. Other connections
+of proxies serve many clients and are not counted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from clevrd.client_addresses import Client, TrustedProxies, address_of, count_as
+from clevrd.client_addresses import AskedFor, TrustedProxies, address_of, count_as
 from clevrd.control.holdings import Holdings
 from clevrd.errors import ConnectionLimit
 
@@ -88,13 +88,21 @@ class AddressLimit:
                 return named
         return address_of(transport.get_extra_info("peername"))
 
-    def client_of(self, headers: Mapping[str, str], transport: asyncio.BaseTransport) -> Client:
-        """Return who sent a request over ``transport``."""
-        return self.proxies.client_of(headers, self.peer_of(transport))
+    def asked_for(
+        self, headers: Mapping[str, str], transport: asyncio.BaseTransport
+    ) -> AskedFor | None:
+        """Return what the client asked a listed proxy for; None for a connection of another."""
+        return self.proxies.asked_for(headers, self.peer_of(transport))
 
     def name(self, transport: asyncio.BaseTransport, address: str) -> None:
         """Note the address that the PROXY header of a listed proxy gave a connection."""
         self._addresses[transport] = address
+
+    def rename(self, before: asyncio.BaseTransport, now: asyncio.BaseTransport) -> None:
+        """Know a connection as ``now``, of which a PROXY header came over ``before``."""
+        named = self._addresses.pop(before, None)
+        if named is not None:
+            self._addresses[now] = named
 
     def accept(self, transport: asyncio.BaseTransport) -> None:
         """Count a connection that has just been accepted, until `left`.
@@ -108,43 +116,50 @@ class AddressLimit:
         if not self.proxies.trusts(peer):
             self._count(transport, peer)
 
-    def claim(self, transport: asyncio.BaseTransport, headers: Mapping[str, str]) -> None:
-        """Count a listed proxy's connection that becomes one client's, until `left`.
+    def claim(self, transport: asyncio.BaseTransport, headers: Mapping[str, str]) -> bool:
+        """Count a listed proxy's connection that becomes one client's, until `left` or `release`.
 
         Args:
             headers: the header fields of the request that made it one.
+
+        Returns:
+            whether it is counted now and was not before.
 
         Raises:
             ConnectionLimit: the client's address has as many as it may have.
         """
         if not self.limit or not self.proxies or transport in self._counted:
-            return
+            return False
         peer = self.peer_of(transport)
         if not self.proxies.trusts(peer):
-            return
-        address = self.proxies.client_of(headers, peer).address
-        if address != peer:
-            self._count(transport, address)
+            return False
+        address = self.proxies.client_of(headers, peer)
+        return address != peer and self._count(transport, address)
+
+    def release(self, transport: asyncio.BaseTransport) -> None:
+        """Count a connection no more which `claim` has counted: it is the proxy's again."""
+        counted = self._counted.pop(transport, None)
+        if counted is not None:
+            self._holdings.give_back(counted)
 
     def left(self, transport: asyncio.BaseTransport | None) -> None:
         """Note that a connection has ended. Idempotent."""
         if transport is None:
             return
         self._addresses.pop(transport, None)
-        counted = self._counted.pop(transport, None)
-        if counted is not None:
-            self._holdings.give_back(counted)
+        self.release(transport)
 
-    def _count(self, transport: asyncio.BaseTransport, address: str) -> None:
+    def _count(self, transport: asyncio.BaseTransport, address: str) -> bool:
         name = count_as(address)
         if name is None:
-            return
+            return False
         open_now = self._holdings.of(name)
         if open_now >= self.limit:
             self._tell(name)
             raise ConnectionLimit(f"The address {name}", open_now, self.limit, _SETTING)
         self._holdings.take(name)
         self._counted[transport] = name
+        return True
 
     def _tell(self, name: str) -> None:
         """Log a refusal, and how many there were since the last one that was logged."""

@@ -1,38 +1,67 @@
 """Listening addresses: HOST:PORT or unix:/path. Nothing is opened here.
 
 `clevrd health` runs every few seconds and imports little besides this module, so modules that are
-slow to import are imported inside the functions that need them.
+slow to import, such as re and typing, are not imported, or inside the functions that need them.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from typing import Final, NamedTuple
 
 from clevrd.errors import ConfigError
+
+TYPE_CHECKING = False  # as in errors
+if TYPE_CHECKING:
+    from typing import Final
 
 DEFAULT_ADDRESS: Final = ":8080"
 
 # sockaddr_un.sun_path holds 108 bytes with its final NUL on Linux: unix(7).
 MAX_UNIX_PATH_BYTES: Final = 107
-_HOST_NAME = re.compile(
-    r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*",
-    re.ASCII | re.IGNORECASE,
-)
+MAX_HOST_CHARS: Final = 253
 
 
-class TcpAddress(NamedTuple):
+class TcpAddress:
     """A TCP address; host None means every interface, IPv4 and, where the machine has it, IPv6."""
 
-    host: str | None
-    port: int
+    __slots__ = ("host", "port")
+
+    def __init__(self, host: str | None, port: int) -> None:
+        self.host = host
+        self.port = port
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both name the same host and port."""
+        return isinstance(other, TcpAddress) and (self.host, self.port) == (other.host, other.port)
+
+    def __hash__(self) -> int:
+        """Return the hash of host and port."""
+        return hash((self.host, self.port))
+
+    def __repr__(self) -> str:
+        """Return the call that makes it."""
+        return f"TcpAddress({self.host!r}, {self.port})"
 
 
-class UnixAddress(NamedTuple):
+class UnixAddress:
     """A Unix socket; the path is absolute."""
 
-    path: str
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both have the same path."""
+        return isinstance(other, UnixAddress) and self.path == other.path
+
+    def __hash__(self) -> int:
+        """Return the path's hash."""
+        return hash(self.path)
+
+    def __repr__(self) -> str:
+        """Return the call that makes it."""
+        return f"UnixAddress({self.path!r})"
 
 
 def parse_address(text: str) -> TcpAddress | UnixAddress:
@@ -82,18 +111,29 @@ def _bracketed(text: str) -> TcpAddress:
 
 
 def _host(host: str) -> str:
-    if not _HOST_NAME.fullmatch(host):
+    labels = host.split(".")
+    if len(host) > MAX_HOST_CHARS or not all(map(_is_label, labels)):
         raise ConfigError("That is not a host; for all interfaces leave it out: :9000.")
     # A host name never ends in a numeric label (RFC 1123 §2.1), so this was meant as an IPv4
     # address.
-    if host.rpartition(".")[2].isdigit():
-        from ipaddress import IPv4Address
-
-        try:
-            IPv4Address(host)
-        except ValueError as error:
-            raise ConfigError("That is not an IPv4 address.") from error
+    if labels[-1].isdigit() and not (len(labels) == 4 and all(map(_is_byte, labels))):
+        raise ConfigError("That is not an IPv4 address.")
     return host
+
+
+def _is_label(text: str) -> bool:
+    """Return whether ``text`` is letters, digits and _ of ASCII, with - between them."""
+    letters = text.replace("_", "x")
+    return (
+        letters.isascii()
+        and letters.replace("-", "x").isalnum()
+        and not (letters[0] == "-" or letters[-1] == "-")
+    )
+
+
+def _is_byte(text: str) -> bool:
+    """Return whether ``text`` is a number from 0 to 255 without leading zeros."""
+    return text.isdigit() and len(text) <= 3 and int(text) <= 255 and str(int(text)) == text
 
 
 def _port(text: str) -> int:

@@ -32,7 +32,8 @@ STRANGER: Final = Tenant(DEFAULT_TENANT, publish=NO_TOPICS, subscribe=NO_TOPICS)
 _OVER: Final = "The credential has expired, or is valid no more; ask with another one."
 _NOT_LOCAL: Final = (
     "This is for a key with the permission admin, for the daemon's admin_address, and, where no"
-    " credential is required, for this machine itself: ask localhost, and through no proxy."
+    " credential is required, for this machine itself: ask localhost, over HTTP/1.1 and through no"
+    " proxy."
 )
 
 
@@ -121,7 +122,7 @@ class Gate:
         wall_s: the wall clock, seconds since 1970, by which credentials expire.
     """
 
-    __slots__ = ("_authenticator", "_is_draining", "_wall_s", "generation")
+    __slots__ = ("_authenticator", "_wall_s", "generation", "is_draining")
 
     def __init__(
         self,
@@ -130,7 +131,7 @@ class Gate:
         wall_s: Callable[[], float],
     ) -> None:
         self._authenticator = authenticator
-        self._is_draining = is_draining
+        self.is_draining = is_draining
         self._wall_s = wall_s
         # The number of the meaning that heads have now; it rises in `change`. An `Admitted` that
         # was kept with another number is asked for anew.
@@ -147,9 +148,11 @@ class Gate:
         Args:
             generation: the gate's, when the request was admitted before.
         """
-        return generation != self.generation or (
-            admitted.tenant.expires_at_s is not None and self.left_s(admitted.tenant) <= 0.0
-        )
+        return generation != self.generation or self.is_over(admitted.tenant)
+
+    def is_over(self, tenant: Tenant) -> bool:
+        """Return whether the credential of ``tenant`` is valid no more."""
+        return tenant.expires_at_s is not None and self.left_s(tenant) <= 0.0
 
     def left_s(self, tenant: Tenant) -> float:
         """Return for how long the credential of ``tenant`` is valid, in seconds; inf for ever."""
@@ -158,7 +161,7 @@ class Gate:
 
     def refuse_if_draining(self, endpoint: Endpoint) -> None:
         """Raise ShuttingDown if the daemon drains and ``endpoint`` begins nothing new then."""
-        if self._is_draining() and not endpoint.serves_while_draining:
+        if self.is_draining() and not endpoint.serves_while_draining:
             raise ShuttingDown
 
     def admit(self, endpoint: Endpoint, head: Request) -> Admitted:
@@ -189,7 +192,7 @@ class Gate:
 
     def _refuse_if_over(self, tenant: Tenant) -> None:
         """Raise Unauthorized for a credential that is over, as a certificate may be by now."""
-        if self.left_s(tenant) <= 0.0:
+        if self.is_over(tenant):
             raise Unauthorized(_OVER, was_given=True)
 
     def admit_tenant(self, head: Request, max_body_bytes: int = 0) -> Admitted:

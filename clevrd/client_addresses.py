@@ -25,12 +25,9 @@ _MAX_REMEMBERED: Final = 4_096
 _Address = IPv4Address | IPv6Address
 
 
-class Client(NamedTuple):
-    """The sender of a request, and how the request reached the proxy nearest to it."""
+class AskedFor(NamedTuple):
+    """The scheme and host that a proxy was asked for, each None where the proxy does not say."""
 
-    # Empty for a client on a Unix socket.
-    address: str
-    # As a listed proxy says; None where none does.
     scheme: str | None
     host: str | None
 
@@ -72,17 +69,25 @@ class TrustedProxies:
             known = self._known[address] = any(found in network for network in self._networks)
         return known
 
-    def client_of(self, headers: Mapping[str, str], peer: str) -> Client:
-        """Return who sent a request, by its header fields and the ``peer`` of its connection."""
+    def client_of(self, headers: Mapping[str, str], peer: str) -> str:
+        """Return the address of a request's sender; empty for one on a Unix socket.
+
+        Args:
+            headers: the request's header fields.
+            peer: the address of its connection's other side.
+        """
         if not self.trusts(peer):
-            return Client(peer, None, None)
+            return peer
+        return self._forwarded_for(headers.get("x-forwarded-for", ""), peer)
+
+    def asked_for(self, headers: Mapping[str, str], peer: str) -> AskedFor | None:
+        """Return what a listed proxy's client asked for; None where ``peer`` is no listed proxy."""
+        if not self.trusts(peer):
+            return None
+        # The last entry is the nearest proxy's; what stands before it may be the client's own word.
         scheme = _last(headers.get("x-forwarded-proto", "")).lower()
         host = _last(headers.get("x-forwarded-host", ""))
-        return Client(
-            self._forwarded_for(headers.get("x-forwarded-for", ""), peer),
-            scheme if scheme in ("http", "https") else None,
-            host or None,
-        )
+        return AskedFor(scheme if scheme in ("http", "https") else None, host or None)
 
     def _forwarded_for(self, value: str, peer: str) -> str:
         """Return the last address in ``value`` that is no listed proxy's.

@@ -20,6 +20,7 @@ from msgspec import Meta
 
 from clevrd.addresses import DEFAULT_ADDRESS, parse_address
 from clevrd.errors import ConfigError
+from clevrd.small_files import read_small
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -610,8 +611,7 @@ def _read_toml(path: str) -> dict[str, object]:
 
 
 def _read_bounded(path: str) -> bytes:
-    with open(path, "rb") as file:
-        content = file.read(MAX_FILE_BYTES + 1)
+    content = read_small(path, MAX_FILE_BYTES)
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(f"The configuration file {path} is over {MAX_FILE_BYTES} bytes.")
     return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from clevrd import __version__
 from clevrd.argv import with_command
 
 
@@ -28,11 +29,25 @@ def main() -> int:
             from clevrd.health_check import main as check
 
             return check(words)
+        if [command, *words] == ["version"] and _print_version():
+            return 0
         from clevrd.cli import main as run
 
         return run()
     except KeyboardInterrupt as stop:
         return signals.interrupted_code(stop)
+
+
+def _print_version() -> bool:
+    """Print the version, which scripts ask for often; return False where that fails.
+
+    The command of that name, which imports the command line, has a sentence about it.
+    """
+    try:
+        os.write(1, f"clevrd {__version__}\n".encode())
+    except OSError:
+        return False
+    return True
 
 
 def _open_missing_streams() -> None:

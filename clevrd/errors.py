@@ -6,7 +6,10 @@ closes.
 
 from __future__ import annotations
 
-from typing import ClassVar
+# `clevrd health` imports this module, and importing typing would double what that costs.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class ClevrdError(Exception):

@@ -2,23 +2,25 @@
 
 The command runs every few seconds beside a daemon that needs the CPU, so it imports no HTTP
 library, no logging, and of the settings only the address and whether TLS is spoken there. So it
-also works when a settings file was changed since the start and is wrong.
+also works when a settings file was changed since the start and is wrong. Its options are read here
+where they are as they should be; help, and what is wrong, is in `health_options`.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, NoReturn
 
 from clevrd.addresses import DEFAULT_ADDRESS, TcpAddress, UnixAddress, parse_address
 from clevrd.argv import argv_of_process, with_command
 from clevrd.errors import ConfigError
+
+TYPE_CHECKING = False  # as in errors
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 EXIT_WELL: Final = 0
 EXIT_NOT_WELL: Final = 1
@@ -31,79 +33,98 @@ TIMEOUT_S: Final = 2.0
 MAX_HEAD_BYTES: Final = 8192
 MAX_FILE_BYTES: Final = 1 << 20
 
+# Spellings of what switches a setting on, as `config` takes them.
+_YES: Final = ("true", "1", "yes")
+# The header of a proxy that asks for itself.
+_OWN_HEADER: Final = b"PROXY UNKNOWN\r\n"
+
 # A daemon that listens on all interfaces answers on the loopback address of the same family.
 _LOOPBACK: Final = {None: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    """Return argparse's formatter with a fixed width, which saves importing terminal code."""
-    return argparse.HelpFormatter(prog, width=98)
+class Options:
+    """The options of the command; those of them that name a place are None unless given."""
 
+    __slots__ = ("address", "config", "ready", "timeout")
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """End with one line, since a health check's log has room for one."""
-        sys.exit(_say(2, f"{message} (try: {self.prog} --help)", EXIT_USAGE))
+    def __init__(self) -> None:
+        self.address: str | None = None
+        self.config: str | None = None
+        self.ready = False
+        # Seconds.
+        self.timeout = TIMEOUT_S
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command with these arguments and return its exit code."""
-    parser = _Parser(
-        prog="clevrd health",
-        description="Ask the daemon of these settings whether it is well; for health checks.",
-        allow_abbrev=False,
-        formatter_class=_formatter,
-    )
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
+    options = plain_options(argv)
+    if options is None:
+        # argparse takes as much CPU as all the rest.
+        from clevrd.health_options import parse
+
+        options = parse(argv)
+    return run(options)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options: where the daemon is, and what to ask it."""
-    parser.add_argument("--address", metavar="VALUE", help="where it listens, as for serve")
-    parser.add_argument("--config", metavar="FILE", help="TOML file of settings (CLEVRD_CONFIG)")
-    parser.add_argument("--ready", action="store_true", help="ask /health/ready, not /health/live")
-    parser.add_argument(
-        "--timeout",
-        type=_seconds,
-        default=TIMEOUT_S,
-        metavar="SECONDS",
-        help="how long the answer may take (default %(default)g)",
-    )
+def plain_options(argv: Sequence[str]) -> Options | None:
+    """Return the options in ``argv``; None where that takes more than a look at each word."""
+    options = Options()
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word == "--ready":
+            options.ready = True
+            continue
+        if not equals:
+            value = next(words, "")
+        if not value or value.startswith("-"):
+            return None
+        if name == "--address":
+            options.address = value
+        elif name == "--config":
+            options.config = value
+        elif name == "--timeout" and (seconds := seconds_in(value)) is not None:
+            options.timeout = seconds
+        else:
+            return None
+    return options
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Ask the daemon, print the result as one line, and return the exit code."""
-    found = _flags_of_first_process()
+    given = _flags_of_first_process()
+    config = options.config or given.get("--config")
     try:
         where = find_address(
-            found.address if options.address is None else options.address,
-            options.config or found.config,
+            given.get("--address") if options.address is None else options.address,
+            config,
             os.environ,
         )
         address = parse_address(where)
-        is_secure = speaks_tls(found.tls_cert_file, options.config or found.config, os.environ)
+        is_secure = speaks_tls(given.get("--tls-cert-file"), config, os.environ)
+        proxies = listed_proxies(given.get("--proxy-protocol"), config, os.environ)
     except ConfigError as error:
-        return _say(2, str(error), ConfigError.exit_code)
+        return say(2, str(error), ConfigError.exit_code)
     if isinstance(address, TcpAddress) and address.port == 0:
-        return _say(2, "Port 0 is chosen when the daemon starts; name it: --address", EXIT_USAGE)
+        return say(2, "Port 0 is chosen when the daemon starts; name it: --address", EXIT_USAGE)
     path = "/health/ready" if options.ready else "/health/live"
     try:
-        status = _status_of(_ask(address, path, time.monotonic() + options.timeout, is_secure))
+        end_s = time.monotonic() + options.timeout
+        status = _status_of(_ask(address, path, end_s, is_secure, proxies))
     except CertificateWanted:
         if options.ready:
-            return _say(2, f"{where} answers nobody without a client certificate.", EXIT_NOT_WELL)
-        return _say(1, f"{where} is there and asked for a client certificate.", EXIT_WELL)
+            return say(2, f"{where} answers nobody without a client certificate.", EXIT_NOT_WELL)
+        return say(1, f"{where} is there and asked for a client certificate.", EXIT_WELL)
     except TimeoutError:
         late = f"{where} did not answer {path} within {options.timeout:g} s."
-        return _say(2, late, EXIT_NOT_WELL)
+        return say(2, late, EXIT_NOT_WELL)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        return _say(2, f"Nobody answers at {where}: {reason}.", EXIT_UNAVAILABLE)
+        return say(2, f"Nobody answers at {where}: {reason}.", EXIT_UNAVAILABLE)
     if status != 200:
         answer = f"{where} answered {path} with {status or 'what is not HTTP'}."
-        return _say(2, answer, EXIT_NOT_WELL)
-    return _say(1, f"{where} answered {path} with 200.", EXIT_WELL)
+        return say(2, answer, EXIT_NOT_WELL)
+    return say(1, f"{where} answered {path} with 200.", EXIT_WELL)
 
 
 def find_address(flag: str | None, file: str | None, environ: Mapping[str, str]) -> str:
@@ -140,6 +161,24 @@ def speaks_tls(flag: str | None, file: str | None, environ: Mapping[str, str]) -
     )
 
 
+def listed_proxies(flag: str | None, file: str | None, environ: Mapping[str, str]) -> list[str]:
+    """Return the proxies of whom the daemon of these settings expects a PROXY header.
+
+    Raises:
+        ConfigError: the file can't be read.
+    """
+    path = file or environ.get("CLEVRD_CONFIG")
+    text = environ.get("CLEVRD_PROXY_PROTOCOL") if flag is None else flag
+    if not path or (text and text.lower() not in _YES):
+        # Proxies are listed in the file alone.
+        return []
+    settings = _read_settings(path)
+    table = settings.get("auth")
+    listed = table.get("trusted_proxies") if isinstance(table, dict) else None
+    is_on = bool(text) or settings.get("proxy_protocol") is True
+    return [str(each) for each in listed] if is_on and isinstance(listed, list) else []
+
+
 def _address_in(path: str) -> str:
     found = _read_settings(path).get("address", DEFAULT_ADDRESS)
     if not isinstance(found, str):
@@ -159,32 +198,30 @@ def _read_settings(path: str) -> dict[str, Any]:
         raise ConfigError(f"The configuration file {path} is not TOML: {error}.") from error
 
 
-def _flags_of_first_process() -> argparse.Namespace:
-    """Return the flags of the daemon that is process 1, as in a container.
+def _flags_of_first_process() -> dict[str, str]:
+    """Return the flags of the daemon that is process 1, as in a container, with their values.
 
     A check in the same container inherits the daemon's environment, but not its flags.
     """
-    command, *flags = with_command(argv_of_process())
-    parser = argparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, exit_on_error=False, formatter_class=_formatter
-    )
-    parser.add_argument("--address")
-    parser.add_argument("--config")
-    parser.add_argument("--tls-cert-file")
-    try:
-        return parser.parse_known_args(flags if command == "serve" else [])[0]
-    except argparse.ArgumentError:  # a daemon can't run with these flags
-        return parser.parse_args([])
+    command, *words = with_command(argv_of_process())
+    found: dict[str, str] = {}
+    if command == "serve":
+        for word, following in zip(words, [*words[1:], ""], strict=False):
+            name, equals, value = word.partition("=")
+            if name.startswith("--") and (value := value if equals else following):
+                found[name] = value
+    return found
 
 
-def _seconds(text: str) -> float:
+def seconds_in(text: str) -> float | None:
+    """Return a number of seconds, up to an hour; None where ``text`` is none."""
     with suppress(ValueError):
         if 0 < (number := float(text)) <= 3600:
             return number
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, up to 3600")
+    return None
 
 
-def _say(descriptor: int, sentence: str, code: int) -> int:
+def say(descriptor: int, sentence: str, code: int) -> int:
     """Write one line if the descriptor takes it, and return ``code``."""
     line = sentence if descriptor == 1 else f"clevrd: {sentence}"
     with suppress(OSError):
@@ -200,9 +237,17 @@ class CertificateWanted(Exception):
 
 
 def _ask(
-    address: TcpAddress | UnixAddress, path: str, end_s: float, is_secure: bool = False
+    address: TcpAddress | UnixAddress,
+    path: str,
+    end_s: float,
+    is_secure: bool = False,
+    proxies: Sequence[str] = (),
 ) -> bytes:
     """Return the first line of the answer, and perhaps more of it.
+
+    Args:
+        is_secure: the daemon speaks TLS.
+        proxies: those of whom it expects a PROXY header.
 
     Raises:
         CertificateWanted: it is there and wants one.
@@ -210,7 +255,7 @@ def _ask(
     """
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     head = b""
-    with _connected(address, end_s) as plain, _secured(plain, end_s, is_secure) as peer:
+    with _connected(address, end_s, proxies) as plain, _secured(plain, end_s, is_secure) as peer:
         peer.settimeout(_left_s(end_s))
         peer.sendall(request.encode())
         while b"\n" not in head and len(head) < MAX_HEAD_BYTES:
@@ -246,19 +291,37 @@ def _secured(peer: socket.socket, end_s: float, is_secure: bool) -> socket.socke
     return context.wrap_socket(peer)
 
 
-def _connected(address: TcpAddress | UnixAddress, end_s: float) -> socket.socket:
-    """Return a connection to the first address of the name that accepts one."""
+def _connected(
+    address: TcpAddress | UnixAddress, end_s: float, proxies: Sequence[str]
+) -> socket.socket:
+    """Return a connection to the first address of the name that accepts one.
+
+    A PROXY header was sent over it where this machine is one of ``proxies``.
+    """
     failed: OSError = OSError("the name means no address")
     for family, where in _places(address):
         peer = socket.socket(family, socket.SOCK_STREAM)
         try:
             peer.settimeout(_left_s(end_s))
             peer.connect(where)
+            if proxies and _is_listed(peer, proxies):
+                peer.sendall(_OWN_HEADER)
             return peer
         except OSError as error:
             peer.close()
             failed = error
     raise failed
+
+
+def _is_listed(peer: socket.socket, proxies: Sequence[str]) -> bool:
+    """Return whether the daemon takes this end of a connection for a listed proxy's."""
+    # The import takes 4 ms, for settings that few have.
+    from clevrd.client_addresses import TrustedProxies, address_of
+
+    with suppress(ValueError):
+        return TrustedProxies(proxies).trusts(address_of(peer.getsockname()))
+    # The daemon does not start with such a list.
+    return False
 
 
 def _places(address: TcpAddress | UnixAddress) -> list[tuple[int, Any]]:

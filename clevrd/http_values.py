@@ -177,6 +177,27 @@ def attach_upgrade(
             transport.close()
 
 
+class AbortOnError:
+    """A block of a connection's work that no answer may be missing of.
+
+    If it raises, as where memory has run out even for a refusal, the transport is aborted, and the
+    error goes on to whoever counts and logs it.
+    """
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, transport: asyncio.Transport | None) -> None:
+        self._transport = transport
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        """End the connection if the block raised."""
+        if isinstance(error, Exception) and self._transport is not None:
+            self._transport.abort()
+
+
 Reply = Response | Upgrade
 
 

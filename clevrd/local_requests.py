@@ -1,7 +1,8 @@
 """Local requests: which requests come from this machine itself, and from no proxy on it. Pure.
 
 A proxy on the same machine makes every client look local. So a request is local only if nothing in
-it says that it came from elsewhere.
+it says that it came from elsewhere. That is no proof: a proxy that is set to speak HTTP/1.1, to add
+no field and to name this machine as the host can't be told from a program here.
 """
 
 from __future__ import annotations
@@ -38,14 +39,16 @@ def is_local_peer(peername: object, family: int) -> bool:
 
 
 def is_local(request: Request) -> bool:
-    """Return whether ``request`` comes from a program of this machine, without a proxy between.
+    """Return whether ``request`` came over loopback, and nothing in it is a proxy's or a page's.
 
-    Its host has to be this machine's as well. A page whose own name was made to mean 127.0.0.1 (DNS
-    rebinding) has its name there, and so has a proxy that adds no header field.
+    Its host has to be this machine's as well: a page whose own name was made to mean 127.0.0.1 (DNS
+    rebinding) has its name there, and so have clients of a proxy that passes the host on. HTTP/1.0
+    is what nginx speaks to the server behind it unless it is told otherwise.
     """
     headers = request.headers
     return (
         request.is_local_peer
+        and not request.is_http_1_0
         and not any(sign in headers for sign in _SIGNS_OF_PROXY)
         and _is_local_host(headers.get("host", ""))
     )

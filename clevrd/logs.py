@@ -69,6 +69,8 @@ class Lines:
         self.note = note
         self._max_queued_bytes = max_queued_bytes
         self._writer = WriterThread("clevrd-log", self._deliver)
+        # Lines that could not even be made, since the start.
+        self.unmade = 0
         # Lines that found the queue full, since the start; `put` alone changes it.
         self._refused = 0
         # Lines of `_refused` that a written line has told of. Only the writer's thread changes this
@@ -84,7 +86,7 @@ class Lines:
     @property
     def dropped(self) -> int:
         """Lines that were dropped since the start; the number only rises."""
-        return self._refused + self._failed
+        return self._refused + self._failed + self.unmade + self._writer.lost
 
     def put(self, line: str) -> None:
         """Have ``line`` written, without waiting; its newline is added."""
@@ -190,12 +192,18 @@ class LinesHandler(logging.Handler):
         lines.note = self._note
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Put the event's line; if formatting fails, put a line that says where it came from."""
+        """Put the event's line; if formatting fails, put a line that says where it came from.
+
+        It raises nothing: an event may be logged amid the mending of what went wrong.
+        """
         try:
-            line = self.format(record)
-        except Exception as error:
-            line = self.format(_unreadable(record, error))
-        self._lines.put(line)
+            try:
+                line = self.format(record)
+            except Exception as error:
+                line = self.format(_unreadable(record, error))
+            self._lines.put(line)
+        except Exception:  # memory has run out
+            self._lines.unmade += 1
 
     def flush(self) -> None:
         """Wait for queued lines, FLUSH_S at most; `logging.shutdown` calls this at exit."""

@@ -15,19 +15,19 @@ import gc
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
 import uvloop
 from aiohttp import http_parser
 
 from clevrd import __version__, logs
 from clevrd.access.control import AccessControl
+from clevrd.access.reading import FileReading
 from clevrd.access.reloading import Reloading
 from clevrd.address_limit import AddressLimit
 from clevrd.addresses import parse_address
@@ -42,7 +42,13 @@ from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
 from clevrd.daemon_signals import DaemonSignals
 from clevrd.descriptors import connections_allowed, raise_limit
-from clevrd.errors import CannotStart, ConfigError, InvalidRequest, JournalUnavailable
+from clevrd.errors import (
+    CannotStart,
+    ClevrdError,
+    ConfigError,
+    InvalidRequest,
+    JournalUnavailable,
+)
 from clevrd.handlers.commands.endpoint import CommandEndpoint
 from clevrd.handlers.operate.configuration import ConfigurationEndpoint
 from clevrd.handlers.operate.figures import Figures
@@ -62,6 +68,7 @@ from clevrd.journal.engines import engine_of
 from clevrd.journal.settings import JournalSettings, journal_of, plain_journal_of
 from clevrd.listeners import Listeners
 from clevrd.page_check import PageCheck
+from clevrd.proxy_protocol import UnexpectedProxyHeader, begins_with_header
 from clevrd.raw_http import (
     MAX_LINGERING,
     MAX_PROBES,
@@ -72,6 +79,7 @@ from clevrd.raw_http import (
 )
 from clevrd.refusals import Refusals
 from clevrd.restart.directory import StateDir
+from clevrd.scheduling.beside_loop import in_daemon_thread
 from clevrd.scheduling.timers import Timers
 from clevrd.tenants import DEFAULT_TENANT
 from clevrd.tenants.from_settings import AuthenticatorMaker, Surroundings, access_of, folder_of
@@ -111,8 +119,6 @@ SAVE_GRACE_S: Final = 5.0
 _POLL_S: Final = 0.02
 # How long connections that have nothing left to receive get to close.
 _CUT_TIMEOUT_S: Final = 0.1
-
-ResultT = TypeVar("ResultT")
 
 
 class Server:
@@ -171,6 +177,9 @@ class Server:
         )
         authenticator = maker.make(access, folder)
         gate = Gate(authenticator, lambda: self.hub.is_draining, wall_s)
+        allowed = read_allowed_origins(config.allowed_origins, access.auth.allowed_origins)
+        origins = OriginRule(allowed, self._loop.time)
+        pages = PageCheck(origins, self.client_addresses.asked_for)
         self.connections = Connections(
             self.hub.counters,
             self.hub.tasks,
@@ -180,17 +189,19 @@ class Server:
             self._loop,
             self.client_addresses,
             self.hub.connection_counts,
+            pages,
             wall_s,
         )
         self._polls = Polls(self.hub, self._loop)
-        allowed = read_allowed_origins(config.allowed_origins, access.auth.allowed_origins)
-        origins = OriginRule(allowed, self._loop.time)
+        # Reads the files that a reload needs.
+        self.reading = FileReading()
         in_force = ConfigInForce(config, sources or {}, file, access, wall_s, journal)
         self.access = AccessControl(
             *(maker, authenticator, gate, origins, config.allowed_origins),
             *(self.connections, self._polls, self.hub.tasks),
             self._put_into_force,
             in_force,
+            self.reading,
         )
         self._put_into_force(access)
         publish = PublishEndpoint(gate, self.hub, config)
@@ -226,7 +237,6 @@ class Server:
             }
         )
         refusals = self.hub.refusals.with_events(refusal_as_events)
-        pages = PageCheck(origins, self.client_addresses.is_proxy)
         self._front = AiohttpFront(
             *(gate, pages, router, refusals),
             *(self.hub.turns, self.hub.input_budget, self.client_addresses, config),
@@ -254,15 +264,7 @@ class Server:
             max_connections=config.max_connections or 1,
             loop=self._loop,
         )
-        make_protocol: Callable[[], asyncio.Protocol] = partial(
-            ProxiedConnection if config.proxy_protocol else RawConnection, self.raw_server
-        )
-        if tls.is_on and config.proxy_protocol:
-            # The header of a PROXY comes before the handshake, and is read behind it here.
-            raise ConfigError(
-                "proxy_protocol and TLS can't be used together; let the proxy speak to the daemon"
-                " without TLS, or say in X-Forwarded-For who its client is."
-            )
+        make_protocol: Callable[[], asyncio.Protocol] = partial(RawConnection, self.raw_server)
         # None where the daemon speaks no TLS.
         self._tls: TlsServer | None = None
         if tls.is_on:
@@ -270,7 +272,8 @@ class Server:
                 TlsContexts(tls),
                 make_protocol,
                 self.raw_server.is_full,
-                lambda: self._answer_plain(refusals),
+                partial(self._answer_plain, refusals),
+                self.client_addresses,
                 self.hub.counters,
                 self.hub.turns,
                 self.hub.input_budget,
@@ -278,6 +281,9 @@ class Server:
                 self._loop,
             )
             make_protocol = partial(TlsConnection, self._tls)
+        if config.proxy_protocol:
+            # The header comes first, and in the clear, also where a handshake follows it.
+            make_protocol = partial(ProxiedConnection, self.raw_server, make_protocol)
         self._listeners = Listeners(
             parse_address(config.address),
             config.send_buffer_bytes,
@@ -373,10 +379,14 @@ class Server:
     def _certificate_ends_in_s(self) -> float | None:
         return None if self._tls is None else self._tls.contexts.ends_in_s()
 
-    def _answer_plain(self, refusals: Refusals) -> bytes:
-        """Return the answer to a request that came without TLS."""
-        error = InvalidRequest("This port speaks TLS; ask for https:// or wss:// instead.")
-        return self.raw_server.renderer.render(refusals.response(error, None), must_close=True)
+    def _answer_plain(self, refusals: Refusals, data: bytes) -> bytes:
+        """Return the answer to ``data``, with which a connection began in the place of TLS."""
+        error: ClevrdError = InvalidRequest(
+            "This port speaks TLS; ask for https:// or wss:// instead."
+        )
+        if begins_with_header(data):
+            error = UnexpectedProxyHeader()
+        return self.raw_server.render(refusals.response(error, None), must_close=True)
 
     def prepare_tls(self, settings: TlsSettings) -> Callable[[], None]:
         """Read the certificates; return what has handshakes that begin later answered with them.
@@ -471,7 +481,7 @@ class Server:
         # state would give out offsets a second time.
         if self._state is not None:
             try:
-                await _in_daemon_thread(self._state.use_up, self._loop)
+                await _beside_loop(self._state.use_up, self._loop)
             except CannotStart:
                 self.abandon()
                 raise
@@ -619,7 +629,7 @@ class Server:
         began_s = self._loop.time()
         # The file is read beside the loop, so that a stop signal works meanwhile, in a thread that
         # a stop need not wait for.
-        await _in_daemon_thread(lambda: _open_and_read(state, self.hub), self._loop)
+        await _beside_loop(lambda: _open_and_read(state, self.hub), self._loop)
         log.info(
             "state restored topics=%d ring_bytes=%d took_s=%.3f",
             len(self.hub.topics),
@@ -647,7 +657,7 @@ class Server:
         until_s = end_s - min(SAVE_FINISH_S, self.config.shutdown_timeout_s / 4)
         try:
             report = await asyncio.wait_for(
-                _in_daemon_thread(
+                _beside_loop(
                     lambda: state.save(self.hub.last_id_us, self.hub.saved(), until_s), self._loop
                 ),
                 max(end_s - began_s, 0.0) + SAVE_GRACE_S,
@@ -720,32 +730,7 @@ def _open_and_read(state: StateDir, hub: Hub) -> None:
     state.read(hub.restore)
 
 
-def _in_daemon_thread(
-    call: Callable[[], ResultT], loop: asyncio.AbstractEventLoop
-) -> Awaitable[ResultT]:
-    """Run ``call`` in a thread that the process does not wait for, even if a disk hangs."""
-    done: asyncio.Future[ResultT] = loop.create_future()
-
-    def settle(result: ResultT | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(cast(ResultT, result))
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = call()
-        except Exception as raised:
-            error = raised
-        # The loop may be closed by now; then no one waits for the result.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name="clevrd-state", daemon=True).start()
-    return done
+_beside_loop = partial(in_daemon_thread, name="clevrd-state")
 
 
 # --- the process ---------------------------------------------------------------------------------
@@ -789,6 +774,7 @@ async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> 
         loaded,
         load,
         partial(_prepare_reload, server),
+        server.reading,
         server.hub.tasks,
         server.hub.counters,
     )

@@ -34,6 +34,7 @@ class WriterThread:
         "_queue",
         "_stuck_at",
         "_thread",
+        "lost",
     )
 
     def __init__(
@@ -55,6 +56,8 @@ class WriterThread:
         # _done_bytes when the last flush was given up; -1 if none was.
         self._stuck_at = -1
         self._thread: threading.Thread | None = None
+        # Pieces of data that could not be delivered because memory had run out; rises in _run.
+        self.lost = 0
 
     @property
     def queued_bytes(self) -> int:
@@ -92,7 +95,11 @@ class WriterThread:
         while True:
             parts, size_bytes, events = self._take()
             if parts:
-                self._deliver(b"".join(parts))
+                try:
+                    self._deliver(b"".join(parts))
+                except MemoryError:
+                    # Without its thread the writer would deliver nothing any more.
+                    self.lost += len(parts)
                 self._done_bytes += size_bytes
                 self._moved()
             for event in events:

@@ -15,6 +15,7 @@ from bench.scenarios import (
     slow,
     soak,
     steady,
+    tls,
     topics,
     transports,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "slow",
     "soak",
     "steady",
+    "tls",
     "topics",
     "transports",
 ]

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from clevrd.access.reading import FileReading
 from clevrd.admission import Gate
 from clevrd.config import Loaded
 from clevrd.config_view import ConfigInForce
@@ -17,7 +18,7 @@ from clevrd.connections.poll import Polls
 from clevrd.connections.registry import Connections
 from clevrd.scheduling.timers import Tasks
 from clevrd.tenants.authenticator import Authenticator
-from clevrd.tenants.from_settings import AuthenticatorMaker
+from clevrd.tenants.from_settings import AuthenticatorMaker, read_key_files
 from clevrd.tenants.origin_rule import OriginRule
 from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import Access
@@ -40,6 +41,7 @@ class AccessControl:
         tasks: Tasks,
         on_change: Callable[[Access], None],
         in_force: ConfigInForce,
+        reading: FileReading,
     ) -> None:
         """Store the parts.
 
@@ -60,11 +62,10 @@ class AccessControl:
         self._tasks = tasks
         self._on_change = on_change
         self._in_force = in_force
+        self._reading = reading
 
     async def apply(self, access: Access, folder: Path, loaded: Loaded | None = None) -> int:
         """Put ``access`` into force, and return how many connections were closed for it.
-
-        Connections that a page opened stay open where its origin is allowed no more.
 
         Args:
             folder: where the file is that has these rules.
@@ -75,7 +76,8 @@ class AccessControl:
         """
         allowed_origins = self._allowed_origins if loaded is None else loaded.config.allowed_origins
         allowed = read_allowed_origins(allowed_origins, access.auth.allowed_origins)
-        self._authenticator = self._maker.make(access, folder)
+        keys = await self._reading.run(lambda: read_key_files(access, folder))
+        self._authenticator = self._maker.make_with(access, keys)
         self._origins.change(allowed)
         self._allowed_origins = allowed_origins
         self._gate.change(self._authenticator)

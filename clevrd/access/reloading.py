@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 from clevrd.access.control import AccessControl
+from clevrd.access.reading import FileReading
 from clevrd.config import Config, Loaded
 from clevrd.config_view import RELOADED
 from clevrd.errors import ConfigError
@@ -28,7 +29,7 @@ class Reloading:
         loaded: the configuration that the daemon was started with.
         load: returns the configuration as it is now, or raises ConfigError.
         prepare: reads what else a configuration names, the certificates; returns what puts it into
-            force, or raises ConfigError.
+            force, or raises ConfigError. Both are called in a thread.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Reloading:
         loaded: Loaded,
         load: Callable[[], Loaded],
         prepare: Callable[[Loaded, Access], Callable[[], None]],
+        reading: FileReading,
         tasks: Tasks,
         counters: Counters,
     ) -> None:
@@ -44,6 +46,7 @@ class Reloading:
         self._config = loaded.config
         self._load = load
         self._prepare = prepare
+        self._reading = reading
         self._tasks = tasks
         self._counters = counters
         # A reload is under way; another one was asked for meanwhile.
@@ -70,9 +73,7 @@ class Reloading:
     async def _reload(self) -> None:
         """Put the rules in the file into force, and log each setting that needs a restart."""
         try:
-            loaded = self._load()
-            access = access_of(loaded)
-            put_into_force = self._prepare(loaded, access)
+            loaded, access, put_into_force = await self._reading.run(self._read)
             closed = await self._access.apply(access, folder_of(loaded), loaded)
         except ConfigError as error:
             self._counters.reloads_failed += 1
@@ -84,6 +85,12 @@ class Reloading:
             log.warning("setting changed, which a restart puts into force setting=%s", field)
         self._counters.reloads += 1
         log.info("reloaded file=%s connections_closed=%d", loaded.path, closed)
+
+    def _read(self) -> tuple[Loaded, Access, Callable[[], None]]:
+        """Read the file, and all that it names but keys; called in a thread."""
+        loaded = self._load()
+        access = access_of(loaded)
+        return loaded, access, self._prepare(loaded, access)
 
 
 def changed_settings(before: Config, now: Config) -> list[str]:

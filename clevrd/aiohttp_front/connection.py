@@ -37,7 +37,14 @@ from clevrd.errors import (
     RequestTimeout,
     Unavailable,
 )
-from clevrd.http_values import LINGER_S, TOO_MUCH_INPUT, Request, Response, ResponseRenderer
+from clevrd.http_values import (
+    LINGER_S,
+    TOO_MUCH_INPUT,
+    AbortOnError,
+    Request,
+    Response,
+    ResponseRenderer,
+)
 from clevrd.input_budget import InputBudget
 from clevrd.local_requests import is_local_peer
 from clevrd.pace import reads_on
@@ -53,6 +60,10 @@ _BREAK: Final = b"\0clevrd\0"
 # body in chunks of one byte.
 SLICE_BYTES: Final = 8_192
 
+# Requests that aiohttp holds at most, beside the one that it handles. From 32 on its parser keeps
+# their bytes, and parses them later all at once (MAX_MSG_QUEUE_SIZE of its web_protocol).
+MAX_QUEUED_REQUESTS: Final = 16
+
 # Turns of the loop after which a request that has arrived is certainly being handled; aiohttp takes
 # 3.
 TURNS_TO_BEGIN: Final = 8
@@ -66,6 +77,7 @@ class FrontConnection(RequestHandler):
 
     __slots__ = (
         "_awaited",
+        "_awaits_room",
         "_current",
         "_fault",
         "_framing",
@@ -96,6 +108,8 @@ class FrontConnection(RequestHandler):
         self.received_bytes = 0
         # Bytes received and not yet given to aiohttp; a callback in `turns` will give them.
         self._unread = b""
+        # True while _unread waits until aiohttp has handled requests that it holds.
+        self._awaits_room = False
         # While reading is paused here: whether aiohttp itself wanted to be read on.
         self._wants_more = True
         # True when the client has shut its side down behind bytes that are still in _unread.
@@ -178,6 +192,9 @@ class FrontConnection(RequestHandler):
         self._cancel_limit()
         self._current = http_request
         self._handled += 1
+        if self._awaits_room and not self._is_full:
+            self._awaits_room = False
+            self._server.turns.wait(self._take_turn, len(self._unread))
         if self.has_eof:
             _cut_short(http_request)
 
@@ -246,26 +263,41 @@ class FrontConnection(RequestHandler):
     # --- shares of turns -------------------------------------------------------------------------
 
     def _read(self, data: bytes) -> None:
-        """Give aiohttp as much of ``data`` as this turn's share allows; hold the rest."""
-        for start in range(0, len(data), SLICE_BYTES):
-            if start and self._server.turns.is_spent():
-                self._hold(data[start:])
+        """Give aiohttp as much of ``data`` as this turn's share allows; hold the rest.
+
+        The last of what aiohttp's parser is given at once may be a fault, for which it drops the
+        requests before that. So the parser is given one request at a time, and not so many that
+        it would keep some back.
+        """
+        at = 0
+        while at < len(data):
+            if self._is_full or (at and self._server.turns.is_spent()):
+                self._hold(data[at:])
                 return
-            self._give(data[start : start + SLICE_BYTES])
+            at += self._give(data[at : at + SLICE_BYTES])
             if self._fault is not None:
                 break
         framing = self._framing
         if self._current is None and (framing.is_in_head or framing.is_lost):
             self._start_limit()
 
-    def _give(self, data: bytes) -> None:
-        """Give aiohttp the part of ``data`` that is well-formed, and refuse the rest."""
-        passed, fault = self._framing.take(data)
+    @property
+    def _is_full(self) -> bool:
+        """Whether aiohttp holds as many requests as it may."""
+        return self._framing.requests - self._handled > MAX_QUEUED_REQUESTS
+
+    def _give(self, data: bytes) -> int:
+        """Give aiohttp the part of ``data`` that is well-formed, and refuse what is not.
+
+        The part ends with a request at the latest. Returns how many bytes are done with.
+        """
+        passed, followed_bytes, fault = self._framing.take(data)
         super().data_received(passed)
         if fault is not None:
             self._refuse_next(fault)
         if self._max_body_bytes is not None:
             self._check_declared()
+        return followed_bytes
 
     def _hold(self, data: bytes, *, has_begun: bool = True) -> None:
         """Parse ``data`` in a later turn, and read no more from the socket until then."""
@@ -275,7 +307,11 @@ class FrontConnection(RequestHandler):
             self._refuse_unread()
             return
         self._stop_reading()
-        if not before_bytes:
+        if before_bytes:
+            return
+        if self._is_full:
+            self._awaits_room = True
+        else:
             self._server.turns.wait(self._take_turn, len(data), has_begun=has_begun)
 
     def _take_turn(self) -> None:
@@ -283,7 +319,8 @@ class FrontConnection(RequestHandler):
         if self.transport is None or self._is_ending:
             return
         self._read_as_wanted(self.transport)
-        self._read(unread)
+        with AbortOnError(self.transport):
+            self._read(unread)
         if self._is_eof_held and not self._unread:
             self._is_eof_held = False
             if not self.eof_received():

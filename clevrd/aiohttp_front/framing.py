@@ -96,7 +96,15 @@ class Framing:
     was split; other bytes are passed on as they come.
     """
 
-    __slots__ = ("_fields", "_held", "_known", "_left_bytes", "_state", "declared_bytes")
+    __slots__ = (
+        "_fields",
+        "_held",
+        "_known",
+        "_left_bytes",
+        "_state",
+        "declared_bytes",
+        "requests",
+    )
 
     def __init__(self, known: KnownHeads | None = None) -> None:
         """Args: known: heads seen before, shared by connections; None for an empty one."""
@@ -110,6 +118,8 @@ class Framing:
         self._left_bytes = 0
         # Least size of the body under way by the sizes of its chunks; 0 without chunks.
         self.declared_bytes = 0
+        # Requests that have begun: their line was whole.
+        self.requests = 0
 
     @property
     def is_in_head(self) -> bool:
@@ -123,8 +133,12 @@ class Framing:
         """Whether the bytes are not followed any more."""
         return self._state is _State.LOST
 
-    def take(self, data: bytes) -> tuple[bytes, ClevrdError | None]:
-        """Return the bytes to pass on, and the fault behind them, if any."""
+    def take(self, data: bytes) -> tuple[bytes, int, ClevrdError | None]:
+        """Follow ``data`` up to the end of one request at most.
+
+        Returns the bytes to pass on, how many bytes of ``data`` were followed, and the fault behind
+        them, if any. The rest of ``data`` has to be given again.
+        """
         at = 0
         # The beginning of a request line whose end is in ``data``, if it is.
         held = self._held if self._state is _State.LINE else b""
@@ -138,12 +152,15 @@ class Framing:
                         if not self._held and (known := self._known.find(data, at)) is not None:
                             at, self._state, self._left_bytes = known
                             self.declared_bytes = 0
+                            self.requests += 1
+                        else:
+                            head_at = -1 if self._held else at
+                            after = self._take_line(data, at)
+                            if after is None:
+                                # The beginning of a line is held.
+                                return (held + data[:at] if at else b""), len(data), None
+                            at = after
                             continue
-                        head_at = -1 if self._held else at
-                        after = self._take_line(data, at)
-                        if after is None:
-                            break
-                        at = after
                     case _State.FIELDS:
                         at = self._take_field(data, at)
                         if head_at >= 0 and self._state not in (_State.FIELDS, _State.LOST):
@@ -156,13 +173,14 @@ class Framing:
                         at = self._take_chunk_size(data, at)
                     case _State.TRAILERS:
                         at = self._take_trailer(data, at)
-            else:
-                at = len(data)
+                if self._state is _State.LINE:
+                    return held + data[:at], at, None
+            at = len(data)
         except ClevrdError as error:
             self._state = _State.LOST
             fault = error
         # If no step was made, no byte is passed on, not even held ones.
-        return (held + data[:at] if at else b""), fault
+        return (held + data[:at] if at else b""), len(data), fault
 
     # --- heads -----------------------------------------------------------------------------------
 
@@ -178,6 +196,7 @@ class Framing:
             if fault := line_fault(line, is_whole=True):
                 raise fault
             self._state = _State.FIELDS
+            self.requests += 1
             self._fields.clear()
             self.declared_bytes = 0
             if line.startswith(b"CONNECT "):

@@ -21,7 +21,7 @@ from clevrd.aiohttp_front.body import BodyReader
 from clevrd.aiohttp_front.connection import FrontConnection, FrontServer, LastWord
 from clevrd.aiohttp_front.upgrade import check_upgrade, take_over
 from clevrd.config import Config
-from clevrd.errors import InvalidRequest
+from clevrd.errors import ConnectionLimit, InvalidRequest
 from clevrd.http_values import (
     HOST,
     WHOLE_SERVER,
@@ -150,6 +150,7 @@ class AiohttpFront:
             if self._gate.is_void(admitted, generation):
                 # The rules changed while it waited, or its credential ended. Connections that were
                 # open then have been judged, and this would become one that was not.
+                self._pages.check(request, connection.transport)
                 admitted = self._gate.admit_again(endpoint, admitted)
             reply = endpoint.answer(admitted, body)
         finally:
@@ -161,9 +162,31 @@ class AiohttpFront:
         if isinstance(reply, Response | Upgrade):
             return reply
         if isinstance(reply, asyncio.Future):
-            return await connection.unless_gone(reply)
+            polled = await self._wait_for_poll(reply, request, connection)
+            if self._gate.generation != generation:
+                # The rules changed while it waited, and a page's poll is no open connection.
+                self._pages.check(request, connection.transport)
+            return polled
         answer = await reply
         return answer if isinstance(answer, Response) else await answer
+
+    async def _wait_for_poll(
+        self, reply: asyncio.Future[Response], request: Request, connection: FrontConnection
+    ) -> Response:
+        """Return the answer to a poll; while it waits its connection is the client's own."""
+        transport = connection.transport
+        if transport is None or reply.done():
+            return await connection.unless_gone(reply)
+        try:
+            is_counted = self._addresses.claim(transport, request.headers)
+        except ConnectionLimit:
+            reply.cancel()
+            raise
+        try:
+            return await connection.unless_gone(reply)
+        finally:
+            if is_counted:
+                self._addresses.release(transport)
 
 
 def to_request(http_request: web.BaseRequest) -> Request:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from clevrd.cli.failures import CommandFailed, UsageError
-from clevrd.cli.output import print_line
+from clevrd.cli.lines import print_line
 from clevrd.private_files import write_new
 
 LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "::1")

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from clevrd import logs
 from clevrd.cli.credential import add_credential, credential_of
 from clevrd.cli.failures import UsageError
-from clevrd.cli.output import print_line
+from clevrd.cli.lines import print_line
 from clevrd.cli.settings import add_settings, load_settings, value_text
 from clevrd.config import BY_FIELD, SETTINGS, Loaded, load
 from clevrd.config_differences import differences, outranks_file
@@ -22,7 +22,7 @@ from clevrd.config_view import ConfigInForce, ConfigView, shown_setting
 from clevrd.journal.engines import check_files
 from clevrd.journal.settings import journal_of
 from clevrd.tenants.from_settings import access_of, check_access, folder_of
-from clevrd.tenants.origins import read_allowed_origins
+from clevrd.tenants.origins import entries_in_force, read_allowed_origins
 from clevrd.tenants.settings import Access, TenantEntry
 from clevrd.tls.contexts import TlsContexts, moment_text
 from clevrd.tls.settings import tls_of
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     for line in _columns(rows):
         print_line(line)
     if loaded.tables:
-        for line in access_lines(access):
+        for line in access_lines(access, loaded.config.allowed_origins):
             print_line(line)
     if journal.is_on:
         print_line(
@@ -79,12 +79,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def access_lines(access: Access) -> Iterator[str]:
-    """Yield what the tables say of who may ask, without a digest of any key."""
+def access_lines(access: Access, allowed_origins: str) -> Iterator[str]:
+    """Yield who may ask, by the tables and the setting of that name, without a key's digest."""
     auth = access.auth
+    origins = entries_in_force(allowed_origins, auth.allowed_origins)
     yield ""
     yield f"credentials      {auth.mode}"
-    yield f"allowed origins  {', '.join(auth.allowed_origins) or 'only its own'}"
+    yield f"allowed origins  {', '.join(origins) or 'only its own'}"
     for issuer in auth.jwt:
         yield f"issuer           {issuer.issuer} (audience {issuer.audience})"
     for tenant in access.tenants:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from clevrd import logs
 from clevrd.cli.failures import EXIT_FAILED, CommandFailed
 from clevrd.cli.journal_common import add_directory, journal_failures
-from clevrd.cli.output import print_line
+from clevrd.cli.lines import print_line
 from clevrd.errors import InvalidRequest
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import argparse
 import msgspec
 
 from clevrd.cli.journal_common import add_directory, journal_failures
-from clevrd.cli.output import print_line
+from clevrd.cli.lines import print_line
 from clevrd.core.message_ids import rfc3339
 
 

@@ -6,7 +6,7 @@ import argparse
 
 from clevrd.cli.failures import EXIT_FAILED
 from clevrd.cli.journal_common import add_directory, journal_failures
-from clevrd.cli.output import print_line
+from clevrd.cli.lines import print_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from clevrd import logs
 from clevrd.cli.failures import UsageError
-from clevrd.cli.output import print_line
+from clevrd.cli.lines import print_line
 from clevrd.cli.secret_input import read_secret
 from clevrd.tenants.keys import MAX_KEY_BYTES, digest_of
 

@@ -14,7 +14,7 @@ import msgspec
 
 from clevrd import logs
 from clevrd.cli.failures import CommandFailed, UsageError
-from clevrd.cli.output import print_line
+from clevrd.cli.lines import print_line
 from clevrd.cli.permissions import add_permissions, check_permissions
 from clevrd.private_files import write_new
 from clevrd.tenants.keys import new_key

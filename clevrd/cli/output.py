@@ -1,10 +1,9 @@
-"""Standard output: `print_line` for commands without a loop, `Output` for those with one."""
+"""Standard output for commands with a loop; the others' is in `lines`."""
 
 from __future__ import annotations
 
 import asyncio
 import select
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,11 +14,6 @@ from clevrd.writer_thread import WriterThread, write_all
 STDOUT: Final = 1
 # Bytes that may wait for a slow reader of standard output before `Output.write` waits too.
 MAX_QUEUED_BYTES: Final = 262_144
-
-
-def print_line(line: str) -> None:
-    """Write ``line`` to standard output, however long that takes."""
-    sys.stdout.buffer.write(line.encode(errors="backslashreplace") + b"\n")
 
 
 class Output:

@@ -17,7 +17,7 @@ import msgspec
 
 from clevrd import logs
 from clevrd.cli.failures import EXIT_FAILED, UsageError
-from clevrd.cli.output import print_line
+from clevrd.cli.lines import print_line
 from clevrd.cli.server_options import add_server, client_failures, client_of
 from clevrd.cli.values import seconds
 from clevrd.client import RETRY_FOR_S, BadRecord, Client, Refused

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from clevrd.cli.failures import UsageError
-from clevrd.cli.output import print_line
+from clevrd.cli.lines import print_line
 from clevrd.cli.permissions import add_permissions, check_permissions
 from clevrd.cli.values import duration_s
 from clevrd.errors import ConfigError

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from clevrd.cli.failures import EXIT_FAILED, UsageError
-from clevrd.cli.output import print_line
+from clevrd.cli.lines import print_line
 from clevrd.cli.secret_input import read_secret
 from clevrd.config import Loaded, load
 from clevrd.errors import ClevrdError

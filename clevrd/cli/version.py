@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from clevrd import __version__
-from clevrd.cli.output import print_line
+from clevrd.cli.lines import print_line
 
 
 def add_arguments(_: argparse.ArgumentParser) -> None:

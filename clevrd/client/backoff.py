@@ -30,8 +30,6 @@ RECONNECT_AFTER_CAP_S: Final = 60.0
 
 _TOO_BIG: Final = 1009
 _EXPIRED: Final = 4102
-# The code of a notice that says the same.
-_EXPIRED_CODE: Final = "credential_expired"
 _TOO_MANY: Final = 429
 
 
@@ -63,12 +61,7 @@ def next_after(code: int) -> Next:
 
 def is_expired(error: ClientError) -> bool:
     """Return whether a connection ended because the time of its credential was over."""
-    match error:
-        case Closed():
-            return error.code == _EXPIRED
-        case Refused():
-            return error.code == _EXPIRED_CODE
-    return False
+    return isinstance(error, Closed) and error.code == _EXPIRED
 
 
 def comes_back(error: ClientError) -> bool:
@@ -78,7 +71,7 @@ def comes_back(error: ClientError) -> bool:
             return True
         case Refused():
             # A refusal without a status was of one command, not of the connection.
-            is_healed = (error.is_transient and not error.status) or is_expired(error)
+            is_healed = error.is_transient and not error.status
             return is_healed or error.status == _TOO_MANY or error.status >= 500
         case Closed():
             return next_after(error.code) is not Next.STAY_AWAY
@@ -100,14 +93,10 @@ def delay_s(attempt: int, error: ClientError, chance: float) -> float:
 
     A server that tells its clients to come back at once is obeyed once, not in circles.
     """
-    if attempt == 0 and _is_asked_back(error):
+    is_asked_back = isinstance(error, Closed) and next_after(error.code) is Next.AT_ONCE
+    if attempt == 0 and is_asked_back:
         return 0.0
     return error.retry_after_s + backoff_s(attempt, chance)
-
-
-def _is_asked_back(error: ClientError) -> bool:
-    is_close = isinstance(error, Closed) and next_after(error.code) is Next.AT_ONCE
-    return is_close or is_expired(error)
 
 
 def going_away_s(reconnect_after_ms: int) -> float:

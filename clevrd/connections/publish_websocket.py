@@ -15,6 +15,7 @@ from clevrd.connections.registry import Connections
 from clevrd.connections.websocket import TRY_AGAIN_LATER, WebSocketConnection
 from clevrd.core.client_frames import PING, PONG, TEXT, ClientFrames
 from clevrd.core.server_frames import pong_frame, text_frame
+from clevrd.http_values import AbortOnError
 from clevrd.scheduling.due_answers import Due, DueAnswers, Place
 from clevrd.tenants import Tenant
 
@@ -244,10 +245,11 @@ class PublishConnection(WebSocketConnection):
 
     async def _wait_for(self, payloads: Sequence[bytes]) -> None:
         """Have the first of what is held back published, of which ``payloads`` are the texts."""
-        taken = await self._publisher.wait_for(payloads)
-        del self._waiting[:taken]
-        self._write_answers()
-        self._await_turn()
+        with AbortOnError(self.transport):
+            taken = await self._publisher.wait_for(payloads)
+            del self._waiting[:taken]
+            self._write_answers()
+            self._await_turn()
 
     def _receive_other(self, opcode: int, payload: bytes) -> None:
         if not self.spend_frames(1, BUDGET_FRAMES):
@@ -301,12 +303,13 @@ class PublishConnection(WebSocketConnection):
             # `resume_writing` goes on: who does not read answers is not given more of them.
             return
         waiting, self._waiting = self._waiting, []
-        self._serve(waiting)
-        if self._unread and not self._is_held:
-            unread = self._drop_unread()
-            if not self._has_failed:
-                self._read(unread)
-        self._read_on()
+        with AbortOnError(self.transport):
+            self._serve(waiting)
+            if self._unread and not self._is_held:
+                unread = self._drop_unread()
+                if not self._has_failed:
+                    self._read(unread)
+            self._read_on()
 
     def _go_on(self) -> None:
         """Go on where something was held back, in a turn of its own if that is a message."""
@@ -383,8 +386,9 @@ class PublishConnection(WebSocketConnection):
         self, queue: DueAnswers, place: Place, due: Due[list[bytes]], _: asyncio.Future[object]
     ) -> None:
         """Note answers that were due; those of one turn of the loop are written together."""
-        if queue.settle(place, b"".join(map(text_frame, due.result()))):
-            self._connections.loop.call_soon(self._write_due)
+        with AbortOnError(self.transport):
+            if queue.settle(place, b"".join(map(text_frame, due.result()))):
+                self._connections.loop.call_soon(self._write_due)
 
     def _write_due(self) -> None:
         """Write the answers whose turn has come, and go on with what waited for that."""

@@ -31,7 +31,7 @@ from clevrd.core.stream_forms import SLOTTED_EVENTS, SlottedWrites, StreamForm, 
 from clevrd.core.subscriber import Sink
 from clevrd.core.subscription import DeliveryOptions, SubscribeRequest
 from clevrd.core.topic import Topic
-from clevrd.errors import ClevrdError
+from clevrd.errors import ClevrdError, OriginNotAllowed
 from clevrd.hub import CLOSE_SLOW_CONSUMER, Hub
 from clevrd.progress import unsent_bytes_of
 from clevrd.tenants import Tenant
@@ -44,12 +44,16 @@ _SENTENCES: Final = {
     RESTARTING: "The daemon is shutting down; come back in a moment.",
     REVOKED: "Your credential is valid no more; ask the operator for another.",
     EXPIRED: "Your credential has expired; come back with a fresh one.",
+    OriginNotAllowed.close_code: "Web pages of this origin may not ask here any more.",
     CHANGED: "What you may subscribe to has changed; come back, and you are told.",
     CLOSE_SLOW_CONSUMER: "You read too slowly, and too much was lost; come back with a backoff.",
     POLICY_VIOLATION: "A subscriber only receives; send nothing behind the request.",
     1013: "The topic's history can't be read at the moment; come back with a backoff.",
     1011: "Writing to this connection failed; come back with a backoff.",
 }
+
+# Close codes after which the same request fails again.
+_FINAL: Final = (POLICY_VIOLATION, REVOKED, OriginNotAllowed.close_code)
 
 
 def stream_head(form: StreamForm, fields: tuple[tuple[str, str], ...] = ()) -> bytes:
@@ -198,7 +202,7 @@ class SubscriberStream(asyncio.Protocol):
     def close(self, code: int, reason: str) -> None:
         """Say why, since there is no close code, and end the response so that it is whole."""
         sentence = _SENTENCES.get(code, reason)
-        is_retryable = code not in (POLICY_VIOLATION, REVOKED)
+        is_retryable = code not in _FINAL
         self.end_with(code, ErrorNotice(reason, sentence, is_retryable))
 
     def end_with(self, code: int, last_word: ErrorNotice) -> None:

@@ -18,7 +18,7 @@ def check_topic(topic: str) -> None:
 
     Control characters are those of Unicode's category Cc: C0, DEL and C1.
     """
-    if topic.isascii() and topic.isprintable() and 0 < len(topic) <= MAX_TOPIC_BYTES:
+    if topic and len(topic) <= MAX_TOPIC_BYTES and topic.isascii() and topic.isprintable():
         return
     if not topic:
         raise InvalidRequest("The topic is empty; name one of 1 to 255 bytes.")
@@ -27,7 +27,7 @@ def check_topic(topic: str) -> None:
 
 def check_key(key: str) -> None:
     """Raise InvalidRequest unless ``key`` is 1 to 255 bytes of UTF-8 without control characters."""
-    if key.isascii() and key.isprintable() and 0 < len(key) <= MAX_KEY_BYTES:
+    if key and len(key) <= MAX_KEY_BYTES and key.isascii() and key.isprintable():
         return
     if not key:
         raise InvalidRequest("The key is empty; give one of 1 to 255 bytes, or leave it out.")

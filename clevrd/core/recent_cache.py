@@ -62,14 +62,14 @@ class RecentMessageCache:
     def extend(self, frames: list[bytes]) -> int:
         """Hold ``frames`` under the offsets after ``head``; return how many first ones must go."""
         self._frames += frames
-        self.size_bytes += sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * len(frames)
-        self.head += len(frames)
-        return self._excess()
-
-    def _excess(self) -> int:
-        over = self.head + 1 - self.first - self.max_messages
-        if self.size_bytes > self.max_bytes:
-            return max(over, self.oldest_over(self.max_bytes, self.head - 1))
+        count = len(frames)
+        self.size_bytes = size = (
+            self.size_bytes + sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * count
+        )
+        self.head = head = self.head + count
+        over = head + 1 - self.first - self.max_messages
+        if size > self.max_bytes:
+            return max(over, self.oldest_over(self.max_bytes, head - 1))
         return over if over > 0 else 0
 
     def oldest_over(self, max_bytes: int, upto: int) -> int:

@@ -26,8 +26,8 @@ class Round:
     ) -> None:
         # Readers whose cursor is ``start`` get offsets start + 1 to end.
         self.start = start
-        self.end = start + len(frames)
-        self.messages = len(frames)
+        self.messages = messages = len(frames)
+        self.end = start + messages
         self.payload = spelling.joined(spelling.texts(frames, start + 1)) if readers else b""
         self.readers = readers
         self.then = then

@@ -224,7 +224,8 @@ class FrameSpelling:
 
     def joined(self, texts: list[bytes]) -> bytes:
         """Return the frames behind one another."""
-        return texts[0] if len(texts) == 1 else b"".join(texts)
+        # The text itself where there is one, which bytes.join returns without a copy.
+        return b"".join(texts)
 
     def told(self, notice: Notice, offset: int | None = None) -> bytes:
         """Return a text frame."""

@@ -101,7 +101,6 @@ class Topic:
         "pattern_readers",
         "pending_bytes",
         "portion",
-        "published",
         "reported",
         "ring",
         "size_class",
@@ -200,7 +199,6 @@ class Topic:
         # A round is running, or one will be begun this turn of the loop; set by hub/rounds only.
         self.flush_is_scheduled = False
         # Counters; all only rise. offered: messages times the readers they were offered to.
-        self.published = 0
         self.offered = 0
         self.delivered = 0
         self.discarded = 0
@@ -215,6 +213,11 @@ class Topic:
     def pending(self) -> int:
         """Messages appended but not yet offered."""
         return self.ring.head - self.edge
+
+    @property
+    def published(self) -> int:
+        """Messages that were published to it, by its offsets: in processes before this one too."""
+        return self.ring.head
 
     @property
     def subscribers(self) -> int:
@@ -267,7 +270,6 @@ class Topic:
             raise ValueError(f"message {offset} can't follow message {ring.head} of {self.name!r}")
         before_bytes = ring.size_bytes
         excess = ring.extend(frames)
-        self.published += len(frames)
         self.last_used_s = now_s
         if self.live or self.lagging:
             self.pending_bytes += ring.size_bytes - before_bytes
@@ -492,15 +494,16 @@ class Topic:
         start, head = self.edge, self.ring.head
         if start == head:
             return self._round_of_overdue()
-        frames = self.frames(start, head, max_bytes)
+        # Where all of it fits, as in most rounds, no frame is measured.
+        frames = self.frames(start, head, max_bytes if self.pending_bytes > max_bytes else None)
         count = len(frames)
         readers, shared = list(self.live), self._texts.shared
         if shared:
             step = round_in_forms(start, frames, readers, list(shared.values()), self.subscribers)
         else:
             step = Round(start, frames, readers)
-        self.edge += count
-        if self.edge == head:
+        self.edge = edge = start + count
+        if edge == head:
             self.pending_bytes = 0
         else:
             self.pending_bytes -= sum(map(len, frames)) + FRAME_OVERHEAD_BYTES * count

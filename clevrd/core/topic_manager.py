@@ -176,7 +176,6 @@ class TopicManager:
         limits = self.limits
         ring = RecentMessageCache(limits.ring_messages, limits.ring_bytes, start.head + 1)
         topic = self._add(tenant, name, ring, start.epoch, start.created_at, now_s, start.place)
-        topic.published = start.head
         if start.head:
             self._ring_sizes.add(topic)
         return topic
@@ -215,8 +214,6 @@ class TopicManager:
             ring = RecentMessageCache(limits.ring_messages, limits.ring_bytes, saved.head + 1)
         ring.max_bytes = limits.ring_bytes
         topic = self._add(saved.tenant, saved.name, ring, saved.epoch, saved.created_at, now_s)
-        # As its offsets do; what readers were offered and lost is counted by each process anew.
-        topic.published = ring.head
         self._ring_sizes.add(topic)
         if topic.published > self._busy.bar:
             self._busy.note(topic)
@@ -267,7 +264,7 @@ class TopicManager:
             self._to_sweep.append(topic)
         if size.bit_length() != topic.size_class:
             sizes.reclass(topic)
-        if not topic.is_noted and topic.published + topic.delivered > self._busy.bar:
+        if not topic.is_noted and ring.head + topic.delivered > self._busy.bar:
             self._busy.note(topic)
         if total > sizes.max_bytes:
             sizes.trim_largest(now_s)

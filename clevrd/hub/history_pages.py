@@ -30,9 +30,9 @@ from clevrd.scheduling.turn_queue import TurnQueue
 
 log = logging.getLogger(__name__)
 
-# A page has no more, but for a single larger message. The bytes are asked for by the reader. Of
-# small messages the largest pages have more: SQLite splits a record for each page anew, which at
-# 1,000 messages a page takes 2.9 us a message, and at 4,000 half of that.
+# A page has no more, but for a single larger message. The bytes are asked for by the reader. The
+# largest pages may have more messages: SQLite splits a record for each page anew, which at 1,000
+# messages a page takes 2.9 us a message, and at 4,000 less than half of that.
 PAGE_MESSAGES: Final = 1_000
 MOST_PAGE_MESSAGES: Final = 4_000
 MIN_PAGE_BYTES: Final = 65_536

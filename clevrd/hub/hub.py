@@ -108,7 +108,8 @@ class Hub:
         max_memory_bytes = min(config.max_memory_mb << 20, memory_limit_bytes())
         self.counters = Counters()
         self.refusals = Refusals(self.counters.count_refusal)
-        self.input_budget = InputBudget(input_bytes(config, max_memory_bytes))
+        max_input_bytes = input_bytes(config, max_memory_bytes)
+        self.input_budget = InputBudget(max_input_bytes)
         self.topics = TopicManager(
             topic_limits(config, max_memory_bytes),
             new_epoch=lambda: secrets.token_hex(4),
@@ -127,7 +128,7 @@ class Hub:
         self.memory = Memory(find_trim())
         self.is_draining = False
         self._stamping = Stamping(wall_ns)
-        waiting = WaitingPublishes(self.topics.portions, loop)
+        waiting = WaitingPublishes(self.topics.portions, loop, max_input_bytes)
         self.delivery = Delivery(config, self.topics, self.buffers, waiting, self.counters, loop)
         # Messages that one run may have. A run fits into the quarter of the ring that may be
         # pending.

@@ -81,20 +81,23 @@ class IdempotentPublishes:
                 del self.under_way[slot]
             decided.set()
 
-    async def decided(self, slot: Slot) -> None:
+    async def decided(self, slot: Slot, size_bytes: int) -> None:
         """Wait until no publish with this key is under way.
+
+        Args:
+            size_bytes: of what is to be published then.
 
         Raises:
             Throttled: too many publishes wait already.
         """
         if slot not in self.under_way:
             return
-        portion = self._waiting.begin(slot[0])
+        portion = self._waiting.begin(slot[0], size_bytes)
         try:
             while decided := self.under_way.get(slot):
                 await decided.wait()
         finally:
-            self._waiting.end(portion)
+            self._waiting.end(portion, size_bytes)
 
 
 def _content(request: PublishRequest) -> bytes:

@@ -84,7 +84,7 @@ class NewEpochs:
     def _move(self, topic: Topic, reader: Subscriber) -> None:
         begun = newest_epoch_of(topic)
         asked = None if self.history is None else self.history.unbegun(reader)
-        # Of a position in an epoch that is over nothing else matters.
+        # Where that epoch is over, its name is all that matters of the position.
         place = After(reader.cursor, topic.epoch)
         self._readers.let_go(topic, reader)
         try:

@@ -244,18 +244,20 @@ class Publishing:
         Raises:
             Throttled: too many publishes wait already.
         """
-        return self.publish(await self.turn(tenant, topic), request)
+        return self.publish(await self.turn(tenant, topic, size_bytes=len(request.data)), request)
 
-    async def turn(self, tenant: Tenant, topic: Topic, messages: int = 1) -> Topic:
+    async def turn(
+        self, tenant: Tenant, topic: Topic, messages: int = 1, size_bytes: int = 0
+    ) -> Topic:
         """Wait until ``tenant`` may append the next publish to ``topic``, and return the topic.
 
-        The caller appends its ``messages``, so many, without an await in between. Publishers go on
-        in the order in which they came.
+        The caller appends its ``messages``, so many and of so many bytes, without an await in
+        between. Publishers go on in the order in which they came.
 
         Raises:
             Throttled: too many publishes wait already.
         """
-        portion = self.waiting.begin(topic.tenant)
+        portion = self.waiting.begin(topic.tenant, size_bytes)
         began_s = self._loop.time()
         try:
             delay_s = self._delay_s(topic)
@@ -267,7 +269,7 @@ class Publishing:
             elif self._has_no_room(topic):
                 await self.waiting.for_room(topic, self._makes_room)
         finally:
-            self.waiting.end(portion)
+            self.waiting.end(portion, size_bytes)
         self._counters.wait_s.record_many(self._loop.time() - began_s, messages)
         # Idle topics are forgotten, so the topic may have gone while this publish waited.
         return self._topic(tenant, topic.name)
@@ -309,13 +311,13 @@ class Publishing:
         """
         tenant.check_publish(request.topic)
         slot = (tenant.name, request.topic, key)
-        await self.idempotent.decided(slot)
+        await self.idempotent.decided(slot, len(request.data))
         if first := self.idempotent.find(slot, request):
             return first
         with self.idempotent.deciding(slot):
             topic = self.topic(tenant, request.topic)
             if self.must_wait(topic):
-                topic = await self.turn(tenant, topic)
+                topic = await self.turn(tenant, topic, size_bytes=len(request.data))
             return self.idempotent.remember(slot, request, self._publish_keyed(topic, request, key))
 
     def _publish_keyed(self, topic: Topic, request: PublishRequest, key: str) -> PublishAnswer:

@@ -126,7 +126,12 @@ class Readers:
         self.topics[topic] = None
         self.count += 1
         if reader.gaps is not None:
-            reader.sink.write(_first_notices(topic, reader, start, pattern, ref, warnings))
+            try:
+                reader.sink.write(_first_notices(topic, reader, start, pattern, ref, warnings))
+            except Exception:
+                # It would wait for ever, since nothing lets it read on.
+                self.write_failed(topic, reader)
+                return
         self._catch_up(topic, reader)
 
     def join_in_history(self, topic: Topic, reader: Subscriber) -> None:
@@ -156,24 +161,20 @@ class Readers:
 
     def leave(self, topic: Topic, reader: Subscriber) -> None:
         """Remove ``reader``; what waited for it is discarded. A second call does nothing."""
-        if not reader.is_joined:
-            return
-        self._part(reader)
-        topic.leave(reader, self._loop.time())
-        self._count_out(topic)
+        if reader.is_joined:
+            self._remove(topic, reader, topic.leave)
 
     def let_go(self, topic: Topic, reader: Subscriber) -> None:
         """Remove ``reader`` as `leave` does, so that it can join the topic's next epoch."""
-        self._part(reader)
-        topic.let_go(reader, self._loop.time())
-        self._count_out(topic)
+        self._remove(topic, reader, topic.let_go)
 
-    def _part(self, reader: Subscriber) -> None:
+    def _remove(
+        self, topic: Topic, reader: Subscriber, leave: Callable[[Subscriber, float], None]
+    ) -> None:
         self.suspended.pop(reader, None)
         if self.history is not None:
             self.history.forget(reader)
-
-    def _count_out(self, topic: Topic) -> None:
+        leave(reader, self._loop.time())
         self.count -= 1
         if topic.subscribers == 0:
             self.topics.pop(topic, None)
@@ -200,6 +201,13 @@ class Readers:
         if self.suspended.pop(reader, None) is not None:
             topic.resume(reader, self._loop.time())
         self._catch_up(topic, reader)
+
+    def read_on(self, topic: Topic) -> None:
+        """Let live readers that a failed round has left behind the edge read on by themselves."""
+        for reader in [reader for reader in topic.live if reader.cursor != topic.edge]:
+            topic.mark_lagging(reader)
+            self._take_turns(topic, reader)
+        self.queue.work_soon()
 
     def _catch_up(self, topic: Topic, reader: Subscriber) -> None:
         """Let a lagging reader read up to the edge, where it becomes live.
@@ -261,9 +269,9 @@ class Readers:
 
     def write_failed(self, topic: Topic, reader: Subscriber) -> None:
         """Remove ``reader``, whose write has raised; the others are written to all the same."""
-        log.exception("write to subscriber failed topic=%s", topic.name)
         self._counters.count_background_error()
         self.leave(topic, reader)
+        log.exception("write to subscriber failed topic=%s", topic.name)
         reader.sink.close(1011, "write_failed")
 
     def slow_count(self, now_s: float) -> tuple[int, list[Topic]]:

@@ -30,7 +30,7 @@ WRITES_PER_SLICE: Final = 256
 # many of its ring, so that the ring never gives up a message that was not offered.
 _PENDING_SHARE: Final = 4
 
-# How long a topic pauses after a round has failed, which only a bug can cause.
+# How long a topic pauses after a round has failed, for a bug or for want of memory.
 _RETRY_S: Final = 1.0
 
 
@@ -87,7 +87,11 @@ class Rounds:
 
     def makes_room(self, topic: Topic) -> bool:
         """Return whether ``topic`` takes more; begin a round now if that makes room."""
-        if not self._is_full(topic):
+        # As in _is_full, whose call would cost each publish 0.1 us.
+        if (
+            topic.ring.head - topic.edge < self.max_pending
+            and topic.pending_bytes < self._max_pending_bytes
+        ):
             return True
         if topic in self.running or len(topic.live) > WRITES_PER_SLICE:
             return False
@@ -98,8 +102,9 @@ class Rounds:
 
     def schedule(self, topic: Topic) -> None:
         """Begin a round in the next turn of the loop, and note that in ``flush_is_scheduled``."""
-        topic.flush_is_scheduled = True
+        # In this order: a topic that only seems to have a round to come would never have one.
         self._loop.call_soon(self._guarded, topic, self.begin, topic)
+        topic.flush_is_scheduled = True
 
     def begin(self, topic: Topic) -> bool:
         """Offer the pending messages to all readers of ``topic``, unless a round is under way.
@@ -115,7 +120,12 @@ class Rounds:
             return False
         for reader in step.tripped:
             self._circuits.open(topic, reader)
-        if not step.messages:
+        if step.then is None and len(step.readers) <= WRITES_PER_SLICE:
+            # As most rounds are: in one form, and within one slice.
+            self._write_to(topic, step, step.readers)
+            if step.messages:
+                ended_ns = self._clock_ns()
+                self._record(step.messages, topic.oldest_pending_ns, began_ns, ended_ns)
             self._end(topic)
             return True
         # Messages left for the next round were appended after this one's oldest.
@@ -130,24 +140,26 @@ class Rounds:
         """Let waiting publishes go on, and schedule another round if one is needed."""
         self.running.discard(topic)
         topic.flush_is_scheduled = False
-        is_awaited = self._room_waiters.is_awaited(topic)
-        if is_awaited:
+        if self._room_waiters.is_awaited(topic):
             self._room_waiters.room_made(topic, self.max_pending - topic.pending)
-        if is_awaited or topic.needs_round:
+            self.schedule(topic)
+        elif topic.needs_round:
             self.schedule(topic)
 
     def _guarded(self, topic: Topic, action: Callable[..., object], *arguments: object) -> None:
         """Do a step of a round; if it raises, the topic goes on a second later.
 
-        Without this a bug would leave the topic marked as busy, and its publishers waiting.
+        Without this a bug, or a lack of memory, would leave the topic marked as busy, its
+        publishers waiting, and its live readers at an edge that has moved on.
         """
         try:
             action(*arguments)
         except Exception:
             self._counters.count_background_error()
-            log.exception("round failed topic=%s", topic.name)
             self.running.discard(topic)
             self._loop.call_later(_RETRY_S, self._end, topic)
+            self._readers.read_on(topic)
+            log.exception("round failed topic=%s", topic.name)
 
     def _write_slice(
         self,
@@ -193,7 +205,7 @@ class Rounds:
 
     def _write_to(self, topic: Topic, step: Round, readers: list[Subscriber]) -> None:
         start, end, messages, payload = step.start, step.end, step.messages, step.payload
-        written = 0
+        writes = 0
         for reader in readers:
             # Skip a reader that left, lags or has read past the start since the round began.
             if reader.cursor != start or not reader.is_live:
@@ -202,11 +214,10 @@ class Rounds:
             # it.
             reader.cursor = end
             reader.delivered += messages
-            written += messages
+            writes += 1
             try:
                 reader.write(payload)
             except Exception:
                 self._readers.write_failed(topic, reader)
-        topic.delivered += written
-        if written:
-            self._counters.delivered_bytes += len(payload) * (written // messages)
+        topic.delivered += messages * writes
+        self._counters.delivered_bytes += len(payload) * writes

@@ -17,8 +17,8 @@ from clevrd.core.topic import Topic
 from clevrd.errors import Throttled
 
 # Publishes that may wait for a throttle or for room at once; each holds one decoded request. A
-# portion with fewer than its part of these may always add one, so in the worst case there are twice
-# as many.
+# portion with fewer than its part of these, or of the bytes that they may have, may always add one,
+# so in the worst case there are twice as many.
 MAX_WAITING_PUBLISHES: Final = 10_000
 
 # Publishes that wait for room in one topic, in the order of arrival; each has the future that wakes
@@ -29,22 +29,32 @@ Line = OrderedDict[object, asyncio.Future[None]]
 class WaitingPublishes:
     """All publishes that wait; publishes that wait for room go on in the order of arrival."""
 
-    __slots__ = ("_by_portion", "_loop", "_portions", "count", "lines")
+    __slots__ = (
+        *("_by_portion", "_bytes_by_portion", "_loop", "_max_bytes", "_portions"),
+        *("_size_bytes", "count", "lines"),
+    )
 
-    def __init__(self, portions: Portions, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, portions: Portions, loop: asyncio.AbstractEventLoop, max_bytes: int) -> None:
+        """Args: max_bytes: that all of them may have, and one alone has not."""
         self._portions = portions
         self._loop = loop
-        # Publishes that wait, over all portions, and of each by its name; changed by begin and end
-        # alone.
+        self._max_bytes = max_bytes
+        # Publishes that wait, over all portions, and of each by its name; and the bytes of what
+        # they publish. Changed by begin and end alone.
         self.count = 0
         self._by_portion: Holdings[str] = Holdings()
+        self._size_bytes = 0
+        self._bytes_by_portion: dict[str, int] = {}
         # Topics in which a publish waits for room; changed by for_room and _wake_next alone.
         self.lines: dict[Topic, Line] = {}
 
-    def begin(self, tenant: str) -> str:
+    def begin(self, tenant: str, size_bytes: int) -> str:
         """Count one more waiting publish; the caller calls `end` whatever becomes of it.
 
         Returns the name of the portion in which it was counted, for `end`.
+
+        Args:
+            size_bytes: of what it publishes.
 
         Raises:
             Throttled: too many publishes wait already; it was not counted.
@@ -56,14 +66,27 @@ class WaitingPublishes:
             MAX_WAITING_PUBLISHES * weights.ratio_of(portion)
         ):
             raise Throttled("Too many publishes are waiting for slow readers; retry later.")
+        own_bytes = self._bytes_by_portion.get(portion, 0)
+        if self._size_bytes + size_bytes > self._max_bytes and own_bytes + size_bytes > (
+            self._max_bytes * weights.ratio_of(portion)
+        ):
+            raise Throttled(
+                "Publishes that are waiting for slow readers have too many bytes; retry later."
+            )
         self.count += 1
         self._by_portion.take(portion)
+        self._size_bytes += size_bytes
+        self._bytes_by_portion[portion] = own_bytes + size_bytes
         return portion
 
-    def end(self, portion: str) -> None:
+    def end(self, portion: str, size_bytes: int) -> None:
         """Count one waiting publish of ``portion`` less."""
         self.count -= 1
         self._by_portion.give_back(portion)
+        self._size_bytes -= size_bytes
+        self._bytes_by_portion[portion] -= size_bytes
+        if not self._by_portion.of(portion):
+            del self._bytes_by_portion[portion]
 
     async def for_room(self, topic: Topic, makes_room: Callable[[Topic], bool]) -> None:
         """Wait until ``topic`` has room and no other publish has waited for it longer."""

@@ -144,7 +144,7 @@ class RecordWriter:
             except Fenced:
                 self._counters.fenced += 1
                 if partition.held is not None:
-                    # What had come back may be lost: only what is answered below counts.
+                    # A record that had come back may be lost; the one that is sent now counts.
                     partition.held = []
                     partition.come_back = self._loop.create_future()
                 stamp = await self._stamp()

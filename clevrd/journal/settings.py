@@ -22,7 +22,7 @@ from clevrd.journal.redis.url import BadUrl, parse_redis_url, shown_redis_url
 
 TABLE: Final = "journal"
 
-# What is kept in Redis unless the file says otherwise: it is memory.
+# Bytes that are kept in Redis, which are memory, unless the file says otherwise.
 REDIS_RETENTION_BYTES: Final = 1 << 30
 # A node that starts needs what came behind the last checkpoint, which may be some minutes old.
 MIN_REDIS_RETENTION_S: Final = 900.0

@@ -5,20 +5,26 @@ A histogram's owner decides when a value is measured.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, repeat
+from operator import add
 from typing import Final
 
 import msgspec
 
-# A round's times are counted by the bits of their microseconds, which costs a third of a search. As
-# many buckets as a month needs are counted, and those from 16 us to 1 s are told apart.
-_BUCKETS: Final = 48
+# The bounds of a round's times double from 16 us to 1 s, in nanoseconds; those of its messages are
+# all ones in binary. A round has 256 KiB at most, so a few thousand of the shortest messages.
+_TIMES_NS: Final = tuple(1_000 << bits for bits in range(4, 21))
+_MESSAGES: Final = tuple((1 << bits) - 1 for bits in range(1, 13))
+# Rounds that are noted before they are counted together, in 0.1 ms. A value that is sorted among
+# others costs half of a search of its own.
+_NOTED_ROUNDS: Final = 256
+
+
+# The buckets of `times_view` that are told apart: from 16 us to 1 s.
 _FIRST_BITS: Final = 4
 _LAST_BITS: Final = 20
-# A round's messages alike. It has 256 KiB at most, so a few thousand of the shortest.
-_LAST_MESSAGE_BITS: Final = 12
 
 
 class HistogramView(msgspec.Struct, frozen=True):
@@ -69,23 +75,15 @@ class Histogram:
 class RoundHistograms:
     """Times and sizes of all rounds that carried messages."""
 
-    __slots__ = (
-        "_durations",
-        "_durations_ns",
-        "_messages",
-        "_messages_sum",
-        "_to_socket",
-        "_to_socket_ns",
-    )
+    __slots__ = ("_durations_ns", "_messages", "_noted", "_to_socket_ns")
 
     def __init__(self) -> None:
-        # By the bits of the microseconds, or of the messages: values of each bucket alone.
-        self._durations = [0] * _BUCKETS
-        self._to_socket = [0] * _BUCKETS
-        self._messages = [0] * _BUCKETS
-        self._durations_ns = 0
-        self._to_socket_ns = 0
-        self._messages_sum = 0
+        # Three figures of each round that is not counted yet: its messages, its duration, and its
+        # oldest message's age, in nanoseconds. Emptied by _count.
+        self._noted: list[int] = []
+        self._messages = _WholeNumbers(_MESSAGES)
+        self._durations_ns = _WholeNumbers(_TIMES_NS)
+        self._to_socket_ns = _WholeNumbers(_TIMES_NS)
 
     def record(self, messages: int, oldest_ns: int, began_ns: int, ended_ns: int) -> None:
         """Count a round.
@@ -96,28 +94,60 @@ class RoundHistograms:
             began_ns: when it began.
             ended_ns: when it was written to all its readers.
         """
-        duration_ns, to_socket_ns = ended_ns - began_ns, ended_ns - oldest_ns
-        self._durations[(duration_ns // 1000).bit_length()] += 1
-        self._to_socket[(to_socket_ns // 1000).bit_length()] += 1
-        self._messages[messages.bit_length()] += 1
-        self._durations_ns += duration_ns
-        self._to_socket_ns += to_socket_ns
-        self._messages_sum += messages
+        noted = self._noted
+        noted += (messages, ended_ns - began_ns, ended_ns - oldest_ns)
+        if len(noted) >= 3 * _NOTED_ROUNDS:
+            self._count()
 
     def durations_s(self) -> HistogramView:
         """Return how long rounds took."""
-        return times_view(self._durations, self._durations_ns)
+        self._count()
+        return self._durations_ns.view(1e9)
 
     def to_socket_s(self) -> HistogramView:
         """Return how old each round's oldest message was when it was written to all readers."""
-        return times_view(self._to_socket, self._to_socket_ns)
+        self._count()
+        return self._to_socket_ns.view(1e9)
 
     def messages(self) -> HistogramView:
         """Return how many messages rounds carried."""
-        bounds = tuple(float((1 << bits) - 1) for bits in range(1, _LAST_MESSAGE_BITS + 1))
-        below = tuple(accumulate(self._messages))
-        counts = (*below[1 : _LAST_MESSAGE_BITS + 1], below[-1])
-        return HistogramView(bounds, counts, float(self._messages_sum))
+        self._count()
+        return self._messages.view(1.0)
+
+    def _count(self) -> None:
+        """Count the rounds that were noted."""
+        noted = self._noted
+        self._messages.record_all(noted[0::3])
+        self._durations_ns.record_all(noted[1::3])
+        self._to_socket_ns.record_all(noted[2::3])
+        noted.clear()
+
+
+class _WholeNumbers:
+    """A histogram of whole numbers that are recorded many at a time."""
+
+    __slots__ = ("_below", "_bounds", "_count", "_sum")
+
+    def __init__(self, bounds: tuple[int, ...]) -> None:
+        """Args: bounds: upper bounds of the buckets, rising."""
+        self._bounds = bounds
+        # How many values are no larger than each bound; and all that there are.
+        self._below = [0] * len(bounds)
+        self._count = 0
+        self._sum = 0
+
+    def record_all(self, values: list[int]) -> None:
+        """Count ``values``, which are sorted here."""
+        values.sort()
+        below = map(bisect_right, repeat(values), self._bounds)
+        self._below = list(map(add, self._below, below))
+        self._count += len(values)
+        self._sum += sum(values)
+
+    def view(self, parts: float) -> HistogramView:
+        """Return what was recorded, in a unit that has so many ``parts`` of the values' own."""
+        bounds = tuple(bound / parts for bound in self._bounds)
+        return HistogramView(bounds, (*self._below, self._count), self._sum / parts)
 
 
 def times_view(buckets: Sequence[int], sum_ns: int) -> HistogramView:

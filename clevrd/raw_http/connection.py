@@ -15,6 +15,7 @@ from clevrd.errors import ClevrdError, ConnectionLimit, RequestTimeout, Unavaila
 from clevrd.http_values import (
     LINGER_S,
     TOO_MUCH_INPUT,
+    AbortOnError,
     Request,
     Response,
     Upgrade,
@@ -121,26 +122,27 @@ class RawConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Serve what is whole, keep the rest."""
-        self._server.budget.received_bytes += len(data)
+        server = self._server
+        server.budget.received_bytes += len(data)
         if self._is_closing:
             return
         if self._is_probe:
             self._serve_probe(data)
             return
         buffer = self._buffer
-        if buffer or self._must_hold:
-            buffer += data
-            if self._awaits_turn:
-                # Until now it was read on, since most that wait have sent all they have to say.
-                self.transport.pause_reading()
-            if self._must_hold or len(buffer) < self._needed_bytes:
-                self._account()
-                if len(buffer) >= self._steady_at_bytes:
-                    self._give_more_time()
+        # For most requests nothing is held, which is found out here without a call.
+        if (
+            buffer
+            or self._is_busy
+            or self._awaits_turn
+            or self._is_write_paused
+            or self._due is not None
+        ):
+            part = self._add_to_held(data)
+            if part is None:
                 return
-            data = bytes(buffer)
-            buffer.clear()
-        turns = self._server.turns
+            data = part
+        turns = server.turns
         if turns.begin():
             try:
                 self._serve(data)
@@ -148,7 +150,26 @@ class RawConnection(asyncio.Protocol):
                 turns.end()
         else:
             self._await_turn(data, has_begun=False)
-        self._account()
+        if buffer or self._held_bytes:
+            self._account()
+
+    def _add_to_held(self, data: bytes) -> bytes | None:
+        """Return ``data`` behind what is held, to be served now; None where it is held as well."""
+        buffer, must_hold = self._buffer, self._must_hold
+        if not buffer and not must_hold:
+            return data
+        buffer += data
+        if self._awaits_turn:
+            # Until now it was read on, since most that wait have sent all they have to say.
+            self.transport.pause_reading()
+        if must_hold or len(buffer) < self._needed_bytes:
+            self._account()
+            if len(buffer) >= self._steady_at_bytes:
+                self._give_more_time()
+            return None
+        whole = bytes(buffer)
+        buffer.clear()
+        return whole
 
     def eof_received(self) -> bool:
         """Answer what waits before closing: a client may shut its side down after its request."""
@@ -204,17 +225,20 @@ class RawConnection(asyncio.Protocol):
         server = self._server
         is_spent = server.turns.is_spent
         answers: list[bytes] = []
-        position = 0
+        position, size = 0, len(data)
         stage = _HEAD
-        while position < len(data):
+        while position < size:
             if position and is_spent():
                 self._flush(answers)
                 self._await_turn(data[position:])
                 return
             head_end = data.find(b"\r\n\r\n", position, position + MAX_HEAD_BYTES)
-            if head_end < 0 and self._may_wait_for_head(data[position:]):
+            if head_end >= 0:
+                plain = server.read_head(data[position:head_end])
+            elif self._may_wait_for_head(data[position:]):
                 break
-            plain = server.read_head(data[position:head_end]) if head_end >= 0 else None
+            else:
+                plain = None
             if plain is None or plain.is_upgrade:
                 # The next owner of the connection expects it to be read, and not to be paused.
                 self._flush(answers)
@@ -232,19 +256,23 @@ class RawConnection(asyncio.Protocol):
                 return
             body_end = head_end + 4 + plain.content_length
             admitted = self._admit(plain)
-            if isinstance(admitted, Response) and plain.content_length:
-                # Its body is not worth reading.
-                self._flush(answers)
-                self._say_last(admitted)
-                return
-            if body_end > len(data):
+            reply: Response | Upgrade | Later
+            if isinstance(admitted, Response):
+                if plain.content_length:
+                    # Its body is not worth reading.
+                    self._flush(answers)
+                    self._say_last(admitted)
+                    return
+                reply = admitted
+            elif body_end > size:
                 self._needed_bytes = body_end - position
                 stage = _BODY
                 break
-            reply = self._reply(plain, admitted, data[head_end + 4 : body_end])
+            else:
+                reply = self._reply(plain, admitted, data[head_end + 4 : body_end])
             position = body_end
             if isinstance(reply, Response):
-                answers.append(server.renderer.render(reply))
+                answers.append(server.render(reply))
                 continue
             self._flush(answers)
             if isinstance(reply, Due):
@@ -258,10 +286,15 @@ class RawConnection(asyncio.Protocol):
             else:
                 self._wait_for(reply, plain.request, data[position:])
             return
-        is_progress = position > 0
         self._flush(answers)
-        self._keep(data[position:], stage, is_progress=is_progress)
-        self._close_if_last()
+        if position < size:
+            self._keep(data[position:], stage, is_progress=position > 0)
+        else:
+            self._stage = _NOTHING
+            if not self._is_write_paused and (self._due is None or not self._due.is_full):
+                self._await_request()
+        if self._is_last:
+            self._close_if_last()
 
     def _account(self) -> None:
         """Settle what the buffer holds with the budget of all connections."""
@@ -293,10 +326,8 @@ class RawConnection(asyncio.Protocol):
             return server.refusal(error, plain.request)
 
     def _reply(
-        self, plain: PlainHead, admitted: Admitted | Response, body: bytes
+        self, plain: PlainHead, admitted: Admitted, body: bytes
     ) -> Response | Upgrade | Later:
-        if isinstance(admitted, Response):
-            return admitted
         try:
             return plain.endpoint.answer(admitted, body)
         except Exception as error:
@@ -304,7 +335,8 @@ class RawConnection(asyncio.Protocol):
 
     def _flush(self, answers: list[bytes]) -> None:
         if answers:
-            joined = answers[0] if len(answers) == 1 else b"".join(answers)
+            # One answer is not copied: bytes.join returns it.
+            joined = b"".join(answers)
             if self._due is None:
                 self.transport.write(joined)
             else:
@@ -318,9 +350,6 @@ class RawConnection(asyncio.Protocol):
             # It has the time that pause_writing set, or all that its answers take, and is not read
             # meanwhile.
             self._stage = _NOTHING
-        elif not rest:
-            self._stage = _NOTHING
-            self._await_request(server.now_s() + server.keepalive_timeout_s)
         elif is_progress or self._stage < stage:
             self._stage = stage
             self._steady_at_bytes = NEVER
@@ -328,10 +357,13 @@ class RawConnection(asyncio.Protocol):
                 self._steady_at_bytes = len(self._buffer) + server.sent_step_bytes
             server.deadlines.set(self, server.now_s() + server.request_timeout_s)
 
-    def _await_request(self, deadline_s: float) -> None:
+    def _await_request(self) -> None:
+        """Give the client the time that may pass between two requests."""
+        server = self._server
+        deadline_s = server.now_s() + server.keepalive_timeout_s
         # Later than before, as a rule, which costs nothing.
         if deadline_s < self.deadline_s:
-            self._server.deadlines.set(self, deadline_s)
+            server.deadlines.set(self, deadline_s)
         else:
             self.deadline_s = deadline_s
 
@@ -409,16 +441,17 @@ class RawConnection(asyncio.Protocol):
     async def _answer_later(
         self, reply: Awaitable[Response | Due[Response]], request: Request
     ) -> None:
-        try:
-            answer = await reply
-        except Exception as error:
-            answer = self._server.refusal(error, request)
-        self._is_busy = False
-        if isinstance(answer, Due):
-            self._expect(answer, request)
-        elif not self.transport.is_closing():
-            self._flush([self._server.renderer.render(answer)])
-        self._go_on()
+        with self._ends_on_error:
+            try:
+                answer = await reply
+            except Exception as error:
+                answer = self._server.refusal(error, request)
+            self._is_busy = False
+            if isinstance(answer, Due):
+                self._expect(answer, request)
+            elif not self.transport.is_closing():
+                self._flush([self._server.render(answer)])
+            self._go_on()
 
     def _hold(self, rest: bytes) -> None:
         """Keep ``rest`` until what it waits for has happened, and read nothing meanwhile."""
@@ -438,7 +471,8 @@ class RawConnection(asyncio.Protocol):
     def _take_turn(self) -> None:
         self._awaits_turn = False
         if not self._must_hold:
-            self._serve_held()
+            with self._ends_on_error:
+                self._serve_held()
 
     def _go_on(self) -> None:
         """Go on where something was held back, in a turn of its own if that is a request."""
@@ -536,12 +570,13 @@ class RawConnection(asyncio.Protocol):
     ) -> None:
         """Note an answer that was due; those of one turn of the loop are written together."""
         server = self._server
-        try:
-            answer = reply.result()
-        except Exception as error:
-            answer = server.refusal(error, request)
-        if queue.settle(place, server.renderer.render(answer)):
-            server.loop.call_soon(self._write_due)
+        with self._ends_on_error:
+            try:
+                answer = reply.result()
+            except Exception as error:
+                answer = server.refusal(error, request)
+            if queue.settle(place, server.render(answer)):
+                server.loop.call_soon(self._write_due)
 
     def _write_due(self) -> None:
         """Write the answers whose turn has come, and go on with what waited for that."""
@@ -549,29 +584,34 @@ class RawConnection(asyncio.Protocol):
         if due is None or self.transport.is_closing():
             return
         was_full = due.is_full
-        self.transport.write(due.take())
-        if not due:
-            self._due = None
-            if self._last_word:
-                self._end_behind(self._last_word)
-                return
-        if was_full and not due.is_full:
-            self._go_on()
-        elif self._due is None:
-            self._note_all_answered()
+        with self._ends_on_error:
+            self.transport.write(due.take())
+            if not due:
+                self._due = None
+                if self._last_word:
+                    self._end_behind(self._last_word)
+                    return
+            if was_full and not due.is_full:
+                self._go_on()
+            elif self._due is None:
+                self._note_all_answered()
 
     def _note_all_answered(self) -> None:
         """Go on between two requests, or end the connection if this was the last one."""
         if self._is_closing:
             self._end_input()
         elif not self._buffer and not self._is_write_paused:
-            self._await_request(self._server.now_s() + self._server.keepalive_timeout_s)
+            self._await_request()
         self._close_if_last()
 
     # --- ending ----------------------------------------------------------------------------------
 
     def expire(self) -> None:
         """End a connection whose time is up, with a word if a request was under way."""
+        with self._ends_on_error:
+            self._expire()
+
+    def _expire(self) -> None:
         server = self._server
         if self._is_busy or self._awaits_turn or self._waits_for_answers:
             server.deadlines.set(self, server.now_s() + server.keepalive_timeout_s)
@@ -600,6 +640,14 @@ class RawConnection(asyncio.Protocol):
         self._close_if_last()
 
     @property
+    def _ends_on_error(self) -> AbortOnError:
+        """A block that ends the connection if it raises, since nothing else would go on with it.
+
+        The transport itself does so where it called.
+        """
+        return AbortOnError(self.transport)
+
+    @property
     def is_under_way(self) -> bool:
         """Whether a request has begun to arrive, or an answer is due."""
         return self._is_busy or self._awaits_turn or self._due is not None or bool(self._buffer)
@@ -623,7 +671,7 @@ class RawConnection(asyncio.Protocol):
         """Say a last word, behind what is due, and close once the client can have read it."""
         self._is_closing = True
         self._let_go()
-        word = self._server.renderer.render(answer, must_close=True)
+        word = self._server.render(answer, must_close=True)
         if self._due is None:
             self._end_behind(word)
         else:

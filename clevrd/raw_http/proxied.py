@@ -6,22 +6,27 @@ Listed proxies have to send the header; nobody else may. The header's own rules:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
 from clevrd.proxy_protocol import BadProxyHeader, ProxyHeader, read_header
-from clevrd.raw_http.connection import RawConnection
 from clevrd.raw_http.server import RawServer
 
 
 class ProxiedConnection(asyncio.Protocol):
-    """One connection of a listed proxy; any other one is a RawConnection at once."""
+    """One connection of a listed proxy; any other one goes on without a header at once.
 
-    __slots__ = ("_buffer", "_server", "deadline_s", "transport")
+    Args:
+        make_next: makes the protocol that goes on: a RawConnection, or what shakes hands by TLS.
+    """
+
+    __slots__ = ("_buffer", "_make_next", "_server", "deadline_s", "transport")
 
     transport: asyncio.Transport
 
-    def __init__(self, server: RawServer) -> None:
+    def __init__(self, server: RawServer, make_next: Callable[[], asyncio.Protocol]) -> None:
         self._server = server
+        self._make_next = make_next
         # Bytes received of the header, and what one read brought behind it.
         self._buffer = b""
         # Loop time by which the header must be whole.
@@ -69,7 +74,7 @@ class ProxiedConnection(asyncio.Protocol):
         self._go_on(rest)
 
     def _go_on(self, rest: bytes) -> None:
-        protocol = RawConnection(self._server)
+        protocol = self._make_next()
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
         # It may have been handed on or refused by now.

@@ -34,6 +34,8 @@ SHARE_S: Final = 0.001
 FRESH_S: Final = 0.010
 FRESH_BESIDE_QUEUE_S: Final = 0.003
 QUEUE_S: Final = 0.004
+# The sum of new work's time from which on a turn is asked for.
+_ASKING_S: Final = FRESH_BESIDE_QUEUE_S / 2
 
 # Most bytes that a quiet client sends at once: a request with its body. Larger input may take long
 # to work off, and waits in the queue of begun work even if it has just arrived.
@@ -108,10 +110,10 @@ class FairTurns:
 
     def end(self) -> None:
         """End the share that `begin` began, and count what it took."""
-        self._fresh_s += self._clock_s() - self._began_s
+        fresh_s = self._fresh_s = self._fresh_s + self._clock_s() - self._began_s
         # Most turns are short, and a callback at the end of each would cost 1 us. So the time of
         # several turns adds up here, until the sum could matter in the turn under way.
-        if self._fresh_s >= FRESH_BESIDE_QUEUE_S / 2:
+        if fresh_s >= _ASKING_S:
             self._ask_for_turn()
 
     def is_spent(self) -> bool:
@@ -182,8 +184,8 @@ class FairTurns:
 
     def _ask_for_turn(self) -> None:
         if not self._has_turn:
-            self._has_turn = True
             self._loop.call_soon(self._next_turn)
+            self._has_turn = True
 
     def _next_turn(self) -> None:
         """Begin a turn: call the work that waits, as long as the queues' part of the turn lasts.

@@ -75,14 +75,14 @@ class TurnQueue:
         finally:
             self._is_working = False
         if self._spent and not self._has_turn:
-            self._has_turn = True
             self._loop.call_soon(self._begin_turn)
+            self._has_turn = True
 
     def work_soon(self) -> None:
         """Begin in the next turn of the loop, and so do all work that comes in this one at once."""
         if not self._has_turn:
-            self._has_turn = True
             self._loop.call_soon(self._begin_turn)
+            self._has_turn = True
 
     def _do_step(self) -> int | None:
         try:

@@ -112,8 +112,6 @@ class Authenticator:
             InvalidRequest: two credentials, or a malformed name of a tenant.
             Unavailable: see `TokenVerifier.verify`.
         """
-        if not self._looks_for_credentials and not self.is_required:
-            return self._of_name(named_tenant(head, options))
         tenant = self.holder(head, options)
         return self._without_credential(head, options) if tenant is None else tenant
 

@@ -6,7 +6,7 @@ Importing it needs no more than the daemon does: tokens are judged by PyJWT, whi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,9 @@ from clevrd.tenants.tickets import Tickets
 if TYPE_CHECKING:
     from clevrd.tenants.fetched_keys import FetchedKeys
     from clevrd.tenants.tokens import SigningKeys, Tokens
+
+# Issuer -> the keys in its file; those whose keys are fetched are not among them.
+KeyFiles = Mapping[JwtIssuer, "SigningKeys"]
 
 
 def access_of(loaded: Loaded) -> Access:
@@ -73,33 +76,34 @@ class AuthenticatorMaker:
         Raises:
             ConfigError: a file that it names can't be used, or PyJWT is not installed.
         """
-        return Authenticator(access, self._tokens(access, folder), self.tickets)
+        return self.make_with(access, read_key_files(access, folder))
 
-    def _tokens(self, access: Access, folder: Path) -> Tokens | None:
+    def make_with(self, access: Access, keys: KeyFiles) -> Authenticator:
+        """Return what judges by ``access``, with the keys that were read for it."""
+        return Authenticator(access, self._tokens(access, keys), self.tickets)
+
+    def _tokens(self, access: Access, keys: KeyFiles) -> Tokens | None:
         issuers = access.auth.jwt
         if not issuers:
             self._fetched = {}
             return None
-        check_jwt_is_installed()
         # Imported here since PyJWT may be missing where no issuer is configured.
         from clevrd.tenants.tokens import Issuer, Tokens
 
         fetched: dict[str, FetchedKeys] = {}
-        made = [Issuer(each, self._keys_of(each, folder, fetched)) for each in issuers]
+        made = [Issuer(each, self._keys_of(each, keys, fetched)) for each in issuers]
         self._fetched = fetched
         limits = {tenant.name: limits_of(tenant) for tenant in access.tenants}
         return Tokens(made, limits, self._around.wall_s)
 
     def _keys_of(
-        self, issuer: JwtIssuer, folder: Path, fetched: dict[str, FetchedKeys]
+        self, issuer: JwtIssuer, keys: KeyFiles, fetched: dict[str, FetchedKeys]
     ) -> SigningKeys:
         from clevrd.tenants.fetched_keys import FetchedKeys
-        from clevrd.tenants.signing_keys import read_key_set_file, read_secret_file
 
-        if issuer.secret_file:
-            return read_secret_file(folder / issuer.secret_file)
-        if issuer.jwks_file:
-            return read_key_set_file(folder / issuer.jwks_file)
+        read = keys.get(issuer)
+        if read is not None:
+            return read
         url = issuer.jwks_url
         if url not in fetched:
             around = self._around
@@ -110,6 +114,29 @@ class AuthenticatorMaker:
                 known.fetch_soon()
             fetched[url] = known
         return fetched[url]
+
+
+def read_key_files(access: Access, folder: Path) -> KeyFiles:
+    """Read the files with the keys of issuers.
+
+    Args:
+        folder: where the configuration file is, to which paths in it are relative.
+
+    Raises:
+        ConfigError: one of them can't be used, or PyJWT is not installed.
+    """
+    if not access.auth.jwt:
+        return {}
+    check_jwt_is_installed()
+    from clevrd.tenants.signing_keys import read_key_set_file, read_secret_file
+
+    keys: dict[JwtIssuer, SigningKeys] = {}
+    for issuer in access.auth.jwt:
+        if issuer.secret_file:
+            keys[issuer] = read_secret_file(folder / issuer.secret_file)
+        elif issuer.jwks_file:
+            keys[issuer] = read_key_set_file(folder / issuer.jwks_file)
+    return keys
 
 
 def check_jwt_is_installed(what: str = "[[auth.jwt]]") -> None:

@@ -7,7 +7,7 @@ before who asks and before a body is read. CORS: WHATWG Fetch §3.3.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from clevrd.errors import OriginNotAllowed
@@ -47,14 +47,16 @@ _READS: Final = ("GET", "HEAD")
 
 
 class Seen(NamedTuple):
-    """How a request reached the daemon, as its connection tells."""
+    """How a request reached the daemon, as its connection tells, or a listed proxy."""
 
-    # Spoken on the connection: http or https.
+    # As the client speaks it: http or https.
     scheme: str = "http"
     # The port that was connected to where that is on the loopback interface; else None.
     loopback_port: int | None = None
-    # The connection is a listed proxy's, whose X-Forwarded-Proto and -Host are believed.
+    # The connection is a listed proxy's; and the host that the proxy was asked for, None where it
+    # is the request's own Host.
     is_from_proxy: bool = False
+    host: str | None = None
 
 
 DIRECT: Final = Seen()
@@ -112,7 +114,7 @@ class OriginRule:
             )
 
     def _check_host(self, head: Request, seen: Seen) -> None:
-        if head.method not in _READS or "upgrade" in head.headers or not _is_astray(head, seen):
+        if head.method not in _READS or "upgrade" in head.headers or not is_astray(head, seen):
             return
         host = head.headers["host"].lower()
         if not any(self._allowed.allows(f"{scheme}://{host}") for scheme in DEFAULT_PORTS):
@@ -172,16 +174,14 @@ class OriginRule:
         asked = parse_origin(origin)
         if asked is None:
             return False
-        scheme, host = seen.scheme, head.headers.get("host", "")
-        if seen.is_from_proxy:
-            scheme, host = forwarded(head.headers, scheme) or (scheme, host)
+        host = seen.host or head.headers.get("host", "")
         # Many proxies end TLS and pass Host on, but are not listed: the daemon sees http where the
         # browser sees https. So the page's scheme may be https, when it has the host and port of
         # the request. That is safe: the browser has checked the host's certificate, so the page is
         # the host's own, and no page of another host can bring about this Host. A page over http is
         # not own where https is spoken: anybody on its way can have written it.
-        is_own = asked == own_origin(scheme, host) or asked == own_origin("https", host)
-        return is_own and not _is_astray(head, seen)
+        is_own = asked == own_origin(seen.scheme, host) or asked == own_origin("https", host)
+        return is_own and not is_astray(head, seen)
 
     def _tell(self, what: str, text: str, head: Request) -> None:
         """Log a refused origin, or a host, each once a minute."""
@@ -204,20 +204,9 @@ class OriginRule:
         )
 
 
-def _is_astray(head: Request, seen: Seen) -> bool:
+def is_astray(head: Request, seen: Seen) -> bool:
+    """Return whether a page's name may have been made to mean this machine: see `is_led_astray`."""
     if seen.loopback_port is None or seen.is_from_proxy:
         return False
     default_port = DEFAULT_PORTS[seen.scheme]
     return is_led_astray(head.headers.get("host", ""), seen.loopback_port, default_port)
-
-
-def forwarded(headers: Mapping[str, str], scheme: str) -> tuple[str, str] | None:
-    """Return the scheme and host that a proxy says its client used; None where it says nothing.
-
-    Only for requests of a trusted proxy: any client can send these fields.
-    """
-    proto = headers.get("x-forwarded-proto", "").rpartition(",")[2].strip().lower()
-    host = headers.get("x-forwarded-host", "").rpartition(",")[2].strip()
-    if not proto and not host:
-        return None
-    return (proto if proto in ("http", "https") else scheme), (host or headers.get("host", ""))

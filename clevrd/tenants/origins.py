@@ -70,17 +70,26 @@ def read_allowed_origins(setting: str, listed: Iterable[str] = ()) -> AllowedOri
     Raises:
         ConfigError: both are given, or an entry is no origin.
     """
-    entries = [entry.strip() for entry in setting.split(",") if entry.strip()]
+    try:
+        return AllowedOrigins(entries_in_force(setting, listed))
+    except ValueError as error:
+        raise ConfigError(f"allowed_origins: {error}") from error
+
+
+def entries_in_force(setting: str, listed: Iterable[str]) -> tuple[str, ...]:
+    """Return the entries of the list, wherever it stands; for the arguments see above.
+
+    Raises:
+        ConfigError: it stands in both places.
+    """
+    entries = tuple(entry.strip() for entry in setting.split(",") if entry.strip())
     listed = tuple(listed)
     if entries and listed:
         raise ConfigError(
             "allowed_origins stands in the table [auth] and as a setting (CLEVRD_ALLOWED_ORIGINS);"
             " keep one of them."
         )
-    try:
-        return AllowedOrigins(entries or listed)
-    except ValueError as error:
-        raise ConfigError(f"allowed_origins: {error}") from error
+    return entries or listed
 
 
 def is_led_astray(host_field: str, port: int, default_port: int) -> bool:

@@ -5,7 +5,6 @@ Fetching a set over HTTPS is `fetched_keys`'s.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ import msgspec
 
 from clevrd.errors import ConfigError
 from clevrd.private_files import check_private
+from clevrd.small_files import read_small
 
 # Ten times the largest set that a provider publishes.
 MAX_SET_BYTES: Final = 262_144
@@ -145,9 +145,7 @@ def read_secret_file(path: Path) -> SecretKey:
 
 def _read(path: Path) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            return file.read(MAX_SET_BYTES + 1)
+        return read_small(path, MAX_SET_BYTES)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "its name has a zero byte"
         raise ConfigError(f"Can't read {path}: {why}.") from error

@@ -17,6 +17,7 @@ import msgspec
 
 from clevrd.errors import ConfigError
 from clevrd.private_files import check_private
+from clevrd.small_files import read_small
 
 # A chain of ten certificates has 20 KiB, and the authorities that a system trusts 220 KiB.
 MAX_PEM_BYTES: Final = 1 << 20
@@ -132,8 +133,7 @@ def load_authorities(context: ssl.SSLContext, path: Path) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_PEM_BYTES + 1)
+        content = read_small(path, MAX_PEM_BYTES)
     except OSError as error:
         raise ConfigError(f"Can't read {path}: {error.strerror}.") from error
     except ValueError as error:

@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from clevrd.http_values import LINGER_S
+from clevrd.proxy_protocol import begins_with_header
 from clevrd.tls.server import TlsServer
 
 # The largest plain text of a record (RFC 8446 §5.1), which is what one read can return.
@@ -157,6 +158,9 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         if self._state == _SHAKES_HANDS:
             self._settle_handshake()
             self._server.count_failure("gone")
+        if owner is _NOBODY:
+            # A PROXY header may have named its client.
+            self._server.addresses.left(self._tcp)
         self._state = _IS_DEAF
         self._is_closing = self._is_shut = True
         self._server.forget(self)
@@ -177,9 +181,10 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
     # --- handshake -------------------------------------------------------------------------------
 
     def _receive_handshake(self, data: bytes) -> None:
-        if not self._handshake_bytes and data[0] != _HANDSHAKE_RECORD and data[:1].isupper():
-            # It begins as a request without TLS does.
-            self._fail("plain_http", self._server.answer_plain())
+        # As a request without TLS begins, or a PROXY header that is not taken from its sender.
+        is_plain = data[:1].isupper() or begins_with_header(data)
+        if not self._handshake_bytes and data[0] != _HANDSHAKE_RECORD and is_plain:
+            self._fail("plain_http", self._server.answer_plain(data))
             return
         self._keep(data)
         size = len(data)
@@ -221,6 +226,8 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         server.forget(self)
         server.count_success()
         self._state = _IS_OPEN
+        # The owner knows the connection as this transport.
+        server.addresses.rename(self._tcp, self)
         self._owner = server.make_protocol()
         self._owner.connection_made(self)
 

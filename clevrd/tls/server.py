@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from clevrd.address_limit import AddressLimit
 from clevrd.config import Config
 from clevrd.input_budget import InputBudget
 from clevrd.metrics.counters import Counters
@@ -47,7 +48,8 @@ class TlsServer:
         contexts: TlsContexts,
         make_protocol: Callable[[], asyncio.Protocol],
         is_full: Callable[[], bool],
-        answer_plain: Callable[[], bytes],
+        answer_plain: Callable[[bytes], bytes],
+        addresses: AddressLimit,
         counters: Counters,
         turns: FairTurns,
         budget: InputBudget,
@@ -59,11 +61,13 @@ class TlsServer:
         Args:
             make_protocol: makes what a connection is given to once its hands are shaken.
             is_full: whether one more connection would be one too many.
-            answer_plain: makes the answer, unencrypted, to a request that is not.
+            answer_plain: makes the answer, unencrypted, to a request that begins with these bytes.
+            addresses: the client of each connection.
         """
         self.contexts = contexts
         self.make_protocol = make_protocol
         self.answer_plain = answer_plain
+        self.addresses = addresses
         self.turns = turns
         self.budget = budget
         self.now_s = loop.time

@@ -249,7 +249,6 @@ export class Clevrd {
 					if (event.reconnect_after_ms >= 0) link.askedMs ??= event.reconnect_after_ms;
 					if (event.ref === RENEWAL) event.type === "error" && notRenewed(event.error);
 					else if (event.type !== "error" || event.ref) yield event;
-					else if (event.code === "credential_expired") link.end(event.code, { code: EXPIRED });
 					else if (event.retryable) link.end(event.code ?? "error");
 					else throw refusal(event, "The server refused it.");
 				}

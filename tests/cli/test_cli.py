@@ -213,6 +213,27 @@ def test_checkconfig_prints_every_value_and_its_source(
     assert ["raw_paths", "false", "flag --raw-paths"] in rows
 
 
+@pytest.mark.parametrize(
+    ("table", "flags", "shown"),
+    [
+        ('allowed_origins = ["https://a.example", "null"]', [], "https://a.example, null"),
+        ("", ["--allowed-origins", "https://b.example,*"], "https://b.example, *"),
+        ("", [], "only its own"),
+    ],
+)
+def test_checkconfig_shows_the_pages_that_are_let_in(
+    table: str, flags: list[str], shown: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever the list stands: in the table, or as the setting beside it."""
+    file = tmp_path / "clevrd.toml"
+    file.write_text(f'[auth]\nmode = "open"\n{table}\n')
+
+    code = main(["checkconfig", "--config", str(file), *flags])
+
+    assert code == 0
+    assert f"\nallowed origins  {shown}\n" in capfd.readouterr().out
+
+
 def test_checkconfig_warns_of_unknown_variables(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,12 +16,15 @@ from pathlib import Path
 import pytest
 from daemons import ROOT
 from dockerfile import health_check
+from tls import make_pair
 
+from clevrd import __version__
 from clevrd import health_check as module
 from clevrd.argv import argv_of_process
 from clevrd.config import load
 from clevrd.errors import ConfigError
-from clevrd.health_check import find_address, main
+from clevrd.health_check import Options, find_address, listed_proxies, main, plain_options
+from clevrd.health_options import parse
 
 has_ipv6 = socket.has_dualstack_ipv6()
 
@@ -29,7 +32,7 @@ has_ipv6 = socket.has_dualstack_ipv6()
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the developer's own settings, and what process 1 of this machine is."""
-    for name in ("ADDRESS", "CLEVRD_ADDRESS", "CLEVRD_CONFIG"):
+    for name in ("ADDRESS", "CLEVRD_ADDRESS", "CLEVRD_CONFIG", "CLEVRD_PROXY_PROTOCOL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(module, "argv_of_process", lambda: [])
 
@@ -99,6 +102,52 @@ def test_daemon_is_found_at_a_unix_socket(
 
     assert (well, gone) == (0, 69)
     assert "no such file" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("is_secure", [False, True])
+@pytest.mark.parametrize("listed", ["127.0.0.1", "192.0.2.1", "0.0.0.0/0"])
+def test_daemon_that_expects_a_proxys_header_of_this_machine_is_sent_one(
+    listed: str, is_secure: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy on the same machine is listed often; a header from anybody else would be refused."""
+    pair = make_pair(tmp_path)
+    settings = [f"tls_{kind}_file = '{getattr(pair, kind)}'" for kind in ("cert", "key")]
+    file = tmp_path / "clevrd.toml"
+    table = f'proxy_protocol = true\n[auth]\ntrusted_proxies = ["{listed}"]\n'
+    file.write_text("\n".join([*(settings if is_secure else []), table]))
+    monkeypatch.setenv("CLEVRD_CONFIG", str(file))
+
+    with serving("port", "--address", "127.0.0.1:0") as port:
+        answers = [main(["--address", f"127.0.0.1:{port}", *more]) for more in ([], ["--ready"])]
+        monkeypatch.setattr(module, "_is_listed", lambda *_: listed == "192.0.2.1")
+        wrong = main(["--address", f"127.0.0.1:{port}"])
+
+    assert answers == [0, 0]
+    assert wrong in (1, 69)
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "in_file", "is_on"),
+    [
+        (None, "", False, False),
+        (None, "", True, True),
+        (None, "yes", False, True),
+        (None, "no", True, False),
+        ("TRUE", "no", False, True),
+        ("0", "yes", True, False),
+    ],
+)
+def test_proxies_are_those_of_whom_a_header_is_expected(
+    flag: str | None, variable: str, in_file: bool, is_on: bool, tmp_path: Path
+) -> None:
+    """By the setting, wherever it stands; the list is the file's."""
+    file = tmp_path / "clevrd.toml"
+    table = '[auth]\ntrusted_proxies = ["unix:", "10.0.0.0/8"]\n'
+    file.write_text(f"proxy_protocol = {str(in_file).lower()}\n{table}")
+    environ = {"CLEVRD_PROXY_PROTOCOL": variable} if variable else {}
+
+    assert listed_proxies(flag, str(file), environ) == (["unix:", "10.0.0.0/8"] if is_on else [])
+    assert listed_proxies("true", None, environ) == []
 
 
 def test_check_of_the_image_finds_the_daemon(tmp_path: Path) -> None:
@@ -317,11 +366,21 @@ def test_failure_is_one_line_and_its_own_exit_code(
     assert said.err.count("\n") == 1
 
 
-def test_check_imports_little() -> None:
-    """It runs every few seconds beside a daemon that needs the CPU."""
+@pytest.mark.parametrize(
+    ("words", "module_name"),
+    [
+        (["health", "--address", "127.0.0.1:1", "--timeout", "1", "--ready"], "health_check"),
+        (["--version"], "entry"),
+    ],
+    ids=["health", "version"],
+)
+def test_command_that_is_run_often_imports_little(words: list[str], module_name: str) -> None:
+    """A check runs every few seconds beside a daemon that needs the CPU."""
     script = "import sys; from clevrd.entry import main; main(); print(sorted(sys.modules))"
     done = subprocess.run(
-        [sys.executable, "-c", script, "health", "--address", "127.0.0.1:1"],
+        # Without site, which imports modules of its own where the package is installed to be
+        # edited.
+        [sys.executable, "-S", "-c", script, *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -329,5 +388,62 @@ def test_check_imports_little() -> None:
     )
     loaded = set(re.findall(r"'([\w.]+)'", done.stdout))
 
-    assert "clevrd.health_check" in loaded
-    assert not loaded & {"asyncio", "aiohttp", "logging", "http.client", "msgspec._core", "ssl"}
+    assert f"clevrd.{module_name}" in loaded
+    assert not loaded & {"aiohttp", "msgspec", "uvloop", "cryptography"}
+    assert not loaded & {"asyncio", "http.client", "logging", "ssl", "subprocess", "threading"}
+    # Each of these takes as much CPU as all of the command's own modules.
+    assert not loaded & {"argparse", "ipaddress", "pathlib", "re", "typing"}
+
+
+@pytest.mark.parametrize("words", [["--version"], ["-V"], ["version"]])
+def test_version_is_one_line(words: list[str]) -> None:
+    """Every form prints it, and says why where it can't."""
+    command = [sys.executable, "-m", "clevrd", *words]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
+    with open("/dev/full", "w") as full:
+        failed = subprocess.run(
+            command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20
+        )
+
+    assert (told.returncode, told.stdout, told.stderr) == (0, f"clevrd {__version__}\n", "")
+    assert failed.returncode == 1
+    assert failed.stderr == "clevrd: Standard input or output failed: No space left on device.\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--ready"],
+        ["--address", "127.0.0.1:9", "--timeout", "0.5"],
+        ["--timeout=3", "--config=a=b.toml", "--ready", "--address=[::1]:9"],
+        ["--address", "a:1", "--address", "b:2"],
+    ],
+)
+def test_plain_options_are_what_argparse_takes_them_for(argv: list[str]) -> None:
+    """Options that are read at a look mean the same as behind the slow parser."""
+    plain, parsed = plain_options(argv), parse(argv)
+
+    assert plain is not None
+    assert [getattr(plain, name) for name in Options.__slots__] == [
+        getattr(parsed, name) for name in Options.__slots__
+    ]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["--address"],
+        ["--address", "--ready"],
+        ["--address="],
+        ["--ready=1"],
+        ["--timeout", "nan"],
+        ["--time", "1"],
+        ["word"],
+        ["--"],
+    ],
+)
+def test_all_other_options_are_left_to_argparse(argv: list[str]) -> None:
+    """It has the sentences about mistakes."""
+    assert plain_options(argv) is None

@@ -254,24 +254,6 @@ async def test_expired_connection_comes_back_fresh_by_position(
     assert pause.slept_s == [0.0]
 
 
-async def test_notice_that_it_has_expired_means_the_same(
-    server: FakeServer, new_client: Callable[..., Client], pause: Any
-) -> None:
-    """On a connection for several topics, where a close may come behind it."""
-    for first in (1, 2):
-        greeting = subscribed("e", first - 1, topic="t", ref=1)
-        other = subscribed("e", 0, topic="u", ref=2)
-        told = failure("The token has expired.", code="credential_expired")
-        frames = [greeting, other, message(first, topic="t"), told]
-        server.feeds.append(Feed(frames, None, has_control=True, commands=2))
-    async with new_client(token=Issuer()) as client:
-        offsets = await items_of(client.subscribe("t", "u"), 2)
-
-    assert offsets == [1, 2]
-    assert shown(server) == ["Bearer t1", "Bearer t2"]
-    assert pause.slept_s == [0.0]
-
-
 async def test_expired_text_ends_in_the_server_s_words(
     server: FakeServer, new_client: Callable[..., Client]
 ) -> None:

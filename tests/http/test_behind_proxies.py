@@ -272,6 +272,46 @@ async def test_clients_of_a_proxy_are_not_this_machine(name: str, tmp_path: Path
                 assert "admin_address" in await answer.text()
 
 
+BARE = "server {\n listen 80;\n location / {\n  proxy_pass http://127.0.0.1:8080;\n }\n}\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "is_told_apart"),
+    [
+        # As every nginx before 1.29.7 has it where nothing is said.
+        ("proxy_http_version 1.0;", True),
+        ("proxy_http_version 1.1; proxy_set_header Via 1.1;", True),
+        ("proxy_http_version 1.1; proxy_set_header X-Forwarded-For $remote_addr;", True),
+        ("proxy_http_version 1.1; proxy_set_header Host $http_host;", True),
+        # The document says so: this one can't be told from a program of this machine.
+        ("proxy_http_version 1.1;", False),
+    ],
+)
+async def test_nginx_that_says_nothing_of_its_clients(
+    more: str, is_told_apart: bool, tmp_path: Path
+) -> None:
+    """A proxy_pass and nothing else sends the daemon's own address as the host."""
+    text = BARE.replace("proxy_pass", f"{more} proxy_pass")
+    async with (
+        running() as daemon,
+        proxy_of("nginx", daemon.port, tmp_path, text) as port,
+        asyncio.timeout(20),
+        aiohttp.ClientSession() as http,
+    ):
+        await daemon.publish("secret-topic", 1)
+        statuses = []
+        for path in ("/metrics", "/config"):
+            url, fields = f"http://127.0.0.1:{port}{path}", {"Host": "app.example"}
+            async with http.get(url, headers=fields) as answer:
+                statuses.append(answer.status)
+        home = f"http://127.0.0.1:{port}/"
+        async with http.get(home, headers={"Host": "app.example"}) as answer:
+            shows = "secret-topic" in await answer.text()
+
+    assert statuses == ([403, 403] if is_told_apart else [200, 200])
+    assert shows is not is_told_apart
+
+
 @pytest.mark.parametrize("name", PROXIES)
 async def test_metrics_stay_inside(name: str, tmp_path: Path) -> None:
     """However the path is spelled, and though the daemon would show them to this client."""

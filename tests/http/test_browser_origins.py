@@ -9,13 +9,16 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 import pytest
+import websockets
 from daemons import Daemon, running, until
 from http_wire import Response as Answer
 from http_wire import ask, get, post, read_response, responses, talk
+from websockets.typing import Origin, Subprotocol
 
+from clevrd.client_addresses import TrustedProxies
 from clevrd.errors import ConfigError, OriginNotAllowed
 from clevrd.http_values import Request, Response
 from clevrd.page_check import PageCheck, loopback_port_of
@@ -460,6 +463,21 @@ class FakeTransport(asyncio.BaseTransport):
         return self._extra.get(name, default)  # type: ignore[attr-defined]  # asyncio's own
 
 
+HOSTS: Final = ("in.example", "out.example", "out.example:1", "evil.example")
+
+
+def is_let_in(head: Request, transport: asyncio.BaseTransport, *, is_proxy: bool) -> bool:
+    """Return whether a page may ask over a connection, which is perhaps a listed proxy's."""
+    proxies = TrustedProxies(["10.0.0.1"] if is_proxy else [])
+    rule = OriginRule(AllowedOrigins([]), lambda: 0.0)
+    pages = PageCheck(rule, lambda headers, _: proxies.asked_for(headers, "10.0.0.1"))
+    try:
+        pages.check(head, transport)
+    except OriginNotAllowed:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("is_secure", "is_proxy", "origin", "is_served"),
     [
@@ -475,24 +493,49 @@ def test_connection_says_what_is_own(
     is_secure: bool, is_proxy: bool, origin: str, is_served: bool
 ) -> None:
     """Its TLS, and whether it is a listed proxy's, whose word counts."""
-    rule = OriginRule(AllowedOrigins([]), lambda: 0.0)
-    pages = PageCheck(rule, lambda _: is_proxy)
     transport = FakeTransport({"sslcontext": object() if is_secure else None})
     said = {"x-forwarded-proto": "https", "x-forwarded-host": "out.example"}
     head = Request("POST", "/publish", {"host": "app.example", "origin": origin, **said})
 
-    if is_served:
-        pages.check(head, transport)
-    else:
-        with pytest.raises(OriginNotAllowed):
-            pages.check(head, transport)
+    assert is_let_in(head, transport, is_proxy=is_proxy) is is_served
+
+
+@pytest.mark.parametrize(
+    ("said", "own"),
+    [
+        ({}, "http://in.example"),
+        ({"x-forwarded-proto": "https"}, "https://in.example"),
+        ({"x-forwarded-proto": "gopher"}, "http://in.example"),
+        ({"x-forwarded-host": "out.example"}, "http://out.example"),
+        (
+            {"x-forwarded-proto": "http, HTTPS", "x-forwarded-host": "evil.example, out.example:1"},
+            "https://out.example:1",
+        ),
+    ],
+)
+def test_what_a_listed_proxy_does_not_say_is_as_the_daemon_sees_it(
+    said: dict[str, str], own: str
+) -> None:
+    """And of what is said several times the last counts, which the nearest proxy has added."""
+    origins = [f"{scheme}://{host}" for scheme in ("http", "https") for host in HOSTS]
+    heads = [
+        Request("POST", "/publish", {"host": "in.example", "origin": origin, **said})
+        for origin in origins
+    ]
+
+    let_in = {
+        head.headers["origin"] for head in heads if is_let_in(head, FakeTransport(), is_proxy=True)
+    }
+
+    # The same page over https is own as well: see the rule.
+    assert let_in == {own, own.replace("http://", "https://")}
 
 
 def test_rule_can_change_while_the_daemon_runs() -> None:
     """As after a reload of its configuration."""
     rule = OriginRule(AllowedOrigins([]), lambda: 0.0)
     head = Request("POST", "/publish", {"host": "a.example", "origin": FOREIGN})
-    pages = PageCheck(rule, lambda _: False)
+    pages = PageCheck(rule, lambda *_: None)
     with pytest.raises(OriginNotAllowed):
         pages.check(head, None)
 
@@ -550,3 +593,163 @@ async def test_preflight_needs_no_credential_and_a_page_reads_that_one_is_missin
     assert preflight.headers["access-control-allow-origin"] == LISTED
     assert (missing.status, foreign.status) == (401, 403)
     assert missing.headers["access-control-allow-origin"] == LISTED
+
+
+# --- open connections obey a changed list --------------------------------------------------------
+
+
+def allowing(*origins: str, proxies: tuple[str, ...] = ()) -> Access:
+    """Return the rules that list these pages and proxies."""
+    return Access(auth=Auth(allowed_origins=origins, trusted_proxies=proxies))
+
+
+def page_socket(daemon: Daemon, path: str, origin: str | None = LISTED) -> websockets.connect:
+    """Return a WebSocket as a page of ``origin`` opens it, None for a program's."""
+    protocol = Subprotocol("clevrd.v1")
+    shown = None if origin is None else Origin(origin)
+    return websockets.connect(f"{daemon.ws_url}{path}", origin=shown, subprotocols=[protocol])
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+@pytest.mark.parametrize(
+    "path", ["/subscribe?topic=t", "/subscribe?topic=t&pattern=a.*", "/ws", "/publish"]
+)
+async def test_socket_of_a_page_that_is_listed_no_more_is_closed(path: str, is_raw: bool) -> None:
+    """By the code of a refused handshake; a program's, and an own or still listed page's, stay."""
+    other = "https://other.example"
+    async with running(access=allowing(LISTED, other), raw_paths=is_raw) as daemon:
+        own = f"http://127.0.0.1:{daemon.port}"
+        async with (
+            page_socket(daemon, path) as cut,
+            page_socket(daemon, path, other) as listed,
+            page_socket(daemon, path, own) as page,
+            page_socket(daemon, path, None) as program,
+        ):
+            kept_all = await daemon.server.access.apply(allowing(LISTED, other), Path())
+            closed = await daemon.server.access.apply(allowing(other), Path())
+
+            async with asyncio.timeout(10):
+                await cut.wait_closed()
+                for kept in (listed, page, program):
+                    await (await kept.ping())
+        counters = daemon.hub.counters
+
+    assert (kept_all, closed) == (0, 1)
+    assert (cut.close_code, cut.close_reason) == (4003, "origin_not_allowed")
+    assert counters.closed[4003] == 1
+    assert counters.refused["origin_not_allowed"] == 1
+    assert not daemon.server.connections._pages
+
+
+@pytest.mark.parametrize("form", ["text/event-stream", "application/x-ndjson"])
+async def test_stream_of_a_page_that_is_listed_no_more_is_told_and_ends(
+    form: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The response is whole, and the log names the page and the setting."""
+    async with running(access=allowing(LISTED)) as daemon:
+        url = f"{daemon.url}/subscribe?topic=t&control=1"
+        async with daemon.http.get(url, headers={"Accept": form, "Origin": LISTED}) as stream:
+            await until(lambda: daemon.hub.subscribers == 1)
+            closed = await daemon.server.access.apply(allowing(), Path())
+            text = await stream.text()
+        refused = daemon.hub.counters.refused["origin_not_allowed"]
+
+    assert (closed, refused) == (1, 1)
+    assert '"code":"origin_not_allowed"' in text
+    assert '"retryable":false' in text
+    assert "page refused origin='https://app.example'" in caplog.text
+    assert "allowed_origins" in caplog.text
+
+
+@pytest.mark.parametrize("topics", ["topic=t", "topic=t&topic=u"])
+async def test_poll_of_a_page_that_is_listed_no_more_is_refused(topics: str) -> None:
+    """It has waited while the list changed; a program's is answered with what there is."""
+    async with running(access=allowing(LISTED)) as daemon:
+        url = f"{daemon.url}/subscribe?{topics}&poll=1&timeout=30"
+        of_page = asyncio.ensure_future(daemon.http.get(url, headers={"Origin": LISTED}))
+        of_program = asyncio.ensure_future(daemon.http.get(url))
+        await until(lambda: len(daemon.server._polls) == 2)
+
+        await daemon.server.access.apply(allowing(), Path())
+
+        async with asyncio.timeout(10):
+            page, program = await of_page, await of_program
+        answer = await page.json()
+        refused = daemon.hub.counters.refused["origin_not_allowed"]
+
+    assert (page.status, program.status, refused) == (403, 200, 1)
+    assert answer["code"] == "origin_not_allowed"
+    assert "Access-Control-Allow-Origin" not in page.headers
+
+
+async def test_name_of_this_machine_that_is_listed_no_more_ends_its_streams() -> None:
+    """Pages of a listed alias read without an Origin, as pages of the daemon's own do."""
+    async with running() as daemon:
+        alias = f"clevrd.test:{daemon.port}"
+        access = allowing(f"http://{alias}")
+        await daemon.server.access.apply(access, Path())
+        fields = {"Accept": "application/x-ndjson", "Host": alias}
+        url = f"{daemon.url}/subscribe?topic=t&control=1"
+        async with (
+            daemon.http.get(url, headers=fields) as cut,
+            daemon.http.get(url, headers={"Accept": fields["Accept"]}) as kept,
+        ):
+            await until(lambda: daemon.hub.subscribers == 2)
+            closed = await daemon.server.access.apply(allowing(), Path())
+            text = await cut.text()
+            await until(lambda: daemon.hub.subscribers == 1)
+            assert kept.status == 200
+
+    assert closed == 1
+    assert '"code":"origin_not_allowed"' in text
+
+
+async def test_page_that_was_own_by_a_proxys_word_is_closed_with_the_proxy() -> None:
+    """What the proxy said of its client counts as long as the proxy is listed."""
+    async with running(access=allowing(proxies=("127.0.0.1",))) as daemon:
+        said = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "out.example"}
+        url = f"{daemon.ws_url}/subscribe?topic=t"
+        origin = Origin("https://out.example")
+        async with websockets.connect(url, origin=origin, additional_headers=said) as socket:
+            closed = await daemon.server.access.apply(allowing(), Path())
+            async with asyncio.timeout(10):
+                await socket.wait_closed()
+
+    assert (closed, socket.close_code) == (1, 4003)
+
+
+class HeldTurns:
+    """Turns of the loop that come when the test says so."""
+
+    def __init__(self) -> None:
+        self.waits, self.come = asyncio.Event(), asyncio.Event()
+
+    def begin(self) -> bool:
+        """Say that the turn has no share left."""
+        return False
+
+    async def turn(self, _: int) -> None:
+        """Wait for the next one."""
+        self.waits.set()
+        await self.come.wait()
+
+    def end(self) -> None:
+        """Do nothing."""
+
+
+async def test_page_that_waits_for_its_turn_is_judged_by_the_new_list() -> None:
+    """It would become a connection that nobody judges again."""
+    async with running(access=allowing(LISTED)) as daemon:
+        turns = HeldTurns()
+        daemon.server._front._turns = cast(Any, turns)
+        url = f"{daemon.url}/subscribe?topic=t"
+        headers = {"Accept": "text/event-stream", "Origin": LISTED}
+        asking = asyncio.ensure_future(daemon.http.get(url, headers=headers))
+        await turns.waits.wait()
+
+        await daemon.server.access.apply(allowing(), Path())
+        turns.come.set()
+        answer = await asking
+
+    assert answer.status == 403
+    assert daemon.hub.subscribers == 0

@@ -29,10 +29,14 @@ def taken(pieces: Sequence[bytes], known: KnownHeads | None = None) -> tuple[byt
     framing = Framing(known)
     passed = b""
     for piece in pieces:
-        some, fault = framing.take(piece)
-        passed += some
-        if fault is not None:
-            return passed, str(fault)
+        rest = piece
+        while rest:
+            some, followed_bytes, fault = framing.take(rest)
+            assert followed_bytes
+            rest = rest[followed_bytes:]
+            passed += some
+            if fault is not None:
+                return passed, str(fault)
     return passed, ""
 
 
@@ -142,7 +146,7 @@ def test_nothing_is_kept_of_long_lines() -> None:
         fault: ClevrdError | None = None
         sent = 0
         while fault is None and sent < 2 * MAX_LINE_BYTES:
-            _, fault = framing.take(b"a" * 1_000)
+            _, _, fault = framing.take(b"a" * 1_000)
             sent += 1_000
         assert isinstance(fault, HeaderTooLarge)
         assert sent <= MAX_LINE_BYTES + 1_000
@@ -183,4 +187,4 @@ def test_request_line(line: bytes, words: str | None) -> None:
 
 def test_what_can_never_be_a_request_is_refused_at_its_first_byte() -> None:
     """A TLS greeting has no line end to wait for."""
-    assert Framing().take(b"\x16\x03\x01\x02\x00")[1] is not None
+    assert Framing().take(b"\x16\x03\x01\x02\x00")[2] is not None

@@ -16,7 +16,18 @@ import pytest
 from clients import SMALL_BUFFERS, small_socket
 from daemons import Daemon, running, until
 from http_corpus import CHUNKED, hostile
-from http_wire import Response, Steady, ask, chunked, get, post, read_response, responses, talk
+from http_wire import (
+    Response,
+    Steady,
+    ask,
+    chunked,
+    get,
+    post,
+    read_response,
+    responses,
+    split_each,
+    talk,
+)
 from streams import EVENTS, LINES, open_stream
 
 from clevrd.config import Config
@@ -843,12 +854,41 @@ async def test_reset_behind_a_pipeline_leaves_no_error(caplog: pytest.LogCapture
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-async def test_fault_behind_a_long_pipeline_is_answered() -> None:
-    """aiohttp's parser holds back what its queue has no room for, and is asked to go on later."""
+@pytest.mark.parametrize("count", [1, 31, 33, 300])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        b"GET  / HTTP/1.1\r\nHost: test\r\n\r\n",
+        b"GET / HTTP/3.0\r\nHost: test\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: test\r\nNo Field\r\n\r\n",
+        b"POST /publish HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET /" + b"a" * 9_000,
+    ],
+    ids=["line", "version", "field", "length", "long"],
+)
+async def test_every_request_before_a_fault_is_answered(count: int, fault: bytes) -> None:
+    """aiohttp's parser drops those that it was given at once with a fault, or keeps them back."""
     async with running(raw_paths=False) as daemon:
-        sent = get("/health/live") * 200 + b"GET  / HTTP/1.1\r\nHost: test\r\n\r\n"
+        sent = LIVE * (count - 1) + post(BODY) + fault
 
         answers = responses(await daemon.send_raw(sent, timeout_s=20))
+        [topic] = daemon.hub.topics
 
-    assert {answer.status for answer in answers[:-1]} == {200}
-    assert answers[-1].status == 400
+    assert [answer.status for answer in answers[:-1]] == [200] * count
+    assert 400 <= answers[-1].status < 600
+    assert topic.head == 1
+
+
+async def test_long_pipeline_with_bodies_is_answered_in_order() -> None:
+    """No request waits for ever that is held until aiohttp has room."""
+    async with running(raw_paths=False) as daemon:
+        coded = post(chunked(BODY, 5), CHUNKED, length=None)
+        sent = (LIVE + post(BODY) + coded) * 100
+
+        pieces = split_each(sent, [7, 9_000, 20_000])
+        answers = responses(await talk(daemon.port, pieces, shut=True, timeout_s=20))
+
+    assert [answer.status for answer in answers] == [200] * 300
+    assert [answer.json["offset"] for answer in answers if "offset" in answer.json] == [
+        *range(1, 201)
+    ]

@@ -79,6 +79,14 @@ def test_request_through_a_proxy_is_not_local(field: str) -> None:
     assert not is_local(request({"host": "localhost", field: ""}))
 
 
+def test_request_in_http_1_0_is_not_local() -> None:
+    """nginx asks so, with the address behind proxy_pass as its host, unless told otherwise."""
+    asked = Request("GET", "/metrics", {"host": "127.0.0.1:8080"}, is_http_1_0=True)
+    asked.is_local_peer = True
+
+    assert not is_local(asked)
+
+
 def test_request_from_elsewhere_is_not_local() -> None:
     """Its host is the client's own word."""
     assert not is_local(request({"host": "localhost"}, is_local_peer=False))

@@ -57,7 +57,12 @@ async def outcome_of(
 
 def published_in(daemon: Daemon) -> dict[tuple[str, str], int]:
     """Return how many messages each topic has had."""
-    return {(topic.tenant, topic.name): topic.published for topic in daemon.hub.topics}
+    # Names that were only read are forgotten in a while.
+    return {
+        (topic.tenant, topic.name): topic.published
+        for topic in daemon.hub.topics
+        if topic.published
+    }
 
 
 async def both(
@@ -69,12 +74,15 @@ async def both(
     return raw, front
 
 
-def is_swallowed(raw: bytes, front: bytes) -> bool:
+def is_swallowed(sent: bytes, raw: bytes, front: bytes) -> bool:
     """Say whether all that aiohttp left unanswered are requests right before its last refusal.
 
     When a read holds broken bytes, its parser gives up the requests that were whole in the same
     read; they are not carried out either. The answer to one of them may have been the last one.
+    Behind a field Upgrade requests are not followed, so that they are given to the parser at once.
     """
+    if b"\r\nupgrade:" not in sent.lower():
+        return False
     ours, theirs = responses(raw), responses(front)
     if not 0 < len(theirs) <= len(ours) or theirs[-1].status not in (400, 431):
         return False
@@ -82,15 +90,21 @@ def is_swallowed(raw: bytes, front: bytes) -> bool:
     return is_last and theirs[:-1] == ours[: len(theirs) - 1]
 
 
-def disagreements(names: Sequence[str], raw: Outcome, front: Outcome) -> dict[str, object]:
+def disagreements(
+    names: Sequence[str], cases: Sequence[Sequence[bytes]], raw: Outcome, front: Outcome
+) -> dict[str, object]:
     """Return what was not the same on both paths, by case or topic."""
     unequal = [
-        (name, ours, theirs)
-        for name, ours, theirs in zip(names, raw.transcripts, front.transcripts, strict=True)
+        (name, b"".join(case), ours, theirs)
+        for name, case, ours, theirs in zip(
+            names, cases, raw.transcripts, front.transcripts, strict=True
+        )
         if ours != theirs
     ]
     found: dict[str, object] = {
-        name: (ours, theirs) for name, ours, theirs in unequal if not is_swallowed(ours, theirs)
+        name: (ours, theirs)
+        for name, sent, ours, theirs in unequal
+        if not is_swallowed(sent, ours, theirs)
     }
     differing = {
         topic
@@ -122,7 +136,7 @@ async def test_same_requests_get_same_answers_on_both_paths(shut: bool) -> None:
 
     raw, front = await both(cases, at_once=1 if shut else len(cases), shut=shut)
 
-    assert disagreements(names, raw, front) == {}
+    assert disagreements(names, cases, raw, front) == {}
     for outcome in (raw, front):
         assert [topic for _, topic in outcome.published if topic.startswith("smuggled")] == []
         silent = [name for name, out in zip(names, outcome.transcripts, strict=True) if not out]
@@ -143,7 +157,7 @@ async def test_answers_do_not_depend_on_how_requests_are_split() -> None:
 
     raw, front = await both(cases, at_once=20)
 
-    assert disagreements(names, raw, front) == {}
+    assert disagreements(names, cases, raw, front) == {}
     first = {name: wholes.index(name) for name in SHORT}
     uneven = [
         name
@@ -160,4 +174,4 @@ async def test_broken_requests_are_refused_alike() -> None:
 
     raw, front = await both(cases)
 
-    assert disagreements([repr(case) for case in cases], raw, front) == {}
+    assert disagreements([repr(case) for case in cases], cases, raw, front) == {}

@@ -382,6 +382,21 @@ async def test_reader_that_leaves_in_the_middle_is_gone() -> None:
     assert counts.offered == counts.delivered == stalled.delivered
 
 
+async def test_reader_that_leaves_gives_its_page_back() -> None:
+    """A page that nobody is in the middle of can be forgotten."""
+    world = World(kept=3_000, in_ring=0)
+    history = world.hub.delivery.history
+    assert history is not None
+    reader, _ = world.subscribe(After(0, EPOCH))
+    while not any(page.users for page in history.pages._pages):  # noqa: ASYNC110  # turn by turn
+        await asyncio.sleep(0)
+
+    world.hub.unsubscribe(world.topic, reader)
+    history.pages.drop_unused()
+
+    assert len(history.pages) == 0
+
+
 async def test_thousand_readers_share_pages_and_few_ask_at_once() -> None:
     """Readers that come back to places near each other cost some reads in all."""
     world = World(kept=3_000, in_ring=0)

@@ -211,7 +211,7 @@ async def test_failure_of_the_first_is_its_own(
     turn = daemon.hub.publishing.turn
     fails = asyncio.Event()
 
-    async def failing_turn(tenant: Tenant, topic: Topic) -> Topic:
+    async def failing_turn(tenant: Tenant, topic: Topic, *, size_bytes: int) -> Topic:
         monkeypatch.setattr(daemon.hub.publishing, "turn", turn)
         await fails.wait()
         raise Throttled("Not now.")

@@ -6,6 +6,7 @@ Sockets, rings, readers and timers are real; load figures are the test's own.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
@@ -20,6 +21,7 @@ from clevrd.control.adaptive_buffer import WINDOW_MAX, WINDOW_MIN
 from clevrd.control.adaptive_throttler import DELAY_S, DURATION_S
 from clevrd.core.portions import Weights
 from clevrd.core.topic import Topic
+from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.tenants import Tenant
 
 STALLED = 40
@@ -218,6 +220,75 @@ async def test_waiting_publishes_of_one_tenant_leave_room_for_another(
     assert refused == [False] * 4 + [True] + [False] * 2 + [True]
     assert daemon.hub.waiting_publishes == 0
     assert len(daemon.hub.publishing.waiting._by_portion) == 0
+
+
+async def test_bytes_that_wait_of_one_tenant_leave_room_for_another() -> None:
+    """The messages of publishes that wait have their bound in bytes, shared out alike."""
+    async with running() as daemon, asyncio.timeout(20):
+        daemon.hub.share_out(Weights({"quiet": 1.0, "noisy": 1.0}, 0.0))
+        waiting = daemon.hub.publishing.waiting
+        waiting._max_bytes = 400
+        for tenant in ("noisy", "quiet"):
+            await fill(daemon, tenant, 1, 1)
+            topic_of(daemon, tenant).throttled_until_s = daemon.hub.now_s() + 60
+        # What they are called, and their bytes.
+        wanted = [("noisy", 400), ("noisy", 1), ("quiet", 200), ("quiet", 1), ("noisy", 0)]
+        turns = [
+            asyncio.ensure_future(
+                daemon.hub.turn(tenant, daemon.hub.topic(tenant, "t"), size_bytes=size_bytes)
+            )
+            for tenant, size_bytes in ((Tenant(name), size) for name, size in wanted)
+        ]
+
+        done = await asyncio.gather(*turns, return_exceptions=True)
+        again = await daemon.hub.turn(
+            Tenant("noisy"), daemon.hub.topic(Tenant("noisy"), "t"), size_bytes=400
+        )
+
+    refused = [str(each) if isinstance(each, Exception) else "" for each in done]
+    assert [bool(each) for each in refused] == [False, True, False, True, True]
+    assert "have too many bytes; retry later." in refused[1]
+    assert again.tenant == "noisy"
+    assert (waiting._size_bytes, waiting._bytes_by_portion) == (0, {})
+
+
+@pytest.mark.parametrize("way", ["publish", "key", "socket", "batch"])
+async def test_each_way_to_publish_says_how_many_bytes_wait(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By HTTP, with an idempotency key, over a publish socket, and in a batch."""
+    begun: list[int] = []
+    begin = WaitingPublishes.begin
+
+    def note(waiting: WaitingPublishes, tenant: str, size_bytes: int) -> str:
+        begun.append(size_bytes)
+        return begin(waiting, tenant, size_bytes)
+
+    monkeypatch.setattr(WaitingPublishes, "begin", note)
+    text = "x" * 5_000
+    async with running() as daemon, asyncio.timeout(20):
+        await daemon.publish("t", 1)
+        (topic,) = daemon.hub.topics
+        topic.throttled_until_s = daemon.hub.now_s() + 60
+        body = json.dumps({"topic": "t", "data": text})
+        if way == "batch":
+            async with daemon.http.post(f"{daemon.url}/publish/batch", data=body) as answer:
+                assert answer.status == 200
+        elif way == "socket":
+            async with daemon.http.ws_connect(f"{daemon.url}/publish") as socket:
+                await socket.send_str(body.replace("}", ',"ref":1}'))
+                assert '"success":true' in await socket.receive_str()
+        else:
+            headers = {"Idempotency-Key": "k"} if way == "key" else {}
+            async with daemon.http.post(
+                f"{daemon.url}/publish", data=body, headers=headers
+            ) as answer:
+                assert answer.status == 200
+        waiting = daemon.hub.publishing.waiting
+        assert (waiting._size_bytes, waiting.count) == (0, 0)
+
+    assert len(begun) == 1
+    assert 5_000 <= begun[0] <= 5_100
 
 
 async def test_reader_that_catches_up_does_not_wait_for_those_of_another_tenant() -> None:

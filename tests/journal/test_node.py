@@ -107,6 +107,22 @@ async def test_messages_that_come_while_a_record_is_on_its_way_go_together() -> 
         assert len(log.records[0]) - before <= 2
 
 
+async def test_node_that_hears_nothing_appends_and_hears_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A log that is silent gets an empty record after some looks, and not before."""
+    monkeypatch.setattr(node_module, "LOOK_S", 0.01)
+    log = MemoryLog()
+    async with hub_on(log) as hub:
+        before = len(log.records[0])
+
+        await until(lambda: len(log.records[0]) >= before + 2)
+
+        assert hub.journal is not None
+        assert hub.journal.node.view().nodes == 1
+        assert all(b"data" not in record for _, record in log.records[0])
+
+
 async def test_records_stay_within_their_bound() -> None:
     """Messages of 2 MiB in all take several records, none over the bound, in order."""
     log = MemoryLog()

@@ -15,6 +15,8 @@ from redis.exceptions import RedisError
 from redis_servers import RedisServer, Sentinel, all_stopped, redis_server
 from websockets.asyncio.client import ClientConnection, connect
 
+from clevrd.journal import record_writer
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
@@ -59,17 +61,17 @@ def resume(daemon: Daemon, answer: dict[str, Any], topic: str = "t") -> str:
 
 async def test_messages_of_all_nodes_have_one_order_on_all_nodes(server: RedisServer) -> None:
     """Two publishers on two nodes, and a reader on each: the same offsets, ids and data."""
-    async with nodes(server.url) as (one, two):
-        async with (
-            connect(f"{one.ws_url}/subscribe?topic=t") as first,
-            connect(f"{two.ws_url}/subscribe?topic=t") as second,
-        ):
-            answers = await asyncio.gather(
-                *(daemon.publish("t", number) for number in range(20) for daemon in (one, two))
-            )
-            found = await received(first, 40)
+    async with (
+        nodes(server.url) as (one, two),
+        connect(f"{one.ws_url}/subscribe?topic=t") as first,
+        connect(f"{two.ws_url}/subscribe?topic=t") as second,
+    ):
+        answers = await asyncio.gather(
+            *(daemon.publish("t", number) for number in range(20) for daemon in (one, two))
+        )
+        found = await received(first, 40)
 
-            assert found == await received(second, 40)
+        assert found == await received(second, 40)
 
     assert [each["offset"] for each in found] == list(range(1, 41))
     assert {each["message_id"] for each in answers} == {each["id"] for each in found}
@@ -91,7 +93,7 @@ async def test_reader_that_is_cut_from_one_node_resumes_on_the_other(server: Red
 
 
 async def test_node_that_starts_fills_its_rings_from_the_log(server: RedisServer) -> None:
-    """What was published before it is there for readers that come back to it."""
+    """Messages from before its start are there for readers that come back to it."""
     async with nodes(server.url, 1) as (one,):
         answers = [await one.publish(f"t.{number % 3}", number) for number in range(9)]
     async with nodes(server.url, 1) as (two,):
@@ -106,11 +108,13 @@ async def test_node_that_starts_fills_its_rings_from_the_log(server: RedisServer
 
 async def test_pattern_finds_topics_that_only_another_node_has_used(server: RedisServer) -> None:
     """A reader of a pattern gets the first message of a topic that was published elsewhere."""
-    async with nodes(server.url) as (one, two):
-        async with connect(f"{two.ws_url}/subscribe?pattern=orders.*") as reader:
-            await one.publish("orders.new", 1)
+    async with (
+        nodes(server.url) as (one, two),
+        connect(f"{two.ws_url}/subscribe?pattern=orders.*") as reader,
+    ):
+        await one.publish("orders.new", 1)
 
-            (message,) = await received(reader, 1)
+        (message,) = await received(reader, 1)
 
     assert (message["topic"], message["data"]) == ("orders.new", 1)
 
@@ -154,8 +158,7 @@ async def test_messages_that_are_old_make_no_topic_at_a_start(server: RedisServe
     """A topic that a running daemon would have forgotten by now is not made from the log."""
     async with nodes(server.url, 1) as (one,):
         await one.publish("t", 1)
-    settings = {"topic_idle_s": 60.0, "journal_table": {"url": server.url}}
-    async with running(**settings) as two:
+    async with running(topic_idle_s=60.0, journal_table={"url": server.url}) as two:
         assert two.hub.topics.find("default-tenant", "t") is not None
         journaling = two.hub.journal
         assert journaling is not None
@@ -174,16 +177,18 @@ async def test_messages_that_are_old_make_no_topic_at_a_start(server: RedisServe
 
 async def test_restart_with_data_loses_nothing_and_begins_an_epoch(server: RedisServer) -> None:
     """Killed and started again with its file: publishers wait, readers are told of the epoch."""
-    async with nodes(server.url) as (one, two):
-        async with connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader:
-            before = await one.publish("t", 1)
-            await received(reader, 2)
-            server.kill()
-            publishing = asyncio.ensure_future(published(one, "t", 2))
-            await asyncio.sleep(0.1)
-            await asyncio.to_thread(server.start)
-            after = await publishing
-            _, gap, message = await received(reader, 3)
+    async with (
+        nodes(server.url) as (one, two),
+        connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,
+    ):
+        before = await one.publish("t", 1)
+        await received(reader, 2)
+        server.kill()
+        publishing = asyncio.ensure_future(published(one, "t", 2))
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(server.start)
+        after = await publishing
+        _, gap, message = await received(reader, 3)
 
     assert after["epoch"] != before["epoch"]
     assert (gap["type"], gap["reason"]) == ("gap", "epoch")
@@ -193,23 +198,25 @@ async def test_restart_with_data_loses_nothing_and_begins_an_epoch(server: Redis
 @pytest.mark.parametrize("how", ["flushall", "restart", "deleted"])
 async def test_log_that_is_gone_begins_anew_on_all_nodes(server: RedisServer, how: str) -> None:
     """FLUSHALL, a restart without data, a stream that was deleted: a new epoch, on both nodes."""
-    async with nodes(server.url) as (one, two):
-        async with connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader:
-            before = [await one.publish("t", number) for number in range(3)]
-            await received(reader, 4)
-            if how == "restart":
-                server.kill()
-                server.forget()
-                await asyncio.to_thread(server.start)
-            else:
-                with server.client as client:
-                    if how == "flushall":
-                        client.flushall()
-                    else:
-                        client.delete(*client.keys("*:log"))
-            after = [await published(one, "t", number) for number in (10, 11)]
-            _, gap, *found = await received(reader, 4)
-            other = await published(two, "t", 12)
+    async with (
+        nodes(server.url) as (one, two),
+        connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,
+    ):
+        before = [await one.publish("t", number) for number in range(3)]
+        await received(reader, 4)
+        if how == "restart":
+            server.kill()
+            server.forget()
+            await asyncio.to_thread(server.start)
+        else:
+            with server.client as client:
+                if how == "flushall":
+                    client.flushall()
+                else:
+                    client.delete(*client.keys("*:log"))
+        after = [await published(one, "t", number) for number in (10, 11)]
+        _, gap, *found = await received(reader, 4)
+        other = await published(two, "t", 12)
 
     assert after[0]["epoch"] not in {each["epoch"] for each in before}
     assert [each["offset"] for each in after] == [1, 2]
@@ -220,13 +227,15 @@ async def test_log_that_is_gone_begins_anew_on_all_nodes(server: RedisServer, ho
 
 async def test_connections_that_are_killed_are_made_again(server: RedisServer) -> None:
     """CLIENT KILL of all: publishes go on, readers lose nothing, the epoch stays."""
-    async with nodes(server.url) as (one, two):
-        async with connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader:
-            before = await one.publish("t", 1)
-            with server.client as client:
-                client.client_kill_filter(_type="normal", skipme=True)
-            after = await published(one, "t", 2)
-            _, *found = await received(reader, 3)
+    async with (
+        nodes(server.url) as (one, two),
+        connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,
+    ):
+        before = await one.publish("t", 1)
+        with server.client as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+        after = await published(one, "t", 2)
+        _, *found = await received(reader, 3)
 
     assert (after["offset"], after["epoch"]) == (2, before["epoch"])
     assert [each["data"] for each in found] == [1, 2]
@@ -251,26 +260,58 @@ async def test_full_memory_is_507_and_passes(server: RedisServer) -> None:
     assert after["offset"] == 2
 
 
+async def test_answer_waits_for_the_replicas_that_are_promised(
+    tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers have the message, but its publisher is answered when a replica has it, or told."""
+    monkeypatch.setattr(record_writer, "GIVE_UP_S", 1.0)
+    replica = RedisServer(
+        tmp_path / "b",
+        *("--replicaof", "127.0.0.1", str(server.port), "--repl-diskless-sync-delay", "0"),
+    )
+    try:
+        await asyncio.to_thread(replica.start)
+        with replica.client as client:
+            await until(lambda: client.info("replication")["master_link_status"] == "up")
+        async with nodes(server.url, 1, min_replicas=1, partitions=1) as (daemon,):
+            first = await daemon.publish("t", 1)
+            replica.pause()
+            body = json.dumps({"topic": "t", "data": 2, "idempotency_key": "k"})
+            async with daemon.http.post(f"{daemon.url}/publish", data=body) as response:
+                status, refused = response.status, await response.json()
+            replica.go_on()
+            async with daemon.http.post(f"{daemon.url}/publish", data=body) as response:
+                again = await response.json()
+    finally:
+        replica.kill()
+
+    assert "durable" not in first
+    assert (status, refused["code"]) == (503, "journal_unavailable")
+    assert (again["offset"], again["repeated"]) == (2, True)
+
+
 async def test_trimmed_records_are_told_as_a_gap(server: RedisServer) -> None:
     """A node that finds that records went unread goes on behind them, and its readers know."""
-    async with nodes(server.url, 2, partitions=1) as (one, two):
-        async with connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader:
-            await one.publish("t", 0)
-            await received(reader, 2)
-            journaling = two.hub.journal
-            assert journaling is not None
-            await journaling.node._readers[0].stop()
-            for number in range(1, 5):
-                await one.publish("t", number)
-            assert one.hub.journal is not None
-            await one.hub.journal.node._save_checkpoint(one.hub.journal.node._partitions[0])
-            await one.publish("t", 5)
-            with server.client as client:
-                client.xtrim("{clevrd:p0}:log", 2, approximate=False)
-            journaling.engine._readers[0]._answered_s = -10.0  # type: ignore[attr-defined]
-            journaling.node._readers[0].start()
-            _, gap, message = await received(reader, 3)
-            after = await two.publish("t", 6)
+    async with (
+        nodes(server.url, 2, partitions=1) as (one, two),
+        connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,
+    ):
+        await one.publish("t", 0)
+        await received(reader, 2)
+        journaling = two.hub.journal
+        assert journaling is not None
+        await journaling.node._readers[0].stop()
+        for number in range(1, 5):
+            await one.publish("t", number)
+        assert one.hub.journal is not None
+        await one.hub.journal.node._save_checkpoint(one.hub.journal.node._partitions[0])
+        await one.publish("t", 5)
+        with server.client as client:
+            client.xtrim("{clevrd:p0}:log", 2, approximate=False)
+        journaling.engine._readers[0]._answered_s = -10.0  # type: ignore[attr-defined]
+        journaling.node._readers[0].start()
+        _, gap, message = await received(reader, 3)
+        after = await two.publish("t", 6)
 
     assert (gap["type"], gap["reason"], gap["count"]) == ("gap", "retention", 4)
     assert (message["offset"], message["data"]) == (6, 5)
@@ -352,13 +393,15 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 async def test_failover_that_loses_nothing(service: Service) -> None:
     """The primary is killed: publishers wait, and everything acknowledged is still there."""
-    async with nodes(service.url, partitions=2) as (one, two):
-        async with connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader:
-            before = [await one.publish("t", number) for number in range(5)]
-            await received(reader, 6)
-            service.primary.kill()
-            after = await published(one, "t", 5)
-            _, gap, message = await received(reader, 3)
+    async with (
+        nodes(service.url, partitions=2) as (one, two),
+        connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,
+    ):
+        before = [await one.publish("t", number) for number in range(5)]
+        await received(reader, 6)
+        service.primary.kill()
+        after = await published(one, "t", 5)
+        _, gap, message = await received(reader, 3)
         with service.replica.client as client:
             role = client.info("replication")["role"]
 
@@ -370,18 +413,20 @@ async def test_failover_that_loses_nothing(service: Service) -> None:
 
 async def test_failover_that_loses_a_tail_uses_no_position_twice(service: Service) -> None:
     """Messages that were delivered and are lost: their positions are of an epoch that is over."""
-    async with nodes(service.url, partitions=2) as (one, two):
-        async with connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader:
-            kept = [await one.publish("t", number) for number in range(3)]
-            with service.primary.client as client:
-                client.wait(1, 2_000)
-            service.replica.pause()
-            lost = [await one.publish("t", number) for number in (3, 4)]
-            _, *found = await received(reader, 6)
-            service.primary.kill()
-            service.replica.go_on()
-            after = [await published(daemon, "t", 10) for daemon in (one, two)]
-            _, gap, *new = await received(reader, 4)
+    async with (
+        nodes(service.url, partitions=2) as (one, two),
+        connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,
+    ):
+        kept = [await one.publish("t", number) for number in range(3)]
+        with service.primary.client as client:
+            client.wait(1, 2_000)
+        service.replica.pause()
+        lost = [await one.publish("t", number) for number in (3, 4)]
+        _, *found = await received(reader, 6)
+        service.primary.kill()
+        service.replica.go_on()
+        after = [await published(daemon, "t", 10) for daemon in (one, two)]
+        _, gap, *new = await received(reader, 4)
         async with connect(resume(two, lost[-1])) as reader:
             greeting = (await received(reader, 1))[0]
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from clients import publish_request, upgrade_request
+from clients import publish_request, reset_by_peer, upgrade_request
+from conftest import FakeClock
 from daemons import Daemon, running, until
 from http_wire import Response, get, read_response
 
+from clevrd.address_limit import AddressLimit
 from clevrd.client_addresses import TrustedProxies
+from clevrd.errors import ConnectionLimit
 
 PROXY = b"PROXY TCP4 %s 192.0.2.1 56324 443\r\n"
 HEALTH = get("/health/live")
@@ -245,6 +251,65 @@ async def test_forwarded_client_has_so_many_subscriptions(kind: str, is_raw: boo
     assert b"203.0.113.7 has 2 connections of 2" in answer.body
 
 
+def poll_of(address: str, topics: str = "topic=t", timeout_s: float = 30) -> bytes:
+    """Return a poll of the client at ``address``."""
+    path = f"/subscribe?{topics}&poll=1&timeout={timeout_s}"
+    return get(path, f"X-Forwarded-For: {address}")
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+@pytest.mark.parametrize("topics", ["topic=t", "topic=t&topic=u", "pattern=a.*"])
+async def test_forwarded_client_has_so_many_polls_that_wait(topics: str, is_raw: bool) -> None:
+    """A poll that waits holds a connection as a stream does, and gives it back with its answer."""
+    async with daemon_behind("127.0.0.1", is_raw=is_raw, limit=1) as daemon:
+        async with connected(daemon) as first, connected(daemon) as second:
+            first.writer.write(poll_of("203.0.113.7", topics))
+            await until(lambda: counted(daemon) == 1)
+            answer = await second.ask(poll_of("203.0.113.7", topics))
+            left_over = len(daemon.server._polls)
+            kept_for_others = (await second.ask(poll_of("203.0.113.8", topics, 0.01))).status
+            daemon.server._polls.end_all()
+            waited = (await read_response(first.reader)).status
+            free_again = counted(daemon)
+            # Over the same connection of the proxy for another client, and for the same again.
+            first.writer.write(poll_of("203.0.113.9", topics))
+            await until(lambda: counted(daemon) == 1)
+            later = (await second.ask(poll_of("203.0.113.7", topics, 0.01))).status
+            # A client that ends its side alone may still read the answer.
+            reset_by_peer(first.writer)
+            await until(lambda: counted(daemon) == 0)
+        assert len(daemon.server.client_addresses._holdings) == 0
+
+    assert answer.status == 429
+    assert b"203.0.113.7 has 1 connections of 1" in answer.body
+    assert (left_over, kept_for_others, waited, free_again, later) == (1, 200, 200, 0, 200)
+    assert refused(daemon, "connection_limit") == 1
+
+
+@pytest.mark.parametrize("topics", ["topic=t", "topic=t&topic=u"])
+async def test_poll_that_has_its_answer_at_once_is_not_counted(topics: str) -> None:
+    """It holds nothing; neither does one of a client that came without a proxy, twice."""
+    async with daemon_behind("127.0.0.1", limit=1) as daemon:
+        await daemon.publish("t", 1)
+        async with connected(daemon) as waiting, connected(daemon) as wire:
+            waiting.writer.write(poll_of("203.0.113.7", "topic=other"))
+            await until(lambda: counted(daemon) == 1)
+            answer = await wire.ask(poll_of("203.0.113.7", f"{topics}&last=1", 0))
+
+    assert (answer.status, len(answer.json["messages"])) == (200, 1)
+
+
+async def test_poll_of_a_connection_that_is_counted_already_leaves_it_counted() -> None:
+    """The PROXY header said whose it is, for its whole life."""
+    header = PROXY % b"203.0.113.7"
+    async with (
+        daemon_behind("127.0.0.1", limit=1, proxy_protocol=True) as daemon,
+        connected(daemon, header) as wire,
+    ):
+        answer = await wire.ask(poll_of("203.0.113.8", timeout_s=0.01))
+        assert (answer.status, counted(daemon)) == (200, 1)
+
+
 @pytest.mark.parametrize("is_raw", [True, False])
 async def test_requests_of_a_proxy_are_not_its_clients_connections(is_raw: bool) -> None:
     """A proxy's connection serves many clients, one request after the other."""
@@ -267,6 +332,52 @@ async def test_client_that_names_another_address_is_counted_for_none() -> None:
             heads = [await each.head(request) for each in (first, second)]
 
     assert all(head.startswith(b"HTTP/1.1 101") for head in heads)
+
+
+# --- without a socket ----------------------------------------------------------------------------
+
+
+class Told(asyncio.Transport):
+    """A connection of which its transport tells these things."""
+
+    def __init__(self, **told: object) -> None:
+        super().__init__(told)
+
+
+@pytest.mark.parametrize(
+    ("told", "is_gone"),
+    [
+        ({"peername": ("203.0.113.7", 1), "socket": Mock(family=socket.AF_INET)}, False),
+        ({"socket": Mock(family=socket.AF_INET)}, True),
+        ({"socket": Mock(family=socket.AF_INET6)}, True),
+        # A Unix socket's peer has no name, and the daemon's own connections have no socket.
+        ({"socket": Mock(family=socket.AF_UNIX)}, False),
+        ({}, False),
+    ],
+    ids=["there", "gone", "gone by IPv6", "unix", "none"],
+)
+def test_peer_without_an_address_has_gone(told: dict[str, object], is_gone: bool) -> None:
+    """It might pass for another one, as a proxy on a Unix socket."""
+    limit = AddressLimit(1, TrustedProxies(), lambda: 0.0)
+
+    assert limit.has_gone(Told(**told)) is is_gone
+
+
+def test_log_tells_of_refusals_once_a_minute_and_how_many_there_were(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A client that comes again and again must not fill the log."""
+    clock = FakeClock()
+    limit = AddressLimit(1, TrustedProxies(), clock)
+    limit.accept(Told(peername=("203.0.113.7", 1)))
+    for at_s in (0, 1, 59, 60, 61, 120, 180):
+        clock.now_s = 1_000.0 + at_s
+        with pytest.raises(ConnectionLimit):
+            limit.accept(Told(peername=("203.0.113.7", 2)))
+
+    counts = [re.findall(r"others_since=(\d+)", text) for text in caplog.messages]
+    assert counts == [["0"], ["2"], ["1"], ["0"]]
+    assert len(limit) == 1
 
 
 # --- nothing leaks -------------------------------------------------------------------------------

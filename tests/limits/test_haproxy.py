@@ -8,12 +8,14 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
 from daemons import Daemon, running, until
 from ports import accepts, free_port
+from tls import make_pair
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidMessage, InvalidStatus
 
@@ -99,6 +101,50 @@ async def test_clients_behind_haproxy_have_their_own_address(send: str, tmp_path
     assert all(b'"data":1' in _bytes(each) for each in received)
     assert held == {"203.0.113.7": 2}
     assert status == 200
+    assert daemon.hub.counters.refused == {"connection_limit": 1}
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+@pytest.mark.parametrize("send", ["send-proxy", "send-proxy-v2", "send-proxy-v2-ssl ssl"])
+async def test_tls_that_haproxy_passes_on_ends_in_the_daemon(
+    send: str, is_raw: bool, tmp_path: Path
+) -> None:
+    """The header comes in the clear, then the client's handshake, or one of HAProxy's own."""
+    pair = make_pair(tmp_path)
+    context = None
+    if "ssl" in send:
+        # HAProxy speaks TLS to the daemon for clients that speak none.
+        send, scheme = f"{send} verify none", ""
+    else:
+        context, scheme = pair.client(), "s"
+    settings: dict[str, Any] = {**behind("127.0.0.1"), **pair.settings, "raw_paths": is_raw}
+    async with (
+        running(**settings) as daemon,
+        haproxy(
+            tmp_path,
+            int(daemon.server.addresses[0].rsplit(":", 1)[1]),
+            send=send,
+            source="str(203.0.113.7),ipmask(32)",
+        ) as port,
+        aiohttp.ClientSession() as http,
+        AsyncExitStack() as stack,
+    ):
+        await until(lambda: len(daemon.server.client_addresses) == 0)
+        url = f"ws{scheme}://localhost:{port}/subscribe?topic=t"
+        reader = await stack.enter_async_context(connect(url, proxy=None, ssl=context))
+        publish = f"http{scheme}://localhost:{port}/publish"
+        body = {"topic": "t", "data": 1}
+        async with http.post(publish, json=body, ssl=context or True) as answer:
+            status = answer.status
+        received = await asyncio.wait_for(reader.recv(), 5)
+        held = dict(daemon.server.client_addresses._holdings.items())
+        refused = connect(url, proxy=None, ssl=context)
+        with pytest.raises((InvalidStatus, InvalidMessage, ConnectionError, TimeoutError)):
+            async with refused:
+                pass
+
+    assert (status, held) == (200, {"203.0.113.7": 2})
+    assert b'"data":1' in _bytes(received)
     assert daemon.hub.counters.refused == {"connection_limit": 1}
 
 

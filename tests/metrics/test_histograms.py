@@ -44,27 +44,42 @@ def test_each_bucket_counts_all_that_is_no_larger(
 
 @given(st.lists(st.tuples(st.integers(1, 9_000), st.integers(0, 3 * 10**9)), max_size=20))
 def test_rounds_are_counted_by_bounds_of_powers_of_two(rounds: list[tuple[int, int]]) -> None:
-    """Each bucket has all rounds below its bound, the last one all there were."""
+    """Each bucket has all rounds within its bound, the last one all there were."""
     histograms = RoundHistograms()
 
     for messages, took_ns in rounds:
         histograms.record(messages, 1_000, 2_000, 2_000 + took_ns)
 
     sizes, took, age = histograms.messages(), histograms.durations_s(), histograms.to_socket_s()
-    assert sizes.counts == counts_of([size for size, _ in rounds], sizes.bounds, 0.0)
-    seconds = [took_ns // 1000 / 1e6 for _, took_ns in rounds]
-    assert took.counts == counts_of(seconds, took.bounds, 5e-7)
-    assert age.counts == counts_of(
-        [(took_ns + 1_000) // 1000 / 1e6 for _, took_ns in rounds], age.bounds, 5e-7
-    )
+    assert sizes.bounds == tuple((1 << bits) - 1 for bits in range(1, 13))
+    assert took.bounds == age.bounds == tuple((1 << bits) / 1e6 for bits in range(4, 21))
+    assert sizes.counts == counts_of([size for size, _ in rounds], sizes.bounds)
+    assert took.counts == counts_of([took_ns / 1e9 for _, took_ns in rounds], took.bounds)
+    assert age.counts == counts_of([(took_ns + 1_000) / 1e9 for _, took_ns in rounds], age.bounds)
     assert sizes.sum == sum(size for size, _ in rounds)
     assert took.sum == pytest.approx(sum(took_ns for _, took_ns in rounds) / 1e9)
     assert age.sum == pytest.approx(took.sum + len(rounds) * 1e-6)
 
 
-def counts_of(values: list[float], bounds: tuple[float, ...], less: float) -> tuple[int, ...]:
-    """Return how many ``values`` are within each bound, less a little where it excludes."""
-    below = [sum(value <= bound - less for value in values) for bound in bounds]
+@pytest.mark.parametrize("rounds", [255, 256, 257, 1_000])
+def test_rounds_are_counted_whatever_their_number(rounds: int) -> None:
+    """Rounds that are noted and counted later are in every view, once; their bounds are theirs."""
+    histograms = RoundHistograms()
+
+    for number in range(1, rounds + 1):
+        histograms.record(1, 0, 1_000, 16_000 * number)
+
+    age = histograms.to_socket_s()
+    assert age.counts[:4] == (1, 2, 4, 8)
+    assert age.counts[-1] == histograms.messages().counts[0] == rounds
+    assert age.sum == pytest.approx(16e-6 * rounds * (rounds + 1) / 2)
+    assert histograms.to_socket_s() == age
+    assert histograms.durations_s().counts[:4] == (1, 2, 4, 8)
+
+
+def counts_of(values: list[float], bounds: tuple[float, ...]) -> tuple[int, ...]:
+    """Return how many ``values`` are within each bound."""
+    below = [sum(value <= bound for value in values) for bound in bounds]
     return (*below, len(values))
 
 

@@ -40,6 +40,7 @@ SIDEWAYS = {
     ("config", "errors"),
     ("addresses", "errors"),
     ("config", "addresses"),
+    ("config", "small_files"),
     ("cli", "client"),
 }
 # The core is pure: it has no loop, no socket, no clock and no environment.

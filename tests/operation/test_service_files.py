@@ -16,11 +16,13 @@ from dockerfile import DOCKERFILE, dockerfile_instruction, health_check
 from packaging.requirements import Requirement
 
 from clevrd import config
+from clevrd.config import BY_FIELD
 from clevrd.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "systemd" / "clevrd.service"
 EXAMPLE = ROOT / "systemd" / "clevrd.toml"
+TLS_FIELDS = ("tls_cert_file", "tls_key_file")
 COMPOSE = ROOT / "docker-compose.yml"
 
 needs_systemd = pytest.mark.skipif(
@@ -74,6 +76,27 @@ def test_unit_is_accepted_by_systemd(runnable_unit: Path) -> None:
     )
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_systemd
+def test_lines_for_credentials_are_accepted_by_systemd(runnable_unit: Path) -> None:
+    """Those that hand over certificates and keys are comments until somebody has such files."""
+    text = runnable_unit.read_text()
+    lines = re.findall(r"^#((?:LoadCredential|Environment)=.*)$", text, re.MULTILINE)
+    for line in lines:
+        text = text.replace(f"#{line}\n", f"{line}\n")
+    runnable_unit.write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", runnable_unit], capture_output=True, text=True
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    names = re.findall(r"^LoadCredential=([a-z.]+):/etc/", text, re.MULTILINE)
+    assert len(names) == 4
+    (variables,) = [line for line in lines if line.startswith("Environment=")]
+    given = dict(pair.split("=") for pair in variables.removeprefix("Environment=").split())
+    assert given.keys() == {BY_FIELD[field].prefixed_env for field in TLS_FIELDS}
+    assert {value.removeprefix("%d/") for value in given.values()} <= set(names)
 
 
 @needs_systemd

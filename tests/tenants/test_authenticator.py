@@ -190,3 +190,28 @@ def test_ticket_of_a_token_stays_as_it_is() -> None:
 
     assert tenant.subscribe.allows("news.eu")
     assert not tenant.subscribe.allows("secret")
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "goes_on"),
+    [
+        ("open", "free", True),
+        ("open", "anybody", True),
+        # It has keys by now, which have to be shown in the open mode too.
+        ("open", "acme", False),
+        ("required", "free", False),
+        ("required", "anybody", False),
+        ("required", "acme", False),
+    ],
+)
+def test_who_came_without_a_credential_goes_on_where_that_is_still_open(
+    mode: str, name: str, goes_on: bool
+) -> None:
+    """With the limits that its tenant has now."""
+    before = ask(Authenticator(OPEN), x_tenant_id=name)
+
+    now = Authenticator(access(mode)).current(before)
+
+    assert (now is not None) is goes_on
+    if now is not None:
+        assert (now.name, now.limits.max_topics) == (name, 3 if name == "free" else None)

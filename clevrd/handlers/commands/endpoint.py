@@ -72,6 +72,7 @@ class CommandEndpoint:
                 ),
             )
             connection.begin(early_data)
+            self._connections.note_page(connection, request)
 
         head = handshake_head(key, NOTICES_PROTOCOL, TENANT_OPTION.warnings(query))
         return WebSocketUpgrade(head, attach)

@@ -112,7 +112,8 @@ class RunPublisher(Generic[RequestT]):
                 return 1
             self._hub.check_rate(self._tenant, len(run))
             topic = self._hub.topic(self._tenant, run[0].topic)
-            topic = await self._hub.turn(self._tenant, topic, len(run))
+            size_bytes = sum(map(len, items[: len(run)]))
+            topic = await self._hub.turn(self._tenant, topic, len(run), size_bytes)
         except ClevrdError as error:
             self._refuse(error, items[: len(run)])
         else:

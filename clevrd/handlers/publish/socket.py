@@ -53,6 +53,7 @@ class PublishSocketEndpoint:
                 self._max_message_bytes,
             )
             connection.begin(early_data)
+            self._connections.note_page(connection, admitted.head)
 
         return WebSocketUpgrade(handshake_head(key, warnings=TENANT_OPTION.warnings(query)), attach)
 

@@ -116,6 +116,7 @@ class SubscribeEndpoint:
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
             connection = SubscriberWebSocket(self._connections, transport, opened.tenant)
             self._attach(connection, opened, early_data, form=None)
+            self._connections.note_page(connection, head)
 
         protocol = NOTICES_PROTOCOL if offers_notices(head) else ""
         return WebSocketUpgrade(handshake_head(key, protocol, subscribe_warnings(query)), attach)
@@ -137,6 +138,7 @@ class SubscribeEndpoint:
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
             connection = SubscriberStream(self._connections, transport, opened.tenant, form)
             self._attach(connection, opened, early_data, form=form)
+            self._connections.note_page(connection, admitted.head)
 
         retry = form.retry(retry_ms())
         return Upgrade(head + form.framed(retry) if retry else head, attach)

@@ -34,7 +34,7 @@ Ask = Callable[..., Awaitable[Any]]
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """What the list of checkpoints has of each."""
+    """An entry in the list of checkpoints."""
 
     name: str
     position: int
@@ -48,7 +48,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     topic_parts: int
     # CRC-32 of all parts, one after the other.
     crc: int
-    # Whose it is: random for each engine.
+    # The engine that saved it; a random name.
     saver: str
 
 

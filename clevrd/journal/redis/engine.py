@@ -1,6 +1,6 @@
 """RedisEngine: the journal that several nodes share, in Redis Streams, as a node sees it.
 
-What it promises: a record is taken by the log that it was made for, or not at all (`scripts`).
+A record is taken by the log that it was made for, or not at all (`scripts`).
 Redis itself keeps it as its settings say, so a failover may lose the newest ones; nodes notice by
 the stamp. Facts: redis.io/docs/latest/develop/data-types/streams, .../commands/wait.
 """
@@ -70,7 +70,7 @@ class _Partition:
     def __init__(self, number: int, prefix: str) -> None:
         self.number = number
         self.keys = PartitionKeys(prefix, number)
-        # What accepts records now; empty while it has to be asked.
+        # The incarnation that accepts records now; empty while it has to be asked.
         self.stamp = ""
         # Entries that the log may have at most, before appends cut it.
         self.max_entries = UNBOUNDED
@@ -292,7 +292,7 @@ class RedisEngine:
     async def _extent(self, partition: int) -> tuple[bytes, int, int, bytes | None]:
         """Return the last ID of the log, entries ever added, entries now, and the first one's ID.
 
-        Of a log that has not begun all is nothing.
+        All is nothing where the log has not begun.
         """
         key = self._partitions[partition].keys.log
         try:

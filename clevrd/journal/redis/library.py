@@ -1,8 +1,8 @@
 """redis-py as the engine uses it: single connections, and its errors in a sentence.
 
 No pool: in one, commands that are sent at once take several connections and lose their order. No
-``socket_timeout``: with one, redis-py loses cancellations on Python 3.11. Whoever waits for an
-answer looks at the clock elsewhere (`pipeline`).
+``socket_timeout``: with one, redis-py loses cancellations on Python 3.11. Answers that take too
+long are noticed elsewhere (`pipeline`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,14 @@ except ImportError as error:
 # How long a connection may take until commands can be sent over it.
 CONNECT_S: Final = 4.0
 
-# What a user of the server has to be allowed, for those who write it into an ACL.
+_TLS_HINT: Final = (
+    "rediss is for servers that speak TLS, and they may ask for a certificate (client_cert_file)"
+)
+
+# The rights that a user of the server has to have, as they stand in an ACL.
 ACL_RULES: Final = (
-    "~{clevrd:* +@read +@write +@scripting +@connection +info +wait +xinfo +memory|usage"
-    " +cluster|slots +config|get"
+    "~{clevrd:* +@read +@write +@scripting +@connection +info +wait +xinfo +time"
+    " +memory|usage +cluster|slots +config|get"
 )
 
 
@@ -62,7 +66,7 @@ MOVED_CODES: Final = frozenset(
 )
 # The connection is gone, or was never made.
 LOST: Final = "LOST"
-# What our scripts answer when the log has another stamp.
+# The answer of our scripts when the log has another stamp.
 FENCED: Final = "FENCED"
 
 
@@ -80,6 +84,8 @@ def fault_of(error: BaseException) -> RedisFault:
         return RedisFault("WRONGPASS", text)
     if isinstance(error, redis.exceptions.InvalidResponse):
         return RedisFault("PROTOCOL", text)
+    if "[SSL" in text:
+        return RedisFault(LOST, f"TLS failed ({text}); {_TLS_HINT}")
     return RedisFault(LOST, text or type(error).__name__)
 
 
@@ -130,7 +136,11 @@ def sentence_of(fault: RedisFault, shown: str) -> str:
     if code == "PROTOCOL":
         return f"What answers at {shown} is not Redis ({text}); look at host and port."
     if code == LOST:
-        return f"Redis at {shown} can't be reached: {text}."
+        is_cut = "closed" in text.lower() or "reset" in text.lower()
+        hint = (
+            "; if it speaks TLS, write rediss" if is_cut and not shown.startswith("rediss") else ""
+        )
+        return f"Redis at {shown} can't be reached: {text.rstrip('.')}{hint}."
     return f"Redis at {shown} refuses what the journal asks: {fault}."
 
 
@@ -205,7 +215,7 @@ class _TlsConnection(redis_connection.Connection):
 
 async def close(connection: Any) -> None:
     """Close a connection without waiting for its peer."""
-    # Whatever a broken connection says at its end is of no use any more.
+    # An error that a broken connection has at its end is of no use any more.
     with suppress(Exception):
         await connection.disconnect(nowait=True)
 
@@ -223,8 +233,7 @@ def _connect_fault(error: Exception) -> RedisFault:
         if isinstance(cause, ssl.SSLError):
             return RedisFault(
                 LOST,
-                f"TLS failed ({cause.reason or cause}); rediss:// is for servers that speak TLS,"
-                " and they may ask for a certificate (client_cert_file)",
+                f"TLS failed ({cause.reason or cause}); {_TLS_HINT}",
             )
         cause = cause.__cause__ or cause.__context__
     return fault_of(error)

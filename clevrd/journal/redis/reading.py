@@ -112,7 +112,7 @@ class LogReader:
                 patience_ticks=_PATIENCE_TICKS,
             )
         except asyncio.CancelledError:
-            # What is read next must not wait for this to be answered.
+            # The next read must not wait for this one to be answered.
             self._connections.drop(RedisFault(LOST, "the read was given up"), self._role)
             raise
         finally:

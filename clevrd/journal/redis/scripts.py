@@ -1,4 +1,4 @@
-"""What runs inside Redis: a record is taken only by the log that it was made for.
+"""Scripts that run inside Redis: a record is taken only by the log that it was made for.
 
 Keys of a partition begin with `{prefix:pN}`, a hash tag, so that in a cluster all of them are on
 one node. The log is a stream with one entry for each record. Its first entry has the ID 0-1, so

@@ -18,7 +18,7 @@ class ServerInfo(msgspec.Struct, frozen=True):
     version: tuple[int, ...]
     is_cluster: bool
     replicas: int
-    # What is thrown away when memory is full; "noeviction" for nothing.
+    # The keys that are thrown away when memory is full; "noeviction" for none.
     eviction: str
     max_memory: int
     # Whether an answered write is on the disk: the append-only file is synced before the answer.

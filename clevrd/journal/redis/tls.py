@@ -1,4 +1,4 @@
-"""What connections to Redis are encrypted with."""
+"""The TLS of connections to Redis: whom they trust, and the certificate that they show."""
 
 from __future__ import annotations
 

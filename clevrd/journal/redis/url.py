@@ -17,7 +17,7 @@ Kind = Literal["single", "sentinel", "cluster"]
 
 _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
-# What may stand before "://", and which kind it is.
+# The schemes, each with its kind, and whether it is encrypted.
 _SCHEMES: Final[dict[str, tuple[Kind, bool]]] = {
     "redis": ("single", False),
     "rediss": ("single", True),
@@ -39,7 +39,7 @@ class BadUrl(ValueError):
 
 
 class RedisAddress(msgspec.Struct, frozen=True):
-    """What a URL says."""
+    """The parts of a URL."""
 
     kind: Kind
     # Servers, or Sentinels; empty for a socket in the file system.
@@ -66,7 +66,7 @@ def parse_redis_url(url: str) -> RedisAddress:
     if match is None or match[1] not in _SCHEMES:
         raise BadUrl(f"write a URL that begins with one of {', '.join(sorted(_SCHEMES))}.")
     kind, is_tls = _SCHEMES[match[1]]
-    # What was shown to an operator can be compared with what a file says.
+    # An operator may compare a URL as it was shown with that of a file.
     rest = _FINGERPRINT.sub("", match[2])
     if "?" in rest or "#" in rest:
         raise BadUrl(
