@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,3 +237,20 @@ def test_setting_and_table_of_one_name_are_told_apart(tmp_path: Path) -> None:
     codes = [main(["checkconfig", "--config", str(path)]) for path in (plain, table)]
 
     assert codes == [0, 0]
+
+
+@pytest.mark.parametrize("how", ["over the files", "in their place"])
+async def test_restored_backup_begins_a_new_epoch(tmp_path: Path, how: str) -> None:
+    """No position of the journal that it is a copy of is given again, however it is put back."""
+    journal, copy = tmp_path / "journal", tmp_path / "copy"
+    async with running(journal=str(journal)) as daemon:
+        before = await daemon.publish("t", 1)
+        assert await asyncio.to_thread(main, ["journal", "backup", str(journal), str(copy)]) == 0
+        lost = await daemon.publish("t", 2)
+    if how == "in their place":
+        shutil.rmtree(journal)
+    await asyncio.to_thread(shutil.copytree, copy, journal, dirs_exist_ok=True)
+    async with running(journal=str(journal)) as daemon:
+        after = await daemon.publish("t", 3)
+
+    assert before["epoch"] == lost["epoch"] != after["epoch"]
