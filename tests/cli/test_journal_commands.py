@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,46 @@ def test_lines_that_are_no_messages_are_told_and_left_out(run: Run, tmp_path: Pa
         f" Line {number}" for number in (2, 4, 5, 6, 7, 8)
     ]
     assert [each["data"] for each in exported(run("export", tmp_path / "journal")[1])] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("time", "words"),
+    [
+        ('"timestamp":"9999-12-31T23:59:59Z"', "more than a day ahead"),
+        ('"id":"msg-99991231-235959.000000"', "more than a day ahead"),
+        ('"timestamp":"1969-12-31T23:59:59Z"', "before 1970"),
+    ],
+    ids=["timestamp ahead", "id ahead", "before 1970"],
+)
+def test_a_line_of_a_time_that_no_log_can_have_is_left_out(
+    run: Run, tmp_path: Path, time: str, words: str
+) -> None:
+    """The import goes on behind it, whether it is the first line or not."""
+    path = tmp_path / "lines"
+    wrong = f'{{"topic":"a","data":0,{time}}}\n'
+    path.write_text(f'{wrong}{{"topic":"a","data":1}}\n{wrong}')
+
+    code, output, errors = run("import", tmp_path / "journal", path)
+
+    assert code == 1
+    assert output.startswith("1 messages")
+    assert [line for line in errors.splitlines() if words in line and "Line " in line] == (
+        errors.splitlines()[:2]
+    )
+    assert [each["data"] for each in exported(run("export", tmp_path / "journal")[1])] == [1]
+
+
+@pytest.mark.parametrize("words", [[], ["-"]], ids=["left out", "a hyphen"])
+def test_import_reads_standard_input(tmp_path: Path, words: list[str]) -> None:
+    """It does so where no file is named, and where a hyphen stands for it."""
+    command = [sys.executable, "-m", "clevrd", "journal", "import", str(tmp_path / "journal")]
+
+    done = subprocess.run(
+        [*command, *words], input=b'{"topic":"a","data":1}\n', capture_output=True, timeout=20
+    )
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"1 messages")
 
 
 def test_stat_says_how_much_there_is(run: Run, journal: Path) -> None:
