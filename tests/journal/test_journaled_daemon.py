@@ -20,6 +20,7 @@ from websockets.sync.client import connect as sync_connect
 
 from clevrd.cli.command_line import main
 from clevrd.errors import ConfigError
+from clevrd.journal.sqlite.engine import SqliteEngine
 from clevrd.journal.settings import read_journal
 
 
@@ -188,6 +189,47 @@ async def test_stop_keeps_messages_that_were_on_their_way(tmp_path: Path) -> Non
 
     assert publisher.acknowledged == list(range(1, 201))
     assert after["offset"] == 201
+
+
+# --- files that are removed under a daemon -------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["newest file", "directory"])
+async def test_removed_journal_is_found_without_a_publish(tmp_path: Path, what: str) -> None:
+    """Subscribers get a gap and /health tells, though nobody publishes; then all goes on."""
+    journal = tmp_path / "journal"
+    async with running(journal=str(journal)) as daemon:
+        before = await daemon.publish("t", 1)
+        engine = daemon.hub.journal.engine if daemon.hub.journal else None
+        assert isinstance(engine, SqliteEngine)
+        address = f"ws://127.0.0.1:{daemon.port}/subscribe?topic=t&control=1"
+        async with connect(address) as reader:
+            assert json.loads(await reader.recv())["type"] == "subscribed"
+            assert json.loads(await reader.recv())["data"] == 1
+            if what == "directory":
+                await asyncio.to_thread(shutil.rmtree, journal)
+            else:
+                max(journal.glob("segment-*.db")).unlink()
+            engine._look_over_soon()
+            if what == "directory":
+                node = daemon.hub.journal.node if daemon.hub.journal else None
+                await until(lambda: node is not None and not node.is_well)
+                journal.mkdir(mode=0o700)
+                await until(lambda: node is not None and node.is_well)
+
+            frames = [json.loads(await reader.recv()) for _ in range(2)]
+            after = await daemon.publish("t", 2)
+            while frames[-1].get("data") != 2:
+                frames.append(json.loads(await reader.recv()))
+            begun, gap, message = frames[-3:]
+
+        assert (gap["type"], gap["reason"]) == ("gap", "epoch")
+        assert after["durable"] is True
+        assert before["epoch"] != after["epoch"] == begun["epoch"]
+        assert (message["data"], message["offset"]) == (2, after["offset"])
+    async with running(journal=str(journal)) as daemon:
+        again = await daemon.publish("t", 3)
+        assert (again["epoch"], again["offset"]) == (after["epoch"], after["offset"] + 1)
 
 
 # --- wrong settings ------------------------------------------------------------------------------
