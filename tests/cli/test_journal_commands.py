@@ -261,6 +261,40 @@ def test_verify_finds_a_damaged_checkpoint_and_file(run: Run, journal: Path) -> 
     assert (journal / "segment-0000000001.db").exists()
 
 
+@pytest.mark.parametrize("how", ["removed", "set aside"])
+async def test_a_file_that_is_missing_between_others_is_told(
+    run: Run, tmp_path: Path, how: str
+) -> None:
+    """Verify and export fail with it; a backup says it, and has what there is."""
+    directory = tmp_path / "journal"
+    settings = SqliteSettings(str(directory), "os", segment_bytes=50_000)
+    engine = SqliteEngine(settings)
+    await engine.open()
+    await append(engine, LogWriter(await engine.stamp(0)), *["x" * 1_000] * 150)
+    await engine.close()
+    assert (await asyncio.to_thread(run, "verify", directory))[0] == 0
+    lost = sorted(directory.glob("segment-*.db"))[1]
+    if how == "removed":
+        lost.unlink()
+        words = "segment-0000000001.db and segment-0000000003.db"
+    else:
+        lost.write_bytes(b"hello" * 1_000)
+        engine = SqliteEngine(settings)
+        await engine.open()
+        await engine.close()
+        words = f"{lost}.damaged: it was set aside"
+
+    code, output, _ = await asyncio.to_thread(run, "verify", directory)
+    assert code == 1
+    assert [words in line for line in output.splitlines() if "behind its" not in line] == [True]
+    code, _, errors = await asyncio.to_thread(run, "export", directory)
+    assert (code, errors.count("\n")) == (1, 1)
+    assert words in errors
+    code, _, errors = await asyncio.to_thread(run, "backup", directory, tmp_path / "copy")
+    assert code == 0
+    assert words in errors
+
+
 def test_export_leaves_out_what_is_damaged(run: Run, journal: Path) -> None:
     """It says so, and fails; the rest is printed."""
     path = journal / "segment-0000000001.db"
