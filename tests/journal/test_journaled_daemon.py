@@ -241,8 +241,11 @@ async def test_removed_journal_is_found_without_a_publish(tmp_path: Path, what: 
         ({"directory": "journal"}, "write an absolute path"),
         ({"directory": "/j", "topics": []}, "name a pattern"),
         ({"directory": "/j", "topics": ["ord*"]}, "whole word"),
-        ({"directory": "/j", "retention_s": 60}, "longer than messages are kept"),
-        ({"directory": "/j", "retention_bytes": 1 << 30}, "at most half of retention_bytes"),
+        ({"directory": "/j", "retention_s": 60, "segment_s": 61}, "longer than messages are kept"),
+        (
+            {"directory": "/j", "retention_bytes": 1 << 30, "segment_bytes": 1 << 30},
+            "at most half of retention_bytes",
+        ),
         ({"directory": "/j", "durability": "maybe"}, "durability"),
         ({"directory": "/j", "retention": 1}, "has no setting called"),
         ({"topics": ["a.*"]}, "not where"),
@@ -255,6 +258,27 @@ def test_wrong_table_is_told_in_a_line(table: dict[str, Any], sentence: str) -> 
         read_journal({"journal": table}, "", "clevrd.toml")
 
     assert "clevrd.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "segment_s", "segment_bytes"),
+    [
+        ({}, 3600.0, 1 << 30),
+        ({"retention_s": 60}, 15.0, 1 << 30),
+        ({"retention_s": 2.0, "retention_bytes": 1 << 30}, 1.0, 1 << 28),
+        ({"retention_bytes": 1_000}, 3600.0, 1 << 20),
+        ({"retention_s": 60, "segment_s": 60}, 60.0, 1 << 30),
+        ({"retention_s": 0, "retention_bytes": 0}, 3600.0, 1 << 30),
+    ],
+    ids=["default", "age", "both", "least", "written", "no bounds"],
+)
+def test_files_fit_what_is_kept_unless_their_length_is_written(
+    table: dict[str, Any], segment_s: float, segment_bytes: int
+) -> None:
+    """They are a quarter of it, so that nobody has to write both."""
+    settings = read_journal({"journal": {"directory": "/j", **table}}, "", "clevrd.toml")
+
+    assert (settings.segment_s, settings.segment_bytes) == (segment_s, segment_bytes)
 
 
 def test_directory_that_cannot_be_used_ends_the_start(
