@@ -294,6 +294,47 @@ def test_directory_that_cannot_be_used_ends_the_start(
     assert str(wrong) in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("case", ["a file", "no parent", "a file's inside", "no journal"])
+def test_checkconfig_refuses_a_place_as_serve_does(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    """The exit code and the sentence are the same, and nothing is made."""
+    place = tmp_path / "place"
+    if case == "no journal":
+        place.mkdir(mode=0o700)
+        (place / "thesis.txt").write_text("")
+    elif case != "no parent":
+        place.write_text("")
+    if case in ("no parent", "a file's inside"):
+        place = place / "journal"
+    before = sorted(tmp_path.rglob("*"))
+
+    told = []
+    for words in (["checkconfig"], ["serve", "--address", "127.0.0.1:0"]):
+        code = main([*words, "--journal", str(place)])
+        told.append((code, capfd.readouterr().err.splitlines()[-1]))
+
+    assert told[0] == told[1]
+    assert told[0][0] == 69
+    assert str(place) in told[0][1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("case", ["new", "empty", "journal"])
+def test_checkconfig_takes_what_serve_would_take(tmp_path: Path, case: str) -> None:
+    """A directory that is to be made, one that is empty, and a journal; nothing is changed."""
+    place = tmp_path / "place"
+    if case == "empty":
+        place.mkdir(mode=0o700)
+    elif case == "journal":
+        with daemon_process(CLEVRD_JOURNAL=str(place)):
+            pass
+    before = sorted(tmp_path.rglob("*"))
+
+    assert main(["checkconfig", "--journal", str(place)]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_setting_and_table_of_one_name_are_told_apart(tmp_path: Path) -> None:
     """A string is the directory; a table may name it too."""
     plain, table = tmp_path / "plain.toml", tmp_path / "table.toml"

@@ -96,6 +96,25 @@ class JournalDirectory:
         """Return the path of a file in the directory."""
         return os.path.join(self.path, name)
 
+    def check(self) -> None:
+        """Look whether `open` would find a journal, or could make one; change nothing.
+
+        Owners and permissions are not looked at, since the daemon may run as another user.
+
+        Raises:
+            JournalUnavailable: one line that says why not, and what to do.
+        """
+        try:
+            if os.path.lexists(self.path):
+                self._check_content()
+                self.read_meta()
+            else:
+                os.listdir(os.path.dirname(os.path.abspath(self.path)))
+        except PermissionError:
+            return
+        except OSError as error:
+            raise self.refusal(error) from error
+
     def open(self) -> None:
         """Make the directory if it is missing, and lock it.
 
