@@ -184,9 +184,7 @@ def _shape_mistake(message: str, source: str) -> str:
     return f"{'.'.join(filter(None, (TABLE, place)))} ({source}) {what}."
 
 
-def _with_fitting_segments(
-    settings: JournalSettings, written: Collection[str]
-) -> JournalSettings:
+def _with_fitting_segments(settings: JournalSettings, written: Collection[str]) -> JournalSettings:
     """Return ``settings`` with files of at most a quarter of what is kept, unless they say more."""
     segment_s, segment_bytes = settings.segment_s, settings.segment_bytes
     if settings.retention_s and "segment_s" not in written:

@@ -20,8 +20,8 @@ from websockets.sync.client import connect as sync_connect
 
 from clevrd.cli.command_line import main
 from clevrd.errors import ConfigError
-from clevrd.journal.sqlite.engine import SqliteEngine
 from clevrd.journal.settings import read_journal
+from clevrd.journal.sqlite.engine import SqliteEngine
 
 
 def journal_at(folder: Path) -> str:

@@ -148,6 +148,7 @@ class SqliteEngine:
             await self.close()
             raise
         self.figures.damaged += opened.set_aside
+        await self._keep(self._measure)
         self._floor = self._last_position()
         if self._checkpoint.position == 0:
             self._skip_to = self._begin_of_stamp()
@@ -359,13 +360,21 @@ class SqliteEngine:
         )
         for segment in going:
             self._remove(segment)
+        self._measure(removed=len(going))
+
+    def _measure(self, *, removed: int = 0) -> None:
+        """Note how much there is.
+
+        Args:
+            removed: segments that were removed since they were measured last.
+        """
         left = self._catalog.segments
         total_bytes = sum(each.size_bytes() for each in left)
         oldest_us = next((each.oldest_us for each in left if each.oldest_us), 0)
-        self._tell(self._note_files, len(left), total_bytes, oldest_us, len(going))
+        self._tell(self._note_files, len(left), total_bytes, oldest_us, removed)
 
     def _look_for_loss(self) -> None:
-        """Have the log begin anew if records are appended to a file that nobody can find any more."""
+        """Have the log begin anew if its newest file is not in the directory any more."""
         newest = self._catalog.segments[-1] if self._catalog.segments else None
         if newest is not None and (path := missing_file(newest)):
             why = f"{path} was removed or replaced while it was open"
@@ -564,7 +573,7 @@ class SqliteEngine:
             self._keeper.submit(self._look_over)
 
     async def _read(self, read: Callable[..., T], *arguments: object) -> T:
-        """Have ``read`` done in a reader's thread; log failures, not more often than _TELL_READ_S."""
+        """Have ``read`` done in a reader's thread; log failures, once in _TELL_READ_S at most."""
         try:
             found = await self._in(self._readers, read, *arguments)
         except (JournalFull, JournalUnavailable) as error:
