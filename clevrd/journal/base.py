@@ -111,9 +111,9 @@ class Engine(Protocol):
 
     @property
     def is_unsure(self) -> bool:
-        """Whether something went wrong, so that a record should be appended soon, maybe an empty one.
+        """Whether something went wrong, so that a record should be appended soon.
 
-        Nothing else shows publishers and subscribers whether the log goes on.
+        It may be empty. Nothing else shows publishers and subscribers whether the log goes on.
         """
         ...
 

@@ -226,7 +226,7 @@ complete -c clevrd -n '_shtab_clevrd_using journal export; and test $_shtab_clev
 complete -c clevrd -n '_shtab_clevrd_using journal; and test $_shtab_clevrd_npos -eq 0' -a import -d 'Append messages, one JSON line each, to a journal that no daemon has open.'
 complete -c clevrd -n '_shtab_clevrd_using journal import' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using journal import; and test $_shtab_clevrd_npos -eq 0' -ka "(__fish_complete_directories)" -d 'the journal'"'"'s directory, as in clevrd serve --journal'
-complete -c clevrd -n '_shtab_clevrd_using journal import; and test $_shtab_clevrd_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'lines as clevrd journal export prints them; topic and data are enough (default: standard input)'
+complete -c clevrd -n '_shtab_clevrd_using journal import; and test $_shtab_clevrd_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'lines as clevrd journal export prints them; topic and data are enough (default: standard input, which - stands for too)'
 complete -c clevrd -n '_shtab_clevrd_using journal; and test $_shtab_clevrd_npos -eq 0' -a backup -d 'Copy a journal, which a daemon may have open.'
 complete -c clevrd -n '_shtab_clevrd_using journal backup' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using journal backup; and test $_shtab_clevrd_npos -eq 0' -ka "(__fish_complete_directories)" -d 'the journal'"'"'s directory, as in clevrd serve --journal'

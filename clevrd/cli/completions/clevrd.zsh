@@ -178,7 +178,7 @@ _shtab_clevrd_journal_export_defaults_added=0
 _shtab_clevrd_journal_import_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   ":the journal\'s directory, as in clevrd serve --journal:_files -/"
-  ":lines as clevrd journal export prints them\; topic and data are enough (default\: standard input):_files"
+  ":lines as clevrd journal export prints them\; topic and data are enough (default\: standard input, which - stands for too):_files"
 )
 
 # guard to ensure default positional specs are added only once per session
