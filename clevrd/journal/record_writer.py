@@ -131,7 +131,7 @@ class RecordWriter:
         partition, engine = self._partition, self._engine
         until_s = self._loop.time() + GIVE_UP_S
         wait_s = RETRY_S
-        stamp = await self._stamp()
+        stamp = await self._stamp(until_s)
         record, placed = self._record_of(batch, stamp)
         while True:
             try:
@@ -147,7 +147,7 @@ class RecordWriter:
                     # A record that had come back may be lost; the one that is sent now counts.
                     partition.held = []
                     partition.come_back = self._loop.create_future()
-                stamp = await self._stamp()
+                stamp = await self._stamp(until_s)
                 record, placed = self._record_of(batch, stamp)
             except (JournalUnavailable, TimeoutError) as error:
                 if partition.come_back.done() and partition.held is None:
@@ -161,12 +161,23 @@ class RecordWriter:
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, MAX_RETRY_S)
 
-    async def _stamp(self) -> str:
-        """Return the log's stamp; if it is new here, look first whether records are gone."""
-        stamp = await self._engine.stamp(self._partition.number)
-        if self._partition.fold.stamp not in ("", stamp):
-            await self._look_for_loss()
-        return stamp
+    async def _stamp(self, until_s: float) -> str:
+        """Return the log's stamp; if it is new here, look first whether records are gone.
+
+        Where an engine of several nodes is away it is asked again, as a failover takes seconds.
+        """
+        wait_s = RETRY_S
+        while True:
+            try:
+                stamp = await self._engine.stamp(self._partition.number)
+                if self._partition.fold.stamp not in ("", stamp):
+                    await self._look_for_loss()
+                return stamp
+            except JournalUnavailable:
+                if not self._engine.is_shared or self._loop.time() >= until_s:
+                    raise
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, MAX_RETRY_S)
 
     def _record_of(self, batch: Batch, stamp: str) -> tuple[bytes, Sequence[Placed]]:
         partition = self._partition
