@@ -16,6 +16,9 @@ from clevrd.journal.sqlite.directory import segment_name
 from clevrd.journal.sqlite.engine import SqliteEngine
 from clevrd.journal.sqlite.settings import SqliteSettings
 
+# Files are changed while no journal is open.
+pytestmark = pytest.mark.holds_loop("it changes files, which may wait for the disk")
+
 RECORDS = 60
 FIRST_FILE = "segment-0000000001.db"
 

@@ -207,6 +207,9 @@ async def test_a_history_goes_over_many_files(tmp_path: Path) -> None:
             for topic, there in (("a", count), ("b", count // 3)):
                 page = await engine.page(EPOCH, "default", topic, 0, 100, 1 << 30)
                 assert [each.offset for each in page] == list(range(1, there + 1))
+                for after in range(there):
+                    (one,) = await engine.page(EPOCH, "default", topic, after, 1, 1 << 30)
+                    assert one == page[after]
                 for each in page:
                     before = await engine.last_before(EPOCH, "default", topic, each.id_us + 1)
                     assert before == each.offset
