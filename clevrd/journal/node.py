@@ -275,7 +275,7 @@ class Node:
         await self._engine.open()
         try:
             for reader in self._readers:
-                await reader.go_back(fills_rings=self._engine.history() is None)
+                await reader.go_back(is_start=True)
                 reader.start()
             self._tasks = [self._spawn(writer.run()) for writer in self._writers]
             # An empty record begins the log's epoch, if it is new, and shows where the log ends.
