@@ -73,8 +73,8 @@ class RoundHistograms:
     __slots__ = ("_durations_ns", "_messages", "_noted", "_to_socket_ns")
 
     def __init__(self) -> None:
-        # Of rounds that are not counted yet, one after the other: messages, duration and age in
-        # nanoseconds, as record is told them. Emptied by _count.
+        # Figures of rounds that are not counted yet, one after the other: messages, duration and
+        # age in nanoseconds. Appended to by record, emptied by _count.
         self._noted: list[int] = []
         self._messages = _WholeNumbers(_MESSAGES)
         self._durations_ns = _WholeNumbers(_TIMES_NS)
