@@ -97,6 +97,7 @@ class Partition:
         "sent_header",
         "sequence",
         "state",
+        "trouble",
         "waiters",
         "wants_reset",
         "woken",
@@ -106,6 +107,8 @@ class Partition:
         self.number = number
         self.fold = fold
         self.state = OK
+        # Why the record on its way was not taken at the last try; None if nothing was said.
+        self.trouble: Exception | None = None
         # Publishes that are in no record yet, in the order of arrival.
         self.pending: deque[Pending] = deque()
         # Bytes of these, and of the record that is on its way.
@@ -182,7 +185,7 @@ class Partition:
             self.pending_bytes -= waiting.cost_bytes
             failed += waiting.fail(NOT_TAKEN)
             self.wake_waiters()
-        self.note_state(UNAVAILABLE, UNSURE)
+        self.note_state(UNAVAILABLE, self.trouble or UNSURE)
         return failed
 
     def wake(self) -> None:
