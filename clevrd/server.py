@@ -47,6 +47,7 @@ from clevrd.errors import (
     ClevrdError,
     ConfigError,
     InvalidRequest,
+    JournalFull,
     JournalUnavailable,
 )
 from clevrd.handlers.commands.endpoint import CommandEndpoint
@@ -451,7 +452,7 @@ class Server:
         began_s = self._loop.time()
         try:
             await journal.node.start()
-        except JournalUnavailable as error:
+        except (JournalUnavailable, JournalFull) as error:
             raise CannotStart(str(error)) from error
         log.info(
             "journal read engine=%s topics=%d took_s=%.3f",

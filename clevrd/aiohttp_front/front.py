@@ -34,7 +34,7 @@ from clevrd.http_values import (
 from clevrd.input_budget import InputBudget
 from clevrd.page_check import PageCheck
 from clevrd.refusals import Refusals
-from clevrd.scheduling.fair_turns import FairTurns
+from clevrd.scheduling.fair_turns import LARGE_BYTES, FairTurns
 
 # The absolute form of a target (RFC 9112 §3.2.2): the scheme, the authority and the rest.
 _ABSOLUTE: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)", re.ASCII | re.DOTALL)
@@ -144,7 +144,7 @@ class AiohttpFront:
             raise InvalidRequest(f"{request.method} {request.path} takes no body; send none.")
         # `begin` is asked here, and not only in `turn`, because a coroutine that need not wait
         # costs 1 us.
-        if not self._turns.begin():
+        if len(body) > LARGE_BYTES or not self._turns.begin():
             await self._turns.turn(len(body))
         try:
             if self._gate.is_void(admitted, generation):

@@ -362,4 +362,7 @@ class Hub:
         Called before anything is served.
         """
         self._stamping.go_on_after(reader.last_id_us)
-        restore_topics(self.topics, reader, self._loop.time())
+        if self.journal is None:
+            restore_topics(self.topics, reader, self._loop.time())
+        else:
+            restore_topics(self.topics, reader, self._loop.time(), self.journal.covers)

@@ -53,6 +53,9 @@ class Journal(Protocol):
     def start_of(self, tenant: str, name: str) -> TopicStart | None:
         """Return where a topic that is not in use goes on; None if it is not journaled."""
 
+    def note_brought_into_use(self, topic: Topic) -> None:
+        """Note that a topic with messages of before is used again."""
+
     def has_room(self, place: JournalPlace) -> bool:
         """Return whether messages for ``place`` are taken now, and none wait for room."""
 
@@ -179,14 +182,13 @@ class Publishing:
             # from an earlier life of this name would otherwise pass for one of this life in
             # `since`.
             created_at = rfc3339(max(self._stamping.wall_us(), self._stamping.last_id_us))
+            journal = self._journal
+            start = None if journal is None else journal.start_of(tenant.name, name)
             topic = self._topics.get_or_create(
-                tenant.name,
-                name,
-                created_at,
-                self._loop.time(),
-                tenant.limits.max_topics,
-                None if self._journal is None else self._journal.start_of(tenant.name, name),
+                tenant.name, name, created_at, self._loop.time(), tenant.limits.max_topics, start
             )
+            if journal is not None and start is not None and start.head:
+                journal.note_brought_into_use(topic)
         return topic
 
     def must_wait(self, topic: Topic) -> bool:

@@ -16,7 +16,7 @@ from clevrd.core.journal_place import JournalPlace, TopicStart
 from clevrd.core.message_ids import rfc3339
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic
-from clevrd.errors import ClevrdError, ShuttingDown
+from clevrd.errors import ClevrdError, JournalFull, JournalUnavailable, ShuttingDown
 from clevrd.journal.base import Checkpoint, Engine
 from clevrd.journal.batches import Batch, MakeAnswer, Pending
 from clevrd.journal.fold import Fold, topic_epoch
@@ -34,6 +34,8 @@ CHECKPOINT_RECORDS: Final = 10_000
 # The same where records came that have changed nothing: the log may lose old ones, and a checkpoint
 # with them.
 IDLE_CHECKPOINT_S: Final = 300.0
+# How long a record may take to come back before its publishers hear of it.
+GIVE_UP_S: Final = 5.0
 # How often it is looked whether one is due, and whether anything comes from the log.
 LOOK_S: Final = 1.0
 # After so many looks without a record an own one is sent.
@@ -187,7 +189,7 @@ class Node:
         answer: asyncio.Future[Any] = self._loop.create_future()
         pending = Pending(topic, requests, make_answer, answer, key, content)
         partition.pending.append(pending)
-        partition.pending_bytes += pending.size_bytes
+        partition.pending_bytes += pending.cost_bytes
         if partition.woken is not None:
             partition.wake()
         return answer
@@ -279,10 +281,22 @@ class Node:
             # An empty record begins the log's epoch, if it is new, and shows where the log ends.
             async with asyncio.timeout(START_S):
                 await asyncio.gather(*map(self._find_end, self._partitions, self._writers))
+        except TimeoutError as error:
+            await self.crash()
+            raise JournalUnavailable(
+                f"The journal could not be read to its end within {START_S:g} s; see whether its"
+                " disk or its server is too slow, or keep less in it (retention)."
+            ) from error
+        except JournalFull as error:
+            await self.crash()
+            raise JournalUnavailable(
+                "The journal has no room, so it can't be started; free some space."
+            ) from error
         except BaseException:
             await self.crash()
             raise
         self._tasks.append(self._spawn(self._save_checkpoints()))
+        self._tasks.append(self._spawn(self._watch()))
         if self._engine.is_shared:
             self._tasks.append(self._spawn(self._beat()))
 
@@ -291,10 +305,12 @@ class Node:
 
         The caller has sealed the node, and has waited as long as it could while `is_busy`.
         """
-        await self._end_tasks()
-        for partition in self._partitions:
-            await self._save_checkpoint(partition)
-        await self._engine.close()
+        try:
+            await self._end_tasks()
+            for partition in self._partitions:
+                await self._save_checkpoint(partition)
+        finally:
+            await self._engine.close()
 
     async def crash(self) -> None:
         """End as a killed process does: without a checkpoint."""
@@ -352,6 +368,18 @@ class Node:
                 self._partitions[0].send_soon()
 
     # --- checkpoints -----------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Answer publishes whose record does not come back, and try an engine that is not well."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            now_s = self._loop.time()
+            for partition in self._partitions:
+                if partition.batch is not None and now_s - partition.sent_at_s >= GIVE_UP_S:
+                    self.counters.failed += partition.give_up()
+                elif partition.state != OK:
+                    # Without a publish nobody would find that it is well again.
+                    partition.send_soon()
 
     async def _save_checkpoints(self) -> None:
         """Save checkpoints as they are due, those of all nodes at different times."""

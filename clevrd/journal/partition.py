@@ -6,19 +6,32 @@ The records are sent by `record_writer` and read by `record_reader`; both change
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+from clevrd.errors import JournalUnavailable
 from clevrd.journal.batches import Batch, Pending, Stamp
 from clevrd.journal.fold import Fold
 from clevrd.journal.records import Header
+
+log = logging.getLogger(__name__)
 
 # Bytes of messages that may wait for their place in one partition; publishes beyond wait for room.
 MAX_PENDING_BYTES: Final = 8 << 20
 
 # A publish, its first message's offset, its messages' stamps, and whether it is a repeat.
 HeldAnswer = tuple[Pending, int, Sequence[Stamp], bool]
+
+# The sentences for publishers whose record does not come back, and those that wait behind it.
+UNSURE: Final = JournalUnavailable(
+    "The journal does not answer, so the message may have been accepted, or not; send it again with"
+    " an idempotency_key to have it once."
+)
+NOT_TAKEN: Final = JournalUnavailable(
+    "The journal does not answer, so the message was not accepted; send it again in a moment."
+)
 
 # States of a partition, as its publishers find it.
 OK: Final = "ok"
@@ -80,6 +93,7 @@ class Partition:
         "records_folded",
         "seen_s",
         "sent",
+        "sent_at_s",
         "sent_header",
         "sequence",
         "state",
@@ -102,6 +116,8 @@ class Partition:
         self.woken: asyncio.Future[None] | None = None
         # The record that is on its way: its publishes, its sequence, and whether it came back.
         self.batch: Batch | None = None
+        # Since when it is, on the loop's clock.
+        self.sent_at_s = 0.0
         self.sequence = 0
         self.come_back: asyncio.Future[None] = loop.create_future()
         # The record that was made last, and its header with the byte at which its lines begin: an
@@ -135,6 +151,39 @@ class Partition:
     def is_busy(self) -> bool:
         """Whether any message waits for its place."""
         return bool(self.pending) or self.batch is not None
+
+    def note_state(self, state: str, error: Exception | None = None) -> None:
+        """Note whether publishes are taken, and log a change."""
+        if state == self.state:
+            return
+        self.state = state
+        if error is None:
+            log.warning("the journal takes messages again partition=%d", self.number)
+        else:
+            log.error(
+                "the journal takes no messages partition=%d state=%s reason=%s",
+                self.number,
+                state,
+                error,
+            )
+
+    def give_up(self) -> int:
+        """Answer all publishes that wait, since the record on its way does not come back.
+
+        Return how many messages these have. The record itself may come back yet; it is waited for,
+        since the next one can't be reckoned before that.
+        """
+        failed = 0
+        if self.batch is not None:
+            failed += self.batch.fail(UNSURE)
+        if self.pending:
+            waiting = Batch(tuple(self.pending))
+            self.pending.clear()
+            self.pending_bytes -= waiting.cost_bytes
+            failed += waiting.fail(NOT_TAKEN)
+            self.wake_waiters()
+        self.note_state(UNAVAILABLE, UNSURE)
+        return failed
 
     def wake(self) -> None:
         """Wake the task that writes, if it waits for something to send."""

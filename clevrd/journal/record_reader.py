@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from clevrd.core.message_ids import MessageIds
 from clevrd.core.publish_request import PublishRequest, decode_publish
 from clevrd.core.topic import Topic
-from clevrd.errors import InvalidRequest, JournalUnavailable
+from clevrd.errors import ClevrdError, InvalidRequest
 from clevrd.journal.base import Checkpoint, Engine, Placed, Trimmed
 from clevrd.journal.batches import Batch, Pending, Stamp, give_answer
 from clevrd.journal.checkpoints import BadCheckpoint
@@ -60,10 +60,10 @@ class Topics(Protocol):
             time_us: the time of the message that makes it.
         """
 
-    def begin_anew(self, partition: int) -> None:
+    async def begin_anew(self, partition: int) -> None:
         """Let topics of ``partition`` that are in use begin the epoch that it has now."""
 
-    def go_on(self, partition: int) -> None:
+    async def go_on(self, partition: int) -> None:
         """Let topics of ``partition`` that are in use go on at the heads that it has now.
 
         Messages were counted that are never delivered here: their readers are told a gap.
@@ -131,7 +131,7 @@ class RecordReader:
             except Trimmed:
                 log.warning("records are gone unread partition=%d", partition.number)
                 await self._rewind_until_done()
-            except JournalUnavailable as error:
+            except ClevrdError as error:
                 log.debug("journal can't be read partition=%d reason=%s", partition.number, error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, MAX_RETRY_S)
@@ -159,7 +159,7 @@ class RecordReader:
             if folded.is_new_epoch:
                 partition.wants_reset = False
                 if fold.readers_epoch != readers_epoch:
-                    self._topics.begin_anew(partition.number)
+                    await self._topics.begin_anew(partition.number)
             try:
                 await self._take(folded, record)
             except Exception as error:
@@ -168,6 +168,10 @@ class RecordReader:
                 log.exception("record not delivered position=%d", position)
                 if partition.batch is not None and not folded.foreign:
                     partition.batch.fail(error)
+            is_back = folded.writer == self._writer and folded.sequence == partition.sequence
+            # Until here it counts as on its way, for a stop too.
+            if is_back and not partition.come_back.done():
+                partition.come_back.set_result(None)
             if folded.contradicts and not await self._settle_contradiction(position):
                 return
 
@@ -195,7 +199,7 @@ class RecordReader:
             except BadCheckpoint as error:
                 log.warning("checkpoint not used partition=%d reason=%s", number, error)
                 continue
-            self._follow()
+            await self._follow()
             return True
         first = await engine.first(number)
         is_complete = first <= 1
@@ -210,8 +214,10 @@ class RecordReader:
         """
         if not await self._is_still_there():
             await self.stop()
-            await self._rewind()
-            self.start()
+            try:
+                await self._rewind_until_done()
+            finally:
+                self.start()
 
     async def _is_still_there(self) -> bool:
         """Whether the log still has the last record of a node that was folded."""
@@ -238,7 +244,7 @@ class RecordReader:
             try:
                 await self._rewind()
                 return
-            except JournalUnavailable:
+            except ClevrdError:
                 await asyncio.sleep(MAX_RETRY_S)
 
     async def _settle_contradiction(self, position: int) -> bool:
@@ -256,11 +262,11 @@ class RecordReader:
         partition.send_soon()
         return True
 
-    def _follow(self) -> None:
+    async def _follow(self) -> None:
         """Let topics go on where a checkpoint has brought them."""
         fold = self._partition.fold
         if fold.epoch == fold.readers_epoch:
-            self._topics.go_on(self._partition.number)
+            await self._topics.go_on(self._partition.number)
 
     # --- what a record brings --------------------------------------------------------------------
 
@@ -289,9 +295,7 @@ class RecordReader:
             batch = partition.batch
             if partition.fold.is_behind and folded.sequence >= partition.arrives_with:
                 partition.fold.arrive()
-                self._follow()
-            if not partition.come_back.done():
-                partition.come_back.set_result(None)
+                await self._follow()
         if folded.is_retry:
             return
         if batch is None:
@@ -411,10 +415,15 @@ class RecordReader:
 async def in_turns(steps: Iterator[StepT]) -> StepT | None:
     """Take all ``steps``, a few in a turn of the loop; return what the last one yields."""
     last: StepT | None = None
-    for count, step in enumerate(steps, 1):
-        last = step
-        if count % STEPS_PER_TURN == 0:
-            await asyncio.sleep(0)
+    try:
+        for count, step in enumerate(steps, 1):
+            last = step
+            if count % STEPS_PER_TURN == 0:
+                await asyncio.sleep(0)
+    finally:
+        # A checkpoint that was begun and not finished would keep others from being taken.
+        if isinstance(steps, Generator):
+            steps.close()
     return last
 
 

@@ -12,15 +12,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from clevrd.errors import ClevrdError, JournalFull, JournalUnavailable, ShuttingDown
+from clevrd.errors import ClevrdError, JournalFull, JournalUnavailable
 from clevrd.journal.base import Engine, Fenced, Placed
 from clevrd.journal.batches import Batch, give_answer, take_batch
-from clevrd.journal.partition import FULL, OK, UNAVAILABLE, Counters, Partition
+from clevrd.journal.partition import FULL, OK, UNSURE, Counters, Partition
 
 log = logging.getLogger(__name__)
 
-# How long a record that does not come back is sent again before its publishers hear of it.
-GIVE_UP_S: Final = 5.0
+# How long a record that was taken is waited for before it is sent again.
+AGAIN_S: Final = 5.0
 # How long the writer waits before it asks an engine again that is away; the wait doubles up to the
 # second figure.
 RETRY_S: Final = 0.05
@@ -95,50 +95,54 @@ class RecordWriter:
                     await self.send(take_batch(partition.pending))
 
     async def send(self, batch: Batch) -> None:
-        """Send ``batch`` until it comes back; fail its publishes after GIVE_UP_S.
+        """Send ``batch`` until it comes back, however long that takes.
+
+        Its publishers are told after a while that it may have been accepted: `Partition.give_up`.
 
         Raises:
-            ClevrdError: its publishes were told this.
+            JournalFull: there is no room for it; its publishers were told this.
         """
         partition = self._partition
         partition.batch = batch
+        partition.sent_at_s = self._loop.time()
         partition.come_back = self._loop.create_future()
         partition.held = [] if self._engine.answers_when_taken else None
         try:
             await self._send_until_back(batch)
             for held in partition.held or ():
                 give_answer(*held)
-            self._note_state(OK)
-        except ClevrdError as error:
-            self._note_state(FULL if isinstance(error, JournalFull) else UNAVAILABLE, error)
-            self._counters.failed += len(batch.lines)
-            batch.fail(error)
+            partition.note_state(OK)
+        except JournalFull as error:
+            partition.note_state(FULL, error)
+            self._counters.failed += batch.fail(error)
             raise
         except asyncio.CancelledError:
-            batch.fail(ShuttingDown())
+            batch.fail(UNSURE)
             raise
         except Exception as error:
             # A mistake of ours in one record must not keep all later ones from being sent.
             self._count_background_error()
             log.exception("record not sent partition=%d", partition.number)
-            batch.fail(error)
+            self._counters.failed += batch.fail(error)
         finally:
             partition.batch = partition.held = None
-            partition.pending_bytes -= batch.size_bytes
+            partition.pending_bytes -= batch.cost_bytes
             partition.wake_waiters()
 
     async def _send_until_back(self, batch: Batch) -> None:
         partition, engine = self._partition, self._engine
-        until_s = self._loop.time() + GIVE_UP_S
         wait_s = RETRY_S
-        stamp = await self._stamp()
-        record, placed = self._record_of(batch, stamp)
+        stamp, record = "", b""
+        placed: Sequence[Placed] = ()
         while True:
             try:
+                if not stamp:
+                    stamp = await self._stamp()
+                    record, placed = self._record_of(batch, stamp)
                 await engine.append(partition.number, record, stamp, placed)
                 if not partition.come_back.done():
                     # Not by `wait_for`, which in Python 3.11 can lose a cancellation.
-                    async with asyncio.timeout(GIVE_UP_S):
+                    async with asyncio.timeout(AGAIN_S):
                         await asyncio.shield(partition.come_back)
                 return
             except Fenced:
@@ -147,16 +151,10 @@ class RecordWriter:
                     # A record that had come back may be lost; the one that is sent now counts.
                     partition.held = []
                     partition.come_back = self._loop.create_future()
-                stamp = await self._stamp()
-                record, placed = self._record_of(batch, stamp)
-            except (JournalUnavailable, TimeoutError) as error:
+                stamp = ""
+            except (JournalUnavailable, TimeoutError):
                 if partition.come_back.done() and partition.held is None:
                     return
-                if self._loop.time() >= until_s:
-                    raise JournalUnavailable(
-                        "The journal does not answer, so the message may have been accepted, or"
-                        " not; send it again with an idempotency_key to have it once."
-                    ) from error
                 self._counters.retries += 1
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, MAX_RETRY_S)
@@ -199,18 +197,3 @@ class RecordWriter:
             partition.number,
         )
         return True
-
-    def _note_state(self, state: str, error: Exception | None = None) -> None:
-        partition = self._partition
-        if state == partition.state:
-            return
-        partition.state = state
-        if error is None:
-            log.warning("the journal takes messages again partition=%d", partition.number)
-        else:
-            log.error(
-                "the journal takes no messages partition=%d state=%s reason=%s",
-                partition.number,
-                state,
-                error,
-            )

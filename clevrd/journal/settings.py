@@ -147,7 +147,12 @@ def read_journal(tables: Mapping[str, Any], directory: str, path: str = "") -> J
         settings = msgspec.structs.replace(settings, directory=absolute, url="")
     if settings.url and "retention_bytes" not in tables.get(TABLE, {}):
         settings = msgspec.structs.replace(settings, retention_bytes=REDIS_RETENTION_BYTES)
-    mistakes = [f"{TABLE}.{at} ({source}) is not allowed: {why}" for at, why in _mistakes(settings)]
+    mistakes = [
+        f"{TABLE} is not allowed: {why}"
+        if directory and at == "url"
+        else f"{TABLE}.{at} ({source}) is not allowed: {why}"
+        for at, why in _mistakes(settings)
+    ]
     if tables.get(TABLE) and not settings.is_on:
         mistakes.append(
             f"{TABLE} ({source}) says how messages are kept, and not where; give the directory"

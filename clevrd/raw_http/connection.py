@@ -28,6 +28,7 @@ from clevrd.raw_http.grammar import MAX_HEAD_BYTES, PlainHead, can_become_plain
 from clevrd.raw_http.probes import MAX_PROBES, PROBE_S, can_become_probe, no_room, read_probe
 from clevrd.raw_http.server import MAX_LINGERING, RawServer
 from clevrd.scheduling.due_answers import Due, DueAnswers, Place
+from clevrd.scheduling.fair_turns import LARGE_BYTES
 
 # How long the rest of a request may take that had begun when the daemon began to drain: half a
 # request must neither be lost nor hold up the stop.
@@ -166,6 +167,10 @@ class RawConnection(asyncio.Protocol):
             self._account()
             if len(buffer) >= self._steady_at_bytes:
                 self._give_more_time()
+            return None
+        if len(buffer) > LARGE_BYTES:
+            self._await_turn(b"", has_begun=False)
+            self._account()
             return None
         whole = bytes(buffer)
         buffer.clear()

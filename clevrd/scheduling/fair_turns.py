@@ -41,6 +41,10 @@ _ASKING_S: Final = FRESH_BESIDE_QUEUE_S / 2
 # to work off, and waits in the queue of begun work even if it has just arrived.
 QUIET_BYTES: Final = 4_096
 
+# A body of more bytes may take several milliseconds, since it is decoded in one go: 7 for a MiB of
+# brackets. One of these is worked off in a turn, behind a wait, and none as new work.
+LARGE_BYTES: Final = 131_072
+
 
 ResultT = TypeVar("ResultT")
 
@@ -139,16 +143,19 @@ class FairTurns:
         """Wait until a coroutine may work for a share, not at all where the turn has time left.
 
         The work runs between this call and `end`, without an await. A coroutine that was woken
-        works after the queues' part of the turn, so it takes a whole share off that part.
+        works after the queues' part of the turn, so it takes a whole share off that part, or all
+        of it where the input is large.
 
         Args:
             size_bytes: bytes of input to work off.
             has_begun: the work has had a share already.
         """
-        if not (has_begun and self._queue) and self.begin():
+        is_large = size_bytes > LARGE_BYTES
+        if not (is_large or (has_begun and self._queue)) and self.begin():
             return
         woken: asyncio.Future[None] = self._loop.create_future()
-        self.wait(partial(self._wake, woken), size_bytes, has_begun=has_begun)
+        wake = partial(self._wake, woken, QUEUE_S if is_large else SHARE_S)
+        self.wait(wake, size_bytes, has_begun=has_begun)
         await woken
         self._began_s = self._clock_s()
 
@@ -175,9 +182,9 @@ class FairTurns:
                 self.end()
             await asyncio.sleep(0)
 
-    def _wake(self, woken: asyncio.Future[None]) -> None:
+    def _wake(self, woken: asyncio.Future[None], taken_s: float) -> None:
         if not woken.done():
-            self._queue_until_s -= SHARE_S
+            self._queue_until_s -= taken_s
             woken.set_result(None)
 
     # --- turns -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Generator
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any, cast
 
 import pytest
@@ -19,7 +19,15 @@ from conftest import FakeClock
 from daemons import Daemon, running, until
 from http_wire import chunked, get, post, responses
 
-from clevrd.scheduling.fair_turns import FRESH_S, QUEUE_S, QUIET_BYTES, SHARE_S, FairTurns
+from clevrd.raw_http import RawConnection
+from clevrd.scheduling.fair_turns import (
+    FRESH_S,
+    LARGE_BYTES,
+    QUEUE_S,
+    QUIET_BYTES,
+    SHARE_S,
+    FairTurns,
+)
 
 
 class FakeLoop:
@@ -208,6 +216,47 @@ async def test_coroutines_wait_behind_those_that_wait_already() -> None:
     assert order == ["first", *map(str, range(20))]
     woken = [before - after for before, after in pairwise(lengths)]
     assert max(woken) == round(QUEUE_S / SHARE_S)
+
+
+async def test_large_input_has_the_queues_part_of_a_turn_for_itself() -> None:
+    """It is decoded in one go, so that there is one of it in a turn, however much time is left."""
+    turns = FairTurns(asyncio.get_running_loop(), lambda: None, FakeClock(0.0))
+    waiting: list[int] = []
+
+    async def work() -> None:
+        await turns.turn(LARGE_BYTES + 1)
+        turns.end()
+
+    tasks = [asyncio.create_task(work()) for _ in range(4)]
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0)
+        waiting.append(len(turns))
+
+    assert [count for count in (4, 3, 2, 1, 0) if count in waiting] == [4, 3, 2, 1, 0]
+
+
+async def test_large_bodies_are_decoded_one_in_a_turn() -> None:
+    """Those that have become whole in one turn: otherwise they would add up to a pause."""
+    async with running() as daemon:
+        server = daemon.server.raw_server
+        sent = post(b'{"topic":"t","data":"%b"}' % (b"x" * (LARGE_BYTES + 1)))
+        writers = [(await asyncio.open_connection("127.0.0.1", daemon.port))[1] for _ in range(3)]
+        for writer in writers:
+            writer.write(sent[:-1])
+        await until(lambda: server.budget.used_bytes == 3 * (len(sent) - 1))
+        # A clock of which each look takes more than half of the queues' part of a turn.
+        daemon.hub.turns._clock_s = count(step=QUEUE_S * 0.6).__next__
+        for connection in list(server.open):
+            cast(RawConnection, connection).data_received(sent[-1:])
+        published = [daemon.hub.topics.published]
+        while published[-1] < 3:
+            await asyncio.sleep(0)
+            published.append(daemon.hub.topics.published)
+        for writer in writers:
+            writer.close()
+
+    assert published[0] == 0
+    assert max(after - before for before, after in pairwise(published)) == 1
 
 
 async def test_steps_are_taken_in_as_many_shares_as_they_need() -> None:

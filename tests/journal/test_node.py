@@ -18,11 +18,10 @@ from clevrd.core.beginning import After
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
-from clevrd.errors import JournalFull, JournalUnavailable, ShuttingDown, Unavailable
-from clevrd.hub import Hub, Published
+from clevrd.errors import JournalFull, JournalUnavailable, Unavailable
+from clevrd.hub import Hub, Published, audience_of
 from clevrd.journal import node as node_module
 from clevrd.journal import partition as partition_module
-from clevrd.journal import record_writer
 from clevrd.journal.records import MAX_RECORD_BYTES
 from clevrd.tenants import Tenant
 
@@ -200,18 +199,27 @@ async def test_record_whose_answer_was_lost_counts_once() -> None:
 
 
 async def test_publish_fails_when_the_log_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error says that it may have been accepted; later publishes are taken again."""
-    monkeypatch.setattr(record_writer, "GIVE_UP_S", 0.0)
+    """The error says that it may have been accepted, which it was; later publishes follow it."""
+    monkeypatch.setattr(node_module, "GIVE_UP_S", 0.0)
+    monkeypatch.setattr(node_module, "LOOK_S", 0.01)
     log = MemoryLog()
     async with hub_on(log) as hub:
-        log.faults = [(UNAVAILABLE, False)]
+        assert hub.journal is not None
+        log.goes_on.clear()
+        first = asyncio.ensure_future(publish(hub, "a"))
         with pytest.raises(JournalUnavailable, match="may have been accepted"):
-            await publish(hub, "a")
+            await first
+        with pytest.raises(JournalUnavailable, match="was not accepted"):
+            await publish(hub, "b")
+        is_well = hub.journal.node.is_well
         monkeypatch.undo()
+        log.goes_on.set()
 
-        answer = await publish(hub, "b")
+        answer = await publish(hub, "c")
 
-        assert answer.offset == 1
+        assert not is_well
+        assert (answer.offset, hub.journal.node.is_well) == (2, True)
+        assert data_of(hub.topic(TENANT, "t")) == [(1, "a"), (2, "c")]
 
 
 async def test_full_log_refuses_and_goes_on_when_there_is_room() -> None:
@@ -240,6 +248,58 @@ async def test_other_stamp_begins_another_epoch() -> None:
         assert (first.offset, second.offset) == (1, 1)
         assert first.epoch != second.epoch == topic.epoch
         assert data_of(topic) == [(1, "b")]
+
+
+async def test_every_answer_names_the_epoch_that_its_offset_is_in() -> None:
+    """A run that meets another stamp on its way is answered in the new epoch, as batches say it."""
+    log = MemoryLog()
+    async with hub_on(log) as hub:
+        await publish(hub, "a")
+        topic = hub.topic(TENANT, "t")
+        before = topic.epoch
+        log.goes_on.clear()
+        due = hub.publish_run(topic, [request("b"), request("c")])
+        await asyncio.sleep(0)
+        log.lose(0, 1, "22")
+        log.goes_on.set()
+        assert isinstance(due, asyncio.Future)
+        offset, _ = await due
+
+        assert (offset, audience_of(topic)[0]) == (1, hub.topic(TENANT, "t").epoch)
+        assert audience_of(topic)[0] != before
+
+
+async def test_pattern_reader_is_told_of_a_topic_that_is_used_again() -> None:
+    """A topic that was forgotten, or left out at a limit, comes with its next message."""
+    log = MemoryLog()
+    async with hub_on(log) as hub:
+        await publish(hub, "a", "orders.1")
+    async with hub_on(log) as hub:
+        told: list[str] = []
+
+        class Told:
+            def topic_made(self, topic: Topic) -> None:
+                told.append(f"made {topic.name} behind {topic.first - 1}")
+
+            def topic_found(self, topic: Topic) -> None:
+                told.append(f"found {topic.name}")
+
+            def topic_forgotten(self, topic: Topic) -> None:
+                told.append(f"forgotten {topic.name}")
+
+            def found_all(self) -> None:
+                told.append("all")
+
+        # As at a limit on topics, or when it has not been used for long.
+        hub.patterns.stored = None
+        hub.topics._forget(hub.topic(TENANT, "orders.1"))
+        hub.patterns.add(TENANT.name, ("orders", "*"), Told())
+        await until(lambda: bool(told))
+
+        await publish(hub, "b", "orders.1")
+        await until(lambda: len(told) == 2)
+
+    assert told == ["all", "made orders.1 behind 1"]
 
 
 async def test_key_holds_over_restarts_and_for_other_nodes() -> None:
@@ -296,14 +356,14 @@ async def test_publishes_beyond_the_bound_wait_in_their_order(
 
 
 async def test_stop_fails_what_has_no_place_yet() -> None:
-    """Its publisher hears that the daemon stops, and nothing hangs."""
+    """Its publisher hears that it may have been accepted, and nothing hangs."""
     log = MemoryLog()
     async with hub_on(log) as hub:
         log.goes_on.clear()
         due = hub.publish(hub.topic(TENANT, "t"), request("a"))
         await asyncio.sleep(0)
     assert isinstance(due, asyncio.Future)
-    with pytest.raises(ShuttingDown):
+    with pytest.raises(JournalUnavailable, match="may have been accepted"):
         await due
     log.goes_on.set()
 

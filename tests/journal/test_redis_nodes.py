@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from redis_servers import RedisServer, Sentinel, all_stopped, redis_server
 from websockets.asyncio.client import ClientConnection, connect
 
-from clevrd.journal import record_writer
+from clevrd.journal import node
 
 
 @pytest.fixture
@@ -264,7 +264,7 @@ async def test_answer_waits_for_the_replicas_that_are_promised(
     tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Readers have the message, but its publisher is answered when a replica has it, or told."""
-    monkeypatch.setattr(record_writer, "GIVE_UP_S", 1.0)
+    monkeypatch.setattr(node, "GIVE_UP_S", 1.0)
     replica = RedisServer(
         tmp_path / "b",
         *("--replicaof", "127.0.0.1", str(server.port), "--repl-diskless-sync-delay", "0"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import running
+from daemons import ROOT, running
 
 from clevrd.cli.command_line import main
 from clevrd.errors import ConfigError
@@ -149,6 +151,30 @@ def test_checkconfig_finds_files_that_cannot_be_read(
 
     assert code != 0
     assert "/not/there" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["redis", "hiredis"])
+def test_missing_library_is_told_in_a_line(name: str) -> None:
+    """Without the extra the daemon says how to install it, and does not start."""
+    script = (
+        f"import sys; sys.modules[{name!r}] = None; from clevrd.entry import main;"
+        " sys.argv[1:] = ['serve', '--address', '127.0.0.1:0', '--journal', 'redis://h'];"
+        " sys.exit(main())"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+    assert done.returncode == 78
+    (line,) = done.stderr.splitlines()
+    assert 'pip install "clevrd[redis]"' in line
+
+
+def test_mistake_in_the_plain_setting_names_no_file() -> None:
+    """It may have come from a flag or a variable."""
+    with pytest.raises(ConfigError, match=r"\Ajournal is not allowed: a [?] or #"):
+        read_journal({}, "redis://h?db=1")
 
 
 def test_info_is_judged() -> None:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from hiredis import pack_command
 from redis.exceptions import RedisError, ResponseError
 
 from clevrd.journal.redis.library import LOST, RedisFault, close, fault_of
@@ -62,7 +63,8 @@ class Pipeline:
         if not self._due:
             self._ticks = 0
         self._due.append((answer, patience_ticks))
-        self._out += self._connection.pack_command(*command)
+        # By hiredis, in a tenth of the time that redis-py's own takes.
+        self._out.append(pack_command(command))
         wake, self._wake = self._wake, None
         if wake is not None and not wake.done():
             wake.set_result(None)
