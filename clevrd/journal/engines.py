@@ -17,8 +17,8 @@ from clevrd.journal.settings import JournalSettings
 # Characters of a password at most.
 MAX_PASSWORD: Final = 4_096
 
-# Descriptors that an engine has open at most: SQLite's 32 connections that read have 3 each, the one
-# that writes and the checkpoint's as many, and each thread one more for a while.
+# Descriptors that an engine has open at most: SQLite's 32 connections that read have 3 each, that
+# which writes and the checkpoint's as many, and each thread has one more for a while.
 MAX_DESCRIPTORS: Final = 128
 
 
