@@ -285,8 +285,8 @@ class RecordReader:
     async def _take(self, folded: Folded, record: bytes) -> None:
         """Deliver the messages of a record, and answer its publishers if they are this node's."""
         partition = self._partition
-        if folded.writer:
-            partition.seen_s[folded.writer] = self._now_s()
+        if folded.writer and not partition.number:
+            partition.note_node(folded.writer, self._now_s())
         if folded.bad is not None:
             self._counters.unreadable += 1
             log.error(

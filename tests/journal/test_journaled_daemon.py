@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,25 @@ async def test_pattern_finds_topics_of_before_the_restart(tmp_path: Path) -> Non
     assert sorted(each["data"] for each in received if "data" in each) == ["orders.1", "orders.2"]
 
 
+async def test_watching_follows_all_topics_that_the_journal_is_asked_about(tmp_path: Path) -> None:
+    """With `since` too: what comes behind it is made later."""
+    async with running(journal=journal_at(tmp_path), ring_messages=10) as daemon:
+        lines = b"".join(
+            b'{"topic":"m.%d","data":%d}\n' % (number % 5, number) for number in range(500)
+        )
+        async with daemon.http.post(f"{daemon.url}/publish/batch", data=lines) as response:
+            assert response.status == 200
+        query = "pattern=m.*&since=all&control=1"
+        async with connect(f"{daemon.ws_url}/subscribe?{query}") as reader:
+            told: list[str] = []
+            while not told or told[-1] != "watching":
+                each = json.loads(await reader.recv())
+                if "type" in each:
+                    told.append(each["type"])
+
+    assert told == [*["subscribed"] * 5, "watching"]
+
+
 async def test_stop_keeps_messages_that_were_on_their_way(tmp_path: Path) -> None:
     """Publishes that a stop meets are answered before the daemon ends, and are there afterwards."""
     journal = journal_at(tmp_path)
@@ -236,3 +256,20 @@ def test_setting_and_table_of_one_name_are_told_apart(tmp_path: Path) -> None:
     codes = [main(["checkconfig", "--config", str(path)]) for path in (plain, table)]
 
     assert codes == [0, 0]
+
+
+@pytest.mark.parametrize("how", ["over the files", "in their place"])
+async def test_restored_backup_begins_a_new_epoch(tmp_path: Path, how: str) -> None:
+    """No position of the journal that it is a copy of is given again, however it is put back."""
+    journal, copy = tmp_path / "journal", tmp_path / "copy"
+    async with running(journal=str(journal)) as daemon:
+        before = await daemon.publish("t", 1)
+        assert await asyncio.to_thread(main, ["journal", "backup", str(journal), str(copy)]) == 0
+        lost = await daemon.publish("t", 2)
+    if how == "in their place":
+        shutil.rmtree(journal)
+    await asyncio.to_thread(shutil.copytree, copy, journal, dirs_exist_ok=True)
+    async with running(journal=str(journal)) as daemon:
+        after = await daemon.publish("t", 3)
+
+    assert before["epoch"] == lost["epoch"] != after["epoch"]

@@ -11,7 +11,7 @@ from typing import Final
 import apsw
 
 from clevrd.errors import JournalUnavailable
-from clevrd.journal.sqlite.directory import CHECKPOINT, JournalDirectory, Meta
+from clevrd.journal.sqlite.directory import CHECKPOINT, JournalDirectory, Meta, new_stamp
 from clevrd.journal.sqlite.inspection import Inspection
 from clevrd.journal.sqlite.library import open_to_read, words_of
 
@@ -71,8 +71,10 @@ def _copy_all(inspection: Inspection, target: JournalDirectory, told: Callable[[
         total_bytes += _copy(connection, target.make_file(CHECKPOINT))
     if inspection.meta is not None:
         meta = inspection.meta
+        # No file of the copy has this stamp, so it begins anew wherever it is put: also where it is
+        # copied over the journal's own files, which then keep their inodes.
         target.write_meta(
-            Meta(meta.format, meta.stamp, meta.boot_id, False, meta.durability, meta.newest)
+            Meta(meta.format, new_stamp(), meta.boot_id, False, meta.durability, meta.newest)
         )
     return total_bytes
 

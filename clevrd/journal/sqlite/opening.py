@@ -174,7 +174,7 @@ class _Opening:
             return "its newest file can't be read"
         newest = segments[-1].info
         if newest.stamp != meta.stamp or newest.number < meta.newest:
-            return "its newest file is missing"
+            return "its newest file is missing, or it was restored from a backup"
         if os.stat(segments[-1].path).st_ino != newest.inode:
             return "it is a copy, or was restored from a backup"
         if meta.durability == "os" and not meta.is_clean:
