@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -42,9 +43,10 @@ async def received(reader: ClientConnection, count: int) -> list[Any]:
 
 
 async def published(daemon: Daemon, topic: str, data: Any) -> dict[str, Any]:
-    """Publish, again and again while the journal is away."""
+    """Publish once, asking again and again while the journal is away."""
+    key = secrets.token_hex(8)
     while True:
-        body = json.dumps({"topic": topic, "data": data})
+        body = json.dumps({"topic": topic, "data": data, "idempotency_key": key})
         async with daemon.http.post(f"{daemon.url}/publish", data=body) as response:
             answer: dict[str, Any] = await response.json()
             if response.status == 200:
