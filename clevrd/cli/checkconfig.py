@@ -19,7 +19,7 @@ from clevrd.cli.settings import add_settings, load_settings, value_text
 from clevrd.config import BY_FIELD, SETTINGS, Loaded, load
 from clevrd.config_differences import differences, outranks_file
 from clevrd.config_view import ConfigInForce, ConfigView, shown_setting
-from clevrd.journal.engines import check_files
+from clevrd.journal.engines import check_files, check_place
 from clevrd.journal.settings import journal_of
 from clevrd.tenants.from_settings import access_of, check_access, folder_of
 from clevrd.tenants.origins import entries_in_force, read_allowed_origins
@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
     read_allowed_origins(loaded.config.allowed_origins, access.auth.allowed_origins)
     journal = journal_of(loaded)
     check_files(journal)
+    check_place(journal)
     tls = tls_of(loaded)
     certificates = TlsContexts(tls).shown if tls.is_on else ()
     rows = [("setting", "value", "source")]

@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     with journal_failures():
         inspection = Inspection(options.directory)
         damage += [f"{bad.path}: {bad.why}" for bad in inspection.bad]
+        damage += inspection.missing()
         for segment in inspection.segments:
             path = segment.path
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         metavar="FILE",
         help="lines as clevrd journal export prints them; topic and data are enough (default:"
-        " standard input)",
+        " standard input, which - stands for too)",
     )
 
 
@@ -41,7 +41,8 @@ def run(options: argparse.Namespace) -> int:
     """Append the messages, say how many, and return 1 if some lines are no messages."""
     logs.log_for_people()
     try:
-        file = sys.stdin.buffer if options.file is None else open(options.file, "rb")  # noqa: SIM115  # it is closed below
+        is_piped = options.file in (None, "-")
+        file = sys.stdin.buffer if is_piped else open(options.file, "rb")  # noqa: SIM115  # it is closed below
     except OSError as error:
         raise CommandFailed(f"Can't read {options.file}: {error.strerror}.") from error
     lines = _Lines(file)

@@ -21,6 +21,8 @@ DEFAULT_TENANT: Final = "default-tenant"
 _ID: Final = re.compile(r"msg-\d{8}-\d{6}\.\d{6}")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+# Times of messages never count back, so one from the future would move all that come after it.
+_AHEAD_US: Final = 86_400_000_000
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -78,7 +80,8 @@ def read_line(text: bytes, now_us: int) -> Imported:
     """Return the message on a line.
 
     Args:
-        now_us: its time, if it has none; microseconds since 1970.
+        now_us: its time, if it has none; microseconds since 1970. A time that lies more than a day
+            behind it is refused.
 
     Raises:
         InvalidRequest: it is none.
@@ -94,7 +97,12 @@ def read_line(text: bytes, now_us: int) -> Imported:
     check_publish(request)
     tenant = line.tenant or DEFAULT_TENANT
     check_tenant_name(tenant)
-    return Imported(tenant, request, _time_us(line, now_us))
+    time_us = _time_us(line, now_us)
+    if time_us > now_us + _AHEAD_US:
+        raise InvalidRequest("its time lies more than a day ahead of this machine's clock")
+    if time_us <= 0:
+        raise InvalidRequest("its time lies before 1970")
+    return Imported(tenant, request, time_us)
 
 
 def _time_us(line: Line, now_us: int) -> int:

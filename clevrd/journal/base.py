@@ -109,6 +109,14 @@ class Engine(Protocol):
     # answered when `append` has returned as well.
     answers_when_taken: bool
 
+    @property
+    def is_unsure(self) -> bool:
+        """Whether something went wrong, so that a record should be appended soon, even an empty one.
+
+        Nothing else shows publishers and subscribers whether the log goes on.
+        """
+        ...
+
     async def open(self) -> None:
         """Connect, and check that the log is one that this engine can go on with.
 

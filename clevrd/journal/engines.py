@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from clevrd.errors import ConfigError
+from clevrd.errors import CannotStart, ConfigError, JournalUnavailable
 from clevrd.journal.base import Engine
 from clevrd.journal.redis.settings import RedisSettings
 from clevrd.journal.redis.tls import tls_context
@@ -51,6 +51,21 @@ def check_files(settings: JournalSettings) -> None:
     """Read the files that the settings name; raises ConfigError where one can't be used."""
     if settings.url:
         tls_context(_redis_settings(settings))
+
+
+def check_place(settings: JournalSettings) -> None:
+    """Look whether a journal's directory can be one, without making or locking anything.
+
+    Raises:
+        CannotStart: with the sentence that a start would end with.
+    """
+    if settings.directory:
+        from clevrd.journal.sqlite.directory import JournalDirectory
+
+        try:
+            JournalDirectory(settings.directory).check()
+        except JournalUnavailable as error:
+            raise CannotStart(str(error)) from error
 
 
 def _redis_engine(settings: JournalSettings) -> Engine:

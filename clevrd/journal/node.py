@@ -380,8 +380,8 @@ class Node:
             for partition in self._partitions:
                 if partition.batch is not None and now_s - partition.sent_at_s >= GIVE_UP_S:
                     self.counters.failed += partition.give_up()
-                elif partition.state != OK:
-                    # Without a publish nobody would find that it is well again.
+                elif partition.state != OK or self._engine.is_unsure:
+                    # Without a publish nobody would find that it is well again, or not.
                     partition.send_soon()
 
     async def _save_checkpoints(self) -> None:

@@ -6,7 +6,7 @@ No file is opened here and no engine is asked.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -26,6 +26,9 @@ TABLE: Final = "journal"
 REDIS_RETENTION_BYTES: Final = 1 << 30
 # A node that starts needs what came behind the last checkpoint, which may be some minutes old.
 MIN_REDIS_RETENTION_S: Final = 900.0
+# Files of a journal in a directory are no shorter.
+MIN_SEGMENT_S: Final = 1.0
+MIN_SEGMENT_BYTES: Final = 1 << 20
 # Settings that one kind of journal has and the other has not.
 SQLITE_ONLY: Final = ("durability", "retention_messages", "segment_s", "segment_bytes")
 REDIS_ONLY: Final = (
@@ -72,8 +75,8 @@ class JournalSettings(
     # Topics that may have messages in the journal; each takes 350 bytes of memory.
     max_topics: Annotated[int, Meta(ge=1, le=1 << 30)] = 1_000_000
     # A new file is begun after so long, or so many bytes; files are deleted whole.
-    segment_s: Annotated[float, Meta(ge=1, le=31 * _DAY_S)] = 3600.0
-    segment_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 1 << 30
+    segment_s: Annotated[float, Meta(ge=MIN_SEGMENT_S, le=31 * _DAY_S)] = 3600.0
+    segment_bytes: Annotated[int, Meta(ge=MIN_SEGMENT_BYTES, le=1 << 40)] = 1 << 30
     # Logs that topics are divided among; fixed when the journal is made.
     partitions: Annotated[int, Meta(ge=1, le=64)] = 8
     # All keys in Redis begin with it.
@@ -145,13 +148,16 @@ def read_journal(tables: Mapping[str, Any], directory: str, path: str = "") -> J
     elif directory:
         absolute = str(Path(directory).absolute())
         settings = msgspec.structs.replace(settings, directory=absolute, url="")
-    if settings.url and "retention_bytes" not in tables.get(TABLE, {}):
+    written = frozenset(tables.get(TABLE, {}))
+    if settings.url and "retention_bytes" not in written:
         settings = msgspec.structs.replace(settings, retention_bytes=REDIS_RETENTION_BYTES)
+    if not settings.url:
+        settings = _with_fitting_segments(settings, written)
     mistakes = [
         f"{TABLE} is not allowed: {why}"
         if directory and at == "url"
         else f"{TABLE}.{at} ({source}) is not allowed: {why}"
-        for at, why in _mistakes(settings)
+        for at, why in _mistakes(settings, written)
     ]
     if tables.get(TABLE) and not settings.is_on:
         mistakes.append(
@@ -178,8 +184,22 @@ def _shape_mistake(message: str, source: str) -> str:
     return f"{'.'.join(filter(None, (TABLE, place)))} ({source}) {what}."
 
 
-def _mistakes(settings: JournalSettings) -> Iterator[tuple[str, str]]:
-    """Yield where something is wrong that no shape says, and why."""
+def _with_fitting_segments(settings: JournalSettings, written: Collection[str]) -> JournalSettings:
+    """Return ``settings`` with files of at most a quarter of what is kept, unless they say more."""
+    segment_s, segment_bytes = settings.segment_s, settings.segment_bytes
+    if settings.retention_s and "segment_s" not in written:
+        segment_s = max(MIN_SEGMENT_S, min(segment_s, settings.retention_s / 4))
+    if settings.retention_bytes and "segment_bytes" not in written:
+        segment_bytes = max(MIN_SEGMENT_BYTES, min(segment_bytes, settings.retention_bytes // 4))
+    return msgspec.structs.replace(settings, segment_s=segment_s, segment_bytes=segment_bytes)
+
+
+def _mistakes(settings: JournalSettings, written: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield where something is wrong that no shape says, and why.
+
+    Args:
+        written: the settings that the table has.
+    """
     if settings.directory and not settings.directory.startswith("/"):
         yield "directory", "write an absolute path."
     if not settings.topics:
@@ -195,9 +215,10 @@ def _mistakes(settings: JournalSettings) -> Iterator[tuple[str, str]]:
     for name in REDIS_ONLY:
         if getattr(settings, name) != getattr(NO_JOURNAL, name):
             yield name, "it is for a journal in Redis (url)."
-    if settings.retention_s and settings.segment_s > settings.retention_s:
+    # A file is never shorter than the least length, so what is not written is no mistake.
+    if "segment_s" in written and 0 < settings.retention_s < settings.segment_s:
         yield "segment_s", "files can't be longer than messages are kept (retention_s)."
-    if settings.retention_bytes and settings.segment_bytes * 2 > settings.retention_bytes:
+    if "segment_bytes" in written and 0 < settings.retention_bytes < settings.segment_bytes * 2:
         yield "segment_bytes", "it must be at most half of retention_bytes; files go whole."
 
 

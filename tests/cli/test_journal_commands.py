@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,46 @@ def test_lines_that_are_no_messages_are_told_and_left_out(run: Run, tmp_path: Pa
     assert [each["data"] for each in exported(run("export", tmp_path / "journal")[1])] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("time", "words"),
+    [
+        ('"timestamp":"9999-12-31T23:59:59Z"', "more than a day ahead"),
+        ('"id":"msg-99991231-235959.000000"', "more than a day ahead"),
+        ('"timestamp":"1969-12-31T23:59:59Z"', "before 1970"),
+    ],
+    ids=["timestamp ahead", "id ahead", "before 1970"],
+)
+def test_a_line_of_a_time_that_no_log_can_have_is_left_out(
+    run: Run, tmp_path: Path, time: str, words: str
+) -> None:
+    """The import goes on behind it, whether it is the first line or not."""
+    path = tmp_path / "lines"
+    wrong = f'{{"topic":"a","data":0,{time}}}\n'
+    path.write_text(f'{wrong}{{"topic":"a","data":1}}\n{wrong}')
+
+    code, output, errors = run("import", tmp_path / "journal", path)
+
+    assert code == 1
+    assert output.startswith("1 messages")
+    assert [line for line in errors.splitlines() if words in line and "Line " in line] == (
+        errors.splitlines()[:2]
+    )
+    assert [each["data"] for each in exported(run("export", tmp_path / "journal")[1])] == [1]
+
+
+@pytest.mark.parametrize("words", [[], ["-"]], ids=["left out", "a hyphen"])
+def test_import_reads_standard_input(tmp_path: Path, words: list[str]) -> None:
+    """It does so where no file is named, and where a hyphen stands for it."""
+    command = [sys.executable, "-m", "clevrd", "journal", "import", str(tmp_path / "journal")]
+
+    done = subprocess.run(
+        [*command, *words], input=b'{"topic":"a","data":1}\n', capture_output=True, timeout=20
+    )
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"1 messages")
+
+
 def test_stat_says_how_much_there_is(run: Run, journal: Path) -> None:
     """Figures as text for people, and as JSON for programs."""
     code, output, _ = run("stat", journal, "--json")
@@ -217,6 +259,40 @@ def test_verify_finds_a_damaged_checkpoint_and_file(run: Run, journal: Path) -> 
     }
     # Nothing was changed by it.
     assert (journal / "segment-0000000001.db").exists()
+
+
+@pytest.mark.parametrize("how", ["removed", "set aside"])
+async def test_a_file_that_is_missing_between_others_is_told(
+    run: Run, tmp_path: Path, how: str
+) -> None:
+    """Verify and export fail with it; a backup says it, and has what there is."""
+    directory = tmp_path / "journal"
+    settings = SqliteSettings(str(directory), "os", segment_bytes=50_000)
+    engine = SqliteEngine(settings)
+    await engine.open()
+    await append(engine, LogWriter(await engine.stamp(0)), *["x" * 1_000] * 150)
+    await engine.close()
+    assert (await asyncio.to_thread(run, "verify", directory))[0] == 0
+    lost = sorted(directory.glob("segment-*.db"))[1]
+    if how == "removed":
+        lost.unlink()
+        words = "segment-0000000001.db and segment-0000000003.db"
+    else:
+        lost.write_bytes(b"hello" * 1_000)
+        engine = SqliteEngine(settings)
+        await engine.open()
+        await engine.close()
+        words = f"{lost}.damaged: it was set aside"
+
+    code, output, _ = await asyncio.to_thread(run, "verify", directory)
+    assert code == 1
+    assert [words in line for line in output.splitlines() if "behind its" not in line] == [True]
+    code, _, errors = await asyncio.to_thread(run, "export", directory)
+    assert (code, errors.count("\n")) == (1, 1)
+    assert words in errors
+    code, _, errors = await asyncio.to_thread(run, "backup", directory, tmp_path / "copy")
+    assert code == 0
+    assert words in errors
 
 
 def test_export_leaves_out_what_is_damaged(run: Run, journal: Path) -> None:

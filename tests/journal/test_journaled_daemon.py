@@ -21,6 +21,7 @@ from websockets.sync.client import connect as sync_connect
 from clevrd.cli.command_line import main
 from clevrd.errors import ConfigError
 from clevrd.journal.settings import read_journal
+from clevrd.journal.sqlite.engine import SqliteEngine
 
 
 def journal_at(folder: Path) -> str:
@@ -209,6 +210,47 @@ async def test_stop_keeps_messages_that_were_on_their_way(tmp_path: Path) -> Non
     assert after["offset"] == 201
 
 
+# --- files that are removed under a daemon -------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["newest file", "directory"])
+async def test_removed_journal_is_found_without_a_publish(tmp_path: Path, what: str) -> None:
+    """Subscribers get a gap and /health tells, though nobody publishes; then all goes on."""
+    journal = tmp_path / "journal"
+    async with running(journal=str(journal)) as daemon:
+        before = await daemon.publish("t", 1)
+        engine = daemon.hub.journal.engine if daemon.hub.journal else None
+        assert isinstance(engine, SqliteEngine)
+        address = f"ws://127.0.0.1:{daemon.port}/subscribe?topic=t&control=1"
+        async with connect(address) as reader:
+            assert json.loads(await reader.recv())["type"] == "subscribed"
+            assert json.loads(await reader.recv())["data"] == 1
+            if what == "directory":
+                await asyncio.to_thread(shutil.rmtree, journal)
+            else:
+                max(journal.glob("segment-*.db")).unlink()
+            engine._look_over_soon()
+            if what == "directory":
+                node = daemon.hub.journal.node if daemon.hub.journal else None
+                await until(lambda: node is not None and not node.is_well)
+                journal.mkdir(mode=0o700)
+                await until(lambda: node is not None and node.is_well)
+
+            frames = [json.loads(await reader.recv()) for _ in range(2)]
+            after = await daemon.publish("t", 2)
+            while frames[-1].get("data") != 2:
+                frames.append(json.loads(await reader.recv()))
+            begun, gap, message = frames[-3:]
+
+        assert (gap["type"], gap["reason"]) == ("gap", "epoch")
+        assert after["durable"] is True
+        assert before["epoch"] != after["epoch"] == begun["epoch"]
+        assert (message["data"], message["offset"]) == (2, after["offset"])
+    async with running(journal=str(journal)) as daemon:
+        again = await daemon.publish("t", 3)
+        assert (again["epoch"], again["offset"]) == (after["epoch"], after["offset"] + 1)
+
+
 # --- wrong settings ------------------------------------------------------------------------------
 
 
@@ -218,8 +260,11 @@ async def test_stop_keeps_messages_that_were_on_their_way(tmp_path: Path) -> Non
         ({"directory": "journal"}, "write an absolute path"),
         ({"directory": "/j", "topics": []}, "name a pattern"),
         ({"directory": "/j", "topics": ["ord*"]}, "whole word"),
-        ({"directory": "/j", "retention_s": 60}, "longer than messages are kept"),
-        ({"directory": "/j", "retention_bytes": 1 << 30}, "at most half of retention_bytes"),
+        ({"directory": "/j", "retention_s": 60, "segment_s": 61}, "longer than messages are kept"),
+        (
+            {"directory": "/j", "retention_bytes": 1 << 30, "segment_bytes": 1 << 30},
+            "at most half of retention_bytes",
+        ),
         ({"directory": "/j", "durability": "maybe"}, "durability"),
         ({"directory": "/j", "retention": 1}, "has no setting called"),
         ({"topics": ["a.*"]}, "not where"),
@@ -234,6 +279,27 @@ def test_wrong_table_is_told_in_a_line(table: dict[str, Any], sentence: str) -> 
     assert "clevrd.toml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("table", "segment_s", "segment_bytes"),
+    [
+        ({}, 3600.0, 1 << 30),
+        ({"retention_s": 60}, 15.0, 1 << 30),
+        ({"retention_s": 2.0, "retention_bytes": 1 << 30}, 1.0, 1 << 28),
+        ({"retention_bytes": 1_000}, 3600.0, 1 << 20),
+        ({"retention_s": 60, "segment_s": 60}, 60.0, 1 << 30),
+        ({"retention_s": 0, "retention_bytes": 0}, 3600.0, 1 << 30),
+    ],
+    ids=["default", "age", "both", "least", "written", "no bounds"],
+)
+def test_files_fit_what_is_kept_unless_their_length_is_written(
+    table: dict[str, Any], segment_s: float, segment_bytes: int
+) -> None:
+    """They are a quarter of it, so that nobody has to write both."""
+    settings = read_journal({"journal": {"directory": "/j", **table}}, "", "clevrd.toml")
+
+    assert (settings.segment_s, settings.segment_bytes) == (segment_s, segment_bytes)
+
+
 def test_directory_that_cannot_be_used_ends_the_start(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +311,47 @@ def test_directory_that_cannot_be_used_ends_the_start(
 
     assert code != 0
     assert str(wrong) in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("case", ["a file", "no parent", "a file's inside", "no journal"])
+def test_checkconfig_refuses_a_place_as_serve_does(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    """The exit code and the sentence are the same, and nothing is made."""
+    place = tmp_path / "place"
+    if case == "no journal":
+        place.mkdir(mode=0o700)
+        (place / "thesis.txt").write_text("")
+    elif case != "no parent":
+        place.write_text("")
+    if case in ("no parent", "a file's inside"):
+        place = place / "journal"
+    before = sorted(tmp_path.rglob("*"))
+
+    told = []
+    for words in (["checkconfig"], ["serve", "--address", "127.0.0.1:0"]):
+        code = main([*words, "--journal", str(place)])
+        told.append((code, capfd.readouterr().err.splitlines()[-1]))
+
+    assert told[0] == told[1]
+    assert told[0][0] == 69
+    assert str(place) in told[0][1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("case", ["new", "empty", "journal"])
+def test_checkconfig_takes_what_serve_would_take(tmp_path: Path, case: str) -> None:
+    """A directory that is to be made, one that is empty, and a journal; nothing is changed."""
+    place = tmp_path / "place"
+    if case == "empty":
+        place.mkdir(mode=0o700)
+    elif case == "journal":
+        with daemon_process(CLEVRD_JOURNAL=str(place)):
+            pass
+    before = sorted(tmp_path.rglob("*"))
+
+    assert main(["checkconfig", "--journal", str(place)]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_setting_and_table_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,128 @@ async def refusal_of(directory: Path) -> str:
     sentence = str(refused.value)
     assert "\n" not in sentence
     return sentence
+
+
+# --- files that are removed while they are open ---------------------------------------------------
+
+
+def remove(directory: Path, what: str) -> None:
+    """Remove files of a journal as somebody might by hand."""
+    newest = max(directory.glob("segment-*.db"))
+    if what in ("segment", "WAL"):
+        Path(f"{newest}{'-wal' if what == 'WAL' else ''}").unlink()
+    elif what == "all files":
+        for path in directory.iterdir():
+            path.unlink()
+    elif what == "replaced":
+        copy = directory / "copy"
+        shutil.copy(newest, copy)
+        copy.replace(newest)
+    else:
+        shutil.rmtree(directory)
+
+
+async def looked_over(engine: SqliteEngine) -> None:
+    """Wait until the files were looked over, and the writer has done what follows from it."""
+    await engine._keep(engine._look_over)
+    with suppress(JournalUnavailable):
+        await engine.stamp(0)
+    done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def tell() -> None:
+        loop.call_soon_threadsafe(done.set)
+
+    engine._writer.do(tell)
+    await done.wait()
+
+
+@pytest.mark.parametrize("what", ["segment", "WAL", "replaced", "all files"])
+async def test_a_file_that_is_gone_while_it_is_open_takes_no_more_records(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    """The log begins anew in another file, that a later start finds; one line of log says why."""
+    journal = tmp_path / "journal"
+    async with opened(journal) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        await append(engine, writer, "1", "2")
+        await looked_over(engine)
+        assert await engine.stamp(0) == writer.stamp
+        remove(journal, what)
+        caplog.clear()
+
+        await looked_over(engine)
+        assert engine.is_unsure
+        assert engine.storage().last_error.startswith(str(journal))
+        with pytest.raises(Fenced):
+            await append(engine, writer, "of the old stamp")
+        stamp = await engine.stamp(0)
+        kept = await append(engine, LogWriter(stamp, "ffff"), "3")
+        await looked_over(engine)
+
+        assert not engine.is_unsure
+        assert await engine.stamp(0) == stamp
+        assert [each for each in caplog.messages if "was removed or replaced" in each] == [
+            each for each in caplog.messages if "begins anew" in each
+        ]
+        assert len([each for each in caplog.messages if "begins anew" in each]) == 1
+        # What stood in the file is no error that goes on for ever.
+        assert await engine.digest(0, 2) is None or what == "WAL"
+        assert len(await engine.page("ffff", "default", "a", 0, 10, 99)) == 1
+        # Another process can't have the directory, though the locked file may be gone.
+        assert "another clevrd's" in await refusal_of(journal)
+    async with opened(journal) as engine:
+        assert (await read_all(engine, 1))[-1] == (3, kept[-1])
+
+
+async def test_without_its_directory_a_journal_takes_nothing_until_it_is_back(
+    tmp_path: Path,
+) -> None:
+    """Appends are refused while it is gone; a number of a file is not given a second time."""
+    journal = tmp_path / "journal"
+    async with opened(journal) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        await append(engine, writer, "1")
+        remove(journal, "directory")
+        await looked_over(engine)
+
+        with pytest.raises(JournalUnavailable):
+            await append(engine, writer, "2")
+        with pytest.raises(JournalUnavailable):
+            await engine.stamp(0)
+        assert engine.is_unsure
+        assert engine.storage().last_error
+
+        journal.mkdir(mode=0o700)
+        await append(engine, LogWriter(await engine.stamp(0), "ffff"), "2")
+        assert [each.name for each in journal.glob("segment-*.db")] == ["segment-0000000002.db"]
+    async with opened(journal) as engine:
+        assert len(await engine.page("ffff", "default", "a", 0, 10, 99)) == 1
+
+
+async def test_a_history_that_can_not_be_read_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of many reads that fail within a minute one is logged; the figures have the reason."""
+    journal = tmp_path / "journal"
+    async with opened(journal, segment_bytes=1 << 16) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        for _ in range(40):
+            await append(engine, writer, "x" * 4_000)
+        await looked_over(engine)
+        (journal / "segment-0000000001.db").unlink()
+        engine._segment_readers.forget(engine._catalog.segments[0])
+
+        for _ in range(3):
+            with pytest.raises(JournalUnavailable):
+                await engine.page(writer.epoch, "default", "a", 0, 10, 1 << 20)
+
+        assert len([each for each in caplog.messages if "can't be read" in each]) == 1
+        assert "can't be read" in engine.storage().last_error
+        # Appends go on, so none is needed to find out.
+        assert not engine.is_unsure
+        assert await engine.page(writer.epoch, "default", "a", 38, 10, 1 << 20)
+        assert engine.storage().last_error == ""
 
 
 # --- flushes that fail ---------------------------------------------------------------------------

@@ -214,3 +214,21 @@ async def test_a_history_goes_over_many_files(tmp_path: Path) -> None:
                     before = await engine.last_before(EPOCH, "default", topic, each.id_us + 1)
                     assert before == each.offset
             assert len(await read_all(engine, count + count // 3)) == count + count // 3
+
+
+async def test_figures_are_there_when_the_journal_is_open(tmp_path: Path) -> None:
+    """They are measured before anybody can ask, and not only when the files are looked over."""
+    clock = Clock()
+    async with opened(tmp_path, clock) as (engine, writer):
+        assert engine.storage().size_bytes
+        await an_hour(engine, writer, clock, "a")
+    engine = SqliteEngine(SqliteSettings(str(tmp_path / "journal"), "os"), wall_us=clock)
+    engine._look_over = lambda: None  # type: ignore[method-assign]  # it is too late for this
+    await engine.open()
+
+    found = engine.storage()
+    await engine.close()
+
+    assert found.size_bytes
+    assert found.files == 2
+    assert found.oldest_at_s == BEGAN_US / 1e6

@@ -51,6 +51,7 @@ class MemoryEngine:
     keeps_topics = False
     is_shared = True
     answers_when_taken = False
+    is_unsure = False
 
     def __init__(self, log: MemoryLog) -> None:
         self.log = log

@@ -82,6 +82,8 @@ class RedisEngine:
     name = "redis"
     keeps_topics = False
     is_shared = True
+    # Nodes hear of themselves by empty records anyway.
+    is_unsure = False
 
     def __init__(self, settings: RedisSettings) -> None:
         """Make an engine; `open` connects it."""

@@ -57,6 +57,11 @@ def _copy_all(inspection: Inspection, target: JournalDirectory, told: Callable[[
     total_bytes = 0
     for bad in inspection.bad:
         told(f"left out: {bad.path}: {bad.why}")
+    # It comes first, so that the copy has no checkpoint of records that it does not have.
+    with suppress(apsw.CantOpenError):
+        path = inspection.directory.inside(CHECKPOINT)
+        connection = open_to_read(path, None, is_final=False)
+        total_bytes += _copy(connection, target.make_file(CHECKPOINT))
     for segment in inspection.segments:
         name = os.path.basename(segment.path)
         try:
@@ -65,10 +70,6 @@ def _copy_all(inspection: Inspection, target: JournalDirectory, told: Callable[[
             told(f"left out: {segment.path}, which was too old, and is gone")
             continue
         total_bytes += _copy(connection, target.make_file(name))
-    with suppress(apsw.CantOpenError):
-        path = inspection.directory.inside(CHECKPOINT)
-        connection = open_to_read(path, None, is_final=False)
-        total_bytes += _copy(connection, target.make_file(CHECKPOINT))
     if inspection.meta is not None:
         meta = inspection.meta
         # No file of the copy has this stamp, so it begins anew wherever it is put: also where it is

@@ -96,6 +96,25 @@ class JournalDirectory:
         """Return the path of a file in the directory."""
         return os.path.join(self.path, name)
 
+    def check(self) -> None:
+        """Look whether `open` would find a journal, or could make one; change nothing.
+
+        Owners and permissions are not looked at, since the daemon may run as another user.
+
+        Raises:
+            JournalUnavailable: one line that says why not, and what to do.
+        """
+        try:
+            if os.path.lexists(self.path):
+                self._check_content()
+                self.read_meta()
+            else:
+                os.listdir(os.path.dirname(os.path.abspath(self.path)))
+        except PermissionError:
+            return
+        except OSError as error:
+            raise self.refusal(error) from error
+
     def open(self) -> None:
         """Make the directory if it is missing, and lock it.
 
@@ -109,8 +128,7 @@ class JournalDirectory:
             self._check_content()
             self._lock = os.open(self.inside(LOCK), _LOCK_FLAGS, _FILE_MODE)
             self._take_lock()
-            os.ftruncate(self._lock, 0)
-            os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
+            self._note_holder()
         except BlockingIOError as error:
             sentence = (
                 f"The journal {self.path} is another clevrd's{self._holder()}; give each daemon one"
@@ -133,6 +151,30 @@ class JournalDirectory:
                 if time.monotonic() >= until_s:
                     raise
                 time.sleep(_LOCK_S / 10)
+
+    def hold(self) -> None:
+        """Lock the directory again, if it is not the one that was locked.
+
+        Raises:
+            OSError: it is gone, or another process has it.
+        """
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.inside(LOCK)), os.fstat(self._lock)):
+                return
+        before = self._lock
+        self._lock = os.open(self.inside(LOCK), _LOCK_FLAGS, _FILE_MODE)
+        try:
+            self._take_lock()
+        except OSError:
+            os.close(self._lock)
+            self._lock = before
+            raise
+        os.close(before)
+        self._note_holder()
+
+    def _note_holder(self) -> None:
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
 
     def refusal(self, error: OSError) -> JournalUnavailable:
         """Return the refusal for what the system has against the directory."""

@@ -35,7 +35,15 @@ from clevrd.journal.sqlite.library import (
 from clevrd.journal.sqlite.opening import Opened, open_journal
 from clevrd.journal.sqlite.reading import SegmentReaders
 from clevrd.journal.sqlite.retention import segments_to_remove
-from clevrd.journal.sqlite.segments import Catalog, Segment, has_wal, index_pending
+from clevrd.journal.sqlite.segments import (
+    FILES,
+    Catalog,
+    Segment,
+    has_wal,
+    index_pending,
+    inodes_of,
+    missing_file,
+)
 from clevrd.journal.sqlite.settings import SqliteSettings
 from clevrd.journal.sqlite.writing import Append, Commit, Told, Writer
 from clevrd.metrics.histograms import times_view
@@ -47,8 +55,10 @@ T = TypeVar("T")
 
 # Bytes of records that are kept for `read` at most; older ones are read from the file.
 TAIL_BYTES: Final = 16 << 20
-# How often files that are too old are looked for.
-LOOK_OVER_S: Final = 60.0
+# How often files are looked for that are too old, or that were removed while they were open.
+LOOK_OVER_S: Final = 10.0
+# How often it is logged at most that a history can't be read.
+_TELL_READ_S: Final = 60.0
 # Threads that read: one that waits for the disk must not hold up another.
 _READERS: Final = 2
 
@@ -119,6 +129,8 @@ class SqliteEngine:
         self._skip_to = 0
         # Calls of `read` that wait for the next record.
         self._waiting: list[asyncio.Future[None]] = []
+        # When it was logged last that something can't be read, on the loop's clock.
+        self._read_told_s = -_TELL_READ_S
 
     # --- Engine ----------------------------------------------------------------------------------
 
@@ -136,11 +148,17 @@ class SqliteEngine:
             await self.close()
             raise
         self.figures.damaged += opened.set_aside
+        await self._keep(self._measure)
         self._floor = self._last_position()
         if self._checkpoint.position == 0:
             self._skip_to = self._begin_of_stamp()
         self._writer.start()
         self._look_over_again()
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether there is no segment that takes records, or no commit since the last error."""
+        return self._writer.is_down or bool(self.figures.last_error)
 
     async def stamp(self, partition: int) -> str:
         """Return the stamp; try to begin anew where no segment takes records."""
@@ -232,7 +250,7 @@ class SqliteEngine:
             commit_s=times_view(counted.times, counted.commit_ns),
             damaged=counted.damaged,
             new_stamps=counted.new_stamps,
-            last_error=counted.last_error,
+            last_error=counted.last_error or counted.read_error,
         )
 
     async def close(self) -> None:
@@ -327,7 +345,11 @@ class SqliteEngine:
         return opened
 
     def _look_over(self) -> None:
-        """Finish segments that are full, remove those that are too old, and measure the rest."""
+        """Finish segments that are full, remove those that are too old, and measure the rest.
+
+        Begin with what may have been removed by others.
+        """
+        self._look_for_loss()
         for segment in self._catalog.segments[:-1]:
             if not segment.is_final:
                 self._finish(segment)
@@ -338,10 +360,34 @@ class SqliteEngine:
         )
         for segment in going:
             self._remove(segment)
+        self._measure(removed=len(going))
+
+    def _measure(self, *, removed: int = 0) -> None:
+        """Note how much there is.
+
+        Args:
+            removed: segments that were removed since they were measured last.
+        """
         left = self._catalog.segments
         total_bytes = sum(each.size_bytes() for each in left)
         oldest_us = next((each.oldest_us for each in left if each.oldest_us), 0)
-        self._tell(self._note_files, len(left), total_bytes, oldest_us, len(going))
+        self._tell(self._note_files, len(left), total_bytes, oldest_us, removed)
+
+    def _look_for_loss(self) -> None:
+        """Have the log begin anew if its newest file is not in the directory any more."""
+        newest = self._catalog.segments[-1] if self._catalog.segments else None
+        if newest is not None and (path := missing_file(newest)):
+            why = f"{path} was removed or replaced while it was open"
+            self._writer.do(lambda: self._leave(newest, why))
+
+    def _leave(self, newest: Segment, why: str) -> None:
+        """Leave the newest segment, and forget all whose files are gone. Called by the writer."""
+        if not self._writer.leave(newest, why):
+            return
+        for segment in self._catalog.segments:
+            if inodes_of(segment.path)[0] != segment.info.inode:
+                self._catalog.remove(segment)
+                self._segment_readers.forget(segment)
 
     def _copy_wal(self, segment: Segment) -> None:
         """Copy what the WAL has now into the segment's file, while records are appended."""
@@ -381,7 +427,7 @@ class SqliteEngine:
     def _remove(self, segment: Segment) -> None:
         self._catalog.remove(segment)
         self._segment_readers.forget(segment)
-        for end in ("", "-wal", "-shm"):
+        for end in FILES:
             try:
                 os.unlink(segment.path + end)
             except FileNotFoundError:
@@ -527,8 +573,22 @@ class SqliteEngine:
             self._keeper.submit(self._look_over)
 
     async def _read(self, read: Callable[..., T], *arguments: object) -> T:
-        """Have ``read`` done in a reader's thread."""
-        return await self._in(self._readers, read, *arguments)
+        """Have ``read`` done in a reader's thread; log failures, once in _TELL_READ_S at most."""
+        try:
+            found = await self._in(self._readers, read, *arguments)
+        except (JournalFull, JournalUnavailable) as error:
+            if not self._is_closed:
+                self._note_failed_read(str(error))
+            raise
+        self.figures.read_error = ""
+        return found
+
+    def _note_failed_read(self, words: str) -> None:
+        self.figures.read_error = words
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._read_told_s >= _TELL_READ_S:
+            self._read_told_s = now_s
+            log.error("journal can't be read reason=%r", words)
 
     async def _keep(self, work: Callable[..., T], *arguments: object) -> T:
         """Have ``work`` done in the keeper's thread."""

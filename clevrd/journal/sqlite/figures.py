@@ -24,6 +24,7 @@ class SqliteFigures:
         "last_error",
         "new_stamps",
         "oldest_us",
+        "read_error",
         "records",
         "removed_segments",
         "segments",
@@ -54,6 +55,8 @@ class SqliteFigures:
         self.removed_segments = 0
         # The last thing that went wrong, in a few words; empty while all is well.
         self.last_error = ""
+        # The same for the last read; empty if it found what it looked for.
+        self.read_error = ""
 
     def note_commit(self, records: int, took_ns: int) -> None:
         """Count a commit of ``records`` records that took ``took_ns``."""

@@ -5,13 +5,20 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any, Final
 
 import apsw
 import msgspec
 
 from clevrd.errors import JournalUnavailable
-from clevrd.journal.sqlite.directory import CHECKPOINT, LOCK, JournalDirectory, Meta
+from clevrd.journal.sqlite.directory import (
+    CHECKPOINT,
+    LOCK,
+    JournalDirectory,
+    Meta,
+    segment_name,
+)
 from clevrd.journal.sqlite.finding import BadFile, find_segments
 from clevrd.journal.sqlite.library import check_library, open_to_read, words_of
 from clevrd.journal.sqlite.segments import (
@@ -152,6 +159,24 @@ class Inspection:
                     damaged(f"the record at position {missing} is missing")
                 return
             after = slice_end
+
+    def missing(self) -> Iterator[str]:
+        """Yield a line for each file that was set aside, and for records between two segments."""
+        aside = [each for each in sorted(self.directory.names()) if each.endswith(".db.damaged")]
+        for name in aside:
+            yield f"{self.directory.inside(name)}: it was set aside, since it could not be read"
+        known = {segment_name(each.number) for each in self.bad}
+        known |= {each.removesuffix(".damaged") for each in aside}
+        for older, newer in pairwise(self.segments):
+            first, last = older.last_position + 1, newer.info.after_position
+            between = map(segment_name, range(older.number + 1, newer.number))
+            # The oldest files may go while a daemon has the journal open.
+            if first <= last and known.isdisjoint(between) and os.path.exists(older.path):
+                yield (
+                    f"{self.directory.path}: the records from position {first} to {last} are"
+                    f" missing; they should be between {os.path.basename(older.path)} and"
+                    f" {os.path.basename(newer.path)}"
+                )
 
     def summary(self) -> Summary:
         """Return the journal in figures.

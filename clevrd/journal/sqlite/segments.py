@@ -67,6 +67,8 @@ _LAST: Final = "SELECT max(position) FROM records"
 _OLDEST: Final = "SELECT time_us FROM records WHERE time_us > 0 ORDER BY position LIMIT 1"
 _NEWEST: Final = "SELECT time_us FROM records WHERE time_us > 0 ORDER BY position DESC LIMIT 1"
 _ADD_RUN: Final = "INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+# Ends of the names of a database's files: itself, its WAL, and the WAL's index.
+FILES: Final = ("", "-wal", "-shm")
 # A row of runs, by its columns.
 RunRow = tuple[int, int, int, int, int, int, int, int, int, int]
 
@@ -109,6 +111,7 @@ class Segment:
 
     __slots__ = (
         "info",
+        "inodes",
         "is_damaged",
         "is_final",
         "last_position",
@@ -126,6 +129,9 @@ class Segment:
         # Its records' times, microseconds since 1970; 0 without a record.
         self.oldest_us = 0
         self.newest_us = 0
+        # Inode numbers of its files (see FILES) when they were opened to be written to; 0 for one
+        # that was not there. Empty before that.
+        self.inodes: tuple[int, ...] = ()
         # True when it is not written to any more, and has no WAL.
         self.is_final = False
         # True when something in it was found to be damaged, and logged.
@@ -168,6 +174,30 @@ class Catalog:
             if segment.info.after_position < position <= segment.last_position:
                 return segment
         return None
+
+
+def inodes_of(path: str) -> tuple[int, ...]:
+    """Return the inode numbers of a database's files, in the order of FILES; 0 for none."""
+    return tuple(_inode_of(path + end) for end in FILES)
+
+
+def _inode_of(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
+
+
+def missing_file(segment: Segment) -> str:
+    """Return a file of ``segment`` that another one, or none, has taken the place of; or nothing.
+
+    SQLite goes on writing to files that were removed, and notices nothing.
+    """
+    found = inodes_of(segment.path)
+    for end, inode, opened in zip(FILES, found, segment.inodes, strict=False):
+        if opened and inode != opened:
+            return segment.path + end
+    return ""
 
 
 def file_bytes(path: str) -> int:

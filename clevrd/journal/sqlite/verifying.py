@@ -26,6 +26,7 @@ def damage_in(inspection: Inspection) -> Iterator[str]:
         yield f"{bad.path}: {bad.why}"
     if inspection.meta is None:
         yield f"{inspection.directory.inside('meta')}: it is missing or damaged"
+    yield from inspection.missing()
     for segment in inspection.segments:
         try:
             yield from (f"{segment.path}: {each}" for each in _damage_of(inspection, segment))

@@ -35,6 +35,7 @@ from clevrd.journal.sqlite.segments import (
     Segment,
     add_pending,
     index_pending,
+    inodes_of,
     make_segment,
     names_crc,
     record_crc,
@@ -158,6 +159,9 @@ class Writer:
         # Ids of the segment's topics, and the checksum of each one's names.
         self._topics: dict[tuple[str, str, str], tuple[int, int]] = {}
         self._last_topic = 0
+        # The highest number of a segment so far. A number is not given again, even if its file was
+        # removed, since readers remember segments by their numbers.
+        self._newest = 0
 
     # --- from other threads ----------------------------------------------------------------------
 
@@ -222,9 +226,18 @@ class Writer:
         self._leave()
         self._try_again()
 
+    def leave(self, segment: Segment, why: str) -> bool:
+        """Leave ``segment`` and begin anew, as `renew`; return False if it was left already."""
+        if segment is not self._segment:
+            return False
+        self._told.error(why)
+        self.renew(why)
+        return True
+
     def _try_again(self) -> bool:
         """Return whether there is a segment now, of a new stamp."""
         try:
+            self._directory.hold()
             self.begin_stamp(self._next - 1, "")
         except (apsw.Error, OSError) as error:
             self._told.error(words_of(error))
@@ -236,7 +249,7 @@ class Writer:
         return make_segment(
             self._directory,
             self._vfs,
-            number=max(numbers, default=0) + 1,
+            number=max([self._newest, *numbers]) + 1,
             stamp=self.stamp,
             after_position=self._next - 1,
             after_digest=self._last_digest,
@@ -252,6 +265,9 @@ class Writer:
         connection.set_wal_hook(self._note_wal)
         self._topics.clear()
         self._last_topic = number(connection, _LAST_TOPIC)
+        self._newest = max(self._newest, segment.number)
+        # The WAL is there from the first look into the file on.
+        segment.inodes = inodes_of(segment.path)
         self._size_bytes = segment.size_bytes()
         self._wal_pages, self._copy_at_pages = 0, WAL_PAGES
         self._pending = sum(map(len, segment.pending.values()))
