@@ -111,7 +111,7 @@ class Engine(Protocol):
 
     @property
     def is_unsure(self) -> bool:
-        """Whether something went wrong, so that a record should be appended soon, even an empty one.
+        """Whether something went wrong, so that a record is wanted soon, even an empty one.
 
         Nothing else shows publishers and subscribers whether the log goes on.
         """
