@@ -2,8 +2,8 @@
 
 The command runs every few seconds beside a daemon that needs the CPU, so it imports no HTTP
 library, no logging, and of the settings only the address and whether TLS is spoken there. So it
-also works when a settings file was changed since the start and is wrong. Its options are read here
-where they are as they should be; help, and what is wrong, is in `health_options`.
+also works when a settings file was changed since the start and is wrong. Its options are in
+`health_options`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import suppress
 from clevrd.addresses import DEFAULT_ADDRESS, TcpAddress, UnixAddress, parse_address
 from clevrd.argv import argv_of_process, with_command
 from clevrd.errors import ConfigError
+from clevrd.health_options import EXIT_USAGE, Options, add_arguments, options_in, say
 
 TYPE_CHECKING = False  # as in errors
 if TYPE_CHECKING:
@@ -24,11 +25,8 @@ if TYPE_CHECKING:
 
 EXIT_WELL: Final = 0
 EXIT_NOT_WELL: Final = 1
-EXIT_USAGE: Final = 2
 EXIT_UNAVAILABLE: Final = 69
 
-# Less than the 3 s that the image allows its health check.
-TIMEOUT_S: Final = 2.0
 # Bytes read of an answer at most; its status line comes first.
 MAX_HEAD_BYTES: Final = 8192
 MAX_FILE_BYTES: Final = 1 << 20
@@ -38,56 +36,16 @@ _YES: Final = ("true", "1", "yes")
 # The header of a proxy that asks for itself.
 _OWN_HEADER: Final = b"PROXY UNKNOWN\r\n"
 
+# `cli/command_line` asks this module for the options, too.
+__all__ = ["add_arguments", "main", "run"]
+
 # A daemon that listens on all interfaces answers on the loopback address of the same family.
 _LOOPBACK: Final = {None: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
-class Options:
-    """The options of the command; those of them that name a place are None unless given."""
-
-    __slots__ = ("address", "config", "ready", "timeout")
-
-    def __init__(self) -> None:
-        self.address: str | None = None
-        self.config: str | None = None
-        self.ready = False
-        # Seconds.
-        self.timeout = TIMEOUT_S
-
-
 def main(argv: Sequence[str]) -> int:
     """Run the command with these arguments and return its exit code."""
-    options = plain_options(argv)
-    if options is None:
-        # argparse takes as much CPU as all the rest.
-        from clevrd.health_options import parse
-
-        options = parse(argv)
-    return run(options)
-
-
-def plain_options(argv: Sequence[str]) -> Options | None:
-    """Return the options in ``argv``; None where that takes more than a look at each word."""
-    options = Options()
-    words = iter(argv)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if word == "--ready":
-            options.ready = True
-            continue
-        if not equals:
-            value = next(words, "")
-        if not value or value.startswith("-"):
-            return None
-        if name == "--address":
-            options.address = value
-        elif name == "--config":
-            options.config = value
-        elif name == "--timeout" and (seconds := seconds_in(value)) is not None:
-            options.timeout = seconds
-        else:
-            return None
-    return options
+    return run(options_in(argv))
 
 
 def run(options: Options) -> int:
@@ -211,22 +169,6 @@ def _flags_of_first_process() -> dict[str, str]:
             if name.startswith("--") and (value := value if equals else following):
                 found[name] = value
     return found
-
-
-def seconds_in(text: str) -> float | None:
-    """Return a number of seconds, up to an hour; None where ``text`` is none."""
-    with suppress(ValueError):
-        if 0 < (number := float(text)) <= 3600:
-            return number
-    return None
-
-
-def say(descriptor: int, sentence: str, code: int) -> int:
-    """Write one line if the descriptor takes it, and return ``code``."""
-    line = sentence if descriptor == 1 else f"clevrd: {sentence}"
-    with suppress(OSError):
-        os.write(descriptor, line.encode(errors="backslashreplace") + b"\n")
-    return code
 
 
 # --- asking --------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_eve
 from clevrd.handlers.subscribe.ticket import TicketEndpoint
 from clevrd.hub import Hub, Stats
 from clevrd.hub.memory_shares import weights_of
+from clevrd.journal.engines import MAX_DESCRIPTORS as JOURNAL_DESCRIPTORS
 from clevrd.journal.engines import engine_of
 from clevrd.journal.settings import JournalSettings, journal_of, plain_journal_of
 from clevrd.listeners import Listeners
@@ -514,6 +515,8 @@ class Server:
         if self._admin is not None:
             listeners += self._admin.listeners.count
             beyond += ADMIN_DESCRIPTORS
+        if self.hub.journal is not None:
+            beyond += JOURNAL_DESCRIPTORS
         allowed = connections_allowed(listeners, beyond)
         if wanted > allowed:
             log.warning(

@@ -57,7 +57,7 @@ _SECOND_WORDS: Final = {
 # Each command is a module with two functions, add_arguments(parser) and run(options): the module of
 # its name in this package (key_new for key new), except for health, which `entry` runs without this
 # package: this parser knows its options for documents alone.
-_MODULES: Final = {"health": "clevrd.health_options"}
+_MODULES: Final = {"health": "clevrd.health_check"}
 
 # Flags of other programs -> the flags here that may be meant; the first one that the command has is
 # suggested.

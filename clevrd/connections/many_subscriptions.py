@@ -6,7 +6,8 @@ asked for, and transports decide what it looks like on the wire.
 
 from __future__ import annotations
 
-from typing import ClassVar, Generic, Protocol, TypeVar
+import asyncio
+from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -36,6 +37,9 @@ from clevrd.errors import ClevrdError, InvalidRequest, TooManyTopics
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
 
+# How often it is looked whether all topics of a pattern have begun that a journal is asked about.
+_LOOK_AGAIN_S: Final = 0.01
+
 
 class TopicSubscription(Protocol):
     """One topic of many, as it is delivered by one transport."""
@@ -55,6 +59,10 @@ class TopicSubscription(Protocol):
 
     def topic_position(self) -> Position:
         """Return up to where everything was delivered, or told as lost."""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is known where it begins, and its first notices are written."""
 
     def pause_delivery(self) -> None:
         """The transport is full."""
@@ -170,6 +178,11 @@ class MemberSubscription(OneSubscription):
     ) -> None:
         super().__init__(hub, topic, sink, options, form, came_by_pattern=pattern is not None)
         self.pattern = pattern
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is known where it begins, and its first notices are written."""
+        return self.cursor != NOT_BEGUN
 
     def join(
         self,
@@ -409,6 +422,11 @@ class ManySubscriptions(Generic[TopicT_co]):
         When it is so for all patterns, an id of an event from here on knows all topics.
         """
         if self._patterns.get(pattern.text) is not pattern:
+            return
+        if any(each.pattern is pattern and not each.has_begun for each in self.topics.values()):
+            # A journal is asked where they begin, and what is told of them comes first.
+            later = asyncio.get_running_loop().call_later
+            later(_LOOK_AGAIN_S, self.pattern_found_all, pattern)
             return
         self._unfound -= 1
         has_found_all = not self._unfound

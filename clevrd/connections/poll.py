@@ -214,6 +214,9 @@ class PolledTopic:
         "upto",
     )
 
+    # A poll looks by itself where it begins, before it is answered.
+    has_begun = True
+
     def __init__(
         self,
         poll: Poll,

@@ -111,9 +111,9 @@ class Engine(Protocol):
 
     @property
     def is_unsure(self) -> bool:
-        """Whether something went wrong, so that a record should be appended soon.
+        """Whether something went wrong, so that a record is wanted soon, even an empty one.
 
-        It may be empty. Nothing else shows publishers and subscribers whether the log goes on.
+        Nothing else shows publishers and subscribers whether the log goes on.
         """
         ...
 

@@ -17,6 +17,10 @@ from clevrd.journal.settings import JournalSettings
 # Characters of a password at most.
 MAX_PASSWORD: Final = 4_096
 
+# Descriptors that an engine has open at most: SQLite's 32 connections that read have 3 each, that
+# which writes and the checkpoint's as many, and each thread has one more for a while.
+MAX_DESCRIPTORS: Final = 128
+
 
 def engine_of(settings: JournalSettings, wall_us: Callable[[], int]) -> Engine:
     """Return the engine, not opened yet.

@@ -275,7 +275,7 @@ class Node:
         await self._engine.open()
         try:
             for reader in self._readers:
-                await reader.go_back(fills_rings=self._engine.history() is None)
+                await reader.go_back(is_start=True)
                 reader.start()
             self._tasks = [self._spawn(writer.run()) for writer in self._writers]
             # An empty record begins the log's epoch, if it is new, and shows where the log ends.
@@ -360,8 +360,11 @@ class Node:
         while True:
             await asyncio.sleep(LOOK_S)
             for silence in silences:
-                if silence.lasts(SILENT_LOOKS):
-                    silence.partition.send_soon()
+                partition = silence.partition
+                # The end of a fault is found soon, though nobody publishes.
+                is_down = partition.state != OK and not partition.is_busy
+                if silence.lasts(SILENT_LOOKS) or is_down:
+                    partition.send_soon()
             now_s = self._loop.time()
             if now_s - shown_s >= SHOW_S + self._jitter_s:
                 shown_s = now_s

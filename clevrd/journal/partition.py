@@ -33,6 +33,9 @@ NOT_TAKEN: Final = JournalUnavailable(
     "The journal does not answer, so the message was not accepted; send it again in a moment."
 )
 
+# Nodes that are known; a start of a process is one, so a log of many restarts has many.
+MAX_NODES: Final = 256
+
 # States of a partition, as its publishers find it.
 OK: Final = "ok"
 FULL: Final = "full"
@@ -97,6 +100,7 @@ class Partition:
         "sent_header",
         "sequence",
         "state",
+        "trouble",
         "waiters",
         "wants_reset",
         "woken",
@@ -106,6 +110,8 @@ class Partition:
         self.number = number
         self.fold = fold
         self.state = OK
+        # Why the record on its way was not taken at the last try; None if nothing was said.
+        self.trouble: Exception | None = None
         # Publishes that are in no record yet, in the order of arrival.
         self.pending: deque[Pending] = deque()
         # Bytes of these, and of the record that is on its way.
@@ -142,7 +148,8 @@ class Partition:
         # Answers that wait until the engine has said that it has the record for good; None where
         # what is read is so already. Set by the writer, filled by the reader.
         self.held: list[HeldAnswer] | None = None
-        # Nodes, and when a record of each was read last, on the loop's clock.
+        # Nodes of which a record was read, the one read last at the end, and when that was, on the
+        # loop's clock. In the first partition alone, in which all nodes show themselves.
         self.seen_s: dict[str, float] = {}
         # The last checkpoint was not taken, so the next one has to be whole.
         self.needs_whole_checkpoint = False
@@ -151,6 +158,14 @@ class Partition:
     def is_busy(self) -> bool:
         """Whether any message waits for its place."""
         return bool(self.pending) or self.batch is not None
+
+    def note_node(self, writer: str, now_s: float) -> None:
+        """Note that a record of a node was read."""
+        seen_s = self.seen_s
+        seen_s.pop(writer, None)
+        seen_s[writer] = now_s
+        if len(seen_s) > MAX_NODES:
+            del seen_s[next(iter(seen_s))]
 
     def note_state(self, state: str, error: Exception | None = None) -> None:
         """Note whether publishes are taken, and log a change."""
@@ -182,7 +197,7 @@ class Partition:
             self.pending_bytes -= waiting.cost_bytes
             failed += waiting.fail(NOT_TAKEN)
             self.wake_waiters()
-        self.note_state(UNAVAILABLE, UNSURE)
+        self.note_state(UNAVAILABLE, self.trouble or UNSURE)
         return failed
 
     def wake(self) -> None:

@@ -18,7 +18,7 @@ from clevrd.journal.base import Checkpoint, Engine, Placed, Trimmed
 from clevrd.journal.batches import Batch, Pending, Stamp, give_answer
 from clevrd.journal.checkpoints import BadCheckpoint
 from clevrd.journal.fold import Confirmed, Folded
-from clevrd.journal.partition import Counters, Partition
+from clevrd.journal.partition import UNSURE, Counters, Partition
 
 log = logging.getLogger(__name__)
 
@@ -177,22 +177,37 @@ class RecordReader:
 
     # --- where to read ---------------------------------------------------------------------------
 
-    async def go_back(self, *, fills_rings: bool = False) -> bool:
-        """Begin at the newest checkpoint whose record is still what it was, or at the beginning.
+    async def go_back(self, *, is_start: bool = False) -> bool:
+        """Begin at a checkpoint whose record is still what it was, or at the log's beginning.
 
         Return whether positions are known from there on.
 
-        Args:
-            fills_rings: begin at the oldest such checkpoint, so that rings get what came since.
+        That is the newest checkpoint where a history has the messages before it. Without one it is
+        the newest that this node has read up to, so that its readers miss nothing; or else, and at
+        a start, as far back as the log is kept for that.
         """
         partition, engine = self._partition, self._engine
         number, fold = partition.number, partition.fold
         partition.arrives_with = partition.sequence + 1
-        checkpoints: Sequence[Checkpoint] = ()
-        if not (fills_rings and await engine.is_short(number)):
-            checkpoints = await engine.load_checkpoints(number)
-        for checkpoint in reversed(checkpoints) if fills_rings else checkpoints:
-            if await engine.digest(number, checkpoint.position) != checkpoint.digest:
+        candidates: Sequence[Checkpoint] = await engine.load_checkpoints(number)
+        if self._makes_topics:
+            read_upto = 0 if is_start else fold.position
+            if await self._restore([each for each in candidates if each.position <= read_upto]):
+                return True
+            # The others hold messages that this node has not delivered, and its own ones too.
+            candidates = () if await engine.is_short(number) else candidates[::-1]
+        if await self._restore(candidates):
+            return True
+        first = await engine.first(number)
+        is_complete = first <= 1
+        fold.begin_again(0 if is_complete else first - 1, is_complete=is_complete)
+        return is_complete
+
+    async def _restore(self, checkpoints: Sequence[Checkpoint]) -> bool:
+        """Go to the first of ``checkpoints`` that can be used; return whether there is one."""
+        number, fold = self._partition.number, self._partition.fold
+        for checkpoint in checkpoints:
+            if await self._engine.digest(number, checkpoint.position) != checkpoint.digest:
                 continue
             try:
                 await in_turns(fold.restore(checkpoint))
@@ -201,10 +216,7 @@ class RecordReader:
                 continue
             await self._follow()
             return True
-        first = await engine.first(number)
-        is_complete = first <= 1
-        fold.begin_again(0 if is_complete else first - 1, is_complete=is_complete)
-        return is_complete
+        return False
 
     async def look_for_loss(self) -> None:
         """Read again if the log has lost what was read: its end may lie before our position.
@@ -273,8 +285,8 @@ class RecordReader:
     async def _take(self, folded: Folded, record: bytes) -> None:
         """Deliver the messages of a record, and answer its publishers if they are this node's."""
         partition = self._partition
-        if folded.writer:
-            partition.seen_s[folded.writer] = self._now_s()
+        if folded.writer and not partition.number:
+            partition.note_node(folded.writer, self._now_s())
         if folded.bad is not None:
             self._counters.unreadable += 1
             log.error(
@@ -297,6 +309,10 @@ class RecordReader:
                 partition.fold.arrive()
                 await self._follow()
         if folded.is_retry:
+            if batch is not None and not partition.held:
+                # A checkpoint of another node had it already: its messages are there, but nobody
+                # knows where.
+                self._counters.failed += batch.fail(UNSURE)
             return
         if batch is None:
             if not folded.is_again:

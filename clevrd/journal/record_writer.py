@@ -106,6 +106,7 @@ class RecordWriter:
         partition.batch = batch
         partition.sent_at_s = self._loop.time()
         partition.come_back = self._loop.create_future()
+        partition.trouble = None
         partition.held = [] if self._engine.answers_when_taken else None
         try:
             await self._send_until_back(batch)
@@ -152,7 +153,8 @@ class RecordWriter:
                     partition.held = []
                     partition.come_back = self._loop.create_future()
                 stamp = ""
-            except (JournalUnavailable, TimeoutError):
+            except (JournalUnavailable, TimeoutError) as error:
+                partition.trouble = error if isinstance(error, JournalUnavailable) else None
                 if partition.come_back.done() and partition.held is None:
                     return
                 self._counters.retries += 1

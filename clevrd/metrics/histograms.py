@@ -78,8 +78,8 @@ class RoundHistograms:
     __slots__ = ("_durations_ns", "_messages", "_noted", "_to_socket_ns")
 
     def __init__(self) -> None:
-        # Three figures of each round that is not counted yet: its messages, its duration, and its
-        # oldest message's age, in nanoseconds. Emptied by _count.
+        # Figures of rounds that are not counted yet, one after the other: messages, duration and
+        # age in nanoseconds. Appended to by record, emptied by _count.
         self._noted: list[int] = []
         self._messages = _WholeNumbers(_MESSAGES)
         self._durations_ns = _WholeNumbers(_TIMES_NS)

@@ -23,8 +23,8 @@ from clevrd import health_check as module
 from clevrd.argv import argv_of_process
 from clevrd.config import load
 from clevrd.errors import ConfigError
-from clevrd.health_check import Options, find_address, listed_proxies, main, plain_options
-from clevrd.health_options import parse
+from clevrd.health_check import find_address, listed_proxies, main
+from clevrd.health_options import Options, parse, plain_options
 
 has_ipv6 = socket.has_dualstack_ipv6()
 

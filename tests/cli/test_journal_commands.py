@@ -327,6 +327,7 @@ def test_what_is_no_journal_is_refused(run: Run, tmp_path: Path, command: str) -
     assert [each.name for each in (tmp_path / "other").iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.holds_loop("the commands run in threads of this process, and import modules there")
 async def test_messages_of_a_record_that_was_sent_again_are_exported_once(
     run: Run, tmp_path: Path
 ) -> None:
@@ -345,6 +346,7 @@ async def test_messages_of_a_record_that_was_sent_again_are_exported_once(
     assert (await asyncio.to_thread(run, "verify", tmp_path / "journal"))[0] == 0
 
 
+@pytest.mark.holds_loop("the commands run in threads of this process, and import modules there")
 async def test_all_but_import_work_while_a_daemon_has_the_journal(run: Run, tmp_path: Path) -> None:
     """They read what is committed, and disturb nobody; a copy is whole."""
     directory = tmp_path / "journal"

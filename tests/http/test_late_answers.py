@@ -236,7 +236,9 @@ async def test_fault_behind_publishes_that_wait_drops_none_of_them(
     async with running() as daemon:
         waits = True
 
-        async def turn(tenant: Tenant, topic: Topic, messages: int = 1) -> Topic:
+        async def turn(
+            tenant: Tenant, topic: Topic, messages: int = 1, size_bytes: int = 0
+        ) -> Topic:
             await until(lambda: not waits)
             return topic
 

@@ -177,6 +177,25 @@ async def test_pattern_finds_topics_of_before_the_restart(tmp_path: Path) -> Non
     assert sorted(each["data"] for each in received if "data" in each) == ["orders.1", "orders.2"]
 
 
+async def test_watching_follows_all_topics_that_the_journal_is_asked_about(tmp_path: Path) -> None:
+    """With `since` too: what comes behind it is made later."""
+    async with running(journal=journal_at(tmp_path), ring_messages=10) as daemon:
+        lines = b"".join(
+            b'{"topic":"m.%d","data":%d}\n' % (number % 5, number) for number in range(500)
+        )
+        async with daemon.http.post(f"{daemon.url}/publish/batch", data=lines) as response:
+            assert response.status == 200
+        query = "pattern=m.*&since=all&control=1"
+        async with connect(f"{daemon.ws_url}/subscribe?{query}") as reader:
+            told: list[str] = []
+            while not told or told[-1] != "watching":
+                each = json.loads(await reader.recv())
+                if "type" in each:
+                    told.append(each["type"])
+
+    assert told == [*["subscribed"] * 5, "watching"]
+
+
 async def test_stop_keeps_messages_that_were_on_their_way(tmp_path: Path) -> None:
     """Publishes that a stop meets are answered before the daemon ends, and are there afterwards."""
     journal = journal_at(tmp_path)

@@ -22,6 +22,7 @@ from clevrd.errors import JournalFull, JournalUnavailable, Unavailable
 from clevrd.hub import Hub, Published, audience_of
 from clevrd.journal import node as node_module
 from clevrd.journal import partition as partition_module
+from clevrd.journal import record_writer
 from clevrd.journal.records import MAX_RECORD_BYTES
 from clevrd.tenants import Tenant
 
@@ -120,6 +121,32 @@ async def test_node_that_hears_nothing_appends_and_hears_itself(
         assert hub.journal is not None
         assert hub.journal.node.view().nodes == 1
         assert all(b"data" not in record for _, record in log.records[0])
+
+
+async def test_publish_whose_record_only_another_nodes_checkpoint_has_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The record is found to be there, and not where its messages are: it may have been taken."""
+    monkeypatch.setattr(record_writer, "AGAIN_S", 0.05)
+    log = MemoryLog()
+    async with hub_on(log) as one, hub_on(log) as two:
+        assert one.journal is not None
+        assert two.journal is not None
+        reader = one.journal.node._readers[0]
+        await reader.stop()
+        due = one.publish(one.topic(TENANT, "t"), request("a"))
+        assert isinstance(due, asyncio.Future)
+        await until(lambda: two.topics.find(TENANT.name, "t") is not None)
+        await two.journal.node._save_checkpoint(two.journal.node._partitions[0])
+        # All that came before the checkpoint is gone from the log.
+        oldest = log.checkpoints[0][-1].position
+        log.records[0] = [each for each in log.records[0] if each[0] >= oldest]
+
+        await reader.go_back()
+        reader.start()
+
+        with pytest.raises(JournalUnavailable, match="may have been accepted"):
+            await due
 
 
 async def test_records_stay_within_their_bound() -> None:

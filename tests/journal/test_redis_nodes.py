@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from redis.exceptions import RedisError
 from redis_servers import RedisServer, Sentinel, all_stopped, redis_server
 from websockets.asyncio.client import ClientConnection, connect
 
-from clevrd.journal import record_writer
+from clevrd.journal import node as node_module
 
 
 @pytest.fixture
@@ -42,9 +43,10 @@ async def received(reader: ClientConnection, count: int) -> list[Any]:
 
 
 async def published(daemon: Daemon, topic: str, data: Any) -> dict[str, Any]:
-    """Publish, again and again while the journal is away."""
+    """Publish once, asking again and again while the journal is away."""
+    key = secrets.token_hex(8)
     while True:
-        body = json.dumps({"topic": topic, "data": data})
+        body = json.dumps({"topic": topic, "data": data, "idempotency_key": key})
         async with daemon.http.post(f"{daemon.url}/publish", data=body) as response:
             answer: dict[str, Any] = await response.json()
             if response.status == 200:
@@ -264,7 +266,7 @@ async def test_answer_waits_for_the_replicas_that_are_promised(
     tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Readers have the message, but its publisher is answered when a replica has it, or told."""
-    monkeypatch.setattr(record_writer, "GIVE_UP_S", 1.0)
+    monkeypatch.setattr(node_module, "GIVE_UP_S", 1.0)
     replica = RedisServer(
         tmp_path / "b",
         *("--replicaof", "127.0.0.1", str(server.port), "--repl-diskless-sync-delay", "0"),

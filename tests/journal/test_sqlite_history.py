@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -62,6 +63,34 @@ async def test_pages_give_each_message_once_in_order(engine: SqliteEngine) -> No
         assert [each.offset for each in found] == list(range(1, 151))
         assert [each.line for each in found] == [text_of("a", each.offset) for each in found]
         assert [each.id_us for each in found] == sorted({each.id_us for each in found})
+
+
+async def test_runs_that_are_not_in_the_table_yet_are_found_like_others(
+    engine: SqliteEngine,
+) -> None:
+    """Each message by itself, and in pages of one: none from before the offset is returned."""
+    writer = LogWriter(await engine.stamp(0))
+    for number in range(40):
+        record, placed = writer.record(("a", [str(number)]))
+        await engine.append(0, record, writer.stamp, placed)
+        if number == 19:
+            await asyncio.to_thread(index_now, engine)
+
+    for after in range(40):
+        assert [each.offset for each in await page(engine, "a", after, 1)] == [after + 1]
+        assert [each.offset for each in await page(engine, "a", after, size_bytes=1)] == [after + 1]
+
+
+def index_now(engine: SqliteEngine) -> None:
+    """Have the writer put all runs into their table that wait for it."""
+    done = threading.Event()
+
+    def index() -> None:
+        engine._writer._index()
+        done.set()
+
+    engine._writer.do(index)
+    assert done.wait(20)
 
 
 async def test_a_page_has_no_more_bytes_than_asked_for_but_one_message(

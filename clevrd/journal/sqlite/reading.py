@@ -238,6 +238,9 @@ class SegmentReaders:
             if span.last <= after:
                 continue
             for run in self._runs(span, names, after):
+                if run.first + run.count - 1 <= after:
+                    # The last run of the table, while those behind it are not in it yet.
+                    continue
                 for message in run.messages(after):
                     room_bytes -= len(message.line)
                     if found and room_bytes < 0:

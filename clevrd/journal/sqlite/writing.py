@@ -51,9 +51,10 @@ COMMIT_BYTES: Final = 8 << 20
 # Pages in the WAL, 4 KiB each, after which it is copied into the file.
 WAL_PAGES: Final = 1_000
 # Runs that move to the table at once, in a commit of some milliseconds: when nothing else is to be
-# done, and at the latest.
-PENDING_RUNS: Final = 1_000
-MAX_PENDING_RUNS: Final = 4_000
+# done, and at the latest. With 1,000 the 99th percentile of appends was 5.1 ms at 20,000 messages/s
+# in 10 topics, with 300 it was 3.6.
+PENDING_RUNS: Final = 300
+MAX_PENDING_RUNS: Final = 1_200
 # Ids of topics that are remembered, so that they need not be looked up: 100 bytes each.
 MAX_TOPICS: Final = 50_000
 # How often an idle writer looks at the clock.
