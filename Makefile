@@ -31,7 +31,7 @@ install_servers = missing=; for name in $(1); do \
 NODE_TOOLS := tests/javascript
 NODE_READY := $(NODE_TOOLS)/node_modules/.package-lock.json
 
-.PHONY: help run test lint types check fmt bench mutants completions browser node proxies prometheus \
+.PHONY: help run test lint types check fmt bench mutants completions browser node proxies prometheus redis \
   dist lock image-test clean
 .DEFAULT_GOAL := help
 
@@ -44,7 +44,7 @@ run: $(RUN_READY) ## Start the daemon with its defaults
 # All tests run in two processes, each module in one of them: many tests wait more than they work.
 IN_TWO := -n 2 --dist loadfile
 
-test: $(DEV_READY) browser node proxies prometheus ## Run the tests
+test: $(DEV_READY) browser node proxies prometheus redis ## Run the tests
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(IN_TWO))
 
 # The JavaScript client is tested in it. Who may install it gets it; without it those tests are
@@ -76,6 +76,10 @@ proxies: ## Install nginx, HAProxy and Caddy for the tests, where nothing starts
 # The same of Prometheus, which scrapes a daemon. promtool comes with it.
 prometheus: ## Install Prometheus for the tests, where nothing starts it
 	@$(call install_servers,prometheus,The tests with Prometheus)
+
+# The same of Redis and its Sentinels, in which several nodes have their journal.
+redis: ## Install Redis for the tests, where nothing starts it
+	@$(call install_servers,redis-server redis-sentinel,The tests with Redis)
 
 lint: $(DEV_READY) ## Check style and formatting
 	@$(BIN)/ruff check $(SOURCES)

@@ -216,6 +216,14 @@ def nats_version() -> str:
 OURS: Mapping[str, Option] = {"data_bytes": ENVELOPED, "offsets": 1}
 
 CLEVRD = Kind("clevrd", clevrd_command, options=OURS, version=lambda: clevrd.__version__)
+
+
+def journal_command(port: int, directory: Path) -> list[str]:
+    """Return the command of a daemon that keeps its messages in a journal of its own."""
+    return [*clevrd_command(port, directory), "--journal", str(directory / "journal")]
+
+
+JOURNAL = Kind("clevrd, journal", journal_command, options=OURS, version=lambda: clevrd.__version__)
 FLOOR = Kind(
     "floor",
     floor_command,

@@ -301,6 +301,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             examples=["/var/lib/clevrd"],
         ),
     ] = ""
+    journal: Annotated[
+        str,
+        Meta(
+            description="Directory of a journal, in which messages outlive the process, or the URL"
+            " of a Redis, for one that several nodes share; empty for none.",
+            examples=["/var/lib/clevrd/journal", "redis://redis.example:6379"],
+        ),
+    ] = ""
     throttle_scope: Annotated[
         ThrottleScope,
         Meta(
@@ -355,7 +363,7 @@ UNPREFIXED: Final = {"address": "ADDRESS", "max_memory_mb": "MAX_MEMORY_MB"}
 OTHER_VARIABLES: Final = frozenset({"CLEVRD_CONFIG", "CLEVRD_URL", "CLEVRD_TENANT", "CLEVRD_KEY"})
 # Tables that the file may have besides settings, which no variable and no flag can give: [auth] and
 # [[tenants]] are read by `tenants.settings`.
-TABLES: Final = frozenset({"auth", "tenants", "tls"})
+TABLES: Final = frozenset({"auth", "tenants", "tls", "journal"})
 
 
 def _allowed(kind: type, base: Any, meta: Meta) -> str:
@@ -437,6 +445,13 @@ def _check_state_dir(path: str) -> None:
         raise ConfigError("Write an absolute path, or nothing to keep no state.")
 
 
+def _check_journal(path: str) -> None:
+    if "\0" in path:
+        raise ConfigError(
+            "Write the path of a directory or the URL of a Redis, or nothing to keep no messages."
+        )
+
+
 def _check_admin_address(text: str) -> None:
     if text:
         parse_address(text)
@@ -446,6 +461,7 @@ def _check_admin_address(text: str) -> None:
 _CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
     "address": parse_address,
     "admin_address": _check_admin_address,
+    "journal": _check_journal,
     "state_dir": _check_state_dir,
 }
 
@@ -530,7 +546,9 @@ def load(
     problems += _conflicts(values, sources)
     if problems:
         raise ConfigError("\n".join(problems))
-    tables = {key: value for key, value in document.items() if key in TABLES}
+    tables = {
+        key: value for key, value in document.items() if key in TABLES and not _is_plain(key, value)
+    }
     return Loaded(Config(**values), sources, list(_unknown_variables(environ)), tables, path or "")
 
 
@@ -568,7 +586,16 @@ def _from_file(table: Mapping[str, object], path: str, problems: list[str]) -> d
         for key in table
         if key not in BY_FIELD and key not in TABLES
     ]
-    return {key: _Given(raw, f"file {path}") for key, raw in table.items() if key in BY_FIELD}
+    return {
+        key: _Given(raw, f"file {path}")
+        for key, raw in table.items()
+        if key in BY_FIELD and (key not in TABLES or _is_plain(key, raw))
+    }
+
+
+def _is_plain(key: str, raw: object) -> bool:
+    """Whether a key of the file that may be a setting or a table is the setting."""
+    return key in BY_FIELD and not isinstance(raw, dict | list)
 
 
 def _read_toml(path: str) -> dict[str, object]:

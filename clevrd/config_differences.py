@@ -10,7 +10,8 @@ import msgspec
 
 from clevrd.config_view import ConfigView, SettingView
 
-_TABLES: Final = ("auth", "tenants")
+# The tables, and what puts another one into force.
+_TABLES: Final = {"auth": "reload", "tenants": "reload", "journal": "restart"}
 # The fields by which an entry of a list is recognised.
 _NAMES: Final = (("name",), ("id",), ("issuer", "audience"))
 _SECRET: Final = "fingerprint"  # noqa: S105  # the name of a field
@@ -35,9 +36,9 @@ def differences(running: ConfigView, file: ConfigView) -> Iterator[str]:
         how = "restart" if known.needs_restart else "reload"
         yield f"{name}: running {_text(known.value)}, file {_text(setting.value)} ({how})"
     now, later = _plain(running), _plain(file)
-    for table in _TABLES:
-        for line in _between(table, now[table], later[table]):
-            yield f"{line} (reload)"
+    for table, how in _TABLES.items():
+        for line in _between(table, now.get(table, {}), later[table]):
+            yield f"{line} ({how})"
 
 
 def _plain(view: ConfigView) -> dict[str, Any]:

@@ -7,7 +7,6 @@ terminal, and where its text is pasted, is no place for what a password could be
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from hashlib import sha256
 from os.path import abspath
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -17,11 +16,12 @@ import msgspec
 from clevrd import __version__
 from clevrd.config import SETTINGS, Config, Loaded
 from clevrd.core.message_ids import rfc3339
+from clevrd.fingerprints import fingerprint
+from clevrd.journal.settings import NO_JOURNAL, JournalSettings, shown_journal
 from clevrd.tenants.settings import Access, Auth, Key, Table, TenantEntry
 
 # Keys in one step of a view, at 10 us each.
 _KEYS_PER_STEP: Final = 64
-_FINGERPRINT_DIGITS: Final = 8
 # Settings that a reload puts into force; all others need a restart.
 RELOADED: Final = frozenset({"allowed_origins", "tls_cert_file", "tls_key_file"})
 
@@ -46,6 +46,8 @@ class ConfigView(msgspec.Struct, frozen=True):
     settings: dict[str, SettingView]
     auth: dict[str, Any]
     tenants: list[dict[str, Any]]
+    # The table that the daemon started with; a reload does not change it.
+    journal: dict[str, Any]
 
 
 class ConfigInForce:
@@ -56,6 +58,7 @@ class ConfigInForce:
         file: the path of the configuration file; empty where there is none.
         access: the rules that it has.
         wall_s: the wall clock, seconds since 1970.
+        journal: where messages are kept.
     """
 
     def __init__(
@@ -65,7 +68,9 @@ class ConfigInForce:
         file: str,
         access: Access,
         wall_s: Callable[[], float],
+        journal: JournalSettings = NO_JOURNAL,
     ) -> None:
+        self._journal = journal
         self._config = config
         self._sources = dict(sources)
         self._file = abspath(file) if file else ""
@@ -106,7 +111,7 @@ class ConfigInForce:
             reloads=self._reloads,
             settings={
                 setting.field: SettingView(
-                    getattr(self._config, setting.field),
+                    shown_setting(setting.field, getattr(self._config, setting.field)),
                     self._sources.get(setting.field, "default"),
                     needs_restart=setting.field not in RELOADED,
                 )
@@ -114,7 +119,13 @@ class ConfigInForce:
             },
             auth=_auth_view(access.auth),
             tenants=tenants,
+            journal={**_fields(self._journal), "url": shown_journal(self._journal.url)},
         )
+
+
+def shown_setting(field: str, value: Any) -> Any:
+    """Return the value of a setting as an operator may see it."""
+    return shown_journal(value) if field == "journal" else value
 
 
 def _tenant_view(tenant: TenantEntry) -> dict[str, Any]:
@@ -133,14 +144,9 @@ def _auth_view(auth: Auth) -> dict[str, Any]:
     return {**_fields(auth), "jwt": issuers}
 
 
-def _fields(table: Table) -> dict[str, Any]:
+def _fields(table: Table | JournalSettings) -> dict[str, Any]:
     """Return the fields of a table, those that are left out in the file too."""
     return {name: getattr(table, name) for name in table.__struct_fields__}
-
-
-def fingerprint(text: str) -> str:
-    """Return a few digits that tell ``text`` from another one, and nothing else of it."""
-    return sha256(b"clevrd fingerprint\0" + text.encode()).hexdigest()[:_FINGERPRINT_DIGITS]
 
 
 def _shown_url(url: str) -> str:

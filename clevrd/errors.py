@@ -301,6 +301,19 @@ class Unavailable(RetryLater):
     close_code = 1013
 
 
+class JournalUnavailable(Unavailable):
+    """The journal does not answer; a publish may have been accepted all the same."""
+
+    code = "journal_unavailable"
+
+
+class JournalFull(Unavailable):
+    """The journal has no room; nothing was accepted."""
+
+    status = 507
+    code = "journal_full"
+
+
 class TopicLimit(Unavailable):
     """A tenant has as many topics as it may have."""
 

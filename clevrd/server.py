@@ -42,7 +42,14 @@ from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
 from clevrd.daemon_signals import DaemonSignals
 from clevrd.descriptors import connections_allowed, raise_limit
-from clevrd.errors import CannotStart, ClevrdError, ConfigError, InvalidRequest
+from clevrd.errors import (
+    CannotStart,
+    ClevrdError,
+    ConfigError,
+    InvalidRequest,
+    JournalFull,
+    JournalUnavailable,
+)
 from clevrd.handlers.commands.endpoint import CommandEndpoint
 from clevrd.handlers.operate.configuration import ConfigurationEndpoint
 from clevrd.handlers.operate.figures import Figures
@@ -58,6 +65,9 @@ from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_eve
 from clevrd.handlers.subscribe.ticket import TicketEndpoint
 from clevrd.hub import Hub, Stats
 from clevrd.hub.memory_shares import weights_of
+from clevrd.journal.engines import MAX_DESCRIPTORS as JOURNAL_DESCRIPTORS
+from clevrd.journal.engines import engine_of
+from clevrd.journal.settings import JournalSettings, journal_of, plain_journal_of
 from clevrd.listeners import Listeners
 from clevrd.page_check import PageCheck
 from clevrd.proxy_protocol import UnexpectedProxyHeader, begins_with_header
@@ -123,6 +133,7 @@ class Server:
         folder: Path = Path(),
         *,
         tls: TlsSettings | None = None,
+        journal: JournalSettings | None = None,
         sources: Mapping[str, str] | None = None,
         file: str = "",
         stats: Stats | None = None,
@@ -134,6 +145,7 @@ class Server:
             access: who may ask for what.
             folder: where the files are that ``access`` names.
             tls: the certificates; None for those of the plain settings alone.
+            journal: where messages are kept; None for what the plain setting says.
             sources: where each setting's value comes from, for operators.
             file: the configuration file, for operators.
 
@@ -146,7 +158,18 @@ class Server:
         check_certificates_are_asked_for(access, tls)
         self._loop = asyncio.get_running_loop()
         started_s = time.monotonic()
-        self.hub = Hub(config, self._loop, weights=weights_of(access), stats=stats, wall_ns=wall_ns)
+        if journal is None:
+            journal = plain_journal_of(config)
+        self.hub = Hub(
+            config,
+            self._loop,
+            weights=weights_of(access),
+            stats=stats,
+            wall_ns=wall_ns,
+            engine=engine_of(journal, lambda: wall_ns() // 1000) if journal.is_on else None,
+            journaled=journal.patterns,
+            max_journaled_topics=journal.max_topics,
+        )
         self.client_addresses = AddressLimit(
             config.max_connections_per_address, TrustedProxies(), self._loop.time
         )
@@ -174,7 +197,7 @@ class Server:
         self._polls = Polls(self.hub, self._loop)
         # Reads the files that a reload needs.
         self.reading = FileReading()
-        in_force = ConfigInForce(config, sources or {}, file, access, wall_s)
+        in_force = ConfigInForce(config, sources or {}, file, access, wall_s, journal)
         self.access = AccessControl(
             *(maker, authenticator, gate, origins, config.allowed_origins),
             *(self.connections, self._polls, self.hub.tasks),
@@ -413,9 +436,36 @@ class Server:
                 await self._admin.listeners.bind()
             if self._state is not None:
                 await self._restore_state(self._state)
+            await self._start_journal()
         except BaseException:
             self.abandon()
             raise
+
+    async def _start_journal(self) -> None:
+        """Read the journal to its end.
+
+        Raises:
+            CannotStart: it can't be used.
+        """
+        journal = self.hub.journal
+        if journal is None:
+            return
+        began_s = self._loop.time()
+        try:
+            await journal.node.start()
+        except (JournalUnavailable, JournalFull) as error:
+            raise CannotStart(str(error)) from error
+        log.info(
+            "journal read engine=%s topics=%d took_s=%.3f",
+            journal.engine.name,
+            journal.node.topics,
+            self._loop.time() - began_s,
+        )
+
+    async def _stop_journal(self) -> None:
+        if self.hub.journal is not None:
+            self.hub.seal()
+            await self.hub.journal.node.stop()
 
     def abandon(self) -> None:
         """Undo `prepare`; the saved state stays for the next process."""
@@ -465,6 +515,8 @@ class Server:
         if self._admin is not None:
             listeners += self._admin.listeners.count
             beyond += ADMIN_DESCRIPTORS
+        if self.hub.journal is not None:
+            beyond += JOURNAL_DESCRIPTORS
         allowed = connections_allowed(listeners, beyond)
         if wanted > allowed:
             log.warning(
@@ -492,6 +544,7 @@ class Server:
             self.raw_server.stop,
             self.connections.stop,
             self.hub.stop,
+            self._stop_journal,
             lambda: self._save_state(end_s),
         ):
             await self._take_step(step)
@@ -541,6 +594,8 @@ class Server:
         if self._admin is not None:
             await self._admin.end(0)
         self.hub.stop()
+        if self.hub.journal is not None:
+            await self.hub.journal.node.crash()
         if self._state is not None:
             # The kernel releases the lock of a killed process in the same way; no state was saved.
             self._state.close()
@@ -714,6 +769,7 @@ async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> 
     server = Server(
         *(loaded.config, access, folder_of(loaded)),
         tls=tls,
+        journal=journal_of(loaded),
         sources=loaded.sources,
         file=loaded.path,
     )

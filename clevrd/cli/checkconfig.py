@@ -18,7 +18,9 @@ from clevrd.cli.lines import print_line
 from clevrd.cli.settings import add_settings, load_settings, value_text
 from clevrd.config import BY_FIELD, SETTINGS, Loaded, load
 from clevrd.config_differences import differences, outranks_file
-from clevrd.config_view import ConfigInForce, ConfigView
+from clevrd.config_view import ConfigInForce, ConfigView, shown_setting
+from clevrd.journal.engines import check_files, check_place
+from clevrd.journal.settings import journal_of
 from clevrd.tenants.from_settings import access_of, check_access, folder_of
 from clevrd.tenants.origins import entries_in_force, read_allowed_origins
 from clevrd.tenants.settings import Access, TenantEntry
@@ -52,16 +54,25 @@ def run(options: argparse.Namespace) -> int:
     access = access_of(loaded)
     check_access(access, folder_of(loaded))
     read_allowed_origins(loaded.config.allowed_origins, access.auth.allowed_origins)
+    journal = journal_of(loaded)
+    check_files(journal)
+    check_place(journal)
     tls = tls_of(loaded)
     certificates = TlsContexts(tls).shown if tls.is_on else ()
     rows = [("setting", "value", "source")]
     for field, source in loaded.sources.items():
-        rows.append((field, value_text(getattr(loaded.config, field)), source))
+        value = shown_setting(field, getattr(loaded.config, field))
+        rows.append((field, value_text(value), source))
     for line in _columns(rows):
         print_line(line)
     if loaded.tables:
         for line in access_lines(access, loaded.config.allowed_origins):
             print_line(line)
+    if journal.is_on:
+        print_line(
+            f"journal          {journal.shown} ({journal.engine}, topics:"
+            f" {', '.join(journal.topics)})"
+        )
     for shown in certificates:
         print_line(f"certificate      {shown.cert_file} (until {moment_text(shown.ends_s)})")
     for warning in loaded.warnings:
@@ -121,7 +132,9 @@ def _stronger_than_file(running: ConfigView) -> dict[str, str]:
 
 
 def _view_of(loaded: Loaded, access: Access) -> ConfigView:
-    in_force = ConfigInForce(loaded.config, loaded.sources, loaded.path, access, time.time)
+    in_force = ConfigInForce(
+        loaded.config, loaded.sources, loaded.path, access, time.time, journal_of(loaded)
+    )
     return _result_of(in_force.view())
 
 

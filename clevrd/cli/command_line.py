@@ -29,6 +29,7 @@ _COMMANDS: Final = {
     "cert": "Make a certificate for a try of TLS.",
     "key": "Make an API key, or the digest of one.",
     "token": "Make a JSON Web Token, or look at one.",
+    "journal": "Look at a journal, check it, copy it, and take messages out or in.",
     "completion": "Print what a shell needs to complete these commands.",
     "version": "Print the version.",
     "help": "Show what a command takes.",
@@ -43,6 +44,13 @@ _SECOND_WORDS: Final = {
     "token": {
         "new": "Make a token, signed with a secret or a private key.",
         "show": "Show what a token says, read from standard input.",
+    },
+    "journal": {
+        "stat": "Show how much a journal has, and since when.",
+        "verify": "Compare all that a journal has with its checksums.",
+        "export": "Print a journal's messages, one JSON line each.",
+        "import": "Append messages, one JSON line each, to a journal that no daemon has open.",
+        "backup": "Copy a journal, which a daemon may have open.",
     },
 }
 

@@ -132,6 +132,10 @@ class OneTopic:
             case Gap():
                 self._tracker.miss(notice)
                 return notice
+            case Subscribed():
+                # The topic has begun a new epoch; the gap that says so follows.
+                self._tracker.greet(notice, is_resumed=True)
+                self._epoch = notice.epoch
             case GoingAway():
                 self.away_ms = notice.reconnect_after_ms
         return None

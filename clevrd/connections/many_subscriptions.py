@@ -6,12 +6,13 @@ asked for, and transports decide what it looks like on the wire.
 
 from __future__ import annotations
 
-from typing import ClassVar, Generic, Protocol, TypeVar
+import asyncio
+from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
 from clevrd.connections.one_subscription import OneSubscription
-from clevrd.core.beginning import Beginning, check_beginning
+from clevrd.core.beginning import After, Beginning, check_beginning
 from clevrd.core.event_ids import EventIds, EventIdSlot
 from clevrd.core.notices import (
     Forgotten,
@@ -24,17 +25,20 @@ from clevrd.core.notices import (
 )
 from clevrd.core.patterns import Words, matches, parse_pattern
 from clevrd.core.stream_forms import StreamForm
-from clevrd.core.subscriber import Sink
+from clevrd.core.subscriber import NOT_BEGUN, Sink
 from clevrd.core.subscription import (
     FROM_THE_START,
     DeliveryOptions,
     PatternBeginning,
     SubscribeRequest,
 )
-from clevrd.core.topic import Topic
+from clevrd.core.topic import Topic, newest_epoch_of
 from clevrd.errors import ClevrdError, InvalidRequest, TooManyTopics
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
+
+# How often it is looked whether all topics of a pattern have begun that a journal is asked about.
+_LOOK_AGAIN_S: Final = 0.01
 
 
 class TopicSubscription(Protocol):
@@ -55,6 +59,10 @@ class TopicSubscription(Protocol):
 
     def topic_position(self) -> Position:
         """Return up to where everything was delivered, or told as lost."""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is known where it begins, and its first notices are written."""
 
     def pause_delivery(self) -> None:
         """The transport is full."""
@@ -137,7 +145,9 @@ class PatternSubscription:
 
     def topic_made(self, topic: Topic) -> None:
         """Join a topic that has just been made, from its first message on."""
-        self._subscriptions.join_match(self, topic, FROM_THE_START)
+        # A topic that goes on in this process has had messages elsewhere, or long ago.
+        start = FROM_THE_START if topic.first == 1 else After(topic.first - 1, topic.epoch)
+        self._subscriptions.join_match(self, topic, start)
 
     def topic_found(self, topic: Topic) -> None:
         """Join a topic that was there before the pattern."""
@@ -168,6 +178,11 @@ class MemberSubscription(OneSubscription):
     ) -> None:
         super().__init__(hub, topic, sink, options, form, came_by_pattern=pattern is not None)
         self.pattern = pattern
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is known where it begins, and its first notices are written."""
+        return self.cursor != NOT_BEGUN
 
     def join(
         self,
@@ -285,7 +300,7 @@ class ManySubscriptions(Generic[TopicT_co]):
             raise InvalidRequest(
                 f"That topic came by the pattern {each.pattern.text}; unsubscribe the pattern."
             )
-        return {name: self._drop(name)}
+        return _begun({name: self._drop(name)})
 
     def replace_topic(self, name: str, options: DeliveryOptions, beginning: Beginning) -> None:
         """Make and join a topic anew that is gone, and of which nobody has told.
@@ -369,7 +384,7 @@ class ManySubscriptions(Generic[TopicT_co]):
                 each.pattern = self._other_pattern(name)
                 if each.pattern is None:
                     left[name] = self._drop(name)
-        return left
+        return _begun(left)
 
     def join_match(self, pattern: PatternSubscription, topic: Topic, otherwise: Beginning) -> None:
         """Join a topic that ``pattern`` matches, unless it is joined or the pattern has ended.
@@ -378,6 +393,7 @@ class ManySubscriptions(Generic[TopicT_co]):
         that is joined begins where the client says that it had been; ``otherwise`` where it says
         nothing.
         """
+        topic = newest_epoch_of(topic)
         beginning = pattern.positions.get(topic.name, otherwise)
         if not self._transport.keeps_positions:
             pattern.positions.pop(topic.name, None)
@@ -388,7 +404,8 @@ class ManySubscriptions(Generic[TopicT_co]):
             return
         each = self.topics.get(topic.name)
         if each is not None:
-            if each.topic is topic:
+            if newest_epoch_of(each.topic) is topic:
+                # Its reader is in this epoch, or goes over to it soon.
                 return
             # The same name in a life before this one.
             self._drop(topic.name)
@@ -405,6 +422,11 @@ class ManySubscriptions(Generic[TopicT_co]):
         When it is so for all patterns, an id of an event from here on knows all topics.
         """
         if self._patterns.get(pattern.text) is not pattern:
+            return
+        if any(each.pattern is pattern and not each.has_begun for each in self.topics.values()):
+            # A journal is asked where they begin, and what is told of them comes first.
+            later = asyncio.get_running_loop().call_later
+            later(_LOOK_AGAIN_S, self.pattern_found_all, pattern)
             return
         self._unfound -= 1
         has_found_all = not self._unfound
@@ -485,7 +507,8 @@ class ManySubscriptions(Generic[TopicT_co]):
 
     def positions(self) -> dict[str, Position]:
         """Return by topic up to where everything was handed to the transport, or told as lost."""
-        return {name: each.topic_position() for name, each in self.topics.items()}
+        found = {name: each.topic_position() for name, each in self.topics.items()}
+        return _begun(found)
 
     def positions_to_tell(self) -> dict[str, Position] | None:
         """Return by topic where a client with notices is; None for any other."""
@@ -531,6 +554,13 @@ class ManySubscriptions(Generic[TopicT_co]):
         if self._ids is not None:
             self._ids.forget(name)
         return position
+
+
+def _begun(positions: dict[str, Position]) -> dict[str, Position]:
+    """Return ``positions`` without those of topics that have not begun for the client."""
+    if any(at.offset == NOT_BEGUN for at in positions.values()):
+        return {name: at for name, at in positions.items() if at.offset != NOT_BEGUN}
+    return positions
 
 
 def refusal_reason(error: ClevrdError) -> str:

@@ -13,9 +13,9 @@ from clevrd.core.beginning import Beginning
 from clevrd.core.gap_log import GapLog
 from clevrd.core.notices import Position, Ref, Warnings
 from clevrd.core.stream_forms import StreamForm
-from clevrd.core.subscriber import Sink, Subscriber
+from clevrd.core.subscriber import NOT_BEGUN, Sink, Subscriber
 from clevrd.core.subscription import DeliveryOptions, SubscribeRequest
-from clevrd.core.topic import Topic
+from clevrd.core.topic import Topic, newest_epoch_of
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
 
@@ -95,9 +95,16 @@ class OneSubscription(Subscriber):
         pattern: str | msgspec.UnsetType = msgspec.UNSET,
     ) -> None:
         """Read from ``beginning`` on; the first notice holds the other arguments."""
+        # It may have been found before the topic began a new epoch.
+        self.topic = newest_epoch_of(self.topic)
         self._hub.subscribe(
             self.topic, self, beginning, pattern=pattern, ref=ref, warnings=warnings
         )
+
+    def follow(self, topic: Topic, beginning: Beginning, ref: Ref, warnings: Warnings, /) -> None:
+        """Go over to ``topic``, the next epoch of the topic that it was in."""
+        self.topic = topic
+        self.join(beginning, ref, warnings)
 
     def unsubscribe(self) -> None:
         """Leave the topic. Idempotent."""
@@ -120,11 +127,15 @@ class OneSubscription(Subscriber):
         return tenant.subscribe.allows(self.topic.name)
 
     def topic_position(self) -> Position:
-        """Return up to where everything was handed to the transport, or told as lost."""
+        """Return up to where everything was handed to the transport, or told as lost.
+
+        Its offset is NOT_BEGUN as long as the client was not told where it begins.
+        """
         return Position(self.topic.epoch, self.position())
 
     def positions_to_tell(self) -> dict[str, Position] | None:
         """Return where a client with notices is; None for any other, and for one that has left."""
         if self.gaps is None or not self.is_joined:
             return None
-        return {self.topic.name: self.topic_position()}
+        at = self.topic_position()
+        return {} if at.offset == NOT_BEGUN else {self.topic.name: at}

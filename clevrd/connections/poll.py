@@ -18,7 +18,15 @@ from clevrd.connections.many_subscriptions import ManySubscriptions, PatternSubs
 from clevrd.core.beginning import After, Beginning, ResolvedBeginning, resolve
 from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.event_ids import EventIds, EventIdSlot, event_ids_for
-from clevrd.core.notices import RETENTION, Gap, Notice, Position, Ref, Warnings
+from clevrd.core.notices import (
+    RETENTION,
+    Gap,
+    Notice,
+    Position,
+    Ref,
+    Warnings,
+    unknown_gap,
+)
 from clevrd.core.server_frames import (
     BLANK,
     BLANK_BYTES,
@@ -29,10 +37,10 @@ from clevrd.core.server_frames import (
 )
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.subscription import DeliveryOptions, SubscribeRequest
-from clevrd.core.topic import Topic
-from clevrd.errors import ClevrdError
+from clevrd.core.topic import Topic, newest_epoch_of
+from clevrd.errors import ClevrdError, JournalUnavailable
 from clevrd.http_values import NOT_STORED, Response, json_answer
-from clevrd.hub import Hub
+from clevrd.hub import Hub, OlderMessages
 from clevrd.scheduling.turn_queue import TurnQueue
 from clevrd.tenants import Tenant
 
@@ -54,6 +62,11 @@ _LEAST_COST: Final = -(-MESSAGES_PER_TURN // POLLS_PER_TURN)
 _NO_OPTIONS: Final = DeliveryOptions(
     DropStrategy.DROP_OLDEST, wanted_window=None, has_notices=False
 )
+
+# A poll that reads a history is handed so many bytes of each topic at least, of many topics too.
+_LEAST_OLDER_BYTES: Final = 65_536
+# How often a history is asked again that can't be read, as long as the poll may wait.
+_RETRY_S: Final = 0.5
 
 # Messages that were counted for an answer are served whatever their bytes.
 _ANY_SIZE: Final = 1 << 60
@@ -115,6 +128,10 @@ class Polls:
         Raises:
             ConnectionLimit: it would have to wait, and the tenant has too many connections.
         """
+        if self.hub.in_history(topic, beginning) is not None:
+            poll = self._add(tenant, timeout_s)
+            poll.read_one(topic, beginning)
+            return poll.answer
         start = resolve(topic, beginning)
         frames = self.hub.serve(topic, start.after, POLL_MAX_MESSAGES, POLL_MAX_BYTES)
         if frames or start.gap or not timeout_s:
@@ -186,6 +203,7 @@ class PolledTopic:
     """One topic of a poll; the Sink of its reader while the poll waits."""
 
     __slots__ = (
+        "_older",
         "_poll",
         "_reader",
         "_slot",
@@ -195,6 +213,9 @@ class PolledTopic:
         "topic",
         "upto",
     )
+
+    # A poll looks by itself where it begins, before it is answered.
+    has_begun = True
 
     def __init__(
         self,
@@ -212,6 +233,8 @@ class PolledTopic:
         # Set by `look`: everything up to here is accounted for, and nothing was missing before.
         self.upto = 0
         self.is_recovered = False
+        # Messages of the history behind `beginning`; None where the ring has all that follows.
+        self._older: OlderMessages | None = None
         # Only while it waits: the reader knows its sink, and what knows each other waits for the
         # collector, which stops the daemon for half a second after some hundred polls.
         self._reader: Subscriber | None = None
@@ -227,6 +250,7 @@ class PolledTopic:
     ) -> None:
         """Read from ``beginning`` on, when the poll looks; wait at once if it has looked."""
         self.beginning = beginning
+        self.topic = newest_epoch_of(self.topic)
         if self._poll.has_looked:
             gap = self.look()
             if gap is not None:
@@ -257,19 +281,51 @@ class PolledTopic:
 
     def look(self) -> Gap | None:
         """Find out where it begins; return what is missing there."""
-        start = resolve(self.topic, self.beginning)
+        older = self._older
+        start = resolve(self.topic, self.beginning) if older is None else older.start
         self.upto, self.is_recovered = start.after, start.is_recovered
         return start.gap
 
     def frames(self) -> Iterator[tuple[bytes, PolledTopic, bytes]]:
         """Return what there is, each frame with its message's id."""
-        for frame in self.topic.frames_behind(self.upto):
+        older = [] if self._older is None else self._older.frames
+        for frame in older:
             yield message_id_of(frame), self, frame
+        behind = self.upto + len(older)
+        # There may be more in the history than was read.
+        if behind >= self.topic.first - 1:
+            for frame in self.topic.frames_behind(behind):
+                yield message_id_of(frame), self, frame
 
     def serve(self, count: int) -> None:
         """Count so many of the frames as given."""
-        self._poll.polls.hub.serve(self.topic, self.upto, count, _ANY_SIZE)
+        hub, topic = self._poll.polls.hub, self.topic
+        older = 0 if self._older is None else min(count, len(self._older.frames))
+        if older:
+            topic.note_served(older, hub.now_s())
+        if count > older:
+            hub.serve(topic, self.upto + older, count - older, _ANY_SIZE)
         self.upto += count
+
+    def lacks_older(self) -> bool:
+        """Return whether it begins before the ring, and the history was not read yet."""
+        topic = newest_epoch_of(self.topic)
+        if topic is not self.topic:
+            # Messages that were read are of an epoch that is over.
+            self.topic, self._older = topic, None
+        hub = self._poll.polls.hub
+        return self._older is None and hub.in_history(topic, self.beginning) is not None
+
+    async def read_older(self, max_bytes: int) -> None:
+        """Read what the history has.
+
+        Raises:
+            JournalUnavailable: it can't be read.
+        """
+        hub = self._poll.polls.hub
+        start = hub.in_history(self.topic, self.beginning)
+        if start is not None:
+            self._older = await hub.older(self.topic, start, POLL_MAX_MESSAGES, max_bytes)
 
     def note_in_id(self) -> None:
         """Say in the id of an event where the next poll goes on."""
@@ -278,8 +334,16 @@ class PolledTopic:
 
     def wait(self) -> None:
         """Wait for what comes behind `upto`."""
-        self._reader = Subscriber(self, came_by_pattern=self.pattern is not None)
+        self._older = None
+        self._reader = PollReader(self, came_by_pattern=self.pattern is not None)
         self._poll.polls.hub.subscribe(self.topic, self._reader, After(self.upto, self.topic.epoch))
+
+    def begin_anew(self, topic: Topic) -> None:
+        """Wait for what comes in the next epoch: its poll is told that another one has begun."""
+        self.topic, self.upto, self.is_recovered = topic, 0, False
+        self._poll.collect([], unknown_gap(topic.name))
+        if self._reader is not None:
+            self._poll.polls.hub.subscribe(topic, self._reader, After(0, topic.epoch))
 
     # --- Sink ------------------------------------------------------------------------------------
 
@@ -308,10 +372,23 @@ class PolledTopic:
             self._poll.collect([], None)
 
 
+class PollReader(Subscriber):
+    """The reader of a topic of a poll that waits."""
+
+    __slots__ = ()
+
+    sink: PolledTopic
+
+    def follow(self, topic: Topic, beginning: Beginning, ref: Ref, warnings: Warnings, /) -> None:
+        """Go over to the topic's next epoch."""
+        self.sink.begin_anew(topic)
+
+
 class Poll:
     """A poll that is not answered yet: it looks what there is, and waits if that is nothing."""
 
     __slots__ = (
+        "_ends_s",
         "_gaps",
         "_ids",
         "_is_resumed",
@@ -346,6 +423,8 @@ class Poll:
         self._payloads: list[bytes] = []
         self._size_bytes = 0
         self._gaps: tuple[Gap, ...] = ()
+        # On the loop's clock.
+        self._ends_s = polls.loop.time() + timeout_s
         self._timer = polls.loop.call_later(timeout_s, self.resolve) if timeout_s else None
         # Cancelled when the client goes.
         self.answer: asyncio.Future[Response] = polls.loop.create_future()
@@ -371,6 +450,13 @@ class Poll:
         self._topics = (polled,)
         self.has_looked = True
         polled.wait()
+
+    def read_one(self, topic: Topic, beginning: Beginning) -> None:
+        """Answer with what the history has of ``topic`` from ``beginning`` on, and the ring."""
+        polled = PolledTopic(self, topic, None, None)
+        polled.beginning = beginning
+        self._topics = (polled,)
+        self._look_when_read()
 
     # --- many topics -----------------------------------------------------------------------------
 
@@ -418,14 +504,38 @@ class Poll:
     def found_all(self) -> None:
         """Look what there is: every topic that was there has been found."""
         if not self.has_looked and not self.answer.done():
-            try:
+            self._look_when_read()
+
+    def _look_when_read(self) -> None:
+        """Look what there is, once what lies before the rings was read."""
+        try:
+            self._replace_forgotten()
+            if any(each.lacks_older() for each in self._topics_now()):
+                self.polls.hub.tasks.spawn(self._read_older())
+            else:
                 self._look()
-            except ClevrdError as error:
-                self.refuse(error)
+        except ClevrdError as error:
+            self.refuse(error)
+
+    async def _read_older(self) -> None:
+        """Read the histories of all topics that begin before their ring, and then look."""
+        while not self.answer.done():
+            lacking = [each for each in self._topics_now() if each.lacks_older()]
+            if not lacking:
+                self._look_when_read()
+                return
+            share_bytes = max(POLL_MAX_BYTES // len(lacking), _LEAST_OLDER_BYTES)
+            try:
+                for each in lacking:
+                    await each.read_older(share_bytes)
+            except JournalUnavailable as error:
+                if not self._may_wait or self.polls.loop.time() + _RETRY_S >= self._ends_s:
+                    self.refuse(error)
+                    return
+                await asyncio.sleep(_RETRY_S)
 
     def _look(self) -> None:
         """Answer with what there is, the oldest messages first; wait if that is nothing."""
-        self._replace_forgotten()
         self.has_looked = True
         topics = self._topics_now()
         self._gaps += tuple(gap for each in topics if (gap := each.look()) is not None)

@@ -48,6 +48,7 @@ _SENTENCES: Final = {
     CHANGED: "What you may subscribe to has changed; come back, and you are told.",
     CLOSE_SLOW_CONSUMER: "You read too slowly, and too much was lost; come back with a backoff.",
     POLICY_VIOLATION: "A subscriber only receives; send nothing behind the request.",
+    1013: "The topic's history can't be read at the moment; come back with a backoff.",
     1011: "Writing to this connection failed; come back with a backoff.",
 }
 

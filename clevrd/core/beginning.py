@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from clevrd.core.message_ids import id_of_timestamp
+from clevrd.core.message_ids import id_of_timestamp, us_of_id
 from clevrd.core.notices import RETENTION, Gap, unknown_gap
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest
@@ -56,6 +56,21 @@ class ResolvedBeginning(msgspec.Struct, frozen=True):
     gap: Gap | None = None
 
 
+class HistoryBeginning(msgspec.Struct, frozen=True):
+    """Where a subscription begins that asks for messages from before the ring."""
+
+    # The offset that the first message follows, as it is asked for. The history may have begun to
+    # forget later messages.
+    after: int = 0
+    # The newest message with an id below this is to be found, and is the one that the first message
+    # follows; None where `after` is. Microseconds since 1970.
+    below_id_us: int | None = None
+    # A position was asked for: what is missing behind it is told.
+    is_resumed: bool = False
+    # The gap that is told first, whatever the history has; None for none.
+    gap: Gap | None = None
+
+
 def check_beginning(topic: Topic, beginning: Beginning) -> None:
     """Raise InvalidRequest where ``beginning`` is a position that the topic has not reached."""
     if not isinstance(beginning, After) or beginning.may_be_ahead:
@@ -77,6 +92,35 @@ def resolve(topic: Topic, beginning: Beginning) -> ResolvedBeginning:
             return _start_after(topic, beginning)
         case Since():
             return _start_since(topic, beginning)
+
+
+def in_history(topic: Topic, beginning: Beginning) -> HistoryBeginning | None:
+    """Return where in the topic's history a reader begins; None where the ring has it all."""
+    oldest = topic.first
+    if oldest == 1 or topic.journal is None or not topic.journal.has_history:
+        return None
+    match beginning:
+        case Last():
+            after = max(0, topic.head - beginning.count)
+            return None if after >= oldest - 1 else HistoryBeginning(after)
+        case After():
+            if beginning.epoch not in ("", topic.epoch) or beginning.offset > topic.head:
+                return HistoryBeginning(gap=unknown_gap(topic.name))
+            if beginning.offset >= oldest - 1:
+                return None
+            return HistoryBeginning(beginning.offset, is_resumed=True)
+        case Since():
+            return _in_history_since(topic, beginning)
+
+
+def _in_history_since(topic: Topic, beginning: Since) -> HistoryBeginning | None:
+    message_id = beginning.message_id
+    if message_id < id_of_timestamp(topic.created_at):
+        return HistoryBeginning(gap=unknown_gap(topic.name))
+    if topic.last_before(message_id.encode(), or_at=not beginning.is_time) >= topic.first:
+        return None
+    below_id_us = us_of_id(message_id) + (not beginning.is_time)
+    return HistoryBeginning(below_id_us=below_id_us, is_resumed=True)
 
 
 def _start_after(topic: Topic, beginning: After) -> ResolvedBeginning:

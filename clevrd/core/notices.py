@@ -16,11 +16,13 @@ Ref = str | int | msgspec.UnsetType
 # Unset where there are none.
 Warnings = tuple[str, ...] | msgspec.UnsetType
 
-# `epoch`: continuity with the position that was asked for can't be proven.
-GapReason = Literal["slow_consumer", "retention", "epoch"]
+# `epoch`: continuity with the position that was asked for can't be proven. `damaged`: the history
+# has the message no more, or not as it was.
+GapReason = Literal["slow_consumer", "retention", "epoch", "damaged"]
 SLOW_CONSUMER: Final = "slow_consumer"
 RETENTION: Final = "retention"
 EPOCH: Final = "epoch"
+DAMAGED: Final = "damaged"
 
 
 class Position(msgspec.Struct, frozen=True):

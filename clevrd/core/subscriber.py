@@ -26,6 +26,9 @@ SLOW_MEMORY_S: Final = 10.0
 
 _NEVER_S: Final = float("-inf")
 
+# The cursor of a reader that is yet to be told where it begins.
+NOT_BEGUN: Final = -1
+
 _POLICIES: Final[dict[DropStrategy, Policy]] = {
     policy.strategy: policy
     for policy in (
@@ -275,6 +278,21 @@ class Subscriber:
         self.dropped_in_stall = 0
         self.is_half_open = True
         return missing
+
+    def begin_anew(self, edge: int) -> None:
+        """Forget the topic that the reader has left, whose ``edge`` was offered to it.
+
+        Its counters go on.
+        """
+        self.start -= edge
+        self.cursor = 0
+        self.skipped = 0
+        self.backlog_limit = 0
+        self.dropped_in_stall = 0
+        self.is_half_open = False
+        if self.gaps is not None:
+            self.gaps.forget()
+            self.write = self.sink.write
 
     def prepare_gap(self, gaps: GapLog) -> None:
         """Have the next ``write`` tell of a hole that lies right before what it hands over."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from clevrd.core.circuit_alarms import CircuitAlarms
+from clevrd.core.journal_place import JournalPlace
 from clevrd.core.keepers import Keepers
 from clevrd.core.kept_frames import KeptFrames
 from clevrd.core.newest_by_key import NewestByKey
@@ -25,7 +26,7 @@ from clevrd.core.portions import Portion
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, RecentMessageCache
 from clevrd.core.round import Round, round_in_forms
 from clevrd.core.shared_texts import TextsByForm
-from clevrd.core.subscriber import Subscriber
+from clevrd.core.subscriber import NOT_BEGUN, Subscriber
 
 # A round carries at most this much, so that one join is no pause and a reader's transport is
 # handed no more than a few socket buffers at once.
@@ -49,6 +50,24 @@ class Counts(NamedTuple):
 NO_COUNTS: Final = Counts(0, 0, 0, 0, 0, 0)
 
 
+class TopicHistory:
+    """The part of a journaled topic that other topics do without.
+
+    Args:
+        began_behind: offset behind which the topic began in this process.
+    """
+
+    __slots__ = ("began_behind", "readers", "successor")
+
+    def __init__(self, began_behind: int) -> None:
+        self.began_behind = began_behind
+        # Joined readers whose next message is read from the history; changed by Topic only.
+        self.readers: dict[Subscriber, None] = {}
+        # The topic of the same name in its next epoch, once that has begun; None before. Each that
+        # still has this topic goes over to that one.
+        self.successor: Topic | None = None
+
+
 class Topic:
     """One topic of one tenant."""
 
@@ -66,7 +85,9 @@ class Topic:
         "epoch",
         "first",
         "flush_is_scheduled",
+        "history",
         "is_noted",
+        "journal",
         "kept",
         "lagging",
         "last_used_s",
@@ -103,12 +124,17 @@ class Topic:
         created_at: str = "",
         now_s: float = 0.0,
         active: dict[Topic, None] | None = None,
+        journal: JournalPlace | None = None,
     ) -> None:
         self.tenant = tenant
         self.name = name
         self.epoch = epoch
         # RFC 3339, for people.
         self.created_at = created_at
+        # Where its messages are put in order and kept; None for a topic of this process alone.
+        self.journal = journal
+        # Readers beyond its ring, and its next epoch; None where ``journal`` is.
+        self.history = None if journal is None else TopicHistory(ring.head)
         # Monotonic; the last publish, join or leave. Idle topics are evicted by it.
         self.last_used_s = now_s
         # Messages are appended and evicted here, and read by `frames`.
@@ -196,12 +222,17 @@ class Topic:
     @property
     def subscribers(self) -> int:
         """How many readers are joined."""
-        return len(self.live) + len(self.lagging) + len(self.suspended)
+        in_ring = len(self.live) + len(self.lagging) + len(self.suspended)
+        return in_ring if self.history is None else in_ring + len(self.history.readers)
 
     @property
     def is_unused(self) -> bool:
         """Whether nobody would miss it: all readers came by a pattern, and have everything."""
-        return len(self.live) == self.subscribers == self.pattern_readers
+        if not len(self.live) == self.subscribers == self.pattern_readers:
+            return False
+        # A topic that is kept in a journal is not gone when it is forgotten here, so its readers
+        # are not to be told that it is.
+        return self.history is None or not self.pattern_readers
 
     @property
     def needs_round(self) -> bool:
@@ -295,13 +326,41 @@ class Topic:
         The reader begins at the edge at the latest: messages that are yet to be offered are
         offered to it too.
         """
+        self._count_in(reader, now_s)
+        self._offer_behind(reader, after)
+
+    def join_in_history(self, reader: Subscriber, now_s: float) -> None:
+        """Add ``reader``, which is given messages from the history until `join_from_history`.
+
+        The reader has begun nowhere until the caller sets its cursor.
+        """
+        if self.history is None:
+            raise ValueError(f"topic {self.name!r} has no history")
+        self._count_in(reader, now_s)
+        self.history.readers[reader] = None
+        reader.cursor = NOT_BEGUN
+
+    def note_given(self, reader: Subscriber, upto: int, messages: int) -> None:
+        """Move a reader in the history to offset ``upto``, with so many messages given to it."""
+        reader.cursor = upto
+        reader.start -= messages
+        reader.delivered += messages
+        self.offered += messages
+        self.delivered += messages
+
+    def join_from_history(self, reader: Subscriber) -> None:
+        """Have ``reader``, which has everything up to the ring's first message, read on there."""
+        if self.history is not None:
+            del self.history.readers[reader]
+        self._offer_behind(reader, reader.cursor)
+
+    def _count_in(self, reader: Subscriber, now_s: float) -> None:
         reader.is_joined = True
         self.pattern_readers += reader.came_by_pattern
         if reader.form is not None:
             reader.spelling = self._texts.join(reader.form)
         self.last_used_s = now_s
         self._active[self] = None
-        self._offer_behind(reader, after)
 
     def _offer_behind(self, reader: Subscriber, after: int) -> None:
         """Put ``reader`` among the lagging, its backlog what follows offset ``after``."""
@@ -320,6 +379,8 @@ class Topic:
             return
         if reader in self.suspended:
             del self.suspended[reader]
+        elif self.history is not None and reader in self.history.readers:
+            del self.history.readers[reader]
         else:
             self._offer_no_more(reader)
         reader.is_joined = False
@@ -328,6 +389,14 @@ class Topic:
             self._texts.leave(reader.form)
         self.slow = min(self.slow, self.subscribers)
         self.last_used_s = now_s
+
+    def let_go(self, reader: Subscriber, now_s: float) -> None:
+        """Remove ``reader`` as `leave` does, so that it can join the topic's next epoch."""
+        is_offered = reader.is_live or reader in self.lagging
+        # With the edge at which the reader joins again added, offered is edge - start again.
+        edge = self.edge if is_offered else 0
+        self.leave(reader, now_s)
+        reader.begin_anew(edge)
 
     def suspend(self, reader: Subscriber) -> None:
         """Open the circuit of ``reader``: it stays, at the place up to which it has everything.
@@ -453,6 +522,13 @@ class Topic:
         step = Round(self.edge, [], [])
         step.tripped = self._alarms.tripped(self)
         return step
+
+    def note_served(self, messages: int, now_s: float) -> None:
+        """Count messages from the history that were given to a reader that does not stay."""
+        self.offered += messages
+        self.delivered += messages
+        self._active[self] = None
+        self.last_used_s = now_s
 
     def serve(self, after: int, upto: int, max_bytes: int, now_s: float) -> list[bytes]:
         """Return frames behind offset ``after``, up to ``upto``, for a reader that does not stay.
@@ -605,3 +681,10 @@ class Topic:
         ring.evict(count)
         self.first = first
         self.moved_s = now_s
+
+
+def newest_epoch_of(topic: Topic) -> Topic:
+    """Return ``topic``, or the topic of its name whose epoch has begun since."""
+    while topic.history is not None and topic.history.successor is not None:
+        topic = topic.history.successor
+    return topic

@@ -13,6 +13,7 @@ import msgspec
 
 from clevrd.core.budgets import Pool
 from clevrd.core.busy_topics import BusyTopics
+from clevrd.core.journal_place import JournalPlace, TopicStart
 from clevrd.core.names import check_topic
 from clevrd.core.portions import ONE_PORTION, Portion, Portions, Weights
 from clevrd.core.recent_cache import RecentMessageCache
@@ -144,11 +145,13 @@ class TopicManager:
         created_at: str,
         now_s: float,
         max_topics: int | None = None,
+        start: TopicStart | None = None,
     ) -> Topic:
         """Return the topic, which begins now if it was missing; its first message makes it.
 
         Args:
             max_topics: topics that the tenant may have; None for as many as each tenant may.
+            start: where it goes on, for a topic whose messages a journal keeps.
 
         Raises:
             InvalidRequest: the name can't be a topic's.
@@ -159,12 +162,23 @@ class TopicManager:
             return topic
         check_topic(name)
         self._check_limits(tenant, max_topics)
+        if start is not None:
+            return self._go_on(tenant, name, start, now_s)
         ring = RecentMessageCache(self.limits.ring_messages, self.limits.ring_bytes)
         if (tenant, name) in self._remembered:
             epoch, created_at = self._remembered.pop((tenant, name))
         else:
             epoch = self._new_epoch()
         return self._add(tenant, name, ring, epoch, created_at, now_s)
+
+    def _go_on(self, tenant: str, name: str, start: TopicStart, now_s: float) -> Topic:
+        """Return a topic with an empty ring behind the messages that its journal has."""
+        limits = self.limits
+        ring = RecentMessageCache(limits.ring_messages, limits.ring_bytes, start.head + 1)
+        topic = self._add(tenant, name, ring, start.epoch, start.created_at, now_s, start.place)
+        if start.head:
+            self._ring_sizes.add(topic)
+        return topic
 
     def ring_for(self, saved: SavedTopic) -> RecentMessageCache | None:
         """Return an empty ring for what there was of a topic; None once memory is spent."""
@@ -205,6 +219,27 @@ class TopicManager:
             self._busy.note(topic)
         # Its newest message alone may be more than there was room for.
         self._ring_sizes.trim_largest(now_s)
+
+    def begin_anew(self, topic: Topic, start: TopicStart, now_s: float, head: int = 0) -> Topic:
+        """Let the name of ``topic``, which is journaled, begin a new epoch; return its new topic.
+
+        ``topic`` has no place here any more; what is counted in it until its last reader has left
+        it is summed up by `forget_outlived`.
+        """
+        if topic.history is None:
+            raise ValueError(f"topic {topic.name!r} is in no journal")
+        self._take_out(topic)
+        self._unmade.pop(topic, None)
+        # Messages that are counted in the new epoch already are yet to be delivered.
+        begun = self._go_on(
+            topic.tenant, topic.name, msgspec.structs.replace(start, head=head), now_s
+        )
+        topic.history.successor = begun
+        return begun
+
+    def forget_outlived(self, topic: Topic) -> None:
+        """Sum up a topic whose next epoch has begun, and which has no readers any more."""
+        self._totals.forget(topic)
 
     def remembered(self) -> Iterator[tuple[str, str, str, str]]:
         """Yield tenant, name, epoch and created_at of each name that is remembered."""
@@ -289,6 +324,8 @@ class TopicManager:
 
         So reading a name that nobody publishes to leaves nothing behind.
         """
+        if topic.history is not None and topic.history.successor is not None:
+            return
         if not (topic.head or topic.subscribers):
             self._unmade[topic] = None
             self._unmade.move_to_end(topic)
@@ -304,7 +341,8 @@ class TopicManager:
                 return
             del self._unmade[topic]
             self._forget(topic)
-            self._remember(topic.tenant, topic.name, topic.epoch, topic.created_at)
+            if topic.journal is None:
+                self._remember(topic.tenant, topic.name, topic.epoch, topic.created_at)
 
     def _remember(self, tenant: str, name: str, epoch: str, created_at: str) -> None:
         self._remembered[tenant, name] = epoch, created_at
@@ -326,6 +364,9 @@ class TopicManager:
             if forgotten_bytes >= FORGOTTEN_BYTES_PER_SWEEP:
                 break
             topic = self._to_sweep.popleft()
+            if topic.history is not None and topic.history.successor is not None:
+                # Its next epoch has a topic of its own.
+                continue
             # Nothing but the sweep forgets, so that what it leaves out is gone.
             if self._is_idle(topic, now_s):
                 idle.append(topic)
@@ -345,6 +386,7 @@ class TopicManager:
         epoch: str,
         created_at: str,
         now_s: float,
+        journal: JournalPlace | None = None,
     ) -> Topic:
         limits = self.limits
         portion = self.portions.of(tenant)
@@ -359,6 +401,7 @@ class TopicManager:
             created_at=created_at,
             now_s=now_s,
             active=self._totals.active,
+            journal=journal,
         )
         self._count_in(portion)
         self._topics[tenant, name] = topic
@@ -393,10 +436,13 @@ class TopicManager:
         return topic.is_unused and now_s - topic.last_used_s >= self.limits.idle_s
 
     def _forget(self, topic: Topic) -> None:
+        self._take_out(topic)
+        self._totals.forget(topic)
+
+    def _take_out(self, topic: Topic) -> None:
         del self._topics[topic.tenant, topic.name]
         self._ring_sizes.remove(topic)
         self._count_out(topic.portion)
-        self._totals.forget(topic)
         self._busy.forget(topic)
         others = self._per_tenant[topic.tenant]
         del others[topic]

@@ -13,6 +13,7 @@ alone.
 
 from clevrd.hub.circuits import CLOSE_SLOW_CONSUMER
 from clevrd.hub.control_loops import Stats
+from clevrd.hub.history_readers import OlderMessages
 from clevrd.hub.hub import RUN_MAX_BYTES, Hub
 from clevrd.hub.publish_answers import (
     PublishAnswer,
@@ -27,6 +28,7 @@ __all__ = [
     "CLOSE_SLOW_CONSUMER",
     "RUN_MAX_BYTES",
     "Hub",
+    "OlderMessages",
     "PublishAnswer",
     "Published",
     "Run",

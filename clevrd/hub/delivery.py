@@ -13,8 +13,9 @@ import msgspec
 
 from clevrd.config import Config
 from clevrd.control.adaptive_buffer import AdaptiveBufferManager
-from clevrd.core.beginning import Beginning, resolve
+from clevrd.core.beginning import Beginning, HistoryBeginning, in_history, resolve
 from clevrd.core.circuit import CircuitBudget
+from clevrd.core.journal_place import TopicStart
 from clevrd.core.message import KeyedMessage, Message
 from clevrd.core.notices import Ref, Warnings
 from clevrd.core.publish_request import PublishRequest
@@ -22,9 +23,12 @@ from clevrd.core.server_frames import FrameEncoder
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
+from clevrd.errors import JournalUnavailable
 from clevrd.hub.circuits import Circuits
+from clevrd.hub.history_readers import HistoryReaders, OlderMessages
+from clevrd.hub.new_epochs import NewEpochs
 from clevrd.hub.pattern_index import PatternIndex
-from clevrd.hub.readers import Readers
+from clevrd.hub.readers import Asked, Readers
 from clevrd.hub.rounds import RoomWaiters, Rounds
 from clevrd.hub.stamping import Stamp
 from clevrd.metrics.counters import Counters
@@ -62,7 +66,14 @@ class Delivery:
             loop,
             clock_ns,
         )
+        self.new_epochs = NewEpochs(self.readers, topics, counters, loop)
         self.makes_room = self.rounds.makes_room
+        # None where no topic has a history; set by `keep_history` alone.
+        self.history: HistoryReaders | None = None
+
+    def keep_history(self, history: HistoryReaders) -> None:
+        """Read from ``history`` what subscribers ask for that lies before the rings."""
+        self.history = self.readers.history = self.new_epochs.history = history
 
     def deliver(
         self, topic: Topic, offset: int, requests: Sequence[PublishRequest], stamps: Sequence[Stamp]
@@ -115,6 +126,9 @@ class Delivery:
         """
         now_s = self._loop.time()
         topic.set_window(self.buffers.window_of(topic.portion.name), now_s)
+        if self.history is not None and (start := in_history(topic, beginning)) is not None:
+            self.history.begin(topic, reader, start, Asked(beginning, pattern, ref, warnings))
+            return
         resolved = resolve(topic, beginning)
         if resolved.after > topic.edge:
             # The reader has a message of this turn already, for instance from the answer to its own
@@ -125,6 +139,35 @@ class Delivery:
     def serve(self, topic: Topic, after: int, max_messages: int, max_bytes: int) -> list[bytes]:
         """Return the frames behind offset ``after``, for a long-poll, which is no reader."""
         return topic.serve(after, after + max_messages, max_bytes, self._loop.time())
+
+    def begin_anew(self, topic: Topic, start: TopicStart, head: int = 0) -> Topic:
+        """Let the name of ``topic``, which is journaled, begin a new epoch; return its new topic.
+
+        Messages go into that from here on. All readers go over to it, in turns, and are told that
+        a new epoch has begun. Where it is the same epoch they are told what they don't get.
+
+        Args:
+            head: the offset behind which it begins here.
+        """
+        begun = self._topics.begin_anew(topic, start, self._loop.time(), head)
+        self.new_epochs.move_readers(topic, begun)
+        return begun
+
+    def in_history(self, topic: Topic, beginning: Beginning) -> HistoryBeginning | None:
+        """Return where in the topic's history a poll begins; None where the ring has it all."""
+        return None if self.history is None else in_history(topic, beginning)
+
+    async def older(
+        self, topic: Topic, start: HistoryBeginning, max_messages: int, max_bytes: int
+    ) -> OlderMessages:
+        """Return messages of a history, for a long-poll, which is no reader.
+
+        Raises:
+            JournalUnavailable: the history can't be read at the moment.
+        """
+        if self.history is None:
+            raise JournalUnavailable("There is no history.")
+        return await self.history.older(topic, start, max_messages, max_bytes)
 
     def is_under_way(self) -> bool:
         """Whether any message is yet to be offered, or any round is still writing."""

@@ -6,6 +6,7 @@ No publish is refused and no connection is closed here.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from clevrd.hub.delivery import Delivery
@@ -19,14 +20,17 @@ _POLL_S: Final = 0.01
 class Drain:
     """The wait for publishes and readers before the daemon stops."""
 
-    __slots__ = ("_delivery", "_loop", "_waiting")
+    __slots__ = ("_delivery", "_is_journal_busy", "_loop", "_waiting")
 
     def __init__(
         self,
         waiting: WaitingPublishes,
         delivery: Delivery,
         loop: asyncio.AbstractEventLoop,
+        is_journal_busy: Callable[[], bool],
     ) -> None:
+        """Args: is_journal_busy: whether any message waits for its place in a journal."""
+        self._is_journal_busy = is_journal_busy
         self._waiting = waiting
         self._delivery = delivery
         self._loop = loop
@@ -40,7 +44,11 @@ class Drain:
         progress = (-1, -1)
         patience_ends_s = 0.0
         while (now_s := self._loop.time()) < deadline_s:
-            is_busy = bool(self._waiting.count) or self._delivery.is_under_way()
+            is_busy = (
+                bool(self._waiting.count)
+                or self._is_journal_busy()
+                or self._delivery.is_under_way()
+            )
             if not is_busy and not self._delivery.is_lagging():
                 return
             if is_busy:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Final
 
 from clevrd.config import Config
@@ -16,6 +16,7 @@ from clevrd.control.adaptive_throttler import AdaptiveThrottler
 from clevrd.control.rate_limiter import RateLimiter
 from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes
 from clevrd.core.idempotency import RememberedAnswers
+from clevrd.core.patterns import Words
 from clevrd.core.portions import Weights
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.saved_topic import SavedTopic
@@ -26,12 +27,16 @@ from clevrd.errors import ShuttingDown
 from clevrd.hub.control_loops import ControlLoops, Stats
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.drain import Drain
+from clevrd.hub.history_pages import MAX_PAGE_BYTES
+from clevrd.hub.history_readers import HistoryReaders
+from clevrd.hub.journaling import Journaling
 from clevrd.hub.memory_shares import OPEN_WEIGHTS, input_bytes, max_keys, topic_limits
 from clevrd.hub.publish_answers import Published
 from clevrd.hub.publishing import Publishing
 from clevrd.hub.stamping import Stamping
 from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.input_budget import InputBudget
+from clevrd.journal.base import Engine, History
 from clevrd.memory import Memory, find_trim
 from clevrd.metrics.counters import Counters
 from clevrd.metrics.histograms import HistogramView
@@ -71,6 +76,10 @@ KEY_SWEEP_S: Final = 1.0
 _KEYS_PER_SWEEP: Final = 1_000
 
 
+# Share of the memory bound for pages of histories: 16 MB where the bound is 1 GB.
+_PAGES_SHARE: Final = 1 / 64
+
+
 class Hub:
     """All topics, their readers, and every operation that the floors above need on them."""
 
@@ -82,8 +91,18 @@ class Hub:
         weights: Weights = OPEN_WEIGHTS,
         stats: Stats | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
+        engine: Engine | None = None,
+        journaled: Sequence[Words] = (),
+        max_journaled_topics: int = 1_000_000,
     ) -> None:
-        """Args: weights: how tenants share the memory; `share_out` changes it later."""
+        """Make the hub.
+
+        Args:
+            weights: how tenants share the memory; `share_out` changes it later.
+            engine: keeps the journal; None for none.
+            journaled: patterns of the topics that are journaled.
+            max_journaled_topics: topics that may have messages in the journal.
+        """
         self._loop = loop
         # The configured bound, but never more than the cgroup or the machine has.
         max_memory_bytes = min(config.max_memory_mb << 20, memory_limit_bytes())
@@ -111,6 +130,26 @@ class Hub:
         self._stamping = Stamping(wall_ns)
         waiting = WaitingPublishes(self.topics.portions, loop, max_input_bytes)
         self.delivery = Delivery(config, self.topics, self.buffers, waiting, self.counters, loop)
+        # Messages that one run may have. A run fits into the quarter of the ring that may be
+        # pending.
+        self.max_run = min(MAX_RUN, self.delivery.rounds.max_pending)
+        # None without a journal.
+        self.journal: Journaling | None = None
+        if engine is not None:
+            self.journal = Journaling(
+                engine,
+                journaled,
+                self.topics,
+                self.delivery,
+                waiting,
+                loop,
+                self._stamping.wall_us,
+                self.counters.count_background_error,
+                max_run=self.max_run,
+                keep_keys_s=config.idempotency_s,
+                max_topics=max_journaled_topics,
+            )
+            self.delivery.patterns.stored = self.journal
         self.publishing = Publishing(
             self.topics,
             self._stamping,
@@ -121,9 +160,12 @@ class Hub:
             self.answers,
             self.counters,
             loop,
+            self.journal,
         )
-        self._drain = Drain(waiting, self.delivery, loop)
+        self._drain = Drain(waiting, self.delivery, loop, self._is_journal_busy)
         self._readers = self.delivery.readers
+        if engine is not None and (history := engine.history()) is not None:
+            self.keep_history(history)
         self._control_loops = ControlLoops(
             self.throttler,
             self.buffers,
@@ -132,9 +174,6 @@ class Hub:
             self._readers,
             loop,
         )
-        # Messages that one run may have. A run fits into the quarter of the ring that may be
-        # pending.
-        self.max_run = min(MAX_RUN, self.delivery.rounds.max_pending)
         # Not by the loop's clock, which counts milliseconds and stands still within a turn.
         self._loop_lag = LoopLag(self.counters.loop_lag_s.record, time.monotonic)
         self._timers = Timers(loop, self.counters.count_background_error)
@@ -162,6 +201,9 @@ class Hub:
         self.patterns = delivery.patterns
         self.subscribe = delivery.subscribe
         self.serve = delivery.serve
+        self.in_history = delivery.in_history
+        self.older = delivery.older
+        self.begin_anew = delivery.begin_anew
         self.unsubscribe = delivery.readers.leave
         self.paused = delivery.readers.pause
         self.resumed = delivery.readers.resume
@@ -175,6 +217,14 @@ class Hub:
         """Raise ShuttingDown once the drain has begun; requests begun before it are finished."""
         if self.is_draining:
             raise ShuttingDown
+
+    def keep_history(self, source: History) -> None:
+        """Let subscribers reach beyond the rings, into ``source``."""
+        max_bytes = max(MAX_PAGE_BYTES, int(self.topics.limits.max_memory_bytes * _PAGES_SHARE))
+        count_error = self.counters.count_background_error
+        self.delivery.keep_history(
+            HistoryReaders(source, max_bytes, self._readers, self._loop, count_error)
+        )
 
     def share_out(self, weights: Weights) -> None:
         """Let tenants share the memory by other ``weights`` from now on; nobody loses anything now.
@@ -200,6 +250,11 @@ class Hub:
     def open_circuits(self) -> int:
         """Readers that are suspended because their circuit is open."""
         return len(self._readers.suspended)
+
+    @property
+    def reading_history(self) -> int:
+        """Readers whose next message lies before their topic's ring."""
+        return 0 if self.delivery.history is None else len(self.delivery.history)
 
     @property
     def waiting_publishes(self) -> int:
@@ -247,6 +302,8 @@ class Hub:
         """Stop the timers, and disconnect no reader for an open circuit after this."""
         self._timers.stop()
         self.delivery.circuits.stop()
+        if self.delivery.history is not None:
+            self.delivery.history.stop()
 
     def evict_idle_topics(self) -> None:
         """Forget topics that had no reader and no publish for `topic_idle_s`."""
@@ -284,6 +341,11 @@ class Hub:
     def seal(self) -> None:
         """Append no message from here on: publishes that the shutdown cut off fail."""
         self._stamping.seal()
+        if self.journal is not None:
+            self.journal.node.seal()
+
+    def _is_journal_busy(self) -> bool:
+        return self.journal is not None and self.journal.node.is_busy
 
     def saved(self) -> list[tuple[SavedTopic, RecentMessageCache]]:
         """Return each topic's position and its ring, the last used first; call `seal` before."""
@@ -300,4 +362,7 @@ class Hub:
         Called before anything is served.
         """
         self._stamping.go_on_after(reader.last_id_us)
-        restore_topics(self.topics, reader, self._loop.time())
+        if self.journal is None:
+            restore_topics(self.topics, reader, self._loop.time())
+        else:
+            restore_topics(self.topics, reader, self._loop.time(), self.journal.covers)

@@ -48,6 +48,13 @@ class PatternSubscriber(Protocol):
         """Let go of a matching topic that was forgotten; all its messages had been handed over."""
 
 
+class StoredTopics(Protocol):
+    """Topics that have messages elsewhere, and are not in use."""
+
+    def bring_into_use(self, tenant: str, words: Words, /) -> Iterator[None]:
+        """Make the tenant's topics that match a pattern topics of this process, in steps."""
+
+
 class PatternIndex:
     """All pattern subscriptions."""
 
@@ -61,6 +68,8 @@ class PatternIndex:
         self._on_error = on_error
         self._tree: PatternTree[PatternSubscriber] = PatternTree()
         self._subscribers: set[PatternSubscriber] = set()
+        # None without a journal; set once, before anybody subscribes.
+        self.stored: StoredTopics | None = None
         # Work under way and waiting, as iterators that yield the cost of each step in units: one
         # for each topic that was made or forgotten, and one for each subscription that still
         # searches the topics that were there. Announcements go before searches.
@@ -102,6 +111,12 @@ class PatternIndex:
     def _find(self, tenant: str, words: Words, subscriber: PatternSubscriber) -> Iterator[int]:
         if subscriber not in self._subscribers:
             return
+        if self.stored is not None:
+            # Before the list is made: a topic that is brought into use meanwhile is in it then.
+            for _ in self.stored.bring_into_use(tenant, words):
+                yield _UNITS_PER_STEP
+                if subscriber not in self._subscribers:
+                    return
         topics = self._topics.of_tenant(tenant)
         # The whole list is made in this step: 10 us for 1,000 topics.
         yield len(topics) // _TOPICS_PER_UNIT_LISTED

@@ -10,7 +10,7 @@ import asyncio
 
 import msgspec
 
-from clevrd.core.topic import Topic
+from clevrd.core.topic import Topic, newest_epoch_of
 
 
 class Published(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -28,6 +28,8 @@ class Published(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     # True when an earlier publish with the same key got this answer, and this one was not
     # published.
     repeated: bool = False
+    # True when the message outlives a crash and a power cut.
+    durable: bool = False
 
 
 class WarnedPublished(Published, frozen=True, gc=False, omit_defaults=True):
@@ -50,9 +52,24 @@ def with_warnings(answer: Published, warnings: tuple[str, ...]) -> Published:
     return WarnedPublished(**msgspec.structs.asdict(answer), warnings=warnings)
 
 
-def audience_of(topic: Topic) -> tuple[str, int, int, int]:
-    """Return the topic's part of an answer: epoch, subscribers, lagging and slow."""
+# The fields of an answer to an accepted message, behind the offset.
+Audience = tuple[str, int, int, int, bool, bool]
+
+
+def audience_of(topic: Topic) -> Audience:
+    """Return the topic's part of an answer to a message that was accepted just now."""
     lagging = len(topic.lagging)
     # The sum is `topic.subscribers` without its calls, since it is needed for each publish.
     subscribers = len(topic.live) + lagging + len(topic.suspended)
-    return topic.epoch, subscribers, lagging, topic.slow
+    if topic.journal is None:
+        return topic.epoch, subscribers, lagging, topic.slow, False, False
+    return _journaled_audience(newest_epoch_of(topic))
+
+
+def _journaled_audience(topic: Topic) -> Audience:
+    """Return the same of a journaled topic, in the epoch in which its newest messages are."""
+    reading = 0 if topic.history is None else len(topic.history.readers)
+    lagging = len(topic.lagging) + reading
+    subscribers = len(topic.live) + lagging + len(topic.suspended)
+    is_durable = topic.journal is not None and topic.journal.is_durable
+    return topic.epoch, subscribers, lagging, topic.slow, False, is_durable

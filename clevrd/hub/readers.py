@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
-from clevrd.core.beginning import ResolvedBeginning
+from clevrd.core.beginning import Beginning, ResolvedBeginning
 from clevrd.core.notices import Ref, Subscribed, Warnings
 from clevrd.core.portions import Portion
 from clevrd.core.subscriber import Subscriber
@@ -33,6 +33,28 @@ CATCH_UP_BYTES: Final = 65_536
 # messages held the loop for 0.7 s.
 CATCH_UP_TURN_BYTES: Final = 1_048_576
 _SPELLED_COSTS: Final = 8
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """The request of a joining reader, as far as its first notices are made of it."""
+
+    beginning: Beginning
+    pattern: str | msgspec.UnsetType
+    ref: Ref
+    warnings: Warnings
+
+
+class ReadsHistory(Protocol):
+    """The readers that read a history, and have not reached the ring of their topic."""
+
+    def read_once(self, topic: Topic, reader: Subscriber, /) -> int:
+        """Hand ``reader`` its next messages; return the bytes, 0 if it can go on only later."""
+
+    def pause(self, reader: Subscriber, /) -> None:
+        """Note that the reader's transport is full."""
+
+    def forget(self, reader: Subscriber, /) -> None:
+        """Know no more of a reader, which has left. Idempotent."""
 
 
 class Holdings:
@@ -55,6 +77,7 @@ class Readers:
         "_loop",
         "_note_left",
         "count",
+        "history",
         "queue",
         "suspended",
         "topics",
@@ -70,6 +93,8 @@ class Readers:
         self._counters = counters
         self._note_left = note_left
         self._loop = loop
+        # None where no topic has a history.
+        self.history: ReadsHistory | None = None
         # Readers that are catching up, and their topics, by portion. The reader that has waited
         # longest is first, and so is the portion that has; each portion that is in here has some.
         self._catching_up: dict[Portion, dict[Subscriber, Topic]] = {}
@@ -109,12 +134,47 @@ class Readers:
                 return
         self._catch_up(topic, reader)
 
+    def join_in_history(self, topic: Topic, reader: Subscriber) -> None:
+        """Add ``reader``, which `history` hands messages until it has reached the ring."""
+        topic.join_in_history(reader, self._loop.time())
+        self.topics[topic] = None
+        self.count += 1
+        self._catch_up(topic, reader)
+
+    def greet(
+        self, topic: Topic, reader: Subscriber, start: ResolvedBeginning, asked: Asked
+    ) -> None:
+        """Send a reader that wants notices its first ones."""
+        if reader.gaps is not None:
+            reader.sink.write(
+                _first_notices(topic, reader, start, asked.pattern, asked.ref, asked.warnings)
+            )
+
+    def catch_up_soon(self, topic: Topic, reader: Subscriber) -> None:
+        """Give ``reader`` a turn, as all that come in this turn of the loop."""
+        self._take_turns(topic, reader)
+        self.queue.work_soon()
+
+    def count_written(self, size_bytes: int) -> None:
+        """Count bytes that a reader was handed from a history."""
+        self._counters.delivered_bytes += size_bytes
+
     def leave(self, topic: Topic, reader: Subscriber) -> None:
         """Remove ``reader``; what waited for it is discarded. A second call does nothing."""
-        if not reader.is_joined:
-            return
+        if reader.is_joined:
+            self._remove(topic, reader, topic.leave)
+
+    def let_go(self, topic: Topic, reader: Subscriber) -> None:
+        """Remove ``reader`` as `leave` does, so that it can join the topic's next epoch."""
+        self._remove(topic, reader, topic.let_go)
+
+    def _remove(
+        self, topic: Topic, reader: Subscriber, leave: Callable[[Subscriber, float], None]
+    ) -> None:
         self.suspended.pop(reader, None)
-        topic.leave(reader, self._loop.time())
+        if self.history is not None:
+            self.history.forget(reader)
+        leave(reader, self._loop.time())
         self.count -= 1
         if topic.subscribers == 0:
             self.topics.pop(topic, None)
@@ -130,6 +190,8 @@ class Readers:
         reader.is_blocked = True
         if reader.is_joined:
             topic.mark_lagging(reader)
+            if self.history is not None:
+                self.history.pause(reader)
 
     def resume(self, topic: Topic, reader: Subscriber) -> None:
         """Note that the reader's transport takes more, and let it read on by its policy."""
@@ -193,6 +255,9 @@ class Readers:
         # The reader's circuit may have opened between two of its turns, or it may have left.
         if not reader.is_joined or reader.is_blocked or reader.is_live or reader in self.suspended:
             return 0
+        if topic.history is not None and reader in topic.history.readers:
+            taken_bytes = self.history.read_once(topic, reader) if self.history else 0
+            return taken_bytes if reader.form is None else taken_bytes * _SPELLED_COSTS
         texts = topic.read(reader, CATCH_UP_BYTES, self._loop.time())
         if not texts:
             topic.mark_live(reader)

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from clevrd.metrics.histograms import HistogramView
+from clevrd.metrics.journal import JournalFigures, JournalStorage
 from clevrd.metrics.snapshot import Build, Connections, Snapshot, Throttle, Tls, Traffic
 
 TEXT_TYPE: Final = text_exposition.CONTENT_TYPE_PLAIN_0_0_4
@@ -78,6 +79,8 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _of_connections(snapshot.connections)
     if snapshot.tls is not None:
         yield from _of_tls(snapshot.tls)
+    if snapshot.journal is not None:
+        yield from _of_journal(snapshot.journal)
     yield from _of_traffic(snapshot.traffic)
     yield from _of_load(snapshot, snapshot.throttle)
     yield from _of_process(snapshot)
@@ -113,6 +116,11 @@ def _of_daemon(snapshot: Snapshot, build: Build) -> Iterator[Metric]:
         "clevrd_open_circuits",
         "Subscriptions that are given nothing until their connection takes more.",
         snapshot.open_circuits,
+    )
+    yield _gauge(
+        "clevrd_history_readers",
+        "Subscriptions whose next message lies before the ring of their topic.",
+        snapshot.reading_history,
     )
 
 
@@ -227,6 +235,95 @@ def _of_tls(tls: Tls) -> Iterator[Metric]:
         "clevrd_tls_certificate_ends_in",
         "The time until the first of the certificates ends.",
         tls.certificate_ends_in_s,
+    )
+
+
+def _of_journal(journal: JournalFigures) -> Iterator[Metric]:
+    yield InfoMetricFamily(
+        "clevrd_journal",
+        "Where journaled messages are kept, and what an answered one outlives.",
+        {"engine": journal.engine, "durability": journal.durability},
+    )
+    yield _labelled(
+        GaugeMetricFamily(
+            "clevrd_journal_state",
+            "1 for the state that the journal is in: publishes are refused unless it is ok.",
+            labels=["state"],
+        ),
+        {state: int(state == journal.state) for state in ("ok", "full", "unavailable")},
+    )
+    yield _gauge(
+        "clevrd_journal_topics", "Topics that have messages in the journal.", journal.topics
+    )
+    yield _counter("clevrd_journal_records", "Records that this process wrote.", journal.records)
+    yield _counter("clevrd_journal_messages", "Messages that this process wrote.", journal.messages)
+    yield _gauge(
+        "clevrd_journal_pending_bytes",
+        "Bytes of messages that wait for their place in the journal.",
+        journal.pending_bytes,
+    )
+    yield _counter(
+        "clevrd_journal_retries", "Records that were sent to the engine again.", journal.retries
+    )
+    yield _counter(
+        "clevrd_journal_failed",
+        "Messages whose publishers were told that the journal does not answer, or is full.",
+        journal.failed,
+    )
+    yield _counter("clevrd_journal_foreign", "Records of foreign producers.", journal.foreign)
+    yield _counter(
+        "clevrd_journal_unreadable",
+        "Records that could not be read, and were left out.",
+        journal.unreadable,
+    )
+    yield _counter(
+        "clevrd_journal_rewinds",
+        "Times that the log was read again, since it had lost records.",
+        journal.rewinds,
+    )
+    yield _counter(
+        "clevrd_journal_resets",
+        "Times that this process began a new epoch for all nodes.",
+        journal.resets,
+    )
+    yield _gauge(
+        "clevrd_journal_nodes",
+        "Processes that have written to the journal within the last minute, this one included.",
+        journal.nodes,
+    )
+    if journal.checkpoint_age_s is not None:
+        yield _seconds(
+            "clevrd_journal_checkpoint_age",
+            "How long ago the last checkpoint was saved.",
+            journal.checkpoint_age_s,
+        )
+    if journal.storage is not None:
+        yield from _of_storage(journal.storage)
+
+
+def _of_storage(storage: JournalStorage) -> Iterator[Metric]:
+    yield _gauge("clevrd_journal_files", "Files with messages.", storage.files)
+    yield _gauge("clevrd_journal_size_bytes", "Bytes of these files.", storage.size_bytes)
+    yield _seconds(
+        "clevrd_journal_oldest_time",
+        "When the oldest message that is kept was published, since 1970; 0 without one.",
+        storage.oldest_at_s,
+    )
+    yield _histogram(
+        "clevrd_journal_commit_duration",
+        "How long a commit took, until its messages were as durable as was asked for.",
+        storage.commit_s,
+        "seconds",
+    )
+    yield _counter(
+        "clevrd_journal_damaged",
+        "Messages and parts of files that are not what was written; they are not served.",
+        storage.damaged,
+    )
+    yield _counter(
+        "clevrd_journal_new_stamps",
+        "Times that the log began anew, so that every journaled topic has another epoch.",
+        storage.new_stamps,
     )
 
 

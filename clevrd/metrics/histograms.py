@@ -22,6 +22,11 @@ _MESSAGES: Final = tuple((1 << bits) - 1 for bits in range(1, 13))
 _NOTED_ROUNDS: Final = 256
 
 
+# The buckets of `times_view` that are told apart: from 16 us to 1 s.
+_FIRST_BITS: Final = 4
+_LAST_BITS: Final = 20
+
+
 class HistogramView(msgspec.Struct, frozen=True):
     """A histogram at one moment, as Prometheus counts: each bucket with all below it."""
 
@@ -143,3 +148,10 @@ class _WholeNumbers:
         """Return what was recorded, in a unit that has so many ``parts`` of the values' own."""
         bounds = tuple(bound / parts for bound in self._bounds)
         return HistogramView(bounds, (*self._below, self._count), self._sum / parts)
+
+
+def times_view(buckets: Sequence[int], sum_ns: int) -> HistogramView:
+    """Return times that are counted by the bits of their microseconds, in seconds."""
+    bounds = tuple((1 << bits) / 1e6 for bits in range(_FIRST_BITS, _LAST_BITS + 1))
+    below = tuple(accumulate(buckets))
+    return HistogramView(bounds, (*below[_FIRST_BITS : _LAST_BITS + 1], below[-1]), sum_ns / 1e9)

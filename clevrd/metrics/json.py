@@ -9,6 +9,7 @@ import msgspec
 
 from clevrd.control.adaptive_buffer import BufferDecision
 from clevrd.control.system_stats import ProcessFigures
+from clevrd.metrics.journal import JournalFigures, JournalStorage
 from clevrd.metrics.snapshot import (
     Connections,
     IdempotencyView,
@@ -57,6 +58,41 @@ class LogView(msgspec.Struct, frozen=True):
     dropped: int
 
 
+class JournalView(msgspec.Struct, frozen=True):
+    """The journal, with its files where the engine has its own."""
+
+    engine: str
+    durability: str
+    state: str
+    partitions: int
+    topics: int
+    records: int
+    messages: int
+    pending_bytes: int
+    retries: int
+    failed: int
+    foreign: int
+    unreadable: int
+    rewinds: int
+    resets: int
+    nodes: int
+    checkpoint_age_s: float | None
+    storage: StorageView | None
+
+
+class StorageView(msgspec.Struct, frozen=True):
+    """An engine's files; times in seconds since 1970, and in all for commits."""
+
+    files: int
+    size_bytes: int
+    oldest_at_s: float
+    commits: int
+    commit_s: float
+    damaged: int
+    new_stamps: int
+    last_error: str
+
+
 class MetricsView(msgspec.Struct, frozen=True):
     """The whole of /metrics."""
 
@@ -64,6 +100,7 @@ class MetricsView(msgspec.Struct, frozen=True):
     total_subscribers: int
     slow_subscribers: int
     open_circuits: int
+    reading_history: int
     topics: list[TopicView]
     throttler_metrics: ThrottlerView
     buffer_metrics: BufferDecision | None
@@ -73,6 +110,8 @@ class MetricsView(msgspec.Struct, frozen=True):
     connections: dict[str, Any]
     # Left out where the daemon speaks no TLS.
     tls: Tls | msgspec.UnsetType
+    # Left out without a journal.
+    journal: JournalView | msgspec.UnsetType
     log: LogView
     process: ProcessFigures
     uptime_s: float
@@ -113,6 +152,7 @@ def _summary(snapshot: Snapshot) -> MetricsView:
         total_subscribers=snapshot.total_subscribers,
         slow_subscribers=snapshot.slow_subscribers,
         open_circuits=snapshot.open_circuits,
+        reading_history=snapshot.reading_history,
         topics=[],
         throttler_metrics=_throttler_view(snapshot.throttle),
         buffer_metrics=snapshot.window,
@@ -121,10 +161,20 @@ def _summary(snapshot: Snapshot) -> MetricsView:
         idempotency=snapshot.idempotency,
         connections=_connections_view(snapshot.connections),
         tls=msgspec.UNSET if snapshot.tls is None else snapshot.tls,
+        journal=msgspec.UNSET if snapshot.journal is None else _journal_view(snapshot.journal),
         log=LogView(snapshot.log_lines_dropped),
         process=snapshot.process,
         uptime_s=round(snapshot.uptime_s, 3),
     )
+
+
+def _journal_view(journal: JournalFigures) -> JournalView:
+    fields = {name: getattr(journal, name) for name in JournalFigures.__struct_fields__}
+    storage = journal.storage
+    if storage is not None:
+        shown = {name: getattr(storage, name) for name in JournalStorage.__struct_fields__}
+        fields["storage"] = StorageView(**{**shown, "commit_s": round(storage.commit_s.sum, 6)})
+    return JournalView(**fields)
 
 
 def _connections_view(connections: Connections) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from clevrd.core.topic import Topic
 from clevrd.core.topic_totals import Totals
 from clevrd.metrics.counters import Counters
 from clevrd.metrics.histograms import HistogramView
+from clevrd.metrics.journal import JournalFigures
 
 
 class Build(msgspec.Struct, frozen=True):
@@ -155,6 +156,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     total_subscribers: int
     slow_subscribers: int
     open_circuits: int
+    reading_history: int
     topics: list[TopicView]
     messages: MessageTotals
     idempotency: IdempotencyView
@@ -171,6 +173,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     connections: Connections
     # None where the daemon speaks no TLS.
     tls: Tls | None
+    # None without a journal.
+    journal: JournalFigures | None
     traffic: Traffic
     log_lines_dropped: int
     process: ProcessFigures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.saved_topic import SavedTopic
@@ -20,17 +21,31 @@ def saved_topics(topics: TopicManager) -> list[tuple[SavedTopic, RecentMessageCa
     Positions of topics without messages follow, so that a reader of a quiet topic resumes.
     """
     # The rings themselves: a thread reads what they hold, and no message is asked for by offset.
-    by_use = sorted(topics, key=lambda topic: topic.last_used_s, reverse=True)
+    # Journaled topics are left out: their journal has them.
+    own = (topic for topic in topics if topic.journal is None)
+    by_use = sorted(own, key=lambda topic: topic.last_used_s, reverse=True)
     saved = [(_saved(topic), topic.ring) for topic in by_use]
     empty = RecentMessageCache(1, 1)
     return saved + [(SavedTopic(*place, 1, 0), empty) for place in topics.remembered()]
 
 
-def restore_topics(topics: TopicManager, reader: StateReader, now_s: float) -> None:
-    """Restore the topics of a file, as far as the limits allow; log the number left out."""
+def restore_topics(
+    topics: TopicManager,
+    reader: StateReader,
+    now_s: float,
+    is_journaled: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Restore the topics of a file, as far as the limits allow; log the number left out.
+
+    Args:
+        is_journaled: whether a journal has the topics of a name, which are left out: it was
+            configured since they were saved, and would never have their messages otherwise.
+    """
     left_out, reason = 0, ""
     for saved, ring in reader.topics(topics.ring_for):
         try:
+            if is_journaled(saved.name):
+                raise Unavailable("It is journaled now, and begins anew in the journal.")
             topics.restore(saved, ring, now_s)
         except (Unavailable, InvalidRequest) as error:
             left_out += 1

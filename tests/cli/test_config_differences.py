@@ -9,7 +9,8 @@ from keys import WEB, key, rules
 
 from clevrd.config import Config
 from clevrd.config_differences import differences
-from clevrd.config_view import ConfigInForce, ConfigView, fingerprint
+from clevrd.config_view import ConfigInForce, ConfigView
+from clevrd.fingerprints import fingerprint
 from clevrd.tenants.keys import new_key
 from clevrd.tenants.settings import read_access
 

@@ -211,6 +211,33 @@ async def test_gaps_are_values_at_their_place(
     assert told == [(3, "slow_consumer"), (4, "e", 4), "unknown", (5, "e", 5)]
 
 
+async def test_new_epoch_in_the_middle_of_a_connection_moves_the_position(
+    server: FakeServer, new_client: Callable[..., Client]
+) -> None:
+    """The topic's offsets begin again; its messages are handed out, and resumed from."""
+    server.feeds.append(
+        Feed(
+            [
+                *(subscribed("old", 40), message(41)),
+                *(subscribed("new", 0, is_recovered=False), gap(None, None, "epoch"), message(1)),
+            ],
+            has_control=True,
+        )
+    )
+
+    told: list[object] = []
+    stored: list[Position | None] = []
+    async with new_client() as client, client.subscribe("t") as items:
+        async for item in items:
+            told.append(item.reason if isinstance(item, Gap) else (item.epoch, item.offset))
+            stored.append(items.position)
+            if len(told) == 3:
+                break
+
+    assert told == [("old", 41), "epoch", ("new", 1)]
+    assert stored == [Position("old", 41), Position("new", 0), Position("new", 1)]
+
+
 async def test_position_covers_what_was_handed_out_and_no_more(
     server: FakeServer, new_client: Callable[..., Client]
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clevrd.core.message_ids import MessageIds, rfc3339
+from clevrd.core.message_ids import MessageIds, id_at, rfc3339, us_of_id
 from clevrd.core.names import MAX_TOPIC_BYTES, check_topic
 from clevrd.core.publish_request import decode_publish, decode_socket_publish
 from clevrd.errors import InvalidRequest
@@ -351,3 +351,29 @@ def test_ids_rise_whatever_the_clock_does(steps: list[int]) -> None:
         assert message_id > previous
         assert timedelta() <= shown - true <= timedelta(milliseconds=1)
         previous = message_id
+
+
+@given(
+    st.from_regex(r"msg-(19[7-9]|[2-9][0-9]{2})[0-9]{5}-[0-9]{6}\.[0-9]{6}", fullmatch=True),
+    st.data(),
+)
+def test_id_is_a_time_also_where_its_digits_are_none(message_id: str, data: st.DataObject) -> None:
+    """Ids are compared as text, so a 13th month is a time at the end of its year."""
+    us = us_of_id(message_id)
+
+    near_us = data.draw(
+        st.integers(max(0, us - 3), min(us + 3, us_of_id("msg-99991231-235959.999999")))
+    )
+    assert (id_at(near_us) <= message_id) == (near_us <= us)
+
+
+@given(st.integers(0, 4 * 10**15))
+def test_id_is_read_as_it_is_spelled(us: int) -> None:
+    """In both directions, and by a spelling that goes on from any other time."""
+    spell = MessageIds().spell
+    spell(NOON_US, NOON_US)
+
+    assert us_of_id(id_at(us)) == us
+    assert spell(us, us) == (id_at(us), rfc3339(us))
+    # An id that has run ahead of the clock has the clock's time.
+    assert spell(us + 2_000, us) == (id_at(us + 2_000), rfc3339(us))

@@ -410,7 +410,7 @@ def test_commands_in_examples_exist() -> None:
     lines = "\n".join(line for document in DOCUMENTS for line in shell_lines(document))
     # A command may have a second word.
     printed = re.findall(
-        r"(?:^|\| |bin/)clevrd ((?:key |token )?\w+)((?: +[^\s#|]+)*)", lines, re.MULTILINE
+        r"(?:^|\| |bin/)clevrd ((?:key |token |journal )?\w+)((?: +[^\s#|]+)*)", lines, re.MULTILINE
     )
 
     helps = {command: help_of(command) for command, _ in printed}

@@ -36,6 +36,7 @@ FLOORS = read_floors((PACKAGE.parent / "docs" / "architecture.md").read_text(enc
 # The only steps sideways that leave a folder: a wrong setting or address is one of the errors, an
 # address is a setting, and the command line is a user of the client.
 SIDEWAYS = {
+    ("journal", "metrics"),
     ("config", "errors"),
     ("addresses", "errors"),
     ("config", "addresses"),

@@ -23,7 +23,7 @@ VALUES = {
     for choice in (",", " or ")
     if setting.allowed.startswith("one of " if choice == "," else "true or")
 }
-FILES = {"FILE": shtab.FILE, "--state-dir": shtab.DIRECTORY}
+FILES = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "--state-dir": shtab.DIRECTORY}
 
 
 def script(shell: str) -> str:

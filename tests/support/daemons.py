@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from clevrd.config import Config
 from clevrd.connections.one_subscription import OneSubscription
 from clevrd.connections.websocket import SubscriberWebSocket
 from clevrd.control.system_stats import LoadSample
+from clevrd.journal.settings import read_journal
 from clevrd.server import Server
 from clevrd.tenants.settings import OPEN, Access
 
@@ -109,6 +110,7 @@ async def running(
     stats: FakeStats | None = None,
     access: Access = OPEN,
     folder: Path = Path(),
+    journal_table: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Daemon]:
     """Run a daemon in this loop on a free port, with ``settings`` as fields of Config.
@@ -116,12 +118,17 @@ async def running(
     Args:
         access: who may ask for what.
         folder: where the files are that ``access`` names.
+        journal_table: the table ``journal`` of a configuration file.
     """
     pair = _tunnel_pair()
     if pair is not None:
         settings = {**pair.settings, **settings}
     config = Config(**{"address": "127.0.0.1:0", "shutdown_timeout_s": 2.0, **settings})
-    server = Server(config, access, folder, stats=stats or FakeStats())
+    if journal_table is None and os.environ.get("CLEVRD_TEST_JOURNAL"):
+        # With this variable every test that uses `running` keeps its messages in a journal.
+        journal_table = {"directory": tempfile.mkdtemp(prefix="clevrd-journal-")}
+    journal = None if journal_table is None else read_journal({"journal": journal_table}, "")
+    server = Server(config, access, folder, stats=stats or FakeStats(), journal=journal)
     await server.start()
     try:
         async with AsyncExitStack() as stack:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import socket
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(*, highest: int = 65_535) -> int:
+    """Return a port that nobody listens on at the moment, ``highest`` or below."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port <= highest:
+            return port
 
 
 def accepts(port: int) -> bool:

@@ -50,8 +50,8 @@ function _shtab_clevrd_using
   test "$_shtab_clevrd_cmdpath" = "$argv"
 end
 
-set -g _shtab_clevrd_commands serve publish subscribe health checkconfig cert key 'key new' 'key digest' token 'token new' 'token show' completion version help
-set -g _shtab_clevrd_opts_with_value --address --admin-address --allowed-origins --audience --buffer --ca-file --catch-up-messages --cert --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --id --idempotency-s --issuer --keepalive-timeout-s --key --key-file --kid --last --lifetime --log-level --match-all-patterns --max-batch-bytes --max-connections --max-connections-per-address --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --private-key --proxy-protocol --publish --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --secret-file --send-buffer-bytes --shutdown-timeout-s --since --state-dir --sub --subscribe --tenant --throttle-scope --timeout --tls-cert-file --tls-key-file --topic-idle-s --url --write-high-bytes --write-low-bytes
+set -g _shtab_clevrd_commands serve publish subscribe health checkconfig cert key 'key new' 'key digest' token 'token new' 'token show' journal 'journal stat' 'journal verify' 'journal export' 'journal import' 'journal backup' completion version help
+set -g _shtab_clevrd_opts_with_value --address --admin-address --allowed-origins --audience --buffer --ca-file --catch-up-messages --cert --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --id --idempotency-s --issuer --journal --keepalive-timeout-s --key --key-file --kid --last --lifetime --log-level --match-all-patterns --max-batch-bytes --max-connections --max-connections-per-address --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --private-key --proxy-protocol --publish --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --secret-file --send-buffer-bytes --shutdown-timeout-s --since --state-dir --sub --subscribe --tenant --throttle-scope --timeout --tls-cert-file --tls-key-file --topic --topic-idle-s --url --write-high-bytes --write-low-bytes
 
 complete -c clevrd -e
 complete -c clevrd -f
@@ -97,6 +97,7 @@ complete -c clevrd -n '_shtab_clevrd_using serve' -l request-timeout-s -x -d 'Se
 complete -c clevrd -n '_shtab_clevrd_using serve' -l keepalive-timeout-s -x -d 'Seconds that an idle connection stays open between requests. A number from 0.1 to 86400; default 75; CLEVRD_KEEPALIVE_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l shutdown-timeout-s -x -d 'Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600; default 30; CLEVRD_SHUTDOWN_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l state-dir -xka "(__fish_complete_directories)" -d 'Directory that carries topics over a planned restart; empty for none. Like /var/lib/clevrd; default none; CLEVRD_STATE_DIR'
+complete -c clevrd -n '_shtab_clevrd_using serve' -l journal -x -d 'Directory of a journal, in which messages outlive the process, or the URL of a Redis, for one that several nodes share; empty for none. Like /var/lib/clevrd/journal or redis://redis.example:6379; default none; CLEVRD_JOURNAL'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l throttle-scope -xka "topic global" -d 'Whose publishes wait under overload: those to topics whose subscribers are slow, or all. One of topic, global; default topic; CLEVRD_THROTTLE_SCOPE'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l log-level -xka "debug info warning error" -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l raw-paths -xka "true false" -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
@@ -168,6 +169,7 @@ complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l request-timeout-s -x 
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l keepalive-timeout-s -x -d 'Seconds that an idle connection stays open between requests. A number from 0.1 to 86400; default 75; CLEVRD_KEEPALIVE_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l shutdown-timeout-s -x -d 'Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600; default 30; CLEVRD_SHUTDOWN_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l state-dir -xka "(__fish_complete_directories)" -d 'Directory that carries topics over a planned restart; empty for none. Like /var/lib/clevrd; default none; CLEVRD_STATE_DIR'
+complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l journal -x -d 'Directory of a journal, in which messages outlive the process, or the URL of a Redis, for one that several nodes share; empty for none. Like /var/lib/clevrd/journal or redis://redis.example:6379; default none; CLEVRD_JOURNAL'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l throttle-scope -xka "topic global" -d 'Whose publishes wait under overload: those to topics whose subscribers are slow, or all. One of topic, global; default topic; CLEVRD_THROTTLE_SCOPE'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l log-level -xka "debug info warning error" -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l raw-paths -xka "true false" -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
@@ -207,6 +209,27 @@ complete -c clevrd -n '_shtab_clevrd_using token new' -l lifetime -x -d 'how lon
 complete -c clevrd -n '_shtab_clevrd_using token; and test $_shtab_clevrd_npos -eq 0' -a show -d 'Show what a token says, read from standard input.'
 complete -c clevrd -n '_shtab_clevrd_using token show' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using token show' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file of settings: say whether a daemon with it would take the token, and why not (CLEVRD_CONFIG)'
+complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a journal -d 'Look at a journal, check it, copy it, and take messages out or in.'
+complete -c clevrd -n '_shtab_clevrd_using journal' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using journal; and test $_shtab_clevrd_npos -eq 0' -a stat -d 'Show how much a journal has, and since when.'
+complete -c clevrd -n '_shtab_clevrd_using journal stat' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using journal stat' -l json -d 'print one JSON object'
+complete -c clevrd -n '_shtab_clevrd_using journal stat; and test $_shtab_clevrd_npos -eq 0' -ka "(__fish_complete_directories)" -d 'the journal'"'"'s directory, as in clevrd serve --journal'
+complete -c clevrd -n '_shtab_clevrd_using journal; and test $_shtab_clevrd_npos -eq 0' -a verify -d 'Compare all that a journal has with its checksums.'
+complete -c clevrd -n '_shtab_clevrd_using journal verify' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using journal verify; and test $_shtab_clevrd_npos -eq 0' -ka "(__fish_complete_directories)" -d 'the journal'"'"'s directory, as in clevrd serve --journal'
+complete -c clevrd -n '_shtab_clevrd_using journal; and test $_shtab_clevrd_npos -eq 0' -a export -d 'Print a journal'"'"'s messages, one JSON line each.'
+complete -c clevrd -n '_shtab_clevrd_using journal export' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using journal export' -l topic -x -d 'a topic, or a pattern such as orders.* (default: all)'
+complete -c clevrd -n '_shtab_clevrd_using journal export' -l tenant -x -d 'one tenant'"'"'s messages (default: all)'
+complete -c clevrd -n '_shtab_clevrd_using journal export; and test $_shtab_clevrd_npos -eq 0' -ka "(__fish_complete_directories)" -d 'the journal'"'"'s directory, as in clevrd serve --journal'
+complete -c clevrd -n '_shtab_clevrd_using journal; and test $_shtab_clevrd_npos -eq 0' -a import -d 'Append messages, one JSON line each, to a journal that no daemon has open.'
+complete -c clevrd -n '_shtab_clevrd_using journal import' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using journal import; and test $_shtab_clevrd_npos -eq 0' -ka "(__fish_complete_directories)" -d 'the journal'"'"'s directory, as in clevrd serve --journal'
+complete -c clevrd -n '_shtab_clevrd_using journal import; and test $_shtab_clevrd_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'lines as clevrd journal export prints them; topic and data are enough (default: standard input, which - stands for too)'
+complete -c clevrd -n '_shtab_clevrd_using journal; and test $_shtab_clevrd_npos -eq 0' -a backup -d 'Copy a journal, which a daemon may have open.'
+complete -c clevrd -n '_shtab_clevrd_using journal backup' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using journal backup; and test $_shtab_clevrd_npos -eq 0' -ka "(__fish_complete_directories)" -d 'the journal'"'"'s directory, as in clevrd serve --journal'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a completion -d 'Print what a shell needs to complete these commands.'
 complete -c clevrd -n '_shtab_clevrd_using completion' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using completion; and test $_shtab_clevrd_npos -eq 0' -ka "bash zsh fish" -d 'bash: eval "$(clevrd completion bash)" in ~/.bashrc; zsh: clevrd completion zsh > a file named _clevrd in a directory of $fpath; fish: clevrd completion fish > ~/.config/fish/completions/clevrd.fish'
@@ -214,4 +237,4 @@ complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' 
 complete -c clevrd -n '_shtab_clevrd_using version' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a help -d 'Show what a command takes.'
 complete -c clevrd -n '_shtab_clevrd_using help' -s h -l help -d 'show this help message and exit'
-complete -c clevrd -n '_shtab_clevrd_using help; and test $_shtab_clevrd_npos -eq 0' -ka "serve publish subscribe health checkconfig cert key token completion version help" -d 'the command to explain'
+complete -c clevrd -n '_shtab_clevrd_using help; and test $_shtab_clevrd_npos -eq 0' -ka "serve publish subscribe health checkconfig cert key token journal completion version help" -d 'the command to explain'

@@ -15,6 +15,7 @@ _shtab_clevrd_commands() {
     completion:'Print what a shell needs to complete these commands.'
     health:'Ask the daemon of these settings whether it is well; for health checks.'
     help:'Show what a command takes.'
+    journal:'Look at a journal, check it, copy it, and take messages out or in.'
     key:'Make an API key, or the digest of one.'
     publish:'Publish one message, or one for each line.'
     serve:'Run the daemon (the default).'
@@ -23,6 +24,17 @@ _shtab_clevrd_commands() {
     version:'Print the version.'
   )
   _describe 'clevrd commands' _commands
+}
+
+_shtab_clevrd_journal_commands() {
+  local _commands=(
+    backup:'Copy a journal, which a daemon may have open.'
+    export:'Print a journal'"'"'s messages, one JSON line each.'
+    import:'Append messages, one JSON line each, to a journal that no daemon has open.'
+    stat:'Show how much a journal has, and since when.'
+    verify:'Compare all that a journal has with its checksums.'
+  )
+  _describe 'clevrd journal commands' _commands
 }
 
 _shtab_clevrd_key_commands() {
@@ -99,6 +111,7 @@ _shtab_clevrd_checkconfig_options=(
   "--keepalive-timeout-s[Seconds that an idle connection stays open between requests. A number from 0.1 to 86400\; default 75\; CLEVRD_KEEPALIVE_TIMEOUT_S]:VALUE:"
   "--shutdown-timeout-s[Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600\; default 30\; CLEVRD_SHUTDOWN_TIMEOUT_S]:VALUE:"
   "--state-dir[Directory that carries topics over a planned restart\; empty for none. Like \/var\/lib\/clevrd\; default none\; CLEVRD_STATE_DIR]:VALUE:_files -/"
+  "--journal[Directory of a journal, in which messages outlive the process, or the URL of a Redis, for one that several nodes share\; empty for none. Like \/var\/lib\/clevrd\/journal or redis\:\/\/redis.example\:6379\; default none\; CLEVRD_JOURNAL]:VALUE:"
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
@@ -130,11 +143,63 @@ _shtab_clevrd_health_defaults_added=0
 
 _shtab_clevrd_help_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  ":the command to explain:(serve publish subscribe health checkconfig cert key token completion version help)"
+  ":the command to explain:(serve publish subscribe health checkconfig cert key token journal completion version help)"
 )
 
 # guard to ensure default positional specs are added only once per session
 _shtab_clevrd_help_defaults_added=0
+
+_shtab_clevrd_journal_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_journal_defaults_added=0
+
+_shtab_clevrd_journal_backup_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  ":the journal\'s directory, as in clevrd serve --journal:_files -/"
+  ":the copy, a directory to be made:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_journal_backup_defaults_added=0
+
+_shtab_clevrd_journal_export_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--topic[a topic, or a pattern such as orders.\* (default\: all)]:PATTERN:"
+  "--tenant[one tenant\'s messages (default\: all)]:NAME:"
+  ":the journal\'s directory, as in clevrd serve --journal:_files -/"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_journal_export_defaults_added=0
+
+_shtab_clevrd_journal_import_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  ":the journal\'s directory, as in clevrd serve --journal:_files -/"
+  ":lines as clevrd journal export prints them\; topic and data are enough (default\: standard input, which - stands for too):_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_journal_import_defaults_added=0
+
+_shtab_clevrd_journal_stat_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--json[print one JSON object]"
+  ":the journal\'s directory, as in clevrd serve --journal:_files -/"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_journal_stat_defaults_added=0
+
+_shtab_clevrd_journal_verify_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  ":the journal\'s directory, as in clevrd serve --journal:_files -/"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_journal_verify_defaults_added=0
 
 _shtab_clevrd_key_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -218,6 +283,7 @@ _shtab_clevrd_serve_options=(
   "--keepalive-timeout-s[Seconds that an idle connection stays open between requests. A number from 0.1 to 86400\; default 75\; CLEVRD_KEEPALIVE_TIMEOUT_S]:VALUE:"
   "--shutdown-timeout-s[Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600\; default 30\; CLEVRD_SHUTDOWN_TIMEOUT_S]:VALUE:"
   "--state-dir[Directory that carries topics over a planned restart\; empty for none. Like \/var\/lib\/clevrd\; default none\; CLEVRD_STATE_DIR]:VALUE:_files -/"
+  "--journal[Directory of a journal, in which messages outlive the process, or the URL of a Redis, for one that several nodes share\; empty for none. Like \/var\/lib\/clevrd\/journal or redis\:\/\/redis.example\:6379\; default none\; CLEVRD_JOURNAL]:VALUE:"
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
@@ -309,12 +375,40 @@ _shtab_clevrd() {
         completion) _arguments -C -s $_shtab_clevrd_completion_options ;;
         health) _arguments -C -s $_shtab_clevrd_health_options ;;
         help) _arguments -C -s $_shtab_clevrd_help_options ;;
+        journal) _shtab_clevrd_journal ;;
         key) _shtab_clevrd_key ;;
         publish) _arguments -C -s $_shtab_clevrd_publish_options ;;
         serve) _arguments -C -s $_shtab_clevrd_serve_options ;;
         subscribe) _arguments -C -s $_shtab_clevrd_subscribe_options ;;
         token) _shtab_clevrd_token ;;
         version) _arguments -C -s $_shtab_clevrd_version_options ;;
+      esac
+  esac
+}
+
+_shtab_clevrd_journal() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->journal'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_clevrd_journal_defaults_added )); then
+    if (( ${_shtab_clevrd_journal_options[(I)${(q)one_or_more}*]} +          ${_shtab_clevrd_journal_options[(I)${(q)remainder}*]} +          ${_shtab_clevrd_journal_options[(I)${(q)default}]} == 0 )); then
+      _shtab_clevrd_journal_options+=(': :_shtab_clevrd_journal_commands' '*::: :->journal')
+    fi
+    _shtab_clevrd_journal_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_clevrd_journal_options
+
+  case $state in
+    journal)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_clevrd_journal-$line[1]:"
+      case $line[1] in
+        backup) _arguments -C -s $_shtab_clevrd_journal_backup_options ;;
+        export) _arguments -C -s $_shtab_clevrd_journal_export_options ;;
+        import) _arguments -C -s $_shtab_clevrd_journal_import_options ;;
+        stat) _arguments -C -s $_shtab_clevrd_journal_stat_options ;;
+        verify) _arguments -C -s $_shtab_clevrd_journal_verify_options ;;
       esac
   esac
 }

@@ -75,7 +75,9 @@ class HealthEndpoint:
     def _status(self) -> str:
         if self._hub.is_draining:
             return "draining"
-        return "degraded" if self._hub.is_throttling() else "healthy"
+        journal = self._hub.journal
+        is_well = journal is None or journal.node.is_well
+        return "degraded" if self._hub.is_throttling() or not is_well else "healthy"
 
 
 class ProbeEndpoint:

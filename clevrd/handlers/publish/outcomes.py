@@ -149,7 +149,6 @@ def run_answers(
             ids[index],
             offset + index,
             *audience,
-            False,
             request.ref,
             request.warnings(),
         )

@@ -1,0 +1,111 @@
+"""Makes the engine that the settings name; its library is imported here only if it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from clevrd.errors import CannotStart, ConfigError, JournalUnavailable
+from clevrd.journal.base import Engine
+from clevrd.journal.redis.settings import RedisSettings
+from clevrd.journal.redis.tls import tls_context
+from clevrd.journal.redis.url import parse_redis_url, shown_redis_url
+from clevrd.journal.settings import JournalSettings
+
+# Characters of a password at most.
+MAX_PASSWORD: Final = 4_096
+
+# Descriptors that an engine has open at most: SQLite's 32 connections that read have 3 each, that
+# which writes and the checkpoint's as many, and each thread has one more for a while.
+MAX_DESCRIPTORS: Final = 128
+
+
+def engine_of(settings: JournalSettings, wall_us: Callable[[], int]) -> Engine:
+    """Return the engine, not opened yet.
+
+    Raises:
+        ConfigError: its library is not installed, or a file can't be read.
+    """
+    if settings.url:
+        return _redis_engine(settings)
+    from clevrd.journal.sqlite.engine import SqliteEngine
+    from clevrd.journal.sqlite.settings import SqliteSettings
+
+    return SqliteEngine(
+        SqliteSettings(
+            directory=settings.directory,
+            durability=settings.durability,
+            segment_s=settings.segment_s,
+            segment_bytes=settings.segment_bytes,
+            retention_s=settings.retention_s,
+            retention_bytes=settings.retention_bytes,
+            retention_messages=settings.retention_messages,
+        ),
+        wall_us=wall_us,
+    )
+
+
+def check_files(settings: JournalSettings) -> None:
+    """Read the files that the settings name; raises ConfigError where one can't be used."""
+    if settings.url:
+        tls_context(_redis_settings(settings))
+
+
+def check_place(settings: JournalSettings) -> None:
+    """Look whether a journal's directory can be one, without making or locking anything.
+
+    Raises:
+        CannotStart: with the sentence that a start would end with.
+    """
+    if settings.directory:
+        from clevrd.journal.sqlite.directory import JournalDirectory
+
+        try:
+            JournalDirectory(settings.directory).check()
+        except JournalUnavailable as error:
+            raise CannotStart(str(error)) from error
+
+
+def _redis_engine(settings: JournalSettings) -> Engine:
+    from clevrd.journal.redis.engine import RedisEngine
+
+    return RedisEngine(_redis_settings(settings))
+
+
+def _redis_settings(settings: JournalSettings) -> RedisSettings:
+    address = parse_redis_url(settings.url)
+    if settings.password_file:
+        password = _password_in(settings.password_file)
+        address = msgspec.structs.replace(address, password=password)
+    sentinel_file = settings.sentinel_password_file
+    return RedisSettings(
+        address=address,
+        shown=shown_redis_url(settings.url),
+        prefix=settings.prefix,
+        partitions=settings.partitions,
+        min_replicas=settings.min_replicas,
+        ca_file=settings.ca_file,
+        client_cert_file=settings.client_cert_file,
+        client_key_file=settings.client_key_file,
+        sentinel_user=settings.sentinel_user,
+        sentinel_password=_password_in(sentinel_file) if sentinel_file else "",
+        retention_s=settings.retention_s,
+        retention_bytes=settings.retention_bytes,
+    )
+
+
+def _password_in(path: str) -> str:
+    """Return the first line of a file; raises ConfigError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            password = file.readline(MAX_PASSWORD + 1).rstrip("\r\n")
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"The journal's password file {path} can't be read: {error}; it has to be readable for"
+            " the daemon, and have one line."
+        ) from error
+    if not password or len(password) > MAX_PASSWORD:
+        raise ConfigError(f"The journal's password file {path} has no password in its first line.")
+    return password

@@ -1,0 +1,1 @@
+"""The journal in Redis Streams: one log that several nodes share."""

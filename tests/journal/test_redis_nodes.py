@@ -1,0 +1,440 @@
+"""Several daemons on one Redis, seen from outside: one order, rings, failovers, lost tails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemons import Daemon, daemon_process, running, until
+from redis.exceptions import RedisError
+from redis_servers import RedisServer, Sentinel, all_stopped, redis_server
+from websockets.asyncio.client import ClientConnection, connect
+
+from clevrd.journal import node as node_module
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """Give a running Redis."""
+    with redis_server(tmp_path / "redis") as started:
+        yield started
+
+
+@asynccontextmanager
+async def nodes(url: str, count: int = 2, **table: Any) -> AsyncIterator[list[Daemon]]:
+    """Run daemons on one journal."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(running(journal_table={"url": url, **table}))
+            for _ in range(count)
+        ]
+
+
+async def received(reader: ClientConnection, count: int) -> list[Any]:
+    """Return the next frames."""
+    async with asyncio.timeout(20):
+        return [json.loads(await reader.recv()) for _ in range(count)]
+
+
+async def published(daemon: Daemon, topic: str, data: Any) -> dict[str, Any]:
+    """Publish once, asking again and again while the journal is away."""
+    key = secrets.token_hex(8)
+    while True:
+        body = json.dumps({"topic": topic, "data": data, "idempotency_key": key})
+        async with daemon.http.post(f"{daemon.url}/publish", data=body) as response:
+            answer: dict[str, Any] = await response.json()
+            if response.status == 200:
+                return answer
+            assert answer["retryable"], answer
+        await asyncio.sleep(0.05)
+
+
+def resume(daemon: Daemon, answer: dict[str, Any], topic: str = "t") -> str:
+    """Return the URL of a reader that goes on behind the message that ``answer`` is for."""
+    position = f"offset={answer['offset']}&epoch={answer['epoch']}"
+    return f"{daemon.ws_url}/subscribe?topic={topic}&control=1&{position}"
+
+
+async def test_messages_of_all_nodes_have_one_order_on_all_nodes(server: RedisServer) -> None:
+    """Two publishers on two nodes, and a reader on each: the same offsets, ids and data."""
+    async with (
+        nodes(server.url) as (one, two),
+        connect(f"{one.ws_url}/subscribe?topic=t") as first,
+        connect(f"{two.ws_url}/subscribe?topic=t") as second,
+    ):
+        answers = await asyncio.gather(
+            *(daemon.publish("t", number) for number in range(20) for daemon in (one, two))
+        )
+        found = await received(first, 40)
+
+        assert found == await received(second, 40)
+
+    assert [each["offset"] for each in found] == list(range(1, 41))
+    assert {each["message_id"] for each in answers} == {each["id"] for each in found}
+    assert len({each["epoch"] for each in answers}) == 1
+    assert not any("durable" in each for each in answers)
+
+
+async def test_reader_that_is_cut_from_one_node_resumes_on_the_other(server: RedisServer) -> None:
+    """The other node has kept what came, though nobody used the topic there."""
+    async with nodes(server.url) as (one, two):
+        answers = [await one.publish("t", number) for number in range(5)]
+        await until(lambda: two.hub.topics.find("default-tenant", "t") is not None)
+
+        async with connect(resume(two, answers[1])) as reader:
+            greeting, *found = await received(reader, 4)
+
+    assert (greeting["type"], greeting["recovered"]) == ("subscribed", True)
+    assert [each["data"] for each in found] == [2, 3, 4]
+
+
+async def test_node_that_starts_fills_its_rings_from_the_log(server: RedisServer) -> None:
+    """Messages from before its start are there for readers that come back to it."""
+    async with nodes(server.url, 1) as (one,):
+        answers = [await one.publish(f"t.{number % 3}", number) for number in range(9)]
+    async with nodes(server.url, 1) as (two,):
+        async with connect(resume(two, answers[0], "t.0")) as reader:
+            greeting, *found = await received(reader, 3)
+        after = await two.publish("t.0", "after")
+
+    assert greeting["recovered"] is True
+    assert [each["data"] for each in found] == [3, 6]
+    assert (after["offset"], after["epoch"]) == (4, answers[0]["epoch"])
+
+
+async def test_pattern_finds_topics_that_only_another_node_has_used(server: RedisServer) -> None:
+    """A reader of a pattern gets the first message of a topic that was published elsewhere."""
+    async with (
+        nodes(server.url) as (one, two),
+        connect(f"{two.ws_url}/subscribe?pattern=orders.*") as reader,
+    ):
+        await one.publish("orders.new", 1)
+
+        (message,) = await received(reader, 1)
+
+    assert (message["topic"], message["data"]) == ("orders.new", 1)
+
+
+async def test_idempotency_key_holds_over_nodes(server: RedisServer) -> None:
+    """A repeat on the other node gets the first one's position."""
+    async with nodes(server.url) as (one, two):
+        first = await one.publish("t", 1, **{"Idempotency-Key": "k"})
+
+        again = await two.publish("t", 1, **{"Idempotency-Key": "k"})
+
+    assert (again["offset"], again["message_id"], again["repeated"]) == (
+        first["offset"],
+        first["message_id"],
+        True,
+    )
+
+
+@pytest.mark.holds_loop("a daemon process is started and waited for")
+async def test_other_node_goes_on_when_one_is_killed(server: RedisServer) -> None:
+    """A killed process takes nothing with it; its readers resume on the other."""
+    async with nodes(server.url, 1) as (other,):
+        with daemon_process(CLEVRD_JOURNAL=server.url) as killed:
+            body = json.dumps({"topic": "t", "data": 1})
+            async with other.http.post(f"{killed.url}/publish", data=body) as response:
+                first = await response.json()
+            await other.publish("t", 2)
+            killed.process.kill()
+            killed.process.wait(5)
+
+        third = await other.publish("t", 3)
+        async with connect(resume(other, first)) as reader:
+            greeting, *found = await received(reader, 3)
+
+    assert greeting["recovered"] is True
+    assert [each["data"] for each in found] == [2, 3]
+    assert (third["offset"], third["epoch"]) == (3, first["epoch"])
+
+
+async def test_messages_that_are_old_make_no_topic_at_a_start(server: RedisServer) -> None:
+    """A topic that a running daemon would have forgotten by now is not made from the log."""
+    async with nodes(server.url, 1) as (one,):
+        await one.publish("t", 1)
+    async with running(topic_idle_s=60.0, journal_table={"url": server.url}) as two:
+        assert two.hub.topics.find("default-tenant", "t") is not None
+        journaling = two.hub.journal
+        assert journaling is not None
+        now_us = journaling._wall_us()
+
+        made = journaling.make("default-tenant", "old", 3, now_us - 61_000_000)
+        young = journaling.make("default-tenant", "young", 3, now_us - 59_000_000)
+
+        assert made is None
+        assert young is not None
+        assert young.first == 4
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+
+async def test_restart_with_data_loses_nothing_and_begins_an_epoch(server: RedisServer) -> None:
+    """Killed and started again with its file: publishers wait, readers are told of the epoch."""
+    async with (
+        nodes(server.url) as (one, two),
+        connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,
+    ):
+        before = await one.publish("t", 1)
+        await received(reader, 2)
+        server.kill()
+        publishing = asyncio.ensure_future(published(one, "t", 2))
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(server.start)
+        after = await publishing
+        _, gap, message = await received(reader, 3)
+
+    assert after["epoch"] != before["epoch"]
+    assert (gap["type"], gap["reason"]) == ("gap", "epoch")
+    assert (message["data"], message["offset"]) == (2, after["offset"])
+
+
+@pytest.mark.parametrize("how", ["flushall", "restart", "deleted"])
+async def test_log_that_is_gone_begins_anew_on_all_nodes(server: RedisServer, how: str) -> None:
+    """FLUSHALL, a restart without data, a stream that was deleted: a new epoch, on both nodes."""
+    async with (
+        nodes(server.url) as (one, two),
+        connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,
+    ):
+        before = [await one.publish("t", number) for number in range(3)]
+        await received(reader, 4)
+        if how == "restart":
+            server.kill()
+            server.forget()
+            await asyncio.to_thread(server.start)
+        else:
+            with server.client as client:
+                if how == "flushall":
+                    client.flushall()
+                else:
+                    client.delete(*client.keys("*:log"))
+        after = [await published(one, "t", number) for number in (10, 11)]
+        _, gap, *found = await received(reader, 4)
+        other = await published(two, "t", 12)
+
+    assert after[0]["epoch"] not in {each["epoch"] for each in before}
+    assert [each["offset"] for each in after] == [1, 2]
+    assert (gap["type"], gap["reason"]) == ("gap", "epoch")
+    assert [(each["data"], each["offset"]) for each in found] == [(10, 1), (11, 2)]
+    assert (other["offset"], other["epoch"]) == (3, after[0]["epoch"])
+
+
+async def test_connections_that_are_killed_are_made_again(server: RedisServer) -> None:
+    """CLIENT KILL of all: publishes go on, readers lose nothing, the epoch stays."""
+    async with (
+        nodes(server.url) as (one, two),
+        connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,
+    ):
+        before = await one.publish("t", 1)
+        with server.client as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+        after = await published(one, "t", 2)
+        _, *found = await received(reader, 3)
+
+    assert (after["offset"], after["epoch"]) == (2, before["epoch"])
+    assert [each["data"] for each in found] == [1, 2]
+
+
+async def test_full_memory_is_507_and_passes(server: RedisServer) -> None:
+    """Redis without memory: an answer of its own, health says so, and it goes on by itself."""
+    async with nodes(server.url, 1) as (daemon,):
+        await daemon.publish("t", 1)
+        with server.client as client:
+            client.config_set("maxmemory", 1)
+            body = json.dumps({"topic": "t", "data": 2})
+            async with daemon.http.post(f"{daemon.url}/publish", data=body) as response:
+                status, refused = response.status, await response.json()
+            health = await daemon.get_json("/health")
+            client.config_set("maxmemory", 0)
+        after = await published(daemon, "t", 3)
+
+    assert (status, refused["code"]) == (507, "journal_full")
+    assert "maxmemory" in refused["error"]
+    assert health["status"] == "degraded"
+    assert after["offset"] == 2
+
+
+async def test_answer_waits_for_the_replicas_that_are_promised(
+    tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers have the message, but its publisher is answered when a replica has it, or told."""
+    monkeypatch.setattr(node_module, "GIVE_UP_S", 1.0)
+    replica = RedisServer(
+        tmp_path / "b",
+        *("--replicaof", "127.0.0.1", str(server.port), "--repl-diskless-sync-delay", "0"),
+    )
+    try:
+        await asyncio.to_thread(replica.start)
+        with replica.client as client:
+            await until(lambda: client.info("replication")["master_link_status"] == "up")
+        async with nodes(server.url, 1, min_replicas=1, partitions=1) as (daemon,):
+            first = await daemon.publish("t", 1)
+            replica.pause()
+            body = json.dumps({"topic": "t", "data": 2, "idempotency_key": "k"})
+            async with daemon.http.post(f"{daemon.url}/publish", data=body) as response:
+                status, refused = response.status, await response.json()
+            replica.go_on()
+            async with daemon.http.post(f"{daemon.url}/publish", data=body) as response:
+                again = await response.json()
+    finally:
+        replica.kill()
+
+    assert "durable" not in first
+    assert (status, refused["code"]) == (503, "journal_unavailable")
+    assert (again["offset"], again["repeated"]) == (2, True)
+
+
+async def test_trimmed_records_are_told_as_a_gap(server: RedisServer) -> None:
+    """A node that finds that records went unread goes on behind them, and its readers know."""
+    async with (
+        nodes(server.url, 2, partitions=1) as (one, two),
+        connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,
+    ):
+        await one.publish("t", 0)
+        await received(reader, 2)
+        journaling = two.hub.journal
+        assert journaling is not None
+        await journaling.node._readers[0].stop()
+        for number in range(1, 5):
+            await one.publish("t", number)
+        assert one.hub.journal is not None
+        await one.hub.journal.node._save_checkpoint(one.hub.journal.node._partitions[0])
+        await one.publish("t", 5)
+        with server.client as client:
+            client.xtrim("{clevrd:p0}:log", 2, approximate=False)
+        journaling.engine._readers[0]._answered_s = -10.0  # type: ignore[attr-defined]
+        journaling.node._readers[0].start()
+        _, gap, message = await received(reader, 3)
+        after = await two.publish("t", 6)
+
+    assert (gap["type"], gap["reason"], gap["count"]) == ("gap", "retention", 4)
+    assert (message["offset"], message["data"]) == (6, 5)
+    assert after["offset"] == 7
+
+
+# --- Sentinel ------------------------------------------------------------------------------------
+
+
+class Service:
+    """A primary with a replica, and three Sentinels."""
+
+    def __init__(self, folder: Path) -> None:
+        self.primary = RedisServer(folder / "a", "--repl-diskless-sync-delay", "0")
+        self.replica = RedisServer(
+            folder / "b",
+            *("--replicaof", "127.0.0.1", str(self.primary.port)),
+            *("--repl-diskless-sync-delay", "0"),
+        )
+        self.sentinels: list[Sentinel] = []
+        self._folder = folder
+
+    def start(self) -> None:
+        """Start all, and wait until the replica has the primary's data."""
+        self.primary.start()
+        self.replica.start()
+        with self.replica.client as client:
+            wait_for(lambda: client.info("replication")["master_link_status"] == "up")
+        for number in range(3):
+            self.sentinels.append(Sentinel(self._folder / f"s{number}", self.primary))
+            self.sentinels[-1].start()
+        for sentinel in self.sentinels:
+            with sentinel.client as client:
+                wait_for(
+                    lambda client=client: (
+                        client.sentinel_master("mymaster")["num-other-sentinels"] == 2
+                        and client.sentinel_master("mymaster")["num-slaves"] == 1
+                    )
+                )
+
+    @property
+    def url(self) -> str:
+        """The URL for a journal."""
+        hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
+        return f"redis+sentinel://{hosts}/mymaster"
+
+    def all(self) -> list[RedisServer]:
+        """Return all processes."""
+        return [*self.sentinels, self.primary, self.replica]
+
+
+def wait_for(claim: Any) -> None:
+    """Wait until ``claim()`` is true."""
+    import time
+
+    until_s = time.monotonic() + 20
+    while True:
+        try:
+            if claim():
+                return
+        except RedisError:
+            pass
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    """Give a service with Sentinels."""
+    made = Service(tmp_path)
+    with all_stopped():
+        try:
+            made.start()
+            yield made
+        finally:
+            for each in made.all():
+                each.kill()
+
+
+async def test_failover_that_loses_nothing(service: Service) -> None:
+    """The primary is killed: publishers wait, and everything acknowledged is still there."""
+    async with (
+        nodes(service.url, partitions=2) as (one, two),
+        connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,
+    ):
+        before = [await one.publish("t", number) for number in range(5)]
+        await received(reader, 6)
+        service.primary.kill()
+        after = await published(one, "t", 5)
+        _, gap, message = await received(reader, 3)
+        with service.replica.client as client:
+            role = client.info("replication")["role"]
+
+    assert role == "master"
+    assert after["epoch"] != before[0]["epoch"]
+    assert (gap["type"], gap["reason"]) == ("gap", "epoch")
+    assert (message["data"], message["offset"]) == (5, after["offset"])
+
+
+async def test_failover_that_loses_a_tail_uses_no_position_twice(service: Service) -> None:
+    """Messages that were delivered and are lost: their positions are of an epoch that is over."""
+    async with (
+        nodes(service.url, partitions=2) as (one, two),
+        connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,
+    ):
+        kept = [await one.publish("t", number) for number in range(3)]
+        with service.primary.client as client:
+            client.wait(1, 2_000)
+        service.replica.pause()
+        lost = [await one.publish("t", number) for number in (3, 4)]
+        _, *found = await received(reader, 6)
+        service.primary.kill()
+        service.replica.go_on()
+        after = [await published(daemon, "t", 10) for daemon in (one, two)]
+        _, gap, *new = await received(reader, 4)
+        async with connect(resume(two, lost[-1])) as reader:
+            greeting = (await received(reader, 1))[0]
+
+    positions = [(each["epoch"], each["offset"]) for each in (*kept, *lost, *after)]
+    assert len(positions) == len(set(positions))
+    assert [each["offset"] for each in found] == [1, 2, 3, 4, 5]
+    assert (gap["type"], gap["reason"]) == ("gap", "epoch")
+    assert [each["offset"] for each in new] == [each["offset"] for each in after]
+    assert greeting["recovered"] is False

@@ -1,0 +1,221 @@
+"""Where a journal in Redis is, as settings say it: URLs, mistakes, secrets that are not shown."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemons import ROOT, running
+
+from clevrd.cli.command_line import main
+from clevrd.errors import ConfigError
+from clevrd.journal.redis.server_info import ServerInfo, read_info, refusal_of, warnings_of
+from clevrd.journal.redis.url import BadUrl, RedisAddress, parse_redis_url, shown_redis_url
+from clevrd.journal.settings import read_journal
+
+SECRET = "a@b"  # noqa: S105  # of no server
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("redis://h", RedisAddress("single", (("h", 6379),))),
+        ("redis://h:1/3", RedisAddress("single", (("h", 1),), database=3)),
+        (
+            "rediss://me:a%40b@h:1",
+            RedisAddress("single", (("h", 1),), user="me", password=SECRET, is_tls=True),
+        ),
+        ("redis://:a%40b@[::1]:7", RedisAddress("single", (("::1", 7),), password=SECRET)),
+        ("unix:///run/redis.sock", RedisAddress("single", path="/run/redis.sock")),
+        (
+            "unix://me:a%40b@/run/redis.sock",
+            RedisAddress("single", path="/run/redis.sock", user="me", password=SECRET),
+        ),
+        (
+            "redis+sentinel://a,b:2/main",
+            RedisAddress("sentinel", (("a", 26379), ("b", 2)), service="main"),
+        ),
+        (
+            "rediss+sentinel://a/main/4",
+            RedisAddress("sentinel", (("a", 26379),), service="main", database=4, is_tls=True),
+        ),
+        ("redis+cluster://a:1,b:2", RedisAddress("cluster", (("a", 1), ("b", 2)))),
+        # As an operator has seen it.
+        ("redis://h#0123abcd", RedisAddress("single", (("h", 6379),))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_url_is_understood(url: str, address: RedisAddress) -> None:
+    """Each kind of URL, with what may be left out."""
+    assert parse_redis_url(url) == address
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("nats://h", "begins with one of"),
+        ("redis://", "host is missing"),
+        ("redis://h:port", "write host:6379"),
+        ("redis://h:70000", "from 1 to 65535"),
+        ("redis://a,b", "redis[+]sentinel"),
+        ("redis://h/x", "number of a database"),
+        ("redis://h?db=1", "settings of their own"),
+        ("redis://secret@h", "user:password"),
+        ("redis+sentinel://h", "name that they know the primary by"),
+        ("redis+cluster://h/1", "no databases but 0"),
+        ("unix://run/redis.sock", "absolute path"),
+    ],
+)
+def test_wrong_url_is_told_without_its_secret(url: str, sentence: str) -> None:
+    """The sentence says what to write, and has nothing of the URL's user and password."""
+    with pytest.raises(BadUrl, match=sentence) as caught:
+        parse_redis_url(url)
+
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ({"url": "redis://h", "directory": "/j"}, "not both"),
+        ({"url": "redis://h", "durability": "os"}, "journal in a directory"),
+        ({"directory": "/j", "min_replicas": 1}, "journal in Redis"),
+        ({"url": "redis://:p@h", "password_file": "/f"}, "has a password already"),
+        ({"url": "redis://me:@h"}, "a user and no password"),
+        ({"url": "redis://h", "ca_file": "/ca"}, "begin with rediss"),
+        ({"url": "redis://h", "sentinel_user": "s"}, "redis[+]sentinel"),
+        ({"url": "rediss://h", "client_key_file": "/k"}, "client_cert_file"),
+        ({"url": "redis://h", "retention_s": 60.0}, "900 or more"),
+        ({"url": "redis://h", "retention_bytes": 1000}, "at least 1 MiB"),
+        ({"url": "redis://h", "partitions": 0}, "partitions"),
+        ({"url": "redis://h", "prefix": "a b"}, "prefix"),
+        ({"url": "http://h"}, "begins with one of"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_wrong_table_is_told_in_a_line(table: dict[str, Any], sentence: str) -> None:
+    """Each mistake has its own sentence, and names the file."""
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        read_journal({"journal": table}, "", "clevrd.toml")
+
+    assert "clevrd.toml" in str(caught.value)
+
+
+def test_plain_setting_is_a_url_or_a_directory() -> None:
+    """It is stronger than the table, and Redis keeps less unless the table says how much."""
+    table = {"directory": "/j", "topics": ["a.*"]}
+
+    in_redis = read_journal({"journal": table}, "redis://h")
+    in_files = read_journal({"journal": {"url": "redis://h"}}, "/j")
+    kept = read_journal({"journal": {"retention_bytes": 5 << 30}}, "redis://h")
+
+    assert (in_redis.engine, in_redis.url, in_redis.directory) == ("redis", "redis://h", "")
+    assert in_redis.retention_bytes == 1 << 30
+    assert (in_files.engine, in_files.url, in_files.directory) == ("sqlite", "", "/j")
+    assert kept.retention_bytes == 5 << 30
+
+
+def test_url_is_shown_without_user_and_password() -> None:
+    """The rest says where the Redis is."""
+    assert shown_redis_url("rediss://me:secret@h:1/2") == "rediss://h:1/2"
+    assert shown_redis_url("redis+sentinel://:x@a:1,b:2/m") == "redis+sentinel://a:1,b:2/m"
+
+
+def test_checkconfig_shows_no_password(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither from the plain setting nor from the table."""
+    plain, table = tmp_path / "plain.toml", tmp_path / "table.toml"
+    plain.write_text('journal = "redis://me:secret@h:1"\n')
+    table.write_text('[journal]\nurl = "redis://me:secret@h:1"\n')
+
+    codes = [main(["checkconfig", "--config", str(path)]) for path in (plain, table)]
+
+    told = capfd.readouterr()
+    assert codes == [0, 0]
+    assert "secret" not in told.out + told.err
+    assert told.out.count("redis://h:1#") == 3
+
+
+@pytest.mark.parametrize("name", ["password_file", "ca_file"])
+def test_checkconfig_finds_files_that_cannot_be_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    """A file that is missing is named before the daemon needs it."""
+    path = tmp_path / "clevrd.toml"
+    path.write_text(f'[journal]\nurl = "rediss://h:1"\n{name} = "/not/there"\n')
+
+    code = main(["checkconfig", "--config", str(path)])
+
+    assert code != 0
+    assert "/not/there" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["redis", "hiredis"])
+def test_missing_library_is_told_in_a_line(name: str) -> None:
+    """Without the extra the daemon says how to install it, and does not start."""
+    script = (
+        f"import sys; sys.modules[{name!r}] = None; from clevrd.entry import main;"
+        " sys.argv[1:] = ['serve', '--address', '127.0.0.1:0', '--journal', 'redis://h'];"
+        " sys.exit(main())"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+    assert done.returncode == 78
+    (line,) = done.stderr.splitlines()
+    assert 'pip install "clevrd[redis]"' in line
+
+
+def test_mistake_in_the_plain_setting_names_no_file() -> None:
+    """It may have come from a flag or a variable."""
+    with pytest.raises(ConfigError, match=r"\Ajournal is not allowed: a [?] or #"):
+        read_journal({}, "redis://h?db=1")
+
+
+def test_info_is_judged() -> None:
+    """An old server, a cluster and none, eviction, too few replicas: each has its sentence."""
+    old = read_info(b"redis_version:6.2.7\r\n", ())
+    new = read_info(
+        b"redis_version:7.0.15\r\ncluster_enabled:1\r\nmaxmemory:9\r\n"
+        b"maxmemory_policy:allkeys-lru\r\nconnected_slaves:0\r\n",
+        (b"appendfsync", b"always", b"appendonly", b"yes"),
+    )
+    assert old is not None
+    assert new is not None
+    alone = ServerInfo((8, 2), False, 1, "noeviction", 0, False)
+
+    assert read_info(b"HTTP/1.1 400\r\n", ()) is None
+    assert "7.0 or newer" in str(refusal_of(old, "single", "u"))
+    assert "redis+cluster://" in str(refusal_of(new, "single", "u"))
+    assert refusal_of(new, "cluster", "u") is None
+    assert "is no cluster" in str(refusal_of(alone, "cluster", "u"))
+    assert new.is_synced
+    assert not alone.is_synced
+    evicts, replicas = warnings_of(new, 1, "u")
+    assert "noeviction" in evicts
+    assert "min_replicas" in replicas
+    assert list(warnings_of(alone, 1, "u")) == []
+
+
+async def test_config_and_metrics_show_no_password(tmp_path: Path) -> None:
+    """An operator sees where the journal is, and a fingerprint; the password is nowhere."""
+    from redis_servers import redis_server
+
+    with redis_server(tmp_path / "redis") as server:
+        server_url = server.url
+        with server.client as client:
+            client.acl_setuser(
+                "me", enabled=True, passwords=["+secret"], keys="*", commands=["+@all"]
+            )
+        url = server_url.replace("redis://", "redis://me:secret@")
+        async with running(journal=url) as daemon:
+            await daemon.publish("t", 1)
+            shown = json.dumps([await daemon.get_json(path) for path in ("/config", "/metrics")])
+
+    assert "secret" not in shown
+    assert f"{server_url}#" in shown
