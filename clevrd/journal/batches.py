@@ -19,7 +19,7 @@ from clevrd.journal.records import (
     Run,
     Seen,
     encode_record,
-    line_of,
+    lines_of,
 )
 
 # Bytes of a header: all but runs and keys, and each of these without its names. Names are ASCII, or
@@ -72,7 +72,7 @@ class Pending:
         self.answer = answer
         self.key = key
         self.content = content
-        self.lines = [line_of(request, key) for request in requests]
+        self.lines = lines_of(requests, key)
         self.size_bytes = sum(map(len, self.lines))
         # The memory that it takes.
         self.cost_bytes = self.size_bytes + _PENDING_BYTES

@@ -1,0 +1,42 @@
+"""Records: a message as a line, however its publisher spelled it."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from clevrd.core.publish_request import PublishRequest, decode_publish
+from clevrd.journal.records import line_of, lines_of
+
+DATA = [
+    b"1",
+    b'"a\\nb"',
+    b'{"a":[1,\n  2]}',
+    b'{"a":\r\n1}',
+    b'"\xc3\xa9 \xe2\x80\xa8"',
+    b'{"topic":"no","data":}'.replace(b":}", b":0}"),
+]
+
+
+@pytest.mark.parametrize("topic", ["t", 'a"b', "é.ü"], ids=["plain", "quote", "letters"])
+def test_lines_of_a_run_are_those_of_each_message(topic: str) -> None:
+    """One line each, which is a publish object again: pretty-printed JSON and keys too."""
+    requests = [PublishRequest(topic, msgspec.Raw(data)) for data in DATA]
+    requests.append(PublishRequest(topic, msgspec.Raw(b"2"), None, "key"))
+    requests.append(PublishRequest(topic, msgspec.Raw(b"3"), "once"))
+
+    lines = lines_of(requests, None)
+
+    assert lines == [line_of(request) for request in requests]
+    assert [line.count(b"\n") for line in lines] == [1] * len(requests)
+    assert all(line.endswith(b"\n") and b"\r" not in line for line in lines)
+
+
+def test_line_is_read_back_as_it_was_published() -> None:
+    """Data, key and idempotency key; white space between tokens alone may differ."""
+    request = PublishRequest("t", msgspec.Raw(b'{"a":\n[1, 2]}'), "once", "key")
+
+    again = decode_publish(line_of(request))
+
+    assert (again.topic, again.key, again.idempotency_key) == ("t", "key", "once")
+    assert msgspec.json.decode(again.data) == {"a": [1, 2]}
