@@ -6,6 +6,7 @@ Import the fakes by the module's plain name: `from conftest import FakeClock`.
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from time_limit import (  # noqa: F401  # hooks
     pytest_runtest_teardown,
     pytest_timeout_set_timer,
 )
+
+from clevrd import logs
 
 # The daemon's own limit is 10 ms. This one only has to catch what blocks (a sleep, a file, a
 # subprocess), with room for a debug build, a garbage collection and a virtual machine's hiccups.
@@ -81,6 +84,18 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """Take the log of a command that ran in this process away again, before the next test."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    for handler in list(root.handlers):
+        if isinstance(handler, logs.LinesHandler):
+            root.removeHandler(handler)
+            root.setLevel(level)
 
 
 @pytest.fixture(autouse=True, scope="module")

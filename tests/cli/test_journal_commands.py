@@ -365,7 +365,7 @@ async def test_all_but_import_work_while_a_daemon_has_the_journal(run: Run, tmp_
         "is_open"
     ]
     code, output, _ = await asyncio.to_thread(run, "verify", directory)
-    assert (code, output[:11]) == (0, "All is well")
+    assert (code, output[:11]) == (0, "All is well"), output
     code, _, errors = await asyncio.to_thread(run, "backup", directory, tmp_path / "copy")
     assert (code, errors) == (0, "")
     code, _, errors = await asyncio.to_thread(run, "import", directory, __file__)
