@@ -24,15 +24,6 @@ MAX_PENDING_BYTES: Final = 8 << 20
 # A publish, its first message's offset, its messages' stamps, and whether it is a repeat.
 HeldAnswer = tuple[Pending, int, Sequence[Stamp], bool]
 
-# The sentences for publishers whose record does not come back, and those that wait behind it.
-UNSURE: Final = JournalUnavailable(
-    "The journal does not answer, so the message may have been accepted, or not; send it again with"
-    " an idempotency_key to have it once."
-)
-NOT_TAKEN: Final = JournalUnavailable(
-    "The journal does not answer, so the message was not accepted; send it again in a moment."
-)
-
 # Nodes that are known; a start of a process is one, so a log of many restarts has many.
 MAX_NODES: Final = 256
 
@@ -40,6 +31,24 @@ MAX_NODES: Final = 256
 OK: Final = "ok"
 FULL: Final = "full"
 UNAVAILABLE: Final = "unavailable"
+
+
+def unsure() -> JournalUnavailable:
+    """Return the error for publishers whose record does not come back.
+
+    It is a new one each time: one that many futures raise collects the frames of all.
+    """
+    return JournalUnavailable(
+        "The journal does not answer, so the message may have been accepted, or not; send it again"
+        " with an idempotency_key to have it once."
+    )
+
+
+def not_taken() -> JournalUnavailable:
+    """Return the error for publishers that wait behind a record that does not come back."""
+    return JournalUnavailable(
+        "The journal does not answer, so the message was not accepted; send it again in a moment."
+    )
 
 
 class Counters:
@@ -190,14 +199,14 @@ class Partition:
         """
         failed = 0
         if self.batch is not None:
-            failed += self.batch.fail(UNSURE)
+            failed += self.batch.fail(unsure())
         if self.pending:
             waiting = Batch(tuple(self.pending))
             self.pending.clear()
             self.pending_bytes -= waiting.cost_bytes
-            failed += waiting.fail(NOT_TAKEN)
+            failed += waiting.fail(not_taken())
             self.wake_waiters()
-        self.note_state(UNAVAILABLE, self.trouble or UNSURE)
+        self.note_state(UNAVAILABLE, self.trouble or unsure())
         return failed
 
     def wake(self) -> None:

@@ -18,7 +18,7 @@ from clevrd.journal.base import Checkpoint, Engine, Placed, Trimmed
 from clevrd.journal.batches import Batch, Pending, Stamp, give_answer
 from clevrd.journal.checkpoints import BadCheckpoint
 from clevrd.journal.fold import Confirmed, Folded
-from clevrd.journal.partition import UNSURE, Counters, Partition
+from clevrd.journal.partition import Counters, Partition, unsure
 
 log = logging.getLogger(__name__)
 
@@ -312,7 +312,7 @@ class RecordReader:
             if batch is not None and not partition.held:
                 # A checkpoint of another node had it already: its messages are there, but nobody
                 # knows where.
-                self._counters.failed += batch.fail(UNSURE)
+                self._counters.failed += batch.fail(unsure())
             return
         if batch is None:
             if not folded.is_again:

@@ -15,7 +15,7 @@ from typing import Final
 from clevrd.errors import ClevrdError, JournalFull, JournalUnavailable
 from clevrd.journal.base import Engine, Fenced, Placed
 from clevrd.journal.batches import Batch, give_answer, take_batch
-from clevrd.journal.partition import FULL, OK, UNSURE, Counters, Partition
+from clevrd.journal.partition import FULL, OK, Counters, Partition, unsure
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class RecordWriter:
             self._counters.failed += batch.fail(error)
             raise
         except asyncio.CancelledError:
-            batch.fail(UNSURE)
+            batch.fail(unsure())
             raise
         except Exception as error:
             # A mistake of ours in one record must not keep all later ones from being sent.

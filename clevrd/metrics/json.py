@@ -9,7 +9,7 @@ import msgspec
 
 from clevrd.control.adaptive_buffer import BufferDecision
 from clevrd.control.system_stats import ProcessFigures
-from clevrd.metrics.journal import JournalFigures, JournalStorage
+from clevrd.metrics.journal import JournalFigures
 from clevrd.metrics.snapshot import (
     Connections,
     IdempotencyView,
@@ -58,41 +58,6 @@ class LogView(msgspec.Struct, frozen=True):
     dropped: int
 
 
-class JournalView(msgspec.Struct, frozen=True):
-    """The journal, with its files where the engine has its own."""
-
-    engine: str
-    durability: str
-    state: str
-    partitions: int
-    topics: int
-    records: int
-    messages: int
-    pending_bytes: int
-    retries: int
-    failed: int
-    foreign: int
-    unreadable: int
-    rewinds: int
-    resets: int
-    nodes: int
-    checkpoint_age_s: float | None
-    storage: StorageView | None
-
-
-class StorageView(msgspec.Struct, frozen=True):
-    """An engine's files; times in seconds since 1970, and in all for commits."""
-
-    files: int
-    size_bytes: int
-    oldest_at_s: float
-    commits: int
-    commit_s: float
-    damaged: int
-    new_stamps: int
-    last_error: str
-
-
 class MetricsView(msgspec.Struct, frozen=True):
     """The whole of /metrics."""
 
@@ -111,7 +76,7 @@ class MetricsView(msgspec.Struct, frozen=True):
     # Left out where the daemon speaks no TLS.
     tls: Tls | msgspec.UnsetType
     # Left out without a journal.
-    journal: JournalView | msgspec.UnsetType
+    journal: dict[str, Any] | msgspec.UnsetType
     log: LogView
     process: ProcessFigures
     uptime_s: float
@@ -168,13 +133,13 @@ def _summary(snapshot: Snapshot) -> MetricsView:
     )
 
 
-def _journal_view(journal: JournalFigures) -> JournalView:
-    fields = {name: getattr(journal, name) for name in JournalFigures.__struct_fields__}
+def _journal_view(journal: JournalFigures) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(journal)
     storage = journal.storage
     if storage is not None:
-        shown = {name: getattr(storage, name) for name in JournalStorage.__struct_fields__}
-        fields["storage"] = StorageView(**{**shown, "commit_s": round(storage.commit_s.sum, 6)})
-    return JournalView(**fields)
+        commit_s = round(storage.commit_s.sum, 6)
+        fields["storage"] = {**msgspec.structs.asdict(storage), "commit_s": commit_s}
+    return fields
 
 
 def _connections_view(connections: Connections) -> dict[str, Any]:

@@ -249,6 +249,23 @@ async def test_publish_fails_when_the_log_stays_away(monkeypatch: pytest.MonkeyP
         assert data_of(hub.topic(TENANT, "t")) == [(1, "a"), (2, "c")]
 
 
+async def test_errors_of_an_outage_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No publisher's error holds the frames of those before it, however long the log is away."""
+    monkeypatch.setattr(node_module, "GIVE_UP_S", 0.0)
+    monkeypatch.setattr(node_module, "LOOK_S", 0.01)
+    log = MemoryLog()
+    async with hub_on(log) as hub:
+        log.goes_on.clear()
+        depths = []
+        for number in range(5):
+            with pytest.raises(JournalUnavailable) as caught:
+                await publish(hub, str(number))
+            depths.append(len(caught.traceback))
+        log.goes_on.set()
+
+    assert max(depths[1:]) == min(depths[1:])
+
+
 async def test_full_log_refuses_and_goes_on_when_there_is_room() -> None:
     """Nothing of a refused record is counted."""
     log = MemoryLog()
