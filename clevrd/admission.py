@@ -249,6 +249,11 @@ class Gate:
         self._refuse_if_over(tenant)
         return Admitted(head, tenant, options, 0)
 
+    @property
+    def is_required(self) -> bool:
+        """Whether a credential is required of who publishes or subscribes."""
+        return self._authenticator.is_required
+
     def admit_visitor(self, head: Request) -> Admitted:
         """Return a request for what everybody may see, of STRANGER where nothing says whose it is.
 

@@ -66,7 +66,7 @@ class Request:
 
     __slots__ = (
         *("certificate", "headers", "is_http_1_0", "is_local_peer"),
-        *("method", "path", "query"),
+        *("method", "path", "peer", "query"),
     )
 
     def __init__(
@@ -79,6 +79,8 @@ class Request:
         # The connection comes over loopback or a Unix socket. Set on aiohttp's side alone: heads
         # that the raw path remembers are many connections', and no endpoint there asks.
         self.is_local_peer = False
+        # The address of the connection's other side, set alike; empty on a Unix socket.
+        self.peer = ""
         # The client's certificate, which TLS has verified; None for none. Set on aiohttp's side
         # alone, where all connections with one are: see `is_local_peer`.
         self.certificate: ClientCertificate | None = None
