@@ -88,6 +88,13 @@ class AddressLimit:
                 return named
         return address_of(transport.get_extra_info("peername"))
 
+    def client_of(self, transport: asyncio.BaseTransport) -> str:
+        """Return the address of the client, as it is counted, or that of the peer; for people."""
+        counted = self._counted.get(transport)
+        if counted is not None:
+            return counted
+        return self.peer_of(transport)
+
     def asked_for(
         self, headers: Mapping[str, str], transport: asyncio.BaseTransport
     ) -> AskedFor | None:
@@ -156,7 +163,9 @@ class AddressLimit:
         open_now = self._holdings.of(name)
         if open_now >= self.limit:
             self._tell(name)
-            raise ConnectionLimit(f"The address {name}", open_now, self.limit, _SETTING)
+            raise ConnectionLimit(
+                f"The address {name}", open_now, self.limit, _SETTING, credential=name
+            )
         self._holdings.take(name)
         self._counted[transport] = name
         return True
