@@ -51,10 +51,12 @@ from clevrd.errors import (
     JournalUnavailable,
 )
 from clevrd.handlers.commands.endpoint import CommandEndpoint
+from clevrd.handlers.operate.admin import admin_routes
 from clevrd.handlers.operate.configuration import ConfigurationEndpoint
 from clevrd.handlers.operate.figures import Figures
 from clevrd.handlers.operate.health import HealthEndpoint, ProbeEndpoint
-from clevrd.handlers.operate.metrics import MetricsEndpoint
+from clevrd.handlers.operate.metrics import MetricsEndpoint, TenantMetricsEndpoint
+from clevrd.handlers.operate.top import TopViews
 from clevrd.handlers.publish.batch import BatchEndpoint
 from clevrd.handlers.publish.endpoint import PublishEndpoint
 from clevrd.handlers.publish.socket import PublishSocketEndpoint
@@ -199,6 +201,7 @@ class Server:
             self.client_addresses,
             self.hub.connection_counts,
             pages,
+            self.hub.refusals,
             wall_s,
         )
         self._polls = Polls(self.hub, self._loop)
@@ -234,6 +237,7 @@ class Server:
         )
         facts = Facts(config.catch_up_messages, kept)
         dashboard = DashboardEndpoint()
+        top_views = TopViews(self.hub, self.connections, figures, self._loop.time)
         router = PathRouter(
             {
                 "/": {"GET": HomeEndpoint(gate, figures, self.hub.turns, whereabouts, facts)},
@@ -249,7 +253,9 @@ class Server:
                 "/health/live": {"GET": live},
                 "/health/ready": {"GET": ready},
                 "/metrics": {"GET": metrics},
+                "/metrics/tenants": {"GET": TenantMetricsEndpoint(gate, figures, self.hub.turns)},
                 "/config": {"GET": configuration},
+                **admin_routes(gate, self.hub, self.connections, top_views),
             }
         )
         refusals = self.hub.refusals.with_events(refusal_as_events)
@@ -310,7 +316,8 @@ class Server:
         # None without an address for operators.
         self._admin: AdminListener | None = None
         if config.admin_address:
-            admin_metrics = MetricsEndpoint(EverybodyOperates(), figures, self.hub.turns)
+            everybody = EverybodyOperates()
+            admin_metrics = MetricsEndpoint(everybody, figures, self.hub.turns)
             self._admin = AdminListener(
                 parse_address(config.admin_address),
                 gate,
@@ -323,11 +330,13 @@ class Server:
                         "/health/live": {"GET": live},
                         "/health/ready": {"GET": ready},
                         "/metrics": {"GET": admin_metrics},
-                        "/config": {
-                            "GET": ConfigurationEndpoint(
-                                EverybodyOperates(), in_force, self.hub.turns
-                            )
+                        "/metrics/tenants": {
+                            "GET": TenantMetricsEndpoint(everybody, figures, self.hub.turns)
                         },
+                        "/config": {
+                            "GET": ConfigurationEndpoint(everybody, in_force, self.hub.turns)
+                        },
+                        **admin_routes(everybody, self.hub, self.connections, top_views),
                     }
                 ),
                 probes,

@@ -134,6 +134,7 @@ class FrontConnection(RequestHandler):
         self.has_eof = False
         # The connection comes over loopback or a Unix socket; set in connection_made.
         self.is_local = False
+        # The address of the client, or of a proxy that passes requests on; empty for none.
         self.peer = ""
         # The client's certificate, which TLS has verified; set in connection_made.
         self.certificate: ClientCertificate | None = None
@@ -367,7 +368,7 @@ class FrontConnection(RequestHandler):
         """
         address = ""
         if self.transport is not None:
-            address = self._server.addresses.client_of(self.transport, headers)
+            address = self._server.addresses.sender_of(self.transport, headers)
         return self._server.budget.sender(tenant, address)
 
     def _refuse_unread(self) -> None:
