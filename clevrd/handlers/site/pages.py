@@ -72,7 +72,7 @@ _CLOSED: Final = (
     "It asks for a credential: curl -H 'Authorization: Bearer SECRET', clevrd --key-file."
 )
 
-# What a line begins with, or the documents' address, is a link where a browser asks.
+# URLs at the beginning of a line, and the documents' address, are links where a browser asks.
 _LINK: Final = re.compile(rf"(?m)(?<=^    )https?://\S+|{re.escape(DOCS)}")
 _STYLE: Final = (
     ":root{color-scheme:light dark}body{font:15px/1.5 system-ui;max-width:54rem;margin:3rem auto;"
@@ -96,7 +96,7 @@ _ADMIN_TEXT = """clevrd {version}, for its operators: who reaches this address s
 
 
 class Facts(NamedTuple):
-    """What the page says of this daemon besides."""
+    """Things that the page says of this daemon besides."""
 
     catch_up_messages: int
     # A sentence about messages that outlive the process.
@@ -211,7 +211,7 @@ class AdminHomeEndpoint:
 
 
 def _page(head: Request, text: str, topics: str = "") -> Response:
-    """Return the page. What follows ``text`` has names that clients chose, and no links."""
+    """Return the page; ``topics`` follows, with names that clients chose, and without links."""
     if "text/html" in head.headers.get("accept", ""):
         linked = _LINK.sub(r'<a href="\g<0>">\g<0></a>', html.escape(text, quote=False))
         page = _PAGE.format(style=_STYLE, text=linked + html.escape(topics))
