@@ -64,6 +64,12 @@ _ADMIN_TEXT = """clevrd {version}, for its operators: who reaches this address s
 
     /metrics                              topics, subscribers, drops, throttling (JSON, or as
                                           Prometheus asks); ?topics=N for the N busiest topics
+    /metrics/tenants                      tenants: connections, subscribers, memory
+    /admin/top                            who is slow, who is loud, what is large, who is refused
+    /admin/explain                        why, of the last 15 minutes; ?tenant=NAME for one tenant
+    /admin/subscribers                    subscriptions; DELETE with id=ID ends a connection
+    /admin/messages?topic=NAME            the newest messages; DELETE clears the topic
+    /admin/topics?topic=NAME              DELETE drops the topic
     /config                               every setting, its source, and the rules of access
     /health, /health/live, /health/ready  state, and for probes
 """
