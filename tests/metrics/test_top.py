@@ -64,12 +64,13 @@ class FakeConnections:
     def __init__(self, connections: list[FakeConnection], now_s: FakeClock) -> None:
         self.connections = connections
         self.now_s = now_s
+        self.numbers = {connection: number for number, connection in enumerate(connections)}
 
     def listed(self) -> list[FakeConnection]:
         return list(self.connections)
 
     def number_of(self, connection: FakeConnection) -> int:
-        return self.connections.index(connection) + 1
+        return self.numbers[connection]
 
     def opened_s(self, connection: FakeConnection) -> float:
         return self.now_s() - 5.0
