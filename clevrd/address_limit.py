@@ -88,7 +88,7 @@ class AddressLimit:
                 return named
         return address_of(transport.get_extra_info("peername"))
 
-    def client_of(self, transport: asyncio.BaseTransport) -> str:
+    def counted_as(self, transport: asyncio.BaseTransport) -> str:
         """Return the address of the client, as it is counted, or that of the peer; for people."""
         counted = self._counted.get(transport)
         if counted is not None:

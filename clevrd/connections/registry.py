@@ -206,7 +206,7 @@ class Connections:
 
     def address_of(self, connection: Connection) -> str:
         """Return the address of its client, for people; empty over a Unix socket."""
-        return self._addresses.client_of(connection.transport)
+        return self._addresses.counted_as(connection.transport)
 
     def transports(self) -> set[asyncio.Transport]:
         """Return the transports of all of them."""

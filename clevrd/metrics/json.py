@@ -59,7 +59,7 @@ class LogView(msgspec.Struct, frozen=True):
     dropped: int
 
 
-class MetricsView(msgspec.Struct, frozen=True):
+class MetricsView(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of /metrics."""
 
     total_topics: int
@@ -81,9 +81,9 @@ class MetricsView(msgspec.Struct, frozen=True):
     process_cpu_s: float
     version: str
     # Left out where the daemon speaks no TLS.
-    tls: Tls | msgspec.UnsetType
+    tls: Tls | msgspec.UnsetType = msgspec.UNSET
     # Left out without a journal.
-    journal: dict[str, Any] | msgspec.UnsetType
+    journal: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     log: LogView
     process: ProcessFigures
     uptime_s: float

@@ -5,6 +5,7 @@ handlers/operate/top takes it. Meaning of the fields: docs/wire.md.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 
 import msgspec
@@ -97,16 +98,23 @@ def most_limited(decisions: Iterable[Decision], now_s: float, count: int) -> lis
         decisions: those that held last first.
         now_s: on the clock of the decisions.
     """
-    rows: dict[tuple[str, str, str], LimitedRow] = {}
+    # Who, and by which limit -> refusals, and the decision that held last.
+    found: dict[tuple[str, str, str], tuple[int, Decision]] = {}
     for decision in decisions:
         if decision.kind != "refusal" or not decision.thresholds:
             continue
         key = (decision.tenant, decision.credential, decision.code)
-        row = rows.get(key)
-        if row is None:
-            since_s = round(now_s - decision.last_s, 3)
-            rows[key] = LimitedRow(*key, decision.count, decision.rule, since_s)
-        else:
-            refusals = row.refusals + decision.count
-            rows[key] = msgspec.structs.replace(row, refusals=refusals)
-    return sorted(rows.values(), key=lambda row: row.refusals, reverse=True)[:count]
+        refusals, newest = found.get(key, (0, decision))
+        found[key] = refusals + decision.count, newest
+    most = heapq.nlargest(count, found.values(), key=lambda each: each[0])
+    return [
+        LimitedRow(
+            tenant_id=decision.tenant,
+            credential=decision.credential,
+            code=decision.code,
+            refusals=refusals,
+            rule=decision.rule,
+            last_s=round(now_s - decision.last_s, 3),
+        )
+        for refusals, decision in most
+    ]

@@ -19,8 +19,8 @@ from clevrd.tenants.tenant import check_tenant_name
 # Decisions that are shown unless asked otherwise, and at most.
 DEFAULT_DECISIONS: Final = 100
 MAX_DECISIONS: Final = 1_000
-# Decisions viewed in one step, at 5 us each.
-_PER_STEP: Final = 64
+# Decisions viewed in one step, at 25 us each.
+_PER_STEP: Final = 16
 
 _OPTIONS: Final = AdminOptions(("tenant",), {"n": (1, MAX_DECISIONS)})
 

@@ -143,6 +143,8 @@ class TopViews:
         ring_rows = yield from self._topic_rows(largest, None)
         decisions = self._hub.decisions.newest()
         yield
+        limited = most_limited(decisions, self._now_s(), MAX_ROWS)
+        yield
         return TopView(
             taken_at=rfc3339(time.time_ns() // 1000),
             interval_s=None if interval_s is None else round(interval_s, 3),
@@ -151,7 +153,7 @@ class TopViews:
             slowest_by_bytes=byte_rows,
             busiest_topics=busy_rows,
             largest_rings=ring_rows,
-            most_limited=most_limited(decisions, self._now_s(), MAX_ROWS),
+            most_limited=limited,
         )
 
     def _look_at_topics(

@@ -87,11 +87,18 @@ _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>clevrd</t
 
 _ADMIN_TEXT = """clevrd {version}, for its operators: who reaches this address sees all tenants.
 
-    {url}/dashboard     a live page
-    {url}/metrics       topics, subscribers, drops, throttling (JSON, or as Prometheus asks);
-                        ?topics=N for the N busiest topics
-    {url}/config        every setting, its source, and the rules of access
-    {url}/health        state; /health/live, /health/ready for probes
+    {url}/dashboard               a live page
+    {url}/metrics                 topics, subscribers, drops, throttling (JSON, or as
+                                  Prometheus asks); ?topics=N for the N busiest topics
+    {url}/metrics/tenants         tenants: connections, subscribers, memory
+    {url}/admin/top               who is slow, who is loud, what is large, who is refused
+    {url}/admin/explain           why, of the last 15 minutes; ?tenant=NAME for one tenant
+    {url}/admin/subscribers       subscriptions; DELETE with id=ID ends a connection
+    {url}/config                  every setting, its source, and the rules of access
+    {url}/health                  state; /health/live, /health/ready for probes
+
+    /admin/messages?topic=NAME    the newest messages; DELETE clears the topic
+    /admin/topics?topic=NAME      DELETE drops the topic
 """
 
 
