@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from clevrd.errors import JournalUnavailable, MessageTooLarge
+from clevrd.errors import JournalFull, JournalUnavailable, MessageTooLarge
 from clevrd.journal.base import Checkpoint, Fenced, Placed, Trimmed
 from clevrd.journal.kept_checkpoints import FILL_BYTES, FRESH_MS
 from clevrd.journal.nats.checkpoints import CheckpointStore
@@ -472,8 +472,8 @@ class NatsEngine:
             try:
                 await self._check()
                 return
-            except (NatsFault, JournalUnavailable) as error:
-                fault = error.__cause__ if isinstance(error, JournalUnavailable) else error
+            except (NatsFault, JournalUnavailable, JournalFull) as error:
+                fault = error if isinstance(error, NatsFault) else error.__cause__
                 if not isinstance(fault, NatsFault):
                     raise
                 if fault.code not in PASSING or fault.code == BAD_TLS or loop.time() >= until_s:
@@ -528,7 +528,7 @@ class NatsEngine:
             for each in self._partitions:
                 try:
                     await self._look_at(each)
-                except (JournalUnavailable, NatsFault) as error:
+                except (JournalUnavailable, JournalFull) as error:
                     log.debug("log not looked at partition=%d reason=%s", each.number, error)
                 except Exception:
                     # The next round is to come in any case.
