@@ -285,7 +285,7 @@ async def test_catching_up_is_in_order_and_bounded(server: NatsServer) -> None:
     """More than is asked for at once, and more bytes: all of it comes, in order, once."""
     async with opened(nats_settings(server, partitions=1)) as engine:
         writer = LogWriter(await engine.stamp(0))
-        made = [writer.one("t", str(number).ljust(number % 7 * 20_000)) for number in range(1_200)]
+        made = [writer.one("t", str(number).ljust(number % 7 * 6_000)) for number in range(700)]
         await asyncio.gather(
             *(engine.append(0, record, writer.stamp, placed) for record, placed in made)
         )
@@ -337,6 +337,19 @@ async def test_five_checkpoints_are_kept_and_one_of_two_nodes_is_enough(server: 
         assert loaded[0].position == 8
         # An entry, and a message for each part.
         assert state["messages"] == 3 * KEPT
+
+
+async def test_stream_of_checkpoints_that_was_deleted_is_made_again(server: NatsServer) -> None:
+    """The next checkpoint but one is kept."""
+    async with opened(nats_settings(server, partitions=1)) as engine:
+        checkpoint = Checkpoint(1, "00000001", EPOCH, b"s", [], True)
+        await server.api("STREAM.DELETE.clevrd-checkpoints")
+
+        with pytest.raises(JournalUnavailable):
+            await engine.save_checkpoint(0, checkpoint)
+        await engine.save_checkpoint(0, checkpoint)
+
+        assert await engine.load_checkpoints(0) == [checkpoint]
 
 
 async def test_unfinished_checkpoint_of_a_dead_node_is_removed(server: NatsServer) -> None:
