@@ -376,6 +376,8 @@ async def test_windows_circuits_and_forgotten_topics_are_explained() -> None:
 
     found = {each["code"]: each for each in explained["decisions"]}
     assert {"idle_topic", "circuit_opened", "window"} <= found.keys()
+    windows = [each["scope"] for each in explained["decisions"] if each["kind"] == "window"]
+    assert {scope["kind"] for scope in windows} == {"daemon", "tenant"}
     assert found["idle_topic"]["thresholds"] == {"topic_idle_s": 60.0}
     assert found["circuit_opened"]["scope"]["topic"] == "t"
     assert found["circuit_opened"]["thresholds"]["lost_in_stall"] == 1
