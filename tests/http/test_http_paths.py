@@ -99,7 +99,7 @@ async def test_options_lists_the_methods(daemon: Daemon, path: str) -> None:
     first, second = responses(await talk(daemon.port, [sent + get("/", "Connection: close")]))
 
     assert (first.version, first.status, first.body) == ("HTTP/1.1", 204, b"")
-    assert first.headers["allow"] == f"{PATHS.get(path, 'GET, HEAD, POST')}, OPTIONS"
+    assert first.headers["allow"] == f"{PATHS.get(path, 'GET, HEAD, POST, DELETE')}, OPTIONS"
     assert first.headers.keys() == {"allow", "server", "date"}
     assert second.status == 200
 
