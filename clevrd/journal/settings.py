@@ -18,6 +18,9 @@ from clevrd.core.names import check_topic
 from clevrd.core.patterns import Words, parse_pattern
 from clevrd.errors import ConfigError, InvalidRequest
 from clevrd.fingerprints import fingerprint
+from clevrd.journal.kafka.properties import BadProperty, read_properties
+from clevrd.journal.kafka.url import SCHEMES as KAFKA_SCHEMES
+from clevrd.journal.kafka.url import parse_kafka_url
 from clevrd.journal.redis.url import SCHEMES as REDIS_SCHEMES
 from clevrd.journal.redis.url import parse_redis_url
 from clevrd.journal.url_parts import BadUrl, scheme_of, shown_url
@@ -27,11 +30,13 @@ TABLE: Final = "journal"
 # The engine that each scheme of a URL stands for.
 ENGINES: Final[Mapping[str, str]] = {
     **dict.fromkeys(REDIS_SCHEMES, "redis"),
+    **dict.fromkeys(KAFKA_SCHEMES, "kafka"),
 }
 # Where each engine keeps a journal, as a sentence says it.
 PLACES: Final[Mapping[str, str]] = {
     "sqlite": "a directory",
     "redis": "Redis (url)",
+    "kafka": "Kafka (url)",
 }
 
 # Bytes that are kept by servers, of which it is memory in some, unless the file says otherwise.
@@ -47,15 +52,17 @@ ENGINES_WITH: Final[Mapping[str, tuple[str, ...]]] = {
     "retention_messages": ("sqlite",),
     "segment_s": ("sqlite",),
     "segment_bytes": ("sqlite",),
-    "partitions": ("redis",),
+    "partitions": ("redis", "kafka"),
     "prefix": ("redis",),
-    "min_replicas": ("redis",),
-    "password_file": ("redis",),
+    "min_replicas": ("redis", "kafka"),
+    "password_file": ("redis", "kafka"),
     "sentinel_user": ("redis",),
     "sentinel_password_file": ("redis",),
-    "ca_file": ("redis",),
-    "client_cert_file": ("redis",),
-    "client_key_file": ("redis",),
+    "ca_file": ("redis", "kafka"),
+    "client_cert_file": ("redis", "kafka"),
+    "client_key_file": ("redis", "kafka"),
+    "replication_factor": ("kafka",),
+    "kafka": ("kafka",),
 }
 
 # Anything that is no path.
@@ -96,7 +103,9 @@ class JournalSettings(
     partitions: Annotated[int, Meta(ge=1, le=64)] = 8
     # All keys in Redis begin with it.
     prefix: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.:-]{1,64}\Z")] = "clevrd"
-    # Replicas of Redis that have a message before it is answered.
+    # Copies of the topic that is made in Kafka; 0 for as many as the cluster makes by itself.
+    replication_factor: Annotated[int, Meta(ge=0, le=32)] = 0
+    # Replicas of Redis, or copies in Kafka, that have a message before it is answered.
     min_replicas: Annotated[int, Meta(ge=0, le=16)] = 0
     # Files that have nothing but a password: Redis's, and that of its Sentinels.
     password_file: str = ""
@@ -106,6 +115,8 @@ class JournalSettings(
     ca_file: str = ""
     client_cert_file: str = ""
     client_key_file: str = ""
+    # Properties of Kafka's client library, by name.
+    kafka: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def is_on(self) -> bool:
@@ -236,6 +247,8 @@ def _mistakes(settings: JournalSettings, written: Collection[str]) -> Iterator[t
             yield name, f"it is for a journal in {places}, and this one is in {PLACES[engine]}."
     if engine == "redis":
         yield from _redis_mistakes(settings)
+    elif engine == "kafka":
+        yield from _kafka_mistakes(settings)
     if settings.url:
         yield from _server_mistakes(settings)
         return
@@ -270,6 +283,28 @@ def _redis_mistakes(settings: JournalSettings) -> Iterator[tuple[str, str]]:
         yield "sentinel_user", "it is for URLs that begin with redis+sentinel://."
     if not address.is_tls and (settings.ca_file or settings.client_cert_file):
         yield "ca_file", "certificates are for URLs that begin with rediss."
+
+
+def _kafka_mistakes(settings: JournalSettings) -> Iterator[tuple[str, str]]:
+    try:
+        address = parse_kafka_url(settings.url)
+    except BadUrl as error:
+        yield "url", str(error)
+        return
+    if address.password and settings.password_file:
+        yield "password_file", "the URL has a password already; leave one of them out."
+    if address.user and not (address.password or settings.password_file):
+        yield "url", "it has a user and no password; give it there or in password_file."
+    if settings.password_file and not address.user:
+        yield "password_file", "write whose password it is before the @ of the URL."
+    if not address.is_tls and (settings.ca_file or settings.client_cert_file):
+        yield "ca_file", "certificates are for URLs that begin with kafka+ssl."
+    if 0 < settings.replication_factor < settings.min_replicas:
+        yield "min_replicas", "it can't be more than replication_factor."
+    try:
+        read_properties(settings.kafka)
+    except BadProperty as error:
+        yield f"kafka.{error.name}", str(error)
 
 
 def shown_journal(place: str) -> str:
