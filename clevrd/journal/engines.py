@@ -108,6 +108,8 @@ def _redis_settings(settings: JournalSettings) -> RedisSettings:
 
 
 def _kafka_engine(settings: JournalSettings) -> Engine:
+    # It comes first, since it says in one line if its package is missing.
+    import clevrd.journal.kafka.library  # noqa: F401
     from clevrd.journal.kafka.engine import KafkaEngine
 
     return KafkaEngine(_kafka_settings(settings))

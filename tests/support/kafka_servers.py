@@ -24,6 +24,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from daemons import ROOT
 from ports import free_port
+from tls import make_pair
 
 LIBS: Final = ROOT / "build" / "kafka"
 START_S: Final = 60.0
@@ -31,6 +32,7 @@ START_S: Final = 60.0
 FORMATTED: Final = LIBS / "formatted"
 CLUSTER: Final = "4L6g3nShT-eMCtK--X86sw"
 
+_LOGIN: Final = "org.apache.kafka.common.security.plain.PlainLoginModule"
 _JAVA: Final = (
     "java",
     *("-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
@@ -64,16 +66,13 @@ def need() -> None:
 class KafkaServer:
     """One broker, its own controller, with a folder; it can be killed, paused, started again."""
 
-    def __init__(self, folder: Path, **properties: str) -> None:
-        """Make a broker; `start` starts it.
-
-        Args:
-            properties: its configuration beyond the least, with _ for each full stop.
-        """
+    def __init__(self, folder: Path) -> None:
+        """Make a broker; `start` starts it."""
         need()
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
+        self.port, self.secured_port = free_port(), free_port()
+        self.ca_file = str(folder / "localhost.pem")
         self._process: subprocess.Popen[bytes] | None = None
         self._config = folder / "server.properties"
         control = free_port()
@@ -81,9 +80,26 @@ class KafkaServer:
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{control}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{control}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+            "listeners": (
+                f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{control},"
+                f"SECURED://127.0.0.1:{self.secured_port}"
+            ),
+            "advertised.listeners": (
+                f"PLAINTEXT://127.0.0.1:{self.port},SECURED://localhost:{self.secured_port}"
+            ),
+            "listener.security.protocol.map": (
+                "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SECURED:SASL_SSL"
+            ),
+            # The secured listener asks for a user; "me" may do all, as who is not asked, and
+            # "other" nothing.
+            "listener.name.secured.sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.secured.plain.sasl.jaas.config": (
+                f'{_LOGIN} required user_me="secret" user_other="secret";'
+            ),
+            "listener.name.secured.ssl.keystore.type": "PEM",
+            "listener.name.secured.ssl.keystore.location": self.ca_file,
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS;User:me",
             "controller.listener.names": "CONTROLLER",
             "log.dirs": str(folder / "data"),
             "auto.create.topics.enable": "false",
@@ -102,10 +118,11 @@ class KafkaServer:
             "log.segment.delete.delay.ms": "100",
             "log.retention.check.interval.ms": "500",
             "log.cleaner.enable": "false",
-            **{name.replace("_", "."): value for name, value in properties.items()},
         }
         lines = "".join(f"{name}={value}\n" for name, value in settings.items())
-        self._config.write_text(lines.replace("PORT", str(self.port)))
+        self._config.write_text(lines)
+        pair = make_pair(folder)
+        Path(self.ca_file).write_text(pair.key.read_text() + pair.cert.read_text())
         (folder / "log4j2.properties").write_text(_LOG4J)
 
     @property

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from clevrd.journal.base import Checkpoint
 from clevrd.journal.checkpoint_parts import MAX_LOADED, Joined, state_parts, topic_parts
@@ -24,6 +25,9 @@ from clevrd.journal.kept_checkpoints import to_forget
 
 log = logging.getLogger(__name__)
 
+# Parts that may lie unused among those that are kept: so many times as many, and some more.
+_SLACK: Final = 3
+_LEAST_PARTS: Final = 32
 # Parts that are read with one question.
 _AT_ONCE: Final = 16
 
@@ -126,7 +130,7 @@ class CheckpointStore:
         entries = [entry, *others]
         positions = [each.position for each in entries]
         gone = set(to_forget(positions, entry.position, reach))
-        kept = [each for index, each in enumerate(entries) if index not in gone]
+        kept = await self._moved([each for at, each in enumerate(entries) if at not in gone])
         self._seen = await self._append(self._lists, _encoder.encode(kept))
         await self._cut(kept)
 
@@ -159,6 +163,33 @@ class CheckpointStore:
         if joined.crc != entry.crc:
             return None
         return joined.checkpoint(entry.position, entry.digest, entry.epoch)
+
+    async def _moved(self, kept: Sequence[Entry]) -> list[Entry]:
+        """Return ``kept``, whose first one was just written, with none that lies far before it.
+
+        The topic is cut from its beginning alone, so a checkpoint that is kept for long would keep
+        all that were written after it.
+        """
+        parts = sum(len(each.parts) for each in kept)
+        bound = max(kept[0].parts, default=0) - _SLACK * parts - _LEAST_PARTS
+        moved = []
+        for entry in kept:
+            if min(entry.parts, default=bound) >= bound:
+                moved.append(entry)
+                continue
+            found = await self._questions.records(self._topic, self._parts, entry.parts)
+            values = [each.value for each in found if each is not None]
+            if len(values) == len(found):
+                offsets = [await self._append(self._parts, value) for value in values]
+                states = len(entry.state_parts)
+                moved.append(
+                    replace(
+                        entry,
+                        state_parts=tuple(offsets[:states]),
+                        topic_parts=tuple(offsets[states:]),
+                    )
+                )
+        return moved
 
     async def _cut(self, kept: Sequence[Entry]) -> None:
         """Remove what no list names any more; the topic's age does where that is not allowed."""

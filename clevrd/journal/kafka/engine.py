@@ -173,13 +173,17 @@ class KafkaEngine:
         ):
             raise Fenced
         loop = asyncio.get_running_loop()
-        sent_s = loop.time()
+        sent_s, read_end = loop.time(), reader.end_of(partition)
         try:
             offset = await appender.append(self._topic, partition, record)
         except KafkaFault as fault:
             raise self._append_error(fault, len(record)) from fault
-        if offset < reader.end_of(partition) and reader.is_void(partition, offset):
-            raise Fenced
+        if offset < read_end:
+            # It is in a place that was read before: the topic is another one, or has lost its end.
+            self._state = None
+            raise JournalUnavailable(
+                f"The topic at {self._settings.shown} is shorter than it was; it is looked at anew."
+            )
         each.appended = max(each.appended, offset + 1)
         is_slow = loop.time() - sent_s >= _SLOW_S
         if not await self._counts(each, offset, stamp, is_slow=is_slow):

@@ -163,8 +163,8 @@ def sentence_of(fault: KafkaFault, shown: str) -> str:
         return f"Kafka at {shown} can't write to its disk and takes nothing; see to it."
     if code in ("INVALID_REPLICATION_FACTOR", "POLICY_VIOLATION", "INVALID_CONFIG"):
         return (
-            f"Kafka at {shown} does not make such a topic ({text}); see replicas and min_replicas,"
-            " or make it yourself."
+            f"Kafka at {shown} does not make such a topic ({text}); see replication_factor and"
+            " min_replicas, or make it yourself."
         )
     if code in ("_UNSUPPORTED_FEATURE", "UNSUPPORTED_VERSION"):
         return f"Kafka at {shown} is too old ({text}); the journal needs 3.0 or newer."
