@@ -12,6 +12,8 @@ from clevrd.journal.base import Engine
 from clevrd.journal.kafka.properties import FILE, read_properties
 from clevrd.journal.kafka.settings import KafkaSettings
 from clevrd.journal.kafka.url import parse_kafka_url
+from clevrd.journal.nats.settings import NatsSettings
+from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.settings import RedisSettings
 from clevrd.journal.redis.url import parse_redis_url
 from clevrd.journal.settings import JournalSettings
@@ -34,6 +36,8 @@ def engine_of(settings: JournalSettings, wall_us: Callable[[], int]) -> Engine:
     """
     if settings.engine == "redis":
         return _redis_engine(settings)
+    if settings.engine == "nats":
+        return _nats_engine(settings)
     if settings.engine == "kafka":
         return _kafka_engine(settings)
     from clevrd.journal.sqlite.engine import SqliteEngine
@@ -60,6 +64,11 @@ def check_files(settings: JournalSettings) -> None:
         is_tls = _redis_settings(settings).address.is_tls
     elif settings.engine == "kafka":
         is_tls = _kafka_settings(settings).address.is_tls
+    elif settings.engine == "nats":
+        nats = _nats_settings(settings)
+        is_tls = nats.address.is_tls
+        for path in filter(None, (nats.nkey_seed_file, nats.creds_file)):
+            _first_line_of(path, "credentials")
     if is_tls:
         tls_context(settings.ca_file, settings.client_cert_file, settings.client_key_file)
 
@@ -102,6 +111,40 @@ def _redis_settings(settings: JournalSettings) -> RedisSettings:
         client_key_file=settings.client_key_file,
         sentinel_user=settings.sentinel_user,
         sentinel_password=_password_in(sentinel_file) if sentinel_file else "",
+        retention_s=settings.retention_s,
+        retention_bytes=settings.retention_bytes,
+    )
+
+
+def _nats_engine(settings: JournalSettings) -> Engine:
+    from clevrd.journal.nats.engine import NatsEngine
+
+    return NatsEngine(_nats_settings(settings))
+
+
+def _nats_settings(settings: JournalSettings) -> NatsSettings:
+    address = parse_nats_url(settings.url)
+    if settings.password_file:
+        secret = _password_in(settings.password_file)
+        # A token alone before the @ is a user, where its password is in a file; without any name
+        # the file has a token.
+        user = address.user or address.token
+        address = msgspec.structs.replace(
+            address, user=user, password=secret if user else "", token="" if user else secret
+        )
+    return NatsSettings(
+        address=address,
+        shown=shown_url(settings.url),
+        prefix=settings.prefix,
+        partitions=settings.partitions,
+        replicas=settings.replicas,
+        sync_always=settings.sync_always,
+        durability=settings.durability,
+        ca_file=settings.ca_file,
+        client_cert_file=settings.client_cert_file,
+        client_key_file=settings.client_key_file,
+        nkey_seed_file=settings.nkey_seed_file,
+        creds_file=settings.creds_file,
         retention_s=settings.retention_s,
         retention_bytes=settings.retention_bytes,
     )

@@ -21,6 +21,8 @@ from clevrd.fingerprints import fingerprint
 from clevrd.journal.kafka.properties import BadProperty, read_properties
 from clevrd.journal.kafka.url import SCHEMES as KAFKA_SCHEMES
 from clevrd.journal.kafka.url import parse_kafka_url
+from clevrd.journal.nats.url import SCHEMES as NATS_SCHEMES
+from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.url import SCHEMES as REDIS_SCHEMES
 from clevrd.journal.redis.url import parse_redis_url
 from clevrd.journal.url_parts import BadUrl, scheme_of, shown_url
@@ -30,12 +32,14 @@ TABLE: Final = "journal"
 # The engine that each scheme of a URL stands for.
 ENGINES: Final[Mapping[str, str]] = {
     **dict.fromkeys(REDIS_SCHEMES, "redis"),
+    **dict.fromkeys(NATS_SCHEMES, "nats"),
     **dict.fromkeys(KAFKA_SCHEMES, "kafka"),
 }
 # Where each engine keeps a journal, as a sentence says it.
 PLACES: Final[Mapping[str, str]] = {
     "sqlite": "a directory",
     "redis": "Redis (url)",
+    "nats": "NATS (url)",
     "kafka": "Kafka (url)",
 }
 
@@ -48,23 +52,29 @@ MIN_SEGMENT_S: Final = 1.0
 MIN_SEGMENT_BYTES: Final = 1 << 20
 # Settings that not all engines have, and the engines that do.
 ENGINES_WITH: Final[Mapping[str, tuple[str, ...]]] = {
-    "durability": ("sqlite",),
+    "durability": ("sqlite", "nats"),
     "retention_messages": ("sqlite",),
     "segment_s": ("sqlite",),
     "segment_bytes": ("sqlite",),
-    "partitions": ("redis", "kafka"),
-    "prefix": ("redis",),
+    "partitions": ("redis", "nats", "kafka"),
+    "prefix": ("redis", "nats"),
     "min_replicas": ("redis", "kafka"),
-    "password_file": ("redis", "kafka"),
+    "password_file": ("redis", "nats", "kafka"),
     "sentinel_user": ("redis",),
     "sentinel_password_file": ("redis",),
-    "ca_file": ("redis", "kafka"),
-    "client_cert_file": ("redis", "kafka"),
-    "client_key_file": ("redis", "kafka"),
+    "ca_file": ("redis", "nats", "kafka"),
+    "client_cert_file": ("redis", "nats", "kafka"),
+    "client_key_file": ("redis", "nats", "kafka"),
+    "replicas": ("nats",),
+    "sync_always": ("nats",),
+    "nkey_seed_file": ("nats",),
+    "creds_file": ("nats",),
     "replication_factor": ("kafka",),
     "kafka": ("kafka",),
 }
 
+# The names of streams in NATS, and words of its subjects.
+_STREAM_NAME: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
 # Anything that is no path.
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -87,7 +97,8 @@ class JournalSettings(
     url: str = ""
     # Patterns of the topics that are journaled; the others are this process's memory.
     topics: tuple[str, ...] = ("**",)
-    # "fsync": an answered message outlives a power cut. "os": it outlives the process.
+    # "fsync": an answered message outlives a power cut. "os": it outlives the process. In NATS it
+    # follows from `sync_always` where it is not written.
     durability: Durability = "fsync"
     # How long messages are kept, and how much of them in all; 0 for no bound.
     retention_s: Annotated[float, Meta(ge=0, le=10 * 366 * _DAY_S)] = 7 * _DAY_S
@@ -101,13 +112,17 @@ class JournalSettings(
     segment_bytes: Annotated[int, Meta(ge=MIN_SEGMENT_BYTES, le=1 << 40)] = 1 << 30
     # Logs that topics are divided among; fixed when the journal is made.
     partitions: Annotated[int, Meta(ge=1, le=64)] = 8
-    # All keys in Redis begin with it.
+    # All keys in Redis, and streams and subjects in NATS, begin with it.
     prefix: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.:-]{1,64}\Z")] = "clevrd"
     # Copies of the topic that is made in Kafka; 0 for as many as the cluster makes by itself.
     replication_factor: Annotated[int, Meta(ge=0, le=32)] = 0
     # Replicas of Redis, or copies in Kafka, that have a message before it is answered.
     min_replicas: Annotated[int, Meta(ge=0, le=16)] = 0
-    # Files that have nothing but a password: Redis's, and that of its Sentinels.
+    # Copies of each stream of NATS.
+    replicas: Literal[1, 3, 5] = 1
+    # The servers of NATS sync their files before they answer, which clevrd can't see.
+    sync_always: bool = False
+    # Files that have nothing but a password: the server's, and that of Redis's Sentinels.
     password_file: str = ""
     sentinel_user: str = ""
     sentinel_password_file: str = ""
@@ -115,6 +130,9 @@ class JournalSettings(
     ca_file: str = ""
     client_cert_file: str = ""
     client_key_file: str = ""
+    # For NATS, in place of user and password: the seed of an nkey, or a file of credentials.
+    nkey_seed_file: str = ""
+    creds_file: str = ""
     # Properties of Kafka's client library, by name.
     kafka: dict[str, Any] = msgspec.field(default_factory=dict)
 
@@ -177,6 +195,8 @@ def read_journal(tables: Mapping[str, Any], directory: str, path: str = "") -> J
     written = frozenset(tables.get(TABLE, {}))
     if settings.url and "retention_bytes" not in written:
         settings = msgspec.structs.replace(settings, retention_bytes=SERVER_RETENTION_BYTES)
+    if settings.engine == "nats" and "durability" not in written and not settings.sync_always:
+        settings = msgspec.structs.replace(settings, durability="os")
     if not settings.url:
         settings = _with_fitting_segments(settings, written)
     mistakes = [
@@ -249,6 +269,8 @@ def _mistakes(settings: JournalSettings, written: Collection[str]) -> Iterator[t
         yield from _redis_mistakes(settings)
     elif engine == "kafka":
         yield from _kafka_mistakes(settings)
+    elif engine == "nats":
+        yield from _nats_mistakes(settings, written)
     if settings.url:
         yield from _server_mistakes(settings)
         return
@@ -283,6 +305,47 @@ def _redis_mistakes(settings: JournalSettings) -> Iterator[tuple[str, str]]:
         yield "sentinel_user", "it is for URLs that begin with redis+sentinel://."
     if not address.is_tls and (settings.ca_file or settings.client_cert_file):
         yield "ca_file", "certificates are for URLs that begin with rediss."
+
+
+def _nats_mistakes(
+    settings: JournalSettings, written: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    try:
+        address = parse_nats_url(settings.url)
+    except BadUrl as error:
+        yield "url", str(error)
+        return
+    if address.password and settings.password_file:
+        yield "password_file", "the URL has a password already; leave one of them out."
+    if address.user and not (address.password or settings.password_file):
+        yield "url", "it has a user and no password; give it there or in password_file."
+    ways = (
+        bool(address.user or address.token or settings.password_file),
+        bool(settings.nkey_seed_file),
+        bool(settings.creds_file),
+    )
+    if sum(ways) > 1:
+        name = "creds_file" if settings.creds_file else "nkey_seed_file"
+        yield name, "give one of user and password, a token, nkey_seed_file and creds_file."
+    if not address.is_tls and (settings.ca_file or settings.client_cert_file):
+        yield "ca_file", "certificates are for URLs that begin with tls://."
+    if not _STREAM_NAME.match(settings.prefix):
+        yield "prefix", "streams of NATS are named by it: write letters, digits, - and _ alone."
+    if settings.sync_always:
+        return
+    if "durability" in written and settings.durability == "fsync":
+        yield (
+            "durability",
+            "a NATS server answers before its disk has a message, unless it is configured with"
+            ' jetstream { sync_interval: always }; write sync_always = true if yours are, or "os".',
+        )
+    elif settings.replicas > 1 and "durability" not in written:
+        yield (
+            "replicas",
+            "copies don't outlive a power cut that hits several servers, since they answer before"
+            " their disks have a message; configure them with jetstream { sync_interval: always }"
+            ' and write sync_always = true, or write durability = "os".',
+        )
 
 
 def _kafka_mistakes(settings: JournalSettings) -> Iterator[tuple[str, str]]:

@@ -12,12 +12,16 @@ import msgspec
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 from kafka_servers import KafkaServer, shared_server
+from nats_servers import NatsServer
 from redis_servers import RedisServer
 
 from clevrd.journal.base import Engine
 from clevrd.journal.kafka.engine import KafkaEngine
 from clevrd.journal.kafka.settings import KafkaSettings
 from clevrd.journal.kafka.url import parse_kafka_url
+from clevrd.journal.nats.engine import NatsEngine
+from clevrd.journal.nats.settings import NatsSettings
+from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.engine import RedisEngine
 from clevrd.journal.redis.settings import RedisSettings
 from clevrd.journal.redis.url import parse_redis_url
@@ -103,6 +107,37 @@ class RedisLog:
         self.server.kill()
 
 
+def nats_settings(server: NatsServer, **settings: Any) -> NatsSettings:
+    """Return the settings of a journal in ``server``."""
+    return NatsSettings(address=parse_nats_url(server.url), shown=server.url, **settings)
+
+
+class NatsLog:
+    """A NATS server of its own, which was started for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = NatsServer(folder / "nats").start()
+
+    def engine(self, *, keeps_little: bool = False) -> NatsEngine:
+        """Return an engine for the server, in which `settle` leaves little."""
+        return NatsEngine(nats_settings(self.server, partitions=2))
+
+    async def begin_anew(self) -> None:
+        """Restart the server, which may have lost records as far as an engine knows."""
+        self.server.kill()
+        self.server.start()
+
+    async def settle(self, engine: Engine) -> None:
+        """Keep one record of each log."""
+        for name in await self.server.streams():
+            if not name.endswith("checkpoints"):
+                await self.server.api(f"STREAM.PURGE.{name}", {"keep": 1})
+
+    def close(self) -> None:
+        """Kill the server."""
+        self.server.kill()
+
+
 def kafka_settings(server: KafkaServer, topic: str, **settings: Any) -> KafkaSettings:
     """Return the settings of a journal in ``server``."""
     url = server.url(topic)
@@ -144,6 +179,7 @@ def new_topic() -> str:
 
 LOGS: dict[str, Callable[[Path], Log]] = {
     "kafka": KafkaLog,
+    "nats": NatsLog,
     "redis": RedisLog,
     "sqlite": SqliteLog,
 }
