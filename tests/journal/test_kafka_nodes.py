@@ -29,7 +29,7 @@ def server() -> Iterator[KafkaServer]:
 async def test_messages_of_all_nodes_have_one_order_on_all_nodes(server: KafkaServer) -> None:
     """Two publishers on two nodes, and a reader on each: the same offsets, ids and data."""
     async with (
-        nodes(server.url(new_topic())) as (one, two),
+        nodes(server.url(new_topic()), partitions=2) as (one, two),
         connect(f"{one.ws_url}/subscribe?topic=t") as first,
         connect(f"{two.ws_url}/subscribe?topic=t") as second,
     ):
@@ -49,10 +49,10 @@ async def test_messages_of_all_nodes_have_one_order_on_all_nodes(server: KafkaSe
 async def test_node_that_starts_fills_its_rings_from_the_log(server: KafkaServer) -> None:
     """Messages from before its start are there for readers that come back to it; so are keys."""
     url = server.url(new_topic())
-    async with nodes(url, 1) as (one,):
+    async with nodes(url, 1, partitions=2) as (one,):
         answers = [await one.publish(f"t.{number % 3}", number) for number in range(9)]
         keyed = await one.publish("t.0", 9, **{"Idempotency-Key": "k"})
-    async with nodes(url, 1) as (two,):
+    async with nodes(url, 1, partitions=2) as (two,):
         async with connect(resume(two, answers[0], "t.0")) as reader:
             greeting, *found = await received(reader, 4)
         after = await two.publish("t.0", "after")
