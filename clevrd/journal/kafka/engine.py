@@ -349,14 +349,17 @@ class KafkaEngine:
     # --- reads -----------------------------------------------------------------------------------
 
     async def _judge_range(self, partition: int, after: int, error: OutOfRange) -> None:
-        """Raise TailLost if the topic is the same and ends before ``after``, where it was read."""
+        """Raise TailLost unless the topic is another one, or begins behind ``after``.
+
+        It may end behind ``after`` again by now: others append.
+        """
         topic_id = self._topic_id
         self._state = None
         await self._known_state()
         if self._topic_id != topic_id:
             return
-        _, end = await self._extent(partition)
-        if after > end or str(error) == "_LOG_TRUNCATION":
+        first, _ = await self._extent(partition)
+        if after >= first:
             raise TailLost from error
 
     async def _extent(self, partition: int) -> tuple[int, int]:
