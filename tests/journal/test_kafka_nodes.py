@@ -203,7 +203,7 @@ async def test_broker_that_is_killed_loses_nothing(server: KafkaServer, kept: bo
     ):
         before = [await one.publish("t", number) for number in range(5)]
         await received(reader, 6)
-        server.kill()
+        await asyncio.to_thread(server.kill)
         publishing = [asyncio.ensure_future(published(one, "t", n)) for n in range(5, 9)]
         await asyncio.to_thread(server.start)
         after = await asyncio.gather(*publishing)
@@ -234,7 +234,7 @@ async def test_lost_tail_uses_no_position_twice(server: KafkaServer, kept: bool)
         size_bytes = server.log_file(topic).stat().st_size
         lost = [await one.publish("t", number) for number in (3, 4)]
         await received(reader, 6)
-        server.kill()
+        await asyncio.to_thread(server.kill)
         # As a power cut does to a file that was not flushed, or a disk to one that was.
         os.truncate(server.log_file(topic), size_bytes)
         await asyncio.to_thread(server.start)
