@@ -118,6 +118,12 @@ class NatsServer:
     def pause(self) -> None:
         """Stop it, so that connections stay and nothing is answered."""
         self.process.send_signal(signal.SIGSTOP)
+        # Its threads stop one by one, some after the call.
+        threads = Path(f"/proc/{self.process.pid}/task")
+        until_s = time.monotonic() + START_S
+        while any(") T" not in (each / "stat").read_text() for each in threads.iterdir()):
+            assert time.monotonic() < until_s
+            time.sleep(0.001)
 
     def go_on(self) -> None:
         """Let it go on after `pause`."""
