@@ -382,6 +382,24 @@ async def test_catching_up_is_in_order_and_bounded(server: NatsServer) -> None:
         assert most < 3 << 20
 
 
+async def test_one_consumer_brings_all(server: NatsServer) -> None:
+    """It is asked again and again, and not made again, where there is more than one answer has."""
+    async with opened(nats_settings(server, partitions=1)) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        made = [writer.one("t", str(number)) for number in range(1_200)]
+        await asyncio.gather(
+            *(engine.append(0, record, writer.stamp, placed) for record, placed in made)
+        )
+        found = await engine.read(0, 0)
+        feed = engine._readers[0]._feed
+
+        while len(found) < len(made):
+            found += await engine.read(0, found[-1][0])
+
+        assert [record for _, record in found] == [record for record, _ in made]
+        assert engine._readers[0]._feed is feed
+
+
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
