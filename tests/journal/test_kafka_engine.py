@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError
 from daemons import until
 from journal_engines import kafka_settings, new_topic
 from journal_log import EPOCH, LogWriter, read_all
-from kafka_servers import KafkaServer, shared_server
+from kafka_servers import UNKEPT, KafkaServer, shared_server
 from ports import free_port
 
 from clevrd.errors import ConfigError, JournalUnavailable, MessageTooLarge
@@ -69,8 +69,9 @@ async def test_record_of_another_leaders_epoch_is_fenced_and_never_read(
     server: KafkaServer,
 ) -> None:
     """Its writer had not heard of the change of leaders; all readers leave it out."""
-    settings = kafka_settings(server, new_topic(), partitions=1)
-    async with opened(settings) as engine:
+    topic = new_topic()
+    await asyncio.to_thread(server.make_topic, topic, 1, UNKEPT)
+    async with opened(kafka_settings(server, topic, partitions=1)) as engine:
         writer = LogWriter(await engine.stamp(0))
         first = await append(engine, writer, "first")
         # As if the leader had changed twice since it was asked about.

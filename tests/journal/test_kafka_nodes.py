@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from daemons import daemon_process, until
 from journal_engines import new_topic
-from kafka_servers import KafkaServer, shared_server
+from kafka_servers import UNKEPT, KafkaServer, shared_server
 from shared_journal import nodes, published, received, refused, resume
 from websockets.asyncio.client import connect
 
@@ -44,7 +44,7 @@ async def test_messages_of_all_nodes_have_one_order_on_all_nodes(server: KafkaSe
     assert [each["offset"] for each in found] == list(range(1, 41))
     assert {each["message_id"] for each in answers} == {each["id"] for each in found}
     assert len({each["epoch"] for each in answers}) == 1
-    assert not any("durable" in each for each in answers)
+    assert all(each["durable"] for each in answers)
 
 
 async def test_node_that_starts_fills_its_rings_from_the_log(server: KafkaServer) -> None:
@@ -195,8 +195,7 @@ async def test_broker_that_is_killed_loses_nothing(server: KafkaServer, kept: bo
     A broker that answers before its disk has a message may have lost some, as far as a node knows.
     """
     topic = new_topic()
-    config = {"flush.messages": "1", "unclean.leader.election.enable": "false"} if kept else {}
-    await asyncio.to_thread(server.make_topic, topic, 1, config)
+    await asyncio.to_thread(server.make_topic, topic, 1, {} if kept else UNKEPT)
     async with (
         nodes(server.url(topic), partitions=1) as (one, two),
         connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,
@@ -224,8 +223,7 @@ async def test_broker_that_is_killed_loses_nothing(server: KafkaServer, kept: bo
 async def test_lost_tail_uses_no_position_twice(server: KafkaServer, kept: bool) -> None:
     """Answered messages are gone behind a crash: a new epoch, and the old one is over for good."""
     topic = new_topic()
-    config = {"flush.messages": "1", "unclean.leader.election.enable": "false"} if kept else {}
-    await asyncio.to_thread(server.make_topic, topic, 1, config)
+    await asyncio.to_thread(server.make_topic, topic, 1, {} if kept else UNKEPT)
     async with (
         nodes(server.url(topic), partitions=1) as (one, two),
         connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,

@@ -32,6 +32,9 @@ START_S: Final = 60.0
 FORMATTED: Final = LIBS / "formatted"
 CLUSTER: Final = "4L6g3nShT-eMCtK--X86sw"
 
+# The configuration of a topic that answers before its records are on the disk, as is usual.
+UNKEPT: Final = {"flush.messages": str((1 << 63) - 1)}
+
 _LOGIN: Final = "org.apache.kafka.common.security.plain.PlainLoginModule"
 _JAVA: Final = (
     "java",
@@ -115,6 +118,9 @@ class KafkaServer:
             # a busy machine may keep the broker from its own controller for as long.
             "broker.session.timeout.ms": "3000",
             "broker.heartbeat.interval.ms": "500",
+            # A busy machine may take the broker from its own leadership, which means a new epoch in
+            # topics that may have lost something by that: see UNKEPT.
+            "log.flush.interval.messages": "1",
             "log.segment.delete.delay.ms": "100",
             "log.retention.check.interval.ms": "500",
             "log.cleaner.enable": "false",
