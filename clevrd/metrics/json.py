@@ -21,6 +21,7 @@ from clevrd.metrics.snapshot import (
     Tls,
     TopicView,
 )
+from clevrd.metrics.sources import SourceFigures
 
 # Topics that are encoded in one step: 0.1 ms.
 _TOPICS_PER_STEP: Final = 64
@@ -77,6 +78,8 @@ class MetricsView(msgspec.Struct, frozen=True):
     tls: Tls | msgspec.UnsetType
     # Left out without a journal.
     journal: dict[str, Any] | msgspec.UnsetType
+    # Left out without sources.
+    sources: list[SourceFigures] | msgspec.UnsetType
     log: LogView
     process: ProcessFigures
     uptime_s: float
@@ -127,6 +130,7 @@ def _summary(snapshot: Snapshot) -> MetricsView:
         connections=_connections_view(snapshot.connections),
         tls=msgspec.UNSET if snapshot.tls is None else snapshot.tls,
         journal=msgspec.UNSET if snapshot.journal is None else _journal_view(snapshot.journal),
+        sources=snapshot.sources or msgspec.UNSET,
         log=LogView(snapshot.log_lines_dropped),
         process=snapshot.process,
         uptime_s=round(snapshot.uptime_s, 3),

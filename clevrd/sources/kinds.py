@@ -1,0 +1,86 @@
+"""Which reader a source has; its library is imported when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Final
+
+import msgspec
+
+from clevrd.errors import ConfigError
+from clevrd.journal.redis.settings import RedisSettings
+from clevrd.journal.redis.url import parse_redis_url
+from clevrd.small_files import read_small
+from clevrd.sources.progress import Progress
+from clevrd.sources.reading import Reader
+from clevrd.sources.settings import SourceEntry
+
+# Bytes of a password at most.
+MAX_PASSWORD: Final = 4_096
+# The packages that a kind needs, and the extra that has them.
+_PACKAGES: Final = {"redis": (("redis", "hiredis"), "redis")}
+
+
+def reader_of(entry: SourceEntry, progress: Progress) -> Reader:
+    """Return the reader of a source, not opened yet.
+
+    Raises:
+        ConfigError: its library is not installed, or a file can't be used.
+    """
+    packages, extra = _PACKAGES[entry.place.kind]
+    if not all(map(find_spec, packages)):
+        raise ConfigError(
+            f"The source {entry.name} needs the Python packages {' and '.join(packages)}, which are"
+            f' not installed; install them: pip install "clevrd[{extra}]".'
+        )
+    from clevrd.sources.redis_stream import RedisReader
+
+    settings = _redis_settings(entry)
+    try:
+        return RedisReader(entry, settings, progress)
+    except ConfigError as error:
+        # The sentence is the journal's, which reads the same files.
+        text = str(error).removeprefix("The journal's ")
+        raise ConfigError(f"The source {entry.name}: {text}") from error
+
+
+def check_sources(entries: Sequence[SourceEntry]) -> None:
+    """Look whether readers could be made; raises ConfigError."""
+    for entry in entries:
+        reader_of(entry, Progress(entry))
+
+
+def _redis_settings(entry: SourceEntry) -> RedisSettings:
+    place = entry.place
+    address = parse_redis_url(place.server)
+    if entry.password_file:
+        password = _password_in(entry.password_file, entry)
+        address = msgspec.structs.replace(address, password=password)
+    file = entry.sentinel_password_file
+    return RedisSettings(
+        address=address,
+        shown=place.shown,
+        ca_file=entry.ca_file,
+        client_cert_file=entry.client_cert_file,
+        client_key_file=entry.client_key_file,
+        sentinel_user=entry.sentinel_user,
+        sentinel_password=_password_in(file, entry) if file else "",
+    )
+
+
+def _password_in(path: str, entry: SourceEntry) -> str:
+    """Return the first line of a file; raises ConfigError."""
+    try:
+        lines = read_small(path, MAX_PASSWORD).decode().splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"The password file {path} of the source {entry.name} can't be read: {error}; it has to"
+            " be readable for the daemon, and have one line."
+        ) from error
+    if not lines or not 0 < len(lines[0]) < MAX_PASSWORD:
+        raise ConfigError(
+            f"The password file {path} of the source {entry.name} has no password in its first"
+            " line."
+        )
+    return lines[0]

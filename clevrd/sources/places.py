@@ -1,0 +1,76 @@
+"""Where a source is, as its URL says it: a server, and the stream on it. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal
+from urllib.parse import unquote
+
+import msgspec
+
+from clevrd.fingerprints import fingerprint
+from clevrd.journal.redis.url import BadUrl, parse_redis_url
+
+Kind = Literal["redis"]
+
+_MAX_STREAM_BYTES: Final = 1_024
+_REDIS: Final = re.compile(r"(?:rediss?(?:\+sentinel|\+cluster)?|unix)://")
+_SENTINELS: Final = re.compile(r"rediss?\+sentinel://")
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A stream on a server."""
+
+    kind: Kind
+    # The server's own URL, with its secret.
+    server: str
+    stream: str
+    # Both as they may be shown.
+    shown: str
+
+
+def parse_place(url: str) -> Place:
+    """Return what ``url`` says; raises BadUrl."""
+    if not _REDIS.match(url):
+        raise BadUrl(
+            "write the URL of a stream that can be read: redis://HOST/STREAM (also rediss, unix,"
+            " redis+sentinel and redis+cluster)."
+        )
+    return _redis_place(url)
+
+
+def _redis_place(url: str) -> Place:
+    head, _, stream = url.rpartition("/")
+    scheme, _, rest = head.partition("://")
+    # The last part of the path is the stream; the database and all else stand before it.
+    if not rest.strip("/") or head.endswith("/") or not stream:
+        raise BadUrl("behind the server write the stream: redis://host:6379/orders.")
+    if stream.isdigit() and "/" not in rest:
+        raise BadUrl(
+            f"{stream} is the number of a database, and the stream is missing: write"
+            f" {scheme}://host:6379/{stream}/orders."
+        )
+    if "?" in stream or "#" in stream:
+        raise BadUrl("a ? or # in the stream's name is written %3F or %23.")
+    name = unquote(stream)
+    if len(name.encode()) > _MAX_STREAM_BYTES:
+        raise BadUrl(f"the stream's name has more than {_MAX_STREAM_BYTES} bytes.")
+    if _SENTINELS.match(url) and "/" not in rest:
+        raise BadUrl(
+            "behind the Sentinels write the name that they know the primary by, and the stream:"
+            " redis+sentinel://h1:26379,h2:26379/mymaster/orders."
+        )
+    parse_redis_url(head)
+    return Place("redis", head, name, without_secret(url))
+
+
+def shown_place(url: str) -> str:
+    """Return a URL without user and password, and with a fingerprint of them."""
+    shown = without_secret(url)
+    return shown if shown == url else f"{shown}#{fingerprint(url)}"
+
+
+def without_secret(url: str) -> str:
+    """Return a URL without user and password."""
+    scheme, colon, rest = url.partition("://")
+    return f"{scheme}{colon}{rest.rpartition('@')[2]}"
