@@ -6,9 +6,9 @@ from typing import Final, Literal
 
 import msgspec
 
-# The states of a source: it was not connected yet; it reads; its publishes are refused, and it waits;
-# another process reads it; its server can't be reached; its server refuses it; there is no such
-# stream; a mistake of ours, which is logged; it was ended.
+# The states of a source: it was not connected yet; it reads; its publishes are refused, and it
+# waits; another process reads it; its server can't be reached; its server refuses it; there is no
+# such stream; a mistake of ours, which is logged; it was ended.
 SourceState = Literal[
     "starting", "reading", "waiting", "standby", "away", "refused", "missing", "failed", "stopped"
 ]

@@ -9,7 +9,8 @@ from urllib.parse import unquote
 import msgspec
 
 from clevrd.fingerprints import fingerprint
-from clevrd.journal.redis.url import BadUrl, parse_redis_url
+from clevrd.journal.redis.url import parse_redis_url
+from clevrd.journal.url_parts import BadUrl
 
 Kind = Literal["redis"]
 

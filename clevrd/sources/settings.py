@@ -12,7 +12,8 @@ from msgspec import Meta
 from clevrd.config import Loaded
 from clevrd.core.names import check_topic
 from clevrd.errors import ConfigError, InvalidRequest
-from clevrd.journal.redis.url import BadUrl, parse_redis_url
+from clevrd.journal.redis.url import parse_redis_url
+from clevrd.journal.url_parts import BadUrl
 from clevrd.sources.filters import Condition, Scalar
 from clevrd.sources.mapping import Mapping as RecordMapping
 from clevrd.sources.parts import KEY, parse_part

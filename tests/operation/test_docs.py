@@ -308,6 +308,7 @@ async def test_metrics_to_watch_are_there() -> None:
     # Nobody listens on this port, so that the source is one that is away.
     source = {"name": "s", "url": "redis://127.0.0.1:9/s", "topic": "t"}
     async with running(sources=[source]) as daemon:
+        daemon.server.sources._sources[0].progress.lag = 0
         await daemon.publish("demo", 1)
         daemon.hub.evaluate_buffers()
         metrics = await daemon.get_json("/metrics")
