@@ -9,6 +9,8 @@ from typing import Final
 import msgspec
 
 from clevrd.errors import ConfigError
+from clevrd.journal.nats.settings import NatsSettings
+from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.settings import RedisSettings
 from clevrd.journal.redis.url import parse_redis_url
 from clevrd.small_files import read_small
@@ -19,7 +21,10 @@ from clevrd.sources.settings import SourceEntry
 # Bytes of a password at most.
 MAX_PASSWORD: Final = 4_096
 # The packages that a kind needs, and the extra that has them.
-_PACKAGES: Final = {"redis": (("redis", "hiredis"), "redis")}
+_PACKAGES: Final = {
+    "redis": (("redis", "hiredis"), "redis"),
+    "nats": (("nats", "nkeys"), "nats"),
+}
 
 
 def reader_of(entry: SourceEntry, progress: Progress) -> Reader:
@@ -34,11 +39,8 @@ def reader_of(entry: SourceEntry, progress: Progress) -> Reader:
             f"The source {entry.name} needs the Python packages {' and '.join(packages)}, which are"
             f' not installed; install them: pip install "clevrd[{extra}]".'
         )
-    from clevrd.sources.redis_stream import RedisReader
-
-    settings = _redis_settings(entry)
     try:
-        return RedisReader(entry, settings, progress)
+        return _MAKERS[entry.place.kind](entry, progress)
     except ConfigError as error:
         # The sentence is the journal's, which reads the same files.
         text = str(error).removeprefix("The journal's ")
@@ -49,6 +51,45 @@ def check_sources(entries: Sequence[SourceEntry]) -> None:
     """Look whether readers could be made; raises ConfigError."""
     for entry in entries:
         reader_of(entry, Progress(entry))
+
+
+def _redis_reader(entry: SourceEntry, progress: Progress) -> Reader:
+    from clevrd.sources.redis_stream import RedisReader
+
+    return RedisReader(entry, _redis_settings(entry), progress)
+
+
+def _nats_reader(entry: SourceEntry, progress: Progress) -> Reader:
+    from clevrd.sources.jetstream import JetStreamReader
+
+    return JetStreamReader(entry, _nats_settings(entry), progress)
+
+
+_MAKERS: Final = {"redis": _redis_reader, "nats": _nats_reader}
+
+
+def _nats_settings(entry: SourceEntry) -> NatsSettings:
+    place = entry.place
+    address = parse_nats_url(place.server)
+    if entry.password_file:
+        secret = _password_in(entry.password_file, entry)
+        # A name alone before the @ is a user, where its password is in a file; without any name
+        # the file has a token.
+        user = address.user or address.token
+        address = msgspec.structs.replace(
+            address, user=user, password=secret if user else "", token="" if user else secret
+        )
+    for path in filter(None, (entry.nkey_seed_file, entry.creds_file)):
+        _text_in(path, "credentials", entry)
+    return NatsSettings(
+        address=address,
+        shown=place.shown,
+        ca_file=entry.ca_file,
+        client_cert_file=entry.client_cert_file,
+        client_key_file=entry.client_key_file,
+        nkey_seed_file=entry.nkey_seed_file,
+        creds_file=entry.creds_file,
+    )
 
 
 def _redis_settings(entry: SourceEntry) -> RedisSettings:
@@ -71,16 +112,20 @@ def _redis_settings(entry: SourceEntry) -> RedisSettings:
 
 def _password_in(path: str, entry: SourceEntry) -> str:
     """Return the first line of a file; raises ConfigError."""
-    try:
-        lines = read_small(path, MAX_PASSWORD).decode().splitlines()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"The password file {path} of the source {entry.name} can't be read: {error}; it has to"
-            " be readable for the daemon, and have one line."
-        ) from error
+    lines = _text_in(path, "password", entry).splitlines()
     if not lines or not 0 < len(lines[0]) < MAX_PASSWORD:
         raise ConfigError(
             f"The password file {path} of the source {entry.name} has no password in its first"
             " line."
         )
     return lines[0]
+
+
+def _text_in(path: str, what: str, entry: SourceEntry) -> str:
+    try:
+        return read_small(path, MAX_PASSWORD).decode()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"The {what} file {path} of the source {entry.name} can't be read: {error}; it has to"
+            " be readable for the daemon."
+        ) from error

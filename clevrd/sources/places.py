@@ -9,13 +9,17 @@ from urllib.parse import unquote
 import msgspec
 
 from clevrd.fingerprints import fingerprint
+from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.url import parse_redis_url
 from clevrd.journal.url_parts import BadUrl
 
-Kind = Literal["redis"]
+Kind = Literal["redis", "nats"]
 
 _MAX_STREAM_BYTES: Final = 1_024
 _REDIS: Final = re.compile(r"(?:rediss?(?:\+sentinel|\+cluster)?|unix)://")
+_NATS: Final = re.compile(r"(?:nats|tls)://")
+# Words between dots.
+_SUBJECT: Final = re.compile(r"[^\s./\\]+(?:\.[^\s./\\]+)*")
 _SENTINELS: Final = re.compile(r"rediss?\+sentinel://")
 
 
@@ -32,12 +36,25 @@ class Place(msgspec.Struct, frozen=True):
 
 def parse_place(url: str) -> Place:
     """Return what ``url`` says; raises BadUrl."""
-    if not _REDIS.match(url):
-        raise BadUrl(
-            "write the URL of a stream that can be read: redis://HOST/STREAM (also rediss, unix,"
-            " redis+sentinel and redis+cluster)."
-        )
-    return _redis_place(url)
+    if _REDIS.match(url):
+        return _redis_place(url)
+    if _NATS.match(url):
+        return _nats_place(url)
+    raise BadUrl(
+        "write the URL of a stream that can be read: redis://HOST/STREAM (also rediss, unix,"
+        " redis+sentinel and redis+cluster), or nats://HOST/STREAM (also tls)."
+    )
+
+
+def _nats_place(url: str) -> Place:
+    server, _, stream = url.rpartition("/")
+    name = unquote(stream)
+    if not name or server.endswith("/"):
+        raise BadUrl("behind the server write the stream, or a subject: nats://host:4222/ORDERS.")
+    if not _SUBJECT.fullmatch(name) or len(name.encode()) > _MAX_STREAM_BYTES:
+        raise BadUrl("a stream's name, or a subject, has no spaces and no empty words.")
+    parse_nats_url(server)
+    return Place("nats", server, name, without_secret(url))
 
 
 def _redis_place(url: str) -> Place:

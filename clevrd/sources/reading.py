@@ -31,6 +31,9 @@ class Reader(Protocol):
     with the state "standby" while another process reads.
     """
 
+    # Whether another process is sent the records, and this one waits.
+    is_standby: bool
+
     async def open(self) -> None:
         """Connect, and find the position."""
 

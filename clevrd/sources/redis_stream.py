@@ -92,6 +92,8 @@ class RedisReader:
         self._name = secrets.token_hex(8)
         # The value of the lease while this process has it: its name, and its connection's number.
         self._owner = ""
+        # A process without the lease has no open reader.
+        self.is_standby = False
         # Set by open, None after close.
         self._connections: Connections | None = None
         self._pipeline: Pipeline | None = None

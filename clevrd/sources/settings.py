@@ -12,12 +12,13 @@ from msgspec import Meta
 from clevrd.config import Loaded
 from clevrd.core.names import check_topic
 from clevrd.errors import ConfigError, InvalidRequest
+from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.url import parse_redis_url
 from clevrd.journal.url_parts import BadUrl
 from clevrd.sources.filters import Condition, Scalar
 from clevrd.sources.mapping import Mapping as RecordMapping
 from clevrd.sources.parts import KEY, parse_part
-from clevrd.sources.places import Place, parse_place, shown_place
+from clevrd.sources.places import Kind, Place, parse_place, shown_place
 from clevrd.sources.starts import LATEST, Start, parse_start
 from clevrd.sources.templates import Template
 from clevrd.tenants.settings import Access
@@ -68,6 +69,9 @@ class SourceEntry(
     password_file: str = ""
     sentinel_user: str = ""
     sentinel_password_file: str = ""
+    # The same of credentials of NATS.
+    nkey_seed_file: str = ""
+    creds_file: str = ""
     # For TLS: the CA of the servers, and a certificate that they ask for.
     ca_file: str = ""
     client_cert_file: str = ""
@@ -86,7 +90,7 @@ class SourceEntry(
     @property
     def beginning(self) -> Start:
         """The beginning; it was checked."""
-        return parse_start(self.start)
+        return parse_start(self.start, self.place.kind)
 
     @property
     def mapping(self) -> RecordMapping:
@@ -172,7 +176,15 @@ def _mistakes(entries: Sequence[SourceEntry], access: Access) -> Iterator[tuple[
 
 
 def _mistakes_of(entry: SourceEntry, access: Access) -> Iterator[tuple[str, str]]:
-    yield from _url_mistakes(entry)
+    try:
+        kind = parse_place(entry.url).kind
+        yield from _URL_MISTAKES[kind](entry)
+    except BadUrl as error:
+        yield "url", str(error)
+        return
+    for field, kinds in _ONLY.items():
+        if getattr(entry, field) and kind not in kinds:
+            yield field, f"it is for {' and '.join(_CALLED[each] for each in kinds)}."
     try:
         check_tenant_name(entry.tenant)
     except InvalidRequest as error:
@@ -186,30 +198,53 @@ def _mistakes_of(entry: SourceEntry, access: Access) -> Iterator[tuple[str, str]
             "tenant",
             f"nobody could read it, since there is no tenant {entry.tenant!a} in [[tenants]].",
         )
-    yield from _template_mistakes("topic", entry.topic)
+    yield from _template_mistakes("topic", entry.topic, kind)
     if entry.key:
-        yield from _template_mistakes("key", entry.key)
+        yield from _template_mistakes("key", entry.key, kind)
     if entry.dead_letter:
         try:
             check_topic(entry.dead_letter)
         except InvalidRequest as error:
             yield "dead_letter", str(error)
     try:
-        parse_start(entry.start)
+        parse_start(entry.start, kind)
     except ValueError as error:
         yield "start", str(error)
     for number, condition in enumerate(entry.filter):
-        for why in _condition_mistakes(condition):
+        for why in _condition_mistakes(condition, kind):
             yield f"filter[{number}]", why
 
 
-def _url_mistakes(entry: SourceEntry) -> Iterator[tuple[str, str]]:
-    try:
-        place = parse_place(entry.url)
-        address = parse_redis_url(place.server)
-    except BadUrl as error:
-        yield "url", str(error)
-        return
+# Settings that some kinds have.
+_ONLY: Final[Mapping[str, tuple[Kind, ...]]] = {
+    "field": ("redis",),
+    "sentinel_user": ("redis",),
+    "sentinel_password_file": ("redis",),
+    "nkey_seed_file": ("nats",),
+    "creds_file": ("nats",),
+}
+_CALLED: Final[Mapping[Kind, str]] = {"redis": "streams in Redis", "nats": "streams of NATS"}
+
+
+def _nats_mistakes(entry: SourceEntry) -> Iterator[tuple[str, str]]:
+    address = parse_nats_url(parse_place(entry.url).server)
+    given = {
+        "url": address.password or (address.token and not entry.password_file),
+        "password_file": entry.password_file,
+        "nkey_seed_file": entry.nkey_seed_file,
+        "creds_file": entry.creds_file,
+    }
+    names = [name for name, value in given.items() if value]
+    if len(names) > 1:
+        yield names[1], f"there are credentials in {names[0]} already; leave one of them out."
+    if not address.is_tls and (entry.ca_file or entry.client_cert_file):
+        yield "ca_file", "certificates are for URLs that begin with tls."
+    if entry.client_key_file and not entry.client_cert_file:
+        yield "client_key_file", "name its certificate too (client_cert_file)."
+
+
+def _redis_mistakes(entry: SourceEntry) -> Iterator[tuple[str, str]]:
+    address = parse_redis_url(parse_place(entry.url).server)
     if address.password and entry.password_file:
         yield "password_file", "the URL has a password already; leave one of them out."
     if address.user and not (address.password or entry.password_file):
@@ -222,13 +257,16 @@ def _url_mistakes(entry: SourceEntry) -> Iterator[tuple[str, str]]:
         yield "client_key_file", "name its certificate too (client_cert_file)."
 
 
-def _template_mistakes(field: str, text: str) -> Iterator[tuple[str, str]]:
+_URL_MISTAKES: Final = {"redis": _redis_mistakes, "nats": _nats_mistakes}
+
+
+def _template_mistakes(field: str, text: str, kind: Kind) -> Iterator[tuple[str, str]]:
     try:
         template = Template(text)
     except ValueError as error:
         yield field, str(error)
         return
-    if any(part.name == KEY for part in template.parts):
+    if kind == "redis" and any(part.name == KEY for part in template.parts):
         yield field, _NO_KEY
     if field == "topic" and not template.parts:
         try:
@@ -240,15 +278,15 @@ def _template_mistakes(field: str, text: str) -> Iterator[tuple[str, str]]:
 _NO_KEY: Final = "entries in Redis have no key; name a field ({header:FIELD}), or a JSON pointer."
 
 
-def _condition_mistakes(condition: FilterEntry) -> Iterator[str]:
+def _condition_mistakes(condition: FilterEntry, kind: Kind) -> Iterator[str]:
     try:
         part = parse_part(condition.at)
     except ValueError as error:
         yield f"at: {error}"
         return
-    if part.name == KEY:
+    if kind == "redis" and part.name == KEY:
         yield f"at: {_NO_KEY}"
     if (condition.equals is None) == (condition.exists is None):
         yield "give one of equals and exists."
     elif part.pointer is None and not isinstance(condition.equals, str | None):
-        yield 'a header is text; write equals = "..." with quotes.'
+        yield 'a header or a key is text; write equals = "..." with quotes.'

@@ -8,10 +8,13 @@ from typing import Final
 
 import msgspec
 
+from clevrd.sources.places import Kind
+
 EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
 
 _REDIS_ID: Final = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?")
+_NUMBER: Final = re.compile(r"0|[1-9]\d{0,17}")
 _DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]")
 _U64: Final = 1 << 64
 
@@ -27,12 +30,19 @@ class Start(msgspec.Struct, frozen=True):
     position: str = ""
 
 
-def parse_start(text: str) -> Start:
-    """Return what a setting says, for a stream in Redis; raises ValueError with a sentence."""
+def parse_start(text: str, kind: Kind) -> Start:
+    """Return what a setting says, for a stream of ``kind``; raises ValueError with a sentence."""
     if text in (EARLIEST, LATEST):
         return Start(end=text)
     if _DATE.match(text):
         return Start(since_ms=_milliseconds(text))
+    if kind != "redis":
+        if _NUMBER.fullmatch(text):
+            return Start(position=text)
+        raise ValueError(
+            'write "earliest", "latest", a time such as "2026-01-31T08:00:00Z", or the number of'
+            ' the first record that is taken, such as "1200".'
+        )
     match = _REDIS_ID.fullmatch(text)
     if match is None or max(int(match[1]), int(match[2] or 0)) >= _U64:
         raise ValueError(
