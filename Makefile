@@ -19,19 +19,23 @@ apt_install = if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
     && echo "Installing for the tests:" $(1) && $$sudo apt-get update -qq \
     && $$sudo env DEBIAN_FRONTEND=noninteractive \
       apt-get install -qq -y --no-install-recommends $(1) >/dev/null
-# Installs those of the servers $(1) that are missing, or says that $(2) can't run without them.
+# Installs those of the servers $(1) that are missing, or the packages $(3) that have them; or says
+# that $(2) can't run without them.
 install_servers = missing=; for name in $(1); do \
     command -v $$name >/dev/null || missing="$$missing $$name"; done; \
   [ -z "$$missing" ] && exit 0; \
   if [ -n "$$CI" ] || [ ! -d /run/systemd/system ]; then \
-    { $(call apt_install,$$missing); } && exit 0; \
+    { $(call apt_install,$(or $(3),$$missing)); } && exit 0; \
   fi; \
   echo "$(2) can't run without:$$missing" >&2
+# Kafka's jars, and when they were copied; the pom being newer repeats it.
+KAFKA := build/kafka
+KAFKA_READY := $(KAFKA)/.ready
 # npm's own note of what it has installed; package-lock.json being newer repeats it.
 NODE_TOOLS := tests/javascript
 NODE_READY := $(NODE_TOOLS)/node_modules/.package-lock.json
 
-.PHONY: help run test lint types check fmt bench mutants completions browser node proxies prometheus redis \
+.PHONY: help run test lint types check fmt bench mutants completions browser node proxies prometheus redis kafka \
   dist lock image-test clean
 .DEFAULT_GOAL := help
 
@@ -44,7 +48,7 @@ run: $(RUN_READY) ## Start the daemon with its defaults
 # All tests run in two processes, each module in one of them: many tests wait more than they work.
 IN_TWO := -n 2 --dist loadfile
 
-test: $(DEV_READY) browser node proxies prometheus redis ## Run the tests
+test: $(DEV_READY) browser node proxies prometheus redis kafka ## Run the tests
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(IN_TWO))
 
 # The JavaScript client is tested in it. Who may install it gets it; without it those tests are
@@ -80,6 +84,18 @@ prometheus: ## Install Prometheus for the tests, where nothing starts it
 # The same of Redis and its Sentinels, in which several nodes have their journal.
 redis: ## Install Redis for the tests, where nothing starts it
 	@$(call install_servers,redis-server redis-sentinel,The tests with Redis)
+
+# The same of Kafka: Java and Maven by apt-get, and what tests/kafka/pom.xml names from Maven's
+# repository. Those who may not install Java have the tests skipped.
+kafka: ## Install Kafka for the tests, where Java is or apt-get may
+	@($(call install_servers,java mvn,The tests with Kafka,default-jre-headless maven))
+	@if ! { command -v java && command -v mvn; } >/dev/null; then exit 0; fi; \
+	if [ ! $(KAFKA_READY) -nt tests/kafka/pom.xml ]; then \
+	  echo "Installing Kafka into $(KAFKA) for the tests"; \
+	  rm -rf $(KAFKA) && mvn -q -B -f tests/kafka/pom.xml dependency:copy-dependencies \
+	    -DincludeScope=runtime -DoutputDirectory=$(CURDIR)/$(KAFKA) >/dev/null \
+	    && touch $(KAFKA_READY) || echo "Maven could not get it, so those tests can't run" >&2; \
+	fi
 
 lint: $(DEV_READY) ## Check style and formatting
 	@$(BIN)/ruff check $(SOURCES)

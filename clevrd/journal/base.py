@@ -89,6 +89,10 @@ class Trimmed(Exception):
     """Records that were to be read are gone, as retention wants it, or by somebody's hand."""
 
 
+class TailLost(Trimmed):
+    """The newest records are gone, which were read: positions must not go on from before them."""
+
+
 class Engine(Protocol):
     """A log in partitions. Positions rise within a partition; they are not consecutive.
 
@@ -154,6 +158,7 @@ class Engine(Protocol):
         Raises:
             JournalUnavailable: the engine is away; the caller tries again.
             Trimmed: records behind ``after`` are gone.
+            TailLost: those before ``after`` are, too, and the stamp may be what it was.
         """
 
     async def first(self, partition: int) -> int:

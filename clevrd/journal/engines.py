@@ -9,6 +9,9 @@ import msgspec
 
 from clevrd.errors import CannotStart, ConfigError, JournalUnavailable
 from clevrd.journal.base import Engine
+from clevrd.journal.kafka.properties import FILE, read_properties
+from clevrd.journal.kafka.settings import KafkaSettings
+from clevrd.journal.kafka.url import parse_kafka_url
 from clevrd.journal.nats.settings import NatsSettings
 from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.settings import RedisSettings
@@ -35,6 +38,8 @@ def engine_of(settings: JournalSettings, wall_us: Callable[[], int]) -> Engine:
         return _redis_engine(settings)
     if settings.engine == "nats":
         return _nats_engine(settings)
+    if settings.engine == "kafka":
+        return _kafka_engine(settings)
     from clevrd.journal.sqlite.engine import SqliteEngine
     from clevrd.journal.sqlite.settings import SqliteSettings
 
@@ -62,6 +67,8 @@ def check_files(settings: JournalSettings) -> None:
         is_tls = nats.address.is_tls
         for path in filter(None, (nats.nkey_seed_file, nats.creds_file)):
             _first_line_of(path, "credentials")
+    elif settings.engine == "kafka":
+        is_tls = _kafka_settings(settings).address.is_tls
     if is_tls:
         tls_context(settings.ca_file, settings.client_cert_file, settings.client_key_file)
 
@@ -140,6 +147,40 @@ def _nats_settings(settings: JournalSettings) -> NatsSettings:
         creds_file=settings.creds_file,
         retention_s=settings.retention_s,
         retention_bytes=settings.retention_bytes,
+    )
+
+
+def _kafka_engine(settings: JournalSettings) -> Engine:
+    # It comes first, since it says in one line if its package is missing.
+    import clevrd.journal.kafka.library  # noqa: F401
+    from clevrd.journal.kafka.engine import KafkaEngine
+
+    return KafkaEngine(_kafka_settings(settings))
+
+
+def _kafka_settings(settings: JournalSettings) -> KafkaSettings:
+    address = parse_kafka_url(settings.url)
+    if settings.password_file:
+        password = _password_in(settings.password_file)
+        address = msgspec.structs.replace(address, password=password)
+    properties = [
+        (name.removesuffix(FILE), _first_line_of(value, "secret"))
+        if name.endswith(FILE)
+        else (name, value)
+        for name, value in read_properties(settings.kafka).items()
+    ]
+    return KafkaSettings(
+        address=address,
+        shown=shown_url(settings.url),
+        partitions=settings.partitions,
+        replicas=settings.replication_factor,
+        min_replicas=settings.min_replicas,
+        ca_file=settings.ca_file,
+        client_cert_file=settings.client_cert_file,
+        client_key_file=settings.client_key_file,
+        retention_s=settings.retention_s,
+        retention_bytes=settings.retention_bytes,
+        properties=tuple(properties),
     )
 
 

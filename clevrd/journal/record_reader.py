@@ -14,7 +14,7 @@ from clevrd.core.message_ids import MessageIds
 from clevrd.core.publish_request import PublishRequest, decode_publish
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest
-from clevrd.journal.base import Checkpoint, Engine, Placed, Trimmed
+from clevrd.journal.base import Checkpoint, Engine, Placed, TailLost, Trimmed
 from clevrd.journal.batches import Batch, Pending, Stamp, give_answer
 from clevrd.journal.checkpoints import BadCheckpoint
 from clevrd.journal.fold import Confirmed, Folded
@@ -128,6 +128,11 @@ class RecordReader:
                 records = await engine.read(partition.number, partition.fold.position)
                 await self._fold(records)
                 wait_s = RETRY_S
+            except TailLost:
+                log.error("the log has lost its newest records partition=%d", partition.number)
+                partition.wants_reset = True
+                await self._rewind_until_done()
+                partition.send_soon()
             except Trimmed:
                 log.warning("records are gone unread partition=%d", partition.number)
                 await self._rewind_until_done()

@@ -18,6 +18,9 @@ from clevrd.core.names import check_topic
 from clevrd.core.patterns import Words, parse_pattern
 from clevrd.errors import ConfigError, InvalidRequest
 from clevrd.fingerprints import fingerprint
+from clevrd.journal.kafka.properties import BadProperty, read_properties
+from clevrd.journal.kafka.url import SCHEMES as KAFKA_SCHEMES
+from clevrd.journal.kafka.url import parse_kafka_url
 from clevrd.journal.nats.url import SCHEMES as NATS_SCHEMES
 from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.url import SCHEMES as REDIS_SCHEMES
@@ -30,12 +33,14 @@ TABLE: Final = "journal"
 ENGINES: Final[Mapping[str, str]] = {
     **dict.fromkeys(REDIS_SCHEMES, "redis"),
     **dict.fromkeys(NATS_SCHEMES, "nats"),
+    **dict.fromkeys(KAFKA_SCHEMES, "kafka"),
 }
 # Where each engine keeps a journal, as a sentence says it.
 PLACES: Final[Mapping[str, str]] = {
     "sqlite": "a directory",
     "redis": "Redis (url)",
     "nats": "NATS (url)",
+    "kafka": "Kafka (url)",
 }
 
 # Bytes that are kept by servers, of which it is memory in some, unless the file says otherwise.
@@ -51,19 +56,21 @@ ENGINES_WITH: Final[Mapping[str, tuple[str, ...]]] = {
     "retention_messages": ("sqlite",),
     "segment_s": ("sqlite",),
     "segment_bytes": ("sqlite",),
-    "partitions": ("redis", "nats"),
+    "partitions": ("redis", "nats", "kafka"),
     "prefix": ("redis", "nats"),
-    "min_replicas": ("redis",),
-    "password_file": ("redis", "nats"),
+    "min_replicas": ("redis", "kafka"),
+    "password_file": ("redis", "nats", "kafka"),
     "sentinel_user": ("redis",),
     "sentinel_password_file": ("redis",),
-    "ca_file": ("redis", "nats"),
-    "client_cert_file": ("redis", "nats"),
-    "client_key_file": ("redis", "nats"),
+    "ca_file": ("redis", "nats", "kafka"),
+    "client_cert_file": ("redis", "nats", "kafka"),
+    "client_key_file": ("redis", "nats", "kafka"),
     "replicas": ("nats",),
     "sync_always": ("nats",),
     "nkey_seed_file": ("nats",),
     "creds_file": ("nats",),
+    "replication_factor": ("kafka",),
+    "kafka": ("kafka",),
 }
 
 # The names of streams in NATS, and words of its subjects.
@@ -107,7 +114,9 @@ class JournalSettings(
     partitions: Annotated[int, Meta(ge=1, le=64)] = 8
     # All keys in Redis, and streams and subjects in NATS, begin with it.
     prefix: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.:-]{1,64}\Z")] = "clevrd"
-    # Replicas of Redis that have a message before it is answered.
+    # Copies of the topic that is made in Kafka; 0 for as many as the cluster makes by itself.
+    replication_factor: Annotated[int, Meta(ge=0, le=32)] = 0
+    # Replicas of Redis, or copies in Kafka, that have a message before it is answered.
     min_replicas: Annotated[int, Meta(ge=0, le=16)] = 0
     # Copies of each stream of NATS.
     replicas: Literal[1, 3, 5] = 1
@@ -124,6 +133,8 @@ class JournalSettings(
     # For NATS, in place of user and password: the seed of an nkey, or a file of credentials.
     nkey_seed_file: str = ""
     creds_file: str = ""
+    # Properties of Kafka's client library, by name.
+    kafka: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def is_on(self) -> bool:
@@ -258,6 +269,8 @@ def _mistakes(settings: JournalSettings, written: Collection[str]) -> Iterator[t
         yield from _redis_mistakes(settings)
     elif engine == "nats":
         yield from _nats_mistakes(settings, written)
+    elif engine == "kafka":
+        yield from _kafka_mistakes(settings)
     if settings.url:
         yield from _server_mistakes(settings)
         return
@@ -333,6 +346,28 @@ def _nats_mistakes(
             " their disks have a message; configure them with jetstream { sync_interval: always }"
             ' and write sync_always = true, or write durability = "os".',
         )
+
+
+def _kafka_mistakes(settings: JournalSettings) -> Iterator[tuple[str, str]]:
+    try:
+        address = parse_kafka_url(settings.url)
+    except BadUrl as error:
+        yield "url", str(error)
+        return
+    if address.password and settings.password_file:
+        yield "password_file", "the URL has a password already; leave one of them out."
+    if address.user and not (address.password or settings.password_file):
+        yield "url", "it has a user and no password; give it there or in password_file."
+    if settings.password_file and not address.user:
+        yield "password_file", "write whose password it is before the @ of the URL."
+    if not address.is_tls and (settings.ca_file or settings.client_cert_file):
+        yield "ca_file", "certificates are for URLs that begin with kafka+ssl."
+    if 0 < settings.replication_factor < settings.min_replicas:
+        yield "min_replicas", "it can't be more than replication_factor."
+    try:
+        read_properties(settings.kafka)
+    except BadProperty as error:
+        yield f"kafka.{error.name}", str(error)
 
 
 def shown_journal(place: str) -> str:

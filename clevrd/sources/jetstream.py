@@ -384,7 +384,8 @@ class JetStreamReader:
 
     def _records(self) -> Sequence[Record]:
         """Return what has come, without what is done with already."""
-        records, size_bytes = [], 0
+        records: list[Record] = []
+        size_bytes = 0
         while self._came:
             message = self._came.popleft()
             sequence, pending, _ = _place_of(message.reply)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
+from kafka_servers import KafkaServer, shared_server
 from nats_servers import NatsServer
 from redis_servers import RedisServer
 
 from clevrd.journal.base import Engine
+from clevrd.journal.kafka.engine import KafkaEngine
+from clevrd.journal.kafka.settings import KafkaSettings
+from clevrd.journal.kafka.url import parse_kafka_url
 from clevrd.journal.nats.engine import NatsEngine
 from clevrd.journal.nats.settings import NatsSettings
 from clevrd.journal.nats.url import parse_nats_url
@@ -131,7 +138,47 @@ class NatsLog:
         self.server.kill()
 
 
+def kafka_settings(server: KafkaServer, topic: str, **settings: Any) -> KafkaSettings:
+    """Return the settings of a journal in ``server``."""
+    url = server.url(topic)
+    return KafkaSettings(address=parse_kafka_url(url), shown=url, **settings)
+
+
+class KafkaLog:
+    """A topic in a Kafka that the tests of a process share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = shared_server()
+        self.topic = new_topic()
+
+    def engine(self, *, keeps_little: bool = False) -> KafkaEngine:
+        """Return an engine for the topic, in which `settle` leaves little."""
+        return KafkaEngine(kafka_settings(self.server, self.topic, partitions=2))
+
+    async def begin_anew(self) -> None:
+        """Delete the topic; the next engine makes it again."""
+        self.server.delete_topics(self.topic)
+
+    async def settle(self, engine: Engine) -> None:
+        """Keep one record of each log."""
+        admin = self.server.admin
+        newest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        (found,) = admin.list_offsets({TopicPartition(self.topic, 0): newest}).values()
+        place = TopicPartition(self.topic, 0, found.result(10).offset - 1)
+        for done in admin.delete_records([place]).values():
+            done.result(10)
+
+    def close(self) -> None:
+        """Leave the topic: the server goes soon."""
+
+
+def new_topic() -> str:
+    """Return the name of a topic that no other test uses."""
+    return f"t{secrets.token_hex(6)}"
+
+
 LOGS: dict[str, Callable[[Path], Log]] = {
+    "kafka": KafkaLog,
     "nats": NatsLog,
     "redis": RedisLog,
     "sqlite": SqliteLog,

@@ -1,0 +1,248 @@
+"""A real Kafka broker, started by tests on a free port. No daemon here.
+
+`make kafka` installs it into build/kafka; without it, or without Java, the tests are skipped, and
+fail where CI=true.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pytest
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from daemons import ROOT
+from ports import free_port
+from tls import make_pair
+
+LIBS: Final = ROOT / "build" / "kafka"
+START_S: Final = 60.0
+# A folder as brokers begin with, formatted for a cluster with any id.
+FORMATTED: Final = LIBS / "formatted"
+CLUSTER: Final = "4L6g3nShT-eMCtK--X86sw"
+
+_LOGIN: Final = "org.apache.kafka.common.security.plain.PlainLoginModule"
+_JAVA: Final = (
+    "java",
+    *("-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+    *("-XX:-UsePerfData", "-Xshare:auto"),
+)
+_LOG4J: Final = """
+status = error
+appender.out.type = Console
+appender.out.name = out
+appender.out.layout.type = PatternLayout
+appender.out.layout.pattern = %d{HH:mm:ss,SSS} %p %c{1}: %m%n
+rootLogger.level = warn
+rootLogger.appenderRef.out.ref = out
+"""
+
+
+def need() -> None:
+    """Skip the test without Java or Kafka, or fail it where CI=true."""
+    reason = ""
+    if shutil.which("java") is None:
+        reason = "there is no java; on Debian: apt-get install default-jre-headless"
+    elif not any(LIBS.glob("kafka_*.jar")):
+        reason = f"there is no Kafka in {LIBS}: make kafka"
+    if not reason:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+class KafkaServer:
+    """One broker, its own controller, with a folder; it can be killed, paused, started again."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make a broker; `start` starts it."""
+        need()
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port, self.secured_port = free_port(), free_port()
+        self.ca_file = str(folder / "localhost.pem")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._config = folder / "server.properties"
+        control = free_port()
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{control}",
+            "listeners": (
+                f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{control},"
+                f"SECURED://127.0.0.1:{self.secured_port}"
+            ),
+            "advertised.listeners": (
+                f"PLAINTEXT://127.0.0.1:{self.port},SECURED://localhost:{self.secured_port}"
+            ),
+            "listener.security.protocol.map": (
+                "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SECURED:SASL_SSL"
+            ),
+            # The secured listener asks for a user; "me" may do all, as who is not asked, and
+            # "other" nothing.
+            "listener.name.secured.sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.secured.plain.sasl.jaas.config": (
+                f'{_LOGIN} required user_me="secret" user_other="secret";'
+            ),
+            "listener.name.secured.ssl.keystore.type": "PEM",
+            "listener.name.secured.ssl.keystore.location": self.ca_file,
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS;User:me",
+            "controller.listener.names": "CONTROLLER",
+            "log.dirs": str(folder / "data"),
+            "auto.create.topics.enable": "false",
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "1",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.num.partitions": "1",
+            "share.coordinator.state.topic.replication.factor": "1",
+            "share.coordinator.state.topic.min.isr": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            # A leader that was killed is missed soon, so that the clients come back within seconds;
+            # a busy machine may keep the broker from its own controller for as long.
+            "broker.session.timeout.ms": "3000",
+            "broker.heartbeat.interval.ms": "500",
+            "log.segment.delete.delay.ms": "100",
+            "log.retention.check.interval.ms": "500",
+            "log.cleaner.enable": "false",
+        }
+        lines = "".join(f"{name}={value}\n" for name, value in settings.items())
+        self._config.write_text(lines)
+        pair = make_pair(folder)
+        Path(self.ca_file).write_text(pair.key.read_text() + pair.cert.read_text())
+        (folder / "log4j2.properties").write_text(_LOG4J)
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self.port}"
+
+    def url(self, topic: str) -> str:
+        """Return the URL for a journal."""
+        return f"kafka://{self.address}/{topic}"
+
+    @property
+    def admin(self) -> AdminClient:
+        """A client that this project did not write."""
+        return AdminClient(
+            {
+                "bootstrap.servers": self.address,
+                "log_level": 0,
+                "reconnect.backoff.ms": 50,
+                "reconnect.backoff.max.ms": 200,
+            }
+        )
+
+    def start(self) -> KafkaServer:
+        """Start it, and wait until it answers; it has the data of its folder."""
+        data = self.folder / "data"
+        if not data.exists():
+            if not FORMATTED.exists():
+                self._format(data)
+            shutil.copytree(FORMATTED, data)
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command("kafka.Kafka", str(self._config)),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.wait()
+        return self
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        until_s = time.monotonic() + START_S
+        admin = self.admin
+        while True:
+            try:
+                if admin.list_topics(timeout=0.5).brokers:
+                    return
+            except KafkaException:
+                if time.monotonic() > until_s or self.process.poll() is not None:
+                    said = (self.folder / "log").read_text()
+                    raise AssertionError(f"Kafka does not answer\n{said[-3000:]}") from None
+
+    def make_topic(self, name: str, partitions: int, config: Mapping[str, str]) -> None:
+        """Make a topic, as an operator does."""
+        topic = NewTopic(name, partitions, 1, config=dict(config))
+        admin = self.admin
+        for done in admin.create_topics([topic]).values():
+            done.result(10)
+        while name not in admin.list_topics(timeout=5).topics:
+            time.sleep(0.02)
+
+    def delete_topics(self, *names: str, wait: bool = True) -> None:
+        """Delete topics; with ``wait`` they are gone then, unless somebody makes them again."""
+        admin = self.admin
+        for done in admin.delete_topics(list(names)).values():
+            done.result(10)
+        while wait and set(names) & set(admin.list_topics(timeout=5).topics):
+            time.sleep(0.02)
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The running process."""
+        assert self._process is not None
+        return self._process
+
+    def kill(self) -> None:
+        """Kill it, as the kernel does."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait(10)
+
+    def pause(self) -> None:
+        """Stop it, so that connections stay and nothing is answered."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it go on after `pause`."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def revive(self) -> None:
+        """Let it go on, or start it again, if it was paused or killed."""
+        if self.process.poll() is None:
+            self.go_on()
+        else:
+            self.start()
+
+    def _command(self, main: str, *arguments: str) -> list[str]:
+        log4j = f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}"
+        return [*_JAVA, log4j, "-cp", f"{LIBS}/*", main, *arguments]
+
+    def _format(self, data: Path) -> None:
+        """Format a folder once for all brokers: it takes as long as half a start."""
+        command = self._command("kafka.tools.StorageTool", "format", "-t", CLUSTER)
+        done = subprocess.run(
+            [*command, "-c", str(self._config)], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        with suppress(OSError):
+            # Another process of tests may have been faster.
+            data.rename(FORMATTED)
+        shutil.rmtree(data, ignore_errors=True)
+
+
+@cache
+def shared_server() -> KafkaServer:
+    """Return a broker that runs until this process of tests ends; tests use topics of their own."""
+    server = KafkaServer(Path(tempfile.mkdtemp(prefix="clevrd-kafka-")))
+    atexit.register(shutil.rmtree, server.folder, ignore_errors=True)
+    atexit.register(server.kill)
+    return server.start()
