@@ -9,6 +9,9 @@ from typing import Final
 import msgspec
 
 from clevrd.errors import ConfigError
+from clevrd.journal.kafka.properties import FILE, read_properties
+from clevrd.journal.kafka.settings import KafkaSettings
+from clevrd.journal.kafka.url import parse_kafka_url
 from clevrd.journal.nats.settings import NatsSettings
 from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.settings import RedisSettings
@@ -24,6 +27,7 @@ MAX_PASSWORD: Final = 4_096
 _PACKAGES: Final = {
     "redis": (("redis", "hiredis"), "redis"),
     "nats": (("nats", "nkeys"), "nats"),
+    "kafka": (("confluent_kafka",), "kafka"),
 }
 
 
@@ -43,7 +47,7 @@ def reader_of(entry: SourceEntry, progress: Progress) -> Reader:
         return _MAKERS[entry.place.kind](entry, progress)
     except ConfigError as error:
         # The sentence is the journal's, which reads the same files.
-        text = str(error).removeprefix("The journal's ")
+        text = str(error).removeprefix("The journal's ").replace("[journal.kafka]", "kafka")
         raise ConfigError(f"The source {entry.name}: {text}") from error
 
 
@@ -65,7 +69,35 @@ def _nats_reader(entry: SourceEntry, progress: Progress) -> Reader:
     return JetStreamReader(entry, _nats_settings(entry), progress)
 
 
-_MAKERS: Final = {"redis": _redis_reader, "nats": _nats_reader}
+def _kafka_reader(entry: SourceEntry, progress: Progress) -> Reader:
+    from clevrd.sources.kafka_topic import KafkaReader
+
+    return KafkaReader(entry, _kafka_settings(entry), progress)
+
+
+_MAKERS: Final = {"redis": _redis_reader, "nats": _nats_reader, "kafka": _kafka_reader}
+
+
+def _kafka_settings(entry: SourceEntry) -> KafkaSettings:
+    address = parse_kafka_url(entry.url)
+    if entry.password_file:
+        address = msgspec.structs.replace(
+            address, password=_password_in(entry.password_file, entry)
+        )
+    properties = [
+        (name.removesuffix(FILE), _password_in(value, entry))
+        if name.endswith(FILE)
+        else (name, value)
+        for name, value in read_properties(entry.kafka).items()
+    ]
+    return KafkaSettings(
+        address=address,
+        shown=entry.place.shown,
+        ca_file=entry.ca_file,
+        client_cert_file=entry.client_cert_file,
+        client_key_file=entry.client_key_file,
+        properties=tuple(properties),
+    )
 
 
 def _nats_settings(entry: SourceEntry) -> NatsSettings:

@@ -60,7 +60,7 @@ class Mapping:
         self._dead_letter = dead_letter
 
     def request_of(self, record: Record, max_bytes: int) -> PublishRequest | None:
-        """Return the publish for ``record``; None where the filter passes it over.
+        """Return the publish for ``record``; None where it is passed over.
 
         Args:
             max_bytes: that a value may have.
@@ -68,6 +68,8 @@ class Mapping:
         Raises:
             CannotTake: it can't be a message.
         """
+        if record.is_deletion:
+            return None
         value = _Value(record)
         for condition in self._conditions:
             if not condition.holds(record, value.decoded):

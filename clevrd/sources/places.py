@@ -9,14 +9,16 @@ from urllib.parse import unquote
 import msgspec
 
 from clevrd.fingerprints import fingerprint
+from clevrd.journal.kafka.url import parse_kafka_url
 from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.url import parse_redis_url
 from clevrd.journal.url_parts import BadUrl
 
-Kind = Literal["redis", "nats"]
+Kind = Literal["redis", "nats", "kafka"]
 
 _MAX_STREAM_BYTES: Final = 1_024
 _REDIS: Final = re.compile(r"(?:rediss?(?:\+sentinel|\+cluster)?|unix)://")
+_KAFKA: Final = re.compile(r"kafka(?:\+ssl)?://")
 _NATS: Final = re.compile(r"(?:nats|tls)://")
 # Words between dots.
 _SUBJECT: Final = re.compile(r"[^\s./\\]+(?:\.[^\s./\\]+)*")
@@ -40,9 +42,13 @@ def parse_place(url: str) -> Place:
         return _redis_place(url)
     if _NATS.match(url):
         return _nats_place(url)
+    if _KAFKA.match(url):
+        topic = parse_kafka_url(url).topic
+        return Place("kafka", url, topic, without_secret(url))
     raise BadUrl(
         "write the URL of a stream that can be read: redis://HOST/STREAM (also rediss, unix,"
-        " redis+sentinel and redis+cluster), or nats://HOST/STREAM (also tls)."
+        " redis+sentinel and redis+cluster), nats://HOST/STREAM (also tls), or"
+        " kafka://HOST/TOPIC (also kafka+ssl)."
     )
 
 

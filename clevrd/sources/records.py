@@ -21,6 +21,9 @@ class Record(msgspec.Struct, frozen=True):
     key: bytes | None = None
     # In Redis the fields of the entry.
     headers: Mapping[str, bytes] = NO_HEADERS
+    # The record says that others of its key are to be forgotten, and is no message: it is passed
+    # over.
+    is_deletion: bool = False
 
 
 class CannotTake(Exception):

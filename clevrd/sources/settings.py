@@ -12,6 +12,8 @@ from msgspec import Meta
 from clevrd.config import Loaded
 from clevrd.core.names import check_topic
 from clevrd.errors import ConfigError, InvalidRequest
+from clevrd.journal.kafka.properties import BadProperty, read_properties
+from clevrd.journal.kafka.url import parse_kafka_url
 from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.url import parse_redis_url
 from clevrd.journal.url_parts import BadUrl
@@ -72,6 +74,8 @@ class SourceEntry(
     # The same of credentials of NATS.
     nkey_seed_file: str = ""
     creds_file: str = ""
+    # Properties of Kafka's client library, by name.
+    kafka: dict[str, Any] = msgspec.field(default_factory=dict)
     # For TLS: the CA of the servers, and a certificate that they ask for.
     ca_file: str = ""
     client_cert_file: str = ""
@@ -222,8 +226,31 @@ _ONLY: Final[Mapping[str, tuple[Kind, ...]]] = {
     "sentinel_password_file": ("redis",),
     "nkey_seed_file": ("nats",),
     "creds_file": ("nats",),
+    "kafka": ("kafka",),
 }
-_CALLED: Final[Mapping[Kind, str]] = {"redis": "streams in Redis", "nats": "streams of NATS"}
+_CALLED: Final[Mapping[Kind, str]] = {
+    "redis": "streams in Redis",
+    "nats": "streams of NATS",
+    "kafka": "topics of Kafka",
+}
+
+
+def _kafka_mistakes(entry: SourceEntry) -> Iterator[tuple[str, str]]:
+    address = parse_kafka_url(entry.url)
+    if address.password and entry.password_file:
+        yield "password_file", "the URL has a password already; leave one of them out."
+    if address.user and not (address.password or entry.password_file):
+        yield "url", "it has a user and no password; give it there or in password_file."
+    if entry.password_file and not address.user:
+        yield "password_file", "write whose password it is before the @ of the URL."
+    if not address.is_tls and (entry.ca_file or entry.client_cert_file):
+        yield "ca_file", "certificates are for URLs that begin with kafka+ssl."
+    if entry.client_key_file and not entry.client_cert_file:
+        yield "client_key_file", "name its certificate too (client_cert_file)."
+    try:
+        read_properties(entry.kafka)
+    except BadProperty as error:
+        yield f"kafka.{error.name}", str(error)
 
 
 def _nats_mistakes(entry: SourceEntry) -> Iterator[tuple[str, str]]:
@@ -257,7 +284,11 @@ def _redis_mistakes(entry: SourceEntry) -> Iterator[tuple[str, str]]:
         yield "client_key_file", "name its certificate too (client_cert_file)."
 
 
-_URL_MISTAKES: Final = {"redis": _redis_mistakes, "nats": _nats_mistakes}
+_URL_MISTAKES: Final = {
+    "redis": _redis_mistakes,
+    "nats": _nats_mistakes,
+    "kafka": _kafka_mistakes,
+}
 
 
 def _template_mistakes(field: str, text: str, kind: Kind) -> Iterator[tuple[str, str]]:
