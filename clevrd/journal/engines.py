@@ -62,13 +62,13 @@ def check_files(settings: JournalSettings) -> None:
     is_tls = False
     if settings.engine == "redis":
         is_tls = _redis_settings(settings).address.is_tls
+    elif settings.engine == "kafka":
+        is_tls = _kafka_settings(settings).address.is_tls
     elif settings.engine == "nats":
         nats = _nats_settings(settings)
         is_tls = nats.address.is_tls
         for path in filter(None, (nats.nkey_seed_file, nats.creds_file)):
             _first_line_of(path, "credentials")
-    elif settings.engine == "kafka":
-        is_tls = _kafka_settings(settings).address.is_tls
     if is_tls:
         tls_context(settings.ca_file, settings.client_cert_file, settings.client_key_file)
 

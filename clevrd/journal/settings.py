@@ -267,10 +267,10 @@ def _mistakes(settings: JournalSettings, written: Collection[str]) -> Iterator[t
             yield name, f"it is for a journal in {places}, and this one is in {PLACES[engine]}."
     if engine == "redis":
         yield from _redis_mistakes(settings)
-    elif engine == "nats":
-        yield from _nats_mistakes(settings, written)
     elif engine == "kafka":
         yield from _kafka_mistakes(settings)
+    elif engine == "nats":
+        yield from _nats_mistakes(settings, written)
     if settings.url:
         yield from _server_mistakes(settings)
         return

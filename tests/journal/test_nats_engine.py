@@ -23,7 +23,7 @@ from clevrd.journal.base import Checkpoint, Fenced, TopicHead, Trimmed
 from clevrd.journal.kept_checkpoints import KEPT
 from clevrd.journal.nats import engine as engine_module
 from clevrd.journal.nats.engine import NatsEngine
-from clevrd.journal.nats.library import PERMISSIONS
+from clevrd.journal.nats.library import LOST, PERMISSIONS, NatsFault
 from clevrd.journal.nats.settings import NatsSettings
 from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.records import digest_of
@@ -112,7 +112,24 @@ async def test_deleted_stream_has_another_stamp(server: NatsServer, sync_always:
         assert await read_on(engine, 0) == [(1, record)]
 
 
-async def test_stream_that_was_made_again_by_hand_has_another_stamp(server: NatsServer) -> None:
+async def make_again(
+    server: NatsServer, engine: NatsEngine, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """Delete the first partition's stream, and make it with the same settings; return these."""
+
+    async def make(stream: str, config: dict[str, Any]) -> bytes:
+        raise NatsFault(LOST, "the test makes it")
+
+    monkeypatch.setattr(engine, "_make", make)
+    config: dict[str, Any] = (await server.api("STREAM.INFO.clevrd-p0"))["config"]
+    await server.api("STREAM.DELETE.clevrd-p0")
+    await server.api("STREAM.CREATE.clevrd-p0", config)
+    return config
+
+
+async def test_stream_that_was_made_again_by_hand_has_another_stamp(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the same subjects too, by when it was made; its reader does not wait beyond its end."""
     async with opened(nats_settings(server, partitions=1, sync_always=True)) as engine:
         old = LogWriter(await engine.stamp(0))
@@ -122,9 +139,7 @@ async def test_stream_that_was_made_again_by_hand_has_another_stamp(server: Nats
         while found[-1][0] < 5:
             found += await engine.read(0, found[-1][0])
         reading = asyncio.ensure_future(read_on(engine, 5))
-        config = (await server.api("STREAM.INFO.clevrd-p0"))["config"]
-        await server.api("STREAM.DELETE.clevrd-p0")
-        await server.api("STREAM.CREATE.clevrd-p0", config)
+        await make_again(server, engine, monkeypatch)
 
         with pytest.raises(Trimmed):
             await reading
@@ -134,7 +149,9 @@ async def test_stream_that_was_made_again_by_hand_has_another_stamp(server: Nats
         assert await engine.first(0) == 1
 
 
-async def test_records_that_took_the_places_of_others_are_noticed(server: NatsServer) -> None:
+async def test_records_that_took_the_places_of_others_are_noticed(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Resuming at a number that another record has by now would leave records out."""
     async with opened(nats_settings(server, partitions=1, sync_always=True)) as engine:
         writer = LogWriter(await engine.stamp(0))
@@ -143,9 +160,7 @@ async def test_records_that_took_the_places_of_others_are_noticed(server: NatsSe
         found = await engine.read(0, 0)
         while found[-1][0] < 3:
             found += await engine.read(0, found[-1][0])
-        config = (await server.api("STREAM.INFO.clevrd-p0"))["config"]
-        await server.api("STREAM.DELETE.clevrd-p0")
-        await server.api("STREAM.CREATE.clevrd-p0", config)
+        config = await make_again(server, engine, monkeypatch)
         client = await server.client()
         for number in range(5):
             await client.request(config["subjects"][0], b"%d" % number, timeout=5)
@@ -188,6 +203,31 @@ async def test_lost_tail_is_found_at_a_start_by_a_checkpoint(server: NatsServer)
     async with opened(settings) as engine:
         assert await engine.stamp(0) != before
         assert await engine.first(0) == 1
+
+
+async def test_consumer_whose_place_was_not_looked_at_is_not_read(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look at the stream failed once: the next read looks again, before it takes a record."""
+    async with opened(nats_settings(server, partitions=1)) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        await append(engine, writer, "1")
+        looked: list[int] = []
+        reader = engine._readers[0]
+        check = reader._check
+
+        async def fail_once(after: int, record: bytes | None) -> None:
+            looked.append(after)
+            if len(looked) == 1:
+                raise JournalUnavailable("The server was away.")
+            await check(after, record)
+
+        monkeypatch.setattr(reader, "_check", fail_once)
+        with pytest.raises(JournalUnavailable):
+            await engine.read(0, 0)
+        await engine.read(0, 0)
+
+    assert looked == [0, 0]
 
 
 # --- what is gone --------------------------------------------------------------------------------

@@ -229,7 +229,7 @@ class Connector:
         if self._context is not None:
             # Without this asyncio warns at the end of each such connection of something that has no
             # effect: nats-py does not tell its protocol that it is under TLS.
-            client._transport._io_writer.transport.get_protocol()._over_ssl = True  # type: ignore
+            client._transport._io_writer.transport.get_protocol()._over_ssl = True  # type: ignore[union-attr]
         return client
 
     def _credentials(self) -> dict[str, Any]:

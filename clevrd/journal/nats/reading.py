@@ -145,7 +145,7 @@ class ConsumerFeed:
     async def close(self) -> None:
         """Let go of the consumer, which nobody asks any more."""
         self.end(NatsFault(LOST, "the read was given up"))
-        if self._connection.fault is None:
+        if self._connection.fault is None and self._subscription is not None:
             with suppress(Exception):
                 await self._subscription.unsubscribe()
                 await self._connection.publish(
@@ -274,16 +274,21 @@ class LogReader:
         return found
 
     async def _take(self, after: int) -> list[tuple[int, bytes]]:
-        try:
-            if self._feed is None:
-                feed = self._feed = ConsumerFeed(
-                    await self._connect(), self._stream, after, self._loop
-                )
+        feed = self._feed
+        if feed is None:
+            feed = ConsumerFeed(await self._connect(), self._stream, after, self._loop)
+            try:
                 await feed.open()
                 # Behind the making of the consumer, which ends with its stream.
                 await self._check(after, self._last)
-            return await self._feed.take()
-        except (NatsFault, Trimmed):
+            except BaseException:
+                # One that was not looked at is never read from, whatever kept it from that.
+                await feed.close()
+                raise
+            self._feed = feed
+        try:
+            return await feed.take()
+        except NatsFault:
             await self._let_go()
             raise
 
