@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import ROOT, Daemon, DaemonProcess, daemon_process, running, until
+from daemons import Daemon, running, until
 from redis import Redis
 from redis_servers import RedisServer
 from websockets.asyncio.client import ClientConnection, connect
@@ -434,65 +430,3 @@ async def test_one_node_reads_and_another_takes_over(
 
     assert [each["data"] for each in found] == list(range(400))
     assert figures(two).taken + figures(one).taken >= 400
-
-
-CONFIG = """
-[[sources]]
-name = "orders"
-url = "redis://127.0.0.1:{port}/orders"
-topic = "t.{{/topic}}"
-field = "data"
-start = "earliest"
-"""
-
-
-@pytest.mark.holds_loop("daemon processes are started and waited for")
-async def test_killed_daemon_loses_nothing_and_repeats_nothing(
-    server: RedisServer, redis: Redis, tmp_path: Path
-) -> None:
-    """SIGKILL in the middle of a load, twice: each record is one message of the journal."""
-    config = tmp_path / "clevrd.toml"
-    config.write_text(CONFIG.format(port=server.port))
-    variables = {"CLEVRD_CONFIG": str(config), "CLEVRD_JOURNAL": str(tmp_path / "journal")}
-    add(redis, *({"topic": number % 3, "n": number} for number in range(3_000)))
-    for number in range(3):
-        with daemon_process(**variables) as daemon:
-            await until(partial(has_taken, daemon, 600 * (number + 1)))
-            if number < 2:
-                daemon.process.send_signal(signal.SIGKILL)
-                daemon.process.wait(5)
-                continue
-            await until(lambda: position_of(daemon)[1] == 0)
-            assert daemon.stop() == 0
-
-    found = exported(tmp_path / "journal")
-    for topic in range(3):
-        numbers = [each["data"]["n"] for each in found if each["topic"] == f"t.{topic}"]
-        assert numbers == list(range(topic, 3_000, 3))
-
-
-def exported(journal: Path) -> list[Any]:
-    """Return the messages of a journal, in their order."""
-    done = subprocess.run(
-        [sys.executable, "-m", "clevrd", "journal", "export", str(journal)],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-        timeout=60,
-    )
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def has_taken(daemon: DaemonProcess, messages: int) -> bool:
-    """Return whether the topics of the daemon have so many messages."""
-    return position_of(daemon)[0] >= messages
-
-
-def position_of(daemon: DaemonProcess) -> tuple[int, int | None]:
-    """Return how many messages the daemon's journal has of its topics, and the source's lag."""
-    done = subprocess.run(
-        ["curl", "-sS", f"{daemon.url}/metrics"], capture_output=True, check=True, timeout=20
-    )
-    metrics = json.loads(done.stdout)
-    offsets = [each["offset"] for each in metrics["topics"] if each["name"] != "sources.dead"]
-    return sum(offsets), metrics["sources"][0]["lag"]
