@@ -22,7 +22,7 @@ from clevrd.journal.nats.library import DENIED, LOST, Connector, NatsFault, sent
 from clevrd.journal.nats.settings import NatsSettings
 from clevrd.metrics.sources import SourceState
 from clevrd.sources.progress import Progress
-from clevrd.sources.reading import SourceTrouble
+from clevrd.sources.reading import READING, STANDBY, SourceTrouble
 from clevrd.sources.records import Record
 from clevrd.sources.settings import SourceEntry
 from clevrd.sources.starts import EARLIEST, LATEST
@@ -89,7 +89,7 @@ class JetStreamReader:
         # The server's name for this client while it is the pinned one; empty before that.
         self._pin = ""
         self._has_lost_pin = False
-        self.is_standby = False
+        self.status = READING
         # Messages up to this number may have been sent to another client, and are read from the
         # stream itself; 0 for none. Their acknowledgement is sent to this subject.
         self._catch_up_to = 0
@@ -111,7 +111,7 @@ class JetStreamReader:
         self._came.clear()
         self._acks.clear()
         self._asked, self._pin, self._ack, self._has_lost_pin = 0, "", "", False
-        self._catch_up_to, self._looked_s, self.is_standby = 0, 0.0, False
+        self._catch_up_to, self._looked_s, self.status = 0, 0.0, READING
         try:
             connection = await link.connection()
             await self._find_stream(connection)
@@ -298,8 +298,9 @@ class JetStreamReader:
     def _note_info(self, info: Any) -> None:
         groups = info.get("priority_groups") or ()
         pinned = groups[0].get("pinned_client_id", "") if groups else ""
-        self.is_standby = bool(pinned) and pinned != self._pin
-        self._progress.lag = None if self.is_standby else info["num_pending"] + len(self._came)
+        is_standby = bool(pinned) and pinned != self._pin
+        self.status = STANDBY if is_standby else READING
+        self._progress.lag = None if is_standby else info["num_pending"] + len(self._came)
 
     def _is_gap(self) -> bool:
         """Return whether the next message is not the one behind the position.

@@ -29,7 +29,7 @@ from clevrd.journal.kafka.library import (
 from clevrd.journal.kafka.settings import KafkaSettings
 from clevrd.scheduling.beside_loop import in_daemon_thread
 from clevrd.sources.progress import Progress
-from clevrd.sources.reading import SourceTrouble
+from clevrd.sources.reading import READING, STANDBY, SourceTrouble
 from clevrd.sources.records import Record
 from clevrd.sources.settings import SourceEntry
 from clevrd.sources.starts import EARLIEST, LATEST
@@ -51,6 +51,8 @@ _LOOK_S: Final = 3.0
 _CLOSE_S: Final = 3.0
 # Milliseconds after which the brokers give the partitions of a process that is gone to others.
 _SESSION_MS: Final = 10_000
+# Milliseconds that a commit may take before partitions are given back.
+_SOCKET_MS: Final = 10_000
 # Names of librdkafka's for a position that the topic has no more, or has not yet.
 _OUT_OF_RANGE: Final = frozenset({"_AUTO_OFFSET_RESET", "OFFSET_OUT_OF_RANGE", "_LOG_TRUNCATION"})
 _TRIMMED: Final = "the topic gave up its oldest records"
@@ -89,7 +91,7 @@ class KafkaReader:
         # Records that came while others waited.
         self._held: list[Any] = []
         self._looked_s = 0.0
-        self.is_standby = False
+        self.status = READING
         # A mistake in a property is one of the configuration, and told before the start.
         self._make().close()
 
@@ -100,7 +102,8 @@ class KafkaReader:
         self._next.clear()
         self._dirty.clear()
         self._held.clear()
-        self._is_assigned = self._is_paused = self.is_standby = False
+        self._is_assigned = self._is_paused = False
+        self.status = READING
         self._consumer = self._make()
         try:
             await self._in_thread(self._subscribe)
@@ -114,6 +117,8 @@ class KafkaReader:
             messages = await self._in_thread(self._read)
             if not messages:
                 await self._look()
+            else:
+                self.status = READING
             return [_record_of(message) for message in messages]
         except KafkaFault as fault:
             raise self._trouble(fault) from fault
@@ -143,7 +148,7 @@ class KafkaReader:
 
         def leave() -> None:
             with suppress(KafkaException, KafkaFault, RuntimeError):
-                self._commit(consumer)
+                self._commit(consumer, waits=True)
             with suppress(KafkaException, RuntimeError):
                 consumer.close()
 
@@ -173,6 +178,8 @@ class KafkaReader:
             "auto.offset.reset": "error",
             "allow.auto.create.topics": False,
             "session.timeout.ms": _SESSION_MS,
+            "socket.timeout.ms": _SOCKET_MS,
+            "on_commit": self._committed,
             "fetch.wait.max.ms": 500,
             "fetch.error.backoff.ms": 100,
             "queued.max.messages.kbytes": _QUEUED_KBYTES,
@@ -216,18 +223,24 @@ class KafkaReader:
         self._note_lag(consumer, messages)
         return messages
 
-    def _commit(self, consumer: Any) -> None:
-        """Have the group keep what is done with; a member that is out of it keeps nothing."""
+    def _commit(self, consumer: Any, *, waits: bool = False) -> None:
+        """Have the group keep what is done with, and with ``waits`` wait until it has it."""
         dirty = [each for each in self._dirty if each in self._next]
         self._dirty.clear()
         if not dirty:
             return
         offsets = [TopicPartition(self._topic, each, self._next[each]) for each in dirty]
         try:
-            consumer.commit(offsets=offsets, asynchronous=False)
+            consumer.commit(offsets=offsets, asynchronous=not waits)
         except KafkaException as error:
-            # The partitions are another process's by now, which reads behind what was committed
-            # before; the records are known by their keys.
+            self._committed(error.args[0], offsets)
+
+    def _committed(self, error: Any, _offsets: Any) -> None:
+        """Log what the group did not keep; the records are read again, and known by their keys.
+
+        Their partitions are another process's by now, or the brokers are away.
+        """
+        if error is not None:
             log.info("offsets not committed group=%s reason=%s", self._group, fault_of(error))
 
     def _own(self) -> list[TopicPartition]:
@@ -254,7 +267,8 @@ class KafkaReader:
         if fresh:
             # So that a restart before the first record goes on here.
             self._dirty.update(each.partition for each in fresh)
-            self._commit(consumer)
+            self._commit(consumer, waits=True)
+        if found:
             self._was_missing = False
         log.info(
             "source has partitions group=%s topic=%s partitions=%s",
@@ -264,7 +278,7 @@ class KafkaReader:
         )
 
     def _revoked(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
-        self._commit(consumer)
+        self._commit(consumer, waits=True)
         for each in partitions:
             self._next.pop(each.partition, None)
         self._held = [each for each in self._held if each.partition() in self._next]
@@ -285,6 +299,9 @@ class KafkaReader:
         """Return where to go on that was at ``offset``; count what is gone."""
         if offset < low:
             self._progress.note_lost(low - offset, _TRIMMED)
+            return low
+        if offset > high and self._was_missing:
+            # The topic was made anew, and the group has kept what it knew of the old one.
             return low
         if offset > high:
             self._progress.note_lost(None, "the topic is shorter than it was")
@@ -316,18 +333,29 @@ class KafkaReader:
 
     async def _look(self) -> None:
         """Ask now and then whether the brokers and the topic are there; raises KafkaFault."""
-        self.is_standby = self._is_assigned and not self._next
+        if self.status[0] != "away":
+            self.status = STANDBY if self._is_assigned and not self._next else READING
         loop = asyncio.get_running_loop()
         if loop.time() - self._looked_s < _LOOK_S:
             return
         self._looked_s = loop.time()
-        found = await self._in_thread(
-            lambda consumer: consumer.list_topics(self._topic, timeout=_ASK_S)
-        )
+        try:
+            found = await self._in_thread(
+                lambda consumer: consumer.list_topics(self._topic, timeout=_LOOK_S)
+            )
+        except KafkaFault as fault:
+            trouble = self._trouble(fault)
+            if trouble.state != "away":
+                raise
+            # The library connects again by itself, and stays the member of the group that it is.
+            self._progress.errors += 1
+            self.status = (trouble.state, str(trouble))
+            return
         topic = found.topics.get(self._topic)
         if topic is None or topic.error is not None:
             raise KafkaFault(MISSING, "") if topic is None else fault_of(topic.error)
         self._troubles.clear()
+        self.status = STANDBY if self._is_assigned and not self._next else READING
 
     def _trouble(self, fault: KafkaFault) -> SourceTrouble:
         if fault.code == MISSING:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from clevrd.metrics.sources import SourceState
 from clevrd.sources.records import Record
+
+READING: Final[tuple[SourceState, str]] = ("reading", "")
+STANDBY: Final[tuple[SourceState, str]] = ("standby", "another process reads it")
 
 
 class SourceTrouble(Exception):
@@ -31,8 +34,9 @@ class Reader(Protocol):
     with the state "standby" while another process reads.
     """
 
-    # Whether another process is sent the records, and this one waits.
-    is_standby: bool
+    # The state of a reader that is open, and a reason: it reads; another process is sent the
+    # records, and this one waits; or its server is away, and it will come back by itself.
+    status: tuple[SourceState, str]
 
     async def open(self) -> None:
         """Connect, and find the position."""
@@ -40,8 +44,8 @@ class Reader(Protocol):
     async def read(self) -> Sequence[Record]:
         """Return the next records; wait for one, at most about half a second.
 
-        All records that were returned before are done with. Before it returns others, what was
-        said to `done` is kept for good.
+        All records that were returned before are done with; what was said to `done` is sent to
+        be kept before others are returned.
         """
 
     def done(self, records: Sequence[Record]) -> None:

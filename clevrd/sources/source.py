@@ -74,7 +74,7 @@ class Source:
                 done = await self._taker.take(records, self._reader.hold)
                 self._reader.done(records[:done])
             if not self._stopping.is_set():
-                self.progress.note("standby" if self._reader.is_standby else "reading")
+                self.progress.note(*self._reader.status)
 
     async def _pause(self, seconds: float) -> None:
         try:

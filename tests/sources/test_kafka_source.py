@@ -53,7 +53,7 @@ def figures(daemon: Daemon) -> Any:
 
 async def received(reader: ClientConnection, count: int) -> list[Any]:
     """Return the next messages."""
-    async with asyncio.timeout(25):
+    async with asyncio.timeout(40):
         return [json.loads(await reader.recv()) for _ in range(count)]
 
 
@@ -168,6 +168,39 @@ async def test_missing_topic_is_read_from_its_beginning(server: KafkaServer) -> 
         found = await received(reader, 2)
 
     assert [each["data"] for each in found] == [1, 2]
+
+
+async def test_topic_made_anew_is_read_from_its_beginning(server: KafkaServer, topic: str) -> None:
+    """Its offsets begin anew, below those that were read of the old one."""
+    await add(server, topic, *range(20))
+    async with running(sources=[table(server, topic)]) as daemon, reading(daemon) as reader:
+        await received(reader, 20)
+        await asyncio.to_thread(server.delete_topics, topic)
+        await until(lambda: figures(daemon).state == "missing")
+        await asyncio.to_thread(server.make_topic, topic, 1, {})
+        await add(server, topic, 20, 21)
+        found = await received(reader, 2)
+
+    assert [each["data"] for each in found] == [20, 21]
+
+
+@pytest.mark.timeout(90)
+async def test_broker_that_is_away_is_shown_and_told_once(
+    server: KafkaServer, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The daemon serves meanwhile; the source goes on by itself, behind what it took."""
+    await add(server, topic, 1)
+    async with running(sources=[table(server, topic)]) as daemon, reading(daemon) as reader:
+        await received(reader, 1)
+        server.kill()
+        await until(lambda: figures(daemon).state == "away", timeout_s=40)
+        assert "can't be reached" in figures(daemon).last_error
+        await asyncio.to_thread(server.revive)
+        await add(server, topic, 2)
+        found = await received(reader, 1)
+
+    assert found[0]["data"] == 2
+    assert len([each for each in caplog.records if "source away" in each.getMessage()]) == 1
 
 
 async def test_nodes_share_partitions_and_take_over(server: KafkaServer, topic: str) -> None:
