@@ -171,16 +171,17 @@ class KafkaReader:
 
     def _make(self) -> Any:
         properties = {
+            # Those that the settings may change.
+            "session.timeout.ms": _SESSION_MS,
+            "socket.timeout.ms": _SOCKET_MS,
+            "fetch.wait.max.ms": 500,
             **client_properties(self._settings, self._troubles),
             "group.id": self._group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",
             "allow.auto.create.topics": False,
-            "session.timeout.ms": _SESSION_MS,
-            "socket.timeout.ms": _SOCKET_MS,
             "on_commit": self._committed,
-            "fetch.wait.max.ms": 500,
             "fetch.error.backoff.ms": 100,
             "queued.max.messages.kbytes": _QUEUED_KBYTES,
         }

@@ -25,6 +25,11 @@ RECORDS: Final = 3_000
 # before they let the next one read.
 KILLS: Final = {"redis": (500, 1_500), "nats": (800,), "kafka": (800,)}
 TOPICS: Final = 3
+# Further settings. The broker misses a killed daemon sooner.
+MORE: Final = {
+    "redis": 'field = "data"',
+    "kafka": 'kafka = { "session.timeout.ms" = 6000 }',
+}
 
 CONFIG: Final = """
 [[sources]]
@@ -96,7 +101,7 @@ async def test_killed_daemon_loses_nothing_and_repeats_nothing(kind: str, tmp_pa
     journal = tmp_path / "journal"
     config = tmp_path / "clevrd.toml"
     async with PLACES[kind](tmp_path) as url:  # type: ignore[attr-defined]
-        more = 'field = "data"' if kind == "redis" else ""
+        more = MORE.get(kind, "")
         config.write_text(CONFIG.format(url=url, more=more))
         variables = {"CLEVRD_CONFIG": str(config), "CLEVRD_JOURNAL": str(journal)}
         for messages in KILLS[kind]:
