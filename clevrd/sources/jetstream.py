@@ -81,7 +81,8 @@ class JetStreamReader:
         self._position = 0
         # The stream was seen missing, or is another one, so all its messages are new.
         self._was_missing = False
-        # What the server has sent, and whether it may send more; done when something came.
+        # Messages that the server has sent; how many more it may send, and when it was asked for them;
+        # set when something came.
         self._came: deque[Any] = deque()
         self._asked = 0
         self._asked_at_s = 0.0

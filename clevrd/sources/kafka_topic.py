@@ -171,7 +171,7 @@ class KafkaReader:
 
     def _make(self) -> Any:
         properties = {
-            # Those that the settings may change.
+            # Properties that the settings may change.
             "session.timeout.ms": _SESSION_MS,
             "socket.timeout.ms": _SOCKET_MS,
             "fetch.wait.max.ms": 500,

@@ -69,10 +69,11 @@ async def reading(daemon: Daemon, topic: str = "t", last: int = 10_000) -> Async
 
 def add(redis: Redis, *values: Any, stream: str = "orders", **fields: str) -> list[bytes]:
     """Add records with JSON in the field data; return their IDs."""
-    added: list[Any] = []
+    pipe = redis.pipeline(transaction=False)
     for value in values:
         record: dict[Any, Any] = {"data": json.dumps(value), **fields}
-        added.append(redis.xadd(stream, record))
+        pipe.xadd(stream, record)
+    added: list[Any] = pipe.execute()
     return added
 
 
@@ -85,8 +86,8 @@ async def test_records_become_messages_in_their_order(server: RedisServer, redis
         reading(daemon, "orders.eu.7") as reader,
     ):
         (first,) = await received(reader, 1)
-        for number in range(1, 500):
-            add(redis, {"customer": {"id": 7}, "n": number}, region="eu")
+        later = [{"customer": {"id": 7}, "n": number} for number in range(1, 500)]
+        add(redis, *later, region="eu")
         rest = await received(reader, 499)
         metrics = await daemon.get_json("/metrics")
 
@@ -99,6 +100,27 @@ async def test_records_become_messages_in_their_order(server: RedisServer, redis
         0,
         0,
     )
+
+
+async def test_operators_see_figures_and_settings_without_secrets(
+    server: RedisServer, redis: Redis
+) -> None:
+    """Prometheus has each figure by the source's name, and /config the table."""
+    redis.acl_setuser("me", enabled=True, passwords=["+hush"], keys=["*"], categories=["+@all"])
+    add(redis, 1, 2)
+    source = table(server, url=f"redis://me:hush@127.0.0.1:{server.port}/orders")
+    async with running(sources=[source]) as daemon:
+        await until(lambda: figures(daemon).lag == 0)
+        text = {"Accept": "text/plain"}
+        async with daemon.http.get(f"{daemon.url}/metrics", headers=text) as response:
+            lines = (await response.text()).splitlines()
+        (shown,) = (await daemon.get_json("/config"))["sources"]
+
+    assert 'clevrd_source_records_total{outcome="taken",source="orders"} 2.0' in lines
+    assert 'clevrd_source_state{source="orders",state="reading"} 1.0' in lines
+    assert 'clevrd_source_lag{source="orders"} 0.0' in lines
+    assert (shown["name"], shown["dead_letter"]) == ("orders", "sources.dead")
+    assert "hush" not in str(shown)
 
 
 async def test_all_fields_are_an_object_where_no_field_is_named(
