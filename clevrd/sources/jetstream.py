@@ -81,8 +81,8 @@ class JetStreamReader:
         self._position = 0
         # The stream was seen missing, or is another one, so all its messages are new.
         self._was_missing = False
-        # Messages that the server has sent; how many more it may send, and when it was asked for them;
-        # set when something came.
+        # Messages that the server has sent; how many more it may send, and when it was asked for
+        # them; set when something came.
         self._came: deque[Any] = deque()
         self._asked = 0
         self._asked_at_s = 0.0
@@ -392,7 +392,7 @@ class JetStreamReader:
             message = self._came.popleft()
             sequence, pending, _ = _place_of(message.reply)
             if records and not self._filter and sequence > int(records[-1].position) + 1:
-                # What lies between may have been given up by the stream; `read` finds out.
+                # The stream may have given up messages between the two; `read` finds out.
                 self._came.appendleft(message)
                 break
             self._progress.lag = pending + len(self._came)

@@ -22,8 +22,10 @@ from clevrd.errors import JournalFull, JournalUnavailable, MessageTooLarge
 from clevrd.journal.base import Checkpoint, Fenced, TopicHead, Trimmed
 from clevrd.journal.kept_checkpoints import KEPT
 from clevrd.journal.nats import engine as engine_module
+from clevrd.journal.nats.connection import Connection
 from clevrd.journal.nats.engine import NatsEngine
 from clevrd.journal.nats.library import LOST, PERMISSIONS, NatsFault
+from clevrd.journal.nats.reading import ConsumerFeed
 from clevrd.journal.nats.settings import NatsSettings
 from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.records import digest_of
@@ -246,6 +248,85 @@ async def test_reader_learns_that_records_are_gone(server: NatsServer) -> None:
 
         assert await engine.first(0) == 8
         assert (await engine.read(0, 7))[0][0] == 8
+        await server.api("STREAM.PURGE.clevrd-p0")
+        # There is nothing that could be read, and show it.
+        with pytest.raises(Trimmed):
+            await engine.read(0, 8)
+
+
+async def test_records_that_go_behind_the_look_at_the_stream_are_noticed(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the first record that comes, which is not the next one."""
+    async with opened(nats_settings(server, partitions=1)) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        for number in range(10):
+            await append(engine, writer, str(number))
+
+        async def purge(after: int, record: bytes | None) -> None:
+            await server.api("STREAM.PURGE.clevrd-p0", {"keep": 3})
+
+        monkeypatch.setattr(engine._readers[0], "_check", purge)
+
+        with pytest.raises(Trimmed):
+            await engine.read(0, 2)
+
+
+async def test_place_that_is_given_again_begins_the_log_anew(server: NatsServer) -> None:
+    """A record was taken at a place where another one was seen: records are lost."""
+    async with opened(nats_settings(server, partitions=1, sync_always=True)) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        await append(engine, writer, "1")
+        engine._partitions[0].newest = 7
+
+        with pytest.raises(JournalUnavailable):
+            await append(engine, writer, "2")
+
+        assert await engine.stamp(0) != writer.stamp
+
+
+async def test_records_of_a_log_that_is_over_are_not_handed_out(server: NatsServer) -> None:
+    """They had come, and nobody had read them: their positions are those of another log."""
+    async with opened(nats_settings(server, partitions=1)) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        first = await append(engine, writer, "1")
+        assert await engine.read(0, 0) == [(1, first)]
+        feed = engine._readers[0]._feed
+        assert feed is not None
+        feed._records = [(2, b"old")]
+
+        engine._readers[0].restart()
+
+        second = await append(engine, writer, "2")
+        assert await read_on(engine, 1) == [(2, second)]
+
+
+async def test_silence_ends_a_consumer_and_then_its_connection() -> None:
+    """A server shows itself each second to who asks; who asks nothing expects nothing."""
+    loop = asyncio.get_running_loop()
+    ended: list[Connection] = []
+    connection = Connection(loop, ended.append)
+    feed = ConsumerFeed(connection, "s", 0, loop)
+    connection.feeds.add(feed)
+    for _ in range(20):
+        connection.tick()
+    assert (feed.fault, connection.fault) == (None, None)
+    feed._asked = 1
+
+    for _ in range(6):
+        connection.tick()
+    assert feed.fault is None
+    connection.tick()
+    assert feed.fault is not None
+    other = ConsumerFeed(connection, "s", 0, loop)
+    other._asked = 1
+    connection.feeds.add(other)
+    for _ in range(4):
+        connection.tick()
+
+    assert ended == [connection]
+    assert other.fault is not None
+    await asyncio.sleep(0)
 
 
 async def test_single_deleted_record_is_passed_over(server: NatsServer) -> None:
@@ -285,7 +366,7 @@ async def test_catching_up_is_in_order_and_bounded(server: NatsServer) -> None:
     """More than is asked for at once, and more bytes: all of it comes, in order, once."""
     async with opened(nats_settings(server, partitions=1)) as engine:
         writer = LogWriter(await engine.stamp(0))
-        made = [writer.one("t", str(number).ljust(number % 7 * 20_000)) for number in range(1_200)]
+        made = [writer.one("t", str(number).ljust(number % 7 * 6_000)) for number in range(700)]
         await asyncio.gather(
             *(engine.append(0, record, writer.stamp, placed) for record, placed in made)
         )
@@ -301,20 +382,51 @@ async def test_catching_up_is_in_order_and_bounded(server: NatsServer) -> None:
         assert most < 3 << 20
 
 
+async def test_one_consumer_brings_all(server: NatsServer) -> None:
+    """It is asked again and again, and not made again, where there is more than one answer has."""
+    async with opened(nats_settings(server, partitions=1)) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        made = [writer.one("t", str(number)) for number in range(1_200)]
+        await asyncio.gather(
+            *(engine.append(0, record, writer.stamp, placed) for record, placed in made)
+        )
+        found = await engine.read(0, 0)
+        feed = engine._readers[0]._feed
+
+        while len(found) < len(made):
+            found += await engine.read(0, found[-1][0])
+
+        assert [record for _, record in found] == [record for record, _ in made]
+        assert engine._readers[0]._feed is feed
+
+
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
 async def test_large_checkpoint_is_saved_in_parts_and_comes_back(server: NatsServer) -> None:
-    """200,000 topics, more than a message may have; a part that is missing is noticed."""
+    """200,000 topics, more than a message may have; a part that is missing or wrong is noticed."""
     topics = [TopicHead("default-tenant", f"topic.{number}", number) for number in range(200_000)]
     checkpoint = Checkpoint(1, "00000001", EPOCH, b"state" * 200_000, topics, True)
     async with opened(nats_settings(server, partitions=1)) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        for number in range(2):
+            await append(engine, writer, str(number))
         await engine.save_checkpoint(0, checkpoint)
         (loaded,) = await engine.load_checkpoints(0)
 
-        await server.api("STREAM.MSG.DELETE.clevrd-checkpoints", {"seq": 3})
-
         assert loaded == checkpoint
+        small = msgspec.structs.replace(checkpoint, topics=topics[:1], state=b"", position=2)
+        await engine.save_checkpoint(0, small)
+        assert await engine.load_checkpoints(0) == [small, checkpoint]
+        await server.api("STREAM.MSG.DELETE.clevrd-checkpoints", {"seq": 3})
+        assert await engine.load_checkpoints(0) == [small]
+        subjects = (
+            await server.api("STREAM.INFO.clevrd-checkpoints", {"subjects_filter": "*.*.*.part.>"})
+        )["state"]["subjects"]
+        newest = max(subjects, key=lambda subject: subject.split(".")[4])
+        client = await server.client()
+        await client.request(newest, b'[["default-tenant","topic.0",9]]', timeout=5)
+        await client.close()
         assert await engine.load_checkpoints(0) == []
 
 
@@ -337,6 +449,19 @@ async def test_five_checkpoints_are_kept_and_one_of_two_nodes_is_enough(server: 
         assert loaded[0].position == 8
         # An entry, and a message for each part.
         assert state["messages"] == 3 * KEPT
+
+
+async def test_stream_of_checkpoints_that_was_deleted_is_made_again(server: NatsServer) -> None:
+    """The next checkpoint but one is kept."""
+    async with opened(nats_settings(server, partitions=1)) as engine:
+        checkpoint = Checkpoint(1, "00000001", EPOCH, b"s", [], True)
+        await server.api("STREAM.DELETE.clevrd-checkpoints")
+
+        with pytest.raises(JournalUnavailable):
+            await engine.save_checkpoint(0, checkpoint)
+        await engine.save_checkpoint(0, checkpoint)
+
+        assert await engine.load_checkpoints(0) == [checkpoint]
 
 
 async def test_unfinished_checkpoint_of_a_dead_node_is_removed(server: NatsServer) -> None:

@@ -189,25 +189,24 @@ async def test_nothing_is_lost_when_the_server_is_killed_under_load(tmp_path: Pa
             nodes(server.url, sync_always=True) as (one, two),
             connect(f"{two.ws_url}/subscribe?topic=t&control=1", max_queue=None) as reader,
         ):
-            is_over = False
+            answers: list[dict[str, Any]] = []
+            enough = 400
 
-            async def publish(daemon: Daemon, name: str) -> list[dict[str, Any]]:
-                answers: list[dict[str, Any]] = []
-                while not is_over:
-                    answers.append(await published(daemon, "t", f"{name}{len(answers)}"))
-                return answers
+            async def publish(daemon: Daemon, name: str) -> None:
+                number = 0
+                while len(answers) < enough:
+                    number += 1
+                    answers.append(await published(daemon, "t", f"{name}{number}"))
 
             publishing = [
                 asyncio.ensure_future(publish(daemon, f"{number}."))
                 for number, daemon in enumerate((one, two, one, two))
             ]
-            for _ in range(3):
-                await asyncio.sleep(0.3)
+            for killed_at in (50, 150, 250):
+                await until(lambda killed_at=killed_at: len(answers) >= killed_at)
                 server.kill()
                 await asyncio.to_thread(server.start)
-            await asyncio.sleep(0.3)
-            is_over = True
-            answers = [each for task in publishing for each in await task]
+            await asyncio.gather(*publishing)
             _, *found = await received(reader, len(answers) + 1)
 
     assert [each["offset"] for each in found] == list(range(1, len(answers) + 1))
@@ -258,8 +257,9 @@ async def test_server_that_hangs_is_503_and_passes(
             status, refused = response.status, await response.json()
             headers = response.headers
         health = await daemon.get_json("/health")
-        # Long enough for the connection to be given up.
-        await asyncio.sleep(5)
+        assert daemon.hub.journal is not None
+        link = daemon.hub.journal.engine._link  # type: ignore[attr-defined]
+        await until(lambda: link.present is None)
         server.go_on()
         after = await published(daemon, "t", 3)
         _, *found = await received(reader, 4)

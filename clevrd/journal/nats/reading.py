@@ -37,6 +37,8 @@ _HEARTBEAT: Final = "100"
 # An end of a question that leaves the consumer as it is: time, or bytes.
 _TIMEOUT: Final = "408"
 _ENOUGH: Final = "maxbytes"
+# All records of a question have come, which were counted.
+_COMPLETED: Final = "batchcompleted"
 
 
 class ConsumerFeed:
@@ -186,11 +188,14 @@ class ConsumerFeed:
         """Take a word of the server's that is no record."""
         status = headers.get("Status", "")
         said = headers.get("Description", "").strip()
+        word = said.lower().replace(" ", "").replace("_", "")
         if status == _HEARTBEAT:
             last = headers.get("Nats-Last-Consumer", "")
             if last.isdigit() and int(last) > self._delivered:
                 self.end(NatsFault(LOST, "records were lost on their way"))
-        elif status == _TIMEOUT or _ENOUGH in said.lower().replace(" ", "").replace("_", ""):
+        elif _COMPLETED in word:
+            return
+        elif status == _TIMEOUT or _ENOUGH in word:
             # It is asked again by who waits.
             self._asked = 0
             self._wake()

@@ -32,19 +32,18 @@ def parse_nats_url(url: str) -> NatsAddress:
     scheme = scheme_of(url)
     if scheme not in SCHEMES:
         raise BadUrl(f"write a URL that begins with one of {', '.join(SCHEMES)}.")
-    place, _, tail = rest_of(url).rpartition("@")
+    rest = rest_of(url)
+    if "://" in rest:
+        raise BadUrl("write several servers as nats://user:password@h1:4222,h2:4222.")
+    place, _, tail = rest.rpartition("@")
     user, colon, password = map(unquote, place.partition(":"))
     if colon and not user:
         raise BadUrl("before the @ write user:password, or a token.")
     netloc, _, path = tail.partition("/")
     if path:
         raise BadUrl("nothing can stand behind the hosts; a journal's name is its prefix.")
-    hosts = []
-    for each in netloc.split(","):
-        if "://" in each or "@" in each:
-            raise BadUrl("write several servers as nats://user:password@h1:4222,h2:4222.")
-        hosts.append(parse_host(each, _PORT))
+    hosts = tuple(parse_host(each, _PORT) for each in netloc.split(","))
     is_tls = scheme == "tls"
     if colon:
-        return NatsAddress(tuple(hosts), user=user, password=password, is_tls=is_tls)
-    return NatsAddress(tuple(hosts), token=user, is_tls=is_tls)
+        return NatsAddress(hosts, user=user, password=password, is_tls=is_tls)
+    return NatsAddress(hosts, token=user, is_tls=is_tls)
