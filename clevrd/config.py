@@ -305,7 +305,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(
             description="Directory of a journal, in which messages outlive the process, or the URL"
-            " of a Redis or NATS, for one that several nodes share; empty for none.",
+            " of a Redis, NATS or Kafka, for one that several nodes share; empty for none.",
             examples=["/var/lib/clevrd/journal", "redis://redis.example:6379"],
         ),
     ] = ""

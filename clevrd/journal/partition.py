@@ -96,6 +96,7 @@ class Partition:
         "contradicted_at",
         "fold",
         "held",
+        "lost_epoch",
         "must_send",
         "needs_whole_checkpoint",
         "number",
@@ -143,6 +144,10 @@ class Partition:
         self.must_send = False
         # A record is to begin a new epoch for all nodes; until one has begun.
         self.wants_reset = False
+        # The epoch in which records are gone that were read, under the same stamp; empty without.
+        # Until readers are in another one nothing is delivered and nobody answered: positions would
+        # be given again.
+        self.lost_epoch = ""
         # From this sequence on an own record shows that the log's end was reached; see
         # `Fold.is_behind`.
         self.arrives_with = 0

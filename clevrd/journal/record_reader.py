@@ -130,6 +130,7 @@ class RecordReader:
                 wait_s = RETRY_S
             except TailLost:
                 log.error("the log has lost its newest records partition=%d", partition.number)
+                partition.lost_epoch = partition.fold.readers_epoch
                 partition.wants_reset = True
                 await self._rewind_until_done()
                 partition.send_soon()
@@ -162,7 +163,10 @@ class RecordReader:
             if folded.placed or folded.confirmed or folded.is_new_epoch:
                 partition.changes += 1
             if folded.is_new_epoch:
-                partition.wants_reset = False
+                if fold.readers_epoch != partition.lost_epoch:
+                    partition.lost_epoch = ""
+                # The epoch in which records were lost may be read again from its beginning.
+                partition.wants_reset = bool(partition.lost_epoch)
                 if fold.readers_epoch != readers_epoch:
                     await self._topics.begin_anew(partition.number)
             try:
@@ -289,7 +293,7 @@ class RecordReader:
 
     async def _take(self, folded: Folded, record: bytes) -> None:
         """Deliver the messages of a record, and answer its publishers if they are this node's."""
-        partition = self._partition
+        partition, fold = self._partition, self._partition.fold
         if folded.writer and not partition.number:
             partition.note_node(folded.writer, self._now_s())
         if folded.bad is not None:
@@ -297,7 +301,7 @@ class RecordReader:
             log.error(
                 "record left out partition=%d position=%d reason=%s",
                 partition.number,
-                partition.fold.position,
+                fold.position,
                 folded.bad,
             )
         elif folded.foreign:
@@ -305,13 +309,14 @@ class RecordReader:
             if partition.batch is None:
                 # The next record confirms it; without publishers an empty one does.
                 partition.send_soon()
-        for confirmed in folded.confirmed:
+        is_lost = bool(partition.lost_epoch) and fold.readers_epoch == partition.lost_epoch
+        for confirmed in () if is_lost else folded.confirmed:
             await self._deliver_foreign(confirmed)
         batch = None
         if folded.writer == self._writer and folded.sequence == partition.sequence:
             batch = partition.batch
-            if partition.fold.is_behind and folded.sequence >= partition.arrives_with:
-                partition.fold.arrive()
+            if fold.is_behind and folded.sequence >= partition.arrives_with:
+                fold.arrive()
                 await self._follow()
         if folded.is_retry:
             if batch is not None and not partition.held:
@@ -320,8 +325,11 @@ class RecordReader:
                 self._counters.failed += batch.fail(unsure())
             return
         if batch is None:
-            if not folded.is_again:
+            if not (folded.is_again or is_lost):
                 await self._deliver_others(folded.placed, record)
+            return
+        if is_lost:
+            self._counters.failed += batch.fail(unsure())
             return
         self._counters.records += 1
         for placed in folded.placed:

@@ -197,9 +197,10 @@ async def test_partition_whose_records_nobody_takes_holds_up_no_other(
     monkeypatch.setattr("clevrd.journal.kafka.reading._HIGH_BYTES", 20_000)
     monkeypatch.setattr("clevrd.journal.kafka.reading._LOW_BYTES", 5_000)
     monkeypatch.setattr("clevrd.journal.kafka.reading._ANSWER_BYTES", 4_000)
+    monkeypatch.setattr("clevrd.journal.kafka.reading._MESSAGES", 10)
     async with opened(kafka_settings(server, new_topic(), partitions=2)) as engine:
         writer = LogWriter(await engine.stamp(0))
-        records = [await append(engine, writer, f"{number}".ljust(1_000)) for number in range(90)]
+        records = [await append(engine, writer, f"{number}".ljust(1_000)) for number in range(400)]
         found = await engine.read(0, 0)
         _, _, reader = engine._opened()
         await until(lambda: reader._slots[0].is_paused)
@@ -208,7 +209,7 @@ async def test_partition_whose_records_nobody_takes_holds_up_no_other(
         await engine.append(1, record, other.stamp, placed)
 
         assert [each for _, each in await engine.read(1, 0)] == [record]
-        while len(found) < 90:
+        while len(found) < 400:
             found += await engine.read(0, found[-1][0])
 
     assert [each for _, each in found] == records

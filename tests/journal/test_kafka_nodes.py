@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -29,7 +30,7 @@ def server() -> Iterator[KafkaServer]:
 async def test_messages_of_all_nodes_have_one_order_on_all_nodes(server: KafkaServer) -> None:
     """Two publishers on two nodes, and a reader on each: the same offsets, ids and data."""
     async with (
-        nodes(server.url(new_topic())) as (one, two),
+        nodes(server.url(new_topic()), partitions=2) as (one, two),
         connect(f"{one.ws_url}/subscribe?topic=t") as first,
         connect(f"{two.ws_url}/subscribe?topic=t") as second,
     ):
@@ -49,10 +50,10 @@ async def test_messages_of_all_nodes_have_one_order_on_all_nodes(server: KafkaSe
 async def test_node_that_starts_fills_its_rings_from_the_log(server: KafkaServer) -> None:
     """Messages from before its start are there for readers that come back to it; so are keys."""
     url = server.url(new_topic())
-    async with nodes(url, 1) as (one,):
+    async with nodes(url, 1, partitions=2) as (one,):
         answers = [await one.publish(f"t.{number % 3}", number) for number in range(9)]
         keyed = await one.publish("t.0", 9, **{"Idempotency-Key": "k"})
-    async with nodes(url, 1) as (two,):
+    async with nodes(url, 1, partitions=2) as (two,):
         async with connect(resume(two, answers[0], "t.0")) as reader:
             greeting, *found = await received(reader, 4)
         after = await two.publish("t.0", "after")
@@ -202,7 +203,7 @@ async def test_broker_that_is_killed_loses_nothing(server: KafkaServer, kept: bo
     ):
         before = [await one.publish("t", number) for number in range(5)]
         await received(reader, 6)
-        server.kill()
+        await asyncio.to_thread(server.kill)
         publishing = [asyncio.ensure_future(published(one, "t", n)) for n in range(5, 9)]
         await asyncio.to_thread(server.start)
         after = await asyncio.gather(*publishing)
@@ -217,6 +218,37 @@ async def test_broker_that_is_killed_loses_nothing(server: KafkaServer, kept: bo
         assert (gap["type"], gap["reason"]) == ("gap", "epoch")
         assert [each["offset"] for each in found[:4]] == [1, 2, 3, 4]
     assert sorted(each["data"] for each in found[:4]) == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "unkept"])
+async def test_lost_tail_uses_no_position_twice(server: KafkaServer, kept: bool) -> None:
+    """Answered messages are gone behind a crash: a new epoch, and the old one is over for good."""
+    topic = new_topic()
+    config = {"flush.messages": "1", "unclean.leader.election.enable": "false"} if kept else {}
+    await asyncio.to_thread(server.make_topic, topic, 1, config)
+    async with (
+        nodes(server.url(topic), partitions=1) as (one, two),
+        connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,
+    ):
+        left = [await one.publish("t", number) for number in range(3)]
+        size_bytes = server.log_file(topic).stat().st_size
+        lost = [await one.publish("t", number) for number in (3, 4)]
+        await received(reader, 6)
+        await asyncio.to_thread(server.kill)
+        # As a power cut does to a file that was not flushed, or a disk to one that was.
+        os.truncate(server.log_file(topic), size_bytes)
+        await asyncio.to_thread(server.start)
+        after = [await published(daemon, "t", 10) for daemon in (one, two)]
+        frames = await received(reader, 1)
+        while frames[-1].get("id") != after[-1]["message_id"]:
+            frames += await received(reader, 1)
+        async with connect(resume(two, lost[-1])) as again:
+            greeting = (await received(again, 1))[0]
+
+    positions = [(each["epoch"], each["offset"]) for each in (*left, *lost, *after)]
+    assert len(positions) == len(set(positions))
+    assert any((each.get("type"), each.get("reason")) == ("gap", "epoch") for each in frames)
+    assert greeting["recovered"] is False
 
 
 async def test_broker_that_hangs_is_told_and_passes(server: KafkaServer) -> None:

@@ -215,6 +215,10 @@ class KafkaServer:
         """Let it go on after `pause`."""
         self.process.send_signal(signal.SIGCONT)
 
+    def log_file(self, topic: str, partition: int = 0) -> Path:
+        """Return the file that has a partition's records."""
+        return self.folder / "data" / f"{topic}-{partition}" / f"{0:020}.log"
+
     def revive(self) -> None:
         """Let it go on, or start it again, if it was paused or killed."""
         if self.process.poll() is None:

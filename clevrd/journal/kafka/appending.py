@@ -109,6 +109,9 @@ class Appender:
         serving, self._serving = self._serving, None
         if serving is not None:
             serving.end()
+        if max_record_bytes is not None:
+            # It asks for its id at once, which takes a second.
+            self._serving = self._made()
 
     def append(self, topic: str, partition: int, value: bytes) -> asyncio.Future[int]:
         """Send a record; return its offset, which is due.
@@ -124,8 +127,7 @@ class Appender:
             return future
         serving = self._serving
         if serving is None:
-            producer = make_producer(self._settings, self._troubles, self._max_record_bytes)
-            serving = self._serving = _Serving(producer, self._loop)
+            serving = self._serving = self._made()
         try:
             serving.producer.produce(
                 topic,
@@ -147,6 +149,10 @@ class Appender:
         if is_fatal or fault.code in _FATAL:
             log.warning("kafka producer made again reason=%s", fault)
             self.renew()
+
+    def _made(self) -> _Serving:
+        producer = make_producer(self._settings, self._troubles, self._max_record_bytes)
+        return _Serving(producer, self._loop)
 
     async def close(self) -> None:
         """End the producer, and wait for its thread, but not for long."""

@@ -49,6 +49,9 @@ log = logging.getLogger(__name__)
 # How long a start waits for a cluster that is not up yet.
 START_S: Final = 20.0
 _START_RETRY_S: Final = 0.3
+# A topic that was just made is looked for so often, so long after each other.
+_HEARD_TRIES: Final = 20
+_HEARD_S: Final = 0.1
 # The topic's id is asked for so often, and its configuration each so many times.
 _LOOK_S: Final = 1.0
 _LOOKS_FOR_CONFIG: Final = 30
@@ -346,14 +349,17 @@ class KafkaEngine:
     # --- reads -----------------------------------------------------------------------------------
 
     async def _judge_range(self, partition: int, after: int, error: OutOfRange) -> None:
-        """Raise TailLost if the topic is the same and ends before ``after``, where it was read."""
+        """Raise TailLost unless the topic is another one, or begins behind ``after``.
+
+        It may end behind ``after`` again by now: others append.
+        """
         topic_id = self._topic_id
         self._state = None
         await self._known_state()
         if self._topic_id != topic_id:
             return
-        _, end = await self._extent(partition)
-        if after > end or str(error) == "_LOG_TRUNCATION":
+        first, _ = await self._extent(partition)
+        if after >= first:
             raise TailLost from error
 
     async def _extent(self, partition: int) -> tuple[int, int]:
@@ -411,10 +417,14 @@ class KafkaEngine:
             await questions.make_topic(
                 name, partitions, self._settings.replicas, config(self._settings)
             )
-            state = await questions.topic(name)
-        if state is None:
             # The brokers have yet to hear of it.
-            raise KafkaFault(LOST, f"the topic {name} was just made")
+            for _ in range(_HEARD_TRIES):
+                state = await questions.topic(name)
+                if state is not None:
+                    break
+                await asyncio.sleep(_HEARD_S)
+        if state is None:
+            raise KafkaFault(LOST, f"the topic {name} was made, and is not there yet")
         return state
 
     def _begin(self, state: TopicState) -> None:

@@ -73,7 +73,7 @@ class Troubles:
     """The last fault that the connections of the clients told of; their threads write it."""
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._now_s = now_s
+        self.now_s = now_s
         self._last: KafkaFault | None = None
         self._at_s = 0.0
 
@@ -84,16 +84,23 @@ class Troubles:
         says_less = fault.code == "_ALL_BROKERS_DOWN" or (
             last is not None and last.is_final and not fault.is_final
         )
-        is_told = last is not None and self._now_s() - self._at_s < _TELLING_S
+        is_told = last is not None and self.now_s() - self._at_s < _TELLING_S
         if is_told and says_less:
             return
-        self._last, self._at_s = fault, self._now_s()
+        self._last, self._at_s = fault, self.now_s()
 
     def reason_for(self, fault: KafkaFault) -> KafkaFault:
         """Return what is behind ``fault``, if that is a question without an answer."""
         last = self._last
-        if fault.code != LOST or last is None or self._now_s() - self._at_s >= _TELLING_S:
+        if fault.code != LOST or last is None or self.now_s() - self._at_s >= _TELLING_S:
             return fault
+        return KafkaFault(last.code, last.text)
+
+    def final_since(self, since_s: float) -> KafkaFault | None:
+        """Return a fault that no waiting mends, if one was told of since then."""
+        last = self._last
+        if last is None or not last.is_final or self._at_s < since_s:
+            return None
         return KafkaFault(last.code, last.text)
 
     def clear(self) -> None:

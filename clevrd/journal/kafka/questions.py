@@ -35,6 +35,7 @@ ResultT = TypeVar("ResultT")
 
 # How long a question may take.
 ASK_S: Final = 4.0
+_GLANCE_S: Final = 0.2
 _RETRY_S: Final = 0.1
 _MOVING: Final = frozenset(
     {MISSING, "NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "FENCED_LEADER_EPOCH"}
@@ -135,15 +136,25 @@ class Questions:
             raise KafkaFault(LOST, "the journal is closed")
         if self._admin is None:
             self._admin = make_admin(self._settings, self._troubles)
-        try:
-            async with asyncio.timeout(ASK_S):
-                answer = await asyncio.wrap_future(question(self._admin))
-        except (KafkaException, TimeoutError) as error:
+        admin, troubles = self._admin, self._troubles
+        since_s = troubles.now_s()
+        answer = asyncio.wrap_future(question(admin))
+        # The library asks again and again, also where a password is refused.
+        while not answer.done() and troubles.now_s() - since_s < ASK_S:
+            await asyncio.wait((answer,), timeout=_GLANCE_S)
             # Its own callbacks are called here alone.
-            self._admin.poll(0)
-            raise self._troubles.reason_for(fault_of(error)) from error
-        self._troubles.clear()
-        return answer
+            admin.poll(0)
+            if not answer.done() and (fault := troubles.final_since(since_s)) is not None:
+                raise fault
+        if not answer.done():
+            answer.cancel()
+            raise troubles.reason_for(fault_of(TimeoutError()))
+        try:
+            found = answer.result()
+        except KafkaException as error:
+            raise troubles.reason_for(fault_of(error)) from error
+        troubles.clear()
+        return found
 
     # --- records ---------------------------------------------------------------------------------
 
