@@ -21,6 +21,7 @@ _shtab_clevrd_commands() {
     serve:'Run the daemon (the default).'
     subscribe:'Print topics'"'"' messages, one JSON line each.'
     token:'Make a JSON Web Token, or look at one.'
+    top:'Show who is slow, who is loud, and whether the daemon of these settings is well.'
     version:'Print the version.'
   )
   _describe 'clevrd commands' _commands
@@ -143,7 +144,7 @@ _shtab_clevrd_health_defaults_added=0
 
 _shtab_clevrd_help_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  ":the command to explain:(serve publish subscribe health checkconfig cert key token journal completion version help)"
+  ":the command to explain:(serve publish subscribe health top checkconfig cert key token journal completion version help)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -344,6 +345,22 @@ _shtab_clevrd_token_show_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_clevrd_token_show_defaults_added=0
 
+_shtab_clevrd_top_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--url[the daemon\: http\:\/\/host\:port, host\:port, https\:\/\/host or unix\:\/path\; without it the one of these settings is asked, at its admin_address if it has one]:url:"
+  "--address[where it listens, as for serve]:VALUE:"
+  "--config[TOML file of settings (CLEVRD_CONFIG)]:FILE:_files"
+  "--ca-file[trust the certificates in FILE (PEM) for https\:\/\/, instead of the system\'s (SSL_CERT_FILE)]:FILE:_files"
+  "--key-file[a file with the key or token to send\; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with]:FILE:_files"
+  "--interval[how often it looks, 1 s at least (default 2)]:SECONDS:"
+  "--rows[rows of each table, 1 to 100 (default 10, or what the terminal has room for)]:N:"
+  "--once[print one view and end]"
+  "--json[print each view as the daemon\'s JSON on one line (docs\/wire.md, GET \/admin\/top)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_top_defaults_added=0
+
 _shtab_clevrd_version_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
 )
@@ -381,6 +398,7 @@ _shtab_clevrd() {
         serve) _arguments -C -s $_shtab_clevrd_serve_options ;;
         subscribe) _arguments -C -s $_shtab_clevrd_subscribe_options ;;
         token) _shtab_clevrd_token ;;
+        top) _arguments -C -s $_shtab_clevrd_top_options ;;
         version) _arguments -C -s $_shtab_clevrd_version_options ;;
       esac
   esac
