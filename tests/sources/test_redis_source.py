@@ -451,4 +451,4 @@ async def test_one_node_reads_and_another_takes_over(
             await until(lambda: figures(two).lag == 0)
 
     assert [each["data"] for each in found] == list(range(400))
-    assert figures(two).taken + figures(one).taken >= 400
+    assert figures(two).taken >= 100
