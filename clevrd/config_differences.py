@@ -11,7 +11,12 @@ import msgspec
 from clevrd.config_view import ConfigView, SettingView
 
 # The tables, and what puts another one into force.
-_TABLES: Final = {"auth": "reload", "tenants": "reload", "journal": "restart"}
+_TABLES: Final = {
+    "auth": "reload",
+    "tenants": "reload",
+    "journal": "restart",
+    "sources": "restart",
+}
 # The fields by which an entry of a list is recognised.
 _NAMES: Final = (("name",), ("id",), ("issuer", "audience"))
 _SECRET: Final = "fingerprint"  # noqa: S105  # the name of a field

@@ -6,7 +6,7 @@ terminal, and where its text is pasted, is no place for what a password could be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from os.path import abspath
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -48,6 +48,8 @@ class ConfigView(msgspec.Struct, frozen=True):
     tenants: list[dict[str, Any]]
     # The table that the daemon started with; a reload does not change it.
     journal: dict[str, Any]
+    # The same of the sources.
+    sources: list[dict[str, Any]] = []
 
 
 class ConfigInForce:
@@ -59,6 +61,7 @@ class ConfigInForce:
         access: the rules that it has.
         wall_s: the wall clock, seconds since 1970.
         journal: where messages are kept.
+        read: the tables of the sources, without a secret.
     """
 
     def __init__(
@@ -69,8 +72,10 @@ class ConfigInForce:
         access: Access,
         wall_s: Callable[[], float],
         journal: JournalSettings = NO_JOURNAL,
+        read: Sequence[dict[str, Any]] = (),
     ) -> None:
         self._journal = journal
+        self._read = list(read)
         self._config = config
         self._sources = dict(sources)
         self._file = abspath(file) if file else ""
@@ -120,6 +125,7 @@ class ConfigInForce:
             auth=_auth_view(access.auth),
             tenants=tenants,
             journal={**_fields(self._journal), "url": shown_journal(self._journal.url)},
+            sources=self._read,
         )
 
 

@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -92,6 +92,9 @@ from clevrd.refusals import Refusals
 from clevrd.restart.directory import StateDir
 from clevrd.scheduling.beside_loop import in_daemon_thread
 from clevrd.scheduling.timers import Timers
+from clevrd.sources.settings import SourceEntry, sources_of
+from clevrd.sources.sources import DESCRIPTORS as SOURCE_DESCRIPTORS
+from clevrd.sources.sources import Sources
 from clevrd.tenants import DEFAULT_TENANT
 from clevrd.tenants.from_settings import AuthenticatorMaker, Surroundings, access_of, folder_of
 from clevrd.tenants.origin_rule import OriginRule
@@ -143,6 +146,7 @@ class Server:
         *,
         tls: TlsSettings | None = None,
         journal: JournalSettings | None = None,
+        read: Sequence[SourceEntry] = (),
         sources: Mapping[str, str] | None = None,
         file: str = "",
         stats: Stats | None = None,
@@ -155,6 +159,7 @@ class Server:
             folder: where the files are that ``access`` names.
             tls: the certificates; None for those of the plain settings alone.
             journal: where messages are kept; None for what the plain setting says.
+            read: streams whose records are taken into topics.
             sources: where each setting's value comes from, for operators.
             file: the configuration file, for operators.
 
@@ -178,6 +183,10 @@ class Server:
             engine=engine_of(journal, lambda: wall_ns() // 1000) if journal.is_on else None,
             journaled=journal.patterns,
             max_journaled_topics=journal.max_topics,
+        )
+        self.sources = Sources(
+            *(read, self.hub, config.max_message_bytes, self._loop),
+            self.hub.counters.count_background_error,
         )
         self.client_addresses = AddressLimit(
             config.max_connections_per_address, TrustedProxies(), self._loop.time
@@ -207,7 +216,10 @@ class Server:
         self._polls = Polls(self.hub, self._loop)
         # Reads the files that a reload needs.
         self.reading = FileReading()
-        in_force = ConfigInForce(config, sources or {}, file, access, wall_s, journal)
+        in_force = ConfigInForce(
+            *(config, sources or {}, file, access, wall_s, journal),
+            [each.view() for each in read],
+        )
         self.access = AccessControl(
             *(maker, authenticator, gate, origins, config.allowed_origins),
             *(self.connections, self._polls, self.hub.tasks),
@@ -228,7 +240,10 @@ class Server:
             "/health/live": live,
             "/health/ready": ready,
         }
-        figures = Figures(self.hub, self.count_connections, started_s, self._certificate_ends_in_s)
+        figures = Figures(
+            *(self.hub, self.count_connections, started_s),
+            *(self._certificate_ends_in_s, self.sources.figures),
+        )
         metrics = MetricsEndpoint(gate, figures, self.hub.turns)
         configuration = ConfigurationEndpoint(gate, in_force, self.hub.turns)
         whereabouts = Whereabouts(self._asked_for, is_secure=tls.is_on)
@@ -362,6 +377,7 @@ class Server:
         known = frozenset({DEFAULT_TENANT, *(tenant.name for tenant in access.tenants)})
         self.hub.connection_counts.know(None if is_required else known)
         self.hub.rate_limiter.reserve(known)
+        self.sources.know(access)
         self.hub.share_out(weights_of(access))
 
     def _keys_changed(self) -> None:
@@ -533,6 +549,7 @@ class Server:
             self._timers.every(CERTIFICATE_WATCH_S, self._warn_of_certificates)
         self.hub.start()
         self.connections.start()
+        self.sources.start()
 
     def _bound_connections(self) -> None:
         """Set the bound on connections: the setting, cut to what the descriptors allow."""
@@ -545,6 +562,7 @@ class Server:
             beyond += ADMIN_DESCRIPTORS
         if self.hub.journal is not None:
             beyond += JOURNAL_DESCRIPTORS
+        beyond += SOURCE_DESCRIPTORS * len(self.sources.entries)
         allowed = connections_allowed(listeners, beyond)
         if wanted > allowed:
             log.warning(
@@ -561,6 +579,7 @@ class Server:
         for step in (
             self._timers.stop,
             self._close_listeners,
+            self.sources.stop,
             self.raw_server.close_idle,
             self._polls.end_all,
             lambda: self._finish_requests(deadline_s),
@@ -613,6 +632,7 @@ class Server:
         self.hub.is_draining = True
         self._timers.stop()
         self._close_listeners()
+        await self.sources.crash()
         self.connections.stop()
         for transport in self.connections.transports():
             transport.abort()
@@ -750,7 +770,15 @@ def check_certificates_are_asked_for(access: Access, tls: TlsSettings) -> None:
 def _prepare_reload(server: Server, loaded: Loaded, access: Access) -> Callable[[], None]:
     tls = tls_of(loaded)
     check_certificates_are_asked_for(access, tls)
-    return server.prepare_tls(tls)
+    read = sources_of(loaded, access)
+    put_into_force = server.prepare_tls(tls)
+
+    def put_and_warn() -> None:
+        put_into_force()
+        if read != server.sources.entries:
+            log.warning("setting changed, which a restart puts into force setting=sources")
+
+    return put_and_warn
 
 
 def _seconds_of(wall_ns: Callable[[], int]) -> Callable[[], float]:
@@ -798,6 +826,7 @@ async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> 
         *(loaded.config, access, folder_of(loaded)),
         tls=tls,
         journal=journal_of(loaded),
+        read=sources_of(loaded, access),
         sources=loaded.sources,
         file=loaded.path,
     )

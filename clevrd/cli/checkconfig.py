@@ -21,6 +21,8 @@ from clevrd.config_differences import differences, outranks_file
 from clevrd.config_view import ConfigInForce, ConfigView, shown_setting
 from clevrd.journal.engines import check_files, check_place
 from clevrd.journal.settings import journal_of
+from clevrd.sources.kinds import check_sources
+from clevrd.sources.settings import sources_of
 from clevrd.tenants.from_settings import access_of, check_access, folder_of
 from clevrd.tenants.origins import entries_in_force, read_allowed_origins
 from clevrd.tenants.settings import Access, TenantEntry
@@ -57,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     journal = journal_of(loaded)
     check_files(journal)
     check_place(journal)
+    sources = sources_of(loaded, access)
+    check_sources(sources)
     tls = tls_of(loaded)
     certificates = TlsContexts(tls).shown if tls.is_on else ()
     rows = [("setting", "value", "source")]
@@ -72,6 +76,11 @@ def run(options: argparse.Namespace) -> int:
         print_line(
             f"journal          {journal.shown} ({journal.engine}, topics:"
             f" {', '.join(journal.topics)})"
+        )
+    for each in sources:
+        print_line(
+            f"source           {each.name} ({each.place.shown} into {each.topic} of tenant"
+            f" {each.tenant}, group {each.group_name})"
         )
     for shown in certificates:
         print_line(f"certificate      {shown.cert_file} (until {moment_text(shown.ends_s)})")
@@ -133,7 +142,8 @@ def _stronger_than_file(running: ConfigView) -> dict[str, str]:
 
 def _view_of(loaded: Loaded, access: Access) -> ConfigView:
     in_force = ConfigInForce(
-        loaded.config, loaded.sources, loaded.path, access, time.time, journal_of(loaded)
+        *(loaded.config, loaded.sources, loaded.path, access, time.time, journal_of(loaded)),
+        [each.view() for each in sources_of(loaded, access)],
     )
     return _result_of(in_force.view())
 

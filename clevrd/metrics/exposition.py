@@ -6,7 +6,7 @@ label has a value that a client chooses; tenants are one in /metrics/tenants alo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import exposition as text_exposition
@@ -24,6 +24,7 @@ from prometheus_client.utils import floatToGoString
 from clevrd.metrics.histograms import HistogramView
 from clevrd.metrics.journal import JournalFigures, JournalStorage
 from clevrd.metrics.snapshot import Build, Connections, Snapshot, Throttle, Tls, Traffic
+from clevrd.metrics.sources import SOURCE_STATES, SourceFigures
 from clevrd.metrics.tenants import TenantsView
 
 TEXT_TYPE: Final = text_exposition.CONTENT_TYPE_PLAIN_0_0_4
@@ -138,6 +139,8 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
         yield from _of_tls(snapshot.tls)
     if snapshot.journal is not None:
         yield from _of_journal(snapshot.journal)
+    if snapshot.sources:
+        yield from _of_sources(snapshot.sources)
     yield from _of_traffic(snapshot.traffic)
     yield from _of_load(snapshot, snapshot.throttle)
     yield from _of_process(snapshot)
@@ -382,6 +385,43 @@ def _of_storage(storage: JournalStorage) -> Iterator[Metric]:
         "Times that the log began anew, so that every journaled topic has another epoch.",
         storage.new_stamps,
     )
+
+
+def _of_sources(sources: Sequence[SourceFigures]) -> Iterator[Metric]:
+    state = GaugeMetricFamily(
+        "clevrd_source_state",
+        "1 for the state that a source is in: it is read while that is reading or standby.",
+        labels=["source", "state"],
+    )
+    lag = GaugeMetricFamily(
+        "clevrd_source_lag",
+        "Records that are in the source and not taken yet, where that is known.",
+        labels=["source"],
+    )
+    records = CounterMetricFamily(
+        "clevrd_source_records",
+        "Records that became messages (taken), had become some before (repeated), were passed over"
+        " (filtered), could not be taken (dead), or were gone before they were read (lost).",
+        labels=["source", "outcome"],
+    )
+    refused = CounterMetricFamily(
+        "clevrd_source_refused",
+        "Publishes of a source that were refused and tried again.",
+        labels=["source"],
+    )
+    errors = CounterMetricFamily(
+        "clevrd_source_errors", "Times that a source could not be read.", labels=["source"]
+    )
+    for each in sources:
+        for name in SOURCE_STATES:
+            state.add_metric([each.name, name], int(name == each.state))
+        if each.lag is not None:
+            lag.add_metric([each.name], each.lag)
+        for outcome in ("taken", "repeated", "filtered", "dead", "lost"):
+            records.add_metric([each.name, outcome], getattr(each, outcome))
+        refused.add_metric([each.name], each.refused)
+        errors.add_metric([each.name], each.errors)
+    yield from (state, lag, records, refused, errors)
 
 
 def _of_traffic(traffic: Traffic) -> Iterator[Metric]:

@@ -22,6 +22,7 @@ from clevrd.metrics.snapshot import (
     TopicView,
     Traffic,
 )
+from clevrd.metrics.sources import SourceFigures
 
 # Topics that are encoded in one step: 0.1 ms.
 _TOPICS_PER_STEP: Final = 64
@@ -84,6 +85,8 @@ class MetricsView(msgspec.Struct, frozen=True, kw_only=True):
     tls: Tls | msgspec.UnsetType = msgspec.UNSET
     # Left out without a journal.
     journal: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    # Left out without sources.
+    sources: list[SourceFigures] | msgspec.UnsetType = msgspec.UNSET
     log: LogView
     process: ProcessFigures
     uptime_s: float
@@ -140,6 +143,7 @@ def summary_of(snapshot: Snapshot) -> MetricsView:
         version=snapshot.build.version,
         tls=msgspec.UNSET if snapshot.tls is None else snapshot.tls,
         journal=msgspec.UNSET if snapshot.journal is None else _journal_view(snapshot.journal),
+        sources=snapshot.sources or msgspec.UNSET,
         log=LogView(snapshot.log_lines_dropped),
         process=snapshot.process,
         uptime_s=round(snapshot.uptime_s, 3),

@@ -16,6 +16,7 @@ from clevrd.core.topic_totals import Totals
 from clevrd.metrics.counters import Counters
 from clevrd.metrics.histograms import HistogramView
 from clevrd.metrics.journal import JournalFigures
+from clevrd.metrics.sources import SourceFigures
 
 
 class Build(msgspec.Struct, frozen=True):
@@ -174,6 +175,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     tls: Tls | None
     # None without a journal.
     journal: JournalFigures | None
+    sources: list[SourceFigures]
     traffic: Traffic
     log_lines_dropped: int
     process: ProcessFigures

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from clevrd.connections.websocket import SubscriberWebSocket
 from clevrd.control.system_stats import LoadSample
 from clevrd.journal.settings import read_journal
 from clevrd.server import Server
+from clevrd.sources.settings import read_sources
 from clevrd.tenants.settings import OPEN, Access
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,7 @@ async def running(
     access: Access = OPEN,
     folder: Path = Path(),
     journal_table: Mapping[str, Any] | None = None,
+    sources: Sequence[Mapping[str, Any]] = (),
     **settings: Any,
 ) -> AsyncIterator[Daemon]:
     """Run a daemon in this loop on a free port, with ``settings`` as fields of Config.
@@ -119,6 +121,7 @@ async def running(
         access: who may ask for what.
         folder: where the files are that ``access`` names.
         journal_table: the table ``journal`` of a configuration file.
+        sources: the tables ``sources`` of it.
     """
     pair = _tunnel_pair()
     if pair is not None:
@@ -128,7 +131,8 @@ async def running(
         # With this variable every test that uses `running` keeps its messages in a journal.
         journal_table = {"directory": tempfile.mkdtemp(prefix="clevrd-journal-")}
     journal = None if journal_table is None else read_journal({"journal": journal_table}, "")
-    server = Server(config, access, folder, stats=stats or FakeStats(), journal=journal)
+    read = read_sources({"sources": list(sources)}, access)
+    server = Server(config, access, folder, stats=stats or FakeStats(), journal=journal, read=read)
     await server.start()
     try:
         async with AsyncExitStack() as stack:

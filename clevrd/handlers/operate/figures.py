@@ -35,6 +35,7 @@ from clevrd.metrics.snapshot import (
     topic_view,
     traffic_of,
 )
+from clevrd.metrics.sources import SourceFigures
 from clevrd.metrics.tenants import TenantsView, tenant_figures
 
 # Shares of the memory that are shown, those with the most bytes; each is a label of Prometheus's.
@@ -67,6 +68,7 @@ class Figures:
         count_connections: Callable[[], dict[str, int]],
         started_s: float,
         certificate_ends_in_s: Callable[[], float | None] = lambda: None,
+        sources: Callable[[], list[SourceFigures]] = list,
     ) -> None:
         """Take figures of ``hub``.
 
@@ -75,8 +77,10 @@ class Figures:
             started_s: when the daemon started, on the monotonic clock.
             certificate_ends_in_s: returns the seconds until the first certificate ends; None
                 where the daemon speaks no TLS.
+            sources: returns the figures of each source.
         """
         self._hub = hub
+        self._sources = sources
         self._count_connections = count_connections
         self._started_s = started_s
         self._certificate_ends_in_s = certificate_ends_in_s
@@ -119,6 +123,7 @@ class Figures:
             connections=self._connections(),
             tls=self._tls(),
             journal=None if hub.journal is None else hub.journal.node.view(),
+            sources=self._sources(),
             traffic=traffic_of(hub.counters, hub.input_budget.received_bytes, waits),
             log_lines_dropped=logs.stderr.dropped,
             process=process,

@@ -1,0 +1,1 @@
+"""Sources: records of existing streams, taken into topics in their order, each once."""

@@ -1,0 +1,392 @@
+"""KafkaReader: reads a topic of Kafka in a consumer group.
+
+The group shares out the topic's partitions to the processes that have the source, so that each
+partition has one reader. Offsets are committed behind records that are done with, explicitly. The
+library is synchronous, so each call is made in a thread, one at a time; its callbacks come within
+these calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from clevrd.errors import ConfigError
+from clevrd.journal.kafka.library import (
+    LOST,
+    MISSING,
+    KafkaFault,
+    Troubles,
+    client_properties,
+    fault_of,
+    sentence_of,
+)
+from clevrd.journal.kafka.settings import KafkaSettings
+from clevrd.scheduling.beside_loop import in_daemon_thread
+from clevrd.sources.progress import Progress
+from clevrd.sources.reading import READING, STANDBY, SourceTrouble
+from clevrd.sources.records import Record
+from clevrd.sources.settings import SourceEntry
+from clevrd.sources.starts import EARLIEST, LATEST
+
+log = logging.getLogger(__name__)
+
+# The rights that a user of the cluster has to have.
+RIGHTS: Final = "Describe and Read on the topic, and Read on the group"
+
+# Records of one read; bytes that the library fetches ahead.
+_MAX_COUNT: Final = 256
+_QUEUED_KBYTES: Final = 2_048
+_WAIT_S: Final = 0.5
+# How long a question to the brokers may take, and how often it is asked whether they are there
+# while nothing comes.
+_ASK_S: Final = 5.0
+_LOOK_S: Final = 3.0
+# How long an end waits for the brokers.
+_CLOSE_S: Final = 3.0
+# Milliseconds after which the brokers give the partitions of a process that is gone to others.
+_SESSION_MS: Final = 10_000
+# Milliseconds that a commit may take before partitions are given back.
+_SOCKET_MS: Final = 10_000
+# Names of librdkafka's for a position that the topic has no more, or has not yet.
+_OUT_OF_RANGE: Final = frozenset({"_AUTO_OFFSET_RESET", "OFFSET_OUT_OF_RANGE", "_LOG_TRUNCATION"})
+_TRIMMED: Final = "the topic gave up its oldest records"
+
+T = TypeVar("T")
+
+
+class KafkaReader:
+    """`Reader` of `sources/reading` over a topic of Kafka."""
+
+    def __init__(self, entry: SourceEntry, settings: KafkaSettings, progress: Progress) -> None:
+        """Make a reader.
+
+        Raises:
+            ConfigError: a property or a file can't be used.
+        """
+        self._topic = entry.place.stream
+        self._group = entry.group_name
+        self._start = entry.beginning
+        self._shown = settings.shown
+        self._progress = progress
+        self._settings = settings
+        self._troubles = Troubles()
+        # Set by open, None after close. Used in one thread at a time.
+        self._consumer: Any = None
+        # The offset behind what is done with, by partition, of those that are this process's; and
+        # those of them that are not committed yet. Changed while no call is under way, or by
+        # callbacks within a call.
+        self._next: dict[int, int] = {}
+        self._dirty: set[int] = set()
+        # Whether the group has said which partitions are this process's.
+        self._is_assigned = False
+        self._is_paused = False
+        # The topic was seen missing, so all its records are new.
+        self._was_missing = False
+        # Records that came while others waited.
+        self._held: list[Any] = []
+        self._looked_s = 0.0
+        self.status = READING
+        # A mistake in a property is one of the configuration, and told before the start.
+        self._make().close()
+
+    # --- Reader ----------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Join the group."""
+        self._next.clear()
+        self._dirty.clear()
+        self._held.clear()
+        self._is_assigned = self._is_paused = False
+        self.status = READING
+        self._consumer = self._make()
+        try:
+            await self._in_thread(self._subscribe)
+        except KafkaFault as fault:
+            raise self._trouble(fault) from fault
+        self._looked_s = asyncio.get_running_loop().time()
+
+    async def read(self) -> Sequence[Record]:
+        """Return the next records; wait for one, at most about half a second."""
+        try:
+            messages = await self._in_thread(self._read)
+            if not messages:
+                await self._look()
+            else:
+                self.status = READING
+            return [_record_of(message) for message in messages]
+        except KafkaFault as fault:
+            raise self._trouble(fault) from fault
+
+    def done(self, records: Sequence[Record]) -> None:
+        """Note that these are done with."""
+        for record in records:
+            partition, _, offset = record.position.partition(":")
+            if int(partition) in self._next:
+                self._next[int(partition)] = int(offset) + 1
+                self._dirty.add(int(partition))
+        if records:
+            self._progress.position = records[-1].position
+
+    async def hold(self) -> None:
+        """Stay a member of the group, without reading on."""
+        try:
+            await self._in_thread(self._poll_paused)
+        except KafkaFault as fault:
+            raise self._trouble(fault) from fault
+
+    async def close(self) -> None:
+        """Commit what is done with, and leave the group."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is None:
+            return
+
+        def leave() -> None:
+            with suppress(KafkaException, KafkaFault, RuntimeError):
+                self._commit(consumer, waits=True)
+            with suppress(KafkaException, RuntimeError):
+                consumer.close()
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await in_daemon_thread(leave, asyncio.get_running_loop(), "clevrd-source")
+
+    # --- in the thread ---------------------------------------------------------------------------
+
+    async def _in_thread(self, call: Callable[[Any], T]) -> T:
+        """Run ``call`` with the consumer beside the loop; raises KafkaFault."""
+        consumer = self._consumer
+        if consumer is None:
+            raise KafkaFault(LOST, "the connection is closed")
+        loop = asyncio.get_running_loop()
+        try:
+            return await in_daemon_thread(lambda: call(consumer), loop, "clevrd-source")
+        except (KafkaException, RuntimeError) as error:
+            raise fault_of(error) from error
+
+    def _make(self) -> Any:
+        properties = {
+            # Properties that the settings may change.
+            "session.timeout.ms": _SESSION_MS,
+            "socket.timeout.ms": _SOCKET_MS,
+            "fetch.wait.max.ms": 500,
+            **client_properties(self._settings, self._troubles),
+            "group.id": self._group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "allow.auto.create.topics": False,
+            "on_commit": self._committed,
+            "fetch.error.backoff.ms": 100,
+            "queued.max.messages.kbytes": _QUEUED_KBYTES,
+        }
+        try:
+            return Consumer(properties)
+        except (KafkaException, ValueError, TypeError) as error:
+            text = fault_of(error).text or str(error)
+            raise ConfigError(f"The properties for Kafka can't be used: {text}.") from error
+
+    def _subscribe(self, consumer: Any) -> None:
+        consumer.subscribe([self._topic], on_assign=self._assigned, on_revoke=self._revoked)
+
+    def _read(self, consumer: Any) -> list[Any]:
+        """Commit what is done with, and return the messages that come."""
+        self._commit(consumer)
+        if self._is_paused:
+            consumer.resume(self._own())
+            self._is_paused = False
+        if self._held:
+            held, self._held = self._held, []
+            return held
+        return self._consume(consumer, _MAX_COUNT, _WAIT_S)
+
+    def _poll_paused(self, consumer: Any) -> None:
+        if not self._is_paused:
+            consumer.pause(self._own())
+            self._is_paused = True
+        self._held += self._consume(consumer, 1, 0.0)
+
+    def _consume(self, consumer: Any, count: int, timeout_s: float) -> list[Any]:
+        messages = []
+        for message in consumer.consume(count, timeout_s):
+            error = message.error()
+            if error is None:
+                messages.append(message)
+            elif error.name() in _OUT_OF_RANGE and message.partition() in self._next:
+                self._find_again(consumer, message.partition())
+            else:
+                raise fault_of(error)
+        self._note_lag(consumer, messages)
+        return messages
+
+    def _commit(self, consumer: Any, *, waits: bool = False) -> None:
+        """Have the group keep what is done with, and with ``waits`` wait until it has it."""
+        dirty = [each for each in self._dirty if each in self._next]
+        self._dirty.clear()
+        if not dirty:
+            return
+        offsets = [TopicPartition(self._topic, each, self._next[each]) for each in dirty]
+        try:
+            consumer.commit(offsets=offsets, asynchronous=not waits)
+        except KafkaException as error:
+            self._committed(error.args[0], offsets)
+
+    def _committed(self, error: Any, _offsets: Any) -> None:
+        """Log what the group did not keep; the records are read again, and known by their keys.
+
+        Their partitions are another process's by now, or the brokers are away.
+        """
+        if error is not None:
+            log.info("offsets not committed group=%s reason=%s", self._group, fault_of(error))
+
+    def _own(self) -> list[TopicPartition]:
+        return [TopicPartition(self._topic, each) for each in self._next]
+
+    # --- partitions ------------------------------------------------------------------------------
+
+    def _assigned(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
+        """Begin to read partitions where the group is; where it has not been, as it is told."""
+        self._is_assigned = True
+        found = consumer.committed(list(partitions), timeout=_ASK_S) if partitions else []
+        fresh = []
+        for each in found:
+            if each.error is not None:
+                raise KafkaException(each.error)
+            low, high = consumer.get_watermark_offsets(each, timeout=_ASK_S)
+            if each.offset < 0:
+                each.offset = self._first_offset(consumer, each, low, high)
+                fresh.append(each)
+            else:
+                each.offset = self._within(each.offset, low, high)
+            self._next[each.partition] = each.offset
+        consumer.assign(found)
+        if fresh:
+            # So that a restart before the first record goes on here.
+            self._dirty.update(each.partition for each in fresh)
+            self._commit(consumer, waits=True)
+        if found:
+            self._was_missing = False
+        log.info(
+            "source has partitions group=%s topic=%s partitions=%s",
+            self._group,
+            self._topic,
+            sorted(self._next),
+        )
+
+    def _revoked(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
+        self._commit(consumer, waits=True)
+        for each in partitions:
+            self._next.pop(each.partition, None)
+        self._held = [each for each in self._held if each.partition() in self._next]
+
+    def _first_offset(self, consumer: Any, place: TopicPartition, low: int, high: int) -> int:
+        start = self._start
+        if start.end == EARLIEST or self._was_missing:
+            return low
+        if start.end == LATEST:
+            return high
+        if start.since_ms is not None:
+            asked = TopicPartition(self._topic, place.partition, start.since_ms)
+            (found,) = consumer.offsets_for_times([asked], timeout=_ASK_S)
+            return high if found.offset < 0 else int(found.offset)
+        return min(max(int(start.position), low), high)
+
+    def _within(self, offset: int, low: int, high: int) -> int:
+        """Return where to go on that was at ``offset``; count what is gone."""
+        if offset < low:
+            self._progress.note_lost(low - offset, _TRIMMED)
+            return low
+        if offset > high and self._was_missing:
+            # The topic was made anew, and the group has kept what it knew of the old one.
+            return low
+        if offset > high:
+            self._progress.note_lost(None, "the topic is shorter than it was")
+            return high
+        return offset
+
+    def _find_again(self, consumer: Any, partition: int) -> None:
+        """Go on where the topic has records, since it has none at the position."""
+        place = TopicPartition(self._topic, partition)
+        low, high = consumer.get_watermark_offsets(place, timeout=_ASK_S)
+        place.offset = self._next[partition] = self._within(self._next[partition], low, high)
+        consumer.seek(place)
+
+    def _note_lag(self, consumer: Any, messages: Sequence[Any]) -> None:
+        if not self._next:
+            self._progress.lag = None
+            return
+        ahead = dict(self._next)
+        for message in messages:
+            ahead[message.partition()] = message.offset() + 1
+        lag = len(messages)
+        for partition, offset in ahead.items():
+            place = TopicPartition(self._topic, partition)
+            _, high = consumer.get_watermark_offsets(place, cached=True)
+            lag += max(0, high - offset)
+        self._progress.lag = lag
+
+    # --- trouble ---------------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        """Ask now and then whether the brokers and the topic are there; raises KafkaFault."""
+        if self.status[0] != "away":
+            self.status = STANDBY if self._is_assigned and not self._next else READING
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._looked_s < _LOOK_S:
+            return
+        self._looked_s = loop.time()
+        try:
+            found = await self._in_thread(
+                lambda consumer: consumer.list_topics(self._topic, timeout=_LOOK_S)
+            )
+        except KafkaFault as fault:
+            trouble = self._trouble(fault)
+            if trouble.state != "away":
+                raise
+            # The library connects again by itself, and stays the member of the group that it is.
+            self._progress.errors += 1
+            self.status = (trouble.state, str(trouble))
+            return
+        topic = found.topics.get(self._topic)
+        if topic is None or topic.error is not None:
+            raise KafkaFault(MISSING, "") if topic is None else fault_of(topic.error)
+        self._troubles.clear()
+        self.status = STANDBY if self._is_assigned and not self._next else READING
+
+    def _trouble(self, fault: KafkaFault) -> SourceTrouble:
+        if fault.code == MISSING:
+            self._was_missing = True
+            return SourceTrouble(
+                "missing",
+                f"Kafka at {self._shown} has no such topic; it is read from its beginning as soon"
+                " as there is one.",
+                soon=True,
+            )
+        fault = self._troubles.reason_for(fault)
+        if fault.code.endswith("AUTHORIZATION_FAILED"):
+            return SourceTrouble(
+                "refused",
+                f"Kafka at {self._shown} does not allow its user what a source needs"
+                f" ({fault.text.rstrip('.')}); it is: {RIGHTS}.",
+            )
+        sentence = sentence_of(fault, self._shown).replace("[journal.kafka]", "kafka")
+        return SourceTrouble(
+            "refused" if fault.is_final else "away", sentence.replace("the journal", "a source")
+        )
+
+
+def _record_of(message: Any) -> Record:
+    headers = {name: value or b"" for name, value in message.headers() or ()}
+    value = message.value()
+    return Record(
+        f"{message.partition()}:{message.offset()}",
+        value,
+        message.key(),
+        headers=headers,
+        is_deletion=value is None,
+    )

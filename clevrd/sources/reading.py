@@ -1,0 +1,58 @@
+"""Reader: the protocol that each kind of source has to fulfil, and its one error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from clevrd.metrics.sources import SourceState
+from clevrd.sources.records import Record
+
+READING: Final[tuple[SourceState, str]] = ("reading", "")
+STANDBY: Final[tuple[SourceState, str]] = ("standby", "another process reads it")
+
+
+class SourceTrouble(Exception):
+    """The source can't be read now; the reader is opened again after a while."""
+
+    def __init__(self, state: SourceState, sentence: str, *, soon: bool = False) -> None:
+        """Make the error.
+
+        Args:
+            state: what to show meanwhile.
+            soon: it is no fault, and another look is due within a second.
+        """
+        super().__init__(sentence)
+        self.state = state
+        self.soon = soon
+
+
+class Reader(Protocol):
+    """Reads one source, behind the position that is kept for it.
+
+    `open` and `close` take turns. All methods but `close` raise SourceTrouble, and `open` raises it
+    with the state "standby" while another process reads.
+    """
+
+    # The state of a reader that is open, and a reason: it reads; another process is sent the
+    # records, and this one waits; or its server is away, and it will come back by itself.
+    status: tuple[SourceState, str]
+
+    async def open(self) -> None:
+        """Connect, and find the position."""
+
+    async def read(self) -> Sequence[Record]:
+        """Return the next records; wait for one, at most about half a second.
+
+        All records that were returned before are done with; what was said to `done` is sent to
+        be kept before others are returned.
+        """
+
+    def done(self, records: Sequence[Record]) -> None:
+        """Note that these, the next of those that were returned, are done with."""
+
+    async def hold(self) -> None:
+        """Show that this process still reads; called now and then while records wait."""
+
+    async def close(self) -> None:
+        """Keep the position where that is possible, and disconnect; raises nothing."""

@@ -1,0 +1,247 @@
+"""Topics of Kafka as sources, seen from outside: order, repeats, partitions, trouble.
+
+confluent-kafka writes, and a reader of the package websockets looks what comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from daemons import Daemon, running, until
+from journal_engines import new_topic
+from kafka_servers import KafkaServer, shared_server
+from websockets.asyncio.client import ClientConnection, connect
+
+# A broker is a JVM, which a busy machine starts in half a minute.
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture(scope="module")
+def server() -> KafkaServer:
+    """Give the broker that all tests of the process share."""
+    return shared_server()
+
+
+@pytest.fixture
+def topic(server: KafkaServer) -> Iterator[str]:
+    """Give an empty topic with one partition."""
+    name = new_topic()
+    server.make_topic(name, 1, {})
+    yield name
+    server.delete_topics(name, wait=False)
+
+
+def table(server: KafkaServer, place: str, **fields: Any) -> dict[str, Any]:
+    """Return the table of a source that reads a topic from its beginning."""
+    return {
+        "name": "orders",
+        "url": server.url(place),
+        "topic": "t",
+        "start": "earliest",
+        "group": f"group-{place}",
+        **fields,
+    }
+
+
+def figures(daemon: Daemon) -> Any:
+    """Return the figures of the source, as /metrics has them."""
+    return daemon.server.sources.figures()[0]
+
+
+async def received(reader: ClientConnection, count: int) -> list[Any]:
+    """Return the next messages."""
+    async with asyncio.timeout(40):
+        return [json.loads(await reader.recv()) for _ in range(count)]
+
+
+@asynccontextmanager
+async def reading(daemon: Daemon, topic: str = "t") -> AsyncIterator[Any]:
+    """Subscribe to a topic, with all that it has."""
+    async with connect(f"{daemon.ws_url}/subscribe?topic={topic}&last=10000") as reader:
+        yield reader
+
+
+async def add(server: KafkaServer, topic: str, *values: Any, **options: Any) -> None:
+    """Produce values as JSON, of which bytes and None are the values themselves."""
+
+    def produce() -> None:
+        producer = Producer({"bootstrap.servers": server.address, "acks": "all", "log_level": 0})
+        for value in values:
+            is_raw = value is None or isinstance(value, bytes)
+            producer.produce(topic, value if is_raw else json.dumps(value).encode(), **options)
+        assert producer.flush(20) == 0
+
+    await asyncio.to_thread(produce)
+
+
+async def test_records_become_messages_in_their_order(server: KafkaServer, topic: str) -> None:
+    """What was there and what comes later: topics and keys of key, headers and pointers."""
+    await add(server, topic, {"id": 1}, key="k1", headers={"region": "eu"})
+    source = table(server, topic, topic="{header:region}.{/id}", key="{key}")
+    async with running(sources=[source]) as daemon, reading(daemon, "eu.1") as reader:
+        (first,) = await received(reader, 1)
+        numbers = [{"id": 1, "n": number} for number in range(1000)]
+        await add(server, topic, *numbers, key="k2", headers={"region": "eu"})
+        rest = await received(reader, 1000)
+        await until(lambda: figures(daemon).lag == 0)
+
+    assert first["key"] == "k1"
+    assert [each["data"]["n"] for each in rest] == list(range(1000))
+    assert (figures(daemon).taken, figures(daemon).position) == (1001, "0:1000")
+
+
+async def test_deletions_are_passed_over_and_others_are_dead_letters(
+    server: KafkaServer, topic: str
+) -> None:
+    """A record without a value says that its key is gone; what is no JSON is told."""
+    await add(server, topic, None, b"no JSON", 1, key="k")
+    async with (
+        running(sources=[table(server, topic)]) as daemon,
+        reading(daemon) as reader,
+        reading(daemon, "sources.dead") as graveyard,
+    ):
+        (message,) = await received(reader, 1)
+        (dead,) = await received(graveyard, 1)
+
+    assert message["data"] == 1
+    assert (dead["data"]["position"], dead["data"]["key"]) == ("0:1", "k")
+    assert (figures(daemon).filtered, figures(daemon).dead) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        ("earliest", [1, 2, 3, 4]),
+        ("latest", [4]),
+        ("1", [2, 3, 4]),
+        ("2020-01-01T00:00:00Z", [1, 2, 3, 4]),
+    ],
+)
+async def test_source_begins_where_it_is_told(
+    server: KafkaServer, topic: str, start: str, expected: list[int]
+) -> None:
+    """At an end, with the record of an offset, or with the first one from a moment on."""
+    await add(server, topic, 1, 2, 3)
+    source = table(server, topic, start=start)
+    async with running(sources=[source]) as daemon, reading(daemon) as reader:
+        await until(lambda: figures(daemon).lag == 0)
+        await add(server, topic, 4)
+        found = await received(reader, len(expected))
+
+    assert [each["data"] for each in found] == expected
+
+
+async def test_source_goes_on_where_it_was_and_counts_what_is_gone(
+    server: KafkaServer, topic: str
+) -> None:
+    """A stop commits the offset; what the topic gave up since then is lost."""
+    await add(server, topic, *range(100))
+    source = table(server, topic)
+    async with running(sources=[source]) as daemon:
+        await until(lambda: figures(daemon).taken == 100)
+    asked = ConsumerGroupTopicPartitions(source["group"], [TopicPartition(topic, 0)])
+    # Its futures need the client as long as they run.
+    admin = server.admin
+    (group,) = admin.list_consumer_group_offsets([asked]).values()
+    assert group.result(10).topic_partitions[0].offset == 100
+    await add(server, topic, *range(100, 150))
+    (trimmed,) = admin.delete_records([TopicPartition(topic, 0, 130)]).values()
+    trimmed.result(10)
+    async with running(sources=[source]) as daemon, reading(daemon) as reader:
+        found = await received(reader, 20)
+
+    assert [each["data"] for each in found] == list(range(130, 150))
+    assert (figures(daemon).taken, figures(daemon).lost) == (20, 30)
+
+
+async def test_missing_topic_is_read_from_its_beginning(server: KafkaServer) -> None:
+    """Also with "latest": whatever comes was not there when the source began."""
+    name = new_topic()
+    source = table(server, name, start="latest")
+    async with running(sources=[source]) as daemon, reading(daemon) as reader:
+        await until(lambda: figures(daemon).state == "missing")
+        server.make_topic(name, 1, {})
+        await add(server, name, 1, 2)
+        found = await received(reader, 2)
+
+    assert [each["data"] for each in found] == [1, 2]
+
+
+async def test_topic_made_anew_is_read_from_its_beginning(server: KafkaServer, topic: str) -> None:
+    """Its offsets begin anew, below those that were read of the old one."""
+    await add(server, topic, *range(20))
+    async with running(sources=[table(server, topic)]) as daemon, reading(daemon) as reader:
+        await received(reader, 20)
+        await asyncio.to_thread(server.delete_topics, topic)
+        await until(lambda: figures(daemon).state == "missing")
+        await asyncio.to_thread(server.make_topic, topic, 1, {})
+        await add(server, topic, 20, 21)
+        found = await received(reader, 2)
+
+    assert [each["data"] for each in found] == [20, 21]
+
+
+async def test_broker_that_hangs_is_shown_and_told_once(
+    server: KafkaServer, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The daemon serves meanwhile; the source goes on by itself, behind what it took."""
+    await add(server, topic, 1)
+    async with running(sources=[table(server, topic)]) as daemon, reading(daemon) as reader:
+        await received(reader, 1)
+        server.pause()
+        try:
+            await until(lambda: figures(daemon).state == "away", timeout_s=40)
+            assert "can't be reached" in figures(daemon).last_error
+            assert (await daemon.get_json("/health"))["status"] == "healthy"
+        finally:
+            server.go_on()
+        await add(server, topic, 2)
+        found = await received(reader, 1)
+        await until(lambda: figures(daemon).state == "reading", timeout_s=40)
+
+    assert found[0]["data"] == 2
+    assert len([each for each in caplog.records if "source away" in each.getMessage()]) == 1
+
+
+async def test_nodes_share_partitions_and_take_over(server: KafkaServer, topic: str) -> None:
+    """Of two nodes with one partition one stands by, and goes on when the other is stopped."""
+    await add(server, topic, *range(50))
+    source = table(server, topic)
+    async with running(sources=[source]) as two, reading(two) as reader:
+        async with running(sources=[source]) as one:
+            both = (one, two)
+            await until(lambda: {figures(each).state for each in both} == {"reading", "standby"})
+            await until(lambda: sum(figures(each).taken for each in both) == 50)
+        taken = figures(two).taken
+        await add(server, topic, *range(50, 100))
+        found = await received(reader, taken + 50)
+
+    assert [each["data"] for each in found[-50:]] == list(range(50, 100))
+
+
+async def test_wrong_password_is_refused_and_shown(
+    server: KafkaServer, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The source says so, without the password, and the daemon serves."""
+    url = f"kafka+ssl://me:hush@localhost:{server.secured_port}/{topic}"
+    source = table(server, topic, url=url, ca_file=server.ca_file)
+    async with running(sources=[source]) as daemon:
+        await until(lambda: figures(daemon).state == "refused")
+        assert "refuses the user or the password" in figures(daemon).last_error
+
+    assert "hush" not in caplog.text
+
+
+async def test_user_and_tls_are_used(server: KafkaServer, topic: str) -> None:
+    """With the right password records are taken."""
+    url = f"kafka+ssl://me:secret@localhost:{server.secured_port}/{topic}"
+    source = table(server, topic, url=url, ca_file=server.ca_file)
+    await add(server, topic, 1)
+    async with running(sources=[source]) as daemon, reading(daemon) as reader:
+        assert (await received(reader, 1))[0]["data"] == 1
