@@ -101,7 +101,7 @@ class AddressLimit:
         """Return what the client asked a listed proxy for; None for a connection of another."""
         return self.proxies.asked_for(headers, self.peer_of(transport))
 
-    def client_of(self, transport: asyncio.BaseTransport, headers: Mapping[str, str]) -> str:
+    def sender_of(self, transport: asyncio.BaseTransport, headers: Mapping[str, str]) -> str:
         """Return the address of a request's client, or the network that counts as one.
 
         Args:

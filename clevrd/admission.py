@@ -265,6 +265,11 @@ class Gate:
         tenant.check_admin()
         return Admitted(head, tenant, options, 0)
 
+    @property
+    def is_required(self) -> bool:
+        """Whether a credential is required of who publishes or subscribes."""
+        return self._authenticator.is_required
+
     def name_of(self, admitted: Admitted) -> str:
         """Return who operates, for the log: a credential, or this machine."""
         tenant = admitted.tenant

@@ -368,7 +368,7 @@ class FrontConnection(RequestHandler):
         """
         address = ""
         if self.transport is not None:
-            address = self._server.addresses.client_of(self.transport, headers)
+            address = self._server.addresses.sender_of(self.transport, headers)
         return self._server.budget.sender(tenant, address)
 
     def _refuse_unread(self) -> None:

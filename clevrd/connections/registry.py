@@ -338,7 +338,7 @@ class Connections:
 
     def sender_of(self, connection: Connection) -> Sender:
         """Return for whom the input of ``connection`` is counted."""
-        address = self._addresses.client_of(connection.transport, {})
+        address = self._addresses.sender_of(connection.transport, {})
         return self.budget.sender(connection.tenant.name, address)
 
     def _end_unfinished(self, unfinished: _Unfinished) -> None:

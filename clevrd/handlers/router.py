@@ -48,7 +48,7 @@ class PathRouter:
         beside = [each for each in self._routes if folder and each.startswith(folder)]
         if not beside:
             return "No such path; see / for those there are."
-        return f"No such path; those under {folder} are {', '.join(beside)}."
+        return f"No such path; under {folder} are {', '.join(beside)}; see / for all."
 
 
 class OptionsEndpoint:

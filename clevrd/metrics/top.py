@@ -98,7 +98,7 @@ def most_limited(decisions: Iterable[Decision], now_s: float, count: int) -> lis
         decisions: those that held last first.
         now_s: on the clock of the decisions.
     """
-    # Who, and by which limit -> refusals, and the decision that held last.
+    # Tenant, credential and limit -> refusals, and the decision that held last.
     found: dict[tuple[str, str, str], tuple[int, Decision]] = {}
     for decision in decisions:
         if decision.kind != "refusal" or not decision.thresholds:

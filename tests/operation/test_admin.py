@@ -155,7 +155,7 @@ async def test_form_of_a_page_can_do_nothing(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "part"),
     [
-        ("GET", "/admin/restart", 404, "those under /admin/ are /admin/top, /admin/explain"),
+        ("GET", "/admin/restart", 404, "under /admin/ are /admin/top, /admin/explain"),
         ("DELETE", "/admin/top", 405, "use GET or HEAD"),
         ("GET", "/admin/top?n=0", 400, "n must be a whole number from 1 to 100"),
         ("GET", "/admin/top?n=1&n=2", 400, "n is given twice"),
