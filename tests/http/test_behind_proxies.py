@@ -257,7 +257,8 @@ async def test_clients_of_a_proxy_are_not_this_machine(name: str, tmp_path: Path
     """Also where the proxy lets them ask for figures, and the daemon requires no credential."""
     proxy = PROXIES[name]
     text = example(proxy.language)
-    open_text = re.sub(r"\(metrics\|config\)|/metrics /config", "/other", text)
+    inside = r"\(metrics\|config\|admin\)|/metrics /config|/metrics /metrics/\* /config"
+    open_text = re.sub(inside, "/other", text)
     assert open_text != text
     async with (
         running() as daemon,
@@ -333,6 +334,13 @@ async def test_metrics_stay_inside(name: str, tmp_path: Path) -> None:
             b"/metrics/",
             b"/METRICS",
             b"http://127.0.0.1/metrics",
+            b"/metrics/tenants",
+            b"/admin/top",
+            b"/admin/explain?tenant=acme",
+            b"/%61dmin/top",
+            b"//admin/top",
+            b"/x/../admin/top",
+            b"http://127.0.0.1/admin/messages?topic=t",
         ):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             head = (
