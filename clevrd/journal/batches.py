@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from clevrd import __version__
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic, newest_epoch_of
 from clevrd.journal.records import (
@@ -120,6 +121,7 @@ class Batch:
         return Header(
             *(stamp, writer, sequence, time_us, self.runs, self.keyed, seen),
             *(self.is_reset, keep_keys_ms, max_keys),
+            "" if self.runs else __version__,
         )
 
     def record(self, header: Header) -> bytes:

@@ -129,6 +129,8 @@ class Folded(msgspec.Struct, frozen=True):
     foreign: bool = False
     # The writer has counted otherwise: one of both has not read what the log has.
     contradicts: bool = False
+    # The writer's version of clevrd, where the record says it.
+    version: str = ""
     # Why nothing of it was counted, as a sentence without a full stop.
     bad: str | None = None
     # It is bad since a later clevrd wrote it, which may have counted it: positions may differ.
@@ -765,6 +767,7 @@ class Fold:
             is_retry,
             False,
             contradicts,
+            header.version,
         )
 
     def _epoch_for(self, header: Header, position: int) -> _Epoch:

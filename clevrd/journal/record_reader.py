@@ -286,7 +286,7 @@ class RecordReader:
         """Deliver the messages of a record, and answer its publishers if they are this node's."""
         partition = self._partition
         if folded.writer and not partition.number:
-            partition.note_node(folded.writer, self._now_s())
+            partition.nodes.note(folded.writer, folded.version, self._now_s())
         if folded.bad is not None:
             self._counters.unreadable += 1
             log.error(

@@ -112,6 +112,7 @@ class RecordWriter:
             await self._send_until_back(batch)
             for held in partition.held or ():
                 give_answer(*held)
+            partition.took_s = self._loop.time() - partition.sent_at_s
             partition.note_state(OK)
         except JournalFull as error:
             partition.note_state(FULL, error)

@@ -97,6 +97,8 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     # with different ones would count differently.
     keep_keys_ms: int = 0
     max_keys: int = 0
+    # The writer's version of clevrd, in records without messages, by which nodes show themselves.
+    version: str = ""
 
 
 # 40 digits: 128 bits.

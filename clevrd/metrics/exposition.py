@@ -6,7 +6,7 @@ label has a value that a client chooses. Source: https://prometheus.io/docs/prac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import exposition as text_exposition
@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from clevrd.metrics.histograms import HistogramView
-from clevrd.metrics.journal import JournalFigures, JournalStorage
+from clevrd.metrics.journal import JournalFigures, JournalStorage, PartitionFigures
 from clevrd.metrics.snapshot import Build, Connections, Snapshot, Throttle, Tls, Traffic
 
 TEXT_TYPE: Final = text_exposition.CONTENT_TYPE_PLAIN_0_0_4
@@ -291,6 +291,15 @@ def _of_journal(journal: JournalFigures) -> Iterator[Metric]:
         "Processes that have written to the journal within the last minute, this one included.",
         journal.nodes,
     )
+    yield _labelled(
+        GaugeMetricFamily(
+            "clevrd_journal_node_versions",
+            "The same, by their version of clevrd.",
+            labels=["version"],
+        ),
+        journal.node_versions,
+    )
+    yield from _of_places(journal.places)
     if journal.checkpoint_age_s is not None:
         yield _seconds(
             "clevrd_journal_checkpoint_age",
@@ -299,6 +308,29 @@ def _of_journal(journal: JournalFigures) -> Iterator[Metric]:
         )
     if journal.storage is not None:
         yield from _of_storage(journal.storage)
+
+
+def _of_places(places: Sequence[PartitionFigures]) -> Iterator[Metric]:
+    # A position may have 128 bits, and a sample has 53: they are told apart by their times here.
+    yield _labelled(
+        GaugeMetricFamily(
+            "clevrd_journal_position_time",
+            "When the newest record that was read was written, by its writer's clock, since 1970.",
+            labels=["partition"],
+            unit="seconds",
+        ),
+        {str(each.partition): each.time_s for each in places},
+    )
+    yield _labelled(
+        GaugeMetricFamily(
+            "clevrd_journal_lag",
+            "How far reading is behind the log's end: how long this process's record on its way has"
+            " been waited for, or how long the last one took.",
+            labels=["partition"],
+            unit="seconds",
+        ),
+        {str(each.partition): each.lag_s for each in places},
+    )
 
 
 def _of_storage(storage: JournalStorage) -> Iterator[Metric]:
@@ -486,7 +518,9 @@ def _counters(name: str, help_text: str, label: str, values: Mapping[str, int]) 
     return _labelled(CounterMetricFamily(name, help_text, labels=[label]), values)
 
 
-def _labelled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, int]) -> Metric:
+def _labelled(
+    family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, float]
+) -> Metric:
     for label, value in values.items():
         family.add_metric([label], value)
     return family

@@ -18,6 +18,7 @@ from websockets import Subprotocol
 from websockets.asyncio.client import connect
 from websockets.sync.client import connect as sync_connect
 
+from clevrd import __version__
 from clevrd.cli.command_line import main
 from clevrd.errors import ConfigError
 from clevrd.journal.settings import read_journal
@@ -77,6 +78,13 @@ async def test_every_way_to_publish_is_durable_and_in_order(tmp_path: Path) -> N
         assert [each["offset"] for each in answers] == [1, 5, 6, 7, 8, 9]
         assert {each["epoch"] for each in answers} == {answers[0]["epoch"]}
         assert all(each["durable"] for each in answers)
+        assert not any("subscribers_of" in each for each in answers)
+
+        found = (await daemon.get_json("/health"))["journal"]
+
+    assert (found["engine"], found["durability"], found["state"]) == ("sqlite", "fsync", "ok")
+    assert (found["nodes"], found["node_versions"]) == (1, {__version__: 1})
+    assert found["partitions"] == len(found["positions"]) == 1
 
 
 async def test_durable_is_not_said_where_a_power_cut_may_lose_it(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
+
 import msgspec
 import pytest
 
 from clevrd.core.publish_request import PublishRequest, decode_publish
-from clevrd.journal.records import line_of, lines_of
+from clevrd.journal.records import Header, decode_header, encode_record, line_of, lines_of
 
 DATA = [
     b"1",
@@ -40,3 +42,22 @@ def test_line_is_read_back_as_it_was_published() -> None:
 
     assert (again.topic, again.key, again.idempotency_key) == ("t", "key", "once")
     assert msgspec.json.decode(again.data) == {"a": [1, 2]}
+
+
+def test_header_of_another_version_is_read_as_far_as_it_is_known() -> None:
+    """A field that a later clevrd adds at the end is passed over; one that is missing is empty."""
+    header = Header("ab", "cd", 1, 0, version="1.2.3")
+    fields = msgspec.json.decode(msgspec.json.encode(header))
+
+    later = encode_record(header, ()).replace(b',"1.2.3"]', b',"1.2.3",["new"]]')
+    older = encode_record(header, ()).replace(b',"1.2.3"]', b"]")
+
+    assert len(fields) == len(Header.__struct_fields__)
+    assert decode_header(_with_checksum(later))[0] == header
+    assert decode_header(_with_checksum(older))[0] == Header("ab", "cd", 1, 0)
+
+
+def _with_checksum(record: bytes) -> bytes:
+    """Return a record whose header was changed by hand."""
+    magic, _, rest = record.partition(b" ")
+    return b"%b %08x%b" % (magic, zlib.crc32(rest[8:]), rest[8:])
