@@ -74,7 +74,7 @@ class Pending:
         self.key = key
         self.content = content
         self.lines = lines_of(requests, key)
-        self.size_bytes = sum(map(len, self.lines))
+        self.size_bytes = len(self.lines)
         # The memory that it takes.
         self.cost_bytes = self.size_bytes + _PENDING_BYTES
 
@@ -89,21 +89,23 @@ class Batch:
         self.is_reset = is_reset
         # Publishes by the line at which each begins, topic by topic; of one topic in their order.
         self.parts: dict[int, Pending] = {}
+        # The lines of each.
         self.lines: list[bytes] = []
         self.size_bytes = sum(each.size_bytes for each in taken)
         self.cost_bytes = sum(each.cost_bytes for each in taken)
         runs: list[Run] = []
         keyed: list[Keyed] = []
+        line = 0
         for topic, of_topic in _by_topic(taken).items():
-            begin, size_bytes = len(self.lines), 0
+            begin, size_bytes = line, 0
             for each in of_topic:
-                line = len(self.lines)
                 self.parts[line] = each
                 if each.key is not None:
                     keyed.append(Keyed(line, each.key, each.content))
-                self.lines += each.lines
+                self.lines.append(each.lines)
                 size_bytes += each.size_bytes
-            runs.append(Run(topic.tenant, topic.name, len(self.lines) - begin, size_bytes))
+                line += len(each.requests)
+            runs.append(Run(topic.tenant, topic.name, line - begin, size_bytes))
         self.runs = tuple(runs)
         self.keyed = tuple(keyed)
 

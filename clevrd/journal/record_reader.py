@@ -106,7 +106,7 @@ class RecordReader:
         self._max_run = max_run
         # Messages that no history keeps are kept in rings, whether anybody uses their topic or not.
         self._makes_topics = engine.history() is None
-        self._spell = MessageIds().spell
+        self._ids = MessageIds()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -327,7 +327,7 @@ class RecordReader:
     def _answer_uncounted(self, folded: Folded, batch: Batch) -> None:
         """Answer publishes whose idempotency key was there before."""
         for repeat in folded.repeats:
-            stamps = [self._spell(repeat.id_us, repeat.time_us)]
+            stamps = [self._ids.spell(repeat.id_us, repeat.time_us)]
             self._answer(batch.parts[repeat.line], repeat.offset, stamps, is_repeated=True)
         for refused in folded.refused:
             answer = batch.parts[refused.line].answer
@@ -423,9 +423,9 @@ class RecordReader:
             self._deliverer.deliver(topic, offset, requests, stamps)
 
     def _stamps_of(self, placed: Placed) -> list[Stamp]:
-        spell, time_us, step = self._spell, placed.time_us, placed.id_step
-        first = placed.id_us
-        return [spell(id_us, time_us) for id_us in range(first, first + placed.count * step, step)]
+        if placed.count == 1:
+            return [self._ids.spell(placed.id_us, placed.time_us)]
+        return self._ids.spell_run(placed.id_us, placed.count, placed.id_step, placed.time_us)
 
 
 async def in_turns(steps: Iterator[StepT]) -> StepT | None:

@@ -26,12 +26,23 @@ def test_lines_of_a_run_are_those_of_each_message(topic: str) -> None:
     requests = [PublishRequest(topic, msgspec.Raw(data)) for data in DATA]
     requests.append(PublishRequest(topic, msgspec.Raw(b"2"), None, "key"))
     requests.append(PublishRequest(topic, msgspec.Raw(b"3"), "once"))
+    plain = requests[:2]
 
-    lines = lines_of(requests, None)
+    lines = [lines_of(requests, None), lines_of(plain, None)]
 
-    assert lines == [line_of(request) for request in requests]
-    assert [line.count(b"\n") for line in lines] == [1] * len(requests)
-    assert all(line.endswith(b"\n") and b"\r" not in line for line in lines)
+    for found, given in zip(lines, (requests, plain), strict=True):
+        assert found == b"".join([line_of(request) for request in given])
+        assert found.count(b"\n") == len(given)
+        assert b"\r" not in found
+
+
+@pytest.mark.parametrize("index", range(len(DATA)))
+def test_lines_of_a_message_are_its_line(index: int) -> None:
+    """One alone, with and without the key of its header field."""
+    request = PublishRequest("t", msgspec.Raw(DATA[index]))
+
+    assert lines_of([request], None) == line_of(request)
+    assert lines_of([request], "once") == line_of(request, "once")
 
 
 def test_line_is_read_back_as_it_was_published() -> None:
