@@ -82,7 +82,16 @@ class Pending:
 class Batch:
     """Publishes that go into one record, and the header's parts that come from them."""
 
-    __slots__ = ("cost_bytes", "is_reset", "keyed", "lines", "parts", "runs", "size_bytes")
+    __slots__ = (
+        "cost_bytes",
+        "is_reset",
+        "keyed",
+        "lines",
+        "messages",
+        "parts",
+        "runs",
+        "size_bytes",
+    )
 
     def __init__(self, taken: Sequence[Pending], *, is_reset: bool = False) -> None:
         """Args: is_reset: the record begins a new epoch for all nodes."""
@@ -106,6 +115,8 @@ class Batch:
                 size_bytes += each.size_bytes
                 line += len(each.requests)
             runs.append(Run(topic.tenant, topic.name, line - begin, size_bytes))
+        # How many messages it has.
+        self.messages = line
         self.runs = tuple(runs)
         self.keyed = tuple(keyed)
 

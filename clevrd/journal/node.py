@@ -21,6 +21,7 @@ from clevrd.errors import ClevrdError, JournalFull, JournalUnavailable, Shutting
 from clevrd.journal.base import Checkpoint, Engine
 from clevrd.journal.batches import Batch, MakeAnswer, Pending
 from clevrd.journal.fold import Fold, topic_epoch
+from clevrd.journal.pace import Pace
 from clevrd.journal.partition import MAX_PENDING_BYTES, OK, Counters, Partition
 from clevrd.journal.record_reader import Deliverer, RecordReader, Topics, in_turns
 from clevrd.journal.record_writer import RecordWriter
@@ -106,6 +107,7 @@ class Node:
         self._partitions: list[Partition] = []
         self._readers: list[RecordReader] = []
         self._writers: list[RecordWriter] = []
+        pace = Pace(engine.partitions)
         for number in range(engine.partitions):
             fold = Fold(number, engine.partitions, keeps_topics=engine.keeps_topics)
             partition = Partition(number, fold, loop)
@@ -115,7 +117,7 @@ class Node:
                 max_run=max_run,
             )
             writer = RecordWriter(
-                *(partition, engine, self.writer, self.counters, loop, wall_us),
+                *(partition, engine, self.writer, self.counters, pace, loop, wall_us),
                 *(reader.look_for_loss, count_background_error),
                 keep_keys_ms=int(keep_keys_s * 1000),
                 max_keys=max_keys,
