@@ -26,6 +26,11 @@ MAX_PENDING_BYTES: Final = 8 << 20
 # A publish, its first message's offset, its messages' stamps, and whether it is a repeat.
 HeldAnswer = tuple[Pending, int, Sequence[Stamp], bool]
 
+# How long its writer and its reader wait before they ask an engine again that is away; the wait
+# doubles up to the second figure.
+RETRY_S: Final = 0.05
+MAX_RETRY_S: Final = 1.0
+
 # States of a partition, as its publishers find it.
 OK: Final = "ok"
 FULL: Final = "full"

@@ -18,16 +18,12 @@ from clevrd.journal.base import Checkpoint, Engine, Placed, Trimmed
 from clevrd.journal.batches import Batch, Pending, Stamp, give_answer
 from clevrd.journal.checkpoints import BadCheckpoint
 from clevrd.journal.fold import Confirmed, Folded
-from clevrd.journal.partition import Counters, Partition, unsure
+from clevrd.journal.partition import MAX_RETRY_S, RETRY_S, Counters, Partition, unsure
 
 log = logging.getLogger(__name__)
 
 StepT = TypeVar("StepT")
 
-# How long the reader waits before it asks an engine again that is away; the wait doubles up to the
-# second figure.
-RETRY_S: Final = 0.05
-MAX_RETRY_S: Final = 1.0
 # Topics, or keys, are restored in steps; the loop is given to others after so many.
 STEPS_PER_TURN: Final = 5
 

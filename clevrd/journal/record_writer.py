@@ -16,16 +16,20 @@ from clevrd.errors import ClevrdError, JournalFull, JournalUnavailable
 from clevrd.journal.base import Engine, Fenced, Placed
 from clevrd.journal.batches import Batch, give_answer, take_batch
 from clevrd.journal.pace import Pace
-from clevrd.journal.partition import FULL, OK, Counters, Partition, unsure
+from clevrd.journal.partition import (
+    FULL,
+    MAX_RETRY_S,
+    OK,
+    RETRY_S,
+    Counters,
+    Partition,
+    unsure,
+)
 
 log = logging.getLogger(__name__)
 
 # How long a record that was taken is waited for before it is sent again.
 AGAIN_S: Final = 5.0
-# How long the writer waits before it asks an engine again that is away; the wait doubles up to the
-# second figure.
-RETRY_S: Final = 0.05
-MAX_RETRY_S: Final = 1.0
 # Publishes that are a few: their record is sent behind another one only as `Pace` says. A record
 # costs 150 us here and in the engine: at 20,000 messages a second records that follow each other at
 # once, of 6 messages each, would cost three times as much for each message as those of 20.
