@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from clevrd import __version__
@@ -100,11 +100,9 @@ class Batch:
         self.parts: dict[int, Pending] = {}
         # The lines of each.
         self.lines: list[bytes] = []
-        self.size_bytes = sum(each.size_bytes for each in taken)
-        self.cost_bytes = sum(each.cost_bytes for each in taken)
         runs: list[Run] = []
         keyed: list[Keyed] = []
-        line = 0
+        line = all_bytes = 0
         for topic, of_topic in _by_topic(taken).items():
             begin, size_bytes = line, 0
             for each in of_topic:
@@ -115,6 +113,9 @@ class Batch:
                 size_bytes += each.size_bytes
                 line += len(each.requests)
             runs.append(Run(topic.tenant, topic.name, line - begin, size_bytes))
+            all_bytes += size_bytes
+        self.size_bytes = all_bytes
+        self.cost_bytes = all_bytes + _PENDING_BYTES * len(taken)
         # How many messages it has.
         self.messages = line
         self.runs = tuple(runs)
@@ -151,7 +152,9 @@ class Batch:
         return failed
 
 
-def _by_topic(taken: Sequence[Pending]) -> dict[Topic, list[Pending]]:
+def _by_topic(taken: Sequence[Pending]) -> Mapping[Topic, Sequence[Pending]]:
+    if len(taken) == 1:
+        return {taken[0].topic: taken}
     first = taken[0].topic if taken else None
     if first is not None and all(each.topic is first for each in taken):
         return {first: list(taken)}
