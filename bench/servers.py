@@ -99,9 +99,11 @@ def is_listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_until_listening(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+def wait_until_listening(
+    process: "subprocess.Popen[bytes]", port: int, log: Path, timeout_s: float = START_TIMEOUT_S
+) -> None:
     """Wait until the server accepts; raise CannotStart when it ended or takes too long."""
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while not is_listening(port):
         if process.poll() is not None or time.monotonic() > deadline:
             last = log.read_text(errors="replace").strip().splitlines()[-1:]
@@ -122,14 +124,14 @@ def spawn(kind: Kind, port: int, directory: Path) -> "subprocess.Popen[bytes]":
 
 
 @contextmanager
-def serving(kind: Kind) -> Iterator[Server]:
+def serving(kind: Kind, timeout_s: float = START_TIMEOUT_S) -> Iterator[Server]:
     """Start a fresh server and end it afterwards, so that no run inherits another's state."""
     with tempfile.TemporaryDirectory(prefix=f"bench-{kind.name}-") as name:
         directory = Path(name)
         port = free_port()
         process = spawn(kind, port, directory)
         try:
-            wait_until_listening(process, port, directory / "log")
+            wait_until_listening(process, port, directory / "log", timeout_s)
             yield Server(kind, process.pid, port, process)
         finally:
             # A drain would only make the run take longer, since no state is to be kept.
@@ -217,13 +219,6 @@ OURS: Mapping[str, Option] = {"data_bytes": ENVELOPED, "offsets": 1}
 
 CLEVRD = Kind("clevrd", clevrd_command, options=OURS, version=lambda: clevrd.__version__)
 
-
-def journal_command(port: int, directory: Path) -> list[str]:
-    """Return the command of a daemon that keeps its messages in a journal of its own."""
-    return [*clevrd_command(port, directory), "--journal", str(directory / "journal")]
-
-
-JOURNAL = Kind("clevrd, journal", journal_command, options=OURS, version=lambda: clevrd.__version__)
 FLOOR = Kind(
     "floor",
     floor_command,

@@ -62,7 +62,7 @@ class DaemonSignals:
             self._loop.call_soon_threadsafe(self._reload)
             return
         if self._code is not None:
-            _exit(self._code)
+            exit_at_once(self._code)
         if not self._is_told:
             self._is_told = True
             log.info("stopping signal=%s; a second one stops at once", name)
@@ -72,7 +72,7 @@ class DaemonSignals:
             log.info("stopping already signal=%s", name)
         else:
             log.warning("stopping now signal=%s", name)
-            _exit(EXIT_FORCED)
+            exit_at_once(EXIT_FORCED)
 
     def _has_terminal(self) -> bool:
         """Whether the terminal is still there that the daemon was started on, if there was one.
@@ -99,6 +99,7 @@ class DaemonSignals:
             log.exception("stacks can't be shown")
 
 
-def _exit(code: int) -> None:
+def exit_at_once(code: int) -> None:
+    """End the process, whatever its threads do."""
     logs.stderr.flush(logs.HURRIED_FLUSH_S)
     os._exit(code)

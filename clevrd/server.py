@@ -40,7 +40,7 @@ from clevrd.config import Config, Loaded
 from clevrd.config_view import ConfigInForce
 from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
-from clevrd.daemon_signals import DaemonSignals
+from clevrd.daemon_signals import EXIT_FORCED, DaemonSignals, exit_at_once
 from clevrd.descriptors import connections_allowed, raise_limit
 from clevrd.errors import (
     CannotStart,
@@ -133,6 +133,8 @@ SAVE_GRACE_S: Final = 5.0
 _POLL_S: Final = 0.02
 # How long connections that have nothing left to receive get to close.
 _CUT_TIMEOUT_S: Final = 0.1
+# How long the journal may take to close at least, whatever the stop has taken before.
+JOURNAL_STOP_S: Final = 8.0
 
 
 class Server:
@@ -361,6 +363,8 @@ class Server:
                 self._loop,
             )
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)
+        # The stop has left something that did not end; set by `stop`.
+        self.is_cut_short = False
         self._state = StateDir(config.state_dir, self._loop.time) if config.state_dir else None
 
     def _asked_for(self, headers: Mapping[str, str], peer: str) -> AskedFor | None:
@@ -506,10 +510,22 @@ class Server:
             self._loop.time() - began_s,
         )
 
-    async def _stop_journal(self) -> None:
-        if self.hub.journal is not None:
-            self.hub.seal()
-            await self.hub.journal.node.stop()
+    async def _stop_journal(self, end_s: float) -> None:
+        """Close the journal; leave it as a kill does if its disk or its server holds that up."""
+        if self.hub.journal is None:
+            return
+        self.hub.seal()
+        closing = self._loop.create_task(self.hub.journal.node.stop())
+        timeout_s = max(JOURNAL_STOP_S, end_s - self._loop.time())
+        if (await asyncio.wait({closing}, timeout=timeout_s))[0]:
+            await closing
+            return
+        self.is_cut_short = True
+        log.error(
+            "journal not closed waited_s=%g; the process ends without it, as if it were killed:"
+            " see whether its disk or its server hangs",
+            timeout_s,
+        )
 
     def abandon(self) -> None:
         """Undo `prepare`; the saved state stays for the next process."""
@@ -591,7 +607,7 @@ class Server:
             self.raw_server.stop,
             self.connections.stop,
             self.hub.stop,
-            self._stop_journal,
+            lambda: self._stop_journal(end_s),
             lambda: self._save_state(end_s),
         ):
             await self._take_step(step)
@@ -853,6 +869,9 @@ async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> 
         signals.on_reload = reloading.begin
         await signals.stopping.wait()
         await server.stop()
+        if server.is_cut_short:
+            # A thread that hangs would hold the interpreter's own end up as well.
+            exit_at_once(EXIT_FORCED)
         log.info("stopped")
     signals.finish(0)
     return 0

@@ -71,7 +71,9 @@ void conn_start(struct run *run, struct conn *conn, struct connecting *stats) {
     int on = 1;
     setsockopt(conn->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     bind_source(conn->fd);
-    int failed = connect(conn->fd, (struct sockaddr *)&run->target, sizeof run->target);
+    const struct sockaddr_in *target =
+        conn->role == ROLE_PUBLISHER ? &run->pub_target : &run->target;
+    int failed = connect(conn->fd, (const struct sockaddr *)target, sizeof *target);
     if (failed && errno != EINPROGRESS) {
         give_up(run, conn);
         return;

@@ -51,6 +51,7 @@ static struct sockaddr_in parse_target(const char *text) {
 static void prepare(struct run *run) {
     const struct options *o = &run->options;
     run->target = parse_target(o->target);
+    run->pub_target = *o->pub_target ? parse_target(o->pub_target) : run->target;
     run->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     run->sub_count = (size_t)(o->subs + o->slow + o->stalled);
     run->pub_count = strcmp(o->pub_kind, "none") ? (size_t)o->pubs : 0;

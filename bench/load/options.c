@@ -23,6 +23,7 @@ struct spec {
 
 static const struct spec SPECS[] = {
     {"target", TEXT, AT(target)},
+    {"pub-target", TEXT, AT(pub_target)},
     {"proto", TEXT, AT(proto)},
     {"subs", WHOLE, AT(subs)},
     {"stalled", WHOLE, AT(stalled)},
@@ -53,6 +54,7 @@ static const struct spec SPECS[] = {
 
 static const struct options DEFAULTS = {
     .target = "127.0.0.1:8080",
+    .pub_target = "",
     .proto = "ws",
     .slow_bps = 1024,
     .sub_path = "/subscribe?topic=%t&last=0",

@@ -3,7 +3,8 @@
 #define CLEVRD_BENCH_OPTIONS_H
 
 struct options {
-    const char *target; /* HOST:PORT, IPv4 */
+    const char *target;     /* HOST:PORT, IPv4 */
+    const char *pub_target; /* the same of publishers, where it is another one ("": it is not) */
     const char *proto;  /* ws: one message per frame; nats: the NATS protocol over WebSocket;
                            events, lines: subscribers read SSE or NDJSON */
 

@@ -127,6 +127,7 @@ struct run {
     struct options options;
     int epoll_fd;
     struct sockaddr_in target;
+    struct sockaddr_in pub_target;
     uint8_t *read_buffer;
 
     struct sub *subs;

@@ -15,6 +15,8 @@ class JournalPlace(msgspec.Struct, frozen=True, gc=False):
     is_durable: bool
     # Whether messages that are older than the ring can be read.
     has_history: bool
+    # Whether other nodes have readers of the topic too.
+    is_shared: bool = False
 
 
 class TopicStart(msgspec.Struct, frozen=True, gc=False):

@@ -96,18 +96,27 @@ class Delivery:
             stamps: the id and the time of each of ``requests``, in the same order.
         """
         encode, name, tenant = self._encode, topic.name, topic.tenant
-        frames: list[bytes] = []
-        number = offset
-        for request, (message_id, timestamp) in zip(requests, stamps, strict=False):
+        if len(requests) == 1:
+            # Without the comprehension, which is a call.
+            (request,), ((message_id, timestamp),) = requests, stamps
             data, key = request.data, request.key
-            frames.append(
-                encode(
-                    Message(message_id, name, tenant, data, timestamp, number)
-                    if key is None
-                    else KeyedMessage(message_id, name, tenant, data, timestamp, number, key)
-                )
+            message = (
+                Message(message_id, name, tenant, data, timestamp, offset)
+                if key is None
+                else KeyedMessage(message_id, name, tenant, data, timestamp, offset, key)
             )
-            number += 1
+            frames = [encode(message)]
+        else:
+            frames = [
+                encode(
+                    Message(message_id, name, tenant, each.data, timestamp, number)
+                    if (key := each.key) is None
+                    else KeyedMessage(message_id, name, tenant, each.data, timestamp, number, key)
+                )
+                for number, (each, (message_id, timestamp)) in enumerate(
+                    zip(requests, stamps, strict=True), offset
+                )
+            ]
         self._topics.extend(topic, offset, frames, self._loop.time())
         if offset == 1:
             self.patterns.topic_made(topic)

@@ -181,7 +181,7 @@ class _Line(msgspec.Struct, frozen=True, gc=False):
 class _Making:
     """A page whose frames are being made."""
 
-    __slots__ = ("_done", "_encode", "_kept_from", "_messages", "_place", "_spell", "request")
+    __slots__ = ("_done", "_encode", "_ids", "_kept_from", "_messages", "_place", "request")
 
     def __init__(
         self,
@@ -194,24 +194,23 @@ class _Making:
         self._messages = messages
         self._kept_from = kept_from
         self._encode = encode
-        self._spell = MessageIds().spell
+        self._ids = MessageIds()
         self._place = 0
         self._done: tuple[list[int], list[bytes]] = [], []
 
     def make_some(self) -> int:
         """Make frames of the next messages; return how many, 0 when all are made."""
         topic = self.request.topic
-        name, tenant, encode, spell = topic.name, topic.tenant, self._encode, self._spell
+        name, tenant, encode = topic.name, topic.tenant, self._encode
         offsets, frames = self._done
         part = self._messages[self._place : self._place + _MADE_AT_ONCE]
         self._place += len(part)
-        for each in part:
+        for each, (message_id, timestamp) in zip(part, self._stamps(part), strict=True):
             try:
                 line = _decode(each.line)
             except msgspec.MsgspecError:
                 log.error("stored message is damaged topic=%s offset=%d", name, each.offset)
                 continue
-            message_id, timestamp = spell(each.id_us, each.time_us)
             offset, data, key = each.offset, line.data, line.key
             frames.append(
                 encode(
@@ -222,6 +221,16 @@ class _Making:
             )
             offsets.append(offset)
         return len(part)
+
+    def _stamps(self, part: list[StoredMessage]) -> list[tuple[str, str]]:
+        """Return the ids and timestamps of messages; those of one record are spelled together."""
+        if len(part) > 1 and part[0].time_us == part[-1].time_us:
+            first, count = part[0], len(part)
+            step = (part[-1].id_us - first.id_us) // (count - 1)
+            evenly = list(range(first.id_us, first.id_us + count * step, step)) if step else []
+            if [each.id_us for each in part] == evenly:
+                return self._ids.spell_run(first.id_us, count, step, first.time_us)
+        return [self._ids.spell(each.id_us, each.time_us) for each in part]
 
     def page(self, limit: int) -> Page:
         """Return the page, which reaches ``limit`` at least where the history has no more."""

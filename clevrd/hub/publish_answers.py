@@ -30,6 +30,8 @@ class Published(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     repeated: bool = False
     # True when the message outlives a crash and a power cut.
     durable: bool = False
+    # "node" where the journal is shared: the three counts are of this process's subscribers alone.
+    subscribers_of: str = ""
 
 
 class WarnedPublished(Published, frozen=True, gc=False, omit_defaults=True):
@@ -53,7 +55,7 @@ def with_warnings(answer: Published, warnings: tuple[str, ...]) -> Published:
 
 
 # The fields of an answer to an accepted message, behind the offset.
-Audience = tuple[str, int, int, int, bool, bool]
+Audience = tuple[str, int, int, int, bool, bool, str]
 
 
 def audience_of(topic: Topic) -> Audience:
@@ -62,7 +64,7 @@ def audience_of(topic: Topic) -> Audience:
     # The sum is `topic.subscribers` without its calls, since it is needed for each publish.
     subscribers = len(topic.live) + lagging + len(topic.suspended)
     if topic.journal is None:
-        return topic.epoch, subscribers, lagging, topic.slow, False, False
+        return topic.epoch, subscribers, lagging, topic.slow, False, False, ""
     return _journaled_audience(newest_epoch_of(topic))
 
 
@@ -71,5 +73,7 @@ def _journaled_audience(topic: Topic) -> Audience:
     reading = 0 if topic.history is None else len(topic.history.readers)
     lagging = len(topic.lagging) + reading
     subscribers = len(topic.live) + lagging + len(topic.suspended)
-    is_durable = topic.journal is not None and topic.journal.is_durable
-    return topic.epoch, subscribers, lagging, topic.slow, False, is_durable
+    place = topic.journal
+    is_durable = place is not None and place.is_durable
+    subscribers_of = "node" if place is not None and place.is_shared else ""
+    return topic.epoch, subscribers, lagging, topic.slow, False, is_durable, subscribers_of

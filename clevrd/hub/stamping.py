@@ -54,5 +54,4 @@ class Stamping:
         if count == 1:
             # A tuple of one takes 0.7 us, a list comprehension for one 1.3.
             return (self._ids.next(self._wall_ns() // 1000),)
-        next_id, wall_us = self._ids.next, self._wall_ns() // 1000
-        return [next_id(wall_us) for _ in range(count)]
+        return self._ids.next_run(count, self._wall_ns() // 1000)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from clevrd import __version__
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic, newest_epoch_of
 from clevrd.journal.records import (
@@ -73,7 +74,7 @@ class Pending:
         self.key = key
         self.content = content
         self.lines = lines_of(requests, key)
-        self.size_bytes = sum(map(len, self.lines))
+        self.size_bytes = len(self.lines)
         # The memory that it takes.
         self.cost_bytes = self.size_bytes + _PENDING_BYTES
 
@@ -81,28 +82,42 @@ class Pending:
 class Batch:
     """Publishes that go into one record, and the header's parts that come from them."""
 
-    __slots__ = ("cost_bytes", "is_reset", "keyed", "lines", "parts", "runs", "size_bytes")
+    __slots__ = (
+        "cost_bytes",
+        "is_reset",
+        "keyed",
+        "lines",
+        "messages",
+        "parts",
+        "runs",
+        "size_bytes",
+    )
 
     def __init__(self, taken: Sequence[Pending], *, is_reset: bool = False) -> None:
         """Args: is_reset: the record begins a new epoch for all nodes."""
         self.is_reset = is_reset
         # Publishes by the line at which each begins, topic by topic; of one topic in their order.
         self.parts: dict[int, Pending] = {}
+        # The lines of each.
         self.lines: list[bytes] = []
-        self.size_bytes = sum(each.size_bytes for each in taken)
-        self.cost_bytes = sum(each.cost_bytes for each in taken)
         runs: list[Run] = []
         keyed: list[Keyed] = []
+        line = all_bytes = 0
         for topic, of_topic in _by_topic(taken).items():
-            begin, size_bytes = len(self.lines), 0
+            begin, size_bytes = line, 0
             for each in of_topic:
-                line = len(self.lines)
                 self.parts[line] = each
                 if each.key is not None:
                     keyed.append(Keyed(line, each.key, each.content))
-                self.lines += each.lines
+                self.lines.append(each.lines)
                 size_bytes += each.size_bytes
-            runs.append(Run(topic.tenant, topic.name, len(self.lines) - begin, size_bytes))
+                line += len(each.requests)
+            runs.append(Run(topic.tenant, topic.name, line - begin, size_bytes))
+            all_bytes += size_bytes
+        self.size_bytes = all_bytes
+        self.cost_bytes = all_bytes + _PENDING_BYTES * len(taken)
+        # How many messages it has.
+        self.messages = line
         self.runs = tuple(runs)
         self.keyed = tuple(keyed)
 
@@ -120,6 +135,7 @@ class Batch:
         return Header(
             *(stamp, writer, sequence, time_us, self.runs, self.keyed, seen),
             *(self.is_reset, keep_keys_ms, max_keys),
+            "" if self.runs else __version__,
         )
 
     def record(self, header: Header) -> bytes:
@@ -136,7 +152,9 @@ class Batch:
         return failed
 
 
-def _by_topic(taken: Sequence[Pending]) -> dict[Topic, list[Pending]]:
+def _by_topic(taken: Sequence[Pending]) -> Mapping[Topic, Sequence[Pending]]:
+    if len(taken) == 1:
+        return {taken[0].topic: taken}
     first = taken[0].topic if taken else None
     if first is not None and all(each.topic is first for each in taken):
         return {first: list(taken)}

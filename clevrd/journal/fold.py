@@ -129,6 +129,8 @@ class Folded(msgspec.Struct, frozen=True):
     foreign: bool = False
     # The writer has counted otherwise: one of both has not read what the log has.
     contradicts: bool = False
+    # The writer's version of clevrd, where the record says it.
+    version: str = ""
     # Why nothing of it was counted, as a sentence without a full stop.
     bad: str | None = None
     # It is bad since a later clevrd wrote it, which may have counted it: positions may differ.
@@ -255,6 +257,10 @@ class _Draft:
         self.placed: list[Placed] = []
         self.repeats: list[Repeat] = []
         self.refused: list[Refused] = []
+
+    def is_of(self, epoch: _Epoch, header: Header) -> bool:
+        """Return whether this was made in ``epoch`` of the record with this very ``header``."""
+        return self.epoch is epoch and self._header is header
 
     def count(self, runs: Sequence[Run], keyed: Sequence[Keyed], lines_at: int) -> None:
         """Count the messages of ``runs``, whose lines begin at byte ``lines_at``."""
@@ -433,6 +439,8 @@ class Fold:
         self._waiting_bytes = 0
         # Whether a checkpoint is being taken.
         self._is_taken = False
+        # What was planned of the next record in this epoch, until any record is read.
+        self._planned: _Draft | None = None
         # Whether the engine may have topics of another history than this fold's.
         self._has_taken = False
         self._again = ReadAgain(is_complete=is_complete)
@@ -554,6 +562,8 @@ class Fold:
         if not draft.epoch.name or self._is_retry(header, draft.epoch):
             return ()
         draft.count(header.runs, header.keyed, lines_at)
+        if draft.epoch is self._epoch and not self._waiting:
+            self._planned = draft
         return tuple(draft.placed)
 
     def apply(
@@ -574,8 +584,9 @@ class Fold:
         if self._over:
             self._clear_some()
         self.position = position
+        planned, self._planned = self._planned, None
         if known is not None:
-            return self._fold(position, digest_of(record), *known)
+            return self._fold(position, digest_of(record), *known, planned)
         if is_foreign(record):
             return self._wait(position, record)
         try:
@@ -712,8 +723,19 @@ class Fold:
         if self.is_known:
             self._again.arrive(self.epoch, self.position)
 
-    def _fold(self, position: int, digest: str, header: Header, lines_at: int) -> Folded:
-        """Count a record of a node."""
+    def _fold(
+        self,
+        position: int,
+        digest: str,
+        header: Header,
+        lines_at: int,
+        planned: _Draft | None = None,
+    ) -> Folded:
+        """Count a record of a node.
+
+        Args:
+            planned: what was planned last, if nothing was read since.
+        """
         epoch = self._epoch_for(header, position)
         is_new_epoch = epoch is not self._epoch
         contradicts = not (
@@ -724,7 +746,8 @@ class Fold:
             self._again.begin_epoch(epoch.name, position)
         if header.stamp != self.stamp:
             self._note_stamp(header.stamp)
-        draft = self._draft(epoch, header)
+        is_planned = planned is not None and planned.is_of(epoch, header)
+        draft = planned if planned is not None and is_planned else self._draft(epoch, header)
         confirmed: tuple[Confirmed, ...] = ()
         if self._waiting:
             # They are counted now that the stamp is known of what accepted them, or came later.
@@ -744,7 +767,8 @@ class Fold:
             self.retries += 1
         else:
             if epoch.name:
-                draft.count(header.runs, header.keyed, lines_at)
+                if not is_planned:
+                    draft.count(header.runs, header.keyed, lines_at)
                 draft.commit()
             epoch.note_writer(header.writer, header.sequence)
         if epoch.name:
@@ -765,6 +789,7 @@ class Fold:
             is_retry,
             False,
             contradicts,
+            header.version,
         )
 
     def _epoch_for(self, header: Header, position: int) -> _Epoch:

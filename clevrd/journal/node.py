@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final
 
+from clevrd import __version__
 from clevrd.core.journal_place import JournalPlace, TopicStart
 from clevrd.core.message_ids import rfc3339
 from clevrd.core.publish_request import PublishRequest
@@ -20,6 +21,7 @@ from clevrd.errors import ClevrdError, JournalFull, JournalUnavailable, Shutting
 from clevrd.journal.base import Checkpoint, Engine
 from clevrd.journal.batches import Batch, MakeAnswer, Pending
 from clevrd.journal.fold import Fold, topic_epoch
+from clevrd.journal.pace import Pace
 from clevrd.journal.partition import MAX_PENDING_BYTES, OK, Counters, Partition
 from clevrd.journal.record_reader import Deliverer, RecordReader, Topics, in_turns
 from clevrd.journal.record_writer import RecordWriter
@@ -105,6 +107,7 @@ class Node:
         self._partitions: list[Partition] = []
         self._readers: list[RecordReader] = []
         self._writers: list[RecordWriter] = []
+        pace = Pace(engine.partitions)
         for number in range(engine.partitions):
             fold = Fold(number, engine.partitions, keeps_topics=engine.keeps_topics)
             partition = Partition(number, fold, loop)
@@ -114,7 +117,7 @@ class Node:
                 max_run=max_run,
             )
             writer = RecordWriter(
-                *(partition, engine, self.writer, self.counters, loop, wall_us),
+                *(partition, engine, self.writer, self.counters, pace, loop, wall_us),
                 *(reader.look_for_loss, count_background_error),
                 keep_keys_ms=int(keep_keys_s * 1000),
                 max_keys=max_keys,
@@ -138,7 +141,10 @@ class Node:
             topic_epoch(fold.epoch, tenant, name),
             rfc3339(fold.epoch_began_us),
             fold.head(tenant, name),
-            JournalPlace(partition.number, fold.epoch, self._is_durable, self._has_history),
+            JournalPlace(
+                *(partition.number, fold.epoch, self._is_durable, self._has_history),
+                self._engine.is_shared,
+            ),
         )
 
     def has_room(self, place: JournalPlace) -> bool:
@@ -235,11 +241,16 @@ class Node:
         """Return the figures as they are now."""
         counted = self.counters
         saved_s = self._checkpoint_saved_s
+        now_s = self._loop.time()
+        versions = self._versions()
+        places = tuple(each.view(now_s) for each in self._partitions)
         return JournalFigures(
             engine=self._engine.name,
             durability=self._engine.durability,
             state=next((each.state for each in self._partitions if each.state != OK), OK),
-            partitions=len(self._partitions),
+            partitions=len(places),
+            places=places,
+            lag_s=max(each.lag_s for each in places),
             topics=self.topics,
             records=counted.records,
             messages=counted.messages,
@@ -250,19 +261,17 @@ class Node:
             unreadable=counted.unreadable,
             rewinds=counted.rewinds,
             resets=counted.resets,
-            nodes=self._nodes(),
-            checkpoint_age_s=None if saved_s is None else self._loop.time() - saved_s,
+            nodes=sum(versions.values()),
+            node_versions=versions,
+            checkpoint_age_s=None if saved_s is None else round(now_s - saved_s, 3),
             storage=self._engine.storage(),
         )
 
-    def _nodes(self) -> int:
-        """Return how many nodes have shown themselves lately, this one included."""
-        now_s = self._loop.time()
-        seen = self._partitions[0].seen_s
-        for writer, seen_s in tuple(seen.items()):
-            if now_s - seen_s > SEEN_S:
-                del seen[writer]
-        return len({*seen, self.writer})
+    def _versions(self) -> dict[str, int]:
+        """Return how many nodes have shown themselves lately, this one included, by version."""
+        nodes = self._partitions[0].nodes
+        nodes.forget_before(self._loop.time() - SEEN_S)
+        return nodes.versions(self.writer, __version__)
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -353,7 +362,8 @@ class Node:
         """Append an empty record where nothing was read for some seconds, and so hear of oneself.
 
         A record that does not come back shows that this node reads nothing any more, though its
-        connection may look well. Nodes are seen by others in the first partition.
+        connection may look well. Nodes are seen by others in the first partition, and in each
+        partition an own record shows now and then how far behind its end reading is.
         """
         silences = [Silence(each) for each in self._partitions]
         shown_s = self._loop.time()
@@ -368,7 +378,9 @@ class Node:
             now_s = self._loop.time()
             if now_s - shown_s >= SHOW_S + self._jitter_s:
                 shown_s = now_s
-                self._partitions[0].send_soon()
+                for partition in self._partitions:
+                    if not partition.number or now_s - partition.sent_at_s >= SHOW_S:
+                        partition.send_soon()
 
     # --- checkpoints -----------------------------------------------------------------------------
 

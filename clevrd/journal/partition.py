@@ -14,7 +14,9 @@ from typing import Final
 from clevrd.errors import JournalUnavailable
 from clevrd.journal.batches import Batch, Pending, Stamp
 from clevrd.journal.fold import Fold
+from clevrd.journal.nodes_seen import NodesSeen
 from clevrd.journal.records import Header
+from clevrd.metrics.journal import PartitionFigures
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +26,10 @@ MAX_PENDING_BYTES: Final = 8 << 20
 # A publish, its first message's offset, its messages' stamps, and whether it is a repeat.
 HeldAnswer = tuple[Pending, int, Sequence[Stamp], bool]
 
-# Nodes that are known; a start of a process is one, so a log of many restarts has many.
-MAX_NODES: Final = 256
+# How long its writer and its reader wait before they ask an engine again that is away; the wait
+# doubles up to the second figure.
+RETRY_S: Final = 0.05
+MAX_RETRY_S: Final = 1.0
 
 # States of a partition, as its publishers find it.
 OK: Final = "ok"
@@ -99,17 +103,18 @@ class Partition:
         "lost_epoch",
         "must_send",
         "needs_whole_checkpoint",
+        "nodes",
         "number",
         "pending",
         "pending_bytes",
         "records_at_checkpoint",
         "records_folded",
-        "seen_s",
         "sent",
         "sent_at_s",
         "sent_header",
         "sequence",
         "state",
+        "took_s",
         "trouble",
         "waiters",
         "wants_reset",
@@ -134,6 +139,8 @@ class Partition:
         self.batch: Batch | None = None
         # Since when it is, on the loop's clock.
         self.sent_at_s = 0.0
+        # How long the last one that came back was on its way.
+        self.took_s = 0.0
         self.sequence = 0
         self.come_back: asyncio.Future[None] = loop.create_future()
         # The record that was made last, and its header with the byte at which its lines begin: an
@@ -162,9 +169,8 @@ class Partition:
         # Answers that wait until the engine has said that it has the record for good; None where
         # what is read is so already. Set by the writer, filled by the reader.
         self.held: list[HeldAnswer] | None = None
-        # Nodes of which a record was read, the one read last at the end, and when that was, on the
-        # loop's clock. In the first partition alone, in which all nodes show themselves.
-        self.seen_s: dict[str, float] = {}
+        # In the first partition alone, in which all nodes show themselves.
+        self.nodes = NodesSeen()
         # The last checkpoint was not taken, so the next one has to be whole.
         self.needs_whole_checkpoint = False
 
@@ -173,13 +179,23 @@ class Partition:
         """Whether any message waits for its place."""
         return bool(self.pending) or self.batch is not None
 
-    def note_node(self, writer: str, now_s: float) -> None:
-        """Note that a record of a node was read."""
-        seen_s = self.seen_s
-        seen_s.pop(writer, None)
-        seen_s[writer] = now_s
-        if len(seen_s) > MAX_NODES:
-            del seen_s[next(iter(seen_s))]
+    def lag_s(self, now_s: float) -> float:
+        """Return how far reading is behind the log's end, in seconds.
+
+        That is how long this node's record that is on its way has been waited for, or how long the
+        last one took: when it came back, all that was appended before it had been read.
+        """
+        return self.took_s if self.batch is None else now_s - self.sent_at_s
+
+    def view(self, now_s: float) -> PartitionFigures:
+        """Return the figures as they are now."""
+        return PartitionFigures(
+            partition=self.number,
+            position=str(self.fold.position),
+            time_s=self.fold.time_us / 1e6,
+            lag_s=round(self.lag_s(now_s), 6),
+            state=self.state,
+        )
 
     def note_state(self, state: str, error: Exception | None = None) -> None:
         """Note whether publishes are taken, and log a change."""

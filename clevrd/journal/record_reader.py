@@ -18,16 +18,12 @@ from clevrd.journal.base import Checkpoint, Engine, Placed, TailLost, Trimmed
 from clevrd.journal.batches import Batch, Pending, Stamp, give_answer
 from clevrd.journal.checkpoints import BadCheckpoint
 from clevrd.journal.fold import Confirmed, Folded
-from clevrd.journal.partition import Counters, Partition, unsure
+from clevrd.journal.partition import MAX_RETRY_S, RETRY_S, Counters, Partition, unsure
 
 log = logging.getLogger(__name__)
 
 StepT = TypeVar("StepT")
 
-# How long the reader waits before it asks an engine again that is away; the wait doubles up to the
-# second figure.
-RETRY_S: Final = 0.05
-MAX_RETRY_S: Final = 1.0
 # Topics, or keys, are restored in steps; the loop is given to others after so many.
 STEPS_PER_TURN: Final = 5
 
@@ -106,7 +102,7 @@ class RecordReader:
         self._max_run = max_run
         # Messages that no history keeps are kept in rings, whether anybody uses their topic or not.
         self._makes_topics = engine.history() is None
-        self._spell = MessageIds().spell
+        self._ids = MessageIds()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -295,7 +291,7 @@ class RecordReader:
         """Deliver the messages of a record, and answer its publishers if they are this node's."""
         partition, fold = self._partition, self._partition.fold
         if folded.writer and not partition.number:
-            partition.note_node(folded.writer, self._now_s())
+            partition.nodes.note(folded.writer, folded.version, self._now_s())
         if folded.bad is not None:
             self._counters.unreadable += 1
             log.error(
@@ -340,7 +336,7 @@ class RecordReader:
     def _answer_uncounted(self, folded: Folded, batch: Batch) -> None:
         """Answer publishes whose idempotency key was there before."""
         for repeat in folded.repeats:
-            stamps = [self._spell(repeat.id_us, repeat.time_us)]
+            stamps = [self._ids.spell(repeat.id_us, repeat.time_us)]
             self._answer(batch.parts[repeat.line], repeat.offset, stamps, is_repeated=True)
         for refused in folded.refused:
             answer = batch.parts[refused.line].answer
@@ -436,9 +432,9 @@ class RecordReader:
             self._deliverer.deliver(topic, offset, requests, stamps)
 
     def _stamps_of(self, placed: Placed) -> list[Stamp]:
-        spell, time_us, step = self._spell, placed.time_us, placed.id_step
-        first = placed.id_us
-        return [spell(id_us, time_us) for id_us in range(first, first + placed.count * step, step)]
+        if placed.count == 1:
+            return [self._ids.spell(placed.id_us, placed.time_us)]
+        return self._ids.spell_run(placed.id_us, placed.count, placed.id_step, placed.time_us)
 
 
 async def in_turns(steps: Iterator[StepT]) -> StepT | None:

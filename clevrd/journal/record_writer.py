@@ -15,20 +15,24 @@ from typing import Final
 from clevrd.errors import ClevrdError, JournalFull, JournalUnavailable
 from clevrd.journal.base import Engine, Fenced, Placed
 from clevrd.journal.batches import Batch, give_answer, take_batch
-from clevrd.journal.partition import FULL, OK, Counters, Partition, unsure
+from clevrd.journal.pace import Pace
+from clevrd.journal.partition import (
+    FULL,
+    MAX_RETRY_S,
+    OK,
+    RETRY_S,
+    Counters,
+    Partition,
+    unsure,
+)
 
 log = logging.getLogger(__name__)
 
 # How long a record that was taken is waited for before it is sent again.
 AGAIN_S: Final = 5.0
-# How long the writer waits before it asks an engine again that is away; the wait doubles up to the
-# second figure.
-RETRY_S: Final = 0.05
-MAX_RETRY_S: Final = 1.0
-# Records of a few publishes are so far apart. A record costs 150 us here and in the engine: at
-# 20,000 messages a second records that follow each other at once, of 6 messages each, would cost
-# three times as much for each message as those of 20.
-APART_S: Final = 0.001
+# Publishes that are a few: their record is sent behind another one only as `Pace` says. A record
+# costs 150 us here and in the engine: at 20,000 messages a second records that follow each other at
+# once, of 6 messages each, would cost three times as much for each message as those of 20.
 FEW: Final = 16
 # A node begins a new epoch for all at most once in so many seconds.
 RESET_EVERY_S: Final = 60.0
@@ -43,6 +47,7 @@ class RecordWriter:
         engine: Engine,
         writer: str,
         counters: Counters,
+        pace: Pace,
         loop: asyncio.AbstractEventLoop,
         wall_us: Callable[[], int],
         look_for_loss: Callable[[], Awaitable[None]],
@@ -61,6 +66,7 @@ class RecordWriter:
         self._engine = engine
         self._writer = writer
         self._counters = counters
+        self._pace = pace
         self._loop = loop
         self._wall_us = wall_us
         self._look_for_loss = look_for_loss
@@ -86,13 +92,15 @@ class RecordWriter:
                     await self.send(Batch((), is_reset=self._may_reset()))
             while partition.pending:
                 if len(partition.pending) < FEW:
-                    # At most a millisecond more, and only right behind another record.
-                    wait_s = self._sent_s + APART_S - time.perf_counter()
+                    # Some milliseconds at most, and only right behind another record.
+                    wait_s = self._sent_s + self._pace.apart_s - time.perf_counter()
                     if wait_s > 0.0:
                         await asyncio.sleep(wait_s)
+                batch = take_batch(partition.pending)
                 self._sent_s = time.perf_counter()
+                self._pace.sent(batch.messages, self._sent_s)
                 with suppress(ClevrdError):
-                    await self.send(take_batch(partition.pending))
+                    await self.send(batch)
 
     async def send(self, batch: Batch) -> None:
         """Send ``batch`` until it comes back, however long that takes.
@@ -112,6 +120,7 @@ class RecordWriter:
             await self._send_until_back(batch)
             for held in partition.held or ():
                 give_answer(*held)
+            partition.took_s = self._loop.time() - partition.sent_at_s
             partition.note_state(OK)
         except JournalFull as error:
             partition.note_state(FULL, error)

@@ -97,12 +97,12 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     # with different ones would count differently.
     keep_keys_ms: int = 0
     max_keys: int = 0
+    # The writer's version of clevrd, in records without messages, by which nodes show themselves.
+    version: str = ""
 
 
 # 40 digits: 128 bits.
 _DIGITS: Final = re.compile(r"[0-9]{1,40}")
-
-_NO_KEYS: Final = (None, None, None)
 
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(Header)
@@ -131,19 +131,16 @@ def line_of(request: PublishRequest, idempotency_key: str | None = None) -> byte
     return line + b"\n"
 
 
-def lines_of(requests: Sequence[PublishRequest], idempotency_key: str | None) -> list[bytes]:
-    """Return messages of one topic as `line_of` does, in half of its time for those of a batch."""
-    if len(requests) == 1:
-        return [line_of(requests[0], idempotency_key)]
+def lines_of(requests: Sequence[PublishRequest], idempotency_key: str | None) -> bytes:
+    """Return messages of one topic, each as `line_of` does, in a sixth of its time for a batch."""
     begin = b'{"topic":%b,"data":' % _encoder.encode(requests[0].topic)
-    lines: list[bytes] = []
-    for request in requests:
-        line = b"%b%b}\n" % (begin, request.data)
-        keys = (request.key, request.idempotency_key, idempotency_key)
-        if keys != _NO_KEYS or b"\r" in line or line.find(b"\n") != len(line) - 1:
-            line = line_of(request, idempotency_key)
-        lines.append(line)
-    return lines
+    keyed = [None for each in requests if each.key is not None or each.idempotency_key is not None]
+    data = [request.data for request in requests]
+    together = b"".join(data)
+    # A publisher's JSON may be pretty-printed.
+    if keyed or idempotency_key is not None or b"\n" in together or b"\r" in together:
+        return b"".join([line_of(request, idempotency_key) for request in requests])
+    return begin + (b"}\n" + begin).join(data) + b"}\n"
 
 
 def encode_record(header: Header, lines: Sequence[bytes]) -> bytes:

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from clevrd.metrics.histograms import HistogramView
-from clevrd.metrics.journal import JournalFigures, JournalStorage
+from clevrd.metrics.journal import JournalFigures, JournalStorage, PartitionFigures
 from clevrd.metrics.snapshot import Build, Connections, Snapshot, Throttle, Tls, Traffic
 from clevrd.metrics.sources import SOURCE_STATES, SourceFigures
 from clevrd.metrics.tenants import TenantsView
@@ -351,6 +351,15 @@ def _of_journal(journal: JournalFigures) -> Iterator[Metric]:
         "Processes that have written to the journal within the last minute, this one included.",
         journal.nodes,
     )
+    yield _labelled(
+        GaugeMetricFamily(
+            "clevrd_journal_node_versions",
+            "The same, by their version of clevrd.",
+            labels=["version"],
+        ),
+        journal.node_versions,
+    )
+    yield from _of_places(journal.places)
     if journal.checkpoint_age_s is not None:
         yield _seconds(
             "clevrd_journal_checkpoint_age",
@@ -359,6 +368,29 @@ def _of_journal(journal: JournalFigures) -> Iterator[Metric]:
         )
     if journal.storage is not None:
         yield from _of_storage(journal.storage)
+
+
+def _of_places(places: Sequence[PartitionFigures]) -> Iterator[Metric]:
+    # A position may have 128 bits, and a sample has 53: they are told apart by their times here.
+    yield _labelled(
+        GaugeMetricFamily(
+            "clevrd_journal_position_time",
+            "When the newest record that was read was written, by its writer's clock, since 1970.",
+            labels=["partition"],
+            unit="seconds",
+        ),
+        {str(each.partition): each.time_s for each in places},
+    )
+    yield _labelled(
+        GaugeMetricFamily(
+            "clevrd_journal_lag",
+            "How far reading is behind the log's end: how long this process's record on its way has"
+            " been waited for, or how long the last one took.",
+            labels=["partition"],
+            unit="seconds",
+        ),
+        {str(each.partition): each.lag_s for each in places},
+    )
 
 
 def _of_storage(storage: JournalStorage) -> Iterator[Metric]:
@@ -575,7 +607,9 @@ def _counters(name: str, help_text: str, label: str, values: Mapping[str, int]) 
     return _labelled(CounterMetricFamily(name, help_text, labels=[label]), values)
 
 
-def _labelled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, int]) -> Metric:
+def _labelled(
+    family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, float]
+) -> Metric:
     for label, value in values.items():
         family.add_metric([label], value)
     return family

@@ -25,6 +25,20 @@ class JournalStorage(msgspec.Struct, frozen=True):
     last_error: str
 
 
+class PartitionFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """A partition of the log, as this process has read it."""
+
+    partition: int
+    # The newest record that was read, in decimal digits: it may exceed 64 bits.
+    position: str
+    # When that was written, by its writer's clock; seconds since 1970, 0 before the first.
+    time_s: float
+    # How far behind the log's end reading is: see `Partition.lag_s`.
+    lag_s: float
+    # As in JournalFigures.
+    state: str
+
+
 class JournalFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The journal, as this process sees it."""
 
@@ -33,6 +47,10 @@ class JournalFigures(msgspec.Struct, frozen=True, kw_only=True):
     # "ok"; "full" or "unavailable" while publishes to journaled topics are refused.
     state: str
     partitions: int
+    # One for each partition, in their order.
+    places: tuple[PartitionFigures, ...]
+    # The largest of theirs.
+    lag_s: float
     # Topics that have messages in it.
     topics: int
     # Records that this process wrote, and the messages in them.
@@ -51,6 +69,8 @@ class JournalFigures(msgspec.Struct, frozen=True, kw_only=True):
     resets: int
     # Nodes that have appended something within the last minute, this one included.
     nodes: int
+    # How many of them have each version of clevrd; "unknown" where one has not said it.
+    node_versions: dict[str, int]
     # How long ago the last checkpoint was saved; None before the first.
     checkpoint_age_s: float | None
     # None for an engine that keeps its log elsewhere.

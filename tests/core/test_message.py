@@ -334,6 +334,38 @@ def test_long_burst_keeps_its_timestamps_within_a_millisecond() -> None:
     assert all(abs(stamp - noon) <= timedelta(milliseconds=1) for stamp in stamps)
 
 
+@given(
+    st.integers(0, 3 * 10**6),
+    st.lists(st.tuples(st.integers(1, 1_200), st.integers(-2_000, 10**6)), min_size=1, max_size=3),
+)
+def test_run_of_ids_is_that_of_each(start_us: int, runs: list[tuple[int, int]]) -> None:
+    """Over the end of a second, with a clock that stands still, is set back, or leaps."""
+    each, together = MessageIds(), MessageIds()
+    wall_us = NOON_US + start_us
+    for count, step_us in runs:
+        wall_us += step_us
+
+        found = together.next_run(count, wall_us)
+
+        assert found == [each.next(wall_us) for _ in range(count)]
+        assert together.last_us == each.last_us
+
+
+@given(st.integers(0, 10**6), st.integers(0, 3_000), st.integers(1, 300), st.integers(1, 64))
+def test_run_that_was_counted_is_spelled_as_each(
+    start_us: int, ahead_us: int, count: int, step: int
+) -> None:
+    """Ids some microseconds apart that begin at the clock's time or run ahead of it."""
+    wall_us = NOON_US + start_us
+    first_us = wall_us + ahead_us
+    ids = range(first_us, first_us + count * step, step)
+
+    found = MessageIds().spell_run(first_us, count, step, wall_us)
+
+    spell = MessageIds().spell
+    assert found == [spell(us, wall_us) for us in ids]
+
+
 @given(steps=st.lists(st.one_of(st.integers(-3, 3), st.integers(-2 * HOUR_US, 2 * HOUR_US))))
 def test_ids_rise_whatever_the_clock_does(steps: list[int]) -> None:
     """Strictly rising as strings, each of the documented form, each time near the clock's."""

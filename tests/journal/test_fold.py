@@ -710,6 +710,28 @@ def test_plan_is_what_apply_does(log: list[Any], is_complete: bool) -> None:
         assert twin.apply(position, record) == folded
 
 
+@given(log=LOGS, ahead=st.lists(st.integers(0, 2), min_size=25, max_size=25))
+def test_record_that_was_planned_is_counted_as_any_other(log: list[Any], ahead: list[int]) -> None:
+    """Whether it is read at once behind its plan, or others come first, or another is planned."""
+    fold, twin = Fold(1, 3), Fold(1, 3)
+    records = list(records_of(log))
+    known = [
+        decode_header(record) if record.startswith(b"clevrd1 ") and b"bad" not in record else None
+        for record in records
+    ]
+    for index, record in enumerate(records):
+        # This one is planned last, or first, or long before.
+        for place in range(index, min(index + 3, len(records)))[:: ahead[index] - 1 or 1]:
+            if (header := known[place]) is not None:
+                fold.plan(*header)
+
+        folded = fold.apply(index + 1, record, known[index])
+
+        assert folded == twin.apply(index + 1, record)
+
+    assert [*fold.checkpoint(is_whole=True)] == [*twin.checkpoint(is_whole=True)]
+
+
 # --- checkpoints ----------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import shutil
 import signal
@@ -18,6 +19,8 @@ from websockets import Subprotocol
 from websockets.asyncio.client import connect
 from websockets.sync.client import connect as sync_connect
 
+from clevrd import __version__
+from clevrd import server as server_module
 from clevrd.cli.command_line import main
 from clevrd.errors import ConfigError
 from clevrd.journal.settings import read_journal
@@ -77,6 +80,13 @@ async def test_every_way_to_publish_is_durable_and_in_order(tmp_path: Path) -> N
         assert [each["offset"] for each in answers] == [1, 5, 6, 7, 8, 9]
         assert {each["epoch"] for each in answers} == {answers[0]["epoch"]}
         assert all(each["durable"] for each in answers)
+        assert not any("subscribers_of" in each for each in answers)
+
+        found = (await daemon.get_json("/health"))["journal"]
+
+    assert (found["engine"], found["durability"], found["state"]) == ("sqlite", "fsync", "ok")
+    assert (found["nodes"], found["node_versions"]) == (1, {__version__: 1})
+    assert found["partitions"] == len(found["positions"]) == 1
 
 
 async def test_durable_is_not_said_where_a_power_cut_may_lose_it(tmp_path: Path) -> None:
@@ -208,6 +218,45 @@ async def test_stop_keeps_messages_that_were_on_their_way(tmp_path: Path) -> Non
 
     assert publisher.acknowledged == list(range(1, 201))
     assert after["offset"] == 201
+
+
+async def test_stop_does_not_wait_for_a_disk_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says so, and the process ends as if it were killed; the next start has all messages."""
+    monkeypatch.setattr(server_module, "JOURNAL_STOP_S", 0.1)
+    goes_on = asyncio.Event()
+    close = SqliteEngine.close
+
+    async def hang(engine: SqliteEngine) -> None:
+        await goes_on.wait()
+        await close(engine)
+
+    monkeypatch.setattr(SqliteEngine, "close", hang)
+    settings: dict[str, Any] = {"journal": journal_at(tmp_path), "shutdown_timeout_s": 0.0}
+    async with running(**settings) as daemon:
+        first = await daemon.publish("t", 1)
+    was_cut_short = daemon.server.is_cut_short
+    monkeypatch.undo()
+    goes_on.set()
+    await until(lambda: not is_locked(tmp_path))
+    async with running(**settings) as daemon:
+        second = await daemon.publish("t", 2)
+
+    assert was_cut_short
+    assert not daemon.server.is_cut_short
+    assert "journal not closed" in caplog.text
+    assert (second["offset"], second["epoch"]) == (2, first["epoch"])
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process, this one as well, has the journal open."""
+    with (folder / "journal" / "lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 # --- files that are removed under a daemon -------------------------------------------------------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
+
 import msgspec
 import pytest
 
 from clevrd.core.publish_request import PublishRequest, decode_publish
-from clevrd.journal.records import line_of, lines_of
+from clevrd.journal.records import Header, decode_header, encode_record, line_of, lines_of
 
 DATA = [
     b"1",
@@ -24,12 +26,23 @@ def test_lines_of_a_run_are_those_of_each_message(topic: str) -> None:
     requests = [PublishRequest(topic, msgspec.Raw(data)) for data in DATA]
     requests.append(PublishRequest(topic, msgspec.Raw(b"2"), None, "key"))
     requests.append(PublishRequest(topic, msgspec.Raw(b"3"), "once"))
+    plain = requests[:2]
 
-    lines = lines_of(requests, None)
+    lines = [lines_of(requests, None), lines_of(plain, None)]
 
-    assert lines == [line_of(request) for request in requests]
-    assert [line.count(b"\n") for line in lines] == [1] * len(requests)
-    assert all(line.endswith(b"\n") and b"\r" not in line for line in lines)
+    for found, given in zip(lines, (requests, plain), strict=True):
+        assert found == b"".join([line_of(request) for request in given])
+        assert found.count(b"\n") == len(given)
+        assert b"\r" not in found
+
+
+@pytest.mark.parametrize("index", range(len(DATA)))
+def test_lines_of_a_message_are_its_line(index: int) -> None:
+    """One alone, with and without the key of its header field."""
+    request = PublishRequest("t", msgspec.Raw(DATA[index]))
+
+    assert lines_of([request], None) == line_of(request)
+    assert lines_of([request], "once") == line_of(request, "once")
 
 
 def test_line_is_read_back_as_it_was_published() -> None:
@@ -40,3 +53,22 @@ def test_line_is_read_back_as_it_was_published() -> None:
 
     assert (again.topic, again.key, again.idempotency_key) == ("t", "key", "once")
     assert msgspec.json.decode(again.data) == {"a": [1, 2]}
+
+
+def test_header_of_another_version_is_read_as_far_as_it_is_known() -> None:
+    """A field that a later clevrd adds at the end is passed over; one that is missing is empty."""
+    header = Header("ab", "cd", 1, 0, version="1.2.3")
+    fields = msgspec.json.decode(msgspec.json.encode(header))
+
+    later = encode_record(header, ()).replace(b',"1.2.3"]', b',"1.2.3",["new"]]')
+    older = encode_record(header, ()).replace(b',"1.2.3"]', b"]")
+
+    assert len(fields) == len(Header.__struct_fields__)
+    assert decode_header(_with_checksum(later))[0] == header
+    assert decode_header(_with_checksum(older))[0] == Header("ab", "cd", 1, 0)
+
+
+def _with_checksum(record: bytes) -> bytes:
+    """Return a record whose header was changed by hand."""
+    magic, _, rest = record.partition(b" ")
+    return b"%b %08x%b" % (magic, zlib.crc32(rest[8:]), rest[8:])

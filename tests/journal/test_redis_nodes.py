@@ -16,7 +16,10 @@ from redis.exceptions import RedisError
 from redis_servers import RedisServer, Sentinel, all_stopped, redis_server
 from websockets.asyncio.client import ClientConnection, connect
 
+from clevrd import __version__
 from clevrd.journal import node as node_module
+from clevrd.journal.records import Header, encode_record
+from clevrd.metrics.journal import JournalFigures
 
 
 @pytest.fixture
@@ -174,7 +177,108 @@ async def test_messages_that_are_old_make_no_topic_at_a_start(server: RedisServe
         assert young.first == 4
 
 
+async def test_nodes_tell_of_each_other(server: RedisServer) -> None:
+    """Health and both forms of /metrics: the engine, positions, lag, and which nodes there are."""
+    async with nodes(server.url, partitions=2) as (one, two):
+        await until(lambda: all(view_of(each).nodes == 2 for each in (one, two)))
+        async with connect(f"{two.ws_url}/subscribe?topic=t") as reader:
+            answer = await one.publish("t", 1)
+            await received(reader, 1)
+            here = await two.publish("t", 2)
+        for each in (one, two):
+            assert each.hub.journal is not None
+            await each.hub.journal.node._save_checkpoint(each.hub.journal.node._partitions[1])
+        await until(lambda: len({positions_of(each) for each in (one, two)}) == 1)
+        health = [(await each.get_json("/health"))["journal"] for each in (one, two)]
+        figures = (await one.get_json("/metrics"))["journal"]
+        text = await scraped(one)
+
+    assert (answer["subscribers"], answer["subscribers_of"]) == (0, "node")
+    assert (here["subscribers"], here["subscribers_of"]) == (1, "node")
+    for found in health:
+        assert (found["engine"], found["durability"], found["state"]) == ("redis", "memory", "ok")
+        assert (found["nodes"], found["node_versions"]) == (2, {__version__: 2})
+        assert found["partitions"] == len(found["positions"]) == 2
+        assert found["lag_s"] >= 0.0
+        assert found["checkpoint_age_s"] >= 0.0
+    assert health[0]["positions"] == health[1]["positions"]
+    assert [each["position"] for each in figures["places"]] == health[0]["positions"]
+    assert all(each["time_s"] > 1.7e9 for each in figures["places"])
+    assert f'clevrd_journal_node_versions{{version="{__version__}"}} 2.0' in text
+    for metric in ("lag", "position_time"):
+        assert f'clevrd_journal_{metric}_seconds{{partition="1"}} ' in text
+
+
+async def test_node_that_does_not_say_its_version_is_counted(server: RedisServer) -> None:
+    """A record of an older clevrd: a node more, whose version is unknown."""
+    async with nodes(server.url, 1, partitions=1) as (daemon,):
+        journaling = daemon.hub.journal
+        assert journaling is not None
+        stamp = await journaling.engine.stamp(0)
+        record = encode_record(Header(stamp, "0abc", 1, 0), ())
+        await journaling.engine.append(0, record, stamp, ())
+        await until(lambda: view_of(daemon).nodes == 2)
+
+        health = await daemon.get_json("/health")
+
+    assert health["journal"]["node_versions"] == {__version__: 1, "unknown": 1}
+
+
+def view_of(daemon: Daemon) -> JournalFigures:
+    """Return a daemon's figures of its journal."""
+    assert daemon.hub.journal is not None
+    return daemon.hub.journal.node.view()
+
+
+def positions_of(daemon: Daemon) -> tuple[str, ...]:
+    """Return how far a daemon has read."""
+    return tuple(each.position for each in view_of(daemon).places)
+
+
+async def scraped(daemon: Daemon) -> str:
+    """Return the figures as Prometheus reads them."""
+    accept = {"Accept": "text/plain"}
+    async with daemon.http.get(f"{daemon.url}/metrics", headers=accept) as response:
+        return await response.text()
+
+
 # --- faults --------------------------------------------------------------------------------------
+
+
+async def test_redis_that_hangs_is_told_and_readers_stay(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503 that says when to come back, `degraded`, a lag that grows, and readers told nothing."""
+    monkeypatch.setattr(node_module, "GIVE_UP_S", 0.5)
+    monkeypatch.setattr(node_module, "LOOK_S", 0.1)
+    async with (
+        nodes(server.url, partitions=1) as (one, two),
+        connect(f"{two.ws_url}/subscribe?topic=t&control=1") as reader,
+    ):
+        await one.publish("t", 1)
+        await received(reader, 2)
+        server.pause()
+        try:
+            body = json.dumps({"topic": "t", "data": 2, "idempotency_key": "k"})
+            async with one.http.post(f"{one.url}/publish", data=body) as response:
+                status, refused = response.status, await response.json()
+                retry_after_s = response.headers["Retry-After"]
+            health = await one.get_json("/health")
+        finally:
+            server.go_on()
+        await published(one, "t", 3)
+        found = await received(reader, 1)
+        while found[-1]["data"] != 3:
+            found += await received(reader, 1)
+        await until(lambda: view_of(one).state == "ok")
+        healthy = await one.get_json("/health")
+
+    assert (status, refused["code"]) == (503, "journal_unavailable")
+    assert int(retry_after_s) >= 1
+    assert (health["status"], health["journal"]["state"]) == ("degraded", "unavailable")
+    assert health["journal"]["lag_s"] >= 0.5
+    assert {each.get("type", "message") for each in found} == {"message"}
+    assert (healthy["status"], healthy["journal"]["state"]) == ("healthy", "ok")
 
 
 async def test_restart_with_data_loses_nothing_and_begins_an_epoch(server: RedisServer) -> None:

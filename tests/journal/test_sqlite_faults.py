@@ -146,11 +146,12 @@ async def test_without_its_directory_a_journal_takes_nothing_until_it_is_back(
 
 
 async def test_a_history_that_can_not_be_read_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of many reads that fail within a minute one is logged; the figures have the reason."""
     journal = tmp_path / "journal"
     async with opened(journal, segment_bytes=1 << 16) as engine:
+        monkeypatch.setattr(engine, "_forget_gone", lambda: None)
         writer = LogWriter(await engine.stamp(0))
         for _ in range(40):
             await append(engine, writer, "x" * 4_000)
@@ -168,6 +169,34 @@ async def test_a_history_that_can_not_be_read_is_told(
         assert not engine.is_unsure
         assert await engine.page(writer.epoch, "default", "a", 38, 10, 1 << 20)
         assert engine.storage().last_error == ""
+
+        monkeypatch.undo()
+        await engine._keep(engine._look_over)
+        kept = await engine.page(writer.epoch, "default", "a", 0, 10, 1 << 20)
+        extent = await engine.extent(writer.epoch, "default", "a")
+
+        # It is found to be gone, and its messages are a gap from then on.
+        assert extent is not None
+        assert kept[0].offset == extent.first > 1
+        assert extent.head == 40
+        assert len([each for each in caplog.messages if "is gone" in each]) == 1
+
+
+async def test_old_files_are_not_forgotten_with_the_whole_directory(tmp_path: Path) -> None:
+    """A disk that is away for a while, as in a remount, leaves no gap behind."""
+    journal = tmp_path / "journal"
+    async with opened(journal, segment_bytes=1 << 16) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        for _ in range(40):
+            await append(engine, writer, "x" * 4_000)
+        await looked_over(engine)
+        journal.rename(tmp_path / "away")
+
+        engine._forget_gone()
+
+        (tmp_path / "away").rename(journal)
+        page = await engine.page(writer.epoch, "default", "a", 0, 10, 1 << 20)
+        assert page[0].offset == 1
 
 
 # --- flushes that fail ---------------------------------------------------------------------------

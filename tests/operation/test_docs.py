@@ -330,14 +330,16 @@ def found_in(metrics: dict[str, Any], path: str) -> bool:
     return True
 
 
-async def test_metrics_to_watch_are_there() -> None:
+async def test_metrics_to_watch_are_there(tmp_path: Path) -> None:
     """Each figure that docs/operations.md tells to watch is in /metrics under that name."""
     # Nobody listens on this port, so that the source is one that is away.
     source = {"name": "s", "url": "redis://127.0.0.1:9/s", "topic": "t"}
-    async with running(sources=[source]) as daemon:
+    async with running(journal=str(tmp_path / "journal"), sources=[source]) as daemon:
         daemon.server.sources._sources[0].progress.lag = 0
         await daemon.publish("demo", 1)
         daemon.hub.evaluate_buffers()
+        assert daemon.hub.journal is not None
+        await daemon.hub.journal.node._save_checkpoint(daemon.hub.journal.node._partitions[0])
         metrics = await daemon.get_json("/metrics")
     cells = [row[0] for row in rows_after(OPERATIONS, "Metric")]
 
@@ -371,6 +373,20 @@ async def test_every_metric_is_documented() -> None:
     ]
     assert rows_after(OPERATIONS, "Metric of tenants") == [
         metric_row(family) for family in families_of_tenants(tenants)
+    ]
+
+
+async def test_every_metric_of_a_journal_is_documented(tmp_path: Path) -> None:
+    """docs/operations.md has them in a table of their own."""
+    async with running(journal=str(tmp_path / "journal")) as daemon:
+        assert daemon.hub.journal is not None
+        await daemon.hub.journal.node._save_checkpoint(daemon.hub.journal.node._partitions[0])
+        snapshot = at_once(Figures(daemon.hub, daemon.server.count_connections, 0.0).snapshot(0))
+
+    assert rows_after(OPERATIONS, "Prometheus metric of the journal") == [
+        metric_row(family)
+        for family in families(snapshot)
+        if family.name.startswith("clevrd_journal")
     ]
 
 

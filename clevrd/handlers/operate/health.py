@@ -15,6 +15,7 @@ from clevrd.core.message_ids import rfc3339
 from clevrd.errors import Unavailable
 from clevrd.http_values import Request, Response, json_view
 from clevrd.hub import Hub
+from clevrd.metrics.journal import JournalFigures
 
 _MIB = 1 << 20
 
@@ -26,6 +27,20 @@ class MemoryView(msgspec.Struct, frozen=True):
     total_alloc_mb: float
     sys_mb: float
     num_gc: int
+
+
+class JournalHealth(msgspec.Struct, frozen=True):
+    """The journal in short; `metrics.journal` has all of it, and says what each field is."""
+
+    engine: str
+    durability: str
+    state: str
+    partitions: int
+    positions: tuple[str, ...]
+    lag_s: float
+    checkpoint_age_s: float | None
+    nodes: int
+    node_versions: dict[str, int]
 
 
 class HealthView(msgspec.Struct, frozen=True):
@@ -40,6 +55,8 @@ class HealthView(msgspec.Struct, frozen=True):
     tasks: int
     memory: MemoryView
     version: str
+    # Left out without a journal.
+    journal: JournalHealth | msgspec.UnsetType = msgspec.UNSET
 
 
 class HealthEndpoint:
@@ -58,6 +75,7 @@ class HealthEndpoint:
     def answer(self, admitted: Admitted, body: bytes) -> Response:
         """Return the daemon's state."""
         tasks = len(asyncio.all_tasks())
+        journal = self._hub.journal
         return json_view(
             HealthView(
                 status=self._status(),
@@ -69,6 +87,7 @@ class HealthEndpoint:
                 tasks=tasks,
                 memory=_memory(),
                 version=__version__,
+                journal=msgspec.UNSET if journal is None else _journal(journal.node.view()),
             )
         )
 
@@ -107,6 +126,20 @@ def format_uptime(seconds: float) -> str:
     if hour:
         return f"{hour}h{minute}m{second}s"
     return f"{minute}m{second}s" if minute else f"{second}s"
+
+
+def _journal(figures: JournalFigures) -> JournalHealth:
+    return JournalHealth(
+        figures.engine,
+        figures.durability,
+        figures.state,
+        figures.partitions,
+        tuple(each.position for each in figures.places),
+        figures.lag_s,
+        figures.checkpoint_age_s,
+        figures.nodes,
+        figures.node_versions,
+    )
 
 
 def _memory() -> MemoryView:

@@ -42,6 +42,7 @@ from clevrd.journal.sqlite.segments import (
     has_wal,
     index_pending,
     inodes_of,
+    is_gone,
     missing_file,
 )
 from clevrd.journal.sqlite.settings import SqliteSettings
@@ -350,6 +351,7 @@ class SqliteEngine:
         Begin with what may have been removed by others.
         """
         self._look_for_loss()
+        self._forget_gone()
         for segment in self._catalog.segments[:-1]:
             if not segment.is_final:
                 self._finish(segment)
@@ -379,6 +381,20 @@ class SqliteEngine:
         if newest is not None and (path := missing_file(newest)):
             why = f"{path} was removed or replaced while it was open"
             self._writer.do(lambda: self._leave(newest, why))
+
+    def _forget_gone(self) -> None:
+        """Forget old segments whose files somebody has removed: their messages are a gap then.
+
+        Not while the newest one is missing too: the whole directory may come back.
+        """
+        segments = self._catalog.segments
+        if not segments or missing_file(segments[-1]):
+            return
+        for segment in segments[:-1]:
+            if is_gone(segment.path):
+                log.error("journal file is gone file=%s; its messages are a gap", segment.path)
+                self._catalog.remove(segment)
+                self._segment_readers.forget(segment)
 
     def _leave(self, newest: Segment, why: str) -> None:
         """Leave the newest segment, and forget all whose files are gone. Called by the writer."""

@@ -241,7 +241,13 @@ class SegmentReaders:
                 if run.first + run.count - 1 <= after:
                     # The last run of the table, while those behind it are not in it yet.
                     continue
-                for message in run.messages(after):
+                messages = run.messages(after)
+                # The lines before them, and all line feeds, are reckoned too.
+                if len(run.lines) <= room_bytes and len(found) + len(messages) < max_messages:
+                    room_bytes -= len(run.lines)
+                    found += messages
+                    continue
+                for message in messages:
                     room_bytes -= len(message.line)
                     if found and room_bytes < 0:
                         return found

@@ -188,6 +188,17 @@ def _inode_of(path: str) -> int:
         return 0
 
 
+def is_gone(path: str) -> bool:
+    """Return whether there is no file of this name; false where the disk does not say it."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def missing_file(segment: Segment) -> str:
     """Return a file of ``segment`` that another one, or none, has taken the place of; or nothing.
 

@@ -146,6 +146,8 @@ class Writer:
         # The position that the next record gets, and the last record's digest; empty without one.
         self._next = 1
         self._last_digest = ""
+        # The record that is to be digested for it, when a new segment asks; empty without one.
+        self._last_record = b""
         # Bytes of the segment's file when it was opened, and of what was appended since.
         self._size_bytes = 0
         # Pages in the WAL, as the last commit said; how many there may be before it is copied; and
@@ -194,7 +196,7 @@ class Writer:
             digest: its last record's.
         """
         self.stamp = stamp
-        self._last_digest = digest
+        self._last_digest, self._last_record = digest, b""
         self._next = segment.last_position + 1
         self._use(segment, connection)
 
@@ -206,7 +208,7 @@ class Writer:
             OSError: the same.
         """
         self._next = max(self._next, after_position + 1)
-        self._last_digest = digest
+        self._last_digest, self._last_record = digest, b""
         stamp = new_stamp()
         # It stands on the disk before any record is accepted with it, and no record is accepted
         # with the old one any more.
@@ -252,7 +254,7 @@ class Writer:
             number=max([self._newest, *numbers]) + 1,
             stamp=self.stamp,
             after_position=self._next - 1,
-            after_digest=self._last_digest,
+            after_digest=digest_of(self._last_record) if self._last_record else self._last_digest,
             begins_stamp=begins_stamp,
             made_us=self._wall_us(),
         )
@@ -410,7 +412,7 @@ class Writer:
         add_pending(segment, all_rows)
         self._pending += len(all_rows)
         self._next = position
-        self._last_digest = digest_of(appends[-1].record)
+        self._last_record = appends[-1].record
         self._size_bytes += size_bytes
         segment.oldest_us = segment.oldest_us or newest_us
         segment.newest_us = newest_us
