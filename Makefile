@@ -32,7 +32,7 @@ NODE_TOOLS := tests/javascript
 NODE_READY := $(NODE_TOOLS)/node_modules/.package-lock.json
 
 .PHONY: help run test lint types check fmt bench mutants completions browser node proxies prometheus redis \
-  dist lock image-test clean
+  systemd dist lock image-test clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
@@ -44,7 +44,7 @@ run: $(RUN_READY) ## Start the daemon with its defaults
 # All tests run in two processes, each module in one of them: many tests wait more than they work.
 IN_TWO := -n 2 --dist loadfile
 
-test: $(DEV_READY) browser node proxies prometheus redis ## Run the tests
+test: $(DEV_READY) browser node proxies prometheus redis systemd ## Run the tests
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(IN_TWO))
 
 # The JavaScript client is tested in it. Who may install it gets it; without it those tests are
@@ -80,6 +80,14 @@ prometheus: ## Install Prometheus for the tests, where nothing starts it
 # The same of Redis and its Sentinels, in which several nodes have their journal.
 redis: ## Install Redis for the tests, where nothing starts it
 	@$(call install_servers,redis-server redis-sentinel,The tests with Redis)
+
+# A systemd that is booted in a container, to run the units. Root alone may do that.
+systemd: ## Install systemd for the tests of the units, where nothing is started by it
+	@command -v systemd-nspawn >/dev/null && [ -x /lib/systemd/systemd ] && exit 0; \
+	if [ -n "$$CI" ] || [ ! -d /run/systemd/system ]; then \
+	  { $(call apt_install,systemd systemd-sysv dbus systemd-container); } && exit 0; \
+	fi; \
+	echo "The tests of the units can't run without: systemd-nspawn" >&2
 
 lint: $(DEV_READY) ## Check style and formatting
 	@$(BIN)/ruff check $(SOURCES)

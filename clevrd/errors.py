@@ -364,3 +364,12 @@ class CannotStart(ClevrdError):
     exit_code: ClassVar[int] = 69  # EX_UNAVAILABLE of sysexits.h
 
     code = "cannot_start"
+
+
+class NotAllowedHere(CannotStart):
+    """The machine refuses for good, until somebody changes it: no permission, no such directory.
+
+    A supervisor need not try again, as it may where a port is in use.
+    """
+
+    exit_code: ClassVar[int] = 77  # EX_NOPERM of sysexits.h

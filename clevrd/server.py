@@ -16,8 +16,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -83,6 +83,8 @@ from clevrd.refusals import Refusals
 from clevrd.restart.directory import StateDir
 from clevrd.scheduling.beside_loop import in_daemon_thread
 from clevrd.scheduling.timers import Timers
+from clevrd.service.given_sockets import GivenSockets, given_sockets
+from clevrd.service.manager import STATUS_EVERY_S, ServiceManager
 from clevrd.tenants import DEFAULT_TENANT
 from clevrd.tenants.from_settings import AuthenticatorMaker, Surroundings, access_of, folder_of
 from clevrd.tenants.origin_rule import OriginRule
@@ -118,7 +120,13 @@ SAVE_FINISH_S: Final = 1.0
 # (systemd/clevrd.service).
 SAVE_GRACE_S: Final = 5.0
 
+NO_SOCKETS: Final = GivenSockets()
+
 _POLL_S: Final = 0.02
+# The time that systemd is asked to wait for a stop, beyond the one that the daemon takes at most,
+# and for a stop of a daemon that has not served yet.
+_STOP_BEYOND_S: Final = 5.0
+_STOP_BEFORE_SERVING_S: Final = 5.0
 # How long connections that have nothing left to receive get to close.
 _CUT_TIMEOUT_S: Final = 0.1
 
@@ -138,6 +146,7 @@ class Server:
         file: str = "",
         stats: Stats | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
+        given: GivenSockets = NO_SOCKETS,
     ) -> None:
         """Build the parts.
 
@@ -148,6 +157,7 @@ class Server:
             journal: where messages are kept; None for what the plain setting says.
             sources: where each setting's value comes from, for operators.
             file: the configuration file, for operators.
+            given: sockets that listen already; without any the addresses of the settings count.
 
         Raises:
             ConfigError: one of these files can't be used.
@@ -292,6 +302,7 @@ class Server:
             make_protocol,
             self._loop,
             is_secure=tls.is_on,
+            given=given.clients,
         )
         # None without an address for operators.
         self._admin: AdminListener | None = None
@@ -320,7 +331,12 @@ class Server:
                 self.client_addresses,
                 config,
                 self._loop,
+                given.operators,
             )
+        elif given.operators:
+            log.warning("sockets for operators not taken hint=%r", "set admin_address, too")
+            for unused in given.operators:
+                unused.close()
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)
         self._state = StateDir(config.state_dir, self._loop.time) if config.state_dir else None
 
@@ -345,9 +361,26 @@ class Server:
         return self._listeners.urls
 
     @property
+    def are_sockets_given(self) -> bool:
+        """Whether the sockets for clients were handed over."""
+        return self._listeners.are_given
+
+    @property
     def admin_addresses(self) -> list[str]:
         """Base URLs of the sockets for operators."""
         return [] if self._admin is None else self._admin.listeners.urls
+
+    def sentence(self) -> str:
+        """Return in one sentence what the daemon does now, for `systemctl status`."""
+        trouble = ""
+        if (journal := self.hub.journal) is not None and not journal.node.is_well:
+            trouble = " The journal takes no messages."
+        elif self.hub.is_throttling():
+            trouble = " Publishers are throttled."
+        return (
+            f"Serving {' '.join(self.addresses)}: {self.hub.subscribers} subscribers,"
+            f" {len(self.hub.topics)} topics.{trouble}"
+        )
 
     def is_ready(self) -> bool:
         """Whether the daemon serves its clients: started, listening and not draining."""
@@ -751,16 +784,38 @@ def run(loaded: Loaded, load: Callable[[], Loaded]) -> int:
         ConfigError: the configuration is wrong.
         CannotStart: the address can't be listened on, or aiohttp lacks its C parser.
     """
+    # The descriptors that are handed over are looked at before others are opened.
+    given = given_sockets(os.environ, os.getpid())
     access = access_of(loaded)
     logs.log_what_python_says()
     faulthandler.enable()
     _check_parser()
     raise_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(loaded, access, load))
+        return runner.run(_serve_and_tell(loaded, access, load, given))
 
 
-async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> int:
+async def _serve_and_tell(
+    loaded: Loaded, access: Access, load: Callable[[], Loaded], given: GivenSockets
+) -> int:
+    """Serve until a signal, and tell systemd about it, also why the daemon can't."""
+    service = ServiceManager.from_environ(os.environ, os.getpid(), asyncio.get_running_loop())
+    try:
+        return await _serve(loaded, access, load, given, service)
+    except (CannotStart, ConfigError) as error:
+        service.status(str(error))
+        raise
+    finally:
+        service.close()
+
+
+async def _serve(
+    loaded: Loaded,
+    access: Access,
+    load: Callable[[], Loaded],
+    given: GivenSockets,
+    service: ServiceManager,
+) -> int:
     loop = asyncio.get_running_loop()
     # Without a file there is nothing to read again, and SIGHUP stops the daemon.
     tls = tls_of(loaded)
@@ -772,6 +827,7 @@ async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> 
         journal=journal_of(loaded),
         sources=loaded.sources,
         file=loaded.path,
+        given=given,
     )
     reloading = Reloading(
         server.access,
@@ -781,24 +837,50 @@ async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> 
         server.reading,
         server.hub.tasks,
         server.hub.counters,
+        service,
     )
     loop.set_exception_handler(server.on_loop_error)
     # The thresholds are set before `prepare`: with CPython's own, 100,000 restored topics would be
     # scanned again and again.
     gc.set_threshold(*GC_THRESHOLDS)
-    if not await _unless(signals.stopping, server.prepare()):
+    with service.extending("Starting: what was saved is read."):
+        is_prepared = await _unless(signals.stopping, server.prepare())
+        if is_prepared:
+            await server.serve()
+    if not is_prepared:
+        service.stopping(_STOP_BEFORE_SERVING_S)
         server.abandon()
         log.info("stopped before it served; what was saved is as it was")
     else:
-        await server.serve()
         _quiet_collector()
         _greet(server, access)
         signals.on_reload = reloading.begin
-        await signals.stopping.wait()
-        await server.stop()
-        log.info("stopped")
+        with _telling_status(server, service):
+            await signals.stopping.wait()
+        await _stop(server, service)
     signals.finish(0)
     return 0
+
+
+@contextmanager
+def _telling_status(server: Server, service: ServiceManager) -> Iterator[None]:
+    """Say that the daemon is ready, and then now and then what it does."""
+    service.ready(server.sentence())
+    timers = Timers(asyncio.get_running_loop(), server.hub.counters.count_background_error)
+    if service.is_told:
+        timers.every(STATUS_EVERY_S, lambda: service.status(server.sentence()))
+    try:
+        yield
+    finally:
+        timers.stop()
+
+
+async def _stop(server: Server, service: ServiceManager) -> None:
+    within_s = server.config.shutdown_timeout_s + SAVE_GRACE_S + _STOP_BEYOND_S
+    service.stopping(within_s)
+    with service.extending("Stopping: readers are sent away, topics are saved.", within_s):
+        await server.stop()
+    log.info("stopped")
 
 
 async def _unless(stopping: asyncio.Event, preparing: Coroutine[Any, Any, None]) -> bool:
@@ -818,10 +900,14 @@ async def _unless(stopping: asyncio.Event, preparing: Coroutine[Any, Any, None])
 def _greet(server: Server, access: Access) -> None:
     for url in server.addresses:
         log.info("listening version=%s address=%s pid=%d", __version__, url, os.getpid())
-    url = server.addresses[0]
-    command = _own_command()
-    log.info("try subscribe:  %s subscribe demo --url %s", command, url)
-    log.info("try publish:    %s publish demo '{\"hello\":1}' --url %s", command, url)
+    if server.are_sockets_given:
+        log.info("sockets are from systemd; the setting address does not count")
+    has_terminal = os.isatty(logs.STDERR)
+    if has_terminal:
+        url = server.addresses[0]
+        command = _own_command()
+        log.info("try subscribe:  %s subscribe demo --url %s", command, url)
+        log.info("try publish:    %s publish demo '{\"hello\":1}' --url %s", command, url)
     for admin_url in server.admin_addresses:
         log.info("for operators address=%s", admin_url)
     if server.is_operated_from_afar():
@@ -831,7 +917,8 @@ def _greet(server: Server, access: Access) -> None:
             "keep it on a private network",
         )
     reached = [*server.admin_addresses, *server.addresses]
-    if urls := [each for each in reached if not each.startswith("unix:")]:
+    urls = [each for each in reached if not each.startswith("unix:")]
+    if has_terminal and urls:
         log.info("try look:       curl %s/metrics", urls[0])
     if access.auth.mode == "open":
         if server.is_reached_from_afar():
