@@ -346,8 +346,8 @@ class TopicLimit(Unavailable):
 class ShuttingDown(Unavailable):
     """The daemon drains: work begun before is finished, and new work is refused."""
 
-    def __init__(self) -> None:
-        super().__init__("The daemon is shutting down; come back in a moment.")
+    def __init__(self, retry_after_s: float = 1.0) -> None:
+        super().__init__("The daemon is shutting down; come back in a moment.", retry_after_s)
 
 
 class ConfigError(ClevrdError):

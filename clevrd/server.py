@@ -1,8 +1,9 @@
 """Composition root: builds the parts, serves, and stops in order. The only module that knows all.
 
 A daemon's life: take the address -> read the state -> remove the state file -> serve (SIGHUP reads
-the rules of access again) -> (SIGINT or SIGTERM) -> stop accepting -> finish requests -> let
-readers catch up -> close WebSockets with 1012 -> stop background work -> save the state -> exit. A
+the rules of access again) -> (SIGINT or SIGTERM) -> take no new readers, and send those away that
+have everything -> stop accepting -> finish requests -> let readers catch up -> close WebSockets
+with 1012, at a pace -> stop background work -> save the state -> exit. A
 second signal ends the process at once. A stop before the state file is removed leaves the file as
 it was; a stop after that saves a new one.
 """
@@ -38,8 +39,10 @@ from clevrd.aiohttp_front.front import AiohttpFront
 from clevrd.client_addresses import TrustedProxies
 from clevrd.config import Config, Loaded
 from clevrd.config_view import ConfigInForce
+from clevrd.connections.departures import pace_s
 from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
+from clevrd.core.patterns import REST
 from clevrd.daemon_signals import DaemonSignals
 from clevrd.descriptors import connections_allowed, raise_limit
 from clevrd.errors import (
@@ -188,7 +191,7 @@ class Server:
             Surroundings(wall_s, self._loop.time, self.hub.tasks.spawn, self._keys_changed)
         )
         authenticator = maker.make(access, folder)
-        gate = Gate(authenticator, lambda: self.hub.is_draining, wall_s)
+        gate = Gate(authenticator, lambda: self.hub.is_draining, wall_s, self.hub.shutting_down)
         allowed = read_allowed_origins(config.allowed_origins, access.auth.allowed_origins)
         origins = OriginRule(allowed, self._loop.time)
         pages = PageCheck(origins, self.client_addresses.asked_for)
@@ -203,6 +206,7 @@ class Server:
             self.hub.connection_counts,
             pages,
             wall_s,
+            self.hub.arrivals,
         )
         self._polls = Polls(self.hub, self._loop)
         # Reads the files that a reload needs.
@@ -337,6 +341,8 @@ class Server:
             log.warning("sockets for operators not taken hint=%r", "set admin_address, too")
             for unused in given.operators:
                 unused.close()
+        # A journal has every topic.
+        self._keeps_all_topics = journal.is_on and REST in journal.topics
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)
         self._state = StateDir(config.state_dir, self._loop.time) if config.state_dir else None
 
@@ -560,9 +566,26 @@ class Server:
 
     async def stop(self) -> None:
         """Stop in order, within `shutdown_timeout_s`; acknowledged messages reach their readers."""
-        end_s = self._loop.time() + self.config.shutdown_timeout_s
+        now_s = self._loop.time()
+        end_s = now_s + self.config.shutdown_timeout_s
         deadline_s = end_s - self._saving_takes_s()
-        self.hub.is_draining = True
+        # The answers to the last goodbyes have their time within the deadline.
+        drained_by_s = min(now_s + self.config.drain_s, deadline_s - CLOSE_ALL_TIMEOUT_S)
+        over_s = pace_s(len(self.connections), drained_by_s - now_s)
+        serves_publishers = over_s > 0 and self._keeps_what_is_published()
+        back_at_s = now_s + over_s if self._is_alone() else now_s
+        self.hub.begin_drain(back_at_s, serves_publishers=serves_publishers)
+        if count := len(self.connections):
+            log.info(
+                "draining connections=%d over_s=%.1f publishers_served=%s",
+                count,
+                over_s,
+                serves_publishers,
+            )
+        if serves_publishers:
+            await self._take_step(self._polls.end_all)
+            await self._take_step(lambda: self._send_away(over_s))
+            self.hub.refuse_publishers()
         for step in (
             self._timers.stop,
             self._close_listeners,
@@ -570,7 +593,7 @@ class Server:
             self._polls.end_all,
             lambda: self._finish_requests(deadline_s),
             lambda: self.hub.drain(deadline_s),
-            lambda: self._close_connections(deadline_s),
+            lambda: self._close_connections(deadline_s, drained_by_s),
             lambda: self._close_http(deadline_s),
             self._stop_tls,
             self._end_admin,
@@ -609,9 +632,29 @@ class Server:
             self.hub.counters.count_background_error()
             log.exception("a step of the stop failed; the others are taken all the same")
 
-    async def _close_connections(self, deadline_s: float) -> None:
-        timeout_s = min(CLOSE_ALL_TIMEOUT_S, max(_CUT_TIMEOUT_S, deadline_s - self._loop.time()))
-        await self.connections.close_all(RESTARTING, "restarting", timeout_s)
+    async def _send_away(self, over_s: float) -> None:
+        """Close the readers that have everything, while publishers and the others go on."""
+        left = await self.connections.send_away(
+            RESTARTING, "restarting", over_s, is_alone=self._is_alone()
+        )
+        log.info("readers sent away count=%d", left)
+
+    async def _close_connections(self, deadline_s: float, drained_by_s: float) -> None:
+        now_s = self._loop.time()
+        over_s = pace_s(len(self.connections), drained_by_s - now_s)
+        timeout_s = min(CLOSE_ALL_TIMEOUT_S, max(_CUT_TIMEOUT_S, deadline_s - over_s - now_s))
+        await self.connections.close_all(
+            RESTARTING, "restarting", timeout_s, over_s=over_s, is_alone=self._is_alone()
+        )
+
+    def _keeps_what_is_published(self) -> bool:
+        """Whether what is accepted now is there for readers that come back after the stop."""
+        return self._keeps_all_topics or (self._state is not None and self._state.is_open)
+
+    def _is_alone(self) -> bool:
+        """Whether no other daemon has this one's topics, so that nobody can go on elsewhere."""
+        journal = self.hub.journal
+        return journal is None or not journal.engine.is_shared
 
     async def crash(self) -> None:
         """End at once, as a killed process does: no close frames, no flush; for `testing`."""

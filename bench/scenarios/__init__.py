@@ -3,6 +3,7 @@
 from bench.scenarios import (
     attacks,
     connect,
+    drain,
     fanout,
     floor,
     journal,
@@ -23,6 +24,7 @@ from bench.scenarios import (
 __all__ = [
     "attacks",
     "connect",
+    "drain",
     "fanout",
     "floor",
     "journal",
