@@ -1,8 +1,9 @@
-"""Readers that are sent away by a daemon and come back to the next one, and a publisher.
+"""Readers that are sent away by a daemon and come back to the next one.
 
 Made of bytes on asyncio, in one process: they do what docs/wire.md asks of a client, and no more.
-Prints a line when all are in, and one JSON object when all are back and have all that was
-acknowledged, or after a time limit: what is missing, and how many left and came in each 100 ms.
+Prints a line when all are in, and one when all are back. Then it reads the offset that was
+acknowledged last, and prints one JSON object when all have that, or after a time limit: what is
+missing, and how many left and came in each 100 ms.
 """
 
 import argparse
@@ -128,54 +129,6 @@ class Reader:
             self.offset = told["offset"]
 
 
-class Publisher:
-    """Publishes at a rate over one connection, and again what is refused or not answered."""
-
-    def __init__(self, port: int, rate: float) -> None:
-        self._port = port
-        self._rate = rate
-        self.acknowledged = 0
-        self.refused = 0
-        self.longest_gap_s = 0.0
-        self._last_s = 0.0
-
-    async def run(self) -> None:
-        """Publish for ever."""
-        body = b'{"topic":"t","data":"' + b"x" * 100 + b'"}'
-        head = b"POST /publish HTTP/1.1\r\nHost: bench\r\nContent-Length: %d\r\n\r\n" % len(body)
-        while True:
-            try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-            except OSError:
-                await asyncio.sleep(0.05)
-                continue
-            try:
-                while await self._publish(reader, writer, head + body):  # noqa: ASYNC110 - a rate
-                    await asyncio.sleep(1 / self._rate)
-            except (OSError, asyncio.IncompleteReadError):
-                await asyncio.sleep(0.05)
-            finally:
-                writer.close()
-
-    async def _publish(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
-    ) -> bool:
-        writer.write(request)
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        size = int(head.partition(b"content-length: ")[2].partition(b"\r")[0])
-        answer = json.loads(await reader.readexactly(size))
-        if not answer["success"]:
-            self.refused += 1
-            await asyncio.sleep(0.1)
-            return False
-        now_s = time.monotonic()
-        if self._last_s:
-            self.longest_gap_s = max(self.longest_gap_s, now_s - self._last_s)
-        self._last_s = now_s
-        self.acknowledged = answer["offset"]
-        return True
-
-
 def busiest(counts: Counter[int]) -> int:
     """Return the most of any 100 ms."""
     return max(counts.values(), default=0)
@@ -187,26 +140,22 @@ async def until(claim: Callable[[], bool], end_s: float) -> None:
         await asyncio.sleep(BUCKET_S)
 
 
-async def measure(port: int, count: int, rate: float, limit_s: float) -> dict[str, Any]:
+async def measure(port: int, count: int, limit_s: float) -> dict[str, Any]:
     """Connect the readers, wait until each has come back, and return what was seen."""
     tally = Tally()
     readers = [Reader(port, tally) for _ in range(count)]
-    publisher = Publisher(port, rate)
     tasks = []
     for at in range(0, count, AT_ONCE):
         some = readers[at : at + AT_ONCE]
         tasks += [asyncio.create_task(reader.run()) for reader in some]
         await asyncio.gather(*(reader.is_in.wait() for reader in some))
-    tasks.append(asyncio.create_task(publisher.run()))
-    await asyncio.sleep(1.0)
     for counts in (tally.asked, tally.came):
         counts.clear()
-    sys.stdout.write("all are in\n")
-    sys.stdout.flush()
+    say("all are in")
     end_s = time.monotonic() + limit_s
     await until(lambda: all(reader.times_in >= 2 for reader in readers), end_s)
-    tasks.pop().cancel()
-    upto = publisher.acknowledged
+    say("all are back")
+    upto = int(await asyncio.to_thread(sys.stdin.readline))
     await until(lambda: all(reader.offset >= upto for reader in readers), end_s)
     for task in tasks:
         task.cancel()
@@ -220,10 +169,13 @@ async def measure(port: int, count: int, rate: float, limit_s: float) -> dict[st
         "came_in_100_ms": busiest(tally.came),
         "asked": sum(tally.asked.values()),
         "seconds": (max(tally.came) - min(tally.left)) * BUCKET_S if tally.came else limit_s,
-        "refused": publisher.refused,
-        "publish_gap_s": publisher.longest_gap_s,
-        "acknowledged": upto,
     }
+
+
+def say(line: str) -> None:
+    """Print a line, and have it read."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -231,11 +183,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--readers", type=int, default=10_000)
-    parser.add_argument("--rate", type=float, default=1.0)
     parser.add_argument("--limit", type=float, default=60.0)
     options = parser.parse_args()
-    seen = uvloop.run(measure(options.port, options.readers, options.rate, options.limit))
-    sys.stdout.write(json.dumps(seen) + "\n")
+    seen = uvloop.run(measure(options.port, options.readers, options.limit))
+    say(json.dumps(seen))
 
 
 if __name__ == "__main__":

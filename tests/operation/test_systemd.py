@@ -70,7 +70,9 @@ import json, os, subprocess
 ran = {}
 for folder, below, _ in os.walk("/"):
     if folder == "/":
-        below[:] = set(below) - {"proc", "sys"}
+        below[:] = set(below) - {"proc", "sys", "usr"}
+    if folder.count("/") > 3:
+        below.clear()
     path = f"{folder}/planted-{os.getpid()}"
     try:
         with open(path, "w") as program:
@@ -191,6 +193,7 @@ def test_service_starts_serves_and_goes_on_after_a_restart(machine: Machine) -> 
 @pytest.mark.timeout(120)
 def test_start_that_fails_says_so_and_why(machine: Machine) -> None:
     """What can't heal is tried once, a taken port until it is free; each has a line of an error."""
+    drop_in(machine, "[Service]\nRestartSec=100ms\n")
     machine.write(CONFIG, "ring_messages = -5\n")
     wrong = machine.run("systemctl", "start", SERVICE, check=False)
     wrong_state = machine.property("ActiveState"), machine.property("ExecMainStatus")
@@ -223,7 +226,7 @@ def test_start_that_fails_says_so_and_why(machine: Machine) -> None:
 @pytest.mark.timeout(120)
 def test_daemon_that_is_killed_or_hangs_is_started_again(machine: Machine) -> None:
     """A kill is no stop in order, and neither is a loop that stands still."""
-    drop_in(machine, "[Service]\nWatchdogSec=3\nTimeoutAbortSec=1\n")
+    drop_in(machine, "[Service]\nWatchdogSec=3\nTimeoutAbortSec=1\nRestartSec=100ms\n")
     machine.run("systemctl", "start", SERVICE)
 
     machine.run("systemctl", "kill", "-s", "KILL", SERVICE)

@@ -29,7 +29,7 @@ PYTHON = Path("/usr/bin/python3")
 TOOLS = ("systemd-nspawn", "nsenter", "unshare", "setpriv", "mount")
 UNITS = ("clevrd.service", "clevrd.socket")
 BOOT_S = 30.0
-COMMAND_S = 20.0
+COMMAND_S = 40.0
 # Where commands are looked for inside.
 PATH = "/opt/clevrd/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
