@@ -83,9 +83,10 @@ redis: ## Install Redis for the tests, where nothing starts it
 
 # A systemd that is booted in a container, to run the units. Root alone may do that.
 systemd: ## Install systemd for the tests of the units, where nothing is started by it
-	@command -v systemd-nspawn >/dev/null && [ -x /lib/systemd/systemd ] && exit 0; \
+	@command -v systemd-nspawn >/dev/null && [ -x /lib/systemd/systemd ] && [ -x /usr/bin/python3 ] \
+	  && exit 0; \
 	if [ -n "$$CI" ] || [ ! -d /run/systemd/system ]; then \
-	  { $(call apt_install,systemd systemd-sysv dbus systemd-container); } && exit 0; \
+	  { $(call apt_install,systemd systemd-sysv dbus systemd-container python3); } && exit 0; \
 	fi; \
 	echo "The tests of the units can't run without: systemd-nspawn" >&2
 

@@ -130,6 +130,8 @@ _POLL_S: Final = 0.02
 # and for a stop of a daemon that has not served yet.
 _STOP_BEYOND_S: Final = 5.0
 _STOP_BEFORE_SERVING_S: Final = 5.0
+# How long a client that has just connected has to send its request.
+_NEWCOMERS_S: Final = 0.05
 # How long connections that have nothing left to receive get to close.
 _CUT_TIMEOUT_S: Final = 0.1
 
@@ -589,6 +591,7 @@ class Server:
         for step in (
             self._timers.stop,
             self._close_listeners,
+            self._hear_newcomers,
             self.raw_server.close_idle,
             self._polls.end_all,
             lambda: self._finish_requests(deadline_s),
@@ -604,6 +607,11 @@ class Server:
             lambda: self._save_state(end_s),
         ):
             await self._take_step(step)
+
+    async def _hear_newcomers(self) -> None:
+        """Let clients ask that have connected just now, where a restart is to refuse none."""
+        if self._listeners.are_given:
+            await asyncio.sleep(_NEWCOMERS_S)
 
     def _stop_tls(self) -> None:
         if self._tls is not None:
@@ -897,6 +905,8 @@ async def _serve(
     else:
         _quiet_collector()
         _greet(server, access)
+        if loaded.sources.get("drain_s") != "default":
+            _warn_of_drain(server.config)
         signals.on_reload = reloading.begin
         with _telling_status(server, service):
             await signals.stopping.wait()
@@ -972,6 +982,18 @@ def _greet(server: Server, access: Access) -> None:
             )
         else:
             log.info("open: every program of this machine may publish and subscribe as any tenant")
+
+
+def _warn_of_drain(config: Config) -> None:
+    """Say that a drain which was asked for does not fit into the time of a stop."""
+    fits_s = max(0.0, config.shutdown_timeout_s - CLOSE_ALL_TIMEOUT_S)
+    if config.drain_s > fits_s:
+        log.warning(
+            "drain_s=%g is more than fits into shutdown_timeout_s; taking %g hint=%r",
+            config.drain_s,
+            fits_s,
+            f"raise shutdown_timeout_s to {config.drain_s + CLOSE_ALL_TIMEOUT_S:g} or more",
+        )
 
 
 def _own_command() -> str:

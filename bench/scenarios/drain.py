@@ -18,7 +18,7 @@ from bench.results import Figure, Outcome, Target, at_least, at_most, exactly
 from bench.servers import Kind
 
 READERS = 10_000
-RATE = 2.0
+RATE = 0.5
 STOP_S = 60.0
 LIMIT_S = 90.0
 

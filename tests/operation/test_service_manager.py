@@ -151,6 +151,19 @@ def test_reason_of_a_start_that_fails_is_told(receiver: Receiver) -> None:
     assert all("READY" not in each for each in seen)
 
 
+def test_drain_that_does_not_fit_is_told_at_the_start() -> None:
+    """A stop would be shorter than somebody believes who has set it."""
+    variables = {"CLEVRD_DRAIN_S": "40", "CLEVRD_SHUTDOWN_TIMEOUT_S": "35"}
+    with started(**variables) as process:
+        listening_line(process)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        log = process.stderr.read()
+
+    assert "drain_s=40 is more than fits into shutdown_timeout_s; taking 30" in log
+    assert "raise shutdown_timeout_s to 45 or more" in log
+
+
 @pytest.mark.parametrize(
     ("address", "line"),
     [
@@ -247,7 +260,7 @@ def test_unix_socket_that_is_handed_over_keeps_its_file(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as given:
         given.bind(str(path))
         given.listen()
-        with started(given, LISTEN_FDS="1") as process:
+        with started(given, LISTEN_FDS="1", ADDRESS=f"unix:{path}") as process:
             line, _ = listening_line(process)
             process.send_signal(signal.SIGTERM)
             code = process.wait(20)
