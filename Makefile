@@ -36,7 +36,7 @@ NODE_TOOLS := tests/javascript
 NODE_READY := $(NODE_TOOLS)/node_modules/.package-lock.json
 
 .PHONY: help run test lint types check fmt bench mutants completions browser node proxies prometheus redis kafka \
-  dist lock image-test clean
+  systemd dist lock image-test clean
 .DEFAULT_GOAL := help
 
 help: ## List these targets
@@ -48,7 +48,7 @@ run: $(RUN_READY) ## Start the daemon with its defaults
 # All tests run in two processes, each module in one of them: many tests wait more than they work.
 IN_TWO := -n 2 --dist loadfile
 
-test: $(DEV_READY) browser node proxies prometheus redis kafka ## Run the tests
+test: $(DEV_READY) browser node proxies prometheus redis kafka systemd ## Run the tests
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(IN_TWO))
 
 # The JavaScript client is tested in it. Who may install it gets it; without it those tests are
@@ -96,6 +96,15 @@ kafka: ## Install Kafka for the tests, where Java is or apt-get may
 	    -DincludeScope=runtime -DoutputDirectory=$(CURDIR)/$(KAFKA) >/dev/null \
 	    && touch $(KAFKA_READY) || echo "Maven could not get it, so those tests can't run" >&2; \
 	fi
+
+# A systemd that is booted in a container, to run the units. Root alone may do that.
+systemd: ## Install systemd for the tests of the units, where nothing is started by it
+	@command -v systemd-nspawn >/dev/null && [ -x /lib/systemd/systemd ] && [ -x /usr/bin/python3 ] \
+	  && exit 0; \
+	if [ -n "$$CI" ] || [ ! -d /run/systemd/system ]; then \
+	  { $(call apt_install,systemd systemd-sysv dbus systemd-container python3); } && exit 0; \
+	fi; \
+	echo "The tests of the units can't run without: systemd-nspawn" >&2
 
 lint: $(DEV_READY) ## Check style and formatting
 	@$(BIN)/ruff check $(SOURCES)

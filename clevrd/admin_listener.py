@@ -7,6 +7,8 @@ clients. Its router says what it answers.
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -40,10 +42,12 @@ class AdminListener:
         addresses: AddressLimit,
         config: Config,
         loop: asyncio.AbstractEventLoop,
+        given: Sequence[socket.socket] = (),
     ) -> None:
         """Prepare to listen.
 
         Args:
+            given: sockets that listen already.
             addresses: counts these connections, too, by their peers.
             probes: path -> what answers it also over the limit of connections.
         """
@@ -75,6 +79,7 @@ class AdminListener:
             partial(RawConnection, self._raw),
             loop,
             variable="CLEVRD_ADMIN_ADDRESS",
+            given=given,
         )
 
     @property

@@ -69,8 +69,9 @@ class Admitted:
 class Endpoint(Protocol):
     """The answerer of one method of one path."""
 
-    # Whether it answers also once the daemon drains, as health checks do.
-    serves_while_draining: bool
+    @property
+    def serves_while_draining(self) -> bool:
+        """Whether it answers also once the daemon drains, as health checks do."""
 
     def admit(self, head: Request) -> Admitted:
         """Return who asks and within which limits, by the head alone.
@@ -132,17 +133,20 @@ class Gate:
         authenticator: decides who asks; `change` replaces it.
         is_draining: whether the daemon begins nothing new.
         wall_s: the wall clock, seconds since 1970, by which credentials expire.
+        shutting_down: returns the refusal while it drains.
     """
 
-    __slots__ = ("_authenticator", "_wall_s", "generation", "is_draining")
+    __slots__ = ("_authenticator", "_shutting_down", "_wall_s", "generation", "is_draining")
 
     def __init__(
         self,
         authenticator: Identifies,
         is_draining: Callable[[], bool],
         wall_s: Callable[[], float],
+        shutting_down: Callable[[], ShuttingDown] = ShuttingDown,
     ) -> None:
         self._authenticator = authenticator
+        self._shutting_down = shutting_down
         self.is_draining = is_draining
         self._wall_s = wall_s
         # The number of the meaning that heads have now; it rises in `change`. An `Admitted` that
@@ -174,7 +178,7 @@ class Gate:
     def refuse_if_draining(self, endpoint: Endpoint) -> None:
         """Raise ShuttingDown if the daemon drains and ``endpoint`` begins nothing new then."""
         if self.is_draining() and not endpoint.serves_while_draining:
-            raise ShuttingDown
+            raise self._shutting_down()
 
     def admit(self, endpoint: Endpoint, head: Request) -> Admitted:
         """Return the request as ``endpoint`` takes it.

@@ -294,6 +294,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             description="Seconds that requests and subscribers get to finish at shutdown.",
         ),
     ] = 30.0
+    drain_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=HOUR_S,
+            description="Seconds over which subscribers are sent away at shutdown, at most.",
+        ),
+    ] = 10.0
     state_dir: Annotated[
         str,
         Meta(

@@ -455,8 +455,8 @@ class TopicLimit(Unavailable):
 class ShuttingDown(Unavailable):
     """The daemon drains: work begun before is finished, and new work is refused."""
 
-    def __init__(self) -> None:
-        super().__init__("The daemon is shutting down; come back in a moment.")
+    def __init__(self, retry_after_s: float = 1.0) -> None:
+        super().__init__("The daemon is shutting down; come back in a moment.", retry_after_s)
 
 
 class ConfigError(ClevrdError):
@@ -473,3 +473,12 @@ class CannotStart(ClevrdError):
     exit_code: ClassVar[int] = 69  # EX_UNAVAILABLE of sysexits.h
 
     code = "cannot_start"
+
+
+class NotAllowedHere(CannotStart):
+    """The machine refuses for good, until somebody changes it: no permission, no such directory.
+
+    A supervisor need not try again, as it may where a port is in use.
+    """
+
+    exit_code: ClassVar[int] = 77  # EX_NOPERM of sysexits.h

@@ -11,12 +11,12 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from typing import Final
 
 from clevrd.addresses import TcpAddress, UnixAddress
-from clevrd.errors import CannotStart
+from clevrd.errors import CannotStart, NotAllowedHere
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +37,18 @@ class Listeners:
         *,
         is_secure: bool = False,
         variable: str = "ADDRESS",
+        given: Sequence[socket.socket] = (),
     ) -> None:
-        """Prepare to listen on ``address``.
+        """Prepare to listen on ``address``, or at the sockets that are ``given``.
 
         Args:
             make_protocol: makes the protocol of each connection that is accepted.
             is_secure: it speaks TLS; said in the URLs.
             variable: the setting that the address is from, for error texts.
+            given: sockets that listen already, and go on when this process ends; they are closed
+                here, and their address is the one that counts.
         """
+        self._given = list(given)
         self._scheme = "https" if is_secure else "http"
         self._variable = variable
         self._address = address
@@ -57,6 +61,11 @@ class Listeners:
         self._is_closed = False
 
     @property
+    def are_given(self) -> bool:
+        """Whether the sockets are somebody else's, who keeps connections that wait in them."""
+        return bool(self._given)
+
+    @property
     def urls(self) -> list[str]:
         """URLs of the listening sockets, without a path."""
         return [_url_of(bound, self._scheme) for bound, _ in self._servers]
@@ -64,7 +73,7 @@ class Listeners:
     @property
     def count(self) -> int:
         """Number of sockets, whether they accept connections yet or not."""
-        return len(self._bound) + len(self._servers)
+        return len(self._bound) + len(self._servers) + len(self._given)
 
     def is_beyond_loopback(self) -> bool:
         """Whether a socket listens on an address that other machines may reach."""
@@ -88,10 +97,13 @@ class Listeners:
         Raises:
             CannotStart: the address can't be listened on; no socket is left open.
         """
-        self._bound = await open_sockets(
-            self._address, self._send_buffer_bytes, self._loop, self._variable
-        )
-        self._pin_port(self._bound)
+        if self._given:
+            self._bound = self._copies_of_given()
+        else:
+            self._bound = await open_sockets(
+                self._address, self._send_buffer_bytes, self._loop, self._variable
+            )
+            self._pin_port(self._bound)
         for bound in self._bound:
             bound.listen(BACKLOG)
 
@@ -114,7 +126,8 @@ class Listeners:
         """
         if self._is_closed or self.is_listening():
             return False
-        log.error("listener died address=%s; opening it again", _text_of(self._address))
+        address = "of systemd" if self._given else _text_of(self._address)
+        log.error("listener died address=%s; opening it again", address)
         for _, server in self._servers:
             server.close()
         await self.open()
@@ -126,14 +139,34 @@ class Listeners:
     def close(self) -> None:
         """Close the sockets, and remove a Unix socket's file."""
         self._is_closed = True
-        is_ours = bool(self._servers or self._bound)
+        is_ours = bool(self._servers or self._bound) and not self._given
         for _, server in self._servers:
             server.close()
         for bound in self._bound:
             bound.close()
+        for each in self._given:
+            each.close()
         self._servers, self._bound = [], []
         if is_ours and isinstance(self._address, UnixAddress):
             _remove_socket(self._address.path)
+
+    def _copies_of_given(self) -> list[socket.socket]:
+        """Return descriptors of the given sockets, which stay here for a later opening.
+
+        Raises:
+            CannotStart: there is no descriptor left.
+        """
+        copies: list[socket.socket] = []
+        try:
+            copies.extend(each.dup() for each in self._given)
+        except OSError as error:
+            for copy in copies:
+                copy.close()
+            raise CannotStart(f"Can't listen on a socket of systemd: {_reason(error)}.") from error
+        for copy in copies:
+            copy.setblocking(False)
+            _bound_send_buffer(copy, self._send_buffer_bytes)
+        return copies
 
     def _pin_port(self, sockets: list[socket.socket]) -> None:
         """Keep the port that the kernel chose, for the next opening."""
@@ -178,14 +211,21 @@ async def open_sockets(
             return [_unix_socket(address.path)]
         sockets = await _tcp_sockets(address, loop)
     except OSError as error:
-        raise CannotStart(_why_not(address, error, variable)) from error
+        refusal = NotAllowedHere if error.errno == errno.EACCES else CannotStart
+        raise refusal(_why_not(address, error, variable)) from error
     for each in sockets:
-        if send_buffer_bytes:
-            # A kernel buffer hides a dead reader: at its default limit of 4 MiB the kernel
-            # swallowed ten times as many messages before the first sign of one, at no gain in
-            # throughput.
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+        _bound_send_buffer(each, send_buffer_bytes)
     return sockets
+
+
+def _bound_send_buffer(listening: socket.socket, send_buffer_bytes: int) -> None:
+    """Bound what the kernel buffers for each TCP connection that ``listening`` accepts.
+
+    A kernel buffer hides a dead reader: at its default limit of 4 MiB the kernel swallowed ten
+    times as many messages before the first sign of one, at no gain in throughput.
+    """
+    if send_buffer_bytes and listening.family != socket.AF_UNIX:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
 
 
 async def _tcp_sockets(address: TcpAddress, loop: asyncio.AbstractEventLoop) -> list[socket.socket]:

@@ -281,7 +281,14 @@ def is_journal(environ: Mapping[str, str]) -> bool:
 # --- what commands say ---------------------------------------------------------------------------
 
 
-def say(text: str) -> None:
-    """Write each line of ``text`` to standard error, with the program's name in front."""
+def say(text: str, *, is_failure: bool = False) -> None:
+    """Write each line of ``text`` to standard error, with the program's name in front.
+
+    Args:
+        is_failure: journald is told that it is an error.
+    """
+    start = ""
+    if is_failure and is_journal(os.environ):
+        start = f"<{_SEVERITIES[logging.ERROR]}>"
     for line in text.split("\n"):
-        stderr.put(f"clevrd: {line.translate(ESCAPES)}")
+        stderr.put(f"{start}clevrd: {line.translate(ESCAPES)}")

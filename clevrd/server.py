@@ -1,8 +1,9 @@
 """Composition root: builds the parts, serves, and stops in order. The only module that knows all.
 
 A daemon's life: take the address -> read the state -> remove the state file -> serve (SIGHUP reads
-the rules of access again) -> (SIGINT or SIGTERM) -> stop accepting -> finish requests -> let
-readers catch up -> close WebSockets with 1012 -> stop background work -> save the state -> exit. A
+the rules of access again) -> (SIGINT or SIGTERM) -> take no new readers, and send those away that
+have everything -> stop accepting -> finish requests -> let readers catch up -> close WebSockets
+with 1012, at a pace -> stop background work -> save the state -> exit. A
 second signal ends the process at once. A stop before the state file is removed leaves the file as
 it was; a stop after that saves a new one.
 """
@@ -16,8 +17,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -38,8 +39,10 @@ from clevrd.aiohttp_front.front import AiohttpFront
 from clevrd.client_addresses import AskedFor, TrustedProxies
 from clevrd.config import Config, Loaded
 from clevrd.config_view import ConfigInForce
+from clevrd.connections.departures import pace_s
 from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
+from clevrd.core.patterns import REST
 from clevrd.daemon_signals import EXIT_FORCED, DaemonSignals, exit_at_once
 from clevrd.descriptors import connections_allowed, raise_limit
 from clevrd.errors import (
@@ -92,6 +95,8 @@ from clevrd.refusals import Refusals
 from clevrd.restart.directory import StateDir
 from clevrd.scheduling.beside_loop import in_daemon_thread
 from clevrd.scheduling.timers import Timers
+from clevrd.service.given_sockets import GivenSockets, given_sockets
+from clevrd.service.manager import STATUS_EVERY_S, ServiceManager
 from clevrd.sources.settings import SourceEntry, sources_of
 from clevrd.sources.sources import DESCRIPTORS as SOURCE_DESCRIPTORS
 from clevrd.sources.sources import Sources
@@ -130,7 +135,15 @@ SAVE_FINISH_S: Final = 1.0
 # (systemd/clevrd.service).
 SAVE_GRACE_S: Final = 5.0
 
+NO_SOCKETS: Final = GivenSockets()
+
 _POLL_S: Final = 0.02
+# The time that systemd is asked to wait for a stop, beyond the one that the daemon takes at most,
+# and for a stop of a daemon that has not served yet.
+_STOP_BEYOND_S: Final = 5.0
+_STOP_BEFORE_SERVING_S: Final = 5.0
+# How long a client that has just connected has to send its request.
+_NEWCOMERS_S: Final = 0.05
 # How long connections that have nothing left to receive get to close.
 _CUT_TIMEOUT_S: Final = 0.1
 # How long the journal may take to close at least, whatever the stop has taken before.
@@ -153,6 +166,7 @@ class Server:
         file: str = "",
         stats: Stats | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
+        given: GivenSockets = NO_SOCKETS,
     ) -> None:
         """Build the parts.
 
@@ -164,6 +178,7 @@ class Server:
             read: streams whose records are taken into topics.
             sources: where each setting's value comes from, for operators.
             file: the configuration file, for operators.
+            given: sockets that listen already; without any the addresses of the settings count.
 
         Raises:
             ConfigError: one of these files can't be used.
@@ -198,7 +213,7 @@ class Server:
             Surroundings(wall_s, self._loop.time, self.hub.tasks.spawn, self._keys_changed)
         )
         authenticator = maker.make(access, folder)
-        gate = Gate(authenticator, lambda: self.hub.is_draining, wall_s)
+        gate = Gate(authenticator, lambda: self.hub.is_draining, wall_s, self.hub.shutting_down)
         allowed = read_allowed_origins(config.allowed_origins, access.auth.allowed_origins)
         origins = OriginRule(allowed, self._loop.time)
         pages = PageCheck(origins, self.client_addresses.asked_for)
@@ -214,6 +229,7 @@ class Server:
             pages,
             self.hub.refusals,
             wall_s,
+            self.hub.arrivals,
         )
         self._polls = Polls(self.hub, self._loop)
         # Reads the files that a reload needs.
@@ -329,6 +345,7 @@ class Server:
             make_protocol,
             self._loop,
             is_secure=tls.is_on,
+            given=given.clients,
         )
         # None without an address for operators.
         self._admin: AdminListener | None = None
@@ -361,7 +378,14 @@ class Server:
                 self.client_addresses,
                 config,
                 self._loop,
+                given.operators,
             )
+        elif given.operators:
+            log.warning("sockets for operators not taken hint=%r", "set admin_address, too")
+            for unused in given.operators:
+                unused.close()
+        # A journal has every topic.
+        self._keeps_all_topics = journal.is_on and REST in journal.topics
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)
         # The stop has left something that did not end; set by `stop`.
         self.is_cut_short = False
@@ -393,9 +417,26 @@ class Server:
         return self._listeners.urls
 
     @property
+    def are_sockets_given(self) -> bool:
+        """Whether the sockets for clients were handed over."""
+        return self._listeners.are_given
+
+    @property
     def admin_addresses(self) -> list[str]:
         """Base URLs of the sockets for operators."""
         return [] if self._admin is None else self._admin.listeners.urls
+
+    def sentence(self) -> str:
+        """Return in one sentence what the daemon does now, for `systemctl status`."""
+        trouble = ""
+        if (journal := self.hub.journal) is not None and not journal.node.is_well:
+            trouble = " The journal takes no messages."
+        elif self.hub.is_throttling():
+            trouble = " Publishers are throttled."
+        return (
+            f"Serving {' '.join(self.addresses)}: {self.hub.subscribers} subscribers,"
+            f" {len(self.hub.topics)} topics.{trouble}"
+        )
 
     def is_ready(self) -> bool:
         """Whether the daemon serves its clients: started, listening and not draining."""
@@ -589,18 +630,36 @@ class Server:
 
     async def stop(self) -> None:
         """Stop in order, within `shutdown_timeout_s`; acknowledged messages reach their readers."""
-        end_s = self._loop.time() + self.config.shutdown_timeout_s
+        now_s = self._loop.time()
+        end_s = now_s + self.config.shutdown_timeout_s
         deadline_s = end_s - self._saving_takes_s()
-        self.hub.is_draining = True
+        # The answers to the last goodbyes have their time within the deadline.
+        drained_by_s = min(now_s + self.config.drain_s, deadline_s - CLOSE_ALL_TIMEOUT_S)
+        over_s = pace_s(len(self.connections), drained_by_s - now_s)
+        serves_publishers = over_s > 0 and self._keeps_what_is_published()
+        back_at_s = now_s + over_s if self._is_alone() else now_s
+        self.hub.begin_drain(back_at_s, serves_publishers=serves_publishers)
+        if count := len(self.connections):
+            log.info(
+                "draining connections=%d over_s=%.1f publishers_served=%s",
+                count,
+                over_s,
+                serves_publishers,
+            )
+        if serves_publishers:
+            await self._take_step(self._polls.end_all)
+            await self._take_step(lambda: self._send_away(over_s))
+            self.hub.refuse_publishers()
         for step in (
             self._timers.stop,
             self._close_listeners,
+            self._hear_newcomers,
             self.sources.stop,
             self.raw_server.close_idle,
             self._polls.end_all,
             lambda: self._finish_requests(deadline_s),
             lambda: self.hub.drain(deadline_s),
-            lambda: self._close_connections(deadline_s),
+            lambda: self._close_connections(deadline_s, drained_by_s),
             lambda: self._close_http(deadline_s),
             self._stop_tls,
             self._end_admin,
@@ -611,6 +670,11 @@ class Server:
             lambda: self._save_state(end_s),
         ):
             await self._take_step(step)
+
+    async def _hear_newcomers(self) -> None:
+        """Let clients ask that have connected just now, where a restart is to refuse none."""
+        if self._listeners.are_given:
+            await asyncio.sleep(_NEWCOMERS_S)
 
     def _stop_tls(self) -> None:
         if self._tls is not None:
@@ -639,9 +703,29 @@ class Server:
             self.hub.counters.count_background_error()
             log.exception("a step of the stop failed; the others are taken all the same")
 
-    async def _close_connections(self, deadline_s: float) -> None:
-        timeout_s = min(CLOSE_ALL_TIMEOUT_S, max(_CUT_TIMEOUT_S, deadline_s - self._loop.time()))
-        await self.connections.close_all(RESTARTING, "restarting", timeout_s)
+    async def _send_away(self, over_s: float) -> None:
+        """Close the readers that have everything, while publishers and the others go on."""
+        left = await self.connections.send_away(
+            RESTARTING, "restarting", over_s, is_alone=self._is_alone()
+        )
+        log.info("readers sent away count=%d", left)
+
+    async def _close_connections(self, deadline_s: float, drained_by_s: float) -> None:
+        now_s = self._loop.time()
+        over_s = pace_s(len(self.connections), drained_by_s - now_s)
+        timeout_s = min(CLOSE_ALL_TIMEOUT_S, max(_CUT_TIMEOUT_S, deadline_s - over_s - now_s))
+        await self.connections.close_all(
+            RESTARTING, "restarting", timeout_s, over_s=over_s, is_alone=self._is_alone()
+        )
+
+    def _keeps_what_is_published(self) -> bool:
+        """Whether what is accepted now is there for readers that come back after the stop."""
+        return self._keeps_all_topics or (self._state is not None and self._state.is_open)
+
+    def _is_alone(self) -> bool:
+        """Whether no other daemon has this one's topics, so that nobody can go on elsewhere."""
+        journal = self.hub.journal
+        return journal is None or not journal.engine.is_shared
 
     async def crash(self) -> None:
         """End at once, as a killed process does: no close frames, no flush; for `testing`."""
@@ -823,16 +907,38 @@ def run(loaded: Loaded, load: Callable[[], Loaded]) -> int:
         ConfigError: the configuration is wrong.
         CannotStart: the address can't be listened on, or aiohttp lacks its C parser.
     """
+    # The descriptors that are handed over are looked at before others are opened.
+    given = given_sockets(os.environ, os.getpid())
     access = access_of(loaded)
     logs.log_what_python_says()
     faulthandler.enable()
     _check_parser()
     raise_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(loaded, access, load))
+        return runner.run(_serve_and_tell(loaded, access, load, given))
 
 
-async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> int:
+async def _serve_and_tell(
+    loaded: Loaded, access: Access, load: Callable[[], Loaded], given: GivenSockets
+) -> int:
+    """Serve until a signal, and tell systemd about it, also why the daemon can't."""
+    service = ServiceManager.from_environ(os.environ, os.getpid(), asyncio.get_running_loop())
+    try:
+        return await _serve(loaded, access, load, given, service)
+    except (CannotStart, ConfigError) as error:
+        service.status(str(error))
+        raise
+    finally:
+        service.close()
+
+
+async def _serve(
+    loaded: Loaded,
+    access: Access,
+    load: Callable[[], Loaded],
+    given: GivenSockets,
+    service: ServiceManager,
+) -> int:
     loop = asyncio.get_running_loop()
     # Without a file there is nothing to read again, and SIGHUP stops the daemon.
     tls = tls_of(loaded)
@@ -845,6 +951,7 @@ async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> 
         read=sources_of(loaded, access),
         sources=loaded.sources,
         file=loaded.path,
+        given=given,
     )
     reloading = Reloading(
         server.access,
@@ -854,27 +961,55 @@ async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> 
         server.reading,
         server.hub.tasks,
         server.hub.counters,
+        service,
     )
     loop.set_exception_handler(server.on_loop_error)
     # The thresholds are set before `prepare`: with CPython's own, 100,000 restored topics would be
     # scanned again and again.
     gc.set_threshold(*GC_THRESHOLDS)
-    if not await _unless(signals.stopping, server.prepare()):
+    with service.extending("Starting: what was saved is read."):
+        is_prepared = await _unless(signals.stopping, server.prepare())
+        if is_prepared:
+            await server.serve()
+    if not is_prepared:
+        service.stopping(_STOP_BEFORE_SERVING_S)
         server.abandon()
         log.info("stopped before it served; what was saved is as it was")
     else:
-        await server.serve()
         _quiet_collector()
         _greet(server, access)
+        if loaded.sources.get("drain_s") != "default":
+            _warn_of_drain(server.config)
         signals.on_reload = reloading.begin
-        await signals.stopping.wait()
-        await server.stop()
-        if server.is_cut_short:
-            # A thread that hangs would hold the interpreter's own end up as well.
-            exit_at_once(EXIT_FORCED)
-        log.info("stopped")
+        with _telling_status(server, service):
+            await signals.stopping.wait()
+        await _stop(server, service)
     signals.finish(0)
     return 0
+
+
+@contextmanager
+def _telling_status(server: Server, service: ServiceManager) -> Iterator[None]:
+    """Say that the daemon is ready, and then now and then what it does."""
+    service.ready(server.sentence())
+    timers = Timers(asyncio.get_running_loop(), server.hub.counters.count_background_error)
+    if service.is_told:
+        timers.every(STATUS_EVERY_S, lambda: service.status(server.sentence()))
+    try:
+        yield
+    finally:
+        timers.stop()
+
+
+async def _stop(server: Server, service: ServiceManager) -> None:
+    within_s = server.config.shutdown_timeout_s + SAVE_GRACE_S + _STOP_BEYOND_S
+    service.stopping(within_s)
+    with service.extending("Stopping: readers are sent away, topics are saved.", within_s):
+        await server.stop()
+    if server.is_cut_short:
+        # A thread that hangs would hold the interpreter's own end up as well.
+        exit_at_once(EXIT_FORCED)
+    log.info("stopped")
 
 
 async def _unless(stopping: asyncio.Event, preparing: Coroutine[Any, Any, None]) -> bool:
@@ -894,10 +1029,14 @@ async def _unless(stopping: asyncio.Event, preparing: Coroutine[Any, Any, None])
 def _greet(server: Server, access: Access) -> None:
     for url in server.addresses:
         log.info("listening version=%s address=%s pid=%d", __version__, url, os.getpid())
-    url = server.addresses[0]
-    command = _own_command()
-    log.info("try subscribe:  %s subscribe demo --url %s", command, url)
-    log.info("try publish:    %s publish demo '{\"hello\":1}' --url %s", command, url)
+    if server.are_sockets_given:
+        log.info("sockets are from systemd; the setting address does not count")
+    has_terminal = os.isatty(logs.STDERR)
+    if has_terminal:
+        url = server.addresses[0]
+        command = _own_command()
+        log.info("try subscribe:  %s subscribe demo --url %s", command, url)
+        log.info("try publish:    %s publish demo '{\"hello\":1}' --url %s", command, url)
     for admin_url in server.admin_addresses:
         log.info("for operators address=%s", admin_url)
     if server.is_operated_from_afar():
@@ -907,7 +1046,8 @@ def _greet(server: Server, access: Access) -> None:
             "keep it on a private network",
         )
     reached = [*server.admin_addresses, *server.addresses]
-    if urls := [each for each in reached if not each.startswith("unix:")]:
+    urls = [each for each in reached if not each.startswith("unix:")]
+    if has_terminal and urls:
         log.info("try look:       curl %s/metrics", urls[0])
     if access.auth.mode == "open":
         if server.is_reached_from_afar():
@@ -918,6 +1058,18 @@ def _greet(server: Server, access: Access) -> None:
             )
         else:
             log.info("open: every program of this machine may publish and subscribe as any tenant")
+
+
+def _warn_of_drain(config: Config) -> None:
+    """Say that a drain which was asked for does not fit into the time of a stop."""
+    fits_s = max(0.0, config.shutdown_timeout_s - CLOSE_ALL_TIMEOUT_S)
+    if config.drain_s > fits_s:
+        log.warning(
+            "drain_s=%g is more than fits into shutdown_timeout_s; taking %g hint=%r",
+            config.drain_s,
+            fits_s,
+            f"raise shutdown_timeout_s to {config.drain_s + CLOSE_ALL_TIMEOUT_S:g} or more",
+        )
 
 
 def _own_command() -> str:

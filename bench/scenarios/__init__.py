@@ -3,6 +3,7 @@
 from bench.scenarios import (
     attacks,
     connect,
+    drain,
     fanout,
     floor,
     history,
@@ -24,6 +25,7 @@ from bench.scenarios import (
 __all__ = [
     "attacks",
     "connect",
+    "drain",
     "fanout",
     "floor",
     "history",

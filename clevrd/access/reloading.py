@@ -16,6 +16,7 @@ from clevrd.config_view import RELOADED
 from clevrd.errors import ConfigError
 from clevrd.metrics.counters import Counters
 from clevrd.scheduling.timers import Tasks
+from clevrd.service.manager import ServiceManager
 from clevrd.tenants.from_settings import access_of, folder_of
 from clevrd.tenants.settings import Access
 
@@ -30,6 +31,7 @@ class Reloading:
         load: returns the configuration as it is now, or raises ConfigError.
         prepare: reads what else a configuration names, the certificates; returns what puts it into
             force, or raises ConfigError. Both are called in a thread.
+        service: is told when a reload begins and when all is done.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Reloading:
         reading: FileReading,
         tasks: Tasks,
         counters: Counters,
+        service: ServiceManager,
     ) -> None:
         self._access = access
         self._config = loaded.config
@@ -49,12 +52,14 @@ class Reloading:
         self._reading = reading
         self._tasks = tasks
         self._counters = counters
+        self._service = service
         # A reload is under way; another one was asked for meanwhile.
         self._is_busy = False
         self._is_wanted_again = False
 
     def begin(self) -> None:
         """Read the configuration again now, or after the reload that is under way."""
+        self._service.reloading()
         if self._is_busy:
             self._is_wanted_again = True
             return
@@ -69,6 +74,7 @@ class Reloading:
                 await self._reload()
         finally:
             self._is_busy = False
+            self._service.reloaded()
 
     async def _reload(self) -> None:
         """Put the rules in the file into force, and log each setting that needs a restart."""

@@ -101,7 +101,7 @@ def _run_and_explain(argv: Sequence[str]) -> int:
     except KeyboardInterrupt as stop:
         return signals.interrupted_code(stop)
     except (ConfigError, CannotStart, CommandFailed) as error:
-        logs.say(str(error))
+        logs.say(str(error), is_failure=True)
         return error.exit_code
     except InvalidRequest as error:  # a topic that no server would take
         logs.say(str(error))

@@ -54,6 +54,10 @@ class CommandWebSocket(DeliveringWebSocket, PublishConnection):
         """Go on as ``tenant``, by another credential of it; or close, to come back at once."""
         self._connections.renew(self, tenant)
 
+    def may_leave(self) -> bool:
+        """Whether its client has everything that was offered, and does more than publish."""
+        return len(self.subscription) > 0 and not self.subscription.is_lagging
+
     def announce_end(self, reconnect_after_ms: int) -> None:
         """Give the client its positions before a planned close, behind the answers that are due."""
         if not self.is_closing:

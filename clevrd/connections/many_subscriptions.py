@@ -49,6 +49,10 @@ class TopicSubscription(Protocol):
     def topic(self) -> Topic:
         """The topic that is read."""
 
+    @property
+    def is_lagging(self) -> bool:
+        """Whether the client lacks anything that others have."""
+
     # The pattern that brought it; None where it was named.
     pattern: PatternSubscription | None
 
@@ -479,6 +483,11 @@ class ManySubscriptions(Generic[TopicT_co]):
             if each is not None:
                 self.topics[name] = each
                 each.resume_delivery()
+
+    @property
+    def is_lagging(self) -> bool:
+        """Whether the client lacks anything that others have, in any topic."""
+        return any(each.is_lagging for each in self.topics.values())
 
     def stall_allowed_s(self) -> float:
         """Return how long the connection may take nothing: what the most patient circuit allows."""

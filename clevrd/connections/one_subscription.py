@@ -28,6 +28,10 @@ class Subscription(Protocol):
     def is_paused(self) -> bool:
         """Whether the transport is full, and nothing is written to it."""
 
+    @property
+    def is_lagging(self) -> bool:
+        """Whether the client lacks anything that others have."""
+
     def subscribe(self, request: SubscribeRequest, /) -> None:
         """Deliver what ``request`` asks for of the past, and then what comes."""
 
@@ -86,6 +90,11 @@ class OneSubscription(Subscriber):
     def is_paused(self) -> bool:
         """Whether the transport is full."""
         return self.is_blocked
+
+    @property
+    def is_lagging(self) -> bool:
+        """Whether the client lacks anything that others have."""
+        return self.is_joined and not self.is_live
 
     def subscribe(self, request: SubscribeRequest, /) -> None:
         """Join the topic where ``request`` says."""

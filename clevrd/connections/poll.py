@@ -216,6 +216,8 @@ class PolledTopic:
 
     # A poll looks by itself where it begins, before it is answered.
     has_begun = True
+    # A poll never lags: messages that it has not been given are asked for by the next one.
+    is_lagging = False
 
     def __init__(
         self,

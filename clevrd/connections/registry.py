@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -14,10 +15,12 @@ from typing import Final, Protocol, cast
 
 from clevrd.address_limit import AddressLimit
 from clevrd.config import Config
+from clevrd.connections.departures import Returns, closed_by
 from clevrd.connections.expiry import Expiry
 from clevrd.connections.farewells import Farewells
 from clevrd.connections.one_subscription import OneSubscription
 from clevrd.connections.presence import Peer, Presence
+from clevrd.control.arrivals import Arrivals
 from clevrd.core.stream_forms import SlottedWrites
 from clevrd.errors import OriginNotAllowed
 from clevrd.http_values import Request
@@ -38,12 +41,8 @@ log = logging.getLogger(__name__)
 _CLOSE_POLL_S: Final = 0.02
 # A close is a write, so as many of them as a round writes between two turns of the loop.
 CLOSES_PER_BATCH: Final = 256
-
-# When clients are asked to come back after a planned close, each at a time of its own: not before
-# a process could have been replaced, and at 2,000 a second, half of what one core takes.
-RECONNECT_FIRST_MS: Final = 200
-RECONNECT_SPREAD_MS: Final = 1_000
-RECONNECTS_PER_MS: Final = 2
+# How long the loop is others' between two steps of closes that are paced.
+_PACE_STEP_S: Final = 0.01
 
 # The close code of a planned end; a stream has a sentence for it.
 RESTARTING: Final = 1012
@@ -82,6 +81,9 @@ class Connection(Peer, Protocol):
 
     def end_unfinished(self) -> None:
         """Close because a message did not arrive whole in time."""
+
+    def may_leave(self) -> bool:
+        """Whether it may be closed while publishers are served: a reader that has everything."""
 
     def announce_end(self, reconnect_after_ms: int) -> None:
         """Tell the peer that a planned close follows."""
@@ -134,8 +136,10 @@ class Connections:
         pages: PageCheck,
         refusals: Refusals,
         wall_s: Callable[[], float] = time.time,
+        arrivals: Arrivals | None = None,
     ) -> None:
         """Args: wall_s: the wall clock, by which credentials end."""
+        self._arrivals = arrivals or Arrivals()
         self.counters = counters
         self._addresses = addresses
         # How many each tenant has; endpoints ask it before a connection is taken over.
@@ -224,6 +228,17 @@ class Connections:
         self._presence.add(connection)
         if connection.tenant.expires_at_s is not None:
             self._expiry.watch(connection)
+
+    def check_arrival(self, tenant: Tenant) -> None:
+        """Raise unless one more connection of ``tenant`` may be opened now.
+
+        Raises:
+            ConnectionLimit: the tenant, or its key, has as many as it may have.
+            TooManyArrive: the loop is late, and others have connected just now.
+        """
+        if self._arrivals.is_limited:
+            self._arrivals.check(self.now_s(), random.random())  # noqa: S311  # no secret
+        self.counts.check(tenant)
 
     def note_page(self, connection: Connection, head: Request) -> None:
         """Note which page has opened ``connection``, if one has, so that it can be judged again.
@@ -371,23 +386,69 @@ class Connections:
         connection.stop_delivery()
         reset(connection.transport)
 
-    async def close_all(self, code: int, reason: str, timeout_s: float) -> None:
-        """Say goodbye to everyone, wait for their answers, then cut those who gave none."""
-        spread_ms = max(RECONNECT_SPREAD_MS, len(self._open) // RECONNECTS_PER_MS)
-        for count, connection in enumerate(list(self._open), start=1):
-            self._close_one(connection, code, reason, secrets.randbelow(spread_ms))
-            if count % CLOSES_PER_BATCH == 0:
-                await asyncio.sleep(0)
+    async def send_away(self, code: int, reason: str, over_s: float, *, is_alone: bool) -> int:
+        """Say goodbye, over ``over_s``, to the readers that have everything; return how many left.
+
+        The others, and who publishes, are left for `close_all`.
+
+        Args:
+            is_alone: no other daemon has their topics.
+        """
+        returns = Returns(len(self._open), over_s, is_alone)
+        return await self._close_paced(code, reason, returns, lambda each: each.may_leave())
+
+    async def close_all(
+        self,
+        code: int,
+        reason: str,
+        timeout_s: float,
+        *,
+        over_s: float = 0.0,
+        is_alone: bool = True,
+    ) -> None:
+        """Say goodbye to everyone, wait for their answers, then cut those who gave none.
+
+        Args:
+            timeout_s: how long the answers may take.
+            over_s: how long the goodbyes take; see `departures.pace_s`.
+            is_alone: no other daemon has their topics.
+        """
+        returns = Returns(len(self._open), over_s, is_alone)
+        await self._close_paced(code, reason, returns, lambda _: True)
         deadline_s = self.now_s() + timeout_s
         while self._open and self.now_s() < deadline_s:  # noqa: ASYNC110  # once in a life
             await asyncio.sleep(_CLOSE_POLL_S)
         for connection in list(self._open):
             connection.cut()
 
+    async def _close_paced(
+        self,
+        code: int,
+        reason: str,
+        returns: Returns,
+        may_close: Callable[[Connection], bool],
+    ) -> int:
+        """Close all that may be closed when their time comes; return how many these were."""
+        begun_s = self.now_s()
+        closed = 0
+        for looked_at, connection in enumerate(list(self._open), start=1):
+            if looked_at % CLOSES_PER_BATCH == 0:
+                await asyncio.sleep(0)
+            # A connection that leaves by itself is not waited for.
+            while connection in self._open and may_close(connection):
+                elapsed_s = self.now_s() - begun_s
+                if closed < closed_by(elapsed_s, returns.count, returns.over_s):
+                    closed += 1
+                    share = secrets.randbelow(1 << 20) / (1 << 20)
+                    self._close_one(connection, code, reason, returns.delay_ms(elapsed_s, share))
+                    break
+                await asyncio.sleep(_PACE_STEP_S)
+        return closed
+
     def _close_one(self, connection: Connection, code: int, reason: str, delay_ms: int) -> None:
         """Say goodbye to ``connection``; a fault of one must not keep the others from theirs."""
         try:
-            connection.announce_end(RECONNECT_FIRST_MS + delay_ms)
+            connection.announce_end(delay_ms)
             connection.close(code, reason)
         except Exception:
             self.counters.count_background_error()

@@ -200,6 +200,10 @@ class SubscriberStream(asyncio.Protocol):
         if not self.subscription.is_paused:
             self.write(self._form.framed(self._form.keep_alive))
 
+    def may_leave(self) -> bool:
+        """Whether its client has everything that was offered."""
+        return not self.subscription.is_lagging
+
     def announce_end(self, reconnect_after_ms: int) -> None:
         """Give a client with notices its positions, and say when to come back."""
         if self.is_closing or not (positions := self.subscription.positions_to_tell()):

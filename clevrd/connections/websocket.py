@@ -164,6 +164,10 @@ class WebSocketConnection(asyncio.Protocol):
         self.tenant = tenant
         return True
 
+    def may_leave(self) -> bool:
+        """Whether it may be closed while publishers are served; a publisher is served, here."""
+        return False
+
     def announce_end(self, reconnect_after_ms: int) -> None:
         """Tell the peer, if it wants to know, that a planned close follows; nobody, here."""
 
@@ -299,6 +303,10 @@ class DeliveringWebSocket(WebSocketConnection):
     def stall_allowed_s(self) -> float:
         """Return how long its circuits allow it to take nothing; 0 where there are none."""
         return self.subscription.stall_allowed_s()
+
+    def may_leave(self) -> bool:
+        """Whether its client has everything that was offered."""
+        return not self.subscription.is_lagging
 
     def announce_end(self, reconnect_after_ms: int) -> None:
         """Give a client with notices its positions, before a planned close."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -13,6 +14,7 @@ from clevrd.config import Config
 from clevrd.control import adaptive_buffer, adaptive_throttler
 from clevrd.control.adaptive_buffer import AdaptiveBufferManager
 from clevrd.control.adaptive_throttler import AdaptiveThrottler
+from clevrd.control.arrivals import Arrivals
 from clevrd.control.rate_limiter import RateLimiter
 from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes
 from clevrd.core.idempotency import RememberedAnswers
@@ -67,6 +69,9 @@ IDLE_SWEEP_S: Final = 1.0
 # reader's connection takes (bench: storm).
 MEMORY_LOOK_S: Final = 1.0
 READER_COST_BYTES: Final = 4_096
+# Readers that are asked back in a second after a drain, by Retry-After.
+_RETURNS_PER_S: Final = 2_000.0
+
 # With at most so many readers a full garbage collection takes 2 ms at most.
 QUIET_READERS: Final = 1_000
 
@@ -125,6 +130,8 @@ class Hub:
         self.rate_limiter = RateLimiter(
             config.publish_rate, config.publish_burst, reserved=frozenset({DEFAULT_TENANT})
         )
+        # Asked before a client connects for more than a request.
+        self.arrivals = Arrivals()
         # WebSockets, streams and polls that wait, by tenant.
         self.connection_counts = ConnectionCounts()
         self.throttler = AdaptiveThrottler(config.throttle_scope)
@@ -136,7 +143,14 @@ class Hub:
         self._told_pushed_out = 0
         self.topics.on_rings_cut = self._note_rings_cut
         self.memory = Memory(find_trim())
+        # The daemon stops: nothing new begins, but for publishes where the next field says so.
         self.is_draining = False
+        # Publishers are served while readers are sent away: what they send outlives the daemon.
+        self.serves_publishers = False
+        # When readers that come meanwhile may come back, on the loop's clock, and how many there
+        # are; set by `begin_drain`.
+        self._drained_at_s = 0.0
+        self._returning = 0
         self._stamping = Stamping(wall_ns)
         waiting = WaitingPublishes(self.topics.portions, loop, max_input_bytes)
         self.delivery = Delivery(
@@ -230,8 +244,23 @@ class Hub:
 
     def refuse_if_draining(self) -> None:
         """Raise ShuttingDown once the drain has begun; requests begun before it are finished."""
-        if self.is_draining:
+        if self.is_draining and not self.serves_publishers:
             raise ShuttingDown
+
+    def refuse_readers_if_draining(self) -> None:
+        """Raise ShuttingDown once the drain has begun: nobody subscribes any more."""
+        if self.is_draining:
+            raise self.shutting_down()
+
+    def shutting_down(self) -> ShuttingDown:
+        """Return the refusal of a reader that comes while the daemon drains.
+
+        Each is told a time of its own, when the drain is over: the readers that have left it come
+        back one after the other.
+        """
+        left_s = max(0.0, self._drained_at_s - self._loop.time())
+        spread_s = self._returning / _RETURNS_PER_S
+        return ShuttingDown(left_s + random.uniform(0.0, spread_s))  # noqa: S311  # no secret
 
     def keep_history(self, source: History) -> None:
         """Let subscribers reach beyond the rings, into ``source``."""
@@ -306,7 +335,7 @@ class Hub:
         """Start the timers: throttle, windows, idle topics, memory, token buckets, old answers."""
         self._timers.every(adaptive_throttler.INTERVAL_S, self.evaluate_throttle)
         self._timers.every(adaptive_buffer.INTERVAL_S, self.evaluate_buffers)
-        self._timers.every(LOOK_S, self._loop_lag.look)
+        self._timers.every(LOOK_S, self._look_at_lag)
         self._timers.every(IDLE_SWEEP_S, self.evict_idle_topics)
         self._timers.every(MEMORY_LOOK_S, self.give_back_memory)
         self._timers.every(RATE_SWEEP_S, self.forget_full_buckets)
@@ -349,7 +378,35 @@ class Hub:
         max_bytes = self.topics.max_ring_bytes
         note_rings_cut(self.decisions, portion, rings, freed_bytes, max_bytes)
 
+    def _look_at_lag(self) -> None:
+        """See how late the loop is, and bound the handshakes by that."""
+        arrivals = self.arrivals
+        late_s = self._loop_lag.look()
+        if not arrivals.look(late_s, self._loop.time()):
+            return
+        if arrivals.is_limited:
+            log.warning(
+                "handshakes limited rate_per_s=%.0f loop_late_s=%.2f", arrivals.rate_per_s, late_s
+            )
+        else:
+            log.info("handshakes no longer limited refused=%d", arrivals.refused)
+
     # --- the end, and the next beginning ---------------------------------------------------------
+
+    def begin_drain(self, drained_at_s: float, *, serves_publishers: bool) -> None:
+        """Take no new readers from here on, and no publishes unless ``serves_publishers``.
+
+        Args:
+            drained_at_s: when readers may come back, on the loop's clock.
+        """
+        self.is_draining = True
+        self.serves_publishers = serves_publishers
+        self._drained_at_s = drained_at_s
+        self._returning = self.subscribers
+
+    def refuse_publishers(self) -> None:
+        """Accept no new publish from here on: the readers that had everything have left."""
+        self.serves_publishers = False
 
     async def drain(self, deadline_s: float) -> None:
         """Refuse new publishes, finish waiting ones, and wait for readers.
@@ -357,7 +414,7 @@ class Hub:
         The wait ends when no lagging reader takes anything more, and at ``deadline_s`` on the
         loop's clock at the latest.
         """
-        self.is_draining = True
+        self.is_draining, self.serves_publishers = True, False
         await self._drain.finish(deadline_s)
 
     def seal(self) -> None:

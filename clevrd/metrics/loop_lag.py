@@ -25,12 +25,14 @@ class LoopLag:
         # When the next look is due; None before the first.
         self._due_s: float | None = None
 
-    def look(self) -> None:
-        """Record how late this look is; the next one is due LOOK_S after this one was.
+    def look(self) -> float:
+        """Record how late this look is, and return it; the next is due LOOK_S after this one was.
 
         Where a pause was longer than that the next look is due LOOK_S from now, as timers are.
         """
         now_s = self._clock_s()
         due_s = now_s if self._due_s is None else self._due_s
-        self._record(max(0.0, now_s - due_s))
+        late_s = max(0.0, now_s - due_s)
+        self._record(late_s)
         self._due_s = (due_s if due_s + LOOK_S > now_s else now_s) + LOOK_S
+        return late_s

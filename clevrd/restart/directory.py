@@ -23,7 +23,7 @@ import msgspec
 
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.saved_topic import SavedTopic
-from clevrd.errors import CannotStart
+from clevrd.errors import CannotStart, NotAllowedHere
 from clevrd.restart.format import (
     CHUNK_BYTES,
     MARKER_BYTES,
@@ -114,7 +114,7 @@ class StateDir:
             raise CannotStart(sentence) from error
         except OSError as error:
             self.close()
-            raise CannotStart(self._why_not(error)) from error
+            raise _refusal(error)(self._why_not(error)) from error
 
     def close(self) -> None:
         """Unlock the directory. A second call does nothing."""
@@ -260,6 +260,12 @@ class StateDir:
             f"Can't keep state in {self.path}: {_reason(error)}; {advice}, or leave"
             " CLEVRD_STATE_DIR empty."
         )
+
+
+def _refusal(error: OSError) -> type[CannotStart]:
+    """Return what ends the start: a full disk may have room again, no other fault heals itself."""
+    heals = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+    return CannotStart if heals else NotAllowedHere
 
 
 class _SyncedFile:

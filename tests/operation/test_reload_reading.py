@@ -20,6 +20,7 @@ from clevrd.access.reading import FileReading
 from clevrd.access.reloading import Reloading
 from clevrd.config import MAX_FILE_BYTES, Loaded, load
 from clevrd.errors import ConfigError
+from clevrd.service.manager import ServiceManager
 from clevrd.small_files import read_small
 
 RULES = """
@@ -125,6 +126,7 @@ async def test_disk_that_hangs_stops_no_client(
         reloading = Reloading(
             *(daemon.server.access, disk.load(), disk.load, nothing_else),
             *(FileReading(timeout_s=0.2), daemon.hub.tasks, counters),
+            ServiceManager(None, daemon.server._loop),
         )
         disk.is_there.clear()
         threads = threading.active_count()

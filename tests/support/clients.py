@@ -315,9 +315,14 @@ class RawSubscriber:
 
 
 async def raw_subscriber(
-    port: int, query: str = "topic=t", *, early: bytes = b"", receive_bytes: int | None = None
+    port: int,
+    query: str = "topic=t",
+    *,
+    early: bytes = b"",
+    receive_bytes: int | None = None,
+    **fields: str,
 ) -> RawSubscriber:
-    """Open a raw subscription; ``early`` is sent right behind the handshake.
+    """Open a raw subscription; ``early`` is sent right behind the handshake, with ``fields``.
 
     With ``receive_bytes`` the connection takes few bytes while it is not read.
     """
@@ -326,7 +331,7 @@ async def raw_subscriber(
     else:
         small = small_socket(port, receive_bytes)
         reader, writer = await asyncio.open_connection(sock=small, limit=1024)
-    writer.write(upgrade_request(query) + early)
+    writer.write(upgrade_request(query, **fields) + early)
     head = await reader.readuntil(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 101 "), head
     assert ACCEPT.encode() in head

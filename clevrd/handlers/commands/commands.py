@@ -270,7 +270,7 @@ class Commands(SocketOutcomes):
             case Ping():
                 self._answer(Pong(command.ref))
             case Subscribe():
-                self._hub.refuse_if_draining()
+                self._hub.refuse_readers_if_draining()
                 # The messages of a subscription are written at once, so the answers that are due
                 # have to leave before them.
                 if not self._connection.flush_answers():

@@ -50,7 +50,7 @@ class CommandEndpoint:
                 f"GET {request.path} takes commands of {NOTICES_PROTOCOL}; offer it in"
                 " Sec-WebSocket-Protocol."
             )
-        self._connections.counts.check(tenant)
+        self._connections.check_arrival(tenant)
         config = self._config
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:

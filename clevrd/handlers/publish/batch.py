@@ -60,13 +60,16 @@ class BatchAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 class BatchEndpoint:
     """Answers a batch."""
 
-    serves_while_draining = False
-
     def __init__(self, gate: Gate, hub: Hub, config: Config) -> None:
         self._gate = gate
         self._hub = hub
         self._max_body_bytes = config.max_batch_bytes
         self._max_message_bytes = config.max_message_bytes
+
+    @property
+    def serves_while_draining(self) -> bool:
+        """Whether what is published during a drain outlives it."""
+        return self._hub.serves_publishers
 
     def admit(self, head: Request) -> Admitted:
         """Refuse by the head alone: a coded body, one declared too large, or no tenant's name."""

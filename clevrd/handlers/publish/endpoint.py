@@ -25,12 +25,15 @@ KEY_HEADER: Final = "idempotency-key"
 class PublishEndpoint:
     """Answers a publish: refuse what is wrong, cheapest first, then append and say where."""
 
-    serves_while_draining = False
-
     def __init__(self, gate: Gate, hub: Hub, config: Config) -> None:
         self._gate = gate
         self._hub = hub
         self._max_body_bytes = config.max_message_bytes
+
+    @property
+    def serves_while_draining(self) -> bool:
+        """Whether what is published during a drain outlives it."""
+        return self._hub.serves_publishers
 
     def admit(self, head: Request) -> Admitted:
         """Refuse by the head alone: a coded body, one declared too large, or no tenant's name."""

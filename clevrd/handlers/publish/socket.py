@@ -42,7 +42,7 @@ class PublishSocketEndpoint:
         """Return the upgrade after which frames are published."""
         query, tenant = admitted.options, admitted.tenant
         key = check_handshake(admitted.head)
-        self._connections.counts.check(tenant)
+        self._connections.check_arrival(tenant)
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
             connection = PublishConnection(

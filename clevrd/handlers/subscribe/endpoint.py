@@ -110,7 +110,7 @@ class SubscribeEndpoint:
         head, query = admitted.head, admitted.options
         request = self._parse(admitted, is_events=False, takes_any_id=False)
         key = check_handshake(head)
-        self._connections.counts.check(admitted.tenant)
+        self._connections.check_arrival(admitted.tenant)
         opened = self._open(admitted.tenant, request)
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
@@ -129,7 +129,7 @@ class SubscribeEndpoint:
             raise UpgradeRequired(NO_TRANSPORT)
         # Checked on a stream as well, where it means nothing.
         read_timeout(admitted.options)
-        self._connections.counts.check(admitted.tenant)
+        self._connections.check_arrival(admitted.tenant)
         opened = self._open(admitted.tenant, request)
         head = stream_head(form, told)
         if admitted.head.method == "HEAD":
