@@ -63,6 +63,8 @@ from clevrd.handlers.site.assets import AssetEndpoint
 from clevrd.handlers.site.pages import AdminHomeEndpoint, HomeEndpoint
 from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
 from clevrd.handlers.subscribe.ticket import TicketEndpoint
+from clevrd.handlers.topics.endpoint import TopicEndpoint, TopicsEndpoint
+from clevrd.handlers.topics.messages import MessagesEndpoint
 from clevrd.hub import Hub, Stats
 from clevrd.hub.memory_shares import weights_of
 from clevrd.journal.engines import MAX_DESCRIPTORS as JOURNAL_DESCRIPTORS
@@ -229,6 +231,9 @@ class Server:
                 "/publish": {"POST": publish, "GET": publish_socket},
                 "/publish/batch": {"POST": BatchEndpoint(gate, self.hub, config)},
                 "/subscribe": {"GET": subscribe},
+                "/topics": {"GET": TopicsEndpoint(gate, self.hub)},
+                "/topics/*": {"GET": TopicEndpoint(gate, self.hub)},
+                "/topics/*/messages": {"GET": MessagesEndpoint(gate, self.hub)},
                 "/ticket": {"POST": TicketEndpoint(gate, maker.tickets)},
                 "/ws": {"GET": commands},
                 "/health": {"GET": health},

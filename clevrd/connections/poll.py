@@ -135,7 +135,7 @@ class Polls:
         start = resolve(topic, beginning)
         frames = self.hub.serve(topic, start.after, POLL_MAX_MESSAGES, POLL_MAX_BYTES)
         if frames or start.gap or not timeout_s:
-            return _answer_of_one(topic, start, start.after + len(frames), map(payload_of, frames))
+            return answer_of_one(topic, start, start.after + len(frames), map(payload_of, frames))
         poll = self._add(tenant, timeout_s)
         poll.wait_for_one(topic, start)
         return poll.answer
@@ -600,7 +600,7 @@ class Poll:
         (polled,) = self._topics
         gap = self._gaps[0] if self._gaps else None
         start = ResolvedBeginning(polled.upto, polled.is_recovered and gap is None, gap)
-        return _answer_of_one(polled.topic, start, polled.upto, self._payloads)
+        return answer_of_one(polled.topic, start, polled.upto, self._payloads)
 
     def _answer_of_many(self, ids: EventIds) -> Response:
         for each in self._topics:
@@ -639,7 +639,7 @@ def _by_id(each: tuple[bytes, PolledTopic, bytes]) -> bytes:
     return each[0]
 
 
-def _answer_of_one(
+def answer_of_one(
     topic: Topic, start: ResolvedBeginning, upto: int, payloads: Iterable[bytes]
 ) -> Response:
     """Return the answer with the messages in ``payloads``, behind which ``upto`` lies."""

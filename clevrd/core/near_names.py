@@ -120,7 +120,10 @@ _PUBLISH_WORDS: Final = {
     "channel": "topic",
     "subject": "topic",
 }
-_SUBSCRIBE: Final = ("topic", "pattern", "policy", "buffer", "last", "since", "epoch", "offset")
+_SUBSCRIBE: Final = (
+    *("topic", "pattern", "policy", "buffer", "last", "since", "epoch", "offset"),
+    "subscriber_id",
+)
 _SUBSCRIBE_WORDS: Final = {
     "limit": "last",
     "count": "last",
@@ -134,6 +137,7 @@ _SUBSCRIBE_WORDS: Final = {
     "from": "since",
     "start": "since",
     "tenant_id": "tenant",
+    "client_id": "subscriber_id",
 }
 
 # The fields of a publish's body, of a frame on a publish socket, and of commands.

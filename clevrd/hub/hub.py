@@ -34,6 +34,7 @@ from clevrd.hub.memory_shares import OPEN_WEIGHTS, input_bytes, max_keys, topic_
 from clevrd.hub.publish_answers import Published
 from clevrd.hub.publishing import Publishing
 from clevrd.hub.stamping import Stamping
+from clevrd.hub.topic_catalogue import TopicCatalogue
 from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.input_budget import InputBudget
 from clevrd.journal.base import Engine, History
@@ -150,6 +151,7 @@ class Hub:
                 max_topics=max_journaled_topics,
             )
             self.delivery.patterns.stored = self.journal
+        self.catalogue = TopicCatalogue(self.topics, self.journal, loop)
         self.publishing = Publishing(
             self.topics,
             self._stamping,
@@ -199,6 +201,7 @@ class Hub:
         self.publish_once = publishing.publish_once
         self.publish_once_later = publishing.publish_once_later
         self.patterns = delivery.patterns
+        self.subscriber_ids = delivery.readers.subscriber_ids
         self.subscribe = delivery.subscribe
         self.serve = delivery.serve
         self.in_history = delivery.in_history
