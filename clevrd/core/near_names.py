@@ -109,7 +109,7 @@ def _is_one_off(name: str, known: str) -> bool:
     return name[at + 1 :] == known[at + 1 :] or is_swapped
 
 
-_PUBLISH: Final = ("topic", "data", "key", "idempotency_key")
+_PUBLISH: Final = ("topic", "data", "key", "idempotency_key", "ttl_s")
 _PUBLISH_WORDS: Final = {
     "payload": "data",
     "message": "data",
@@ -119,6 +119,8 @@ _PUBLISH_WORDS: Final = {
     "content": "data",
     "channel": "topic",
     "subject": "topic",
+    "ttl": "ttl_s",
+    "expires_in": "ttl_s",
 }
 _SUBSCRIBE: Final = (
     *("topic", "pattern", "policy", "buffer", "last", "since", "epoch", "offset"),

@@ -130,7 +130,10 @@ class Hub:
         self.is_draining = False
         self._stamping = Stamping(wall_ns)
         waiting = WaitingPublishes(self.topics.portions, loop, max_input_bytes)
-        self.delivery = Delivery(config, self.topics, self.buffers, waiting, self.counters, loop)
+        self.delivery = Delivery(
+            *(config, self.topics, self.buffers, waiting, self.counters, loop),
+            wall_us=self._stamping.wall_us,
+        )
         # Messages that one run may have. A run fits into the quarter of the ring that may be
         # pending.
         self.max_run = min(MAX_RUN, self.delivery.rounds.max_pending)
@@ -226,7 +229,9 @@ class Hub:
         max_bytes = max(MAX_PAGE_BYTES, int(self.topics.limits.max_memory_bytes * _PAGES_SHARE))
         count_error = self.counters.count_background_error
         self.delivery.keep_history(
-            HistoryReaders(source, max_bytes, self._readers, self._loop, count_error)
+            HistoryReaders(
+                *(source, max_bytes, self._readers, self._loop, count_error, self._stamping.wall_us)
+            )
         )
 
     def share_out(self, weights: Weights) -> None:
@@ -365,7 +370,8 @@ class Hub:
         Called before anything is served.
         """
         self._stamping.go_on_after(reader.last_id_us)
+        times = self._loop.time(), self.wall_us()
         if self.journal is None:
-            restore_topics(self.topics, reader, self._loop.time())
+            restore_topics(self.topics, reader, *times)
         else:
-            restore_topics(self.topics, reader, self._loop.time(), self.journal.covers)
+            restore_topics(self.topics, reader, *times, self.journal.covers)

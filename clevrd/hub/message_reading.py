@@ -13,6 +13,8 @@ from clevrd.core.beginning import (
     ResolvedBeginning,
     resolve,
 )
+from clevrd.core.notices import EXPIRED, Gap
+from clevrd.core.server_frames import ttl_of
 from clevrd.core.topic import Topic, newest_epoch_of
 from clevrd.errors import JournalUnavailable
 from clevrd.hub.history_readers import OlderMessages
@@ -23,6 +25,9 @@ _TRIES: Final = 3
 
 class ServesMessages(Protocol):
     """The delivery, as far as it is needed here."""
+
+    def now_s(self) -> float:
+        """Return the time of the loop's clock."""
 
     def serve(self, topic: Topic, after: int, max_messages: int, max_bytes: int, /) -> list[bytes]:
         """Return frames of the ring behind offset ``after``."""
@@ -62,7 +67,24 @@ class ReadMessages(msgspec.Struct, frozen=True):
             and beginning.epoch == self.topic.epoch
             and self.start.gap is None
             and len(self.frames) == limit
+            and not any(ttl_of(frame) for frame in self.frames)
         )
+
+
+def past_expired(topic: Topic, start: ResolvedBeginning, now_s: float) -> ResolvedBeginning:
+    """Return ``start`` behind messages that have expired, for a reader that does not stay.
+
+    They are told as a gap, and counted, unless another gap is to be told first. Nothing is missing
+    for that: who published them did not want them to be read any more.
+    """
+    if start.gap is not None:
+        return start
+    upto = topic.end_of_expired(start.after, now_s)
+    if upto == start.after:
+        return start
+    topic.note_expired(upto - start.after)
+    gap = Gap(topic.name, start.after + 1, upto, upto - start.after, EXPIRED)
+    return ResolvedBeginning(upto, start.is_recovered, gap)
 
 
 async def read_messages(
@@ -70,7 +92,7 @@ async def read_messages(
 ) -> ReadMessages:
     """Return messages of ``topic`` from ``beginning`` on, up to the first that is missing.
 
-    There is at least one, if there is any and no gap is to be told first.
+    There is at least one, if there is any and no gap is told first.
 
     Raises:
         JournalUnavailable: the history can't be read.
@@ -79,7 +101,7 @@ async def read_messages(
         topic = newest_epoch_of(topic)
         start = delivery.in_history(topic, beginning)
         if start is None:
-            resolved = resolve(topic, beginning)
+            resolved = past_expired(topic, resolve(topic, beginning), delivery.now_s())
             frames = delivery.serve(topic, resolved.after, max_messages, max_bytes)
             return ReadMessages(topic, resolved, frames)
         older = await delivery.older(topic, start, max_messages, max_bytes)

@@ -102,7 +102,7 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
 # 40 digits: 128 bits.
 _DIGITS: Final = re.compile(r"[0-9]{1,40}")
 
-_NO_KEYS: Final = (None, None, None)
+_NOTHING_MORE: Final = (None, None, None, None)
 
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(Header)
@@ -113,6 +113,7 @@ class _Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     data: msgspec.Raw
     key: str | None = None
     idempotency_key: str | None = None
+    ttl_s: int | float | None = None
 
 
 def line_of(request: PublishRequest, idempotency_key: str | None = None) -> bytes:
@@ -122,7 +123,13 @@ def line_of(request: PublishRequest, idempotency_key: str | None = None) -> byte
         idempotency_key: the key of its header field, where it has none in its body.
     """
     line = _encoder.encode(
-        _Line(request.topic, request.data, request.key, request.idempotency_key or idempotency_key)
+        _Line(
+            request.topic,
+            request.data,
+            request.key,
+            request.idempotency_key or idempotency_key,
+            request.ttl_s,
+        )
     )
     if b"\n" in line or b"\r" in line:
         # A publisher's JSON may be pretty-printed. Inside of strings such bytes are escaped, so
@@ -139,8 +146,8 @@ def lines_of(requests: Sequence[PublishRequest], idempotency_key: str | None) ->
     lines: list[bytes] = []
     for request in requests:
         line = b"%b%b}\n" % (begin, request.data)
-        keys = (request.key, request.idempotency_key, idempotency_key)
-        if keys != _NO_KEYS or b"\r" in line or line.find(b"\n") != len(line) - 1:
+        more = (request.key, request.idempotency_key, idempotency_key, request.ttl_s)
+        if more != _NOTHING_MORE or b"\r" in line or line.find(b"\n") != len(line) - 1:
             line = line_of(request, idempotency_key)
         lines.append(line)
     return lines
