@@ -79,6 +79,14 @@ class NotFound(ClevrdError):
     close_code = 4004
 
 
+class Conflict(ClevrdError):
+    """A thing of this kind can't be treated so; the same request fails again."""
+
+    status = 409
+    code = "conflict"
+    close_code = 4004
+
+
 class MethodNotAllowed(ClevrdError):
     """The path exists, but not with this method."""
 

@@ -63,6 +63,7 @@ from clevrd.handlers.site.assets import AssetEndpoint
 from clevrd.handlers.site.pages import AdminHomeEndpoint, HomeEndpoint
 from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
 from clevrd.handlers.subscribe.ticket import TicketEndpoint
+from clevrd.handlers.topics.clear import ClearEndpoint
 from clevrd.handlers.topics.endpoint import TopicEndpoint, TopicsEndpoint
 from clevrd.handlers.topics.messages import MessagesEndpoint
 from clevrd.hub import Hub, Stats
@@ -233,7 +234,10 @@ class Server:
                 "/subscribe": {"GET": subscribe},
                 "/topics": {"GET": TopicsEndpoint(gate, self.hub)},
                 "/topics/*": {"GET": TopicEndpoint(gate, self.hub)},
-                "/topics/*/messages": {"GET": MessagesEndpoint(gate, self.hub)},
+                "/topics/*/messages": {
+                    "GET": MessagesEndpoint(gate, self.hub),
+                    "DELETE": ClearEndpoint(gate, self.hub),
+                },
                 "/ticket": {"POST": TicketEndpoint(gate, maker.tickets)},
                 "/ws": {"GET": commands},
                 "/health": {"GET": health},

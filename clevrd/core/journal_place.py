@@ -15,6 +15,8 @@ class JournalPlace(msgspec.Struct, frozen=True, gc=False):
     is_durable: bool
     # Whether messages that are older than the ring can be read.
     has_history: bool
+    # The offset up to which the topic was cleared: its epoch begins behind it. 0 if it never was.
+    cleared: int = 0
 
 
 class TopicStart(msgspec.Struct, frozen=True, gc=False):

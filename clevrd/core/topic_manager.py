@@ -252,6 +252,22 @@ class TopicManager:
         topic.history.successor = begun
         return begun
 
+    def begin_empty(self, topic: Topic, created_at: str, now_s: float) -> Topic:
+        """Let the name of ``topic``, which is in no journal, begin a new epoch without a message.
+
+        The rest is as in `begin_anew`: nothing of the old epoch is given to anybody who comes from
+        now on, and no position of it is used again.
+        """
+        if topic.journal is not None:
+            raise ValueError(f"topic {topic.name!r} is in a journal, which decides its epoch")
+        self._take_out(topic)
+        self._unmade.pop(topic, None)
+        limits = self.limits
+        ring = RecentMessageCache(limits.ring_messages, limits.ring_bytes)
+        begun = self._add(topic.tenant, topic.name, ring, self._new_epoch(), created_at, now_s)
+        topic.outlive(begun)
+        return begun
+
     def forget_outlived(self, topic: Topic) -> None:
         """Sum up a topic whose next epoch has begun, and which has no readers any more."""
         self._totals.forget(topic)

@@ -126,7 +126,7 @@ class _Reading:
         if isinstance(found, ClevrdError):
             self._owner.failed(self, found)
             return
-        self.found_after = found
+        self.found_after = _not_cleared(self.topic, found)
         self._owner.go_on(self)
 
 
@@ -320,7 +320,7 @@ class HistoryReaders:
     async def _looked_up(self, topic: Topic, id_us: int) -> int:
         found: asyncio.Future[int] = self._loop.create_future()
         self.pages.look_up(topic, id_us, partial(_settle, found))
-        return await found
+        return _not_cleared(topic, await found)
 
     async def _page_behind(self, topic: Topic, after: int, max_bytes: int) -> Page:
         for is_exact in (False, True):
@@ -389,6 +389,11 @@ class HistoryReaders:
             return b""
         tell = reader.spelling.told
         return b"".join(tell(gap, gap.last) for gap in page.holes(after, upto, reader.gaps.topic))
+
+
+def _not_cleared(topic: Topic, after: int) -> int:
+    """Return ``after``, or the offset behind which the topic's epoch begins where that is later."""
+    return after if topic.journal is None else max(after, topic.journal.cleared)
 
 
 def resolve_in_history(

@@ -24,6 +24,7 @@ from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
 from clevrd.core.topic_totals import Totals
 from clevrd.errors import ShuttingDown
+from clevrd.hub.clearing import Clearing
 from clevrd.hub.control_loops import ControlLoops, Stats
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.drain import Drain
@@ -166,6 +167,10 @@ class Hub:
             self.counters,
             loop,
             self.journal,
+        )
+        # Topics that operators or their tenants clear.
+        self.clearing = Clearing(
+            *(self.topics, self.delivery, self.publishing.created_at, loop, self.journal)
         )
         self._drain = Drain(waiting, self.delivery, loop, self._is_journal_busy)
         self._readers = self.delivery.readers

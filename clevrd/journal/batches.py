@@ -14,6 +14,7 @@ from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic, newest_epoch_of
 from clevrd.journal.records import (
     MAX_RECORD_BYTES,
+    Clear,
     Header,
     Keyed,
     Run,
@@ -72,25 +73,49 @@ class Pending:
         self.answer = answer
         self.key = key
         self.content = content
-        self.lines = lines_of(requests, key)
+        self.lines = lines_of(requests, key) if requests else []
         self.size_bytes = sum(map(len, self.lines))
         # The memory that it takes.
         self.cost_bytes = self.size_bytes + _PENDING_BYTES
 
 
+class PendingClear(Pending):
+    """A topic that is to lose its messages, until it has."""
+
+    __slots__ = ()
+
+    def __init__(self, topic: Topic, make_answer: MakeAnswer, answer: asyncio.Future[Any]) -> None:
+        super().__init__(topic, (), make_answer, answer)
+
+
 class Batch:
     """Publishes that go into one record, and the header's parts that come from them."""
 
-    __slots__ = ("cost_bytes", "is_reset", "keyed", "lines", "parts", "runs", "size_bytes")
+    __slots__ = (
+        "clears",
+        "cost_bytes",
+        "is_reset",
+        "keyed",
+        "lines",
+        "parts",
+        "runs",
+        "size_bytes",
+    )
 
     def __init__(self, taken: Sequence[Pending], *, is_reset: bool = False) -> None:
         """Args: is_reset: the record begins a new epoch for all nodes."""
         self.is_reset = is_reset
-        # Publishes by the line at which each begins, topic by topic; of one topic in their order.
-        self.parts: dict[int, Pending] = {}
-        self.lines: list[bytes] = []
         self.size_bytes = sum(each.size_bytes for each in taken)
         self.cost_bytes = sum(each.cost_bytes for each in taken)
+        # Publishes by the line at which each begins, topic by topic; of one topic in their order.
+        # A clear has no line, and a number below 0.
+        self.parts: dict[int, Pending] = {}
+        clears = [each for each in taken if isinstance(each, PendingClear)]
+        self.clears = tuple(Clear(each.topic.tenant, each.topic.name) for each in clears)
+        self.parts.update((-1 - place, each) for place, each in enumerate(clears))
+        if clears:
+            taken = [each for each in taken if not isinstance(each, PendingClear)]
+        self.lines: list[bytes] = []
         runs: list[Run] = []
         keyed: list[Keyed] = []
         for topic, of_topic in _by_topic(taken).items():
@@ -119,7 +144,7 @@ class Batch:
         """Return the header of the record that is to be sent now."""
         return Header(
             *(stamp, writer, sequence, time_us, self.runs, self.keyed, seen),
-            *(self.is_reset, keep_keys_ms, max_keys),
+            *(self.is_reset, keep_keys_ms, max_keys, self.clears),
         )
 
     def record(self, header: Header) -> bytes:
@@ -161,6 +186,9 @@ def take_batch(pending: deque[Pending]) -> Batch:
     size_bytes = _HEADER_BYTES
     while pending and len(taken) < MAX_PUBLISHES:
         each = pending[0]
+        if isinstance(each, PendingClear):
+            # A record of its own, so that the order is plain.
+            return Batch(taken or (pending.popleft(),))
         topic = each.topic
         size_bytes += each.size_bytes
         if each.key is not None:

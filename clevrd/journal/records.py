@@ -67,6 +67,13 @@ class Keyed(msgspec.Struct, frozen=True, gc=False, array_like=True):
     content: str
 
 
+class Clear(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A topic that is to lose all messages before this record."""
+
+    tenant: str
+    topic: str
+
+
 class Seen(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """The record that the writer had folded last, by which others find that their logs differ."""
 
@@ -97,6 +104,9 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     # with different ones would count differently.
     keep_keys_ms: int = 0
     max_keys: int = 0
+    # Topics that begin a new epoch behind this record's messages, with the offsets going on. A
+    # clevrd that does not know this counts the same, and keeps the messages and the epoch's name.
+    clears: tuple[Clear, ...] = ()
 
 
 # 40 digits: 128 bits.

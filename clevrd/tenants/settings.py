@@ -74,6 +74,7 @@ class Holder(Table, frozen=True):
     id: KeyId
     publish: tuple[str, ...] = ()
     subscribe: tuple[str, ...] = ()
+    clear: tuple[str, ...] = ()
     admin: bool = False
     publish_rate_per_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     publish_burst: Annotated[int, _COUNT] | None = None
@@ -228,12 +229,13 @@ def certificate_name(holder: CertificateHolder) -> Subject | str:
 
 
 def _holder_mistakes(place: str, key: Holder) -> Iterator[tuple[str, str]]:
-    if not (key.publish or key.subscribe or key.admin):
+    if not (key.publish or key.subscribe or key.clear or key.admin):
         yield (
             place,
             'it allows nothing; give it publish = ["**"], subscribe = ["**"] or admin = true.',
         )
-    for field, entries in (("publish", key.publish), ("subscribe", key.subscribe)):
+    lists = {"publish": key.publish, "subscribe": key.subscribe, "clear": key.clear}
+    for field, entries in lists.items():
         for entry in entries:
             try:
                 TopicPermissions([entry])

@@ -159,8 +159,8 @@ class Policy:
     def skip_expired(self, reader: Reader, view: TopicView, expiring: Expiring) -> None:
         """Move past messages behind the cursor that have expired, and count them.
 
-        A reader can't help it: it is not slow for that, and no circuit opens. What is kept for a
-        reader beyond the ring comes first, and is given though it may have expired.
+        A reader can't help it: it is not slow for that, and no circuit opens. Messages that are
+        kept for a reader beyond the ring come first, and are given though they may have expired.
         """
         if reader.kept:
             return

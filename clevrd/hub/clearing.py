@@ -1,0 +1,131 @@
+"""Clearing: topics that lose all their messages, because an operator or their tenant wants that.
+
+The name begins a new epoch, so no position is used again. Readers of the old epoch go over to the
+new one in turns (`new_epochs`), and are told a gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import msgspec
+
+from clevrd.core.topic import Topic
+from clevrd.core.topic_manager import TopicManager
+from clevrd.errors import Conflict
+from clevrd.hub.delivery import Delivery
+from clevrd.hub.journaling import Journaling
+from clevrd.hub.stamping import Stamp
+
+
+class Cleared(msgspec.Struct, frozen=True):
+    """A topic whose messages are gone."""
+
+    topic: str
+    tenant_id: str
+    # The epoch that is over, and its newest message.
+    old_epoch: str
+    old_offset: int
+    # The epoch that has begun.
+    epoch: str
+    # Messages that the ring had, and readers that go over.
+    messages: int
+    subscribers: int
+
+
+class ClearedTopic(msgspec.Struct, frozen=True):
+    """The answer to a client that has cleared a topic."""
+
+    success: bool
+    topic: str
+    # The position behind which its messages come now.
+    epoch: str
+    offset: int
+
+
+class Clearing:
+    """Clears topics, and drops topics of this process alone.
+
+    `clear` and `drop` refuse a topic in a journal: other nodes would keep what this one has
+    cleared. `clear_for_all` has a record written that clears it on every node.
+    """
+
+    __slots__ = ("_created_at", "_delivery", "_journal", "_loop", "_topics")
+
+    def __init__(
+        self,
+        topics: TopicManager,
+        delivery: Delivery,
+        created_at: Callable[[], str],
+        loop: asyncio.AbstractEventLoop,
+        journal: Journaling | None = None,
+    ) -> None:
+        """Have topics to clear.
+
+        Args:
+            created_at: returns the time that a topic has which begins now.
+            journal: None where all topics are this process's alone.
+        """
+        self._journal = journal
+        self._topics = topics
+        self._delivery = delivery
+        self._created_at = created_at
+        self._loop = loop
+
+    def clear(self, topic: Topic) -> Cleared:
+        """Give up all messages of ``topic``; its readers stay, and are told a gap.
+
+        Raises:
+            Conflict: it is in a journal.
+        """
+        return self._begin_empty(topic, lambda begun: None)
+
+    def clear_for_all(self, topic: Topic) -> ClearedTopic | asyncio.Future[ClearedTopic]:
+        """Give up all messages of ``topic``, on every node; its readers stay, and are told a gap.
+
+        The answer comes later for a topic in a journal, perhaps as a ClevrdError. Messages that
+        were submitted before are cleared, and later ones are not.
+
+        Raises:
+            ShuttingDown: the journal takes nothing any more.
+        """
+        if self._journal is None or topic.journal is None:
+            cleared = self.clear(topic)
+            return ClearedTopic(True, topic.name, cleared.epoch, 0)
+        node, tenant, name = self._journal.node, topic.tenant, topic.name
+
+        def answer(_topic: Topic, upto: int, _stamps: Sequence[Stamp], _: bool) -> ClearedTopic:
+            return ClearedTopic(True, name, node.start_of(tenant, name).epoch, upto)
+
+        return node.submit_clear(topic, topic.journal, answer)
+
+    def drop(self, topic: Topic) -> Cleared:
+        """Clear ``topic``, and let go of readers that came by a pattern: they are told `forgotten`.
+
+        Readers that named it stay. Without any the name is forgotten within seconds.
+
+        Raises:
+            Conflict: it is in a journal.
+        """
+        return self._begin_empty(topic, self._let_patterns_go)
+
+    def _begin_empty(self, topic: Topic, then: Callable[[Topic], None]) -> Cleared:
+        if topic.journal is not None:
+            raise Conflict(
+                "The topic is in the journal, which every node reads, so that its messages can't be"
+                " given up on one of them; they go by retention_s and retention_bytes in [journal]."
+            )
+        messages, subscribers = topic.held_messages, topic.subscribers
+        begun = self._topics.begin_empty(topic, self._created_at(), self._loop.time())
+        self._delivery.new_epochs.move_readers(topic, begun, partial(then, begun))
+        return Cleared(
+            *(topic.name, topic.tenant, topic.epoch, topic.head),
+            *(begun.epoch, messages, subscribers),
+        )
+
+    def _let_patterns_go(self, begun: Topic) -> None:
+        # With a first message it is a topic again, which the patterns match.
+        if not begun.head:
+            self._delivery.patterns.topic_forgotten(begun)
