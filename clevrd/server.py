@@ -67,6 +67,7 @@ from clevrd.handlers.topics.clear import ClearEndpoint
 from clevrd.handlers.topics.endpoint import TopicEndpoint, TopicsEndpoint
 from clevrd.handlers.topics.messages import MessagesEndpoint
 from clevrd.hub import Hub, Stats
+from clevrd.hub.lifecycle import Told
 from clevrd.hub.memory_shares import weights_of
 from clevrd.journal.engines import MAX_DESCRIPTORS as JOURNAL_DESCRIPTORS
 from clevrd.journal.engines import engine_of
@@ -91,6 +92,7 @@ from clevrd.tenants.from_settings import AuthenticatorMaker, Surroundings, acces
 from clevrd.tenants.origin_rule import OriginRule
 from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import OPEN, Access
+from clevrd.tenants.topic_permissions import TopicPermissions
 from clevrd.tls import TlsConnection, TlsContexts, TlsServer, TlsSettings, plain_tls_of, tls_of
 from clevrd.tls.server import MAX_BEYOND
 from clevrd.tls.server import MAX_LINGERING as MAX_LINGERING_TLS
@@ -344,6 +346,12 @@ class Server:
         self.hub.connection_counts.know(None if is_required else known)
         self.hub.rate_limiter.reserve(known)
         self.hub.share_out(weights_of(access))
+        self.hub.tell_lifecycle(
+            {
+                each.name: Told(TopicPermissions(each.lifecycle), TopicPermissions(each.presence))
+                for each in access.tenants
+            }
+        )
 
     def _keys_changed(self) -> None:
         self.access.keys_changed()

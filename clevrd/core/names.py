@@ -9,6 +9,10 @@ from clevrd.errors import InvalidRequest
 # A topic is part of a URL and of every message; 255 bytes is what file systems and brokers take.
 MAX_TOPIC_BYTES: Final = 255
 
+# The topic of a tenant in which its lifecycle events are published, where it wants them. It is no
+# topic of its publishers then.
+EVENTS_TOPIC: Final = "$events"
+
 # A key names what a message is about, an instrument or a vehicle: an identifier like a topic.
 MAX_KEY_BYTES: Final = 255
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Final
 
 from clevrd.config import Config
@@ -31,6 +31,7 @@ from clevrd.hub.drain import Drain
 from clevrd.hub.history_pages import MAX_PAGE_BYTES
 from clevrd.hub.history_readers import HistoryReaders
 from clevrd.hub.journaling import Journaling
+from clevrd.hub.lifecycle import Lifecycle, Told
 from clevrd.hub.memory_shares import OPEN_WEIGHTS, input_bytes, max_keys, topic_limits
 from clevrd.hub.publish_answers import Published
 from clevrd.hub.publishing import Publishing
@@ -168,6 +169,17 @@ class Hub:
             loop,
             self.journal,
         )
+        # Events of who reads which topic.
+        self.lifecycle = Lifecycle(
+            self.publishing,
+            self.delivery.readers.subscriber_ids,
+            secrets.token_hex(8) if self.journal is None else self.journal.node.writer,
+            loop,
+            self._stamping.wall_us,
+            self.counters.count_background_error,
+        )
+        self.subscriber_ids = self.delivery.readers.subscriber_ids
+        self.publishing.reserves = self.lifecycle.reserves
         # Topics that operators or their tenants clear.
         self.clearing = Clearing(
             *(self.topics, self.delivery, self.publishing.created_at, loop, self.journal)
@@ -209,7 +221,6 @@ class Hub:
         self.publish_once = publishing.publish_once
         self.publish_once_later = publishing.publish_once_later
         self.patterns = delivery.patterns
-        self.subscriber_ids = delivery.readers.subscriber_ids
         self.subscribe = delivery.subscribe
         self.serve = delivery.serve
         self.in_history = delivery.in_history
@@ -246,6 +257,11 @@ class Hub:
         """
         self.topics.share_out(weights)
         self.answers.share_out(weights)
+
+    def tell_lifecycle(self, by_tenant: Mapping[str, Told]) -> None:
+        """Tell tenants of the changes of these topics from now on."""
+        self.lifecycle.change(by_tenant)
+        self._readers.lifecycle = self.lifecycle if self.lifecycle.is_on else None
 
     @property
     def has_configured_tenants(self) -> bool:
@@ -349,6 +365,7 @@ class Hub:
         loop's clock at the latest.
         """
         self.is_draining = True
+        self.lifecycle.stop()
         await self._drain.finish(deadline_s)
 
     def seal(self) -> None:

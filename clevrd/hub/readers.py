@@ -58,6 +58,16 @@ class ReadsHistory(Protocol):
         """Know no more of a reader, which has left. Idempotent."""
 
 
+class NotesReaders(Protocol):
+    """An object that wants to know who comes and goes; it keeps `SubscriberIds` as well."""
+
+    def joined(self, topic: Topic, reader: Subscriber, /) -> None:
+        """Note that ``reader`` has joined ``topic``."""
+
+    def left(self, topic: Topic, reader: Subscriber, /) -> None:
+        """Note that ``reader`` has left ``topic``."""
+
+
 class Holdings:
     """Readers, and messages in the rings, that one portion has in topics that are read."""
 
@@ -79,6 +89,7 @@ class Readers:
         "_note_left",
         "count",
         "history",
+        "lifecycle",
         "queue",
         "subscriber_ids",
         "suspended",
@@ -97,6 +108,8 @@ class Readers:
         self._loop = loop
         # The ids that some of the readers gave.
         self.subscriber_ids = SubscriberIds()
+        # Tells who comes and goes; None where nobody wants to be told.
+        self.lifecycle: NotesReaders | None = None
         # None where no topic has a history.
         self.history: ReadsHistory | None = None
         # Readers that are catching up, and their topics, by portion. The reader that has waited
@@ -146,7 +159,9 @@ class Readers:
     def _note_joined(self, topic: Topic, reader: Subscriber) -> None:
         self.topics[topic] = None
         self.count += 1
-        if self.subscriber_ids.given:
+        if self.lifecycle is not None:
+            self.lifecycle.joined(topic, reader)
+        elif self.subscriber_ids.given:
             self.subscriber_ids.joined(topic, reader)
 
     def greet(
@@ -186,7 +201,9 @@ class Readers:
             self.history.forget(reader)
         leave(reader, self._loop.time())
         self.count -= 1
-        if self.subscriber_ids.given:
+        if self.lifecycle is not None:
+            self.lifecycle.left(topic, reader)
+        elif self.subscriber_ids.given:
             self.subscriber_ids.left(topic, reader)
         if topic.subscribers == 0:
             self.topics.pop(topic, None)

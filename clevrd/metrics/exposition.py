@@ -211,6 +211,12 @@ def _of_connections(connections: Connections) -> Iterator[Metric]:
         "Timers, tasks and writes that failed, each of which is in the log.",
         connections.background_errors,
     )
+    yield _counters(
+        "clevrd_lifecycle_events",
+        "Events of who reads which topic, by outcome: published, or dropped.",
+        "outcome",
+        connections.lifecycle,
+    )
     yield _counter(
         "clevrd_config_reloads",
         "Times that the configuration was read again and put into force.",

@@ -118,6 +118,8 @@ class Connections(msgspec.Struct, frozen=True):
     background_errors: int
     reloads: int
     reloads_failed: int
+    # Outcome -> events of who reads which topic.
+    lifecycle: dict[str, int]
 
 
 class Tls(msgspec.Struct, frozen=True):

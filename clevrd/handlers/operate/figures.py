@@ -187,6 +187,7 @@ class Figures:
             background_errors=counters.background_errors,
             reloads=counters.reloads,
             reloads_failed=counters.reloads_failed,
+            lifecycle=dict(self._hub.lifecycle.counts),
         )
 
     def _tls(self) -> Tls | None:
