@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -96,6 +96,8 @@ from clevrd.tenants.topic_permissions import TopicPermissions
 from clevrd.tls import TlsConnection, TlsContexts, TlsServer, TlsSettings, plain_tls_of, tls_of
 from clevrd.tls.server import MAX_BEYOND
 from clevrd.tls.server import MAX_LINGERING as MAX_LINGERING_TLS
+from clevrd.webhooks.settings import Webhook, webhooks_of
+from clevrd.webhooks.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +141,7 @@ class Server:
         *,
         tls: TlsSettings | None = None,
         journal: JournalSettings | None = None,
+        webhooks: Sequence[Webhook] = (),
         sources: Mapping[str, str] | None = None,
         file: str = "",
         stats: Stats | None = None,
@@ -151,6 +154,7 @@ class Server:
             folder: where the files are that ``access`` names.
             tls: the certificates; None for those of the plain settings alone.
             journal: where messages are kept; None for what the plain setting says.
+            webhooks: where lifecycle events are posted.
             sources: where each setting's value comes from, for operators.
             file: the configuration file, for operators.
 
@@ -175,6 +179,7 @@ class Server:
             journaled=journal.patterns,
             max_journaled_topics=journal.max_topics,
         )
+        self.webhooks = Webhooks(webhooks, self.hub.lifecycle, self._loop)
         self.client_addresses = AddressLimit(
             config.max_connections_per_address, TrustedProxies(), self._loop.time
         )
@@ -223,7 +228,10 @@ class Server:
             "/health/live": live,
             "/health/ready": ready,
         }
-        figures = Figures(self.hub, self.count_connections, started_s, self._certificate_ends_in_s)
+        figures = Figures(
+            *(self.hub, self.count_connections, started_s, self._certificate_ends_in_s),
+            webhooks=self.webhooks.counts,
+        )
         metrics = MetricsEndpoint(gate, figures, self.hub.turns)
         configuration = ConfigurationEndpoint(gate, in_force, self.hub.turns)
         router = PathRouter(
@@ -561,6 +569,7 @@ class Server:
             self.raw_server.stop,
             self.connections.stop,
             self.hub.stop,
+            self.webhooks.stop,
             self._stop_journal,
             lambda: self._save_state(end_s),
         ):
@@ -787,6 +796,7 @@ async def _serve(loaded: Loaded, access: Access, load: Callable[[], Loaded]) -> 
         *(loaded.config, access, folder_of(loaded)),
         tls=tls,
         journal=journal_of(loaded),
+        webhooks=webhooks_of(loaded),
         sources=loaded.sources,
         file=loaded.path,
     )

@@ -217,6 +217,12 @@ def _of_connections(connections: Connections) -> Iterator[Metric]:
         "outcome",
         connections.lifecycle,
     )
+    yield _counters(
+        "clevrd_webhook_events",
+        "Events posted to webhooks, by outcome: delivered, retried, or dropped.",
+        "outcome",
+        connections.webhooks,
+    )
     yield _counter(
         "clevrd_config_reloads",
         "Times that the configuration was read again and put into force.",

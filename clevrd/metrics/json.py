@@ -153,6 +153,7 @@ def _connections_view(connections: Connections) -> dict[str, Any]:
         "reloads": connections.reloads,
         "reloads_failed": connections.reloads_failed,
         "lifecycle": connections.lifecycle,
+        "webhooks": connections.webhooks,
     }
 
 

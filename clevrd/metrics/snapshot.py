@@ -120,6 +120,8 @@ class Connections(msgspec.Struct, frozen=True):
     reloads_failed: int
     # Outcome -> events of who reads which topic.
     lifecycle: dict[str, int]
+    # Outcome -> events that were posted to webhooks, once for each.
+    webhooks: dict[str, int]
 
 
 class Tls(msgspec.Struct, frozen=True):

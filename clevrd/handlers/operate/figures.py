@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 import platform
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Final
 
 import aiohttp
@@ -61,6 +62,7 @@ class Figures:
         count_connections: Callable[[], dict[str, int]],
         started_s: float,
         certificate_ends_in_s: Callable[[], float | None] = lambda: None,
+        webhooks: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Take figures of ``hub``.
 
@@ -69,7 +71,9 @@ class Figures:
             started_s: when the daemon started, on the monotonic clock.
             certificate_ends_in_s: returns the seconds until the first certificate ends; None
                 where the daemon speaks no TLS.
+            webhooks: by outcome, events that were posted.
         """
+        self._webhooks = webhooks
         self._hub = hub
         self._count_connections = count_connections
         self._started_s = started_s
@@ -188,6 +192,7 @@ class Figures:
             reloads=counters.reloads,
             reloads_failed=counters.reloads_failed,
             lifecycle=dict(self._hub.lifecycle.counts),
+            webhooks=dict(self._webhooks),
         )
 
     def _tls(self) -> Tls | None:
