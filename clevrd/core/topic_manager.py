@@ -126,6 +126,15 @@ class TopicManager:
         return self._ring_sizes.total_bytes
 
     @property
+    def on_rings_cut(self) -> Callable[[str, int, int], None]:
+        """Called when rings were cut: with their portion's name, their number, the bytes freed."""
+        return self._ring_sizes.on_cut
+
+    @on_rings_cut.setter
+    def on_rings_cut(self, call: Callable[[str, int, int], None]) -> None:
+        self._ring_sizes.on_cut = call
+
+    @property
     def max_ring_bytes(self) -> int:
         """Bytes that the rings of all topics may hold."""
         return self._ring_sizes.max_bytes

@@ -43,7 +43,7 @@ class PathRouter:
             return self._options[path]
         methods = self._routes.get(path)
         if methods is None:
-            raise NotFound("No such path; see / for those there are.")
+            raise NotFound(self._no_such_path(request.path))
         endpoint = methods.get(request.method)
         if endpoint is None:
             raise MethodNotAllowed(request.method, request.path, tuple(methods))
@@ -58,6 +58,15 @@ class PathRouter:
             return path
         segments[2] = "*"
         return "/".join(segments)
+
+    def _no_such_path(self, path: str) -> str:
+        """Return the sentence about a path that is none: those beside it, or where all stand."""
+        folder = path[: path.find("/", 1) + 1]
+        beside = [each for each in self._routes if folder and each.startswith(folder)]
+        if not beside:
+            return "No such path; see / for those there are."
+        shown = ", ".join(beside).replace("*", "TOPIC")
+        return f"No such path; under {folder} are {shown}; see / for all."
 
 
 class OptionsEndpoint:
