@@ -58,6 +58,9 @@ _BUILD: Final = Build(
     uvloop.__version__,  # type: ignore[attr-defined]  # its stub leaves it out
 )
 
+# Of a daemon without webhooks.
+_NO_WEBHOOKS: Final = MappingProxyType({"delivered": 0, "retried": 0, "dropped": 0})
+
 
 class Figures:
     """Where every figure comes from."""
@@ -68,7 +71,7 @@ class Figures:
         count_connections: Callable[[], dict[str, int]],
         started_s: float,
         certificate_ends_in_s: Callable[[], float | None] = lambda: None,
-        webhooks: Mapping[str, int] = MappingProxyType({}),
+        webhooks: Mapping[str, int] = _NO_WEBHOOKS,
     ) -> None:
         """Take figures of ``hub``.
 
