@@ -48,6 +48,13 @@ class Target:
         self.answer: Any = self.take
         self.requests: list[tuple[dict[str, str], bytes]] = []
         self.url = ""
+        # Somebody came to where it redirects.
+        self.was_followed = False
+
+    async def elsewhere(self, request: web.Request) -> web.StreamResponse:
+        """Take what should not come."""
+        self.was_followed = True
+        return web.Response(text="ok")
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Note a request and answer it."""
@@ -71,6 +78,7 @@ async def target() -> AsyncIterator[Target]:
     made = Target()
     app = web.Application()
     app.router.add_post("/hook", made.handle)
+    app.router.add_get("/elsewhere", made.elsewhere)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -170,14 +178,12 @@ async def test_failed_post_is_tried_again_and_nobody_waits(
 ) -> None:
     """Whatever the target does, events come in order once it takes them, under one id a batch."""
     monkeypatch.setattr(sender, "TIMEOUT_S", 0.2)
-    elsewhere: list[str] = []
 
     async def fail(request: web.Request) -> web.StreamResponse:
         if len(target.requests) > 2:
             return await target.take(request)
         if fault == "redirect":
-            elsewhere.append(str(request.url))
-            raise web.HTTPFound("http://127.0.0.1:1/elsewhere")
+            raise web.HTTPFound("/elsewhere")
         if fault == "500":
             return web.Response(status=500, body=b"x" * 1_000_000)
         if fault == "hangs":
@@ -204,6 +210,7 @@ async def test_failed_post_is_tried_again_and_nobody_waits(
     assert ids[0] == ids[1] == ids[2] != ids[3]
     assert [each["topic"] for each in target.events[-4:]] == ["t0", "t1", "t2", "t3"]
     assert (counts["retried"], counts["dropped"]) == (6, 0)
+    assert not target.was_followed
     said = [each.message for each in caplog.records if each.name.startswith("clevrd.webhooks")]
     assert len(said) == 2
     assert "webhook fails" in said[0]
