@@ -27,7 +27,7 @@ Later = Awaitable[Response | Due[Response]] | Due[Response]
 # A person or program that operates the daemon, and has proved it by where it asks.
 OPERATOR: Final = Tenant(DEFAULT_TENANT, is_admin=True)
 # A client that is shown nothing of any tenant.
-STRANGER: Final = Tenant(DEFAULT_TENANT, publish=NO_TOPICS, subscribe=NO_TOPICS)
+STRANGER: Final = Tenant(DEFAULT_TENANT, publish=NO_TOPICS, subscribe=NO_TOPICS, clear=NO_TOPICS)
 
 _OVER: Final = "The credential has expired, or is valid no more; ask with another one."
 # Methods that change nothing.

@@ -371,7 +371,7 @@ UNPREFIXED: Final = {"address": "ADDRESS", "max_memory_mb": "MAX_MEMORY_MB"}
 OTHER_VARIABLES: Final = frozenset({"CLEVRD_CONFIG", "CLEVRD_URL", "CLEVRD_TENANT", "CLEVRD_KEY"})
 # Tables that the file may have besides settings, which no variable and no flag can give: [auth] and
 # [[tenants]] are read by `tenants.settings`.
-TABLES: Final = frozenset({"auth", "tenants", "tls", "journal", "sources"})
+TABLES: Final = frozenset({"auth", "tenants", "tls", "journal", "sources", "webhooks"})
 
 
 def _allowed(kind: type, base: Any, meta: Meta) -> str:

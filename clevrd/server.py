@@ -75,7 +75,11 @@ from clevrd.handlers.site.pages import (
 )
 from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
 from clevrd.handlers.subscribe.ticket import TicketEndpoint
+from clevrd.handlers.topics.clear import ClearEndpoint
+from clevrd.handlers.topics.endpoint import TopicEndpoint, TopicsEndpoint
+from clevrd.handlers.topics.messages import MessagesEndpoint
 from clevrd.hub import Hub, Stats
+from clevrd.hub.lifecycle import Told
 from clevrd.hub.memory_shares import weights_of
 from clevrd.journal.engines import MAX_DESCRIPTORS as JOURNAL_DESCRIPTORS
 from clevrd.journal.engines import engine_of
@@ -105,9 +109,12 @@ from clevrd.tenants.from_settings import AuthenticatorMaker, Surroundings, acces
 from clevrd.tenants.origin_rule import OriginRule
 from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import OPEN, Access
+from clevrd.tenants.topic_permissions import TopicPermissions
 from clevrd.tls import TlsConnection, TlsContexts, TlsServer, TlsSettings, plain_tls_of, tls_of
 from clevrd.tls.server import MAX_BEYOND
 from clevrd.tls.server import MAX_LINGERING as MAX_LINGERING_TLS
+from clevrd.webhooks.settings import Webhook, webhooks_of
+from clevrd.webhooks.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +169,7 @@ class Server:
         tls: TlsSettings | None = None,
         journal: JournalSettings | None = None,
         read: Sequence[SourceEntry] = (),
+        webhooks: Sequence[Webhook] = (),
         sources: Mapping[str, str] | None = None,
         file: str = "",
         stats: Stats | None = None,
@@ -176,6 +184,7 @@ class Server:
             tls: the certificates; None for those of the plain settings alone.
             journal: where messages are kept; None for what the plain setting says.
             read: streams whose records are taken into topics.
+            webhooks: where lifecycle events are posted.
             sources: where each setting's value comes from, for operators.
             file: the configuration file, for operators.
             given: sockets that listen already; without any the addresses of the settings count.
@@ -205,6 +214,7 @@ class Server:
             *(read, self.hub, config.max_message_bytes, self._loop),
             self.hub.counters.count_background_error,
         )
+        self.webhooks = Webhooks(webhooks, self.hub.lifecycle, self._loop)
         self.client_addresses = AddressLimit(
             config.max_connections_per_address, TrustedProxies(), self._loop.time
         )
@@ -260,7 +270,7 @@ class Server:
         }
         figures = Figures(
             *(self.hub, self.count_connections, started_s),
-            *(self._certificate_ends_in_s, self.sources.figures),
+            *(self._certificate_ends_in_s, self.sources.figures, self.webhooks.counts),
         )
         metrics = MetricsEndpoint(gate, figures, self.hub.turns)
         configuration = ConfigurationEndpoint(gate, in_force, self.hub.turns)
@@ -280,6 +290,12 @@ class Server:
                 "/publish": {"POST": publish, "GET": publish_socket},
                 "/publish/batch": {"POST": BatchEndpoint(gate, self.hub, config)},
                 "/subscribe": {"GET": subscribe},
+                "/topics": {"GET": TopicsEndpoint(gate, self.hub)},
+                "/topics/*": {"GET": TopicEndpoint(gate, self.hub)},
+                "/topics/*/messages": {
+                    "GET": MessagesEndpoint(gate, self.hub),
+                    "DELETE": ClearEndpoint(gate, self.hub),
+                },
                 "/ticket": {"POST": TicketEndpoint(gate, maker.tickets)},
                 "/ws": {"GET": commands},
                 "/health": {"GET": health},
@@ -407,6 +423,12 @@ class Server:
         self.hub.rate_limiter.reserve(known)
         self.sources.know(access)
         self.hub.share_out(weights_of(access))
+        self.hub.tell_lifecycle(
+            {
+                each.name: Told(TopicPermissions(each.lifecycle), TopicPermissions(each.presence))
+                for each in access.tenants
+            }
+        )
 
     def _keys_changed(self) -> None:
         self.access.keys_changed()
@@ -666,6 +688,7 @@ class Server:
             self.raw_server.stop,
             self.connections.stop,
             self.hub.stop,
+            self.webhooks.stop,
             lambda: self._stop_journal(end_s),
             lambda: self._save_state(end_s),
         ):
@@ -949,6 +972,7 @@ async def _serve(
         tls=tls,
         journal=journal_of(loaded),
         read=sources_of(loaded, access),
+        webhooks=webhooks_of(loaded),
         sources=loaded.sources,
         file=loaded.path,
         given=given,

@@ -28,6 +28,7 @@ from clevrd.tenants.origins import entries_in_force, read_allowed_origins
 from clevrd.tenants.settings import Access, TenantEntry
 from clevrd.tls.contexts import TlsContexts, moment_text
 from clevrd.tls.settings import tls_of
+from clevrd.webhooks.settings import webhooks_of
 
 # The exit code where something differs, as diff's.
 EXIT_DIFFERS: Final = 1
@@ -57,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
     check_access(access, folder_of(loaded))
     read_allowed_origins(loaded.config.allowed_origins, access.auth.allowed_origins)
     journal = journal_of(loaded)
+    webhooks_of(loaded)
     check_files(journal)
     check_place(journal)
     sources = sources_of(loaded, access)

@@ -36,6 +36,7 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     timestamp: str = ""
     key: str | None = None
     idempotency_key: str | None = None
+    ttl_s: int | float | None = None
     data: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -70,6 +71,7 @@ def lines_of(
             timestamp,
             message.key,
             message.idempotency_key,
+            message.ttl_s,
             message.data,
         )
         found.append(_encoder.encode(line) + b"\n")
@@ -93,7 +95,7 @@ def read_line(text: bytes, now_us: int) -> Imported:
         line = _decoder.decode(text)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise InvalidRequest(f"it is no message: {error}") from error
-    request = PublishRequest(line.topic, line.data, line.idempotency_key, line.key)
+    request = PublishRequest(line.topic, line.data, line.idempotency_key, line.key, line.ttl_s)
     check_publish(request)
     tenant = line.tenant or DEFAULT_TENANT
     check_tenant_name(tenant)

@@ -100,7 +100,7 @@ class Gap(
     ``first``, ``last`` and ``count`` are None where they can't be known: with the reason ``epoch``
     the topic has begun a new epoch. Other reasons: ``slow_consumer``, this reader was too slow;
     ``retention``, the server no longer had the messages; ``damaged``, it can't read them any more;
-    ``unknown``, the server does not say.
+    ``expired``, their time to live was over; ``unknown``, the server does not say.
     """
 
     topic: str

@@ -26,7 +26,7 @@ from clevrd.core.notices import (
 )
 from clevrd.core.patterns import Words, matches, parse_pattern
 from clevrd.core.stream_forms import StreamForm
-from clevrd.core.subscriber import NOT_BEGUN, Sink
+from clevrd.core.subscriber import NOT_BEGUN, Sink, Subscriber
 from clevrd.core.subscription import (
     FROM_THE_START,
     DeliveryOptions,
@@ -545,6 +545,8 @@ class ManySubscriptions(Generic[TopicT_co]):
             each.pause_delivery()
         # Before it is joined: the transport may pause while it catches up.
         self.topics[topic.name] = each
+        if options.subscriber_id is not None and isinstance(each, Subscriber):
+            self._hub.subscriber_ids.introduce(each, options.subscriber_id)
         each.join(beginning, ref, warnings)
 
     def _slot_of(self, topic: Topic) -> EventIdSlot | None:

@@ -98,6 +98,8 @@ class OneSubscription(Subscriber):
 
     def subscribe(self, request: SubscribeRequest, /) -> None:
         """Join the topic where ``request`` says."""
+        if request.options.subscriber_id is not None:
+            self._hub.subscriber_ids.introduce(self, request.options.subscriber_id)
         self.join(request.topics[self.topic.name], warnings=request.warnings)
 
     def join(

@@ -19,6 +19,7 @@ from clevrd.core.beginning import After, Beginning, ResolvedBeginning, resolve
 from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.event_ids import EventIds, EventIdSlot, event_ids_for
 from clevrd.core.notices import (
+    EXPIRED,
     RETENTION,
     Gap,
     Notice,
@@ -40,7 +41,7 @@ from clevrd.core.subscription import DeliveryOptions, SubscribeRequest
 from clevrd.core.topic import Topic, newest_epoch_of
 from clevrd.errors import ClevrdError, JournalUnavailable
 from clevrd.http_values import NOT_STORED, Response, json_answer
-from clevrd.hub import Hub, OlderMessages
+from clevrd.hub import Hub, OlderMessages, past_expired
 from clevrd.scheduling.turn_queue import TurnQueue
 from clevrd.tenants import Tenant
 
@@ -132,10 +133,10 @@ class Polls:
             poll = self._add(tenant, timeout_s)
             poll.read_one(topic, beginning)
             return poll.answer
-        start = resolve(topic, beginning)
+        start = past_expired(topic, resolve(topic, beginning), self.loop.time())
         frames = self.hub.serve(topic, start.after, POLL_MAX_MESSAGES, POLL_MAX_BYTES)
         if frames or start.gap or not timeout_s:
-            return _answer_of_one(topic, start, start.after + len(frames), map(payload_of, frames))
+            return answer_of_one(topic, start, start.after + len(frames), map(payload_of, frames))
         poll = self._add(tenant, timeout_s)
         poll.wait_for_one(topic, start)
         return poll.answer
@@ -284,7 +285,11 @@ class PolledTopic:
     def look(self) -> Gap | None:
         """Find out where it begins; return what is missing there."""
         older = self._older
-        start = resolve(self.topic, self.beginning) if older is None else older.start
+        if older is None:
+            resolved = resolve(self.topic, self.beginning)
+            start = past_expired(self.topic, resolved, self._poll.polls.loop.time())
+        else:
+            start = older.start
         self.upto, self.is_recovered = start.after, start.is_recovered
         return start.gap
 
@@ -601,8 +606,9 @@ class Poll:
     def _answer_of_one(self) -> Response:
         (polled,) = self._topics
         gap = self._gaps[0] if self._gaps else None
-        start = ResolvedBeginning(polled.upto, polled.is_recovered and gap is None, gap)
-        return _answer_of_one(polled.topic, start, polled.upto, self._payloads)
+        is_whole = gap is None or gap.reason == EXPIRED
+        start = ResolvedBeginning(polled.upto, polled.is_recovered and is_whole, gap)
+        return answer_of_one(polled.topic, start, polled.upto, self._payloads)
 
     def _answer_of_many(self, ids: EventIds) -> Response:
         for each in self._topics:
@@ -641,7 +647,7 @@ def _by_id(each: tuple[bytes, PolledTopic, bytes]) -> bytes:
     return each[0]
 
 
-def _answer_of_one(
+def answer_of_one(
     topic: Topic, start: ResolvedBeginning, upto: int, payloads: Iterable[bytes]
 ) -> Response:
     """Return the answer with the messages in ``payloads``, behind which ``upto`` lies."""

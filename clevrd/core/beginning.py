@@ -96,27 +96,32 @@ def resolve(topic: Topic, beginning: Beginning) -> ResolvedBeginning:
 
 def in_history(topic: Topic, beginning: Beginning) -> HistoryBeginning | None:
     """Return where in the topic's history a reader begins; None where the ring has it all."""
-    oldest = topic.first
-    if oldest == 1 or topic.journal is None or not topic.journal.has_history:
+    oldest, begins = topic.first, _begins_behind(topic)
+    if oldest == begins + 1 or topic.journal is None or not topic.journal.has_history:
         return None
     match beginning:
         case Last():
-            after = max(0, topic.head - beginning.count)
+            after = max(begins, topic.head - beginning.count)
             return None if after >= oldest - 1 else HistoryBeginning(after)
         case After():
             if beginning.epoch not in ("", topic.epoch) or beginning.offset > topic.head:
-                return HistoryBeginning(gap=unknown_gap(topic.name))
+                return HistoryBeginning(_begins_behind(topic), gap=unknown_gap(topic.name))
             if beginning.offset >= oldest - 1:
                 return None
-            return HistoryBeginning(beginning.offset, is_resumed=True)
+            return HistoryBeginning(max(begins, beginning.offset), is_resumed=True)
         case Since():
             return _in_history_since(topic, beginning)
+
+
+def _begins_behind(topic: Topic) -> int:
+    """Return the offset behind which the topic's epoch begins: 0 but for one that was cleared."""
+    return 0 if topic.journal is None else topic.journal.cleared
 
 
 def _in_history_since(topic: Topic, beginning: Since) -> HistoryBeginning | None:
     message_id = beginning.message_id
     if message_id < id_of_timestamp(topic.created_at):
-        return HistoryBeginning(gap=unknown_gap(topic.name))
+        return HistoryBeginning(_begins_behind(topic), gap=unknown_gap(topic.name))
     if topic.last_before(message_id.encode(), or_at=not beginning.is_time) >= topic.first:
         return None
     below_id_us = us_of_id(message_id) + (not beginning.is_time)
@@ -127,11 +132,12 @@ def _start_after(topic: Topic, beginning: After) -> ResolvedBeginning:
     oldest = topic.first
     if beginning.epoch not in ("", topic.epoch) or beginning.offset > topic.head:
         return ResolvedBeginning(oldest - 1, gap=unknown_gap(topic.name))
-    missing = oldest - 1 - beginning.offset
+    after = max(beginning.offset, _begins_behind(topic))
+    missing = oldest - 1 - after
     if missing > 0:
-        gap = Gap(topic.name, beginning.offset + 1, oldest - 1, missing, RETENTION)
+        gap = Gap(topic.name, after + 1, oldest - 1, missing, RETENTION)
         return ResolvedBeginning(oldest - 1, gap=gap)
-    return ResolvedBeginning(beginning.offset, is_recovered=True)
+    return ResolvedBeginning(after, is_recovered=True)
 
 
 def _start_since(topic: Topic, beginning: Since) -> ResolvedBeginning:
@@ -141,7 +147,7 @@ def _start_since(topic: Topic, beginning: Since) -> ResolvedBeginning:
     if beginning.message_id < id_of_timestamp(topic.created_at):
         # Whether the topic had a life before this one, and what was in it, nobody knows.
         return ResolvedBeginning(after, gap=unknown_gap(topic.name))
-    if oldest > 1 and after < oldest:
+    if oldest > _begins_behind(topic) + 1 and after < oldest:
         # No message that is held lies before, so what was evicted may have been asked for.
         return ResolvedBeginning(after, gap=Gap(topic.name, None, oldest - 1, None, RETENTION))
     return ResolvedBeginning(after, is_recovered=True)

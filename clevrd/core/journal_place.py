@@ -17,6 +17,8 @@ class JournalPlace(msgspec.Struct, frozen=True, gc=False):
     has_history: bool
     # Whether other nodes have readers of the topic too.
     is_shared: bool = False
+    # The offset up to which the topic was cleared: its epoch begins behind it. 0 if it never was.
+    cleared: int = 0
 
 
 class TopicStart(msgspec.Struct, frozen=True, gc=False):

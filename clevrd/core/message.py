@@ -23,3 +23,35 @@ class KeyedMessage(Message, frozen=True, gc=False):
     """
 
     key: str
+
+
+class ExpiringMessage(Message, frozen=True, gc=False):
+    """A message that was published with a time to live, in seconds."""
+
+    ttl_s: int | float
+
+
+class ExpiringKeyedMessage(ExpiringMessage, frozen=True, gc=False):
+    """A message with both; the key is the last field, as `server_frames.key_of` expects."""
+
+    key: str
+
+
+def message_of(
+    stamp: tuple[str, str],
+    topic: str,
+    tenant: str,
+    data: msgspec.Raw,
+    offset: int,
+    key: str | None,
+    ttl_s: float,
+) -> Message:
+    """Return a message with a time to live.
+
+    Args:
+        stamp: its id and its timestamp.
+    """
+    message_id, timestamp = stamp
+    if key is None:
+        return ExpiringMessage(message_id, topic, tenant, data, timestamp, offset, ttl_s)
+    return ExpiringKeyedMessage(message_id, topic, tenant, data, timestamp, offset, ttl_s, key)

@@ -109,7 +109,7 @@ def _is_one_off(name: str, known: str) -> bool:
     return name[at + 1 :] == known[at + 1 :] or is_swapped
 
 
-_PUBLISH: Final = ("topic", "data", "key", "idempotency_key")
+_PUBLISH: Final = ("topic", "data", "key", "idempotency_key", "ttl_s")
 _PUBLISH_WORDS: Final = {
     "payload": "data",
     "message": "data",
@@ -119,8 +119,13 @@ _PUBLISH_WORDS: Final = {
     "content": "data",
     "channel": "topic",
     "subject": "topic",
+    "ttl": "ttl_s",
+    "expires_in": "ttl_s",
 }
-_SUBSCRIBE: Final = ("topic", "pattern", "policy", "buffer", "last", "since", "epoch", "offset")
+_SUBSCRIBE: Final = (
+    *("topic", "pattern", "policy", "buffer", "last", "since", "epoch", "offset"),
+    "subscriber_id",
+)
 _SUBSCRIBE_WORDS: Final = {
     "limit": "last",
     "count": "last",
@@ -134,6 +139,7 @@ _SUBSCRIBE_WORDS: Final = {
     "from": "since",
     "start": "since",
     "tenant_id": "tenant",
+    "client_id": "subscriber_id",
 }
 
 # The fields of a publish's body, of a frame on a publish socket, and of commands.

@@ -17,12 +17,13 @@ Ref = str | int | msgspec.UnsetType
 Warnings = tuple[str, ...] | msgspec.UnsetType
 
 # `epoch`: continuity with the position that was asked for can't be proven. `damaged`: the history
-# has the message no more, or not as it was.
-GapReason = Literal["slow_consumer", "retention", "epoch", "damaged"]
+# has the message no more, or not as it was. `expired`: its time to live was over.
+GapReason = Literal["slow_consumer", "retention", "epoch", "damaged", "expired"]
 SLOW_CONSUMER: Final = "slow_consumer"
 RETENTION: Final = "retention"
 EPOCH: Final = "epoch"
 DAMAGED: Final = "damaged"
+EXPIRED: Final = "expired"
 
 
 class Position(msgspec.Struct, frozen=True):

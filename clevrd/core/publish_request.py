@@ -22,6 +22,14 @@ EXPECTED_BODY: Final = 'send {"topic": string, "data": any JSON value but null}'
 # A ref is sent back with every answer, so it is kept as short as an identifier.
 MAX_REF_CHARS: Final = 128
 
+# The times to live that a message may have: a millisecond to three years.
+MIN_TTL_S: Final = 0.001
+MAX_TTL_S: Final = 100_000_000
+_TTL_ADVICE: Final = (
+    f"The ttl_s must be a number of seconds from {MIN_TTL_S} to {MAX_TTL_S}; leave it out for a"
+    " message that does not expire."
+)
+
 
 class PublishRequest(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One publish as its publisher asks for it. Unknown fields are for `LenientPublish`.
@@ -36,6 +44,8 @@ class PublishRequest(msgspec.Struct, frozen=True, gc=False, forbid_unknown_field
     idempotency_key: str | None = None
     # The thing that the message is about: `latest` readers want the newest message of each key.
     key: str | None = None
+    # Seconds for which it is worth reading; None for ever.
+    ttl_s: int | float | None = None
 
     def warnings(self) -> tuple[str, ...]:
         """Return what the publisher is told besides the answer."""
@@ -93,6 +103,7 @@ class _Fields(msgspec.Struct, frozen=True):
 
     topic: msgspec.Raw = msgspec.Raw(b"")
     idempotency_key: msgspec.Raw = msgspec.Raw(b"")
+    ttl_s: msgspec.Raw = msgspec.Raw(b"")
     ref: msgspec.Raw = msgspec.Raw(b"")
 
 
@@ -200,6 +211,8 @@ def check_publish(request: PublishRequest) -> None:
         check_key(request.key)
     if request.idempotency_key is not None:
         check_idempotency_key(request.idempotency_key)
+    if request.ttl_s is not None and not MIN_TTL_S <= request.ttl_s <= MAX_TTL_S:
+        raise InvalidRequest(_TTL_ADVICE)
 
 
 def _fault(body: bytes, error: Exception) -> str:
@@ -221,6 +234,8 @@ def _wrong_shape(body: bytes) -> str:
     if not bytes(fields.topic):
         told = field_warnings(body, PUBLISH_FIELDS)
         return " ".join((f"The topic is missing; {EXPECTED_BODY}.", *told))
+    if json_kind(bytes(fields.ttl_s)) not in ("a number", "null", ""):
+        return _TTL_ADVICE
     for name, advice in _ADVICE.items():
         kind = json_kind(bytes(getattr(fields, name)))
         if kind not in ("a string", ""):

@@ -5,6 +5,7 @@ Framing: RFC 6455 §5.2 (layout), §5.1 (servers do not mask), §5.5 (control fr
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -25,6 +26,13 @@ _BEFORE_ID: Final = b'{"id":"'
 _BEFORE_KEY: Final = b',"key":"'
 _QUOTE: Final = ord('"')
 _ID_BYTES: Final = len("msg-YYYYMMDD-HHMMSS.ffffff")
+
+# The end of a message with a time to live; a quote within a key is escaped. It lies within so many
+# bytes: of a key's 255 each may be spelled in two.
+_TTL: Final = re.compile(
+    rb'","offset":[0-9]+,"ttl_s":([0-9.e+-]+)(?:,"key":"(?:[^"\\]|\\.)*")?}\Z', re.DOTALL
+)
+_TTL_WITHIN_BYTES: Final = 640
 
 _FIN_TEXT: Final = 0x81
 _FIN_CLOSE: Final = 0x88
@@ -121,6 +129,18 @@ def key_of(frame: bytes) -> bytes:
     if frame[-2] != _QUOTE:
         return b""
     return frame[frame.rindex(_BEFORE_KEY) + len(_BEFORE_KEY) : -2]
+
+
+def ttl_of(frame: bytes) -> float | None:
+    """Return the time to live of the message in such a frame, in seconds; None without one.
+
+    It stands behind the offset, and only the key may follow it.
+    """
+    end = frame[-_TTL_WITHIN_BYTES:]
+    if b',"ttl_s":' not in end:
+        return None
+    found = _TTL.search(end)
+    return None if found is None else float(found[1])
 
 
 def _header_bytes(frame: bytes) -> int:

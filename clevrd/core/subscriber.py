@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from clevrd.core.drop_strategy import CIRCUIT_BREAKER, DROP_NEWEST, DROP_OLDEST, DropStrategy
 from clevrd.core.gap_log import GapLog
-from clevrd.core.notices import RETENTION, GapReason
+from clevrd.core.notices import EXPIRED, RETENTION, SLOW_CONSUMER, GapReason
 from clevrd.core.policies.drop_oldest import DropOldest
 from clevrd.core.policies.keep_oldest import KeepOldest
 from clevrd.core.policies.latest import Latest
@@ -246,6 +246,17 @@ class Subscriber:
             # A live reader that loses what the ring gave up before a round does not stall.
             if not self.is_live:
                 self.dropped_in_stall += count
+
+    def pass_expired(self, upto: int, count: int) -> None:
+        """Move past ``count`` expired messages, the last one ``upto``: they are lost to it.
+
+        With LATEST, superseded ones that were lost before lie between them.
+        """
+        self.dropped += count
+        if self.gaps is not None:
+            reason: GapReason = EXPIRED if upto - self.cursor == count else SLOW_CONSUMER
+            self.gaps.note(self.delivered, self.cursor + 1, upto, reason)
+        self.cursor = upto
 
     def forfeit(self, view: TopicView, now_s: float) -> int:
         """Give up all that waits: some was lost, the rest is discarded; return how much that is.

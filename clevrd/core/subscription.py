@@ -27,6 +27,8 @@ class DeliveryOptions(msgspec.Struct, frozen=True):
     wanted_window: int | None
     # Notices stand between its messages: where it begins, what it loses, when to come back.
     has_notices: bool
+    # The name by which it wants to be known among the topic's readers; None for none.
+    subscriber_id: str | None = None
 
 
 class PatternBeginning(msgspec.Struct, frozen=True):

@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from clevrd.core.circuit_alarms import CircuitAlarms
+from clevrd.core.expiring import Expiring
 from clevrd.core.journal_place import JournalPlace
 from clevrd.core.keepers import Keepers
 from clevrd.core.kept_frames import KeptFrames
 from clevrd.core.newest_by_key import NewestByKey
 from clevrd.core.notices import RETENTION
-from clevrd.core.policies.policy import Losses, Reader
+from clevrd.core.policies.policy import Losses, Reader, readable_upto
 from clevrd.core.portions import Portion
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, RecentMessageCache
 from clevrd.core.round import Round, round_in_forms
@@ -45,9 +46,10 @@ class Counts(NamedTuple):
     slow_consumer: int
     retention: int
     memory: int
+    expired: int
 
 
-NO_COUNTS: Final = Counts(0, 0, 0, 0, 0, 0)
+NO_COUNTS: Final = Counts(0, 0, 0, 0, 0, 0, 0)
 
 
 class TopicHistory:
@@ -83,6 +85,7 @@ class Topic:
         "discarded",
         "edge",
         "epoch",
+        "expiring",
         "first",
         "flush_is_scheduled",
         "history",
@@ -186,6 +189,8 @@ class Topic:
         self.pattern_readers = 0
         # The messages in each wire form but WebSocket that somebody reads.
         self._texts = TextsByForm(epoch, portion.texts)
+        # The messages that expire; None as long as none was published with a time to live.
+        self.expiring: Expiring | None = None
         # For lagging readers that want the newest message of each key.
         self.newest = _NOBODYS_NEWEST
         # Readers whose circuit is open: nothing is offered to them, nor kept for them.
@@ -266,6 +271,7 @@ class Topic:
             losses.slow_consumer,
             losses.retention,
             losses.memory,
+            losses.expired,
         )
 
     def extend(self, offset: int, frames: list[bytes], now_s: float) -> None:
@@ -282,6 +288,25 @@ class Topic:
             self.edge = ring.head
         if excess:
             self._evict(excess, now_s)
+
+    def note_expiry(self, offset: int, until_s: float) -> None:
+        """Note that message ``offset``, the newest that expires, does so at ``until_s``."""
+        if self.expiring is None:
+            self.expiring = Expiring()
+        self.expiring.note(offset, until_s, self.first)
+
+    def end_of_expired(self, after: int, now_s: float) -> int:
+        """Return the last of the expired messages that follow ``after``; ``after`` without any."""
+        if self.expiring is None:
+            return after
+        self.expiring.now_s = now_s
+        return self.expiring.end_of_expired(after, self.ring.head)
+
+    def note_expired(self, messages: int) -> None:
+        """Count messages that somebody asked for who does not stay, and that have expired."""
+        self.offered += messages
+        self.losses.expired += messages
+        self._active[self] = None
 
     def trim(self, max_bytes: int, now_s: float) -> int:
         """Evict the oldest messages until the ring holds at most ``max_bytes``; return bytes freed.
@@ -358,6 +383,13 @@ class Topic:
         reader.delivered += messages
         self.offered += messages
         self.delivered += messages
+
+    def note_missed(self, reader: Subscriber, expired: int) -> None:
+        """Count messages that a reader in the history is not given, since they have expired."""
+        reader.start -= expired
+        reader.dropped += expired
+        self.offered += expired
+        self.losses.expired += expired
 
     def join_from_history(self, reader: Subscriber) -> None:
         """Have ``reader``, which has everything up to the ring's first message, read on there."""
@@ -461,11 +493,12 @@ class Topic:
         return self.ring.take(after, upto, max_bytes)
 
     def frames_behind(self, after: int) -> Iterator[bytes]:
-        """Return the frames behind offset ``after`` one by one, as they are asked for.
+        """Return the frames behind offset ``after`` one by one, up to the first that has expired.
 
-        Nothing is counted as offered. ``after`` must not lie before what the ring has.
+        The caller has asked `end_of_expired` at this time. Nothing is counted as offered. ``after``
+        must not lie before what the ring has.
         """
-        for offset in range(after + 1, self.ring.head + 1):
+        for offset in range(after + 1, readable_upto(self, after, self.ring.head) + 1):
             yield self.frames(offset - 1, offset)[0]
 
     def last_before(self, message_id: bytes, *, or_at: bool) -> int:
@@ -485,6 +518,9 @@ class Topic:
         """
         policy = reader.policy
         policy.settle(reader, self, min(now_s, self.moved_s))
+        if self.expiring is not None:
+            self.expiring.now_s = now_s
+            policy.skip_expired(reader, self, self.expiring)
         if reader.gaps is not None:
             reader.prepare_gap(reader.gaps)
         texts = policy.take(reader, self, max_bytes)
@@ -544,10 +580,14 @@ class Topic:
     def serve(self, after: int, upto: int, max_bytes: int, now_s: float) -> list[bytes]:
         """Return frames behind offset ``after``, up to ``upto``, for a reader that does not stay.
 
-        The frames count as offered and delivered at once. There is at least one frame unless no
-        message follows. ``after`` must not lie before ``first - 1``.
+        They end before one that has expired. The frames count as offered and delivered at once.
+        There is at least one unless no message follows, or one that has expired. ``after`` must not
+        lie before ``first - 1``.
         """
-        frames = self.frames(after, min(upto, self.ring.head), max_bytes)
+        if self.expiring is not None:
+            self.expiring.now_s = now_s
+        upto = readable_upto(self, after, min(upto, self.ring.head))
+        frames = self.frames(after, upto, max_bytes)
         self.offered += len(frames)
         self.delivered += len(frames)
         self._active[self] = None

@@ -189,6 +189,21 @@ class TopicManager:
             self._ring_sizes.add(topic)
         return topic
 
+    def detached(self, tenant: str, name: str, start: TopicStart, now_s: float) -> Topic:
+        """Return a topic that its journal has, as a value for one use: it is not kept here."""
+        limits = self.limits
+        return Topic(
+            tenant,
+            name,
+            ring=RecentMessageCache(limits.ring_messages, limits.ring_bytes, start.head + 1),
+            portion=self.portions.of(tenant),
+            window_cap=limits.ring_messages,
+            epoch=start.epoch,
+            created_at=start.created_at,
+            now_s=now_s,
+            journal=start.place,
+        )
+
     def ring_for(self, saved: SavedTopic) -> RecentMessageCache | None:
         """Return an empty ring for what there was of a topic; None once memory is spent."""
         left_bytes = self._ring_sizes.left_bytes

@@ -24,7 +24,7 @@ class Totals:
         self.delivered = 0
         self.discarded = 0
         # By reason, as Losses names them.
-        self.lost = {"slow_consumer": 0, "retention": 0, "memory": 0}
+        self.lost = {"slow_consumer": 0, "retention": 0, "memory": 0, "expired": 0}
         # Messages that wait at the moment; this sum does fall.
         self.queued = 0
 
@@ -43,6 +43,7 @@ class Totals:
         self.lost["slow_consumer"] += now.slow_consumer - before.slow_consumer
         self.lost["retention"] += now.retention - before.retention
         self.lost["memory"] += now.memory - before.memory
+        self.lost["expired"] += now.expired - before.expired
 
 
 class TopicTotals:

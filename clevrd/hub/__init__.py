@@ -15,6 +15,7 @@ from clevrd.hub.circuits import CLOSE_SLOW_CONSUMER
 from clevrd.hub.control_loops import Stats
 from clevrd.hub.history_readers import OlderMessages
 from clevrd.hub.hub import RUN_MAX_BYTES, Hub
+from clevrd.hub.message_reading import ReadMessages, past_expired, read_messages
 from clevrd.hub.publish_answers import (
     PublishAnswer,
     Published,
@@ -31,9 +32,12 @@ __all__ = [
     "OlderMessages",
     "PublishAnswer",
     "Published",
+    "ReadMessages",
     "Run",
     "RunAnswer",
     "Stats",
     "audience_of",
+    "past_expired",
+    "read_messages",
     "with_warnings",
 ]

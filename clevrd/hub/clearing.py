@@ -1,4 +1,4 @@
-"""Clearing: topics that lose all their messages, because an operator wants that.
+"""Clearing: topics that lose all their messages, because an operator or their tenant wants that.
 
 The name begins a new epoch, so no position is used again. Readers of the old epoch go over to the
 new one in turns (`new_epochs`), and are told a gap.
@@ -7,7 +7,7 @@ new one in turns (`new_epochs`), and are told a gap.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -16,6 +16,8 @@ from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
 from clevrd.errors import Conflict
 from clevrd.hub.delivery import Delivery
+from clevrd.hub.journaling import Journaling
+from clevrd.hub.stamping import Stamp
 
 
 class Cleared(msgspec.Struct, frozen=True):
@@ -33,13 +35,24 @@ class Cleared(msgspec.Struct, frozen=True):
     subscribers: int
 
 
-class Clearing:
-    """Clears and drops topics of this process alone.
+class ClearedTopic(msgspec.Struct, frozen=True):
+    """The answer to a client that has cleared a topic."""
 
-    A topic in a journal is refused: other nodes would keep what this one has cleared.
+    success: bool
+    topic: str
+    # The position behind which its messages come now.
+    epoch: str
+    offset: int
+
+
+class Clearing:
+    """Clears topics, and drops topics of this process alone.
+
+    `clear` and `drop` refuse a topic in a journal: other nodes would keep what this one has
+    cleared. `clear_for_all` has a record written that clears it on every node.
     """
 
-    __slots__ = ("_created_at", "_delivery", "_loop", "_topics")
+    __slots__ = ("_created_at", "_delivery", "_journal", "_loop", "_topics")
 
     def __init__(
         self,
@@ -47,8 +60,15 @@ class Clearing:
         delivery: Delivery,
         created_at: Callable[[], str],
         loop: asyncio.AbstractEventLoop,
+        journal: Journaling | None = None,
     ) -> None:
-        """Args: created_at: returns the time that a topic has which begins now."""
+        """Have topics to clear.
+
+        Args:
+            created_at: returns the time that a topic has which begins now.
+            journal: None where all topics are this process's alone.
+        """
+        self._journal = journal
         self._topics = topics
         self._delivery = delivery
         self._created_at = created_at
@@ -61,6 +81,25 @@ class Clearing:
             Conflict: it is in a journal.
         """
         return self._begin_empty(topic, lambda begun: None)
+
+    def clear_for_all(self, topic: Topic) -> ClearedTopic | asyncio.Future[ClearedTopic]:
+        """Give up all messages of ``topic``, on every node; its readers stay, and are told a gap.
+
+        The answer comes later for a topic in a journal, perhaps as a ClevrdError. Messages that
+        were submitted before are cleared, and later ones are not.
+
+        Raises:
+            ShuttingDown: the journal takes nothing any more.
+        """
+        if self._journal is None or topic.journal is None:
+            cleared = self.clear(topic)
+            return ClearedTopic(True, topic.name, cleared.epoch, 0)
+        node, tenant, name = self._journal.node, topic.tenant, topic.name
+
+        def answer(_topic: Topic, upto: int, _stamps: Sequence[Stamp], _: bool) -> ClearedTopic:
+            return ClearedTopic(True, name, node.start_of(tenant, name).epoch, upto)
+
+        return node.submit_clear(topic, topic.journal, answer)
 
     def drop(self, topic: Topic) -> Cleared:
         """Clear ``topic``, and let go of readers that came by a pattern: they are told `forgotten`.

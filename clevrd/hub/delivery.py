@@ -16,7 +16,8 @@ from clevrd.control.adaptive_buffer import AdaptiveBufferManager
 from clevrd.core.beginning import Beginning, HistoryBeginning, in_history, resolve
 from clevrd.core.circuit import CircuitBudget
 from clevrd.core.journal_place import TopicStart
-from clevrd.core.message import KeyedMessage, Message
+from clevrd.core.message import KeyedMessage, Message, message_of
+from clevrd.core.message_ids import us_of_id
 from clevrd.core.notices import Ref, Warnings
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.server_frames import FrameEncoder
@@ -48,8 +49,15 @@ class Delivery:
         decisions: Decisions,
         loop: asyncio.AbstractEventLoop,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
+        wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
-        """Args: clock_ns: times rounds; the loop's own clock stands still within a turn."""
+        """Put the parts together.
+
+        Args:
+            clock_ns: times rounds; the loop's own clock stands still within a turn.
+            wall_us: the wall clock, microseconds since 1970, by which messages expire.
+        """
+        self._wall_us = wall_us
         self._topics = topics
         self._clock_ns = clock_ns
         self.buffers = buffers
@@ -96,7 +104,9 @@ class Delivery:
             stamps: the id and the time of each of ``requests``, in the same order.
         """
         encode, name, tenant = self._encode, topic.name, topic.tenant
-        if len(requests) == 1:
+        # Offset, id and time to live of each message that expires.
+        expiring: list[tuple[int, str, float]] = []
+        if len(requests) == 1 and requests[0].ttl_s is None:
             # Without the comprehension, which is a call.
             (request,), ((message_id, timestamp),) = requests, stamps
             data, key = request.data, request.key
@@ -107,17 +117,28 @@ class Delivery:
             )
             frames = [encode(message)]
         else:
-            frames = [
-                encode(
-                    Message(message_id, name, tenant, each.data, timestamp, number)
-                    if (key := each.key) is None
-                    else KeyedMessage(message_id, name, tenant, each.data, timestamp, number, key)
+            frames = []
+            number = offset
+            for request, (message_id, timestamp) in zip(requests, stamps, strict=True):
+                data, key, ttl_s = request.data, request.key, request.ttl_s
+                if ttl_s is not None:
+                    stamp = message_id, timestamp
+                    frames.append(encode(message_of(stamp, name, tenant, data, number, key, ttl_s)))
+                    expiring.append((number, message_id, ttl_s))
+                    number += 1
+                    continue
+                frames.append(
+                    encode(
+                        Message(message_id, name, tenant, data, timestamp, number)
+                        if key is None
+                        else KeyedMessage(message_id, name, tenant, data, timestamp, number, key)
+                    )
                 )
-                for number, (each, (message_id, timestamp)) in enumerate(
-                    zip(requests, stamps, strict=True), offset
-                )
-            ]
-        self._topics.extend(topic, offset, frames, self._loop.time())
+                number += 1
+        now_s = self._loop.time()
+        self._topics.extend(topic, offset, frames, now_s)
+        if expiring:
+            self._note_expiries(topic, expiring, now_s)
         if offset == 1:
             self.patterns.topic_made(topic)
         # The ring's field is read here because a call of the topic's `pending` costs 45 ns.
@@ -126,6 +147,15 @@ class Delivery:
                 self.rounds.schedule(topic)
             if offset == topic.edge + 1:
                 topic.oldest_pending_ns = self._clock_ns()
+
+    def _note_expiries(
+        self, topic: Topic, expiring: Sequence[tuple[int, str, float]], now_s: float
+    ) -> None:
+        """Note when messages expire: so long after they were taken, here or on another node."""
+        # On the loop's clock, by which no jump of the wall clock matters later.
+        ahead_s = now_s - self._wall_us() / 1e6
+        for offset, message_id, ttl_s in expiring:
+            topic.note_expiry(offset, us_of_id(message_id) / 1e6 + ttl_s + ahead_s)
 
     def subscribe(
         self,

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import msgspec
 
-from clevrd.core.message import KeyedMessage, Message
+from clevrd.core.message import KeyedMessage, Message, message_of
 from clevrd.core.message_ids import MessageIds
-from clevrd.core.notices import DAMAGED, RETENTION, Gap
+from clevrd.core.notices import DAMAGED, EXPIRED, RETENTION, Gap, GapReason
 from clevrd.core.portions import Portion
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES
 from clevrd.core.server_frames import FrameEncoder
@@ -59,13 +59,15 @@ class Page:
     """The messages that a history has of the offsets ``after + 1`` to ``upto``.
 
     ``offsets`` are those of ``frames``; the others are missing. Messages below ``kept_from`` are
-    missing because they were given up, those above because they are damaged.
+    missing because they were given up, those above because they are damaged, or have expired.
     """
 
     __slots__ = (
         "_ends",
         "_texts",
+        "_until_us",
         "after",
+        "expired",
         "frames",
         "kept_from",
         "offsets",
@@ -76,13 +78,24 @@ class Page:
     )
 
     def __init__(
-        self, after: int, upto: int, kept_from: int, offsets: list[int], frames: list[bytes]
+        self,
+        after: int,
+        upto: int,
+        kept_from: int,
+        offsets: list[int],
+        frames: list[bytes],
+        until_us: dict[int, int] | None = None,
     ) -> None:
+        """Args: until_us: by offset, when messages expire, on the wall clock."""
         self.after = after
         self.upto = upto
         self.kept_from = kept_from
         self.offsets = offsets
         self.frames = frames
+        # Messages that expire, and have not yet; empty for most pages. Changed by `expire` only, as
+        # is ``expired``: offsets that are missing because they have, rising.
+        self._until_us = until_us or {}
+        self.expired: list[int] = []
         # Bytes up to the end of each frame.
         self._ends = ends = list(accumulate(map(len, frames)))
         # Form -> the messages in it, as far as somebody has asked for them.
@@ -99,9 +112,41 @@ class Page:
         found: list[Gap] = []
         if given_up > after:
             found.append(Gap(topic, after + 1, given_up, given_up - after, RETENTION))
+        for offset in self.expired_between(given_up, upto):
+            if offset > given_up + 1:
+                found.append(_gap(topic, given_up, offset - 1, DAMAGED))
+            if found and found[-1].reason == EXPIRED and found[-1].last == offset - 1:
+                before = (found.pop().first or offset) - 1
+            else:
+                before = offset - 1
+            found.append(_gap(topic, before, offset, EXPIRED))
+            given_up = offset
         if upto > given_up:
-            found.append(Gap(topic, given_up + 1, upto, upto - given_up, DAMAGED))
+            found.append(_gap(topic, given_up, upto, DAMAGED))
         return found
+
+    def expired_between(self, after: int, upto: int) -> list[int]:
+        """Return the offsets behind ``after``, up to ``upto``, of messages that have expired."""
+        if not self.expired:
+            return self.expired
+        begin, end = bisect_right(self.expired, after), bisect_right(self.expired, upto)
+        return self.expired[begin:end]
+
+    def expire(self, wall_us: int) -> None:
+        """Let go of the messages that have expired by now; nobody is in the middle of a step."""
+        if not self._until_us or min(self._until_us.values()) > wall_us:
+            return
+        over = {offset for offset, until_us in self._until_us.items() if until_us <= wall_us}
+        for offset in over:
+            del self._until_us[offset]
+        left = [place for place, offset in enumerate(self.offsets) if offset not in over]
+        self.expired = sorted((*self.expired, *over))
+        self.offsets = [self.offsets[place] for place in left]
+        self.frames = [self.frames[place] for place in left]
+        self._ends = list(accumulate(map(len, self.frames)))
+        self._texts = {
+            form: [texts[place] for place in left] for form, texts in self._texts.items()
+        }
 
     def next_at(self, after: int) -> int:
         """Return the place in ``frames`` of the first message behind offset ``after``."""
@@ -176,12 +221,16 @@ class _LookUp:
 class _Line(msgspec.Struct, frozen=True, gc=False):
     data: msgspec.Raw
     key: str | None = None
+    ttl_s: int | float | None = None
 
 
 class _Making:
     """A page whose frames are being made."""
 
-    __slots__ = ("_done", "_encode", "_ids", "_kept_from", "_messages", "_place", "request")
+    __slots__ = (
+        *("_done", "_encode", "_ids", "_kept_from", "_messages", "_place"),
+        *("_until_us", "request"),
+    )
 
     def __init__(
         self,
@@ -197,6 +246,7 @@ class _Making:
         self._ids = MessageIds()
         self._place = 0
         self._done: tuple[list[int], list[bytes]] = [], []
+        self._until_us: dict[int, int] = {}
 
     def make_some(self) -> int:
         """Make frames of the next messages; return how many, 0 when all are made."""
@@ -211,7 +261,13 @@ class _Making:
             except msgspec.MsgspecError:
                 log.error("stored message is damaged topic=%s offset=%d", name, each.offset)
                 continue
-            offset, data, key = each.offset, line.data, line.key
+            offset, data, key, ttl_s = each.offset, line.data, line.key, line.ttl_s
+            offsets.append(offset)
+            if ttl_s is not None:
+                self._until_us[offset] = each.id_us + int(ttl_s * 1e6)
+                stamp = message_id, timestamp
+                frames.append(encode(message_of(stamp, name, tenant, data, offset, key, ttl_s)))
+                continue
             frames.append(
                 encode(
                     Message(message_id, name, tenant, data, timestamp, offset)
@@ -219,7 +275,6 @@ class _Making:
                     else KeyedMessage(message_id, name, tenant, data, timestamp, offset, key)
                 )
             )
-            offsets.append(offset)
         return len(part)
 
     def _stamps(self, part: list[StoredMessage]) -> list[tuple[str, str]]:
@@ -236,7 +291,7 @@ class _Making:
         """Return the page, which reaches ``limit`` at least where the history has no more."""
         messages, after = self._messages, self.request.after
         upto = messages[-1].offset if messages else max(limit, after + 1)
-        return Page(after, upto, self._kept_from, *self._done)
+        return Page(after, upto, self._kept_from, *self._done, self._until_us)
 
 
 _decode: Final = msgspec.json.Decoder(_Line).decode
@@ -251,12 +306,15 @@ class HistoryPages:
         max_bytes: int,
         loop: asyncio.AbstractEventLoop,
         on_error: Callable[[], None],
+        wall_us: Callable[[], int],
     ) -> None:
         """Keep pages of ``source``.
 
         Args:
             max_bytes: all pages together; more only for a page that nothing can be read without.
+            wall_us: the wall clock, microseconds since 1970, by which messages expire.
         """
+        self.wall_us = wall_us
         self._source = source
         self._max_bytes = max_bytes
         self._loop = loop
@@ -293,6 +351,7 @@ class HistoryPages:
             if page.upto > after:
                 page.used_s = self._loop.time()
                 self._pages[page] = self._pages.pop(page)
+                page.expire(self.wall_us())
                 return page
         return None
 
@@ -430,6 +489,7 @@ class HistoryPages:
             return made
         topic = making.request.topic
         page = making.page(topic.first - 1)
+        page.expire(self.wall_us())
         self._keep(topic, page)
         self._end(making.request, page)
         return 1
@@ -476,6 +536,10 @@ class HistoryPages:
         self._begin_requests()
         if self._pages:
             self._sweep_timer = self._loop.call_later(_UNUSED_S, self._sweep)
+
+
+def _gap(topic: str, after: int, upto: int, reason: GapReason) -> Gap:
+    return Gap(topic, after + 1, upto, upto - after, reason)
 
 
 def _place_of(topic: Topic) -> tuple[str, str, str]:

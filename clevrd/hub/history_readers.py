@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from clevrd.core.beginning import HistoryBeginning, ResolvedBeginning
-from clevrd.core.notices import RETENTION, Gap
+from clevrd.core.notices import EXPIRED, RETENTION, Gap
 from clevrd.core.subscriber import NOT_BEGUN, Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, JournalUnavailable
@@ -126,7 +126,7 @@ class _Reading:
         if isinstance(found, ClevrdError):
             self._owner.failed(self, found)
             return
-        self.found_after = found
+        self.found_after = _not_cleared(self.topic, found)
         self._owner.go_on(self)
 
 
@@ -140,11 +140,17 @@ class HistoryReaders:
         readers: Readers,
         loop: asyncio.AbstractEventLoop,
         on_error: Callable[[], None],
+        wall_us: Callable[[], int],
     ) -> None:
-        """Args: max_bytes: of all pages together."""
+        """Have no readers yet.
+
+        Args:
+            max_bytes: of all pages together.
+            wall_us: the wall clock, microseconds since 1970, by which messages expire.
+        """
         self._readers = readers
         self._loop = loop
-        self.pages = HistoryPages(source, max_bytes, loop, on_error)
+        self.pages = HistoryPages(source, max_bytes, loop, on_error, wall_us)
         self._readings: dict[Subscriber, _Reading] = {}
 
     def __len__(self) -> int:
@@ -252,6 +258,7 @@ class HistoryReaders:
         page = reading.page
         if page is not None:
             if page.after <= after < page.upto:
+                page.expire(self.pages.wall_us())
                 return page
             # A reader that takes whole pages is given larger ones.
             reading.page_bytes = min(2 * reading.page_bytes, MAX_PAGE_BYTES)
@@ -305,12 +312,15 @@ class HistoryReaders:
             frames += part
             max_bytes -= sum(map(len, part))
             after += len(part)
-        return OlderMessages(resolved or ResolvedBeginning(after), frames)
+        found = resolved or ResolvedBeginning(after)
+        if found.gap is not None and found.gap.reason == EXPIRED:
+            topic.note_expired(found.gap.count or 0)
+        return OlderMessages(found, frames)
 
     async def _looked_up(self, topic: Topic, id_us: int) -> int:
         found: asyncio.Future[int] = self._loop.create_future()
         self.pages.look_up(topic, id_us, partial(_settle, found))
-        return await found
+        return _not_cleared(topic, await found)
 
     async def _page_behind(self, topic: Topic, after: int, max_bytes: int) -> Page:
         for is_exact in (False, True):
@@ -345,6 +355,7 @@ class HistoryReaders:
             # Nothing more is kept of what lies before the page's end.
             upto = min(page.upto, limit)
             told = self._told(reader, page, after, upto)
+            topic.note_missed(reader, len(page.expired_between(after, upto)))
             reader.cursor = upto
             if not told:
                 return 1
@@ -354,6 +365,7 @@ class HistoryReaders:
             offsets = page.offsets
             if offsets[start] != after + 1 or not page.is_whole(start, end):
                 texts = self._with_gaps(reader, page, offsets[start:end], texts)
+                topic.note_missed(reader, len(page.expired_between(after, offsets[end - 1])))
             topic.note_given(reader, offsets[end - 1], end - start)
             data = spelling.joined(texts)
         self._readers.count_written(len(data))
@@ -379,6 +391,11 @@ class HistoryReaders:
         return b"".join(tell(gap, gap.last) for gap in page.holes(after, upto, reader.gaps.topic))
 
 
+def _not_cleared(topic: Topic, after: int) -> int:
+    """Return ``after``, or the offset behind which the topic's epoch begins where that is later."""
+    return after if topic.journal is None else max(after, topic.journal.cleared)
+
+
 def resolve_in_history(
     topic: str, start: HistoryBeginning, after: int, limit: int, page: Page | None
 ) -> ResolvedBeginning:
@@ -401,7 +418,8 @@ def resolve_in_history(
         # Nobody knows how many of the messages that were given up were asked for.
         return ResolvedBeginning(at, gap=Gap(topic, None, at, None, RETENTION))
     if holes:
-        return ResolvedBeginning(holes[0].last or after, gap=holes[0])
+        is_recovered = holes[0].reason == EXPIRED
+        return ResolvedBeginning(holes[0].last or after, is_recovered, holes[0])
     return ResolvedBeginning(after, is_recovered=True)
 
 
@@ -416,7 +434,8 @@ def _without_front_hole(
     holes = page.holes(start.after, min(first - 1, limit), topic)
     if not holes:
         return start
-    return ResolvedBeginning(holes[0].last or start.after, gap=holes[0])
+    is_recovered = start.is_recovered and holes[0].reason == EXPIRED
+    return ResolvedBeginning(holes[0].last or start.after, is_recovered, holes[0])
 
 
 def _settle(future: asyncio.Future[Any], result: object) -> None:

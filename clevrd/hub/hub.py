@@ -7,7 +7,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Final
 
 from clevrd.config import Config
@@ -34,10 +34,12 @@ from clevrd.hub.explanations import note_idle_topics, note_keys_pushed_out, note
 from clevrd.hub.history_pages import MAX_PAGE_BYTES
 from clevrd.hub.history_readers import HistoryReaders
 from clevrd.hub.journaling import Journaling
+from clevrd.hub.lifecycle import Lifecycle, Told
 from clevrd.hub.memory_shares import OPEN_WEIGHTS, input_bytes, max_keys, topic_limits
 from clevrd.hub.publish_answers import Published
 from clevrd.hub.publishing import Publishing
 from clevrd.hub.stamping import Stamping
+from clevrd.hub.topic_catalogue import TopicCatalogue
 from clevrd.hub.waiting_publishes import WaitingPublishes
 from clevrd.input_budget import InputBudget
 from clevrd.journal.base import Engine, History
@@ -154,7 +156,8 @@ class Hub:
         self._stamping = Stamping(wall_ns)
         waiting = WaitingPublishes(self.topics.portions, loop, max_input_bytes)
         self.delivery = Delivery(
-            *(config, self.topics, self.buffers, waiting, self.counters, self.decisions, loop)
+            *(config, self.topics, self.buffers, waiting, self.counters, self.decisions, loop),
+            wall_us=self._stamping.wall_us,
         )
         # Messages that one run may have. A run fits into the quarter of the ring that may be
         # pending.
@@ -176,6 +179,7 @@ class Hub:
                 max_topics=max_journaled_topics,
             )
             self.delivery.patterns.stored = self.journal
+        self.catalogue = TopicCatalogue(self.topics, self.journal, loop)
         self.publishing = Publishing(
             self.topics,
             self._stamping,
@@ -188,8 +192,21 @@ class Hub:
             loop,
             self.journal,
         )
-        # Topics that operators clear or drop.
-        self.clearing = Clearing(self.topics, self.delivery, self.publishing.created_at, loop)
+        # Events of who reads which topic.
+        self.lifecycle = Lifecycle(
+            self.publishing,
+            self.delivery.readers.subscriber_ids,
+            secrets.token_hex(8) if self.journal is None else self.journal.node.writer,
+            loop,
+            self._stamping.wall_us,
+            self.counters.count_background_error,
+        )
+        self.subscriber_ids = self.delivery.readers.subscriber_ids
+        self.publishing.reserves = self.lifecycle.reserves
+        # Topics that operators or their tenants clear.
+        self.clearing = Clearing(
+            *(self.topics, self.delivery, self.publishing.created_at, loop, self.journal)
+        )
         self._drain = Drain(waiting, self.delivery, loop, self._is_journal_busy)
         self._readers = self.delivery.readers
         if engine is not None and (history := engine.history()) is not None:
@@ -267,7 +284,9 @@ class Hub:
         max_bytes = max(MAX_PAGE_BYTES, int(self.topics.limits.max_memory_bytes * _PAGES_SHARE))
         count_error = self.counters.count_background_error
         self.delivery.keep_history(
-            HistoryReaders(source, max_bytes, self._readers, self._loop, count_error)
+            HistoryReaders(
+                *(source, max_bytes, self._readers, self._loop, count_error, self._stamping.wall_us)
+            )
         )
 
     def share_out(self, weights: Weights) -> None:
@@ -277,6 +296,11 @@ class Hub:
         """
         self.topics.share_out(weights)
         self.answers.share_out(weights)
+
+    def tell_lifecycle(self, by_tenant: Mapping[str, Told]) -> None:
+        """Tell tenants of the changes of these topics from now on."""
+        self.lifecycle.change(by_tenant)
+        self._readers.lifecycle = self.lifecycle if self.lifecycle.is_on else None
 
     # --- figures ---------------------------------------------------------------------------------
 
@@ -415,6 +439,7 @@ class Hub:
         loop's clock at the latest.
         """
         self.is_draining, self.serves_publishers = True, False
+        self.lifecycle.stop()
         await self._drain.finish(deadline_s)
 
     def seal(self) -> None:
@@ -441,7 +466,8 @@ class Hub:
         Called before anything is served.
         """
         self._stamping.go_on_after(reader.last_id_us)
+        times = self._loop.time(), self.wall_us()
         if self.journal is None:
-            restore_topics(self.topics, reader, self._loop.time())
+            restore_topics(self.topics, reader, *times)
         else:
-            restore_topics(self.topics, reader, self._loop.time(), self.journal.covers)
+            restore_topics(self.topics, reader, *times, self.journal.covers)

@@ -155,6 +155,15 @@ class Journaling:
             self._delivery.patterns.topic_made(topic)
         return topic
 
+    def clear(self, tenant: str, name: str) -> None:
+        """Let the topic begin the epoch that it has now, without the messages of before."""
+        topic = self._topics.find(tenant, name)
+        if topic is None or topic.journal is None:
+            return
+        start = self.node.start_of(tenant, name)
+        if start.epoch != topic.epoch:
+            self._delivery.begin_anew(topic, start, start.head)
+
     async def go_on(self, partition: int) -> None:
         """Let topics of ``partition`` that are in use go on at the heads that it has now."""
         async for topic in self._topics_of(partition):

@@ -18,9 +18,11 @@ from clevrd.control.rate_limiter import RateLimiter
 from clevrd.core.idempotency import RememberedAnswers
 from clevrd.core.journal_place import JournalPlace, TopicStart
 from clevrd.core.message_ids import rfc3339
+from clevrd.core.names import EVENTS_TOPIC
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
+from clevrd.errors import Forbidden, Throttled
 from clevrd.hub.idempotent_publishes import IdempotentPublishes
 from clevrd.hub.publish_answers import (
     PublishAnswer,
@@ -107,6 +109,8 @@ class Publishing:
         self._loop = loop
         self._journal = journal
         self.waiting = waiting
+        # Whether a tenant's topic EVENTS_TOPIC is kept for events; set by the hub alone.
+        self.reserves: Callable[[str], bool] = lambda tenant: False
         self.idempotent = IdempotentPublishes(answers, waiting, loop)
         # The deliverer's two methods, kept here because a call through their owner costs 50 ns
         # more.
@@ -154,9 +158,31 @@ class Publishing:
         """
         if not tenant.publish.is_all:
             tenant.check_publish(name)
+        if name == EVENTS_TOPIC and self.reserves(tenant.name):
+            raise Forbidden(
+                f"The topic {EVENTS_TOPIC} has the daemon's own events; subscribe to it, and"
+                " publish to another one."
+            )
         # As in `_topic`, whose call would cost each publish 50 ns.
         topic = self._topics.find(tenant.name, name)
         return topic if topic is not None else self._topic(tenant, name)
+
+    def publish_event(self, tenant: str, request: PublishRequest) -> PublishAnswer:
+        """Publish an event of the daemon's own, without waiting.
+
+        Raises:
+            Throttled: the topic takes nothing now.
+            Unavailable: there are as many topics as there may be.
+            ShuttingDown: nothing is taken any more.
+        """
+        topic = self._topic(Tenant(tenant), request.topic)
+        if self._has_no_room(topic):
+            raise Throttled(f"The topic {request.topic} takes no more now.")
+        return self.publish(topic, request)
+
+    def find(self, tenant: str, name: str) -> Topic | None:
+        """Return a topic that is in use; None where there is none."""
+        return self._topics.find(tenant, name)
 
     def topic_to_read(self, tenant: Tenant, name: str) -> Topic:
         """Return the topic ``name`` to subscribe to; make it if it is missing, as `_topic` does.

@@ -18,6 +18,7 @@ from clevrd.core.notices import Ref, Subscribed, Warnings
 from clevrd.core.portions import Portion
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
+from clevrd.hub.subscriber_ids import SubscriberIds
 from clevrd.metrics.counters import Counters
 from clevrd.scheduling.turn_queue import TurnQueue
 
@@ -57,6 +58,16 @@ class ReadsHistory(Protocol):
         """Know no more of a reader, which has left. Idempotent."""
 
 
+class NotesReaders(Protocol):
+    """An object that wants to know who comes and goes; it keeps `SubscriberIds` as well."""
+
+    def joined(self, topic: Topic, reader: Subscriber, /) -> None:
+        """Note that ``reader`` has joined ``topic``."""
+
+    def left(self, topic: Topic, reader: Subscriber, /) -> None:
+        """Note that ``reader`` has left ``topic``."""
+
+
 class Holdings:
     """Readers, and messages in the rings, that one portion has in topics that are read."""
 
@@ -78,7 +89,9 @@ class Readers:
         "_note_left",
         "count",
         "history",
+        "lifecycle",
         "queue",
+        "subscriber_ids",
         "suspended",
         "topics",
     )
@@ -93,6 +106,10 @@ class Readers:
         self._counters = counters
         self._note_left = note_left
         self._loop = loop
+        # The ids that some of the readers gave.
+        self.subscriber_ids = SubscriberIds()
+        # Tells who comes and goes; None where nobody wants to be told.
+        self.lifecycle: NotesReaders | None = None
         # None where no topic has a history.
         self.history: ReadsHistory | None = None
         # Readers that are catching up, and their topics, by portion. The reader that has waited
@@ -123,8 +140,7 @@ class Readers:
     ) -> None:
         """Add ``reader``, send its first notices where it wants any, and let it read on."""
         topic.join_after(reader, start.after, now_s)
-        self.topics[topic] = None
-        self.count += 1
+        self._note_joined(topic, reader)
         if reader.gaps is not None:
             try:
                 reader.sink.write(_first_notices(topic, reader, start, pattern, ref, warnings))
@@ -137,9 +153,16 @@ class Readers:
     def join_in_history(self, topic: Topic, reader: Subscriber) -> None:
         """Add ``reader``, which `history` hands messages until it has reached the ring."""
         topic.join_in_history(reader, self._loop.time())
+        self._note_joined(topic, reader)
+        self._catch_up(topic, reader)
+
+    def _note_joined(self, topic: Topic, reader: Subscriber) -> None:
         self.topics[topic] = None
         self.count += 1
-        self._catch_up(topic, reader)
+        if self.lifecycle is not None:
+            self.lifecycle.joined(topic, reader)
+        elif self.subscriber_ids.given:
+            self.subscriber_ids.joined(topic, reader)
 
     def greet(
         self, topic: Topic, reader: Subscriber, start: ResolvedBeginning, asked: Asked
@@ -163,6 +186,8 @@ class Readers:
         """Remove ``reader``; what waited for it is discarded. A second call does nothing."""
         if reader.is_joined:
             self._remove(topic, reader, topic.leave)
+        if self.subscriber_ids.given:
+            self.subscriber_ids.forget(reader)
 
     def let_go(self, topic: Topic, reader: Subscriber) -> None:
         """Remove ``reader`` as `leave` does, so that it can join the topic's next epoch."""
@@ -176,6 +201,10 @@ class Readers:
             self.history.forget(reader)
         leave(reader, self._loop.time())
         self.count -= 1
+        if self.lifecycle is not None:
+            self.lifecycle.left(topic, reader)
+        elif self.subscriber_ids.given:
+            self.subscriber_ids.left(topic, reader)
         if topic.subscribers == 0:
             self.topics.pop(topic, None)
             self._note_left(topic)

@@ -15,6 +15,7 @@ from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic, newest_epoch_of
 from clevrd.journal.records import (
     MAX_RECORD_BYTES,
+    Clear,
     Header,
     Keyed,
     Run,
@@ -73,16 +74,26 @@ class Pending:
         self.answer = answer
         self.key = key
         self.content = content
-        self.lines = lines_of(requests, key)
+        self.lines = lines_of(requests, key) if requests else b""
         self.size_bytes = len(self.lines)
         # The memory that it takes.
         self.cost_bytes = self.size_bytes + _PENDING_BYTES
+
+
+class PendingClear(Pending):
+    """A topic that is to lose its messages, until it has."""
+
+    __slots__ = ()
+
+    def __init__(self, topic: Topic, make_answer: MakeAnswer, answer: asyncio.Future[Any]) -> None:
+        super().__init__(topic, (), make_answer, answer)
 
 
 class Batch:
     """Publishes that go into one record, and the header's parts that come from them."""
 
     __slots__ = (
+        "clears",
         "cost_bytes",
         "is_reset",
         "keyed",
@@ -97,7 +108,13 @@ class Batch:
         """Args: is_reset: the record begins a new epoch for all nodes."""
         self.is_reset = is_reset
         # Publishes by the line at which each begins, topic by topic; of one topic in their order.
+        # A clear has no line, and a number below 0.
         self.parts: dict[int, Pending] = {}
+        clears = [each for each in taken if isinstance(each, PendingClear)]
+        self.clears = tuple(Clear(each.topic.tenant, each.topic.name) for each in clears)
+        self.parts.update((-1 - place, each) for place, each in enumerate(clears))
+        if clears:
+            taken = [each for each in taken if not isinstance(each, PendingClear)]
         # The lines of each.
         self.lines: list[bytes] = []
         runs: list[Run] = []
@@ -136,6 +153,7 @@ class Batch:
             *(stamp, writer, sequence, time_us, self.runs, self.keyed, seen),
             *(self.is_reset, keep_keys_ms, max_keys),
             "" if self.runs else __version__,
+            self.clears,
         )
 
     def record(self, header: Header) -> bytes:
@@ -179,6 +197,9 @@ def take_batch(pending: deque[Pending]) -> Batch:
     size_bytes = _HEADER_BYTES
     while pending and len(taken) < MAX_PUBLISHES:
         each = pending[0]
+        if isinstance(each, PendingClear):
+            # A record of its own, so that the order is plain.
+            return Batch(taken or (pending.popleft(),))
         topic = each.topic
         size_bytes += each.size_bytes
         if each.key is not None:

@@ -39,6 +39,9 @@ class FoldState(msgspec.Struct, frozen=True):
     # The last sequence of each writer, the latest writer last.
     writers: tuple[tuple[str, int], ...]
     keys: int
+    # Tenant, name and offset of topics that were cleared. A clevrd that does not know this reads
+    # the rest, and leaves it out of the checkpoints that it makes.
+    cleared: tuple[tuple[str, str, int], ...] = ()
 
 
 _encoder: Final = msgspec.json.Encoder()

@@ -60,15 +60,24 @@ _REMEMBERED_CHAINS: Final = 1_024
 MAX_WAITING: Final = 4_096
 MAX_WAITING_BYTES: Final = 8 << 20
 
+# Topics of a partition that may be cleared in one of its epochs; one more stays as it is. It is a
+# part of the format.
+MAX_CLEARED: Final = 10_000
+
 # Topics, or entries of what is dropped, that are handled in one step: 0.2 ms.
 _PER_STEP: Final = 1_000
 
 _TopicSlot = tuple[str, str]
 
 
-def topic_epoch(partition_epoch: str, tenant: str, topic: str) -> str:
-    """Return the name of a topic's epoch: 12 hexadecimal digits, known before its first message."""
-    name = f"{partition_epoch}\0{tenant}\0{topic}".encode("utf-8", "surrogatepass")
+def topic_epoch(partition_epoch: str, tenant: str, topic: str, cleared: int = 0) -> str:
+    """Return the name of a topic's epoch: 12 hexadecimal digits, known before its first message.
+
+    Args:
+        cleared: the offset up to which the topic was cleared; 0 if it never was.
+    """
+    after = f"\0{cleared}" if cleared else ""
+    name = f"{partition_epoch}\0{tenant}\0{topic}{after}".encode("utf-8", "surrogatepass")
     return blake2b(name, digest_size=6).hexdigest()
 
 
@@ -90,6 +99,14 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
     line: int
     tenant: str
     topic: str
+
+
+class Cleared(msgspec.Struct, frozen=True, gc=False):
+    """A topic that has lost its messages up to an offset, and has another epoch now."""
+
+    tenant: str
+    topic: str
+    upto: int
 
 
 class Confirmed(msgspec.Struct, frozen=True):
@@ -135,6 +152,8 @@ class Folded(msgspec.Struct, frozen=True):
     bad: str | None = None
     # It is bad since a later clevrd wrote it, which may have counted it: positions may differ.
     is_later: bool = False
+    # Topics that it has cleared, behind `placed`.
+    cleared: tuple[Cleared, ...] = ()
 
 
 class _Waiting(NamedTuple):
@@ -153,6 +172,7 @@ class _Epoch:
         "chain",
         "chains",
         "changed",
+        "cleared",
         "heads",
         "is_saved",
         "keys",
@@ -177,6 +197,8 @@ class _Epoch:
         # Topics' heads, and the topics in the order of their first messages.
         self.heads: dict[_TopicSlot, int] = {}
         self.order: list[_TopicSlot] = []
+        # Up to which offset topics were cleared, of those that ever were.
+        self.cleared: dict[_TopicSlot, int] = {}
         # Heads that changed since the last checkpoint began; None unless the engine keeps topics.
         self.changed: dict[_TopicSlot, int] | None = {} if keeps_topics else None
         # Whether all topics were in a checkpoint of this epoch.
@@ -201,6 +223,21 @@ class _Epoch:
         writers[writer] = sequence
         if len(writers) > MAX_WRITERS:
             del writers[next(iter(writers))]
+
+    def clear_topics(self, header: Header) -> tuple[Cleared, ...]:
+        """Clear the topics that a record names, as far as they have messages."""
+        found = []
+        for each in header.clears:
+            slot = each.tenant, each.topic
+            head = self.heads.get(slot, 0)
+            is_known = slot in self.cleared
+            if head == self.cleared.get(slot, 0) or (
+                len(self.cleared) >= MAX_CLEARED and not is_known
+            ):
+                continue
+            self.cleared[slot] = head
+            found.append(Cleared(each.tenant, each.topic, head))
+        return tuple(found)
 
     def has_seen(self, seen: Seen) -> bool:
         """Return whether a writer may have counted as we have, by what it says it has seen."""
@@ -494,6 +531,10 @@ class Fold:
         """Return the offset of the topic's newest message in this epoch; 0 before the first."""
         return self._epoch.heads.get((tenant, topic), 0)
 
+    def cleared(self, tenant: str, topic: str) -> int:
+        """Return the offset up to which a topic was cleared in this epoch; 0 if it never was."""
+        return self._epoch.cleared.get((tenant, topic), 0)
+
     def names(self, start: int, count: int) -> Sequence[tuple[str, str]]:
         """Return tenants and names of topics that have messages, in the order of their first ones.
 
@@ -625,6 +666,7 @@ class Fold:
             epoch.chain,
             tuple(epoch.writers.items()),
             len(epoch.keys),
+            tuple((*slot, upto) for slot, upto in epoch.cleared.items()),
         )
         key_lists = epoch.keys.snapshot()
         is_whole = is_whole or not epoch.is_saved
@@ -669,6 +711,7 @@ class Fold:
         epoch.last_id_us = state.last_id_us
         epoch.chain = epoch.chains[state.chain_position] = state.chain
         epoch.writers = dict(state.writers)
+        epoch.cleared = {(tenant, topic): upto for tenant, topic, upto in state.cleared}
         for first in range(0, len(checkpoint.topics), _PER_STEP):
             for topic in checkpoint.topics[first : first + _PER_STEP]:
                 slot = intern(topic.tenant), topic.topic
@@ -763,6 +806,7 @@ class Fold:
             self._again.begin_epoch(epoch.name, position)
             draft = self._draft(epoch, header)
         is_retry = self._is_retry(header, epoch)
+        cleared: tuple[Cleared, ...] = ()
         if is_retry:
             self.retries += 1
         else:
@@ -771,6 +815,8 @@ class Fold:
                     draft.count(header.runs, header.keyed, lines_at)
                 draft.commit()
             epoch.note_writer(header.writer, header.sequence)
+            if header.clears and epoch.name:
+                cleared = epoch.clear_topics(header)
         if epoch.name:
             epoch.note_record(position, digest)
         self.settled_position = position
@@ -790,6 +836,7 @@ class Fold:
             False,
             contradicts,
             header.version,
+            cleared=cleared,
         )
 
     def _epoch_for(self, header: Header, position: int) -> _Epoch:

@@ -19,7 +19,7 @@ from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, JournalFull, JournalUnavailable, ShuttingDown
 from clevrd.journal.base import Checkpoint, Engine
-from clevrd.journal.batches import Batch, MakeAnswer, Pending
+from clevrd.journal.batches import Batch, MakeAnswer, Pending, PendingClear
 from clevrd.journal.fold import Fold, topic_epoch
 from clevrd.journal.pace import Pace
 from clevrd.journal.partition import MAX_PENDING_BYTES, OK, Counters, Partition
@@ -137,13 +137,14 @@ class Node:
         """Return the state in which a topic begins in this process."""
         partition = self._partitions[partition_of(tenant, name, len(self._partitions))]
         fold = partition.fold
+        cleared = fold.cleared(tenant, name)
         return TopicStart(
-            topic_epoch(fold.epoch, tenant, name),
+            topic_epoch(fold.epoch, tenant, name, cleared),
             rfc3339(fold.epoch_began_us),
             fold.head(tenant, name),
             JournalPlace(
                 *(partition.number, fold.epoch, self._is_durable, self._has_history),
-                self._engine.is_shared,
+                *(self._engine.is_shared, cleared),
             ),
         )
 
@@ -194,6 +195,28 @@ class Node:
         content = "" if key is None else content_of(requests[0])
         answer: asyncio.Future[Any] = self._loop.create_future()
         pending = Pending(topic, requests, make_answer, answer, key, content)
+        partition.pending.append(pending)
+        partition.pending_bytes += pending.cost_bytes
+        if partition.woken is not None:
+            partition.wake()
+        return answer
+
+    def submit_clear(
+        self, topic: Topic, place: JournalPlace, make_answer: MakeAnswer
+    ) -> asyncio.Future[Any]:
+        """Have ``topic`` cleared behind all that is submitted before; return the answer.
+
+        Args:
+            make_answer: called once the topic is cleared, with the offset up to which it is.
+
+        Raises:
+            ShuttingDown: after `seal`.
+        """
+        if self._is_sealed:
+            raise ShuttingDown
+        partition = self._partitions[place.partition]
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        pending = PendingClear(topic, make_answer, answer)
         partition.pending.append(pending)
         partition.pending_bytes += pending.cost_bytes
         if partition.woken is not None:

@@ -59,6 +59,9 @@ class Topics(Protocol):
     async def begin_anew(self, partition: int) -> None:
         """Let topics of ``partition`` that are in use begin the epoch that it has now."""
 
+    def clear(self, tenant: str, name: str) -> None:
+        """Let the topic begin the epoch that it has now, without the messages of before."""
+
     async def go_on(self, partition: int) -> None:
         """Let topics of ``partition`` that are in use go on at the heads that it has now.
 
@@ -323,6 +326,7 @@ class RecordReader:
         if batch is None:
             if not (folded.is_again or is_lost):
                 await self._deliver_others(folded.placed, record)
+                self._clear(folded)
             return
         if is_lost:
             self._counters.failed += batch.fail(unsure())
@@ -331,7 +335,21 @@ class RecordReader:
         for placed in folded.placed:
             self._counters.messages += placed.count
             await self._deliver_own(placed, batch, is_again=folded.is_again)
+        if not folded.is_again:
+            self._clear(folded)
         self._answer_uncounted(folded, batch)
+        self._answer_clears(batch)
+
+    def _clear(self, folded: Folded) -> None:
+        for each in folded.cleared:
+            self._topics.clear(each.tenant, each.topic)
+
+    def _answer_clears(self, batch: Batch) -> None:
+        """Answer with the offset up to which each topic is cleared now."""
+        fold = self._partition.fold
+        for place, clear in enumerate(batch.clears):
+            upto = fold.cleared(clear.tenant, clear.topic)
+            self._answer(batch.parts[-1 - place], upto, ())
 
     def _answer_uncounted(self, folded: Folded, batch: Batch) -> None:
         """Answer publishes whose idempotency key was there before."""

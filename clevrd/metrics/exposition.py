@@ -271,6 +271,18 @@ def _of_connections(connections: Connections) -> Iterator[Metric]:
         "Timers, tasks and writes that failed, each of which is in the log.",
         connections.background_errors,
     )
+    yield _counters(
+        "clevrd_lifecycle_events",
+        "Events of who reads which topic, by outcome: published, or dropped.",
+        "outcome",
+        connections.lifecycle,
+    )
+    yield _counters(
+        "clevrd_webhook_events",
+        "Events posted to webhooks, by outcome: delivered, retried, or dropped.",
+        "outcome",
+        connections.webhooks,
+    )
     yield _counter(
         "clevrd_config_reloads",
         "Times that the configuration was read again and put into force.",

@@ -170,6 +170,8 @@ def _connections_view(connections: Connections) -> dict[str, Any]:
         "background_errors": connections.background_errors,
         "reloads": connections.reloads,
         "reloads_failed": connections.reloads_failed,
+        "lifecycle": connections.lifecycle,
+        "webhooks": connections.webhooks,
     }
 
 

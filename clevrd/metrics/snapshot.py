@@ -119,6 +119,10 @@ class Connections(msgspec.Struct, frozen=True):
     background_errors: int
     reloads: int
     reloads_failed: int
+    # Outcome -> events of who reads which topic.
+    lifecycle: dict[str, int]
+    # Outcome -> events that were posted to webhooks, once for each.
+    webhooks: dict[str, int]
 
 
 class Tls(msgspec.Struct, frozen=True):

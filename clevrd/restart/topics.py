@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from clevrd.core.message_ids import us_of_id
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.saved_topic import SavedTopic
+from clevrd.core.server_frames import message_id_of, ttl_of
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
 from clevrd.errors import InvalidRequest, Unavailable
@@ -33,11 +35,13 @@ def restore_topics(
     topics: TopicManager,
     reader: StateReader,
     now_s: float,
+    wall_us: int,
     is_journaled: Callable[[str], bool] = lambda name: False,
 ) -> None:
     """Restore the topics of a file, as far as the limits allow; log the number left out.
 
     Args:
+        wall_us: the wall clock, microseconds since 1970.
         is_journaled: whether a journal has the topics of a name, which are left out: it was
             configured since they were saved, and would never have their messages otherwise.
     """
@@ -47,11 +51,25 @@ def restore_topics(
             if is_journaled(saved.name):
                 raise Unavailable("It is journaled now, and begins anew in the journal.")
             topics.restore(saved, ring, now_s)
+            if ring is not None:
+                _note_expiries(topics.find(saved.tenant, saved.name), now_s, wall_us)
         except (Unavailable, InvalidRequest) as error:
             left_out += 1
             reason = str(error)
     if left_out:
         log.warning("topics not restored count=%d last_reason=%r", left_out, reason)
+
+
+def _note_expiries(topic: Topic | None, now_s: float, wall_us: int) -> None:
+    """Note which messages of a restored ring expire, as the messages themselves say."""
+    if topic is None:
+        return
+    for offset in range(topic.first, topic.head + 1):
+        (frame,) = topic.frames(offset - 1, offset)
+        ttl_s = ttl_of(frame)
+        if ttl_s is not None:
+            taken_us = us_of_id(message_id_of(frame).decode())
+            topic.note_expiry(offset, now_s + ttl_s + (taken_us - wall_us) / 1e6)
 
 
 def _saved(topic: Topic) -> SavedTopic:

@@ -256,6 +256,7 @@ def tenant_of(tenant: TenantEntry, holder: Holder, proof: Proof) -> Tenant:
         tenant.name,
         publish=TopicPermissions(holder.publish),
         subscribe=TopicPermissions(holder.subscribe),
+        clear=TopicPermissions(holder.clear),
         is_admin=holder.admin,
         limits=limits_of(tenant),
         key_limits=limits_of_key(holder),

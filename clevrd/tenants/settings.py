@@ -74,6 +74,7 @@ class Holder(Table, frozen=True):
     id: KeyId
     publish: tuple[str, ...] = ()
     subscribe: tuple[str, ...] = ()
+    clear: tuple[str, ...] = ()
     admin: bool = False
     publish_rate_per_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     publish_burst: Annotated[int, _COUNT] | None = None
@@ -106,6 +107,10 @@ class TenantEntry(Table, frozen=True):
     max_subscriptions_per_connection: Annotated[int, _COUNT] | None = None
     # Its part of the memory, against the sum of all weights.
     memory_weight: Annotated[float, Meta(gt=0, le=1_000_000)] = 1.0
+    # Topics of which `$events` tells when they are occupied and vacated; and topics of which it
+    # tells who joined and left, by the ids that subscribers gave.
+    lifecycle: tuple[str, ...] = ()
+    presence: tuple[str, ...] = ()
     keys: tuple[Key, ...] = ()
     client_certificates: tuple[CertificateHolder, ...] = ()
 
@@ -182,6 +187,9 @@ def _mistakes(access: Access) -> Iterator[tuple[str, str]]:
         names.add(tenant.name)
         if tenant.publish_burst is not None and tenant.publish_rate_per_s is None:
             yield f"{place}.publish_burst", "it means nothing without publish_rate_per_s."
+        yield from _list_mistakes(
+            place, {"lifecycle": tenant.lifecycle, "presence": tenant.presence}
+        )
         for at, key in enumerate(tenant.keys):
             here = f"{place}.keys[{at}]"
             if (tenant.name, key.id) in ids:
@@ -228,19 +236,26 @@ def certificate_name(holder: CertificateHolder) -> Subject | str:
 
 
 def _holder_mistakes(place: str, key: Holder) -> Iterator[tuple[str, str]]:
-    if not (key.publish or key.subscribe or key.admin):
+    if not (key.publish or key.subscribe or key.clear or key.admin):
         yield (
             place,
             'it allows nothing; give it publish = ["**"], subscribe = ["**"] or admin = true.',
         )
-    for field, entries in (("publish", key.publish), ("subscribe", key.subscribe)):
+    yield from _list_mistakes(
+        place, {"publish": key.publish, "subscribe": key.subscribe, "clear": key.clear}
+    )
+    if key.publish_burst is not None and key.publish_rate_per_s is None:
+        yield f"{place}.publish_burst", "it means nothing without publish_rate_per_s."
+
+
+def _list_mistakes(place: str, lists: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong in lists of topics and patterns, by their names."""
+    for field, entries in lists.items():
         for entry in entries:
             try:
                 TopicPermissions([entry])
             except InvalidRequest as error:
                 yield f"{place}.{field}", f"{entry[:80]!a}: {error}"
-    if key.publish_burst is not None and key.publish_rate_per_s is None:
-        yield f"{place}.publish_burst", "it means nothing without publish_rate_per_s."
 
 
 def _auth_mistakes(access: Access) -> Iterator[tuple[str, str]]:

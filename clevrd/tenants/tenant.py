@@ -81,6 +81,8 @@ class Tenant(msgspec.Struct, frozen=True):
     name: str
     publish: TopicPermissions = ALL_TOPICS
     subscribe: TopicPermissions = ALL_TOPICS
+    # The topics whose messages it may have removed.
+    clear: TopicPermissions = ALL_TOPICS
     is_admin: bool = False
     limits: Limits = NO_LIMITS
     # Limits of the credential alone, which hold beside those of the tenant: rate and connections.
@@ -105,6 +107,12 @@ class Tenant(msgspec.Struct, frozen=True):
         check_topic(topic)
         if not self.subscribe.allows(topic):
             raise self._missing("subscribe", topic)
+
+    def check_clear(self, topic: str) -> None:
+        """Raise Forbidden unless it may clear ``topic``, InvalidRequest if it is no name."""
+        check_topic(topic)
+        if not self.clear.allows(topic):
+            raise self._missing("clear", topic)
 
     def check_pattern(self, text: str, words: Words) -> None:
         """Raise Forbidden unless it may subscribe to some topic that a pattern matches.

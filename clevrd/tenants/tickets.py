@@ -73,6 +73,7 @@ class Tickets:
         bearer = msgspec.structs.replace(
             tenant,
             publish=NO_TOPICS,
+            clear=NO_TOPICS,
             subscribe=TopicPermissions(topics, within=tenant.subscribe),
             is_admin=False,
             has_ticket=True,

@@ -201,6 +201,7 @@ class Tokens:
             name,
             publish=_permissions(claims, "publish"),
             subscribe=_permissions(claims, "subscribe"),
+            clear=_permissions(claims, "clear"),
             limits=self._limits.get(name, NO_LIMITS),
             credential_id=_shown(subject) or "of a token",
             expires_at_s=float(claims["exp"]) + issuer.settings.leeway_s,

@@ -26,7 +26,7 @@ export interface Gap extends Position {
 	from: number | null;
 	to: number | null;
 	count: number | null;
-	reason: "slow_consumer" | "retention" | "epoch" | "damaged";
+	reason: "slow_consumer" | "retention" | "epoch" | "damaged" | "expired";
 }
 
 /** What a loop over `subscribe` gets; `type` tells the two apart. */

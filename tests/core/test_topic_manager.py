@@ -250,7 +250,7 @@ def test_totals_do_not_fall_with_eviction() -> None:
     manager.evict_idle(1.0)
 
     totals = totals_of(manager)
-    assert totals.lost == {"slow_consumer": 9, "retention": 14, "memory": 0}
+    assert totals.lost == {"slow_consumer": 9, "retention": 14, "memory": 0, "expired": 0}
     assert (totals.published, totals.offered, totals.delivered, totals.discarded) == (32, 32, 5, 4)
 
 

@@ -97,6 +97,30 @@ async def test_reader_that_is_cut_from_one_node_resumes_on_the_other(server: Red
     assert [each["data"] for each in found] == [2, 3, 4]
 
 
+async def test_topic_is_cleared_on_all_nodes(server: RedisServer) -> None:
+    """Readers of each node are told, later nodes have nothing of before, and offsets go on."""
+    async with nodes(server.url) as (one, two):
+        before = [await one.publish("t", number) for number in range(3)]
+        await until(lambda: two.hub.topics.find("default-tenant", "t") is not None)
+        async with connect(resume(two, before[-1])) as reader:
+            await received(reader, 1)
+            async with one.http.delete(f"{one.url}/topics/t/messages") as response:
+                cleared = await response.json()
+            told = await received(reader, 2)
+            after = await two.publish("t", "after")
+            told += await received(reader, 1)
+        async with nodes(server.url, 1) as (late,):
+            pages = [
+                await each.get_json("/topics/t/messages?since=all") for each in (one, two, late)
+            ]
+
+    assert (cleared["success"], cleared["offset"]) == (True, 3)
+    assert [each.get("reason") or each["offset"] for each in told] == [3, "epoch", 4]
+    assert after["epoch"] == cleared["epoch"] != before[0]["epoch"]
+    assert [[each["data"] for each in page["messages"]] for page in pages] == [["after"]] * 3
+    assert {page["epoch"] for page in pages} == {after["epoch"]}
+
+
 async def test_node_that_starts_fills_its_rings_from_the_log(server: RedisServer) -> None:
     """Messages from before its start are there for readers that come back to it."""
     async with nodes(server.url, 1) as (one,):

@@ -67,6 +67,7 @@ class Counted:
         self._time_us = header.time_us
         self._last_id_us = 0
         self._heads: dict[str, int] = {}
+        self.cleared: dict[str, int] = {}
         self._writers: dict[str, int] = {}
         # Until when, the message and its place.
         self._keys: dict[tuple[str, str], tuple[int, int, Place]] = {}
@@ -97,6 +98,9 @@ class Counted:
         keys = {keyed.line: keyed.key for keyed in header.keyed}
         for line, (topic, number) in enumerate(zip(topics, lines_of(record), strict=True)):
             self._message(header, topic, keys.get(line), number, (position, line))
+        for clear in header.clears:
+            if clear.topic in self._heads:
+                self.cleared[clear.topic] = self._heads[clear.topic]
 
     def _message(
         self, header: Header, topic: str, key: str | None, number: int, line: tuple[int, int]
@@ -164,6 +168,11 @@ class NodesOverALog(RuleBasedStateMachine):
                 message = self.keyed.setdefault((topic, key), message)
             self.keyed[topic, key] = message
         self.nodes[who].publish(message)
+
+    @rule(who=WHICH, topics=st.lists(st.sampled_from([*TOPICS, "none"]), max_size=2))
+    def clear(self, who: int, topics: list[str]) -> None:
+        """The next record of a node clears topics behind its messages."""
+        self.nodes[who].to_clear += topics
 
     @rule(who=WHICH, how=st.sampled_from(["arrives"] * 4 + ["is lost", "is late"]))
     def send(self, who: int, how: str) -> None:
@@ -310,6 +319,8 @@ class NodesOverALog(RuleBasedStateMachine):
             for topic in TOPICS:
                 epoch = topic_epoch(counted.epoch, FOREIGN_TENANT, topic)
                 assert node.fold.head(FOREIGN_TENANT, topic) == counted.head(epoch)
+                cleared = node.fold.cleared(FOREIGN_TENANT, topic)
+                assert cleared == counted.cleared.get(topic, 0)
             self.check_told(node, counted)
             assert not node.contradictions
 

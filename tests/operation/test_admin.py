@@ -237,7 +237,8 @@ async def test_top_shows_topics_rings_and_the_one_snapshot(daemon: Daemon) -> No
         traffic = figures["traffic"]
         assert traffic["to_socket_s"]["counts"][-1] == 5
         assert len(traffic["loop_lag_s"]["bounds"]) == len(traffic["loop_lag_s"]["counts"]) - 1
-        assert set(figures["messages"]["dropped"]) == {"slow_consumer", "retention", "memory"}
+        reasons = {"slow_consumer", "retention", "memory", "expired"}
+        assert set(figures["messages"]["dropped"]) == reasons
 
 
 async def test_slow_subscriber_is_on_top_and_can_be_disconnected(

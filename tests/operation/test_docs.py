@@ -167,7 +167,10 @@ def table_row(setting: Setting) -> list[str]:
 
 
 def routes() -> set[str]:
-    """Return "METHOD /path" for each route that the server makes, for clients and for operators."""
+    """Return "METHOD /path" for each route that the server makes, for clients and for operators.
+
+    A segment that may be any topic's name is a T.
+    """
     tree = ast.parse((PACKAGE / "server.py").read_text())
     tables = [
         node.args[0]
@@ -182,7 +185,7 @@ def routes() -> set[str]:
     ]
     assert len(tables) == 3
     return {
-        f"{ast.literal_eval(method)} {ast.literal_eval(path)}"
+        f"{ast.literal_eval(method)} {ast.literal_eval(path).replace('*', 'T')}"
         for table in tables
         if isinstance(table, ast.Dict)
         for path, methods in zip(table.keys, table.values, strict=True)

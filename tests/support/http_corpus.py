@@ -177,6 +177,8 @@ def paths_and_methods() -> Iterator[Case]:
     for path in ("/", "/health/live", "/health/ready", "/nope", "/publish", "//publish"):
         yield f"GET {path}", get(path)
         yield f"POST {path}", post(BODY, line=f"POST {path} HTTP/1.1")
+    for path in ("", "/", "/none", "/none/messages", "/%zz", "/a/b", "/none/messages?limit=0"):
+        yield f"GET /topics{path}", get(f"/topics{path}")
     for line in (
         "POST /publish/ HTTP/1.1",
         "POST /publish/../publish HTTP/1.1",

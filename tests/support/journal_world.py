@@ -18,6 +18,7 @@ from clevrd.journal.fold import Fold, Folded, topic_epoch
 from clevrd.journal.records import (
     FOREIGN_TENANT,
     BadRecord,
+    Clear,
     Header,
     Keyed,
     Run,
@@ -239,6 +240,8 @@ class Node:
         self._sequence = 0
         self.stamp = self.log.stamp
         self.queue: list[Publish] = []
+        # Topics that the next record clears, behind its messages.
+        self.to_clear: list[str] = []
         self.in_flight: InFlight | None = None
         self._inbox: list[tuple[int, bytes]] = []
         self._readers: dict[str, Reader] = {}
@@ -289,8 +292,10 @@ class Node:
         before = self.in_flight
         is_reset = self._wants_reset
         if before is not None:
-            publishes = before.publishes
+            publishes, clears = before.publishes, before.header.clears
         else:
+            clears = tuple(Clear(FOREIGN_TENANT, topic) for topic in self.to_clear)
+            self.to_clear.clear()
             publishes, self.queue = self.queue[:BATCH], self.queue[BATCH:]
             publishes.sort(key=lambda publish: publish.topic)
             self._sequence += 1
@@ -317,6 +322,7 @@ class Node:
             is_reset,
             KEEP_KEYS_MS,
             MAX_KEYS,
+            clears=clears,
         )
         return InFlight(header, encode_record(header, lines), publishes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.notices import RETENTION, SLOW_CONSUMER
-from clevrd.core.policies.policy import Policy, Reader, TopicView
+from clevrd.core.policies.policy import Policy, Reader, TopicView, readable_upto
 
 
 class DropOldest(Policy):
@@ -24,6 +24,7 @@ class DropOldest(Policy):
     def take(self, reader: Reader, view: TopicView, max_bytes: int) -> list[bytes]:
         """Return what follows the cursor."""
         after, spelling = reader.cursor, reader.spelling
-        frames = view.frames(after, min(view.edge, after + spelling.max_messages), max_bytes)
+        upto = readable_upto(view, after, min(view.edge, after + spelling.max_messages))
+        frames = view.frames(after, upto, max_bytes)
         reader.cursor = after + len(frames)
         return spelling.texts(frames, after + 1)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.kept_frames import KeptFrames
 from clevrd.core.notices import RETENTION, SLOW_CONSUMER
-from clevrd.core.policies.policy import Policy, Reader, TopicView
+from clevrd.core.policies.policy import Policy, Reader, TopicView, readable_upto
 
 
 class KeepOldest(Policy):
@@ -49,7 +49,8 @@ class KeepOldest(Policy):
             frames = _take_kept(reader, view.kept, max_bytes)
         else:
             after = reader.cursor
-            frames = view.frames(after, min(view.edge, after + spelling.max_messages), max_bytes)
+            upto = readable_upto(view, after, min(view.edge, after + spelling.max_messages))
+            frames = view.frames(after, upto, max_bytes)
             reader.cursor = after + len(frames)
         return spelling.texts(frames, after + 1)
 

@@ -6,6 +6,7 @@ Which messages are the newest, the topic knows for all such readers (core/newest
 from __future__ import annotations
 
 from clevrd.core.drop_strategy import DropStrategy
+from clevrd.core.expiring import Expiring
 from clevrd.core.notices import RETENTION, SLOW_CONSUMER, GapReason
 from clevrd.core.policies.policy import Policy, Reader, TopicView
 
@@ -32,15 +33,30 @@ class Latest(Policy):
             _skip_to(reader, first - 1 if count else view.edge, gone)
             reader.skipped = view.edge - reader.cursor - count
 
+    def skip_expired(self, reader: Reader, view: TopicView, expiring: Expiring) -> None:
+        """Move past the first of the newest messages, as far as they have expired."""
+        offsets = view.newest.after(reader.cursor, reader.window(view.window_cap))
+        expired = next(
+            (place for place, each in enumerate(offsets) if not expiring.has_expired(each)),
+            len(offsets),
+        )
+        if expired:
+            view.losses.expired += expired
+            is_all = expired == len(offsets)
+            reader.pass_expired(view.edge if is_all else offsets[expired] - 1, expired)
+            reader.skipped = view.edge - reader.cursor - (len(offsets) - expired)
+
     def take(self, reader: Reader, view: TopicView, max_bytes: int) -> list[bytes]:
         """Return the newest of each key, each behind the gap that it follows.
 
         Gaps are told within a write here: there can be one before every message.
         """
         offsets = view.newest.after(reader.cursor, reader.window(view.window_cap))
-        spelling, gaps = reader.spelling, reader.gaps
+        spelling, gaps, expiring = reader.spelling, reader.gaps, view.expiring
         texts: list[bytes] = []
         for offset in offsets[: spelling.max_messages]:
+            if expiring is not None and expiring.has_expired(offset):
+                break
             (text,) = spelling.texts(view.frames(offset - 1, offset), offset)
             if gaps is not None and offset > reader.cursor + 1:
                 gap = gaps.between(reader.cursor, offset, SLOW_CONSUMER)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from clevrd.core.drop_strategy import DropStrategy
+from clevrd.core.expiring import Expiring
 from clevrd.core.gap_log import GapLog
 from clevrd.core.kept_frames import KeptFrames
 from clevrd.core.newest_by_key import NewestByKey
@@ -20,7 +21,7 @@ from clevrd.core.stream_forms import Spelling
 class Losses:
     """Messages that readers of one topic lost, by reason; the numbers only rise."""
 
-    __slots__ = ("memory", "retention", "slow_consumer")
+    __slots__ = ("expired", "memory", "retention", "slow_consumer")
 
     def __init__(self) -> None:
         # Beyond the reader's window.
@@ -29,11 +30,13 @@ class Losses:
         self.retention = 0
         # Refused by a reader that keeps the oldest because the KeptBudget was spent.
         self.memory = 0
+        # Their time to live was over before the reader could be given them.
+        self.expired = 0
 
     @property
     def total(self) -> int:
         """Messages lost for any reason."""
-        return self.slow_consumer + self.retention + self.memory
+        return self.slow_consumer + self.retention + self.memory + self.expired
 
 
 class TopicView(Protocol):
@@ -66,6 +69,10 @@ class TopicView(Protocol):
     @property
     def moved_s(self) -> float:
         """When readers were last offered something, or the ring last gave something up."""
+
+    @property
+    def expiring(self) -> Expiring | None:
+        """The messages that expire; None in a topic without such."""
 
     def frames(self, after: int, upto: int, max_bytes: int | None = None, /) -> list[bytes]:
         """Return the messages behind offset ``after`` up to ``upto``, as far as they fit."""
@@ -100,6 +107,18 @@ class Reader(Protocol):
 
     def count_drops(self, count: int, now_s: float) -> None:
         """Count ``count`` messages as lost; the cursor stays."""
+
+    def pass_expired(self, upto: int, count: int) -> None:
+        """Move past ``count`` expired messages, the last one ``upto``."""
+
+
+def readable_upto(view: TopicView, after: int, upto: int) -> int:
+    """Return the offset up to which no message behind ``after`` has expired, ``upto`` at most."""
+    expiring = view.expiring
+    if expiring is None:
+        return upto
+    expired = expiring.next_expired(after, upto)
+    return expired - 1 if expired else upto
 
 
 class Policy:
@@ -136,6 +155,20 @@ class Policy:
         has shrunk.
         """
         raise NotImplementedError
+
+    def skip_expired(self, reader: Reader, view: TopicView, expiring: Expiring) -> None:
+        """Move past messages behind the cursor that have expired, and count them.
+
+        A reader can't help it: it is not slow for that, and no circuit opens. Messages that are
+        kept for a reader beyond the ring come first, and are given though they may have expired.
+        """
+        if reader.kept:
+            return
+        upto = expiring.end_of_expired(reader.cursor, view.edge)
+        count = upto - reader.cursor
+        if count:
+            view.losses.expired += count
+            reader.pass_expired(upto, count)
 
     def take(self, reader: Reader, view: TopicView, max_bytes: int) -> list[bytes]:
         """Return the next messages in the reader's wire form, oldest first, and move past them.

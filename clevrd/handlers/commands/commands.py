@@ -31,7 +31,7 @@ from clevrd.core.subscription import FROM_THE_START, DeliveryOptions, PatternBeg
 from clevrd.errors import ClevrdError, InvalidRequest
 from clevrd.handlers.publish.outcomes import PublishedWithRef, SocketOutcomes
 from clevrd.handlers.publish.run import HasToWait, RunPublisher
-from clevrd.handlers.subscribe.endpoint import check_pattern, read_policy
+from clevrd.handlers.subscribe.endpoint import check_pattern, read_policy, read_subscriber_id
 from clevrd.handlers.subscribe.resume import read_since
 from clevrd.handlers.warnings import topic_warnings
 from clevrd.hub import Hub
@@ -69,6 +69,7 @@ class Subscribe(
     epoch: str | None = None
     offset: int | None = None
     positions: dict[str, Position] | None = None
+    subscriber_id: str | None = None
 
 
 class Unsubscribe(
@@ -296,7 +297,10 @@ class Commands(SocketOutcomes):
 
     def _subscribe(self, command: Subscribe) -> None:
         options = DeliveryOptions(
-            read_policy(command.policy), _number(command.buffer, "buffer", least=1), True
+            read_policy(command.policy),
+            _number(command.buffer, "buffer", least=1),
+            True,
+            read_subscriber_id(command.subscriber_id),
         )
         beginning = self._beginning(command)
         subscriptions = self._connection.subscription

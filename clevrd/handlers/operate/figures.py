@@ -6,8 +6,9 @@ import heapq
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Final
 
 import aiohttp
@@ -58,6 +59,9 @@ _BUILD: Final = Build(
     uvloop.__version__,  # type: ignore[attr-defined]  # its stub leaves it out
 )
 
+# Of a daemon without webhooks.
+_NO_WEBHOOKS: Final = MappingProxyType({"delivered": 0, "retried": 0, "dropped": 0})
+
 
 class Figures:
     """Where every figure comes from."""
@@ -69,6 +73,7 @@ class Figures:
         started_s: float,
         certificate_ends_in_s: Callable[[], float | None] = lambda: None,
         sources: Callable[[], list[SourceFigures]] = list,
+        webhooks: Mapping[str, int] = _NO_WEBHOOKS,
     ) -> None:
         """Take figures of ``hub``.
 
@@ -78,7 +83,9 @@ class Figures:
             certificate_ends_in_s: returns the seconds until the first certificate ends; None
                 where the daemon speaks no TLS.
             sources: returns the figures of each source.
+            webhooks: by outcome, events that were posted.
         """
+        self._webhooks = webhooks
         self._hub = hub
         self._sources = sources
         self._count_connections = count_connections
@@ -222,6 +229,8 @@ class Figures:
             background_errors=counters.background_errors,
             reloads=counters.reloads,
             reloads_failed=counters.reloads_failed,
+            lifecycle=dict(self._hub.lifecycle.counts),
+            webhooks=dict(self._webhooks),
         )
 
     def _tls(self) -> Tls | None:

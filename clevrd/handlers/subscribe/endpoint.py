@@ -21,7 +21,7 @@ from clevrd.connections.websocket import SubscriberWebSocket
 from clevrd.core.beginning import check_beginning
 from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.event_ids import event_ids_for
-from clevrd.core.names import check_topic
+from clevrd.core.names import check_subscriber_id, check_topic
 from clevrd.core.patterns import is_narrow, parse_pattern
 from clevrd.core.stream_forms import StreamForm
 from clevrd.core.subscription import DeliveryOptions, SubscribeRequest
@@ -274,6 +274,7 @@ def read_request(
         read_policy(single_option(query, "policy")),
         number_option(query, "buffer", least=1),
         control == "1" or is_events or offers_notices(request),
+        read_subscriber_id(single_option(query, "subscriber_id")),
     )
     warnings = subscribe_warnings(query) or msgspec.UNSET
     return SubscribeRequest(begin.topics, begin.patterns, options, warnings)
@@ -309,6 +310,17 @@ def read_policy(policy: str | None) -> DropStrategy:
     if policy is not None and policy not in POLICIES:
         raise InvalidRequest(f"Unknown policy; use one of {', '.join(POLICIES)}.")
     return DropStrategy(policy) if policy else DropStrategy.DROP_OLDEST
+
+
+def read_subscriber_id(subscriber_id: str | None) -> str | None:
+    """Return the id; None for none.
+
+    Raises:
+        InvalidRequest: it is empty, too long, or has a control character.
+    """
+    if subscriber_id is not None:
+        check_subscriber_id(subscriber_id)
+    return subscriber_id
 
 
 def check_pattern(text: str, *, may_match_all: bool) -> None:

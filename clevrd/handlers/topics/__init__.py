@@ -1,0 +1,1 @@
+"""Endpoints below /topics: which topics there are, one topic, and its messages."""
