@@ -293,12 +293,24 @@ class Throttled(RetryLater):
     close_code = 1013
 
 
+class MemoryShort(Throttled):
+    """The daemon has so little memory left that it takes no messages."""
+
+    code = "memory_limit"
+
+
 class Unavailable(RetryLater):
     """The daemon can't take this now: it is draining, or at one of its limits."""
 
     status = 503
     code = "unavailable"
     close_code = 1013
+
+
+class NoMemoryForSubscribers(Unavailable):
+    """The daemon has so little memory left that it takes no new subscribers."""
+
+    code = "memory_limit"
 
 
 class JournalUnavailable(Unavailable):

@@ -105,6 +105,24 @@ class MemoryLevel(NamedTuple):
     used_bytes: int
 
 
+class HeldMemory(msgspec.Struct, frozen=True):
+    """The use of the tightest limit on this process's memory, without what can be freed."""
+
+    used_bytes: int
+    limit_bytes: int
+    # The limit's name, for people.
+    limit: str
+
+    @property
+    def share(self) -> float:
+        """The used share of the limit; more than 1 where the limit is passed."""
+        return self.used_bytes / self.limit_bytes
+
+
+# The use of memory where nothing is known.
+NOTHING_HELD: Final = HeldMemory(0, 1, "no limit")
+
+
 class CpuLevel(NamedTuple):
     """One cgroup that limits CPU: its quota in CPUs, and CPU time used since it was made."""
 
@@ -213,11 +231,12 @@ class _MemoryFiles(NamedTuple):
     limit: str
     used: str
     idle_cache_field: str
+    busy_cache_field: str
 
 
-_MEMORY_V2: Final = _MemoryFiles("memory.max", "memory.current", "inactive_file")
+_MEMORY_V2: Final = _MemoryFiles("memory.max", "memory.current", "inactive_file", "active_file")
 _MEMORY_V1: Final = _MemoryFiles(
-    "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+    "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file"
 )
 
 
@@ -254,6 +273,23 @@ class Cgroups:
             stat = self._files.text(directory / "memory.stat") or ""
             idle_bytes = _field(stat, files.idle_cache_field) or 0
             yield MemoryLevel(limit_bytes, max(0, used_bytes - idle_bytes))
+
+    def held_levels(self) -> Iterator[MemoryLevel]:
+        """Yield each cgroup that limits memory, and what it uses without any page cache.
+
+        The kernel frees all of the cache before it ends a process.
+        """
+        files = self._memory_files
+        for directory in self._memory_dirs:
+            limit_bytes = self._limit_bytes(directory / files.limit)
+            used_bytes = self._number(directory / files.used)
+            if limit_bytes is None or used_bytes is None:
+                continue
+            stat = self._files.text(directory / "memory.stat") or ""
+            cache_bytes = sum(
+                _field(stat, name) or 0 for name in (files.idle_cache_field, files.busy_cache_field)
+            )
+            yield MemoryLevel(limit_bytes, max(0, used_bytes - cache_bytes))
 
     def memory_limits(self) -> Iterator[int]:
         """Yield each limit on memory, in bytes."""
@@ -354,6 +390,24 @@ class SystemStats:
             cpu_loop=_ratio(after.thread_cpu_s - before.thread_cpu_s, wall_s),
         )
         return self.latest
+
+    def held_memory(self) -> HeldMemory:
+        """Return what is used of the tightest limit: this process's own, or that of a cgroup.
+
+        The machine's memory is no limit here, since others use that too. It takes some 50 us, and
+        the files of cgroups another 50 where one limits memory.
+        """
+        rss_bytes = self._machine.rss_bytes()
+        tightest = HeldMemory(rss_bytes, self._max_memory_bytes, "CLEVRD_MAX_MEMORY_MB")
+        for level in self._cgroups.held_levels():
+            of_group = HeldMemory(level.used_bytes, level.limit_bytes, "the cgroup's limit")
+            tightest = max(tightest, of_group, key=_share)
+        for level in self._machine.own_limits():
+            # Address space that is mapped and never used counts in the limit, and is no memory.
+            left_bytes = max(0, level.limit_bytes - level.used_bytes)
+            own = HeldMemory(rss_bytes, rss_bytes + left_bytes or 1, "the process's limit")
+            tightest = max(tightest, own, key=_share)
+        return tightest
 
     def _read_marks(self) -> _Marks:
         machine = self._machine
@@ -463,6 +517,10 @@ def _quota_ratio(before: dict[Path, CpuLevel], after: dict[Path, CpuLevel], wall
         ),
         default=0.0,
     )
+
+
+def _share(held: HeldMemory) -> float:
+    return held.share
 
 
 def _ratio(part: float, whole: float) -> float:

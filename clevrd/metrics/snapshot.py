@@ -104,6 +104,18 @@ class Throttle(msgspec.Struct, frozen=True):
     throttled_s: float
 
 
+class MemoryLadder(msgspec.Struct, frozen=True):
+    """The memory guard's last decision with its inputs."""
+
+    # The rung's word: what is given up now.
+    state: str
+    used_bytes: int
+    limit_bytes: int
+    limit: str
+    # Bytes that rings have given up on the ladder since the start.
+    rings_shrunk_bytes: int
+
+
 class Connections(msgspec.Struct, frozen=True):
     """Connections that are open, by kind, and what was counted of all there were."""
 
@@ -166,6 +178,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     # The tenants that use most, a bounded number of them; and whether any tenant is configured.
     memory_shares: list[MemoryShare]
     has_configured_tenants: bool
+    memory: MemoryLadder
     throttle: Throttle
     window_messages: int
     # None until the first one.

@@ -22,6 +22,7 @@ from clevrd.metrics.snapshot import (
     Build,
     Connections,
     IdempotencyView,
+    MemoryLadder,
     MemoryShare,
     Snapshot,
     TenantSnapshot,
@@ -108,6 +109,7 @@ class Figures:
             memory_limit_bytes=hub.topics.limits.max_memory_bytes,
             memory_shares=_memory_shares(hub),
             has_configured_tenants=hub.has_configured_tenants,
+            memory=_memory_ladder(hub),
             throttle=_throttle(hub),
             window_messages=hub.buffers.window,
             window=hub.buffers.decision,
@@ -205,6 +207,18 @@ def _idempotency(hub: Hub) -> IdempotencyView:
 def _memory_shares(hub: Hub) -> list[MemoryShare]:
     largest = heapq.nlargest(MAX_SHARES, hub.topics.portions, key=attrgetter("used_bytes"))
     return [memory_share(portion, hub.buffers.window_of(portion.name)) for portion in largest]
+
+
+def _memory_ladder(hub: Hub) -> MemoryLadder:
+    guard = hub.memory_guard
+    held = guard.decision.held
+    return MemoryLadder(
+        state=guard.decision.rung.word,
+        used_bytes=held.used_bytes,
+        limit_bytes=held.limit_bytes,
+        limit=held.limit,
+        rings_shrunk_bytes=guard.shrunk_bytes,
+    )
 
 
 def _throttle(hub: Hub) -> Throttle:
