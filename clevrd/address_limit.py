@@ -94,6 +94,15 @@ class AddressLimit:
         """Return what the client asked a listed proxy for; None for a connection of another."""
         return self.proxies.asked_for(headers, self.peer_of(transport))
 
+    def client_of(self, transport: asyncio.BaseTransport, headers: Mapping[str, str]) -> str:
+        """Return the address of a request's client, or the network that counts as one.
+
+        Args:
+            headers: the request's header fields; none where they are not known.
+        """
+        address = self.proxies.client_of(headers, self.peer_of(transport))
+        return count_as(address) or address
+
     def name(self, transport: asyncio.BaseTransport, address: str) -> None:
         """Note the address that the PROXY header of a listed proxy gave a connection."""
         self._addresses[transport] = address

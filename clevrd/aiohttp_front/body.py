@@ -10,6 +10,7 @@ from typing import Final
 
 from aiohttp import HttpVersion11, StreamReader, web
 
+from clevrd.admission import Admitted
 from clevrd.aiohttp_front.connection import FrontConnection
 from clevrd.errors import (
     ChunksTooSmall,
@@ -35,12 +36,12 @@ class BodyReader:
         self._timeout_s = timeout_s
 
     async def read(
-        self, http_request: web.BaseRequest, connection: FrontConnection, max_bytes: int
+        self, http_request: web.BaseRequest, connection: FrontConnection, admitted: Admitted
     ) -> bytes:
-        """Return the whole body, of ``max_bytes`` at most.
+        """Return the whole body of an admitted request, of the size that is admitted at most.
 
         Raises:
-            MessageTooLarge: the body is over ``max_bytes``; raised as soon as that is known, with
+            MessageTooLarge: the body is larger than that; raised as soon as that is known, with
                 the rest unread.
             ChunksTooSmall: the body's chunks make it too expensive to read, however small it is.
             RequestTimeout: the body did not arrive in time.
@@ -48,7 +49,7 @@ class BodyReader:
                 before the end of the body.
             Unavailable: too much is arriving from all clients together.
         """
-        content = http_request.content
+        content, max_bytes = http_request.content, admitted.max_body_bytes
         if content.is_eof():
             # The body arrived with the head, as small ones do, so there is no wait.
             body = content.read_nowait()
@@ -58,7 +59,7 @@ class BodyReader:
             connection.open_transport().write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
-                return await self._collect(content, connection, max_bytes, limit)
+                return await self._collect(content, connection, admitted, limit)
         except TimeoutError as error:
             raise RequestTimeout(self._timeout_s) from error
         except web.RequestPayloadError as error:
@@ -70,17 +71,19 @@ class BodyReader:
         self,
         content: StreamReader,
         connection: FrontConnection,
-        max_bytes: int,
+        admitted: Admitted,
         limit: asyncio.Timeout,
     ) -> bytes:
         collected = bytearray()
+        max_bytes = admitted.max_body_bytes
+        sender = connection.sender(admitted.tenant.name, admitted.head.headers)
         connection.limit_body(max_bytes)
         step_bytes = sent_step_bytes(self._timeout_s)
         steady_at_bytes = step_bytes
         most_bytes = connection.received_bytes + 2 * max_bytes + CHUNKING_SLACK_BYTES
         try:
             async for chunk in content.iter_any():
-                fits = self._budget.change(len(collected), len(collected) + len(chunk))
+                fits = self._budget.change(len(collected), len(collected) + len(chunk), sender)
                 collected += chunk
                 _check_size(len(collected), max_bytes)
                 if connection.received_bytes > most_bytes:
@@ -92,7 +95,7 @@ class BodyReader:
                     limit.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
             return bytes(collected)
         finally:
-            self._budget.change(len(collected), 0)
+            self._budget.change(len(collected), 0, sender)
 
 
 def _check_size(size: int, max_bytes: int) -> None:

@@ -9,7 +9,7 @@ are read in `body`, and requests are answered in `front`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from socket import AF_INET
 from typing import Any, Final, NoReturn, cast
 
@@ -45,7 +45,7 @@ from clevrd.http_values import (
     Response,
     ResponseRenderer,
 )
-from clevrd.input_budget import InputBudget
+from clevrd.input_budget import NOBODY, InputBudget, Sender
 from clevrd.local_requests import is_local_peer
 from clevrd.pace import reads_on
 from clevrd.progress import ask_when_silent, progress_of, reset
@@ -87,6 +87,7 @@ class FrontConnection(RequestHandler):
         "_is_eof_held",
         "_limit",
         "_max_body_bytes",
+        "_sender",
         "_server",
         "_stall",
         "_unread",
@@ -108,6 +109,8 @@ class FrontConnection(RequestHandler):
         self.received_bytes = 0
         # Bytes received and not yet given to aiohttp; a callback in `turns` will give them.
         self._unread = b""
+        # For whom these bytes are counted; NOBODY while there are none.
+        self._sender = NOBODY
         # True while _unread waits until aiohttp has handled requests that it holds.
         self._awaits_room = False
         # While reading is paused here: whether aiohttp itself wanted to be read on.
@@ -303,7 +306,9 @@ class FrontConnection(RequestHandler):
         """Parse ``data`` in a later turn, and read no more from the socket until then."""
         before_bytes = len(self._unread)
         self._unread += data
-        if not self._server.budget.change(before_bytes, len(self._unread)):
+        if self._sender is NOBODY:
+            self._sender = self.sender(None, {})
+        if not self._server.budget.change(before_bytes, len(self._unread), self._sender):
             self._refuse_unread()
             return
         self._stop_reading()
@@ -348,8 +353,20 @@ class FrontConnection(RequestHandler):
     def take_unread(self) -> bytes:
         """Return the bytes received and not parsed yet; the caller has to handle them."""
         unread, self._unread = self._unread, b""
-        self._server.budget.change(len(unread), 0)
+        self._server.budget.change(len(unread), 0, self._sender)
+        self._sender = NOBODY
         return unread
+
+    def sender(self, tenant: str | None, headers: Mapping[str, str]) -> Sender:
+        """Return for whom input is counted: the tenant, if it is known, and the client's address.
+
+        Args:
+            headers: of the request, by which a listed proxy names its client.
+        """
+        address = ""
+        if self.transport is not None:
+            address = self._server.addresses.client_of(self.transport, headers)
+        return self._server.budget.sender(tenant, address)
 
     def _refuse_unread(self) -> None:
         """End the connection, with a refusal where no other answer is under way."""

@@ -139,7 +139,7 @@ class AiohttpFront:
         admitted = self._gate.admit(endpoint, request)
         body = b""
         if admitted.max_body_bytes:
-            body = await self._bodies.read(http_request, connection, admitted.max_body_bytes)
+            body = await self._bodies.read(http_request, connection, admitted)
         elif http_request.body_exists:
             raise InvalidRequest(f"{request.method} {request.path} takes no body; send none.")
         # `begin` is asked here, and not only in `turn`, because a coroutine that need not wait

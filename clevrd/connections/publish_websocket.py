@@ -16,6 +16,7 @@ from clevrd.connections.websocket import TRY_AGAIN_LATER, WebSocketConnection
 from clevrd.core.client_frames import PING, PONG, TEXT, ClientFrames
 from clevrd.core.server_frames import pong_frame, text_frame
 from clevrd.http_values import AbortOnError
+from clevrd.input_budget import NOBODY
 from clevrd.scheduling.due_answers import Due, DueAnswers, Place
 from clevrd.tenants import Tenant
 
@@ -72,6 +73,7 @@ class PublishConnection(WebSocketConnection):
         "_is_write_paused",
         "_max_message_bytes",
         "_publisher",
+        "_sender",
         "_unread",
         "_waiting",
     )
@@ -91,6 +93,8 @@ class PublishConnection(WebSocketConnection):
         self._waiting: list[tuple[int, bytes]] = []
         # Received behind that and not yet parsed: what one read brought, at most.
         self._unread = b""
+        # For whom these bytes are counted; NOBODY while there are none.
+        self._sender = NOBODY
         # Something is being waited for before the next of _waiting: a publish, a turn, or answers
         # that are due, which alone set _is_blocked as well.
         self._is_held = False
@@ -267,7 +271,9 @@ class PublishConnection(WebSocketConnection):
         """Parse ``data`` in a later turn, and read no more until then."""
         before_bytes = len(self._unread)
         self._unread += data
-        if not self._connections.budget.change(before_bytes, len(self._unread)):
+        if self._sender is NOBODY:
+            self._sender = self._connections.sender_of(self)
+        if not self._connections.budget.change(before_bytes, len(self._unread), self._sender):
             self._drop_unread()
             self._fail(TRY_AGAIN_LATER, "too_much_unfinished")
         elif not self._is_held:
@@ -276,7 +282,8 @@ class PublishConnection(WebSocketConnection):
     def _drop_unread(self) -> bytes:
         """Hold no bytes back any more; return those that were."""
         unread, self._unread = self._unread, b""
-        self._connections.budget.change(len(unread), 0)
+        self._connections.budget.change(len(unread), 0, self._sender)
+        self._sender = NOBODY
         return unread
 
     def _await_turn(self, *, has_begun: bool = True) -> None:

@@ -20,7 +20,7 @@ from clevrd.connections.presence import Peer, Presence
 from clevrd.core.stream_forms import SlottedWrites
 from clevrd.errors import OriginNotAllowed
 from clevrd.http_values import Request
-from clevrd.input_budget import InputBudget
+from clevrd.input_budget import InputBudget, Sender
 from clevrd.metrics.counters import Counters
 from clevrd.pace import sent_step_bytes
 from clevrd.page_check import PageCheck
@@ -90,10 +90,12 @@ class Connection(Peer, Protocol):
 class _Unfinished:
     """A message of which a part has arrived."""
 
-    __slots__ = ("connection", "deadline_s", "steady_at_bytes")
+    __slots__ = ("connection", "deadline_s", "sender", "steady_at_bytes")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, sender: Sender) -> None:
         self.connection = connection
+        # For whom it is counted.
+        self.sender = sender
         # How much of it has to be there for its time to begin anew.
         self.steady_at_bytes = 0
         # When it has to be whole.
@@ -267,23 +269,30 @@ class Connections:
         The message's time runs from its first bytes, or from the last message before it, and begins
         anew as long as it comes steadily (`pace`).
         """
-        fits = self.budget.change(connection._held_bytes, held_bytes)
-        connection._held_bytes = held_bytes
         unfinished = self._unfinished.get(connection)
+        if unfinished is None:
+            if not held_bytes:
+                return True
+            unfinished = _Unfinished(connection, self.sender_of(connection))
+            self._unfinished[connection] = unfinished
+            has_progress = True
+        fits = self.budget.change(connection._held_bytes, held_bytes, unfinished.sender)
+        connection._held_bytes = held_bytes
         if not held_bytes:
-            if unfinished is not None:
-                del self._unfinished[connection]
-                self._messages.remove(unfinished)
-        elif has_progress or unfinished is None or held_bytes >= unfinished.steady_at_bytes:
-            if unfinished is None:
-                unfinished = self._unfinished[connection] = _Unfinished(connection)
+            del self._unfinished[connection]
+            self._messages.remove(unfinished)
+        elif has_progress or held_bytes >= unfinished.steady_at_bytes:
             unfinished.steady_at_bytes = held_bytes + sent_step_bytes(self._message_timeout_s)
             self._messages.set(unfinished, self.now_s() + self._message_timeout_s)
         return fits
 
+    def sender_of(self, connection: Connection) -> Sender:
+        """Return for whom the input of ``connection`` is counted."""
+        address = self._addresses.client_of(connection.transport, {})
+        return self.budget.sender(connection.tenant.name, address)
+
     def _end_unfinished(self, unfinished: _Unfinished) -> None:
         """Close a connection whose message did not arrive whole in time."""
-        self._unfinished.pop(unfinished.connection, None)
         unfinished.connection.end_unfinished()
 
     def start(self) -> None:

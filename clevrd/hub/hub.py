@@ -110,7 +110,7 @@ class Hub:
         self.counters = Counters()
         self.refusals = Refusals(self.counters.count_refusal)
         max_input_bytes = input_bytes(config, max_memory_bytes)
-        self.input_budget = InputBudget(max_input_bytes)
+        self.input_budget = InputBudget(max_input_bytes, lambda: self.topics.portions.weights)
         self.topics = TopicManager(
             topic_limits(config, max_memory_bytes),
             new_epoch=lambda: secrets.token_hex(4),

@@ -51,9 +51,12 @@ def max_keys(config: Config, max_memory_bytes: int) -> int:
 
 
 def input_bytes(config: Config, max_memory_bytes: int) -> int:
-    """Return the bytes of unfinished input: a tenth of memory, or two of the largest bodies."""
+    """Return the bytes of unfinished input: a tenth of memory, or three of the largest bodies.
+
+    One of these fits into the half that is whoever's comes first.
+    """
     largest_bytes = max(config.max_batch_bytes, config.max_message_bytes)
-    return max(max_memory_bytes // 10, 2 * largest_bytes)
+    return max(max_memory_bytes // 10, 3 * largest_bytes)
 
 
 def topic_limits(config: Config, max_memory_bytes: int) -> TopicLimits:

@@ -6,7 +6,7 @@ The grammar decides whether a request is plain, and its endpoint decides what th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import Final, cast
 
@@ -21,6 +21,7 @@ from clevrd.http_values import (
     Upgrade,
     attach_upgrade,
 )
+from clevrd.input_budget import NOBODY
 from clevrd.pace import NEVER, reads_on
 from clevrd.progress import progress_of
 from clevrd.proxy_protocol import UnexpectedProxyHeader, begins_with_header
@@ -56,6 +57,7 @@ class RawConnection(asyncio.Protocol):
         "_is_write_paused",
         "_last_word",
         "_needed_bytes",
+        "_sender",
         "_server",
         "_stage",
         "_steady_at_bytes",
@@ -93,6 +95,8 @@ class RawConnection(asyncio.Protocol):
         self._is_probe = False
         # Bytes in the buffer, as the budget of all connections was told last.
         self._held_bytes = 0
+        # For whom they are counted there; NOBODY while there are none.
+        self._sender = NOBODY
         # The client has shut its side down.
         self._has_eof = False
         # Close after the answers that are due.
@@ -271,6 +275,7 @@ class RawConnection(asyncio.Protocol):
                 reply = admitted
             elif body_end > size:
                 self._needed_bytes = body_end - position
+                self._count_for(admitted.tenant.name, plain.request.headers)
                 stage = _BODY
                 break
             else:
@@ -306,10 +311,22 @@ class RawConnection(asyncio.Protocol):
         held_bytes = len(self._buffer)
         if held_bytes == self._held_bytes:
             return
-        fits = self._server.budget.change(self._held_bytes, held_bytes)
+        if self._sender is NOBODY:
+            self._count_for(None, {})
+        fits = self._server.budget.change(self._held_bytes, held_bytes, self._sender)
         self._held_bytes = held_bytes
+        if not held_bytes:
+            self._sender = NOBODY
         if not fits and not self._is_busy and self in self._server.open:
             self._end_with(Unavailable(TOO_MUCH_INPUT))
+
+    def _count_for(self, tenant: str | None, headers: Mapping[str, str]) -> None:
+        """Have the budget count what is held for this tenant, if it is known, and its address."""
+        server = self._server
+        server.budget.change(self._held_bytes, 0, self._sender)
+        self._held_bytes = 0
+        address = server.addresses.client_of(self.transport, headers)
+        self._sender = server.budget.sender(tenant, address)
 
     def _let_go(self) -> None:
         self._buffer.clear()

@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from clevrd.http_values import LINGER_S
+from clevrd.input_budget import NOBODY
 from clevrd.proxy_protocol import begins_with_header
 from clevrd.tls.server import TlsServer
 
@@ -73,6 +74,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         "_is_shut",
         "_is_tcp_paused",
         "_owner",
+        "_sender",
         "_server",
         "_session",
         "_state",
@@ -99,6 +101,8 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._state = _SHAKES_HANDS
         # Bytes received before the hands were shaken, which the budget of all connections knows of.
         self._handshake_bytes = 0
+        # For whom they are counted; NOBODY while there are none.
+        self._sender = NOBODY
         # Received and not yet given to OpenSSL, whose buffer would keep its largest size.
         self._unread = memoryview(b"")
         # The rest of what was received is decrypted in one of the next turns.
@@ -188,7 +192,11 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
             return
         self._keep(data)
         size = len(data)
-        fits = self._server.budget.change(self._handshake_bytes, self._handshake_bytes + size)
+        server = self._server
+        if self._sender is NOBODY:
+            self._sender = server.budget.sender(None, server.addresses.client_of(self._tcp, {}))
+        before_bytes = self._handshake_bytes
+        fits = server.budget.change(before_bytes, before_bytes + size, self._sender)
         self._handshake_bytes += size
         if not fits:
             self._fail("too_much_input")
@@ -196,7 +204,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         if self._awaits_turn:
             return
         # A client's first word costs most: with RSA a millisecond, with P-256 a tenth of that.
-        turns = self._server.turns
+        turns = server.turns
         if not turns.begin():
             self._await_turn(size, has_begun=False)
             return
@@ -241,8 +249,9 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         return True
 
     def _settle_handshake(self) -> None:
-        self._server.budget.change(self._handshake_bytes, 0)
+        self._server.budget.change(self._handshake_bytes, 0, self._sender)
         self._handshake_bytes = 0
+        self._sender = NOBODY
 
     def _fail(self, reason: str, answer: bytes = b"") -> None:
         """End a handshake that failed, so that the client can read the alert, or ``answer``."""

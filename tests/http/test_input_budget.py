@@ -10,8 +10,10 @@ from clients import masked
 from daemons import Daemon, running, until
 
 from clevrd.connections.publish_websocket import PublishConnection
-from clevrd.input_budget import InputBudget
+from clevrd.core.portions import ONE_PORTION, OTHERS, Weights
+from clevrd.input_budget import InputBudget, Sender
 from clevrd.pace import MIN_SENT_BYTES_PER_S
+from clevrd.tenants import DEFAULT_TENANT
 
 TEXT = 0x1
 HANDSHAKE = (
@@ -24,32 +26,84 @@ CHUNKED_POST = (
     b"C350\r\n" + b"x" * 50_000 + b"\r\n"
 )
 HALF_A_FRAME = HANDSHAKE + masked(TEXT, b"x" * 60_000)[:50_000]
+# A whole publish.
+BODY = b'{"topic":"t","data":"' + b"x" * 20_000 + b'"}'
+each_way = pytest.mark.parametrize(
+    ("begun", "whole"),
+    [
+        (HALF_A_POST, b"POST /publish HTTP/1.1\r\nHost: t\r\nContent-Length: 20023\r\n\r\n" + BODY),
+        (
+            CHUNKED_POST,
+            b"POST /publish HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"4E37\r\n" + BODY + b"\r\n0\r\n\r\n",
+        ),
+        (HALF_A_FRAME, HANDSHAKE + masked(TEXT, BODY)),
+    ],
+    ids=["raw", "aiohttp", "websocket"],
+)
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def test_giving_back_is_always_right() -> None:
     """A full budget refuses to grow and never refuses to shrink."""
-    budget = InputBudget(100)
+    budget = InputBudget(100, lambda: ONE_PORTION)
+    sender = budget.sender("acme", "10.0.0.1")
 
-    assert budget.change(0, 100)
-    assert not budget.change(0, 1)
-    assert budget.change(1, 0)
-    assert budget.change(100, 50)
-    assert budget.used_bytes == 50
+    assert budget.change(0, 50, sender)
+    assert not budget.change(0, 1, sender)
+    assert budget.change(1, 0, sender)
+    assert budget.change(50, 20, sender)
+    assert budget.used_bytes == 20
+
+
+def test_who_comes_first_leaves_others_their_parts() -> None:
+    """Beyond a half tenants have theirs by weight, and addresses theirs in equal parts."""
+    weights = Weights({"acme": 3.0}, 1.0)
+    budget = InputBudget(1_600, lambda: weights)
+    greedy = budget.sender("anyone", "10.0.0.1")
+    assert greedy == Sender(OTHERS, "10.0.0.1")
+    assert budget.change(0, 800, greedy)
+    assert not budget.change(800, 801, greedy)
+    assert budget.change(801, 800, greedy)
+
+    acme = budget.sender("acme", "10.0.0.1")
+    assert budget.change(0, 300, acme)
+    assert not budget.change(300, 301, acme)
+    assert budget.change(301, 300, acme)
+    unknown = budget.sender(None, "10.0.0.2")
+    assert unknown.portion is None
+    # Of the addresses' 400 there are two parts.
+    assert not budget.change(0, 201, unknown)
+    assert budget.change(201, 100, unknown)
+    assert budget.used_bytes == 1_200
+
+
+def test_never_is_more_taken_than_there_is() -> None:
+    """However many addresses there are, the sum is bounded, and the tenants' part is left."""
+    weights = Weights({"acme": 1.0}, 1.0)
+    budget = InputBudget(1_600, lambda: weights)
+    for number in range(1_000):
+        sender = budget.sender(None, f"10.0.{number >> 8}.{number & 255}")
+        if not budget.change(0, 10, sender):
+            budget.change(10, 0, sender)
+
+    assert 800 <= budget.used_bytes <= 1_200
+    assert budget.change(0, 200, budget.sender("acme", "10.9.9.9"))
+    assert budget.used_bytes <= 1_600
 
 
 @pytest.fixture
 async def tight() -> AsyncIterator[Daemon]:
-    """A daemon that has room for two and a half of the unfinished inputs below."""
+    """A daemon where one client has room for two and a half of the unfinished inputs below."""
     async with running(request_timeout_s=60.0) as daemon:
-        daemon.hub.input_budget.max_bytes = 125_000
+        daemon.hub.input_budget.max_bytes = 250_000
         yield daemon
 
 
-async def begin(daemon: Daemon, sent: bytes) -> Streams:
+async def begin(daemon: Daemon, sent: bytes, client: str = "127.0.0.1") -> Streams:
     """Send what is not whole and keep the connection open."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port, local_addr=(client, 0))
     writer.write(sent)
     await writer.drain()
     return reader, writer
@@ -76,6 +130,49 @@ async def test_input_over_the_budget_is_refused_and_given_back(
     assert 2 * 49_000 <= budget.used_bytes <= budget.max_bytes
     for _, writer in (first, second, third):
         writer.close()
+    await until(lambda: budget.used_bytes == 0)
+
+
+@each_way
+async def test_one_client_leaves_room_for_another_one(
+    tight: Daemon, begun: bytes, whole: bytes
+) -> None:
+    """A client that has all it may have does not keep another address from sending."""
+    await check_room(tight, begun, whole, "127.0.0.2")
+
+
+@each_way
+async def test_one_tenant_leaves_room_for_another_one(
+    tight: Daemon, begun: bytes, whole: bytes
+) -> None:
+    """Tenants behind one address don't keep each other from sending."""
+    # A third of a quarter of 250,000 bytes.
+    weights = Weights({"acme": 1.0, DEFAULT_TENANT: 1.0}, 1.0)
+    tight.hub.input_budget._weights = lambda: weights
+    await check_room(tight, begun, whole.replace(b"\r\n", b"\r\nX-Tenant-ID: acme\r\n", 1))
+
+
+async def check_room(daemon: Daemon, begun: bytes, whole: bytes, client: str = "127.0.0.1") -> None:
+    """Check that ``whole`` is published in two parts while others have begun all they may."""
+    budget = daemon.hub.input_budget
+    greedy = [await begin(daemon, begun) for _ in range(2)]
+    await until(lambda: budget.used_bytes >= 2 * 49_000)
+    greedy.append(await begin(daemon, begun))
+    async with asyncio.timeout(5):
+        await greedy[-1][0].read()
+    # Of the half that comes first less is left than the other client sends.
+    greedy.append(await begin(daemon, begun[:-29_000]))
+    before_bytes = 2 * 49_000 + 19_000
+    await until(lambda: budget.used_bytes >= before_bytes)
+
+    other = await begin(daemon, whole[:-100], client)
+    await until(lambda: budget.used_bytes >= before_bytes + 19_000)
+    assert budget.used_bytes > budget.max_bytes // 2
+    other[1].write(whole[-100:])
+
+    await until(lambda: [topic.published for topic in daemon.hub.topics] == [1])
+    for _, each in (*greedy, other):
+        each.close()
     await until(lambda: budget.used_bytes == 0)
 
 

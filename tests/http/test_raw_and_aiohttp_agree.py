@@ -143,6 +143,8 @@ async def test_same_requests_get_same_answers_on_both_paths(shut: bool) -> None:
         assert all("nothing" in name or "only empty lines" in name for name in silent)
 
 
+# Thousands of connections, most of which send byte by byte; 10 s where nothing else runs.
+@pytest.mark.timeout(120)
 async def test_answers_do_not_depend_on_how_requests_are_split() -> None:
     """Cut in two at every byte, and sent byte by byte: the answers of the whole."""
     names: list[str] = []
