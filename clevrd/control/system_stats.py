@@ -81,6 +81,8 @@ class ProcessFigures(ProcessMemory, frozen=True):
     """This process's memory, descriptors and threads, for people."""
 
     open_fds: int
+    # The soft limit on descriptors.
+    max_fds: int
     threads: int
 
 
@@ -473,6 +475,7 @@ def process_figures(
     return ProcessFigures(
         **msgspec.structs.asdict(process_memory()),
         open_fds=open_fds,
+        max_fds=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         threads=psutil.Process().num_threads(),
     )
 

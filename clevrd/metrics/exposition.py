@@ -475,6 +475,7 @@ def _of_process(snapshot: Snapshot) -> Iterator[Metric]:
     )
     yield _bytes("clevrd_process_virtual_memory", "The address space.", process.virtual_bytes)
     yield _gauge("clevrd_process_open_fds", "Descriptors that are open.", process.open_fds)
+    yield _gauge("clevrd_process_max_fds", "Descriptors that may be open.", process.max_fds)
     yield _gauge("clevrd_process_threads", "Threads.", process.threads)
     yield _counter(
         "clevrd_process_gc_collections",
