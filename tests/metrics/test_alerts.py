@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clients import subscribe
@@ -75,11 +76,11 @@ def test_configuration_of_prometheus_is_one() -> None:
 
 async def test_each_metric_of_an_alert_is_one_of_a_daemon(tmp_path: Path) -> None:
     """Nothing waits for ever for a name that no daemon has, and no label for such a value."""
-    pair = make_pair(tmp_path)
+    settings: dict[str, Any] = {**make_pair(tmp_path).settings}
     folder = tmp_path / "journal"
     folder.mkdir(mode=0o700)
     async with (
-        running(journal_table={"directory": str(folder)}, **pair.settings) as daemon,
+        running(journal_table={"directory": str(folder)}, **settings) as daemon,
         daemon.http.get(
             f"{daemon.url}/metrics", headers={"Accept": "text/plain"}, ssl=False
         ) as answer,
