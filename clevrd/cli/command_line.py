@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "subscribe": "Print topics' messages, one JSON line each.",
     "health": "Ask the daemon of these settings whether it is well; for health checks.",
     "checkconfig": "Print every setting and its source.",
+    "doctor": "Look at the machine and the settings, and say what to change.",
     "cert": "Make a certificate for a try of TLS.",
     "key": "Make an API key, or the digest of one.",
     "token": "Make a JSON Web Token, or look at one.",
