@@ -25,6 +25,20 @@ class ClevrdError(Exception):
         return ()
 
 
+class InternalError(ClevrdError):
+    """A bug of the daemon; the log has it under the request's id."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"Something went wrong here, not in the request; it has been logged as {request_id}."
+        )
+        self.request_id = request_id
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Return the id, as proxies name it."""
+        return (("X-Request-ID", self.request_id),)
+
+
 class InvalidRequest(ClevrdError):
     """The request can't be understood; the same request will fail again."""
 

@@ -41,7 +41,7 @@ ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0
 }
 
 # RFC 5424 §6.2.1 severities, which journald reads from a <N> at the start of a line: sd-daemon(3).
-_SEVERITIES: Final = {
+SEVERITIES: Final = {
     logging.CRITICAL: 2,
     logging.ERROR: 3,
     logging.WARNING: 4,
@@ -163,7 +163,7 @@ class EventFormatter(logging.Formatter):
         line = super().format(record).translate(ESCAPES)
         if not self._for_journal:
             return line
-        return f"<{_SEVERITIES.get(record.levelno, 6)}>{line}"
+        return f"<{SEVERITIES.get(record.levelno, 6)}>{line}"
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line without a traceback; a library's line names its logger."""
@@ -226,9 +226,9 @@ def _unreadable(record: logging.LogRecord, error: Exception) -> logging.LogRecor
 stderr: Final = Lines(STDERR, lambda count: f"clevrd: {count} lines dropped, nobody took them")
 
 
-def set_up_logging(level: str, *, for_journal: bool) -> None:
+def set_up_logging(level: str, formatter: logging.Formatter) -> None:
     """Log events of ``level`` and above to standard error."""
-    _log_with(EventFormatter(for_journal=for_journal), level.upper())
+    _log_with(formatter, level.upper())
 
 
 def log_for_people() -> None:

@@ -115,6 +115,7 @@ _shtab_clevrd_checkconfig_options=(
   "--journal[Directory of a journal, in which messages outlive the process, or the URL of a Redis, for one that several nodes share\; empty for none. Like \/var\/lib\/clevrd\/journal or redis\:\/\/redis.example\:6379\; default none\; CLEVRD_JOURNAL]:VALUE:"
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
+  "--log-format[Form of the log\'s lines\: for people, or an object of JSON each. One of text, json\; default text\; CLEVRD_LOG_FORMAT]:VALUE:(text json)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
   "--url[a running daemon, such as http\:\/\/127.0.0.1\:8080\: print what differs between what it works with and the file, and end with 1 where something does. The file is --config\'s, or else the one that the daemon names]:url:"
   "--key-file[a file with the key or token to send\; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with]:FILE:_files"
@@ -173,6 +174,7 @@ _shtab_clevrd_doctor_options=(
   "--journal[Directory of a journal, in which messages outlive the process, or the URL of a Redis, for one that several nodes share\; empty for none. Like \/var\/lib\/clevrd\/journal or redis\:\/\/redis.example\:6379\; default none\; CLEVRD_JOURNAL]:VALUE:"
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
+  "--log-format[Form of the log\'s lines\: for people, or an object of JSON each. One of text, json\; default text\; CLEVRD_LOG_FORMAT]:VALUE:(text json)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
   "--json[print the findings as JSON]"
 )
@@ -336,6 +338,7 @@ _shtab_clevrd_serve_options=(
   "--journal[Directory of a journal, in which messages outlive the process, or the URL of a Redis, for one that several nodes share\; empty for none. Like \/var\/lib\/clevrd\/journal or redis\:\/\/redis.example\:6379\; default none\; CLEVRD_JOURNAL]:VALUE:"
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
+  "--log-format[Form of the log\'s lines\: for people, or an object of JSON each. One of text, json\; default text\; CLEVRD_LOG_FORMAT]:VALUE:(text json)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
 )
 
