@@ -31,6 +31,9 @@ PROC: Final = Path("/proc")
 # ten of them a share is noise.
 MIN_INTERVAL_S: Final = 0.1
 
+# The share of its limit that a daemon with nothing in it takes at most.
+_EMPTY_SHARE: Final = 0.75
+
 # Descriptors that are counted in one step.
 _DESCRIPTORS_PER_STEP: Final = 512
 
@@ -365,6 +368,10 @@ class SystemStats:
             raise ValueError(f"max_memory_bytes must be above 0, not {max_memory_bytes!r}")
         self._max_memory_bytes = max_memory_bytes
         self._machine = machine or RealMachine()
+        # Limit on the resident set in `held_memory`: a daemon that is told to take less than its
+        # modules need would refuse everything for ever.
+        empty_bytes = self._machine.rss_bytes()
+        self._own_limit_bytes = max(max_memory_bytes, int(empty_bytes / _EMPTY_SHARE))
         self._cgroups = Cgroups(cgroup_root, proc_self_cgroup)
         self._marks = self._read_marks()
         # The newest sample. Before the first one, memory is measured, and CPU is unknown and 0.
@@ -400,7 +407,7 @@ class SystemStats:
         the files of cgroups another 50 where one limits memory.
         """
         rss_bytes = self._machine.rss_bytes()
-        tightest = HeldMemory(rss_bytes, self._max_memory_bytes, "CLEVRD_MAX_MEMORY_MB")
+        tightest = HeldMemory(rss_bytes, self._own_limit_bytes, "CLEVRD_MAX_MEMORY_MB")
         for level in self._cgroups.held_levels():
             of_group = HeldMemory(level.used_bytes, level.limit_bytes, "the cgroup's limit")
             tightest = max(tightest, of_group, key=_share)

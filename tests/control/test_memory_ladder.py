@@ -78,11 +78,26 @@ def test_use_is_described_for_people() -> None:
 def test_resident_set_counts_against_the_daemons_own_limit(tmp_path: Path) -> None:
     """Without cgroups nothing else does; what others use of the machine does not."""
     machine = FakeMachine()
+    stats = FakeCgroups(tmp_path, "").stats(machine)
     machine.rss_now_bytes = 900 * MIB
 
-    found = FakeCgroups(tmp_path, "").stats(machine).held_memory()
+    found = stats.held_memory()
 
     assert found == HeldMemory(900 * MIB, 1 * GIB, "CLEVRD_MAX_MEMORY_MB")
+
+
+def test_daemon_that_is_empty_is_well_whatever_its_limit(tmp_path: Path) -> None:
+    """One that may take less than its modules need would refuse everything for ever."""
+    machine = FakeMachine()
+    machine.rss_now_bytes = 90 * MIB
+    stats = FakeCgroups(tmp_path, "").stats(machine, 64 * MIB)
+
+    empty = stats.held_memory()
+    machine.rss_now_bytes = 115 * MIB
+
+    assert empty == HeldMemory(90 * MIB, 120 * MIB, "CLEVRD_MAX_MEMORY_MB")
+    assert rung_for(empty.share, Rung.RINGS_SHRINK) is Rung.WELL
+    assert rung_for(stats.held_memory().share, Rung.WELL) is Rung.NO_PUBLISHES
 
 
 def test_cgroup_counts_without_its_page_cache(tmp_path: Path) -> None:
