@@ -171,6 +171,36 @@ class EventFormatter(logging.Formatter):
         return line if record.name.startswith("clevrd.") else f"{line} logger={record.name}"
 
 
+class TerminalFormatter(logging.Formatter):
+    """Renders an event for a person at a terminal: local time, level in colour, traceback below."""
+
+    def __init__(self, *, has_colour: bool) -> None:
+        super().__init__()
+        self._has_colour = has_colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; what clients said can't move the cursor."""
+        at = time.strftime("%H:%M:%S", time.localtime(record.created))
+        level = f"{record.levelname:<7}"
+        if self._has_colour and record.levelno in _COLOURS:
+            level = f"\x1b[{_COLOURS[record.levelno]}m{level}\x1b[0m"
+        name = "" if record.name.startswith("clevrd.") else f" logger={record.name}"
+        lines = [f"{at} {level} {record.getMessage().translate(ESCAPES)}{name}"]
+        if record.exc_info and record.exc_info[0] is not None:
+            trace = self.formatException(record.exc_info).split("\n")
+            lines += [f"    {line.translate(ESCAPES)}" for line in trace]
+        return "\n".join(lines)
+
+
+# SGR of ECMA-48 §8.3.117: faint, yellow, red.
+_COLOURS: Final = {
+    logging.DEBUG: 2,
+    logging.WARNING: 33,
+    logging.ERROR: 31,
+    logging.CRITICAL: 31,
+}
+
+
 class CommandFormatter(logging.Formatter):
     """Renders an event as a line of a command, without time and level."""
 
@@ -264,6 +294,13 @@ def _log_unraisable(failed: Any) -> None:
     log.error(
         "error where nothing can be raised in=%.200r", failed.object, exc_info=failed.exc_value
     )
+
+
+def is_terminal() -> bool:
+    """Say whether standard error is a terminal."""
+    with suppress(OSError):
+        return os.isatty(STDERR)
+    return False
 
 
 def is_journal(environ: Mapping[str, str]) -> bool:

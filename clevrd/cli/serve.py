@@ -44,4 +44,7 @@ def _formatter(log_format: LogFormat) -> logging.Formatter:
     for_journal = logs.is_journal(os.environ)
     if log_format == "json":
         return JsonFormatter(for_journal=for_journal)
+    if logs.is_terminal():
+        # https://no-color.org
+        return logs.TerminalFormatter(has_colour=not os.environ.get("NO_COLOR"))
     return logs.EventFormatter(for_journal=for_journal)
