@@ -75,23 +75,28 @@ def event_of(record: logging.LogRecord) -> dict[str, Any]:
     """Return the event and its values; all text as the event where it has not that form."""
     found = _form_of(record.msg) if isinstance(record.msg, str) else None
     arguments = record.args if isinstance(record.args, tuple) else ()
-    if found is None or len(found[1]) != len(arguments):
+    if found is None or found[1] + len(found[2]) != len(arguments):
         return {"event": record.getMessage()[:_MAX_ERROR_CHARACTERS]}
-    event, fields = found
-    line: dict[str, Any] = {"event": event}
-    for (name, conversion), value in zip(fields, arguments, strict=True):
+    words, in_words, fields = found
+    line: dict[str, Any] = {"event": (words % arguments[:in_words])[:_MAX_ERROR_CHARACTERS]}
+    for (name, conversion), value in zip(fields, arguments[in_words:], strict=True):
         line[f"{name}_" if name in _OWN_FIELDS else name] = _value(conversion, value)
     return line
 
 
 @lru_cache(maxsize=512)
-def _form_of(text: str) -> tuple[str, tuple[tuple[str, str], ...]] | None:
-    """Return an event's words and its fields; None where values stand elsewhere, too."""
-    fields = tuple((match[1], match[2]) for match in _FIELD.finditer(text))
-    if len(_ANY_CONVERSION.findall(text.replace("%%", ""))) != len(fields):
-        return None
+def _form_of(text: str) -> tuple[str, int, tuple[tuple[str, str], ...]] | None:
+    """Return an event's words, how many values stand in them, and its fields.
+
+    None where values stand behind the fields, too.
+    """
     first = _FIELD.search(text)
-    return (text if first is None else text[: first.start()]).strip().replace("%%", "%"), fields
+    words = (text if first is None else text[: first.start()]).strip()
+    in_words = len(_ANY_CONVERSION.findall(words.replace("%%", "")))
+    fields = tuple((match[1], match[2]) for match in _FIELD.finditer(text))
+    if len(_ANY_CONVERSION.findall(text.replace("%%", ""))) != in_words + len(fields):
+        return None
+    return words, in_words, fields
 
 
 def _value(conversion: str, value: Any) -> Any:
