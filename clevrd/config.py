@@ -30,6 +30,7 @@ MIB: Final = 1024 * KIB
 ENVELOPE_BYTES: Final = 8 * KIB
 HOUR_S: Final = 3600.0
 
+LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 # The meaning of the two: control/adaptive_throttler.
 ThrottleScope = Literal["topic", "global"]
@@ -325,6 +326,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "topic"
     log_level: Annotated[LogLevel, Meta(description="Least severe event that is logged.")] = "info"
+    log_format: Annotated[
+        LogFormat,
+        Meta(description="Form of the log's lines: for people, or an object of JSON each."),
+    ] = "text"
     raw_paths: Annotated[
         bool,
         Meta(description="Answer plain publishes and subscribes below aiohttp, which is faster."),

@@ -37,6 +37,20 @@ class ClevrdError(Exception):
         return {}
 
 
+class InternalError(ClevrdError):
+    """A bug of the daemon; the log has it under the request's id."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"Something went wrong here, not in the request; it has been logged as {request_id}."
+        )
+        self.request_id = request_id
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Return the id, as proxies name it."""
+        return (("X-Request-ID", self.request_id),)
+
+
 class InvalidRequest(ClevrdError):
     """The request can't be understood; the same request will fail again."""
 
@@ -392,12 +406,26 @@ class Throttled(RetryLater):
         return self._thresholds
 
 
+class MemoryShort(RetryLater):
+    """The daemon has so little memory left that it takes no messages."""
+
+    status = 429
+    code = "memory_limit"
+    close_code = 1013
+
+
 class Unavailable(RetryLater):
     """The daemon can't take this now: it is draining, or at one of its limits."""
 
     status = 503
     code = "unavailable"
     close_code = 1013
+
+
+class NoMemoryForSubscribers(Unavailable):
+    """The daemon has so little memory left that it takes no new subscribers."""
+
+    code = "memory_limit"
 
 
 class JournalUnavailable(Unavailable):

@@ -41,7 +41,7 @@ ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0
 }
 
 # RFC 5424 §6.2.1 severities, which journald reads from a <N> at the start of a line: sd-daemon(3).
-_SEVERITIES: Final = {
+SEVERITIES: Final = {
     logging.CRITICAL: 2,
     logging.ERROR: 3,
     logging.WARNING: 4,
@@ -163,12 +163,42 @@ class EventFormatter(logging.Formatter):
         line = super().format(record).translate(ESCAPES)
         if not self._for_journal:
             return line
-        return f"<{_SEVERITIES.get(record.levelno, 6)}>{line}"
+        return f"<{SEVERITIES.get(record.levelno, 6)}>{line}"
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line without a traceback; a library's line names its logger."""
         line = super().formatMessage(record)
         return line if record.name.startswith("clevrd.") else f"{line} logger={record.name}"
+
+
+class TerminalFormatter(logging.Formatter):
+    """Renders an event for a person at a terminal: local time, level in colour, traceback below."""
+
+    def __init__(self, *, has_colour: bool) -> None:
+        super().__init__()
+        self._has_colour = has_colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; what clients said can't move the cursor."""
+        at = time.strftime("%H:%M:%S", time.localtime(record.created))
+        level = f"{record.levelname:<7}"
+        if self._has_colour and record.levelno in _COLOURS:
+            level = f"\x1b[{_COLOURS[record.levelno]}m{level}\x1b[0m"
+        name = "" if record.name.startswith("clevrd.") else f" logger={record.name}"
+        lines = [f"{at} {level} {record.getMessage().translate(ESCAPES)}{name}"]
+        if record.exc_info and record.exc_info[0] is not None:
+            trace = self.formatException(record.exc_info).split("\n")
+            lines += [f"    {line.translate(ESCAPES)}" for line in trace]
+        return "\n".join(lines)
+
+
+# SGR of ECMA-48 §8.3.117: faint, yellow, red.
+_COLOURS: Final = {
+    logging.DEBUG: 2,
+    logging.WARNING: 33,
+    logging.ERROR: 31,
+    logging.CRITICAL: 31,
+}
 
 
 class CommandFormatter(logging.Formatter):
@@ -226,9 +256,9 @@ def _unreadable(record: logging.LogRecord, error: Exception) -> logging.LogRecor
 stderr: Final = Lines(STDERR, lambda count: f"clevrd: {count} lines dropped, nobody took them")
 
 
-def set_up_logging(level: str, *, for_journal: bool) -> None:
+def set_up_logging(level: str, formatter: logging.Formatter) -> None:
     """Log events of ``level`` and above to standard error."""
-    _log_with(EventFormatter(for_journal=for_journal), level.upper())
+    _log_with(formatter, level.upper())
 
 
 def log_for_people() -> None:
@@ -266,6 +296,13 @@ def _log_unraisable(failed: Any) -> None:
     )
 
 
+def is_terminal() -> bool:
+    """Say whether standard error is a terminal."""
+    with suppress(OSError):
+        return os.isatty(STDERR)
+    return False
+
+
 def is_journal(environ: Mapping[str, str]) -> bool:
     """Say whether standard error goes to journald, which has its own timestamps.
 
@@ -289,6 +326,6 @@ def say(text: str, *, is_failure: bool = False) -> None:
     """
     start = ""
     if is_failure and is_journal(os.environ):
-        start = f"<{_SEVERITIES[logging.ERROR]}>"
+        start = f"<{SEVERITIES[logging.ERROR]}>"
     for line in text.split("\n"):
         stderr.put(f"{start}clevrd: {line.translate(ESCAPES)}")

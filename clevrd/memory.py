@@ -76,15 +76,21 @@ class Memory:
         patience = PATIENT_LOOKS if freed_bytes >= WORTH_BYTES else LITTLE_LOOKS
         if self._trim is None or self._looks < patience:
             return False
-        self._looks = 0
-        began_s = self._now_s()
         if is_quiet:
             gc.collect()
-        self._trim()
+        self.give_back(held_bytes)
+        return True
+
+    def give_back(self, held_bytes: int) -> None:
+        """Give freed memory back now, with ``held_bytes`` as the bytes still held."""
+        freed_bytes = self._peak_bytes - held_bytes
+        self._looks = 0
+        began_s = self._now_s()
+        if self._trim is not None:
+            self._trim()
         log.debug(
             "memory given back freed_bytes=%d took_s=%.4f",
             freed_bytes,
             self._now_s() - began_s,
         )
         self._peak_bytes = held_bytes
-        return True

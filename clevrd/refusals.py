@@ -13,8 +13,9 @@ from http import HTTPStatus
 import msgspec
 
 from clevrd.core.notices import ErrorNotice, Ref
-from clevrd.errors import ClevrdError, RetryLater
+from clevrd.errors import ClevrdError, InternalError, RetryLater
 from clevrd.http_values import JSON, NOT_STORED, PROBLEM_JSON, Request, Response
+from clevrd.request_ids import request_id_of, traceparent_of
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +77,7 @@ class Refusals:
         An error that is none is a bug: it is logged once, and refused as an internal error.
         """
         if not isinstance(error, ClevrdError):
-            path = request.path if request is not None else None
-            log.error("request failed path=%s", path, exc_info=error)
-            error = ClevrdError(
-                "Something went wrong here, not in the request; it has been logged."
-            )
+            error = InternalError(_logged(error, request))
         for _ in range(times):
             self._count(error.code)
         self._note(error, times)
@@ -102,6 +99,20 @@ class Refusals:
     def notice(self, error: ClevrdError, ref: Ref = msgspec.UNSET) -> ErrorNotice:
         """Return ``error`` as a notice, with the ref of the command if it had one; count it."""
         return notice_of(self.count(error), ref)
+
+
+def _logged(error: Exception, request: Request | None) -> str:
+    """Log a bug with what names its request; return the request's id."""
+    headers = request.headers if request is not None else {}
+    request_id = request_id_of(headers)
+    log.error(
+        "request failed request_id=%s traceparent=%s path=%s",
+        request_id,
+        traceparent_of(headers),
+        request.path if request is not None else None,
+        exc_info=error,
+    )
+    return request_id
 
 
 def failure_of(error: ClevrdError) -> Failure:

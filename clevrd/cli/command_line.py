@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "health": "Ask the daemon of these settings whether it is well; for health checks.",
     "top": "Show who is slow, who is loud, and whether the daemon of these settings is well.",
     "checkconfig": "Print every setting and its source.",
+    "doctor": "Look at the machine and the settings, and say what to change.",
     "cert": "Make a certificate for a try of TLS.",
     "key": "Make an API key, or the digest of one.",
     "token": "Make a JSON Web Token, or look at one.",

@@ -10,7 +10,9 @@ from importlib.util import find_spec
 
 from clevrd import logs
 from clevrd.cli.settings import add_settings, load_settings
+from clevrd.config import LogFormat
 from clevrd.errors import CannotStart
+from clevrd.json_log import JsonFormatter
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal stops the daemon, and return the exit code."""
     loaded = load_settings(options)
-    logs.set_up_logging(loaded.config.log_level, for_journal=logs.is_journal(os.environ))
+    logs.set_up_logging(loaded.config.log_level, _formatter(loaded.config.log_format))
     for warning in loaded.warnings:
         log.warning("setting ignored why=%s", warning)
     if find_spec("uvloop") is None:
@@ -36,3 +38,13 @@ def run(options: argparse.Namespace) -> int:
     from clevrd.server import run as run_server
 
     return run_server(loaded, partial(load_settings, options))
+
+
+def _formatter(log_format: LogFormat) -> logging.Formatter:
+    for_journal = logs.is_journal(os.environ)
+    if log_format == "json":
+        return JsonFormatter(for_journal=for_journal)
+    if logs.is_terminal():
+        # https://no-color.org
+        return logs.TerminalFormatter(has_colour=not os.environ.get("NO_COLOR"))
+    return logs.EventFormatter(for_journal=for_journal)

@@ -31,6 +31,9 @@ PROC: Final = Path("/proc")
 # ten of them a share is noise.
 MIN_INTERVAL_S: Final = 0.1
 
+# The share of its limit that a daemon with nothing in it takes at most.
+_EMPTY_SHARE: Final = 0.75
+
 # Descriptors that are counted in one step.
 _DESCRIPTORS_PER_STEP: Final = 512
 
@@ -81,6 +84,8 @@ class ProcessFigures(ProcessMemory, frozen=True):
     """This process's memory, descriptors and threads, for people."""
 
     open_fds: int
+    # The soft limit on descriptors.
+    max_fds: int
     threads: int
 
 
@@ -103,6 +108,24 @@ class MemoryLevel(NamedTuple):
 
     limit_bytes: int
     used_bytes: int
+
+
+class HeldMemory(msgspec.Struct, frozen=True):
+    """The use of the tightest limit on this process's memory, without what can be freed."""
+
+    used_bytes: int
+    limit_bytes: int
+    # The limit's name, for people.
+    limit: str
+
+    @property
+    def share(self) -> float:
+        """The used share of the limit; more than 1 where the limit is passed."""
+        return self.used_bytes / self.limit_bytes
+
+
+# The use of memory where nothing is known.
+NOTHING_HELD: Final = HeldMemory(0, 1, "no limit")
 
 
 class CpuLevel(NamedTuple):
@@ -213,11 +236,12 @@ class _MemoryFiles(NamedTuple):
     limit: str
     used: str
     idle_cache_field: str
+    busy_cache_field: str
 
 
-_MEMORY_V2: Final = _MemoryFiles("memory.max", "memory.current", "inactive_file")
+_MEMORY_V2: Final = _MemoryFiles("memory.max", "memory.current", "inactive_file", "active_file")
 _MEMORY_V1: Final = _MemoryFiles(
-    "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+    "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file"
 )
 
 
@@ -237,28 +261,41 @@ class Cgroups:
         self._is_cpu_v1 = "cpu" in paths
         self._memory_files = _MEMORY_V1 if "memory" in paths else _MEMORY_V2
         # A controller is bound to version 1 or to version 2, never to both: cgroups(7).
-        self._memory_dirs = (
-            _levels(root / "memory", paths["memory"]) if "memory" in paths else unified
+        memory_dirs = _levels(root / "memory", paths["memory"]) if "memory" in paths else unified
+        # For each cgroup the files with its limit, its use and its figures. Made once, since the
+        # memory ladder asks ten times a second: to make the paths took four fifths of each look.
+        self._memory_paths = tuple(
+            (each / self._memory_files.limit, each / self._memory_files.used, each / "memory.stat")
+            for each in memory_dirs
         )
         self._cpu_dirs = _levels(root / "cpu", paths["cpu"]) if self._is_cpu_v1 else unified
 
     def memory_levels(self) -> Iterator[MemoryLevel]:
         """Yield each cgroup that limits memory."""
+        # Page cache that was not used lately is freed as soon as memory is needed.
+        return self._levels_without(self._memory_files.idle_cache_field)
+
+    def held_levels(self) -> Iterator[MemoryLevel]:
+        """Yield each cgroup that limits memory, and what it uses without any page cache.
+
+        The kernel frees all of the cache before it ends a process.
+        """
         files = self._memory_files
-        for directory in self._memory_dirs:
-            limit_bytes = self._limit_bytes(directory / files.limit)
-            used_bytes = self._number(directory / files.used)
-            if limit_bytes is None or used_bytes is None:
+        return self._levels_without(files.idle_cache_field, files.busy_cache_field)
+
+    def _levels_without(self, *cache_fields: str) -> Iterator[MemoryLevel]:
+        for limit, used, figures in self._memory_paths:
+            limit_bytes = self._limit_bytes(limit)
+            if limit_bytes is None or (used_bytes := self._number(used)) is None:
                 continue
-            # Page cache that was not used lately is freed as soon as memory is needed.
-            stat = self._files.text(directory / "memory.stat") or ""
-            idle_bytes = _field(stat, files.idle_cache_field) or 0
-            yield MemoryLevel(limit_bytes, max(0, used_bytes - idle_bytes))
+            stat = self._files.text(figures) or ""
+            cache_bytes = sum(_field(stat, name) or 0 for name in cache_fields)
+            yield MemoryLevel(limit_bytes, max(0, used_bytes - cache_bytes))
 
     def memory_limits(self) -> Iterator[int]:
         """Yield each limit on memory, in bytes."""
-        for directory in self._memory_dirs:
-            limit_bytes = self._limit_bytes(directory / self._memory_files.limit)
+        for limit, _, _ in self._memory_paths:
+            limit_bytes = self._limit_bytes(limit)
             if limit_bytes is not None:
                 yield limit_bytes
 
@@ -327,6 +364,10 @@ class SystemStats:
             raise ValueError(f"max_memory_bytes must be above 0, not {max_memory_bytes!r}")
         self._max_memory_bytes = max_memory_bytes
         self._machine = machine or RealMachine()
+        # Limit on the resident set in `held_memory`: a daemon that is told to take less than its
+        # modules need would refuse everything for ever.
+        empty_bytes = self._machine.rss_bytes()
+        self._own_limit_bytes = max(max_memory_bytes, int(empty_bytes / _EMPTY_SHARE))
         self._cgroups = Cgroups(cgroup_root, proc_self_cgroup)
         self._marks = self._read_marks()
         # The newest sample. Before the first one, memory is measured, and CPU is unknown and 0.
@@ -354,6 +395,24 @@ class SystemStats:
             cpu_loop=_ratio(after.thread_cpu_s - before.thread_cpu_s, wall_s),
         )
         return self.latest
+
+    def held_memory(self) -> HeldMemory:
+        """Return what is used of the tightest limit: this process's own, or that of a cgroup.
+
+        The machine's memory is no limit here, since others use that too. It takes some 40 us,
+        and a few more for each cgroup that limits memory.
+        """
+        rss_bytes = self._machine.rss_bytes()
+        tightest = HeldMemory(rss_bytes, self._own_limit_bytes, "CLEVRD_MAX_MEMORY_MB")
+        for level in self._cgroups.held_levels():
+            of_group = HeldMemory(level.used_bytes, level.limit_bytes, "the cgroup's limit")
+            tightest = max(tightest, of_group, key=_share)
+        for level in self._machine.own_limits():
+            # Address space that is mapped and never used counts in the limit, and is no memory.
+            left_bytes = max(0, level.limit_bytes - level.used_bytes)
+            own = HeldMemory(rss_bytes, rss_bytes + left_bytes or 1, "the process's limit")
+            tightest = max(tightest, own, key=_share)
+        return tightest
 
     def _read_marks(self) -> _Marks:
         machine = self._machine
@@ -419,6 +478,7 @@ def process_figures(
     return ProcessFigures(
         **msgspec.structs.asdict(process_memory()),
         open_fds=open_fds,
+        max_fds=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         threads=psutil.Process().num_threads(),
     )
 
@@ -463,6 +523,10 @@ def _quota_ratio(before: dict[Path, CpuLevel], after: dict[Path, CpuLevel], wall
         ),
         default=0.0,
     )
+
+
+def _share(held: HeldMemory) -> float:
+    return held.share
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -53,6 +53,9 @@ class RingOwner(Protocol):
     def trim(self, max_bytes: int, now_s: float, /) -> int:
         """Cut the ring to ``max_bytes``, as far as possible; return how many came free."""
 
+    def spare(self, max_bytes: int, now_s: float, /) -> int:
+        """Cut the ring to ``max_bytes``, but nothing that a reader waits for; return the same."""
+
 
 class Portion:
     """The guarantees and the use of one tenant, or of all without a portion of their own."""

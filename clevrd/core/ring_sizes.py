@@ -20,6 +20,10 @@ _TRIM_TO: Final = 0.9
 # Rings cut at a time, about 3 us each. Where more are alike, the next publish cuts the next.
 _RINGS_PER_TRIM: Final = 256
 
+# Parts of their guarantees that portions may keep, tried one after the other while memory is short:
+# what is borrowed goes first.
+_GUARANTEE_PARTS: Final = (1.0, 0.5, 0.25, 0.125, 0.0)
+
 
 class RingSizes:
     """The sizes of all rings, and their sum."""
@@ -79,6 +83,46 @@ class RingSizes:
                 rings -= cut
                 if cut:
                     self.on_cut(portion.name, cut, before_bytes - portion.ring_bytes)
+
+    def shrink(self, wanted_bytes: int, now_s: float) -> int:
+        """Have rings give up ``wanted_bytes`` that no reader waits for; return the bytes freed.
+
+        For a machine that runs out of memory: guarantees hold only as far as what is borrowed
+        suffices. The largest rings give first. At most _RINGS_PER_TRIM rings of each portion are
+        looked at.
+        """
+        portions = list(self._portions)
+        given: list[int] = []
+        for part in _GUARANTEE_PARTS:
+            uses = [(each.ring_bytes, int(each.guaranteed_ring_bytes * part)) for each in portions]
+            given = given_back(uses, wanted_bytes)
+            if sum(given) >= wanted_bytes:
+                break
+        return sum(
+            self._shrink_portion(portion, min(given_bytes, wanted_bytes), now_s)
+            for portion, given_bytes in zip(portions, given, strict=True)
+        )
+
+    def _shrink_portion(self, portion: Portion, wanted_bytes: int, now_s: float) -> int:
+        """Cut rings, the largest first, until ``wanted_bytes`` are freed; return the bytes freed.
+
+        Rings that can't give up what they should, since readers wait for it, leave it to others.
+        """
+        freed_bytes = 0
+        left = _largest(portion, _RINGS_PER_TRIM)
+        while left and freed_bytes < wanted_bytes:
+            level = _level([topic.ring.size_bytes for topic in left], wanted_bytes - freed_bytes)
+            yielding: list[RingOwner] = []
+            for topic in left:
+                if topic.ring.size_bytes <= level:
+                    yielding.append(topic)
+                elif freed := topic.spare(level, now_s):
+                    freed_bytes += freed
+                    self.total_bytes -= freed
+                    portion.ring_bytes -= freed
+                    _reclass(portion, topic)
+            left = yielding
+        return freed_bytes
 
     def _trim_portion(self, portion: Portion, excess: int, at_most: int, now_s: float) -> int:
         """Cut the largest rings to one size, the largest first, until ``excess`` is saved.

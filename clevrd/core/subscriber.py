@@ -196,6 +196,18 @@ class Subscriber:
         """Return how many messages wait for it: kept ones, and offered ones not yet decided."""
         return view.edge - self.cursor + self.kept_messages - self.skipped
 
+    def needed_from(self, view: TopicView) -> int:
+        """Return the lowest offset that the reader may yet be given from the ring.
+
+        A reader that keeps the oldest may be given its next one, also with a full window.
+        """
+        window = self.window(view.window_cap)
+        if self.policy.wants_newest:
+            return next(iter(view.newest.after(self.cursor, window)), view.edge + 1)
+        if self.policy.keeps_oldest:
+            return self.cursor + 1
+        return max(self.cursor, view.edge - window) + 1
+
     def overflow(self, view: TopicView) -> int:
         """Return how many waiting messages its policy drops when it is settled now.
 

@@ -309,6 +309,10 @@ class TopicManager:
         if total > sizes.max_bytes:
             sizes.trim_largest(now_s)
 
+    def shrink(self, wanted_bytes: int, now_s: float) -> int:
+        """Have rings give up ``wanted_bytes`` that no reader waits for; return the bytes freed."""
+        return self._ring_sizes.shrink(wanted_bytes, now_s)
+
     def share_out(self, weights: Weights) -> None:
         """Divide what all tenants have in common by other ``weights`` from now on.
 

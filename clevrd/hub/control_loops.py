@@ -24,7 +24,7 @@ from clevrd.control.adaptive_throttler import (
     ThrottleSample,
     slow_ratio_of,
 )
-from clevrd.control.system_stats import LoadSample
+from clevrd.control.system_stats import HeldMemory, LoadSample
 from clevrd.core.portions import Portion
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
@@ -45,6 +45,9 @@ class Stats(Protocol):
 
     def sample(self) -> LoadSample:
         """Return the load now."""
+
+    def held_memory(self) -> HeldMemory:
+        """Return what is used of the tightest limit on the memory."""
 
 
 class ControlLoops:

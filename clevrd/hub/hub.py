@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Final
 
 from clevrd.config import Config
-from clevrd.control import adaptive_buffer, adaptive_throttler
+from clevrd.control import adaptive_buffer, adaptive_throttler, memory_ladder
 from clevrd.control.adaptive_buffer import AdaptiveBufferManager
 from clevrd.control.adaptive_throttler import AdaptiveThrottler
 from clevrd.control.arrivals import Arrivals
@@ -35,6 +35,7 @@ from clevrd.hub.history_pages import MAX_PAGE_BYTES
 from clevrd.hub.history_readers import HistoryReaders
 from clevrd.hub.journaling import Journaling
 from clevrd.hub.lifecycle import Lifecycle, Told
+from clevrd.hub.memory_guard import MemoryGuard
 from clevrd.hub.memory_shares import OPEN_WEIGHTS, input_bytes, max_keys, topic_limits
 from clevrd.hub.publish_answers import Published
 from clevrd.hub.publishing import Publishing
@@ -211,10 +212,14 @@ class Hub:
         self._readers = self.delivery.readers
         if engine is not None and (history := engine.history()) is not None:
             self.keep_history(history)
+        stats = stats or SystemStats(max_memory_bytes)
+        self.memory_guard = MemoryGuard(
+            stats, self.topics, self.publishing, self._give_back_now, loop
+        )
         self._control_loops = ControlLoops(
             self.throttler,
             self.buffers,
-            stats or SystemStats(max_memory_bytes),
+            stats,
             self.topics,
             self._readers,
             self.decisions,
@@ -258,6 +263,7 @@ class Hub:
         self.evaluate_throttle = self._control_loops.evaluate_throttle
         self.evaluate_buffers = self._control_loops.evaluate_buffers
         self.throttled_topics = self._control_loops.throttled_topics
+        self.check_memory_for_subscriber = self.memory_guard.check_subscriber
 
     def refuse_if_draining(self) -> None:
         """Raise ShuttingDown once the drain has begun; requests begun before it are finished."""
@@ -356,9 +362,10 @@ class Hub:
     # --- timers ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the timers: throttle, windows, idle topics, memory, token buckets, old answers."""
+        """Start the timers: throttle, windows, memory, idle topics, buckets, old answers."""
         self._timers.every(adaptive_throttler.INTERVAL_S, self.evaluate_throttle)
         self._timers.every(adaptive_buffer.INTERVAL_S, self.evaluate_buffers)
+        self._timers.every(memory_ladder.INTERVAL_S, self.memory_guard.look)
         self._timers.every(LOOK_S, self._look_at_lag)
         self._timers.every(IDLE_SWEEP_S, self.evict_idle_topics)
         self._timers.every(MEMORY_LOOK_S, self.give_back_memory)
@@ -383,9 +390,14 @@ class Hub:
 
     def give_back_memory(self) -> None:
         """Give memory back to the machine that rings and closed connections have freed."""
-        readers = self._readers.count
-        held_bytes = self.topics.ring_bytes + readers * READER_COST_BYTES
-        self.memory.look(held_bytes, is_quiet=readers <= QUIET_READERS)
+        self.memory.look(self._held_bytes(), is_quiet=self._readers.count <= QUIET_READERS)
+
+    def _give_back_now(self) -> None:
+        self.memory.give_back(self._held_bytes())
+
+    def _held_bytes(self) -> int:
+        """Return what rings and readers take, which is most of the memory."""
+        return self.topics.ring_bytes + self._readers.count * READER_COST_BYTES
 
     def forget_full_buckets(self) -> None:
         """Forget the token buckets of tenants that have not published for a while."""

@@ -22,7 +22,7 @@ from clevrd.core.names import EVENTS_TOPIC
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
-from clevrd.errors import Forbidden, Throttled
+from clevrd.errors import Forbidden, MemoryShort, Throttled
 from clevrd.hub.idempotent_publishes import IdempotentPublishes
 from clevrd.hub.publish_answers import (
     PublishAnswer,
@@ -104,7 +104,9 @@ class Publishing:
         # Whether the throttle, when it is on, is for every topic.
         self._throttles_all = throttler.scope == "global"
         self._rate_limiter = rate_limiter
-        # No tenant is limited that has no rate of its own.
+        # Makes the refusal of every publish while memory is short; None otherwise. Set by shed.
+        self._shed_refusal: Callable[[], MemoryShort] | None = None
+        # No tenant is limited that has no rate of its own, and nothing is shed. Changed by shed.
         self._is_unlimited = rate_limiter.rate_per_s == 0.0
         self._loop = loop
         self._journal = journal
@@ -121,12 +123,15 @@ class Publishing:
         """Take ``count`` messages from the budget of the tenant, and of its key.
 
         Raises:
+            MemoryShort: memory is short, so that every publish is refused.
             RateLimited: a budget is spent; no message was taken from any.
             InvalidRequest: ``count`` is more than a budget ever holds.
         """
         # Every publish comes here, so nothing is called where nothing is limited.
         if self._is_unlimited and tenant.limits is NO_LIMITS and tenant.key_limits is NO_LIMITS:
             return
+        if self._shed_refusal is not None:
+            raise self._shed_refusal()
         self._rate_limiter.take(
             tenant.name,
             count,
@@ -135,6 +140,11 @@ class Publishing:
             tenant.credential_id,
             tenant.key_limits,
         )
+
+    def shed(self, refusal: Callable[[], MemoryShort] | None) -> None:
+        """Refuse every publish with what ``refusal`` returns; None: take them again."""
+        self._shed_refusal = refusal
+        self._is_unlimited = refusal is None and self._rate_limiter.rate_per_s == 0.0
 
     def most_now(self, tenant: Tenant) -> float:
         """Return how many messages `check_rate` would let pass now; `math.inf` without a limit."""

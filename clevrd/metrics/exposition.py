@@ -21,6 +21,7 @@ from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from clevrd.control.memory_ladder import Rung
 from clevrd.metrics.histograms import HistogramView
 from clevrd.metrics.journal import JournalFigures, JournalStorage, PartitionFigures
 from clevrd.metrics.snapshot import Build, Connections, Snapshot, Throttle, Tls, Traffic
@@ -560,6 +561,26 @@ def _of_load(snapshot: Snapshot, throttle: Throttle) -> Iterator[Metric]:
         "Memory that the daemon may use: max_memory_mb, or less where the machine has less.",
         snapshot.memory_limit_bytes,
     )
+    memory = snapshot.memory
+    yield _gauge(
+        "clevrd_memory_held_ratio",
+        "What is used of the tightest limit on this process's memory: its own, or its cgroup's.",
+        memory.used_bytes / memory.limit_bytes,
+    )
+    yield _labelled(
+        GaugeMetricFamily(
+            "clevrd_memory_state",
+            "1 for what is given up while memory runs out, from well to no_publishes.",
+            labels=["state"],
+        ),
+        {rung.word: int(rung.word == memory.state) for rung in Rung},
+    )
+    yield _counter(
+        "clevrd_rings_shrunk",
+        "Bytes of recent messages that were given up since memory ran out.",
+        memory.rings_shrunk_bytes,
+        "bytes",
+    )
     yield _counter(
         "clevrd_log_lines_dropped",
         "Lines of the log that nobody read, or that could not be written.",
@@ -583,6 +604,7 @@ def _of_process(snapshot: Snapshot) -> Iterator[Metric]:
     )
     yield _bytes("clevrd_process_virtual_memory", "The address space.", process.virtual_bytes)
     yield _gauge("clevrd_process_open_fds", "Descriptors that are open.", process.open_fds)
+    yield _gauge("clevrd_process_max_fds", "Descriptors that may be open.", process.max_fds)
     yield _gauge("clevrd_process_threads", "Threads.", process.threads)
     yield _counter(
         "clevrd_process_gc_collections",

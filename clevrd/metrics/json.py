@@ -13,6 +13,7 @@ from clevrd.metrics.journal import JournalFigures
 from clevrd.metrics.snapshot import (
     Connections,
     IdempotencyView,
+    MemoryLadder,
     MemoryShare,
     MessageTotals,
     Snapshot,
@@ -71,6 +72,7 @@ class MetricsView(msgspec.Struct, frozen=True, kw_only=True):
     topics: list[TopicView]
     throttler_metrics: ThrottlerView
     buffer_metrics: BufferDecision | None
+    memory_ladder: MemoryLadder
     memory_shares: list[MemoryShare]
     messages: MessageTotals
     idempotency: IdempotencyView
@@ -131,6 +133,7 @@ def summary_of(snapshot: Snapshot) -> MetricsView:
         topics=[],
         throttler_metrics=_throttler_view(snapshot.throttle),
         buffer_metrics=snapshot.window,
+        memory_ladder=snapshot.memory,
         memory_shares=snapshot.memory_shares,
         messages=snapshot.messages,
         idempotency=snapshot.idempotency,

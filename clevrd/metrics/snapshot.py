@@ -105,6 +105,18 @@ class Throttle(msgspec.Struct, frozen=True):
     throttled_s: float
 
 
+class MemoryLadder(msgspec.Struct, frozen=True):
+    """The memory guard's last decision with its inputs."""
+
+    # The rung's word: what is given up now.
+    state: str
+    used_bytes: int
+    limit_bytes: int
+    limit: str
+    # Bytes that rings have given up on the ladder since the start.
+    rings_shrunk_bytes: int
+
+
 class Connections(msgspec.Struct, frozen=True):
     """Connections that are open, by kind, and what was counted of all there were."""
 
@@ -170,6 +182,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     memory_limit_bytes: int
     # The tenants that use most, a bounded number of them.
     memory_shares: list[MemoryShare]
+    memory: MemoryLadder
     throttle: Throttle
     window_messages: int
     # None until the first one.

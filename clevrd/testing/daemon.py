@@ -12,7 +12,7 @@ import msgspec
 from clevrd.client import Client, Gap, Message, Published, Subscription
 from clevrd.client.wire import read_message
 from clevrd.config import Config
-from clevrd.control.system_stats import LoadSample
+from clevrd.control.system_stats import NOTHING_HELD, HeldMemory, LoadSample
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.hub import Hub
@@ -48,6 +48,10 @@ class CalmMachine:
             rss_bytes=50 << 20,
             available_bytes=8 << 30,
         )
+
+    def held_memory(self) -> HeldMemory:
+        """Return that nothing is held."""
+        return NOTHING_HELD
 
 
 class SlowReader:

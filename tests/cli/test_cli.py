@@ -42,7 +42,7 @@ from clevrd.client import Client, Refused, Unreachable
 from clevrd.client.backoff import RETRY_AFTER_CAP_S
 from clevrd.config import SETTINGS
 from clevrd.errors import CannotStart
-from clevrd.logs import EventFormatter, is_journal
+from clevrd.logs import EventFormatter, TerminalFormatter, is_journal
 
 ROOT = Path(__file__).parents[2]
 
@@ -372,6 +372,33 @@ def test_log_event_stays_on_one_line() -> None:
     assert line.isprintable()
     assert "a\\r\\nforged \\x1b[2J\\x9b" in line
     assert "Traceback (most recent call last):\\n" in line
+
+
+@pytest.mark.usefixtures("far_from_utc")
+def test_log_line_on_a_terminal_is_for_people() -> None:
+    """The time of their clock, the level in colour where they want that, and no client's escape."""
+    fields = {"msg": "slow why=\x1b[2J", "name": "clevrd.hub", "created": 0.25}
+    record = logging.makeLogRecord(fields | {"levelno": 30, "levelname": "WARNING"})
+
+    plain = TerminalFormatter(has_colour=False).format(record)
+    coloured = TerminalFormatter(has_colour=True).format(record)
+
+    assert plain == "19:00:00 WARNING slow why=\\x1b[2J"
+    assert coloured == "19:00:00 \x1b[33mWARNING\x1b[0m slow why=\\x1b[2J"
+
+
+def test_traceback_on_a_terminal_has_its_lines() -> None:
+    """It stands below its event; a line break in an error is one, and no cursor moves."""
+    try:
+        raise ValueError("first\nsecond\x9b")
+    except ValueError:
+        record = logging.makeLogRecord({"msg": "failed", "name": "x", "exc_info": sys.exc_info()})
+
+    first, *below = TerminalFormatter(has_colour=True).format(record).split("\n")
+
+    assert first.endswith("failed logger=x")
+    assert below[-2:] == ["    ValueError: first", "    second\\x9b"]
+    assert below[0] == "    Traceback (most recent call last):"
 
 
 def test_journal_is_known_by_device_and_inode() -> None:

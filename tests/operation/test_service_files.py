@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ UNIT = ROOT / "systemd" / "clevrd.service"
 EXAMPLE = ROOT / "systemd" / "clevrd.toml"
 TLS_FIELDS = ("tls_cert_file", "tls_key_file")
 COMPOSE = ROOT / "docker-compose.yml"
+KUBERNETES = ROOT / "deploy" / "kubernetes" / "clevrd.yaml"
 
 needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
@@ -44,7 +46,8 @@ def compose_value(name: str) -> str:
 
 def compose_environment() -> dict[str, str]:
     """Return the variables that the compose file gives the daemon."""
-    (block,) = re.findall(r"^    environment:\n((?: {6}.*\n)+)", COMPOSE.read_text(), re.MULTILINE)
+    (text,) = re.findall(r"^  clevrd:\n((?:    .*\n)+)", COMPOSE.read_text(), re.MULTILINE)
+    (block,) = re.findall(r"^    environment:\n((?: {6}.*\n)+)", text, re.MULTILINE)
     return dict(re.findall(r'^ +([^#\s]+): "(.*)"$', block, re.MULTILINE))
 
 
@@ -57,6 +60,33 @@ def dockerfile_environment() -> dict[str, str]:
     """Return the variables that the image gives the daemon, less those meant for Python."""
     pairs = (pair.split("=", 1) for pair in dockerfile_instruction("ENV").split())
     return {name: value for name, value in pairs if name not in {"PATH", "PYTHONUNBUFFERED"}}
+
+
+def kubernetes_environment() -> dict[str, str]:
+    """Return the variables that the StatefulSet gives the daemon."""
+    found = re.findall(
+        r"^ +- \{name: ([A-Z_]+), value: (.+)\}$", KUBERNETES.read_text(), re.MULTILINE
+    )
+    return {name: value.strip('"') for name, value in found}
+
+
+def tool(name: str) -> str:
+    """Return the path of a tool that is installed with these tests; skip, or fail in CI."""
+    path = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if path is None:
+        reason = f"there is no {name}; it is in clevrd[dev]"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
+
+
+def said_by(*command: str | Path) -> tuple[int, str]:
+    """Return the exit code and the output of a tool."""
+    done = subprocess.run(
+        [tool(str(command[0])), *map(str, command[1:])], capture_output=True, text=True, cwd=ROOT
+    )
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -131,7 +161,7 @@ def test_supervisors_wait_longer_than_the_daemon_drains() -> None:
 
 @pytest.mark.parametrize(
     "environment",
-    [compose_environment, unit_environment, dockerfile_environment],
+    [compose_environment, unit_environment, dockerfile_environment, kubernetes_environment],
 )
 def test_variables_are_read_by_the_daemon(environment: Callable[[], dict[str, str]]) -> None:
     """A variable that nobody reads is a setting somebody believes in."""
@@ -145,9 +175,16 @@ def test_variables_are_read_by_the_daemon(environment: Callable[[], dict[str, st
 
 @pytest.mark.parametrize("environment", [compose_environment, dockerfile_environment])
 def test_container_values_are_the_defaults(environment: Callable[[], dict[str, str]]) -> None:
-    """The files show where to turn; turning is left to who deploys."""
-    loaded = config.load({}, environment(), None)
+    """The files show where to turn; turning is left to who deploys.
 
+    Only the compose file's daemon has a listener for operators: Prometheus asks it from another
+    container.
+    """
+    variables = environment()
+    admin_address = variables.pop("CLEVRD_ADMIN_ADDRESS", "")
+    loaded = config.load({}, variables, None)
+
+    assert admin_address == (":8081" if environment is compose_environment else "")
     assert loaded.config == config.Config()
     assert loaded.warnings == []
 
@@ -165,6 +202,86 @@ def test_container_exposes_the_port_it_listens_on() -> None:
 
     assert dockerfile_instruction("EXPOSE") == port
     assert f'- "127.0.0.1:{port}:{port}"' in COMPOSE.read_text()
+
+
+def test_compose_file_is_one() -> None:
+    """By the schema of the Compose Specification, in which no unknown key stands."""
+    code, said = said_by("check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE)
+
+    assert code == 0, said
+
+
+def test_containers_are_read_only_and_pinned() -> None:
+    """Each service, the ones that are only looked at too."""
+    text = COMPOSE.read_text()
+    services = re.findall(r"^  ([a-z]+):\n((?:    .*\n|\n)+)", text, re.MULTILINE)
+
+    assert [name for name, _ in services] == ["clevrd", "prometheus", "grafana"]
+    for name, block in services:
+        assert "    read_only: true\n" in block, name
+        assert "    cap_drop: [ALL]\n" in block, name
+        assert '    security_opt: ["no-new-privileges:true"]\n' in block, name
+        assert re.search(r"    build: \.\n|    image: \S+:v?\d+\.\d+\.\d+\n", block), name
+        for port in re.findall(r'"([\d.:]+:\d+)"', block):
+            assert port.startswith("127.0.0.1:"), name
+    for path in re.findall(r"- (\./\S+?):/\S+:ro$", text, re.MULTILINE):
+        assert (ROOT / path).is_dir(), path
+
+
+def test_dockerfile_has_no_fault_that_hadolint_knows() -> None:
+    """Not even of style."""
+    assert said_by("hadolint", DOCKERFILE) == (0, "")
+
+
+def test_image_has_the_extras_that_it_says() -> None:
+    """Those that `make lock` pins: tokens, journals in Redis, and certificates for a try."""
+    extras = re.findall(r"--extra (\w+)", (ROOT / "Makefile").read_text())
+    tables = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = dict(
+        re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    )
+
+    assert extras == ["jwt", "redis", "tls"]
+    assert "extras jwt, redis and tls" in DOCKERFILE.read_text()
+    for extra in extras:
+        for requirement in map(Requirement, tables["optional-dependencies"][extra]):
+            assert requirement.specifier.contains(pins[requirement.name]), requirement
+
+
+# --- Kubernetes ------------------------------------------------------------------------------
+
+
+def test_kubernetes_objects_are_ones() -> None:
+    """By the schemas of Kubernetes, in which no unknown field stands."""
+    code, said = said_by("kubernetes-validate", "--strict", KUBERNETES)
+
+    assert code == 0, said
+    for kind in ("service/clevrd-events", "statefulset/clevrd", "poddisruptionbudget/clevrd"):
+        assert f"passed for resource {kind}" in said, said
+
+
+def test_pod_is_given_what_the_daemon_needs() -> None:
+    """The image's user and ports, memory above the daemon's, and time to stop."""
+    text = KUBERNETES.read_text()
+    environment = kubernetes_environment()
+    user, _, group = dockerfile_instruction("USER").partition(":")
+    (limit_mib,) = re.findall(r"limits: \{memory: (\d+)Mi\}", text)
+    (grace_s,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", text)
+
+    assert f"runAsUser: {user}\n" in text
+    assert f"fsGroup: {group}\n" in text
+    port = dockerfile_environment()["ADDRESS"].removeprefix(":")
+    assert f"{{name: http, containerPort: {port}}}" in text
+    assert f"{{name: admin, containerPort{environment['CLEVRD_ADMIN_ADDRESS']}" in text.replace(
+        "containerPort: ", "containerPort:"
+    )
+    assert int(environment["MAX_MEMORY_MB"]) <= 0.8 * int(limit_mib)
+    assert int(grace_s) > config.Config().shutdown_timeout_s
+    assert f"mountPath: {environment['CLEVRD_STATE_DIR']}}}" in text
+    # With the name of the daemon's variables a service would set some of them in each pod.
+    assert not re.search(
+        r"^  name: clevrd$(?=(?:\n.*){0,3}\nspec:\n  (?:ports|clusterIP))", text, re.M
+    )
 
 
 def test_compose_checks_health_as_the_image_does() -> None:

@@ -22,7 +22,7 @@ from tls import Pair, make_pair, tunnel
 from clevrd.config import Config
 from clevrd.connections.one_subscription import OneSubscription
 from clevrd.connections.websocket import SubscriberWebSocket
-from clevrd.control.system_stats import LoadSample
+from clevrd.control.system_stats import NOTHING_HELD, HeldMemory, LoadSample
 from clevrd.journal.settings import read_journal
 from clevrd.server import Server
 from clevrd.sources.settings import read_sources
@@ -38,6 +38,11 @@ class FakeStats:
     def __init__(self, cpu: float = 0.1, memory: float = 0.1) -> None:
         self.cpu = cpu
         self.memory = memory
+        self.held = NOTHING_HELD
+
+    def held_memory(self) -> HeldMemory:
+        """Return what is set."""
+        return self.held
 
     def sample(self) -> LoadSample:
         """Return the figures as they are set now."""

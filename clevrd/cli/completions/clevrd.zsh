@@ -13,6 +13,7 @@ _shtab_clevrd_commands() {
     cert:'Make a certificate for a try of TLS.'
     checkconfig:'Print every setting and its source.'
     completion:'Print what a shell needs to complete these commands.'
+    doctor:'Look at the machine and the settings, and say what to change.'
     health:'Ask the daemon of these settings whether it is well; for health checks.'
     help:'Show what a command takes.'
     journal:'Look at a journal, check it, copy it, and take messages out or in.'
@@ -116,6 +117,7 @@ _shtab_clevrd_checkconfig_options=(
   "--journal[Directory of a journal, in which messages outlive the process, or the URL of a Redis, NATS or Kafka, for one that several nodes share\; empty for none. Like \/var\/lib\/clevrd\/journal or redis\:\/\/redis.example\:6379\; default none\; CLEVRD_JOURNAL]:VALUE:"
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
+  "--log-format[Form of the log\'s lines\: for people, or an object of JSON each. One of text, json\; default text\; CLEVRD_LOG_FORMAT]:VALUE:(text json)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
   "--url[a running daemon, such as http\:\/\/127.0.0.1\:8080\: print what differs between what it works with and the file, and end with 1 where something does. The file is --config\'s, or else the one that the daemon names]:url:"
   "--key-file[a file with the key or token to send\; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with]:FILE:_files"
@@ -132,6 +134,57 @@ _shtab_clevrd_completion_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_clevrd_completion_defaults_added=0
 
+_shtab_clevrd_doctor_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file of settings (CLEVRD_CONFIG)]:FILE:_files"
+  "--address[Where to listen\; without a host, on all interfaces. Like \:9000 or 127.0.0.1\:9000 or \[\:\:\]\:9000 or unix\:\/run\/clevrd.sock\; default \:8080\; ADDRESS]:VALUE:"
+  "--tls-cert-file[Certificate with its chain, PEM, for https\:\/\/ and wss\:\/\/\; empty for http. Like \/etc\/clevrd\/cert.pem\; default none\; CLEVRD_TLS_CERT_FILE]:VALUE:"
+  "--tls-key-file[Private key of the certificate, PEM, which others may not read. Like \/etc\/clevrd\/key.pem\; default none\; CLEVRD_TLS_KEY_FILE]:VALUE:"
+  "--admin-address[Where to listen for operators\: figures of all tenants without a credential\; empty for nowhere. Like 127.0.0.1\:9001 or unix\:\/run\/clevrd-admin.sock\; default none\; CLEVRD_ADMIN_ADDRESS]:VALUE:"
+  "--max-memory-mb[Memory in MiB that the daemon may use\; the rings get three fifths of it. A whole number from 64 to 1048576\; default 2048\; MAX_MEMORY_MB]:VALUE:"
+  "--max-message-bytes[Largest publish request body accepted. A whole number from 1024 to 67108864\; default 1040384\; CLEVRD_MAX_MESSAGE_BYTES]:VALUE:"
+  "--max-batch-bytes[Largest batch body accepted. A whole number from 1024 to 1073741824\; default 8388608\; CLEVRD_MAX_BATCH_BYTES]:VALUE:"
+  "--publish-rate[Messages per second that each tenant may publish\; 0 is unlimited. A number from 0 to 10000000\; default 0\; CLEVRD_PUBLISH_RATE]:VALUE:"
+  "--publish-burst[Messages a tenant may publish at once\; 0 is one second\'s publish_rate. A whole number from 0 to 10000000\; default 0\; CLEVRD_PUBLISH_BURST]:VALUE:"
+  "--idempotency-s[Seconds for which a publish with the same idempotency key is a repeat\; 0 is never. A number from 0 to 86400\; default 300\; CLEVRD_IDEMPOTENCY_S]:VALUE:"
+  "--max-idempotency-keys[Idempotency keys remembered at one time, over all tenants. A whole number from 1 to 10000000\; default 100000\; CLEVRD_MAX_IDEMPOTENCY_KEYS]:VALUE:"
+  "--ring-messages[Recent messages kept per topic, at most. A whole number from 100 to 1000000\; default 10000\; CLEVRD_RING_MESSAGES]:VALUE:"
+  "--ring-bytes[Bytes of recent messages kept per topic, at most. A whole number from 1048576 to 1099511627776\; default 67108864\; CLEVRD_RING_BYTES]:VALUE:"
+  "--catch-up-messages[Recent messages a new subscriber gets first, unless it asks otherwise. A whole number from 0 to 1000000\; default 50\; CLEVRD_CATCH_UP_MESSAGES]:VALUE:"
+  "--circuit-breaker-threshold[Drops in one stall that open the circuit of a circuit_breaker subscriber. A whole number from 1 to 1000000000\; default 100\; CLEVRD_CIRCUIT_BREAKER_THRESHOLD]:VALUE:"
+  "--circuit-breaker-openings[Times a circuit may open within circuit_breaker_period_s\; the next disconnects. A whole number from 0 to 1000\; default 3\; CLEVRD_CIRCUIT_BREAKER_OPENINGS]:VALUE:"
+  "--circuit-breaker-period-s[Seconds after which an opening of a circuit counts no more. A number from 0.1 to 86400\; default 60\; CLEVRD_CIRCUIT_BREAKER_PERIOD_S]:VALUE:"
+  "--circuit-breaker-open-s[Seconds that a circuit may stay open before it disconnects. A number from 0.1 to 3600\; default 30\; CLEVRD_CIRCUIT_BREAKER_OPEN_S]:VALUE:"
+  "--max-topics[Topics at one time, over all tenants. A whole number from 1 to 10000000\; default 100000\; CLEVRD_MAX_TOPICS]:VALUE:"
+  "--max-topics-per-tenant[Topics at one time for each tenant. A whole number from 1 to 10000000\; default 10000\; CLEVRD_MAX_TOPICS_PER_TENANT]:VALUE:"
+  "--max-topics-per-connection[Topics that one connection may subscribe to, patterns included. A whole number from 1 to 1000000\; default 1000\; CLEVRD_MAX_TOPICS_PER_CONNECTION]:VALUE:"
+  "--match-all-patterns[Allow patterns whose first word is a star, which can match everything. True or false\; default false\; CLEVRD_MATCH_ALL_PATTERNS]:VALUE:(true false)"
+  "--topic-idle-s[Seconds without readers or publishes after which a topic is forgotten. A number from 0.1 to 31536000\; default 3600\; CLEVRD_TOPIC_IDLE_S]:VALUE:"
+  "--allowed-origins[Web pages of other origins that may use the daemon, between commas. Like https\:\/\/app.example or https\:\/\/\*.example.com or \*\; default none\; CLEVRD_ALLOWED_ORIGINS]:VALUE:"
+  "--max-connections[Connections at one time\; 0 is what the descriptor limit allows. A whole number from 0 to 10000000\; default 0\; CLEVRD_MAX_CONNECTIONS]:VALUE:"
+  "--max-connections-per-address[Connections of one client address, or of one \/64 of IPv6, except from this machine\; 0 is any number. A whole number from 0 to 10000000\; default 10000\; CLEVRD_MAX_CONNECTIONS_PER_ADDRESS]:VALUE:"
+  "--proxy-protocol[Expect a PROXY protocol header (v1 or v2) from each proxy that is listed in trusted_proxies. True or false\; default false\; CLEVRD_PROXY_PROTOCOL]:VALUE:(true false)"
+  "--send-buffer-bytes[Kernel send buffer of a connection (SO_SNDBUF)\; 0 is the kernel\'s own. A whole number from 0 to 1073741824\; default 131072\; CLEVRD_SEND_BUFFER_BYTES]:VALUE:"
+  "--write-high-bytes[Unsent bytes of a connection at which its subscriber is paused. A whole number from 1 to 1073741824\; default 65536\; CLEVRD_WRITE_HIGH_BYTES]:VALUE:"
+  "--write-low-bytes[Unsent bytes at which a paused subscriber goes on. A whole number from 0 to 1073741824\; default 16384\; CLEVRD_WRITE_LOW_BYTES]:VALUE:"
+  "--ping-interval-s[Seconds between pings to a subscriber\; many proxies cut at 60. A number from 0.1 to 3600\; default 25\; CLEVRD_PING_INTERVAL_S]:VALUE:"
+  "--pong-timeout-s[Seconds to answer a ping, where nothing that is sent is taken. A number from 0.1 to 3600\; default 10\; CLEVRD_PONG_TIMEOUT_S]:VALUE:"
+  "--request-timeout-s[Seconds that a request has to arrive whole\; more for a steady body. A number from 0.1 to 3600\; default 10\; CLEVRD_REQUEST_TIMEOUT_S]:VALUE:"
+  "--keepalive-timeout-s[Seconds that an idle connection stays open between requests. A number from 0.1 to 86400\; default 75\; CLEVRD_KEEPALIVE_TIMEOUT_S]:VALUE:"
+  "--shutdown-timeout-s[Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600\; default 30\; CLEVRD_SHUTDOWN_TIMEOUT_S]:VALUE:"
+  "--drain-s[Seconds over which subscribers are sent away at shutdown, at most. A number from 0 to 3600\; default 10\; CLEVRD_DRAIN_S]:VALUE:"
+  "--state-dir[Directory that carries topics over a planned restart\; empty for none. Like \/var\/lib\/clevrd\; default none\; CLEVRD_STATE_DIR]:VALUE:_files -/"
+  "--journal[Directory of a journal, in which messages outlive the process, or the URL of a Redis, NATS or Kafka, for one that several nodes share\; empty for none. Like \/var\/lib\/clevrd\/journal or redis\:\/\/redis.example\:6379\; default none\; CLEVRD_JOURNAL]:VALUE:"
+  "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
+  "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
+  "--log-format[Form of the log\'s lines\: for people, or an object of JSON each. One of text, json\; default text\; CLEVRD_LOG_FORMAT]:VALUE:(text json)"
+  "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
+  "--json[print the findings as JSON]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_doctor_defaults_added=0
+
 _shtab_clevrd_health_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--address[where it listens, as for serve]:VALUE:"
@@ -145,7 +198,7 @@ _shtab_clevrd_health_defaults_added=0
 
 _shtab_clevrd_help_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  ":the command to explain:(serve publish subscribe health top checkconfig cert key token journal completion version help)"
+  ":the command to explain:(serve publish subscribe health top checkconfig doctor cert key token journal completion version help)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -289,6 +342,7 @@ _shtab_clevrd_serve_options=(
   "--journal[Directory of a journal, in which messages outlive the process, or the URL of a Redis, NATS or Kafka, for one that several nodes share\; empty for none. Like \/var\/lib\/clevrd\/journal or redis\:\/\/redis.example\:6379\; default none\; CLEVRD_JOURNAL]:VALUE:"
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
+  "--log-format[Form of the log\'s lines\: for people, or an object of JSON each. One of text, json\; default text\; CLEVRD_LOG_FORMAT]:VALUE:(text json)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
 )
 
@@ -392,6 +446,7 @@ _shtab_clevrd() {
         cert) _arguments -C -s $_shtab_clevrd_cert_options ;;
         checkconfig) _arguments -C -s $_shtab_clevrd_checkconfig_options ;;
         completion) _arguments -C -s $_shtab_clevrd_completion_options ;;
+        doctor) _arguments -C -s $_shtab_clevrd_doctor_options ;;
         health) _arguments -C -s $_shtab_clevrd_health_options ;;
         help) _arguments -C -s $_shtab_clevrd_help_options ;;
         journal) _shtab_clevrd_journal ;;

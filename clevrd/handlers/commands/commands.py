@@ -272,6 +272,7 @@ class Commands(SocketOutcomes):
                 self._answer(Pong(command.ref))
             case Subscribe():
                 self._hub.refuse_readers_if_draining()
+                self._hub.check_memory_for_subscriber()
                 # The messages of a subscription are written at once, so the answers that are due
                 # have to leave before them.
                 if not self._connection.flush_answers():

@@ -25,6 +25,7 @@ from clevrd.metrics.snapshot import (
     Build,
     Connections,
     IdempotencyView,
+    MemoryLadder,
     MemoryShare,
     Snapshot,
     TenantSnapshot,
@@ -124,6 +125,7 @@ class Figures:
             ring_bytes=hub.topics.ring_bytes,
             memory_limit_bytes=hub.topics.limits.max_memory_bytes,
             memory_shares=_memory_shares(hub),
+            memory=_memory_ladder(hub),
             throttle=_throttle(hub),
             window_messages=hub.buffers.window,
             window=hub.buffers.decision,
@@ -249,6 +251,18 @@ def _idempotency(hub: Hub) -> IdempotencyView:
 def _memory_shares(hub: Hub) -> list[MemoryShare]:
     largest = heapq.nlargest(MAX_SHARES, hub.topics.portions, key=attrgetter("used_bytes"))
     return [memory_share(portion, hub.buffers.window_of(portion.name)) for portion in largest]
+
+
+def _memory_ladder(hub: Hub) -> MemoryLadder:
+    guard = hub.memory_guard
+    held = guard.decision.held
+    return MemoryLadder(
+        state=guard.decision.rung.word,
+        used_bytes=held.used_bytes,
+        limit_bytes=held.limit_bytes,
+        limit=held.limit,
+        rings_shrunk_bytes=guard.shrunk_bytes,
+    )
 
 
 def _throttle(hub: Hub) -> Throttle:

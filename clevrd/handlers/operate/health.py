@@ -10,6 +10,7 @@ import msgspec
 
 from clevrd import __version__
 from clevrd.admission import Admitted, admit_anybody
+from clevrd.control.memory_ladder import Rung
 from clevrd.control.system_stats import process_memory
 from clevrd.core.message_ids import rfc3339
 from clevrd.errors import Unavailable
@@ -21,12 +22,14 @@ _MIB = 1 << 20
 
 
 class MemoryView(msgspec.Struct, frozen=True):
-    """The process's memory in MiB: resident, its peak, virtual; and collections run."""
+    """The process's memory in MiB: resident, its peak, virtual; collections run; its state."""
 
     alloc_mb: float
     total_alloc_mb: float
     sys_mb: float
     num_gc: int
+    # The rung of the memory ladder: "well" while nothing is given up.
+    state: str
 
 
 class JournalHealth(msgspec.Struct, frozen=True):
@@ -85,7 +88,7 @@ class HealthEndpoint:
                 subscribers=self._hub.subscribers,
                 goroutines=tasks,
                 tasks=tasks,
-                memory=_memory(),
+                memory=_memory(self._hub.memory_guard.decision.rung),
                 version=__version__,
                 journal=msgspec.UNSET if journal is None else _journal(journal.node.view()),
             )
@@ -96,7 +99,8 @@ class HealthEndpoint:
             return "draining"
         journal = self._hub.journal
         is_well = journal is None or journal.node.is_well
-        return "degraded" if self._hub.is_throttling() or not is_well else "healthy"
+        refuses = self._hub.memory_guard.decision.rung >= Rung.NO_NEW_SUBSCRIBERS
+        return "degraded" if self._hub.is_throttling() or refuses or not is_well else "healthy"
 
 
 class ProbeEndpoint:
@@ -142,11 +146,12 @@ def _journal(figures: JournalFigures) -> JournalHealth:
     )
 
 
-def _memory() -> MemoryView:
+def _memory(rung: Rung) -> MemoryView:
     figures = process_memory()
     return MemoryView(
         alloc_mb=round(figures.rss_bytes / _MIB, 2),
         total_alloc_mb=round(figures.peak_rss_bytes / _MIB, 2),
         sys_mb=round(figures.virtual_bytes / _MIB, 2),
         num_gc=figures.gc_collections,
+        state=rung.word,
     )

@@ -110,6 +110,7 @@ class SubscribeEndpoint:
         head, query = admitted.head, admitted.options
         request = self._parse(admitted, is_events=False, takes_any_id=False)
         key = check_handshake(head)
+        self._hub.check_memory_for_subscriber()
         self._connections.check_arrival(admitted.tenant)
         opened = self._open(admitted.tenant, request)
 
@@ -129,6 +130,7 @@ class SubscribeEndpoint:
             raise UpgradeRequired(NO_TRANSPORT)
         # Checked on a stream as well, where it means nothing.
         read_timeout(admitted.options)
+        self._hub.check_memory_for_subscriber()
         self._connections.check_arrival(admitted.tenant)
         opened = self._open(admitted.tenant, request)
         head = stream_head(form, told)

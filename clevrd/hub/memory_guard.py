@@ -1,0 +1,119 @@
+"""MemoryGuard: keeps the process within its memory, by the decisions of the memory ladder.
+
+It looks, has rings shrink, and refuses; where each rung begins is decided in
+control/memory_ladder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from clevrd.control.memory_ladder import (
+    HYSTERESIS,
+    PUBLISHER_RETRY_S,
+    REFUSE_PUBLISHES_AT,
+    REFUSE_SUBSCRIBERS_AT,
+    SUBSCRIBER_RETRY_S,
+    LadderDecision,
+    Rung,
+    decide,
+    describe,
+)
+from clevrd.control.system_stats import NOTHING_HELD, HeldMemory
+from clevrd.core.topic_manager import TopicManager
+from clevrd.errors import MemoryShort, NoMemoryForSubscribers
+
+log = logging.getLogger(__name__)
+
+
+class HoldsMemory(Protocol):
+    """The source of how much memory is held: the machine, or a test."""
+
+    def held_memory(self) -> HeldMemory:
+        """Return what is used of the tightest limit."""
+
+
+class Publisher(Protocol):
+    """The part of the hub that takes messages."""
+
+    def shed(self, refusal: Callable[[], MemoryShort] | None) -> None:
+        """Refuse every publish with what ``refusal`` returns; None: take them again."""
+
+
+class MemoryGuard:
+    """Looks at the memory several times a second, and acts as the ladder says."""
+
+    __slots__ = (
+        *("_give_back_memory", "_loop", "_publisher", "_stats", "_topics"),
+        *("decision", "shrunk_bytes"),
+    )
+
+    def __init__(
+        self,
+        stats: HoldsMemory,
+        topics: TopicManager,
+        publisher: Publisher,
+        give_back_memory: Callable[[], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Args: give_back_memory: has the allocator give freed memory back to the machine."""
+        self._stats = stats
+        self._topics = topics
+        self._publisher = publisher
+        self._give_back_memory = give_back_memory
+        self._loop = loop
+        # The latest decision; replaced by look() alone.
+        self.decision = LadderDecision(Rung.WELL, 0, NOTHING_HELD)
+        # Bytes that rings have given up on the ladder since the start; changed by look() alone.
+        self.shrunk_bytes = 0
+
+    def look(self) -> None:
+        """Decide by the memory held now, and act: rings give up messages, publishes are refused."""
+        before = self.decision.rung
+        self.decision = decision = decide(self._stats.held_memory(), before)
+        if decision.shrink_bytes and (freed := self._shrink(decision.shrink_bytes)):
+            self.shrunk_bytes += freed
+            self._give_back_memory()
+        if decision.rung is before:
+            return
+        if (decision.rung is Rung.NO_PUBLISHES) is not (before is Rung.NO_PUBLISHES):
+            is_shedding = decision.rung is Rung.NO_PUBLISHES
+            self._publisher.shed(self._publish_refusal if is_shedding else None)
+        log.log(
+            logging.WARNING if decision.rung > before else logging.INFO,
+            "memory ladder changed from=%s to=%s used=%.1f%% memory=%r",
+            before.word,
+            decision.rung.word,
+            decision.held.share * 100,
+            describe(decision.held),
+        )
+
+    def check_subscriber(self) -> None:
+        """Raise NoMemoryForSubscribers where no new subscriber is taken."""
+        if self.decision.rung >= Rung.NO_NEW_SUBSCRIBERS:
+            raise NoMemoryForSubscribers(
+                _sentence(self.decision.held, "subscribers", REFUSE_SUBSCRIBERS_AT)
+                + f" come back in {SUBSCRIBER_RETRY_S:g} s.",
+                SUBSCRIBER_RETRY_S,
+            )
+
+    def _shrink(self, wanted_bytes: int) -> int:
+        return self._topics.shrink(wanted_bytes, self._loop.time())
+
+    def _publish_refusal(self) -> MemoryShort:
+        return MemoryShort(
+            _sentence(self.decision.held, "messages", REFUSE_PUBLISHES_AT)
+            + f" retry in {PUBLISHER_RETRY_S:g} s.",
+            PUBLISHER_RETRY_S,
+        )
+
+
+def _sentence(held: HeldMemory, refused: str, begins_at: float) -> str:
+    ends_at = begins_at - HYSTERESIS
+    return (
+        f"The daemon uses {describe(held)} of memory, {held.share * 100:.0f} %, and takes {refused}"
+        f" again below {ends_at * 100:.0f} %;"
+    )

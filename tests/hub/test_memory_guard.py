@@ -1,0 +1,247 @@
+"""Memory that runs out: rings shrink, then new subscribers are refused, then publishers.
+
+What subscribers were promised stays. The ladder's decisions: tests/control/test_memory_ladder.py;
+a real limit: tests/operation/test_memory_limit.py.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+from clients import SMALL_BUFFERS, client_of, raw_subscriber, subscribe
+from daemons import Daemon, FakeStats, running, until
+from fakes import FakeSink, TopicDriver, make_topic, sink_of
+from websockets import InvalidStatus, Subprotocol
+
+from clevrd.control.system_stats import HeldMemory
+from clevrd.core.drop_strategy import DropStrategy
+from clevrd.core.subscriber import Subscriber
+from clevrd.core.topic import Topic
+
+MIB = 1 << 20
+
+
+def hold(daemon: Daemon, stats: FakeStats, percent: int) -> None:
+    """Let the daemon find so many percent of 100 MiB in use, now."""
+    stats.held = HeldMemory(percent * MIB, 100 * MIB, "the test's limit")
+    daemon.hub.memory_guard.look()
+
+
+async def ask(
+    daemon: Daemon, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, dict[str, Any], str]:
+    """Return the answer's status, its JSON and Retry-After."""
+    async with daemon.http.request(method, daemon.url + path, data=body, headers=headers) as answer:
+        return answer.status, await answer.json(), answer.headers.get("Retry-After", "")
+
+
+def ring_of(daemon: Daemon, name: str = "t") -> Topic:
+    """Return the topic of the default tenant called so."""
+    topic = daemon.hub.topics.find("default-tenant", name)
+    assert topic is not None
+    return topic
+
+
+# --- what a ring may give up -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", list(DropStrategy))
+def test_spare_takes_nothing_that_a_reader_waits_for(strategy: DropStrategy) -> None:
+    """Messages before all readers' places go; a reader that lags within its window loses none."""
+    driver = TopicDriver(make_topic())
+    reader = driver.join(Subscriber(FakeSink(), strategy))
+    driver.send(6)
+    driver.block(reader)
+    driver.send(4)
+
+    freed = driver.topic.spare(0, now_s=0.0)
+    driver.unblock(reader)
+
+    # Messages without a key replace one another for `latest`.
+    waited_for = [10] if strategy is DropStrategy.LATEST else [7, 8, 9, 10]
+    assert freed >= 6 * 120
+    assert sink_of(reader).offsets == [1, 2, 3, 4, 5, 6, *waited_for]
+    assert driver.topic.losses.retention == driver.topic.losses.memory == 0
+
+
+def test_spare_takes_what_a_policy_has_given_up_already() -> None:
+    """Beyond its window a reader is promised nothing."""
+    driver = TopicDriver(make_topic(window=3))
+    reader = driver.join(Subscriber(FakeSink(), DropStrategy.DROP_OLDEST))
+    driver.block(reader)
+    driver.send(10)
+
+    freed = driver.topic.spare(0, now_s=0.0)
+    driver.unblock(reader)
+
+    assert freed == 7 * 120
+    assert sink_of(reader).offsets == [8, 9, 10]
+
+
+def test_spare_leaves_what_is_yet_to_be_offered() -> None:
+    """As `trim` does."""
+    driver = TopicDriver(make_topic())
+    reader = driver.join(Subscriber(FakeSink()))
+    driver.send(3)
+    driver.publish(2)
+
+    assert driver.topic.spare(0, now_s=0.0) == 3 * 120
+    driver.flush()
+    assert sink_of(reader).offsets == [1, 2, 3, 4, 5]
+
+
+# --- the rungs, over sockets -----------------------------------------------------------------
+
+
+async def test_largest_rings_shrink_first_and_readers_lose_nothing() -> None:
+    """At 85 % idle rings give way; the ring that a slow subscriber reads keeps what it lacks."""
+    stats = FakeStats()
+    async with (
+        running(stats=stats, **SMALL_BUFFERS) as daemon,
+        await raw_subscriber(daemon.port, "topic=slow", receive_bytes=4096) as slow,
+    ):
+        for number in range(60):
+            await daemon.publish("slow", [number, "x" * 2_000])
+            await daemon.publish("big", "x" * 20_000)
+        await daemon.publish("small", 1)
+        before = ring_of(daemon, "slow").held_bytes
+
+        # All that lies above 83 % is to go, 3 MiB: more than there is to spare.
+        hold(daemon, stats, 86)
+
+        held = {name: len(ring_of(daemon, name).ring) for name in ("big", "small")}
+        numbers = [(await slow.message())["data"][0] for _ in range(60)]
+        view = await daemon.get_json("/metrics")
+        publishes = await ask(daemon, "POST", "/publish", b'{"topic":"t","data":1}')
+        async with subscribe(daemon.ws_url):
+            pass
+
+    assert held == {"big": 0, "small": 0}
+    assert before > 0
+    assert numbers == list(range(60))
+    assert sum(view["messages"]["dropped"].values()) == 0
+    assert view["memory_ladder"]["state"] == "rings_shrink"
+    assert view["memory_ladder"]["rings_shrunk_bytes"] > 60 * 20_000
+    assert publishes[0] == 200
+
+
+async def test_new_subscribers_are_refused_before_publishers() -> None:
+    """At 92 %: WebSockets, streams, EventSources and commands; what is open goes on."""
+    stats = FakeStats()
+    async with (
+        running(stats=stats) as daemon,
+        subscribe(daemon.ws_url) as reader,
+        client_of(f"{daemon.ws_url}/ws", subprotocols=[Subprotocol("clevrd.v1")]) as commands,
+    ):
+        hold(daemon, stats, 92)
+
+        published = await daemon.publish("t", 1)
+        received = json.loads(await reader.recv())
+        stream = await ask(daemon, "GET", "/subscribe?topic=t", Accept="application/x-ndjson")
+        async with daemon.http.get(
+            f"{daemon.url}/subscribe?topic=t", headers={"Accept": "text/event-stream"}
+        ) as answer:
+            events = answer.status, await answer.text()
+        with pytest.raises(InvalidStatus) as websocket:
+            await subscribe(daemon.ws_url)
+        await commands.send('{"type":"subscribe","topic":"u","ref":7}')
+        command = json.loads(await commands.recv())
+        poll = await ask(daemon, "GET", "/subscribe?topic=t&poll=1&last=1")
+        health = await daemon.get_json("/health")
+
+        hold(daemon, stats, 89)
+        async with subscribe(daemon.ws_url, "u"):
+            pass
+        refused = daemon.hub.counters.refused["memory_limit"]
+
+    assert received["offset"] == published["offset"]
+    assert (stream[0], stream[1]["code"], stream[2]) == (503, "memory_limit", "10")
+    assert stream[1]["error"] == (
+        "The daemon uses 92 of 100 MiB (the test's limit) of memory, 92 %, and takes subscribers"
+        " again below 90 %; come back in 10 s."
+    )
+    assert events[0] == 200
+    assert '"code":"memory_limit"' in events[1]
+    assert websocket.value.response.status_code == 503
+    assert (command["type"], command["code"], command["ref"]) == ("error", "memory_limit", 7)
+    assert poll[0] == 200
+    assert (health["status"], health["memory"]["state"]) == ("degraded", "no_new_subscribers")
+    assert refused == 4
+
+
+@pytest.mark.parametrize("raw_paths", [True, False], ids=["raw", "aiohttp"])
+async def test_publishers_are_refused_and_taken_again(raw_paths: bool) -> None:
+    """At 95 %: single publishes, keyed ones, batches and sockets; below 93 % all are taken."""
+    body = b'{"topic":"t","data":1}'
+    stats = FakeStats()
+    async with (
+        running(stats=stats, raw_paths=raw_paths) as daemon,
+        client_of(f"{daemon.ws_url}/publish") as socket,
+    ):
+        hold(daemon, stats, 95)
+        single = await ask(daemon, "POST", "/publish", body)
+        keyed = await ask(daemon, "POST", "/publish", body, **{"Idempotency-Key": '"1"'})
+        batch = await ask(daemon, "POST", "/publish/batch", body + b"\n" + body)
+        await socket.send(body.decode())
+        on_socket = json.loads(await socket.recv())
+        hold(daemon, stats, 93)
+        still = await ask(daemon, "POST", "/publish", body)
+        hold(daemon, stats, 92)
+        again = await ask(daemon, "POST", "/publish", body)
+        refused = daemon.hub.counters.refused["memory_limit"]
+
+    assert (single[0], single[1]["code"], single[2]) == (429, "memory_limit", "2")
+    assert single[1]["error"] == (
+        "The daemon uses 95 of 100 MiB (the test's limit) of memory, 95 %, and takes messages"
+        " again below 93 %; retry in 2 s."
+    )
+    assert single[1]["retryable"] is True
+    assert keyed[1]["code"] == on_socket["code"] == still[1]["code"] == "memory_limit"
+    assert [each["code"] for each in batch[1]["results"]] == ["memory_limit"] * 2
+    assert (again[0], again[1]["offset"]) == (200, 1)
+    assert refused == 6
+
+
+async def test_rate_of_a_tenant_holds_again_afterwards() -> None:
+    """The rate is not forgotten while publishes are shed, and a shed publish costs nothing."""
+    body = b'{"topic":"t","data":1}'
+    stats = FakeStats()
+    async with running(stats=stats, publish_rate=0.001, publish_burst=1) as daemon:
+        hold(daemon, stats, 99)
+        shed = await ask(daemon, "POST", "/publish", body)
+        hold(daemon, stats, 10)
+        codes = [await ask(daemon, "POST", "/publish", body) for _ in range(2)]
+
+    assert shed[1]["code"] == "memory_limit"
+    assert [codes[0][0], codes[1][1]["code"]] == [200, "rate_limited"]
+
+
+async def test_each_change_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """A rung that is reached is a warning with the figures; one that is left is not."""
+    caplog.set_level(logging.INFO, "clevrd")
+    stats = FakeStats()
+    async with running(stats=stats) as daemon:
+        for percent in (95, 96, 95, 50, 50):
+            hold(daemon, stats, percent)
+        await until(lambda: daemon.hub.memory_guard.decision.rung == 0)
+
+    lines = [
+        (record.levelname, record.message)
+        for record in caplog.records
+        if "memory ladder" in record.message
+    ]
+    assert lines == [
+        (
+            "WARNING",
+            "memory ladder changed from=well to=no_publishes used=95.0%"
+            ' memory="95 of 100 MiB (the test\'s limit)"',
+        ),
+        (
+            "INFO",
+            "memory ladder changed from=no_publishes to=well used=50.0%"
+            ' memory="50 of 100 MiB (the test\'s limit)"',
+        ),
+    ]
