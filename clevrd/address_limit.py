@@ -88,13 +88,20 @@ class AddressLimit:
                 return named
         return address_of(transport.get_extra_info("peername"))
 
+    def counted_as(self, transport: asyncio.BaseTransport) -> str:
+        """Return the address of the client, as it is counted, or that of the peer; for people."""
+        counted = self._counted.get(transport)
+        if counted is not None:
+            return counted
+        return self.peer_of(transport)
+
     def asked_for(
         self, headers: Mapping[str, str], transport: asyncio.BaseTransport
     ) -> AskedFor | None:
         """Return what the client asked a listed proxy for; None for a connection of another."""
         return self.proxies.asked_for(headers, self.peer_of(transport))
 
-    def client_of(self, transport: asyncio.BaseTransport, headers: Mapping[str, str]) -> str:
+    def sender_of(self, transport: asyncio.BaseTransport, headers: Mapping[str, str]) -> str:
         """Return the address of a request's client, or the network that counts as one.
 
         Args:
@@ -165,7 +172,9 @@ class AddressLimit:
         open_now = self._holdings.of(name)
         if open_now >= self.limit:
             self._tell(name)
-            raise ConnectionLimit(f"The address {name}", open_now, self.limit, _SETTING)
+            raise ConnectionLimit(
+                f"The address {name}", open_now, self.limit, _SETTING, credential=name
+            )
         self._holdings.take(name)
         self._counted[transport] = name
         return True

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from clevrd.errors import Forbidden, ShuttingDown, Unauthorized
 from clevrd.http_values import Reply, Request, Response
-from clevrd.local_requests import is_local
+from clevrd.local_requests import has_public_name, is_local
 from clevrd.scheduling.due_answers import Due
 from clevrd.tenants import DEFAULT, Tenant
 from clevrd.tenants.tenant import DEFAULT_TENANT
@@ -30,6 +30,12 @@ OPERATOR: Final = Tenant(DEFAULT_TENANT, is_admin=True)
 STRANGER: Final = Tenant(DEFAULT_TENANT, publish=NO_TOPICS, subscribe=NO_TOPICS)
 
 _OVER: Final = "The credential has expired, or is valid no more; ask with another one."
+# Methods that change nothing.
+_READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_BY_NAME: Final = (
+    "A page that was opened by a name with a dot may change nothing here, since anybody's page can"
+    " be made to look like it; open it by the address, or ask with a program."
+)
 _NOT_LOCAL: Final = (
     "This is for a key with the permission admin, for the daemon's admin_address, and, where no"
     " credential is required, for this machine itself: ask localhost, over HTTP/1.1 and through no"
@@ -111,6 +117,12 @@ class Operators(Protocol):
 
     def admit_observer(self, head: Request) -> Admitted:
         """Return a request for figures: of all tenants by an admin, else of its own tenant."""
+
+    def admit_admin(self, head: Request) -> Admitted:
+        """Return a request of an operator whose option ``tenant`` says which tenant is meant."""
+
+    def name_of(self, admitted: Admitted) -> str:
+        """Return who operates, for the log."""
 
 
 class Gate:
@@ -238,16 +250,44 @@ class Gate:
             ClevrdError: as `admit_tenant`.
             Forbidden: it has no credential, and comes from elsewhere.
         """
-        if self._authenticator.is_required:
-            return self.admit_tenant(head)
         options = head.options()
-        tenant = self._authenticator.holder(head, options)
-        if tenant is None:
-            if not is_local(head):
-                raise Forbidden(_NOT_LOCAL)
-            tenant = OPERATOR
-        self._refuse_if_over(tenant)
+        return Admitted(head, self._observer(head, options), options, 0)
+
+    def admit_admin(self, head: Request) -> Admitted:
+        """Return a request of an operator whose option ``tenant`` says which tenant is meant.
+
+        Raises:
+            ClevrdError: as `admit_operator`.
+        """
+        options = head.options()
+        own = {name: values for name, values in options.items() if name != "tenant"}
+        tenant = self._observer(head, own)
+        tenant.check_admin()
         return Admitted(head, tenant, options, 0)
+
+    @property
+    def is_required(self) -> bool:
+        """Whether a credential is required of who publishes or subscribes."""
+        return self._authenticator.is_required
+
+    def name_of(self, admitted: Admitted) -> str:
+        """Return who operates, for the log: a credential, or this machine."""
+        tenant = admitted.tenant
+        if tenant is OPERATOR:
+            return f"this machine ({admitted.head.peer or 'a Unix socket'})"
+        return f"{tenant.name}/{tenant.credential_id} ({admitted.head.peer or 'a Unix socket'})"
+
+    def _observer(self, head: Request, options: Mapping[str, list[str]]) -> Tenant:
+        """Return who asks for figures; raises as `admit_observer`."""
+        if self._authenticator.is_required:
+            tenant = self._authenticator.identify(head, options)
+        else:
+            holder = self._authenticator.holder(head, options)
+            if holder is None and not is_local(head):
+                raise Forbidden(_NOT_LOCAL)
+            tenant = OPERATOR if holder is None else holder
+        self._refuse_if_over(tenant)
+        return tenant
 
     def admit_visitor(self, head: Request) -> Admitted:
         """Return a request for what everybody may see, of STRANGER where nothing says whose it is.
@@ -278,6 +318,24 @@ class EverybodyOperates:
     def admit_observer(self, head: Request) -> Admitted:
         """Return the request as an operator's; raises InvalidRequest for a malformed query."""
         return self.admit_operator(head)
+
+    def admit_admin(self, head: Request) -> Admitted:
+        """Return the request as an operator's, unless a page asks that may be anybody's.
+
+        No credential is asked for here, and whoever owns a name can have it mean this address (DNS
+        rebinding), so that a page of that name is the listener's own, and could do more than look.
+
+        Raises:
+            InvalidRequest: a malformed query.
+            Forbidden: it changes something, and comes from a page that was opened by a name.
+        """
+        if head.method not in _READS and "origin" in head.headers and has_public_name(head):
+            raise Forbidden(_BY_NAME)
+        return self.admit_operator(head)
+
+    def name_of(self, admitted: Admitted) -> str:
+        """Return who operates, for the log: whoever reaches the listener."""
+        return f"admin_address ({admitted.head.peer or 'a Unix socket'})"
 
 
 def admit_anybody(head: Request) -> Admitted:

@@ -305,7 +305,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(
             description="Directory of a journal, in which messages outlive the process, or the URL"
-            " of a Redis, for one that several nodes share; empty for none.",
+            " of a Redis or NATS, for one that several nodes share; empty for none.",
             examples=["/var/lib/clevrd/journal", "redis://redis.example:6379"],
         ),
     ] = ""
@@ -448,7 +448,7 @@ def _check_state_dir(path: str) -> None:
 def _check_journal(path: str) -> None:
     if "\0" in path:
         raise ConfigError(
-            "Write the path of a directory or the URL of a Redis, or nothing to keep no messages."
+            "Write the path of a directory or the URL of servers, or nothing to keep no messages."
         )
 
 

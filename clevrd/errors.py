@@ -19,10 +19,22 @@ class ClevrdError(Exception):
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
     close_code: ClassVar[int] = 1011
+    # The tenant that it concerns, and that tenant's credential or the client's address; empty where
+    # that is not known.
+    tenant: str = ""
+    credential: str = ""
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """Return the response headers this refusal carries besides its body."""
         return ()
+
+    def inputs(self) -> dict[str, float]:
+        """Return the figures that it was decided from, by name, for operators."""
+        return {}
+
+    def thresholds(self) -> dict[str, float]:
+        """Return the limits that these were compared with, by name, for operators."""
+        return {}
 
 
 class InvalidRequest(ClevrdError):
@@ -64,6 +76,12 @@ class Forbidden(ClevrdError):
     code = "forbidden"
     close_code = 4003
 
+    def __init__(self, sentence: str, *, tenant: str = "", credential: str = "") -> None:
+        """Args: tenant, credential: whose permission it is, where that is known."""
+        super().__init__(sentence)
+        self.tenant = tenant
+        self.credential = credential
+
 
 class OriginNotAllowed(Forbidden):
     """A web page asks that may not: it is neither the daemon's own nor listed."""
@@ -76,6 +94,14 @@ class NotFound(ClevrdError):
 
     status = 404
     code = "not_found"
+    close_code = 4004
+
+
+class Conflict(ClevrdError):
+    """A thing of this kind can't be treated so; the same request fails again."""
+
+    status = 409
+    code = "conflict"
     close_code = 4004
 
 
@@ -119,6 +145,7 @@ class MessageTooLarge(ClevrdError):
         limit_bytes: int,
         size_bytes: int | None = None,
         setting: str = "CLEVRD_MAX_MESSAGE_BYTES, for a batch CLEVRD_MAX_BATCH_BYTES",
+        tenant: str = "",
     ) -> None:
         """Make the refusal.
 
@@ -126,6 +153,7 @@ class MessageTooLarge(ClevrdError):
             limit_bytes: the most that is taken.
             size_bytes: how much it is; None where that is not known yet.
             setting: where the limit stands.
+            tenant: whose limit it is; empty where it is the daemon's own.
         """
         size = "" if size_bytes is None else f" of {size_bytes} bytes"
         super().__init__(
@@ -133,6 +161,16 @@ class MessageTooLarge(ClevrdError):
             f" limit ({setting})."
         )
         self.limit_bytes = limit_bytes
+        self.size_bytes = size_bytes
+        self.tenant = tenant
+
+    def inputs(self) -> dict[str, float]:
+        """Return the size of the body, where it is known."""
+        return {} if self.size_bytes is None else {"size_bytes": self.size_bytes}
+
+    def thresholds(self) -> dict[str, float]:
+        """Return the most that is taken."""
+        return {"limit_bytes": self.limit_bytes}
 
 
 class ChunksTooSmall(ClevrdError):
@@ -217,6 +255,7 @@ class RateLimited(RetryLater):
         left: int = 0,
         key: str = "",
         setting: str = "CLEVRD_PUBLISH_RATE, CLEVRD_PUBLISH_BURST",
+        credential: str = "",
     ) -> None:
         """Make the refusal.
 
@@ -224,6 +263,7 @@ class RateLimited(RetryLater):
             left: messages that it could still publish now, fewer than it wanted to.
             key: the key whose budget is spent; empty where it is the tenant's.
             setting: where the rate stands.
+            credential: who wanted to publish, whosever budget is spent; empty where nobody knows.
         """
         who = f"The key {key} of tenant {tenant}" if key else f"Tenant {tenant}"
         super().__init__(
@@ -237,6 +277,15 @@ class RateLimited(RetryLater):
         self.burst = burst
         self.left = left
         self.key = key
+        self.credential = credential or key
+
+    def inputs(self) -> dict[str, float]:
+        """Return what was left of the budget."""
+        return {"left": self.left}
+
+    def thresholds(self) -> dict[str, float]:
+        """Return the budget."""
+        return {"rate_per_s": self.rate_per_s, "burst": self.burst}
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """Add the IETF draft's RateLimit fields (draft-ietf-httpapi-ratelimit-headers)."""
@@ -260,7 +309,16 @@ class ConnectionLimit(RetryLater):
     # this often costs a limit of 100 ten handshakes a second.
     RETRY_S: ClassVar[float] = 10.0
 
-    def __init__(self, who: str, open_now: int, limit: int, setting: str) -> None:
+    def __init__(
+        self,
+        who: str,
+        open_now: int,
+        limit: int,
+        setting: str,
+        *,
+        tenant: str = "",
+        credential: str = "",
+    ) -> None:
         """Make the refusal.
 
         Args:
@@ -268,13 +326,26 @@ class ConnectionLimit(RetryLater):
             open_now: its connections that are open.
             limit: connections that it may have.
             setting: where the limit stands.
+            tenant: the tenant that is meant; empty for none.
+            credential: the tenant's key, or the client's address, that is meant; empty for none.
         """
         super().__init__(
             f"{who} has {open_now} connections of {limit} that it may have ({setting});"
             f" close some, or come back in {self.RETRY_S:g} s.",
             self.RETRY_S,
         )
+        self.open_now = open_now
         self.limit = limit
+        self.tenant = tenant
+        self.credential = credential
+
+    def inputs(self) -> dict[str, float]:
+        """Return the connections that are open."""
+        return {"connections": self.open_now}
+
+    def thresholds(self) -> dict[str, float]:
+        """Return how many there may be."""
+        return {"limit": self.limit}
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """Add the IETF draft's RateLimit fields, in connections at a time and not by time."""
@@ -291,6 +362,34 @@ class Throttled(RetryLater):
     status = 429
     code = "throttled"
     close_code = 1013
+
+    def __init__(
+        self,
+        sentence: str,
+        *,
+        tenant: str = "",
+        inputs: dict[str, float] | None = None,
+        thresholds: dict[str, float] | None = None,
+    ) -> None:
+        """Make the refusal.
+
+        Args:
+            tenant: whose publish is refused.
+            inputs: how much waits.
+            thresholds: how much may.
+        """
+        super().__init__(sentence)
+        self.tenant = tenant
+        self._inputs = inputs or {}
+        self._thresholds = thresholds or {}
+
+    def inputs(self) -> dict[str, float]:
+        """Return how much waits."""
+        return self._inputs
+
+    def thresholds(self) -> dict[str, float]:
+        """Return how much may wait."""
+        return self._thresholds
 
 
 class Unavailable(RetryLater):
@@ -332,7 +431,17 @@ class TopicLimit(Unavailable):
             f" use an existing one, or come back in {retry_after_s:g} s.",
             retry_after_s,
         )
+        self.tenant = tenant
+        self.topics = topics
         self.limit = limit
+
+    def inputs(self) -> dict[str, float]:
+        """Return the topics that there are."""
+        return {"topics": self.topics}
+
+    def thresholds(self) -> dict[str, float]:
+        """Return how many there may be."""
+        return {"limit": self.limit}
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """Add the IETF draft's RateLimit fields, in topics at a time."""

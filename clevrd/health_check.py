@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(options: Options) -> int:
     """Ask the daemon, print the result as one line, and return the exit code."""
-    given = _flags_of_first_process()
+    given = flags_of_first_process()
     config = options.config or given.get("--config")
     try:
         where = find_address(
@@ -137,10 +137,24 @@ def listed_proxies(flag: str | None, file: str | None, environ: Mapping[str, str
     return [str(each) for each in listed] if is_on and isinstance(listed, list) else []
 
 
-def _address_in(path: str) -> str:
-    found = _read_settings(path).get("address", DEFAULT_ADDRESS)
+def find_admin_address(flag: str | None, file: str | None, environ: Mapping[str, str]) -> str:
+    """Return the address for operators as `config.load` finds it; empty where there is none.
+
+    Raises:
+        ConfigError: the file can't be read, or its address is not text.
+    """
+    if flag is not None:
+        return flag
+    if found := environ.get("CLEVRD_ADMIN_ADDRESS"):
+        return found
+    path = file or environ.get("CLEVRD_CONFIG")
+    return _address_in(path, "admin_address", "") if path else ""
+
+
+def _address_in(path: str, name: str = "address", otherwise: str = DEFAULT_ADDRESS) -> str:
+    found = _read_settings(path).get(name, otherwise)
     if not isinstance(found, str):
-        raise ConfigError(f"address (file {path}) is not allowed: must be text.")
+        raise ConfigError(f"{name} (file {path}) is not allowed: must be text.")
     return found
 
 
@@ -156,7 +170,7 @@ def _read_settings(path: str) -> dict[str, Any]:
         raise ConfigError(f"The configuration file {path} is not TOML: {error}.") from error
 
 
-def _flags_of_first_process() -> dict[str, str]:
+def flags_of_first_process() -> dict[str, str]:
     """Return the flags of the daemon that is process 1, as in a container, with their values.
 
     A check in the same container inherits the daemon's environment, but not its flags.
@@ -197,7 +211,7 @@ def _ask(
     """
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     head = b""
-    with _connected(address, end_s, proxies) as plain, _secured(plain, end_s, is_secure) as peer:
+    with connected(address, end_s, proxies) as plain, _secured(plain, end_s, is_secure) as peer:
         peer.settimeout(_left_s(end_s))
         peer.sendall(request.encode())
         while b"\n" not in head and len(head) < MAX_HEAD_BYTES:
@@ -233,7 +247,7 @@ def _secured(peer: socket.socket, end_s: float, is_secure: bool) -> socket.socke
     return context.wrap_socket(peer)
 
 
-def _connected(
+def connected(
     address: TcpAddress | UnixAddress, end_s: float, proxies: Sequence[str]
 ) -> socket.socket:
     """Return a connection to the first address of the name that accepts one.

@@ -66,7 +66,7 @@ class Request:
 
     __slots__ = (
         *("certificate", "headers", "is_http_1_0", "is_local_peer"),
-        *("method", "path", "query"),
+        *("method", "path", "peer", "query"),
     )
 
     def __init__(
@@ -79,6 +79,9 @@ class Request:
         # The connection comes over loopback or a Unix socket. Set on aiohttp's side alone: heads
         # that the raw path remembers are many connections', and no endpoint there asks.
         self.is_local_peer = False
+        # The address at the connection's other side, for logs; empty for none. Set on aiohttp's
+        # side alone, too.
+        self.peer = ""
         # The client's certificate, which TLS has verified; None for none. Set on aiohttp's side
         # alone, where all connections with one are: see `is_local_peer`.
         self.certificate: ClientCertificate | None = None
@@ -206,9 +209,9 @@ def json_answer(value: object, status: int = 200) -> Response:
     return Response(status, _encode(value))
 
 
-def json_view(value: object) -> Response:
+def json_view(value: object, fields: tuple[tuple[str, str], ...] = NOT_STORED) -> Response:
     """Return ``value`` as a JSON answer to a GET, which no cache may keep."""
-    return Response(200, _encode(value), JSON, NOT_STORED)
+    return Response(200, _encode(value), JSON, fields)
 
 
 class ResponseRenderer:

@@ -54,14 +54,23 @@ def is_local(request: Request) -> bool:
     )
 
 
+def has_public_name(request: Request) -> bool:
+    """Return whether ``request`` is for a name that can be looked up on the internet."""
+    name = _without_port(request.headers.get("host", "")).lower()
+    return not _is_address(name) and "." in name and not name.endswith(".localhost")
+
+
 def _is_local_host(host: str) -> bool:
     """Return whether ``host`` is no name that can be looked up on the internet, or is loopback."""
     name = _without_port(host).lower()
     # A name without a dot is this machine's own, or a container's.
-    is_name = not name.replace(".", "").isdigit() and ":" not in name
-    if is_name:
+    if not _is_address(name):
         return "." not in name or name.endswith(".localhost")
     return is_loopback(name)
+
+
+def _is_address(name: str) -> bool:
+    return name.replace(".", "").isdigit() or ":" in name
 
 
 def _without_port(host: str) -> str:

@@ -45,21 +45,28 @@ class _Problem(msgspec.Struct, frozen=True):
 class Refusals:
     """Counts refusals and renders them."""
 
-    __slots__ = ("_as_events", "_count")
+    __slots__ = ("_as_events", "_count", "_note")
 
-    def __init__(self, count: Callable[[str], None], as_events: AsEvents | None = None) -> None:
-        """Store the two functions.
+    def __init__(
+        self,
+        count: Callable[[str], None],
+        note: Callable[[ClevrdError, int], None],
+        as_events: AsEvents | None = None,
+    ) -> None:
+        """Store the functions.
 
         Args:
             count: called with the machine code of each refusal.
+            note: called with each refusal, and how many items it is for.
             as_events: asked for the response to a request that time heals.
         """
         self._count = count
+        self._note = note
         self._as_events = as_events
 
     def with_events(self, as_events: AsEvents) -> Refusals:
         """Return refusals that are counted together with these, and know of EventSource."""
-        return Refusals(self._count, as_events)
+        return Refusals(self._count, self._note, as_events)
 
     def count(
         self, error: Exception, request: Request | None = None, *, times: int = 1
@@ -76,6 +83,7 @@ class Refusals:
             )
         for _ in range(times):
             self._count(error.code)
+        self._note(error, times)
         return error
 
     def response(self, error: Exception, request: Request | None) -> Response:

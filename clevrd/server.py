@@ -35,7 +35,7 @@ from clevrd.admin_listener import MAX_DESCRIPTORS as ADMIN_DESCRIPTORS
 from clevrd.admin_listener import AdminListener
 from clevrd.admission import Endpoint, EverybodyOperates, Gate
 from clevrd.aiohttp_front.front import AiohttpFront
-from clevrd.client_addresses import TrustedProxies
+from clevrd.client_addresses import AskedFor, TrustedProxies
 from clevrd.config import Config, Loaded
 from clevrd.config_view import ConfigInForce
 from clevrd.connections.poll import Polls
@@ -51,16 +51,25 @@ from clevrd.errors import (
     JournalUnavailable,
 )
 from clevrd.handlers.commands.endpoint import CommandEndpoint
+from clevrd.handlers.operate.admin import admin_routes
 from clevrd.handlers.operate.configuration import ConfigurationEndpoint
 from clevrd.handlers.operate.figures import Figures
 from clevrd.handlers.operate.health import HealthEndpoint, ProbeEndpoint
-from clevrd.handlers.operate.metrics import MetricsEndpoint
+from clevrd.handlers.operate.metrics import MetricsEndpoint, TenantMetricsEndpoint
+from clevrd.handlers.operate.top import TopViews
 from clevrd.handlers.publish.batch import BatchEndpoint
 from clevrd.handlers.publish.endpoint import PublishEndpoint
 from clevrd.handlers.publish.socket import PublishSocketEndpoint
 from clevrd.handlers.router import PathRouter
 from clevrd.handlers.site.assets import AssetEndpoint
-from clevrd.handlers.site.pages import AdminHomeEndpoint, HomeEndpoint
+from clevrd.handlers.site.dashboard import DashboardEndpoint
+from clevrd.handlers.site.pages import (
+    AdminHomeEndpoint,
+    Facts,
+    HomeEndpoint,
+    Whereabouts,
+    kept_sentence,
+)
 from clevrd.handlers.subscribe.endpoint import SubscribeEndpoint, refusal_as_events
 from clevrd.handlers.subscribe.ticket import TicketEndpoint
 from clevrd.hub import Hub, Stats
@@ -194,6 +203,7 @@ class Server:
             self.client_addresses,
             self.hub.connection_counts,
             pages,
+            self.hub.refusals,
             wall_s,
         )
         self._polls = Polls(self.hub, self._loop)
@@ -223,9 +233,17 @@ class Server:
         figures = Figures(self.hub, self.count_connections, started_s, self._certificate_ends_in_s)
         metrics = MetricsEndpoint(gate, figures, self.hub.turns)
         configuration = ConfigurationEndpoint(gate, in_force, self.hub.turns)
+        whereabouts = Whereabouts(self._asked_for, is_secure=tls.is_on)
+        kept = kept_sentence(
+            journal.engine if journal.is_on else "", journal.topics, config.state_dir
+        )
+        facts = Facts(config.catch_up_messages, kept)
+        dashboard = DashboardEndpoint()
+        top_views = TopViews(self.hub, self.connections, figures, self._loop.time)
         router = PathRouter(
             {
-                "/": {"GET": HomeEndpoint(gate, figures, self.hub.turns, is_secure=tls.is_on)},
+                "/": {"GET": HomeEndpoint(gate, figures, self.hub.turns, whereabouts, facts)},
+                "/dashboard": {"GET": dashboard},
                 "/clevrd.js": {"GET": AssetEndpoint("clevrd.js")},
                 "/clevrd.d.ts": {"GET": AssetEndpoint("clevrd.d.ts")},
                 "/publish": {"POST": publish, "GET": publish_socket},
@@ -237,7 +255,9 @@ class Server:
                 "/health/live": {"GET": live},
                 "/health/ready": {"GET": ready},
                 "/metrics": {"GET": metrics},
+                "/metrics/tenants": {"GET": TenantMetricsEndpoint(gate, figures, self.hub.turns)},
                 "/config": {"GET": configuration},
+                **admin_routes(gate, self.hub, self.connections, top_views),
             }
         )
         refusals = self.hub.refusals.with_events(refusal_as_events)
@@ -298,23 +318,27 @@ class Server:
         # None without an address for operators.
         self._admin: AdminListener | None = None
         if config.admin_address:
-            admin_metrics = MetricsEndpoint(EverybodyOperates(), figures, self.hub.turns)
+            everybody = EverybodyOperates()
+            admin_metrics = MetricsEndpoint(everybody, figures, self.hub.turns)
             self._admin = AdminListener(
                 parse_address(config.admin_address),
                 gate,
                 pages,
                 PathRouter(
                     {
-                        "/": {"GET": AdminHomeEndpoint()},
+                        "/": {"GET": AdminHomeEndpoint(Whereabouts(self._asked_for))},
+                        "/dashboard": {"GET": dashboard},
                         "/health": {"GET": health},
                         "/health/live": {"GET": live},
                         "/health/ready": {"GET": ready},
                         "/metrics": {"GET": admin_metrics},
-                        "/config": {
-                            "GET": ConfigurationEndpoint(
-                                EverybodyOperates(), in_force, self.hub.turns
-                            )
+                        "/metrics/tenants": {
+                            "GET": TenantMetricsEndpoint(everybody, figures, self.hub.turns)
                         },
+                        "/config": {
+                            "GET": ConfigurationEndpoint(everybody, in_force, self.hub.turns)
+                        },
+                        **admin_routes(everybody, self.hub, self.connections, top_views),
                     }
                 ),
                 probes,
@@ -327,6 +351,10 @@ class Server:
         # The stop has left something that did not end; set by `stop`.
         self.is_cut_short = False
         self._state = StateDir(config.state_dir, self._loop.time) if config.state_dir else None
+
+    def _asked_for(self, headers: Mapping[str, str], peer: str) -> AskedFor | None:
+        """Return what a proxy that is listed now says that its client asked for."""
+        return self.client_addresses.proxies.asked_for(headers, peer)
 
     def _put_into_force(self, access: Access) -> None:
         """Have the rules of access hold that are no credentials and no permissions."""

@@ -1,4 +1,4 @@
-"""Scrapes of /metrics: how long does one hold the loop, in each of its forms?"""
+"""Scrapes of /metrics and looks of operators: how long does one hold the loop, in each form?"""
 
 import http.client
 import json
@@ -31,6 +31,10 @@ FORMS = {
     "JSON of 10,000 topics": ("application/json", f"/metrics?topics={CROWD}"),
     "text": ("text/plain", "/metrics"),
     "OpenMetrics": ("application/openmetrics-text", "/metrics"),
+    "tenants as text": ("text/plain", "/metrics/tenants"),
+    # The view is taken anew once a second, so most of these are given the one before.
+    "Top-N view": ("application/json", "/admin/top?n=100"),
+    "decisions": ("application/json", "/admin/explain?n=1000"),
 }
 # Who reads what: a topic each, or all of them one.
 SPREADS = {"a topic each": CROWD, "one topic": 1}

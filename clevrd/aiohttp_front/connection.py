@@ -95,6 +95,7 @@ class FrontConnection(RequestHandler):
         "certificate",
         "has_eof",
         "is_local",
+        "peer",
         "received_bytes",
     )
 
@@ -133,6 +134,8 @@ class FrontConnection(RequestHandler):
         self.has_eof = False
         # The connection comes over loopback or a Unix socket; set in connection_made.
         self.is_local = False
+        # The address of the client, or of a proxy that passes requests on; empty for none.
+        self.peer = ""
         # The client's certificate, which TLS has verified; set in connection_made.
         self.certificate: ClientCertificate | None = None
         # True once the final answer was sent; input after that is ignored.
@@ -146,7 +149,7 @@ class FrontConnection(RequestHandler):
         super().connection_made(transport)
         found = transport.get_extra_info("socket")
         # The address that a PROXY header named, where there was one.
-        peer = self._server.addresses.peer_of(transport)
+        self.peer = peer = self._server.addresses.peer_of(transport)
         self.is_local = found is not None and (
             is_local_peer((peer,), AF_INET) if peer else is_local_peer(None, found.family)
         )
@@ -365,7 +368,7 @@ class FrontConnection(RequestHandler):
         """
         address = ""
         if self.transport is not None:
-            address = self._server.addresses.client_of(self.transport, headers)
+            address = self._server.addresses.sender_of(self.transport, headers)
         return self._server.budget.sender(tenant, address)
 
     def _refuse_unread(self) -> None:

@@ -112,6 +112,7 @@ class AiohttpFront:
         try:
             request = to_request(http_request)
             request.is_local_peer = connection.is_local
+            request.peer = connection.peer
             request.certificate = connection.certificate
             self._pages.check(request, connection.transport)
             reply = await self._reply(request, http_request, connection)

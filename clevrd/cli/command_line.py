@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "publish": "Publish one message, or one for each line.",
     "subscribe": "Print topics' messages, one JSON line each.",
     "health": "Ask the daemon of these settings whether it is well; for health checks.",
+    "top": "Show who is slow, who is loud, and whether the daemon of these settings is well.",
     "checkconfig": "Print every setting and its source.",
     "cert": "Make a certificate for a try of TLS.",
     "key": "Make an API key, or the digest of one.",

@@ -7,6 +7,7 @@ asked for, and transports decide what it looks like on the wire.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 import msgspec
@@ -504,6 +505,10 @@ class ManySubscriptions(Generic[TopicT_co]):
         if is_same:
             return True
         return not self._patterns and all(map(tenant.subscribe.allows, self.topics))
+
+    def readers(self) -> Sequence[OneSubscription]:
+        """Return the reader of each topic; none for a poll."""
+        return [each for each in self.topics.values() if isinstance(each, MemberSubscription)]
 
     def positions(self) -> dict[str, Position]:
         """Return by topic up to where everything was handed to the transport, or told as lost."""

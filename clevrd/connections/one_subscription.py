@@ -5,6 +5,7 @@ Writing is the transport's business; many topics are many_subscriptions.py's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -47,6 +48,9 @@ class Subscription(Protocol):
 
     def take_tenant(self, tenant: Tenant, /) -> bool:
         """Go on as ``tenant``; return whether it may subscribe to all that was asked for."""
+
+    def readers(self) -> Sequence[OneSubscription]:
+        """Return the reader of each of its topics."""
 
 
 class OneSubscription(Subscriber):
@@ -125,6 +129,10 @@ class OneSubscription(Subscriber):
     def take_tenant(self, tenant: Tenant, /) -> bool:
         """Return whether ``tenant`` may subscribe to the topic."""
         return tenant.subscribe.allows(self.topic.name)
+
+    def readers(self) -> Sequence[OneSubscription]:
+        """Return the reader of the topic: this object."""
+        return (self,)
 
     def topic_position(self) -> Position:
         """Return up to where everything was handed to the transport, or told as lost.

@@ -9,13 +9,14 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol, cast
 
 from clevrd.address_limit import AddressLimit
 from clevrd.config import Config
 from clevrd.connections.expiry import Expiry
 from clevrd.connections.farewells import Farewells
+from clevrd.connections.one_subscription import OneSubscription
 from clevrd.connections.presence import Peer, Presence
 from clevrd.core.stream_forms import SlottedWrites
 from clevrd.errors import OriginNotAllowed
@@ -52,6 +53,9 @@ RESTARTING: Final = 1012
 REVOKED: Final = 4001
 REVOKED_REASON: Final = "credential_revoked"
 CHANGED: Final = 4202
+# The close code of connections that an operator ends; clients come back after a pause.
+DISCONNECTED: Final = 4104
+DISCONNECTED_REASON: Final = "disconnected"
 CHANGED_REASON: Final = "permissions_changed"
 # Connections judged in one turn of the loop, at 2 us each, and 10 us where a page has opened it; a
 # close costs as much as a write.
@@ -62,6 +66,8 @@ class Connection(Peer, Protocol):
     """A connection as the registry sees it: a WebSocket, or a stream."""
 
     _held_bytes: int
+    # The last word was written, or the client has gone.
+    is_closing: bool
     # The tenant of its client. Changed by the registry alone, through `take_tenant`.
     tenant: Tenant
 
@@ -85,6 +91,16 @@ class Connection(Peer, Protocol):
 
     def cut(self) -> None:
         """End the connection without a word."""
+
+    def unsent_bytes(self) -> int:
+        """Return how much of what was written the peer has not taken yet."""
+
+    def readers(self) -> Sequence[OneSubscription]:
+        """Return the reader of each topic that it is subscribed to."""
+
+    @property
+    def kind(self) -> str:
+        """Return what it is, in a word."""
 
 
 class _Unfinished:
@@ -116,6 +132,7 @@ class Connections:
         addresses: AddressLimit,
         counts: ConnectionCounts,
         pages: PageCheck,
+        refusals: Refusals,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         """Args: wall_s: the wall clock, by which credentials end."""
@@ -123,7 +140,7 @@ class Connections:
         self._addresses = addresses
         # How many each tenant has; endpoints ask it before a connection is taken over.
         self.counts = counts
-        self.refusals = Refusals(counters.count_refusal)
+        self.refusals = refusals
         self.loop = loop
         self.now_s = loop.time
         self._high_bytes = config.write_high_bytes
@@ -144,6 +161,10 @@ class Connections:
         # Every connection, and the time at which it was taken over.
         self._open: dict[Connection, float] = {}
         self._page_check = pages
+        # Numbers by which operators name connections that they were shown, and the other way round.
+        self._numbers: dict[Connection, int] = {}
+        self._by_number: dict[int, Connection] = {}
+        self._last_number = 0
         # Connection -> the head by which its page is judged; only those that a page has opened.
         self._pages: dict[Connection, Request] = {}
         # How many of the open connections are streams.
@@ -159,6 +180,33 @@ class Connections:
     def __len__(self) -> int:
         """Return how many there are, closing ones included."""
         return len(self._open)
+
+    def listed(self) -> list[Connection]:
+        """Return all of them that go on."""
+        return [connection for connection in self._open if not connection.is_closing]
+
+    def number_of(self, connection: Connection) -> int:
+        """Return the number by which operators name ``connection``, as long as it is open."""
+        number = self._numbers.get(connection)
+        if number is None:
+            self._last_number += 1
+            number = self._last_number
+            if connection in self._open:
+                self._numbers[connection] = number
+                self._by_number[number] = connection
+        return number
+
+    def numbered(self, number: int) -> Connection | None:
+        """Return the connection that operators name so; None where it has ended."""
+        return self._by_number.get(number)
+
+    def opened_s(self, connection: Connection) -> float:
+        """Return when ``connection`` was taken over, on the loop's clock; now, if it has ended."""
+        return self._open.get(connection, self.now_s())
+
+    def address_of(self, connection: Connection) -> str:
+        """Return the address of its client, for people; empty over a Unix socket."""
+        return self._addresses.counted_as(connection.transport)
 
     def transports(self) -> set[asyncio.Transport]:
         """Return the transports of all of them."""
@@ -255,6 +303,8 @@ class Connections:
         self._farewells.remove(connection)
         self._expiry.remove(connection)
         self._pages.pop(connection, None)
+        if self._numbers and (number := self._numbers.pop(connection, None)) is not None:
+            del self._by_number[number]
         if (opened_s := self._open.pop(connection, None)) is not None:
             self.counters.connection_s.record(self.now_s() - opened_s)
             self.streams -= not connection.answers_pings
@@ -288,7 +338,7 @@ class Connections:
 
     def sender_of(self, connection: Connection) -> Sender:
         """Return for whom the input of ``connection`` is counted."""
-        address = self._addresses.client_of(connection.transport, {})
+        address = self._addresses.sender_of(connection.transport, {})
         return self.budget.sender(connection.tenant.name, address)
 
     def _end_unfinished(self, unfinished: _Unfinished) -> None:

@@ -10,7 +10,7 @@ in all of them, so it is the reader's own: the shared text has a hole for it, fi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from typing import ClassVar, Final
 
@@ -22,8 +22,8 @@ from clevrd.connections.many_subscriptions import (
     PatternSubscription,
     refusal_reason,
 )
-from clevrd.connections.one_subscription import Subscription
-from clevrd.connections.registry import CHANGED, RESTARTING, REVOKED, Connections
+from clevrd.connections.one_subscription import OneSubscription, Subscription
+from clevrd.connections.registry import CHANGED, DISCONNECTED, RESTARTING, REVOKED, Connections
 from clevrd.core.client_frames import POLICY_VIOLATION
 from clevrd.core.event_ids import EventIdSlot
 from clevrd.core.notices import ErrorNotice, GoingAway, Notice
@@ -45,6 +45,7 @@ _SENTENCES: Final = {
     REVOKED: "Your credential is valid no more; ask the operator for another.",
     EXPIRED: "Your credential has expired; come back with a fresh one.",
     OriginNotAllowed.close_code: "Web pages of this origin may not ask here any more.",
+    DISCONNECTED: "An operator has ended this connection; come back with a backoff.",
     CHANGED: "What you may subscribe to has changed; come back, and you are told.",
     CLOSE_SLOW_CONSUMER: "You read too slowly, and too much was lost; come back with a backoff.",
     POLICY_VIOLATION: "A subscriber only receives; send nothing behind the request.",
@@ -170,6 +171,15 @@ class SubscriberStream(asyncio.Protocol):
     def stop_delivery(self) -> None:
         """End the subscription. Idempotent."""
         self.subscription.unsubscribe()
+
+    @property
+    def kind(self) -> str:
+        """Return what its client reads."""
+        return "sse" if self._form.content_type.startswith("text/event-stream") else "ndjson"
+
+    def readers(self) -> Sequence[OneSubscription]:
+        """Return the reader of each topic that it is subscribed to."""
+        return self.subscription.readers()
 
     def take_tenant(self, tenant: Tenant) -> bool:
         """Go on as ``tenant``; return whether it may subscribe to all that it does."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Final
 
 from clevrd.connections.many_subscriptions import (
@@ -17,7 +17,7 @@ from clevrd.connections.many_subscriptions import (
     PatternSubscription,
     refusal_reason,
 )
-from clevrd.connections.one_subscription import Subscription
+from clevrd.connections.one_subscription import OneSubscription, Subscription
 from clevrd.connections.registry import Connections
 from clevrd.core import client_frames
 from clevrd.core.client_frames import POLICY_VIOLATION, ClientFrames, FrameError, close_code_of
@@ -73,6 +73,7 @@ class WebSocketConnection(asyncio.Protocol):
     )
 
     answers_pings: ClassVar[bool] = True
+    kind: ClassVar[str] = "websocket"
 
     def __init__(
         self, connections: Connections, transport: asyncio.Transport, tenant: Tenant
@@ -153,6 +154,10 @@ class WebSocketConnection(asyncio.Protocol):
 
     def stop_delivery(self) -> None:
         """Be no subscriber any more; called once or more, before the connection ends."""
+
+    def readers(self) -> Sequence[OneSubscription]:
+        """Return the reader of each topic that it is subscribed to; none, here."""
+        return ()
 
     def take_tenant(self, tenant: Tenant) -> bool:
         """Go on as ``tenant``; return whether it may have all that it has."""
@@ -282,6 +287,10 @@ class DeliveringWebSocket(WebSocketConnection):
     def stop_delivery(self) -> None:
         """End the subscription. Idempotent."""
         self.subscription.unsubscribe()
+
+    def readers(self) -> Sequence[OneSubscription]:
+        """Return the reader of each topic that it is subscribed to."""
+        return self.subscription.readers()
 
     def take_tenant(self, tenant: Tenant) -> bool:
         """Go on as ``tenant``; return whether it may subscribe to all that it does."""

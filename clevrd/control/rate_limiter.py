@@ -198,14 +198,14 @@ class RateLimiter:
         of_key = self._of_key(tenant, key, key_limits, now_s)
         if of_key is None:
             if bucket is not None and (wait_s := bucket.take(count, now_s)) > 0.0:
-                raise self._refusal(bucket, count, now_s, wait_s, tenant, limits)
+                raise self._refusal(bucket, count, now_s, wait_s, tenant, limits, "", key)
             return
         wait_s = 0.0 if bucket is None else bucket.wait_s(count, now_s)
         key_wait_s = of_key.wait_s(count, now_s)
         if bucket is not None and wait_s > 0.0 and wait_s >= key_wait_s:
-            raise self._refusal(bucket, count, now_s, wait_s, tenant, limits)
+            raise self._refusal(bucket, count, now_s, wait_s, tenant, limits, "", key)
         if key_wait_s > 0.0:
-            raise self._refusal(of_key, count, now_s, key_wait_s, tenant, key_limits, key)
+            raise self._refusal(of_key, count, now_s, key_wait_s, tenant, key_limits, key, key)
         of_key.take(count, now_s)
         if bucket is not None:
             bucket.take(count, now_s)
@@ -304,7 +304,8 @@ class RateLimiter:
         wait_s: float,
         tenant: str,
         limits: RateLimits | None,
-        key: str = "",
+        key: str,
+        credential: str,
     ) -> RateLimited | InvalidRequest:
         is_own = limits is not None and limits.publish_rate_per_s is not None
         owner = "the key" if key else "the tenant"
@@ -325,6 +326,7 @@ class RateLimiter:
             left=math.floor(bucket.level(now_s)),
             key=key,
             setting=setting,
+            credential=credential,
         )
 
 

@@ -5,7 +5,7 @@ Portions that hold more than they are guaranteed give first; in a portion the la
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
 from typing import Final
 
@@ -24,7 +24,7 @@ _RINGS_PER_TRIM: Final = 256
 class RingSizes:
     """The sizes of all rings, and their sum."""
 
-    __slots__ = ("_portions", "max_bytes", "total_bytes")
+    __slots__ = ("_portions", "max_bytes", "on_cut", "total_bytes")
 
     def __init__(self, max_bytes: int, portions: Iterable[Portion]) -> None:
         """Args: portions: yields, each time it is gone over, all portions that there are then."""
@@ -32,6 +32,8 @@ class RingSizes:
         self._portions = portions
         # Bytes that all rings hold; changed here, and by TopicManager.extend in place of a call.
         self.total_bytes = 0
+        # Called when rings of a portion were cut, with its name, their number and the bytes freed.
+        self.on_cut: Callable[[str, int, int], None] = _tell_nobody
 
     @property
     def left_bytes(self) -> int:
@@ -72,7 +74,11 @@ class RingSizes:
         rings = _RINGS_PER_TRIM
         for portion, given_bytes in zip(portions, given_back(uses, excess_bytes), strict=True):
             if given_bytes and rings:
-                rings -= self._trim_portion(portion, given_bytes, rings, now_s)
+                before_bytes = portion.ring_bytes
+                cut = self._trim_portion(portion, given_bytes, rings, now_s)
+                rings -= cut
+                if cut:
+                    self.on_cut(portion.name, cut, before_bytes - portion.ring_bytes)
 
     def _trim_portion(self, portion: Portion, excess: int, at_most: int, now_s: float) -> int:
         """Cut the largest rings to one size, the largest first, until ``excess`` is saved.
@@ -95,6 +101,10 @@ class RingSizes:
             # Also when it remains of its order: others come first the next time.
             _reclass(portion, topic)
         return len(largest)
+
+
+def _tell_nobody(portion: str, rings: int, freed_bytes: int) -> None:
+    """Take no note of rings that were cut."""
 
 
 def given_back(uses: Sequence[tuple[int, int]], excess_bytes: int) -> list[int]:

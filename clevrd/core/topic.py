@@ -51,7 +51,7 @@ NO_COUNTS: Final = Counts(0, 0, 0, 0, 0, 0)
 
 
 class TopicHistory:
-    """The part of a journaled topic that other topics do without.
+    """The part of a journaled topic, or of one that is over, that other topics do without.
 
     Args:
         began_behind: offset behind which the topic began in this process.
@@ -103,6 +103,7 @@ class Topic:
         "portion",
         "reported",
         "ring",
+        "seen_messages",
         "size_class",
         "slow",
         "suspended",
@@ -133,7 +134,8 @@ class Topic:
         self.created_at = created_at
         # Where its messages are put in order and kept; None for a topic of this process alone.
         self.journal = journal
-        # Readers beyond its ring, and its next epoch; None where ``journal`` is.
+        # Readers beyond its ring, and its next epoch; None where ``journal`` is, until the next
+        # epoch has begun.
         self.history = None if journal is None else TopicHistory(ring.head)
         # Monotonic; the last publish, join or leave. Idle topics are evicted by it.
         self.last_used_s = now_s
@@ -156,6 +158,9 @@ class Topic:
         # Kept in mind as busy; changed by BusyTopics only. Asked at each append, where a look-up
         # among the busy topics would take 20 ns more.
         self.is_noted = False
+        # Messages published to it and delivered when operators last asked who is busy; changed by
+        # handlers/operate/top only. The difference to now is a rate, of every topic there is.
+        self.seen_messages = 0
         # Order of the ring's size; changed by RingSizes only. Compared at each append, where a dict
         # of topics would take 13 ns more, and 30 to 60 bytes for each topic.
         self.size_class = 0
@@ -300,6 +305,12 @@ class Topic:
         before_bytes = self.kept.size_bytes
         self._keepers.give_back(self, self.kept.last_without(wanted_bytes), self.moved_s)
         return before_bytes - self.kept.size_bytes
+
+    def outlive(self, successor: Topic) -> None:
+        """Note that the topic's next epoch, ``successor``, has begun."""
+        if self.history is None:
+            self.history = TopicHistory(self.first - 1)
+        self.history.successor = successor
 
     def move(self, portion: Portion) -> None:
         """Count what is kept and made for readers in another ``portion`` from now on.

@@ -126,6 +126,15 @@ class TopicManager:
         return self._ring_sizes.total_bytes
 
     @property
+    def on_rings_cut(self) -> Callable[[str, int, int], None]:
+        """Called when rings were cut: with their portion's name, their number, the bytes freed."""
+        return self._ring_sizes.on_cut
+
+    @on_rings_cut.setter
+    def on_rings_cut(self, call: Callable[[str, int, int], None]) -> None:
+        self._ring_sizes.on_cut = call
+
+    @property
     def max_ring_bytes(self) -> int:
         """Bytes that the rings of all topics may hold."""
         return self._ring_sizes.max_bytes
@@ -235,6 +244,22 @@ class TopicManager:
             topic.tenant, topic.name, msgspec.structs.replace(start, head=head), now_s
         )
         topic.history.successor = begun
+        return begun
+
+    def begin_empty(self, topic: Topic, created_at: str, now_s: float) -> Topic:
+        """Let the name of ``topic``, which is in no journal, begin a new epoch without a message.
+
+        The rest is as in `begin_anew`: nothing of the old epoch is given to anybody who comes from
+        now on, and no position of it is used again.
+        """
+        if topic.journal is not None:
+            raise ValueError(f"topic {topic.name!r} is in a journal, which decides its epoch")
+        self._take_out(topic)
+        self._unmade.pop(topic, None)
+        limits = self.limits
+        ring = RecentMessageCache(limits.ring_messages, limits.ring_bytes)
+        begun = self._add(topic.tenant, topic.name, ring, self._new_epoch(), created_at, now_s)
+        topic.outlive(begun)
         return begun
 
     def forget_outlived(self, topic: Topic) -> None:

@@ -36,11 +36,19 @@ class PathRouter:
             return self._options[request.path]
         methods = self._routes.get(request.path)
         if methods is None:
-            raise NotFound("No such path; see / for those there are.")
+            raise NotFound(self._no_such_path(request.path))
         endpoint = methods.get(request.method)
         if endpoint is None:
             raise MethodNotAllowed(request.method, request.path, tuple(methods))
         return endpoint
+
+    def _no_such_path(self, path: str) -> str:
+        """Return the sentence about a path that is none: those beside it, or where all stand."""
+        folder = path[: path.find("/", 1) + 1]
+        beside = [each for each in self._routes if folder and each.startswith(folder)]
+        if not beside:
+            return "No such path; see / for those there are."
+        return f"No such path; under {folder} are {', '.join(beside)}; see / for all."
 
 
 class OptionsEndpoint:

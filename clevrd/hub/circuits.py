@@ -15,8 +15,10 @@ from clevrd.core.circuit import CircuitBudget
 from clevrd.core.drop_strategy import CIRCUIT_BREAKER
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
+from clevrd.hub.explanations import note_circuit
 from clevrd.hub.readers import Readers
 from clevrd.metrics.counters import Counters
+from clevrd.metrics.decisions import Decisions
 from clevrd.scheduling.deadlines import Deadlines
 from clevrd.scheduling.turn_queue import TurnQueue
 
@@ -42,16 +44,24 @@ class _OldestOpen:
 class Circuits:
     """The circuits of all readers. A reader is suspended as long as its circuit is open."""
 
-    __slots__ = ("_budget", "_counters", "_deadlines", "_loop", "_oldest", "_overdue", "_readers")
+    __slots__ = (
+        *("_budget", "_counters", "_deadlines", "_decisions", "_loop"),
+        *("_oldest", "_overdue", "_readers", "_threshold"),
+    )
 
     def __init__(
         self,
         budget: CircuitBudget,
+        threshold: int,
         readers: Readers,
         counters: Counters,
+        decisions: Decisions,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
+        """Args: threshold: losses in one stall that open a circuit, as topics count them."""
         self._budget = budget
+        self._threshold = threshold
+        self._decisions = decisions
         self._readers = readers
         self._counters = counters
         self._loop = loop
@@ -80,6 +90,7 @@ class Circuits:
             self._break(topic, reader)
             return
         reader.openings = openings
+        self._note(topic, reader, is_over=False)
         self._readers.suspend(topic, reader)
         if self._oldest not in self._deadlines:
             self._deadlines.set(self._oldest, self._budget.ends_s(openings))
@@ -121,7 +132,12 @@ class Circuits:
         if not reader.is_blocked:
             self._readers.resume(topic, reader)
 
+    def _note(self, topic: Topic, reader: Subscriber, *, is_over: bool) -> None:
+        budget, threshold = self._budget, self._threshold
+        note_circuit(self._decisions, topic, reader, budget, threshold, is_over=is_over)
+
     def _break(self, topic: Topic, reader: Subscriber) -> None:
+        self._note(topic, reader, is_over=True)
         self._readers.leave(topic, reader)
         reader.sink.close(CLOSE_SLOW_CONSUMER, "circuit_open")
         log.debug("circuit broken topic=%s openings=%d", topic.name, len(reader.openings))

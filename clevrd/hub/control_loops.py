@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from clevrd.control.adaptive_buffer import (
@@ -25,9 +25,17 @@ from clevrd.control.adaptive_throttler import (
     slow_ratio_of,
 )
 from clevrd.control.system_stats import LoadSample
+from clevrd.core.portions import Portion
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
+from clevrd.hub.explanations import (
+    note_tenant_window,
+    note_throttled_daemon,
+    note_throttled_topics,
+    note_window,
+)
 from clevrd.hub.readers import Holdings, Readers
+from clevrd.metrics.decisions import Decisions
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +52,7 @@ class ControlLoops:
 
     __slots__ = (
         "_buffers",
+        "_decisions",
         "_loop",
         "_readers",
         "_stats",
@@ -60,6 +69,7 @@ class ControlLoops:
         stats: Stats,
         topics: TopicManager,
         readers: Readers,
+        decisions: Decisions,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._throttler = throttler
@@ -67,6 +77,7 @@ class ControlLoops:
         self._stats = stats
         self._topics = topics
         self._readers = readers
+        self._decisions = decisions
         self._loop = loop
         # Topics whose `throttled_until_s` is set: publishes to them wait until then. Empty where
         # the scope is "global". Changed by `_delay` alone.
@@ -96,6 +107,10 @@ class ControlLoops:
         )
         if self._throttler.scope == "topic":
             self._delay(crowds if decision.is_met else (), now_s)
+            if decision.is_met:
+                note_throttled_topics(self._decisions, crowds, decision)
+        elif decision.is_met:
+            note_throttled_daemon(self._decisions, decision)
         if decision.is_throttling != was_throttling:
             log.info(
                 "throttle changed is_throttling=%s reason=%r",
@@ -125,6 +140,7 @@ class ControlLoops:
         before = self._buffers.window
         holdings = self._readers.holdings()
         weights = self._topics.portions.weights
+        own_before = {name: self._buffers.window_of(name) for name in weights.by_tenant}
         decision = self._buffers.evaluate(
             BufferSample(
                 max_memory_bytes=self._topics.limits.max_memory_bytes,
@@ -146,7 +162,24 @@ class ControlLoops:
         self._readers.set_windows(self._buffers.window_of, now_s)
         if decision.window_messages != before:
             log.info("window changed from=%d to=%d", before, decision.window_messages)
+            note_window(self._decisions, before, decision)
+        for tenant, own_window in own_before.items():
+            if (now := self._buffers.window_of(tenant)) != own_window:
+                self._note_own_window(tenant, own_window, now, holdings)
         return decision
+
+    def _note_own_window(
+        self, tenant: str, before: int, now: int, holdings: Mapping[Portion, Holdings]
+    ) -> None:
+        portion = self._topics.portions.of(tenant)
+        own = holdings.get(portion)
+        inputs = {
+            "guaranteed_bytes": portion.guaranteed_bytes,
+            "ring_bytes": portion.ring_bytes,
+            "subscribers": own.subscribers if own else 0,
+            "mean_message_bytes": _mean_bytes([own] if own else []),
+        }
+        note_tenant_window(self._decisions, tenant, before, now, inputs)
 
 
 def _slow(topic: Topic) -> int:

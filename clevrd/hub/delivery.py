@@ -32,6 +32,7 @@ from clevrd.hub.readers import Asked, Readers
 from clevrd.hub.rounds import RoomWaiters, Rounds
 from clevrd.hub.stamping import Stamp
 from clevrd.metrics.counters import Counters
+from clevrd.metrics.decisions import Decisions
 
 
 class Delivery:
@@ -44,6 +45,7 @@ class Delivery:
         buffers: AdaptiveBufferManager,
         room_waiters: RoomWaiters,
         counters: Counters,
+        decisions: Decisions,
         loop: asyncio.AbstractEventLoop,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
@@ -55,7 +57,14 @@ class Delivery:
         self._encode = FrameEncoder().frame
         self.patterns = PatternIndex(topics, loop, counters.count_background_error)
         self.readers = Readers(counters, topics.note_left, loop)
-        self.circuits = Circuits(_circuit_budget(config), self.readers, counters, loop)
+        self.circuits = Circuits(
+            _circuit_budget(config),
+            config.circuit_breaker_threshold,
+            self.readers,
+            counters,
+            decisions,
+            loop,
+        )
         self.rounds = Rounds(
             config.ring_messages,
             config.ring_bytes,

@@ -24,9 +24,11 @@ from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
 from clevrd.core.topic_totals import Totals
 from clevrd.errors import ShuttingDown
+from clevrd.hub.clearing import Clearing
 from clevrd.hub.control_loops import ControlLoops, Stats
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.drain import Drain
+from clevrd.hub.explanations import note_idle_topics, note_keys_pushed_out, note_rings_cut
 from clevrd.hub.history_pages import MAX_PAGE_BYTES
 from clevrd.hub.history_readers import HistoryReaders
 from clevrd.hub.journaling import Journaling
@@ -39,6 +41,7 @@ from clevrd.input_budget import InputBudget
 from clevrd.journal.base import Engine, History
 from clevrd.memory import Memory, find_trim
 from clevrd.metrics.counters import Counters
+from clevrd.metrics.decisions import Decisions
 from clevrd.metrics.histograms import HistogramView
 from clevrd.metrics.loop_lag import LOOK_S, LoopLag
 from clevrd.refusals import Refusals
@@ -107,7 +110,11 @@ class Hub:
         # The configured bound, but never more than the cgroup or the machine has.
         max_memory_bytes = min(config.max_memory_mb << 20, memory_limit_bytes())
         self.counters = Counters()
-        self.refusals = Refusals(self.counters.count_refusal)
+        # The latest decisions, for operators.
+        self.decisions = Decisions(
+            loop.time, lambda tenant: self.topics.portions.weights.portion_of(tenant)
+        )
+        self.refusals = Refusals(self.counters.count_refusal, self.decisions.note_refusal)
         max_input_bytes = input_bytes(config, max_memory_bytes)
         self.input_budget = InputBudget(max_input_bytes, lambda: self.topics.portions.weights)
         self.topics = TopicManager(
@@ -125,11 +132,16 @@ class Hub:
         self.answers: RememberedAnswers[Published] = RememberedAnswers(
             max_keys(config, max_memory_bytes), config.idempotency_s, weights
         )
+        # Keys pushed out that operators were told of; changed by forget_old_answers alone.
+        self._told_pushed_out = 0
+        self.topics.on_rings_cut = self._note_rings_cut
         self.memory = Memory(find_trim())
         self.is_draining = False
         self._stamping = Stamping(wall_ns)
         waiting = WaitingPublishes(self.topics.portions, loop, max_input_bytes)
-        self.delivery = Delivery(config, self.topics, self.buffers, waiting, self.counters, loop)
+        self.delivery = Delivery(
+            *(config, self.topics, self.buffers, waiting, self.counters, self.decisions, loop)
+        )
         # Messages that one run may have. A run fits into the quarter of the ring that may be
         # pending.
         self.max_run = min(MAX_RUN, self.delivery.rounds.max_pending)
@@ -162,6 +174,8 @@ class Hub:
             loop,
             self.journal,
         )
+        # Topics that operators clear or drop.
+        self.clearing = Clearing(self.topics, self.delivery, self.publishing.created_at, loop)
         self._drain = Drain(waiting, self.delivery, loop, self._is_journal_busy)
         self._readers = self.delivery.readers
         if engine is not None and (history := engine.history()) is not None:
@@ -172,6 +186,7 @@ class Hub:
             stats or SystemStats(max_memory_bytes),
             self.topics,
             self._readers,
+            self.decisions,
             loop,
         )
         # Not by the loop's clock, which counts milliseconds and stands still within a turn.
@@ -234,11 +249,6 @@ class Hub:
         self.topics.share_out(weights)
         self.answers.share_out(weights)
 
-    @property
-    def has_configured_tenants(self) -> bool:
-        """Whether the configuration names any tenants."""
-        return self.topics.portions.weights is not OPEN_WEIGHTS
-
     # --- figures ---------------------------------------------------------------------------------
 
     @property
@@ -255,6 +265,10 @@ class Hub:
     def reading_history(self) -> int:
         """Readers whose next message lies before their topic's ring."""
         return 0 if self.delivery.history is None else len(self.delivery.history)
+
+    def topics_read(self) -> list[Topic]:
+        """Return the topics that have readers."""
+        return list(self._readers.topics)
 
     @property
     def waiting_publishes(self) -> int:
@@ -310,6 +324,7 @@ class Hub:
         forgotten = self.topics.evict_idle(self._loop.time())
         if forgotten:
             log.info("idle topics evicted count=%d left=%d", len(forgotten), len(self.topics))
+            note_idle_topics(self.decisions, forgotten, self.topics.limits.idle_s)
         for topic in forgotten:
             self.patterns.topic_forgotten(topic)
 
@@ -326,6 +341,13 @@ class Hub:
     def forget_old_answers(self) -> None:
         """Forget the answers to idempotency keys whose time is up."""
         self.answers.sweep(self._loop.time(), at_most=_KEYS_PER_SWEEP)
+        if pushed_out := self.answers.pushed_out - self._told_pushed_out:
+            self._told_pushed_out += pushed_out
+            note_keys_pushed_out(self.decisions, pushed_out, self.answers.max_keys)
+
+    def _note_rings_cut(self, portion: str, rings: int, freed_bytes: int) -> None:
+        max_bytes = self.topics.max_ring_bytes
+        note_rings_cut(self.decisions, portion, rings, freed_bytes, max_bytes)
 
     # --- the end, and the next beginning ---------------------------------------------------------
 

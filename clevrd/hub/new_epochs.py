@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol, runtime_checkable
 
 import msgspec
@@ -38,6 +38,10 @@ class Follower(Protocol):
         """
 
 
+def _do_nothing() -> None:
+    """Do nothing when all readers have gone over."""
+
+
 class NewEpochs:
     """The readers that are still in a topic whose next epoch has begun."""
 
@@ -52,31 +56,40 @@ class NewEpochs:
         self._topics = topics
         # None where no topic has a history.
         self.history: HistoryReaders | None = None
-        # Topics, and those of their readers that are yet to go over; topics take turns.
-        self._outlived: deque[tuple[Topic, Iterator[Subscriber]]] = deque()
+        # Topics, those of their readers that are yet to go over, and what follows; topics take
+        # turns.
+        self._outlived: deque[tuple[Topic, Iterator[Subscriber], Callable[[], None]]] = deque()
         self._queue = TurnQueue(_PER_TURN, self._move_next, loop, counters.count_background_error)
 
     def __len__(self) -> int:
         """Return how many topics are not empty yet."""
         return len(self._outlived)
 
-    def move_readers(self, topic: Topic, begun: Topic) -> None:
-        """Have all readers of ``topic`` go over to ``begun``, its next epoch, or to a later one."""
+    def move_readers(
+        self, topic: Topic, begun: Topic, then: Callable[[], None] = _do_nothing
+    ) -> None:
+        """Have all readers of ``topic`` go over to ``begun``, its next epoch, or to a later one.
+
+        Args:
+            then: called when the last of them has gone over.
+        """
         if topic.subscribers:
-            self._outlived.append((topic, iter(_readers_of(topic))))
+            self._outlived.append((topic, iter(_readers_of(topic)), then))
             self._queue.work_soon()
         else:
             self._topics.forget_outlived(topic)
+            then()
 
     def _move_next(self) -> int | None:
         if not self._outlived:
             return None
-        topic, readers = self._outlived.popleft()
+        topic, readers, then = self._outlived.popleft()
         reader = next(readers, None)
         if reader is None:
             self._topics.forget_outlived(topic)
+            then()
             return 0
-        self._outlived.append((topic, readers))
+        self._outlived.append((topic, readers, then))
         if _is_in(topic, reader):
             self._move(topic, reader)
         return 1

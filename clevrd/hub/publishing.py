@@ -178,10 +178,7 @@ class Publishing:
         """
         topic = self._topics.find(tenant.name, name)
         if topic is None:
-            # The time is never before an id that was already made. If the clock was set back, an id
-            # from an earlier life of this name would otherwise pass for one of this life in
-            # `since`.
-            created_at = rfc3339(max(self._stamping.wall_us(), self._stamping.last_id_us))
+            created_at = self.created_at()
             journal = self._journal
             start = None if journal is None else journal.start_of(tenant.name, name)
             topic = self._topics.get_or_create(
@@ -190,6 +187,12 @@ class Publishing:
             if journal is not None and start is not None and start.head:
                 journal.note_brought_into_use(topic)
         return topic
+
+    def created_at(self) -> str:
+        """Return the time that a topic has which begins now."""
+        # The time is never before an id that was already made. If the clock was set back, an id
+        # from an earlier life of a name would otherwise pass for one of this life in `since`.
+        return rfc3339(max(self._stamping.wall_us(), self._stamping.last_id_us))
 
     def must_wait(self, topic: Topic) -> bool:
         """Whether a publish to ``topic`` has to wait, by `publish_later` or `turn`."""

@@ -65,13 +65,21 @@ class WaitingPublishes:
         if self.count >= MAX_WAITING_PUBLISHES and own >= (
             MAX_WAITING_PUBLISHES * weights.ratio_of(portion)
         ):
-            raise Throttled("Too many publishes are waiting for slow readers; retry later.")
+            raise Throttled(
+                "Too many publishes are waiting for slow readers; retry later.",
+                tenant=tenant,
+                inputs={"publishes": self.count, "own_publishes": own},
+                thresholds={"publishes": MAX_WAITING_PUBLISHES},
+            )
         own_bytes = self._bytes_by_portion.get(portion, 0)
         if self._size_bytes + size_bytes > self._max_bytes and own_bytes + size_bytes > (
             self._max_bytes * weights.ratio_of(portion)
         ):
             raise Throttled(
-                "Publishes that are waiting for slow readers have too many bytes; retry later."
+                "Publishes that are waiting for slow readers have too many bytes; retry later.",
+                tenant=tenant,
+                inputs={"bytes": self._size_bytes, "own_bytes": own_bytes},
+                thresholds={"bytes": self._max_bytes},
             )
         self.count += 1
         self._by_portion.take(portion)

@@ -9,10 +9,13 @@ import msgspec
 
 from clevrd.errors import CannotStart, ConfigError, JournalUnavailable
 from clevrd.journal.base import Engine
+from clevrd.journal.nats.settings import NatsSettings
+from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.settings import RedisSettings
-from clevrd.journal.redis.tls import tls_context
-from clevrd.journal.redis.url import parse_redis_url, shown_redis_url
+from clevrd.journal.redis.url import parse_redis_url
 from clevrd.journal.settings import JournalSettings
+from clevrd.journal.tls import tls_context
+from clevrd.journal.url_parts import shown_url
 
 # Characters of a password at most.
 MAX_PASSWORD: Final = 4_096
@@ -28,8 +31,10 @@ def engine_of(settings: JournalSettings, wall_us: Callable[[], int]) -> Engine:
     Raises:
         ConfigError: its library is not installed, or a file can't be read.
     """
-    if settings.url:
+    if settings.engine == "redis":
         return _redis_engine(settings)
+    if settings.engine == "nats":
+        return _nats_engine(settings)
     from clevrd.journal.sqlite.engine import SqliteEngine
     from clevrd.journal.sqlite.settings import SqliteSettings
 
@@ -49,8 +54,16 @@ def engine_of(settings: JournalSettings, wall_us: Callable[[], int]) -> Engine:
 
 def check_files(settings: JournalSettings) -> None:
     """Read the files that the settings name; raises ConfigError where one can't be used."""
-    if settings.url:
-        tls_context(_redis_settings(settings))
+    is_tls = False
+    if settings.engine == "redis":
+        is_tls = _redis_settings(settings).address.is_tls
+    elif settings.engine == "nats":
+        nats = _nats_settings(settings)
+        is_tls = nats.address.is_tls
+        for path in filter(None, (nats.nkey_seed_file, nats.creds_file)):
+            _first_line_of(path, "credentials")
+    if is_tls:
+        tls_context(settings.ca_file, settings.client_cert_file, settings.client_key_file)
 
 
 def check_place(settings: JournalSettings) -> None:
@@ -82,7 +95,7 @@ def _redis_settings(settings: JournalSettings) -> RedisSettings:
     sentinel_file = settings.sentinel_password_file
     return RedisSettings(
         address=address,
-        shown=shown_redis_url(settings.url),
+        shown=shown_url(settings.url),
         prefix=settings.prefix,
         partitions=settings.partitions,
         min_replicas=settings.min_replicas,
@@ -96,16 +109,55 @@ def _redis_settings(settings: JournalSettings) -> RedisSettings:
     )
 
 
+def _nats_engine(settings: JournalSettings) -> Engine:
+    from clevrd.journal.nats.engine import NatsEngine
+
+    return NatsEngine(_nats_settings(settings))
+
+
+def _nats_settings(settings: JournalSettings) -> NatsSettings:
+    address = parse_nats_url(settings.url)
+    if settings.password_file:
+        secret = _password_in(settings.password_file)
+        # A token alone before the @ is a user, where its password is in a file; without any name
+        # the file has a token.
+        user = address.user or address.token
+        address = msgspec.structs.replace(
+            address, user=user, password=secret if user else "", token="" if user else secret
+        )
+    return NatsSettings(
+        address=address,
+        shown=shown_url(settings.url),
+        prefix=settings.prefix,
+        partitions=settings.partitions,
+        replicas=settings.replicas,
+        sync_always=settings.sync_always,
+        durability=settings.durability,
+        ca_file=settings.ca_file,
+        client_cert_file=settings.client_cert_file,
+        client_key_file=settings.client_key_file,
+        nkey_seed_file=settings.nkey_seed_file,
+        creds_file=settings.creds_file,
+        retention_s=settings.retention_s,
+        retention_bytes=settings.retention_bytes,
+    )
+
+
 def _password_in(path: str) -> str:
     """Return the first line of a file; raises ConfigError."""
+    return _first_line_of(path, "password")
+
+
+def _first_line_of(path: str, what: str) -> str:
+    """Return the first line of a file of ``what``; raises ConfigError."""
     try:
         with open(path, encoding="utf-8") as file:
-            password = file.readline(MAX_PASSWORD + 1).rstrip("\r\n")
+            line = file.readline(MAX_PASSWORD + 1).rstrip("\r\n")
     except (OSError, UnicodeError) as error:
         raise ConfigError(
-            f"The journal's password file {path} can't be read: {error}; it has to be readable for"
+            f"The journal's {what} file {path} can't be read: {error}; it has to be readable for"
             " the daemon, and have one line."
         ) from error
-    if not password or len(password) > MAX_PASSWORD:
-        raise ConfigError(f"The journal's password file {path} has no password in its first line.")
-    return password
+    if not line or len(line) > MAX_PASSWORD:
+        raise ConfigError(f"The journal's {what} file {path} has no {what} in its first line.")
+    return line

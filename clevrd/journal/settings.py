@@ -18,31 +18,56 @@ from clevrd.core.names import check_topic
 from clevrd.core.patterns import Words, parse_pattern
 from clevrd.errors import ConfigError, InvalidRequest
 from clevrd.fingerprints import fingerprint
-from clevrd.journal.redis.url import BadUrl, parse_redis_url, shown_redis_url
+from clevrd.journal.nats.url import SCHEMES as NATS_SCHEMES
+from clevrd.journal.nats.url import parse_nats_url
+from clevrd.journal.redis.url import SCHEMES as REDIS_SCHEMES
+from clevrd.journal.redis.url import parse_redis_url
+from clevrd.journal.url_parts import BadUrl, scheme_of, shown_url
 
 TABLE: Final = "journal"
 
-# Bytes that are kept in Redis, which are memory, unless the file says otherwise.
-REDIS_RETENTION_BYTES: Final = 1 << 30
+# The engine that each scheme of a URL stands for.
+ENGINES: Final[Mapping[str, str]] = {
+    **dict.fromkeys(REDIS_SCHEMES, "redis"),
+    **dict.fromkeys(NATS_SCHEMES, "nats"),
+}
+# Where each engine keeps a journal, as a sentence says it.
+PLACES: Final[Mapping[str, str]] = {
+    "sqlite": "a directory",
+    "redis": "Redis (url)",
+    "nats": "NATS (url)",
+}
+
+# Bytes that are kept by servers, of which it is memory in some, unless the file says otherwise.
+SERVER_RETENTION_BYTES: Final = 1 << 30
 # A node that starts needs what came behind the last checkpoint, which may be some minutes old.
-MIN_REDIS_RETENTION_S: Final = 900.0
+MIN_SERVER_RETENTION_S: Final = 900.0
 # Files of a journal in a directory are no shorter.
 MIN_SEGMENT_S: Final = 1.0
 MIN_SEGMENT_BYTES: Final = 1 << 20
-# Settings that one kind of journal has and the other has not.
-SQLITE_ONLY: Final = ("durability", "retention_messages", "segment_s", "segment_bytes")
-REDIS_ONLY: Final = (
-    "partitions",
-    "prefix",
-    "min_replicas",
-    "password_file",
-    "sentinel_user",
-    "sentinel_password_file",
-    "ca_file",
-    "client_cert_file",
-    "client_key_file",
-)
+# Settings that not all engines have, and the engines that do.
+ENGINES_WITH: Final[Mapping[str, tuple[str, ...]]] = {
+    "durability": ("sqlite", "nats"),
+    "retention_messages": ("sqlite",),
+    "segment_s": ("sqlite",),
+    "segment_bytes": ("sqlite",),
+    "partitions": ("redis", "nats"),
+    "prefix": ("redis", "nats"),
+    "min_replicas": ("redis",),
+    "password_file": ("redis", "nats"),
+    "sentinel_user": ("redis",),
+    "sentinel_password_file": ("redis",),
+    "ca_file": ("redis", "nats"),
+    "client_cert_file": ("redis", "nats"),
+    "client_key_file": ("redis", "nats"),
+    "replicas": ("nats",),
+    "sync_always": ("nats",),
+    "nkey_seed_file": ("nats",),
+    "creds_file": ("nats",),
+}
 
+# The names of streams in NATS, and words of its subjects.
+_STREAM_NAME: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
 # Anything that is no path.
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -61,11 +86,12 @@ class JournalSettings(
 
     # A directory, for the journal of one process. The setting `journal` is stronger.
     directory: str = ""
-    # A Redis, for a journal that several nodes share. The setting `journal` is stronger.
+    # Servers, for a journal that several nodes share. The setting `journal` is stronger.
     url: str = ""
     # Patterns of the topics that are journaled; the others are this process's memory.
     topics: tuple[str, ...] = ("**",)
-    # "fsync": an answered message outlives a power cut. "os": it outlives the process.
+    # "fsync": an answered message outlives a power cut. "os": it outlives the process. In NATS it
+    # follows from `sync_always` where it is not written.
     durability: Durability = "fsync"
     # How long messages are kept, and how much of them in all; 0 for no bound.
     retention_s: Annotated[float, Meta(ge=0, le=10 * 366 * _DAY_S)] = 7 * _DAY_S
@@ -79,11 +105,15 @@ class JournalSettings(
     segment_bytes: Annotated[int, Meta(ge=MIN_SEGMENT_BYTES, le=1 << 40)] = 1 << 30
     # Logs that topics are divided among; fixed when the journal is made.
     partitions: Annotated[int, Meta(ge=1, le=64)] = 8
-    # All keys in Redis begin with it.
+    # All keys in Redis, and streams and subjects in NATS, begin with it.
     prefix: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.:-]{1,64}\Z")] = "clevrd"
     # Replicas of Redis that have a message before it is answered.
     min_replicas: Annotated[int, Meta(ge=0, le=16)] = 0
-    # Files that have nothing but a password: Redis's, and that of its Sentinels.
+    # Copies of each stream of NATS.
+    replicas: Literal[1, 3, 5] = 1
+    # The servers of NATS sync their files before they answer, which clevrd can't see.
+    sync_always: bool = False
+    # Files that have nothing but a password: the server's, and that of Redis's Sentinels.
     password_file: str = ""
     sentinel_user: str = ""
     sentinel_password_file: str = ""
@@ -91,6 +121,9 @@ class JournalSettings(
     ca_file: str = ""
     client_cert_file: str = ""
     client_key_file: str = ""
+    # For NATS, in place of user and password: the seed of an nkey, or a file of credentials.
+    nkey_seed_file: str = ""
+    creds_file: str = ""
 
     @property
     def is_on(self) -> bool:
@@ -99,8 +132,8 @@ class JournalSettings(
 
     @property
     def engine(self) -> str:
-        """The engine's name."""
-        return "redis" if self.url else "sqlite"
+        """The engine's name; empty where the URL is none of any engine."""
+        return ENGINES.get(scheme_of(self.url), "") if self.url else "sqlite"
 
     @property
     def shown(self) -> str:
@@ -150,7 +183,9 @@ def read_journal(tables: Mapping[str, Any], directory: str, path: str = "") -> J
         settings = msgspec.structs.replace(settings, directory=absolute, url="")
     written = frozenset(tables.get(TABLE, {}))
     if settings.url and "retention_bytes" not in written:
-        settings = msgspec.structs.replace(settings, retention_bytes=REDIS_RETENTION_BYTES)
+        settings = msgspec.structs.replace(settings, retention_bytes=SERVER_RETENTION_BYTES)
+    if settings.engine == "nats" and "durability" not in written and not settings.sync_always:
+        settings = msgspec.structs.replace(settings, durability="os")
     if not settings.url:
         settings = _with_fitting_segments(settings, written)
     mistakes = [
@@ -209,12 +244,23 @@ def _mistakes(settings: JournalSettings, written: Collection[str]) -> Iterator[t
             _words(text)
         except InvalidRequest as error:
             yield f"topics[{index}]", str(error)
-    if settings.url:
-        yield from _redis_mistakes(settings)
+    if settings.url and settings.directory:
+        yield "url", "a journal has a directory or a URL, and not both."
+    engine = settings.engine
+    if not engine:
+        yield "url", f"write a URL that begins with one of {', '.join(sorted(ENGINES))}."
         return
-    for name in REDIS_ONLY:
-        if getattr(settings, name) != getattr(NO_JOURNAL, name):
-            yield name, "it is for a journal in Redis (url)."
+    for name, engines in ENGINES_WITH.items():
+        if engine not in engines and getattr(settings, name) != getattr(NO_JOURNAL, name):
+            places = " or ".join(PLACES[each] for each in engines)
+            yield name, f"it is for a journal in {places}, and this one is in {PLACES[engine]}."
+    if engine == "redis":
+        yield from _redis_mistakes(settings)
+    elif engine == "nats":
+        yield from _nats_mistakes(settings, written)
+    if settings.url:
+        yield from _server_mistakes(settings)
+        return
     # A file is never shorter than the least length, so what is not written is no mistake.
     if "segment_s" in written and 0 < settings.retention_s < settings.segment_s:
         yield "segment_s", "files can't be longer than messages are kept (retention_s)."
@@ -222,12 +268,17 @@ def _mistakes(settings: JournalSettings, written: Collection[str]) -> Iterator[t
         yield "segment_bytes", "it must be at most half of retention_bytes; files go whole."
 
 
+def _server_mistakes(settings: JournalSettings) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with any journal that is kept by servers."""
+    if settings.client_key_file and not settings.client_cert_file:
+        yield "client_key_file", "name its certificate too (client_cert_file)."
+    if 0 < settings.retention_s < MIN_SERVER_RETENTION_S:
+        yield "retention_s", f"write {MIN_SERVER_RETENTION_S:.0f} or more, or 0 for no bound."
+    if 0 < settings.retention_bytes < settings.partitions << 20:
+        yield "retention_bytes", "write at least 1 MiB for each partition, or 0 for no bound."
+
+
 def _redis_mistakes(settings: JournalSettings) -> Iterator[tuple[str, str]]:
-    if settings.directory:
-        yield "url", "a journal has a directory or a URL, and not both."
-    for name in SQLITE_ONLY:
-        if getattr(settings, name) != getattr(NO_JOURNAL, name):
-            yield name, "it is for a journal in a directory, and Redis has settings of its own."
     try:
         address = parse_redis_url(settings.url)
     except BadUrl as error:
@@ -241,15 +292,50 @@ def _redis_mistakes(settings: JournalSettings) -> Iterator[tuple[str, str]]:
         yield "sentinel_user", "it is for URLs that begin with redis+sentinel://."
     if not address.is_tls and (settings.ca_file or settings.client_cert_file):
         yield "ca_file", "certificates are for URLs that begin with rediss."
-    if settings.client_key_file and not settings.client_cert_file:
-        yield "client_key_file", "name its certificate too (client_cert_file)."
-    if 0 < settings.retention_s < MIN_REDIS_RETENTION_S:
-        yield "retention_s", f"write {MIN_REDIS_RETENTION_S:.0f} or more, or 0 for no bound."
-    if 0 < settings.retention_bytes < settings.partitions << 20:
-        yield "retention_bytes", "write at least 1 MiB for each partition, or 0 for no bound."
+
+
+def _nats_mistakes(
+    settings: JournalSettings, written: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    try:
+        address = parse_nats_url(settings.url)
+    except BadUrl as error:
+        yield "url", str(error)
+        return
+    if address.password and settings.password_file:
+        yield "password_file", "the URL has a password already; leave one of them out."
+    if address.user and not (address.password or settings.password_file):
+        yield "url", "it has a user and no password; give it there or in password_file."
+    ways = (
+        bool(address.user or address.token or settings.password_file),
+        bool(settings.nkey_seed_file),
+        bool(settings.creds_file),
+    )
+    if sum(ways) > 1:
+        name = "creds_file" if settings.creds_file else "nkey_seed_file"
+        yield name, "give one of user and password, a token, nkey_seed_file and creds_file."
+    if not address.is_tls and (settings.ca_file or settings.client_cert_file):
+        yield "ca_file", "certificates are for URLs that begin with tls://."
+    if not _STREAM_NAME.match(settings.prefix):
+        yield "prefix", "streams of NATS are named by it: write letters, digits, - and _ alone."
+    if settings.sync_always:
+        return
+    if "durability" in written and settings.durability == "fsync":
+        yield (
+            "durability",
+            "a NATS server answers before its disk has a message, unless it is configured with"
+            ' jetstream { sync_interval: always }; write sync_always = true if yours are, or "os".',
+        )
+    elif settings.replicas > 1 and "durability" not in written:
+        yield (
+            "replicas",
+            "copies don't outlive a power cut that hits several servers, since they answer before"
+            " their disks have a message; configure them with jetstream { sync_interval: always }"
+            ' and write sync_always = true, or write durability = "os".',
+        )
 
 
 def shown_journal(place: str) -> str:
     """Return a directory or a URL, without user and password, and with a fingerprint of them."""
-    shown = shown_redis_url(place)
+    shown = shown_url(place)
     return shown if shown == place else f"{shown}#{fingerprint(place)}"

@@ -1,7 +1,7 @@
 """A snapshot as Prometheus reads it: text format 0.0.4, and OpenMetrics 1.0.0.
 
 The spelling is prometheus_client's; which metrics there are, and their names, is said here. No
-label has a value that a client chooses. Source: https://prometheus.io/docs/practices/naming/.
+label has a value that a client chooses; tenants are one in /metrics/tenants alone. Source: https://prometheus.io/docs/practices/naming/.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from prometheus_client.utils import floatToGoString
 from clevrd.metrics.histograms import HistogramView
 from clevrd.metrics.journal import JournalFigures, JournalStorage, PartitionFigures
 from clevrd.metrics.snapshot import Build, Connections, Snapshot, Throttle, Tls, Traffic
+from clevrd.metrics.tenants import TenantsView
 
 TEXT_TYPE: Final = text_exposition.CONTENT_TYPE_PLAIN_0_0_4
 OPENMETRICS_TYPE: Final = openmetrics_exposition.CONTENT_TYPE_LATEST
@@ -32,10 +33,10 @@ Spell = Callable[[Collector], bytes]
 _spell_text: Spell = text_exposition.generate_latest
 _spell_openmetrics: Spell = openmetrics_exposition.generate_latest
 
-# The last line of what OpenMetrics calls whole, which each call spells.
 # The label of all tenants together that have no share of their own; no tenant's name has a star.
 OTHER_TENANTS: Final = "*"
 
+# The last line of what OpenMetrics calls whole, which each call spells.
 _EOF: Final = b"# EOF\n"
 
 
@@ -56,20 +57,76 @@ class _One(Collector):
 
 def render_text(snapshot: Snapshot) -> Generator[None, None, bytes]:
     """Return ``snapshot`` in Prometheus's text format, in steps of less than half a millisecond."""
+    return text_of(families(snapshot))
+
+
+def render_openmetrics(snapshot: Snapshot) -> Generator[None, None, bytes]:
+    """Return ``snapshot`` as OpenMetrics, in steps of less than half a millisecond."""
+    return openmetrics_of(families(snapshot))
+
+
+def text_of(metrics: Iterable[Metric]) -> Generator[None, None, bytes]:
+    """Return ``metrics`` in Prometheus's text format, one in each step."""
     parts: list[bytes] = []
-    for family in families(snapshot):
+    for family in metrics:
         parts.append(_spell_text(_One(family)))
         yield
     return b"".join(parts)
 
 
-def render_openmetrics(snapshot: Snapshot) -> Generator[None, None, bytes]:
-    """Return ``snapshot`` as OpenMetrics, in steps of less than half a millisecond."""
+def openmetrics_of(metrics: Iterable[Metric]) -> Generator[None, None, bytes]:
+    """Return ``metrics`` as OpenMetrics, one in each step."""
     parts: list[bytes] = []
-    for family in families(snapshot):
+    for family in metrics:
         parts.append(_spell_openmetrics(_One(family)).removesuffix(_EOF))
         yield
     return b"".join([*parts, _EOF])
+
+
+def families_of_tenants(view: TenantsView) -> Iterator[Metric]:
+    """Yield each metric of /metrics/tenants."""
+    rows = [(row.tenant_id or OTHER_TENANTS, row) for row in view.tenants]
+    yield _of_tenants(
+        "clevrd_tenant_connections",
+        "WebSockets, streams and polls that wait, of a tenant; * is all that have no share of their"
+        " own.",
+        {name: row.connections for name, row in rows},
+    )
+    yield _of_tenants(
+        "clevrd_tenant_subscribers",
+        "Subscriptions to a tenant's topics.",
+        {name: row.subscribers for name, row in rows},
+    )
+    yield _of_tenants(
+        "clevrd_tenant_slow_subscribers",
+        "Subscriptions to a tenant's topics that were slow a second ago.",
+        {name: row.slow_subscribers for name, row in rows},
+    )
+    yield _of_tenants(
+        "clevrd_tenant_topics",
+        "Topics of a tenant.",
+        {name: row.topics for name, row in rows},
+    )
+    yield _of_tenants(
+        "clevrd_tenant_window_messages",
+        "Messages that a tenant's subscribers may lag before they lose some.",
+        {name: row.window_messages for name, row in rows},
+    )
+    yield _share_bytes(
+        "clevrd_memory_share_guaranteed",
+        "Memory for messages that a tenant is guaranteed.",
+        {name: row.guaranteed_bytes for name, row in rows},
+    )
+    yield _share_bytes(
+        "clevrd_memory_share_used",
+        "Memory for messages that a tenant uses, of its share or borrowed.",
+        {name: row.used_bytes for name, row in rows},
+    )
+    yield _share_bytes(
+        "clevrd_memory_share_borrowed",
+        "Memory for messages that a tenant uses beyond its share.",
+        {name: row.borrowed_bytes for name, row in rows},
+    )
 
 
 def families(snapshot: Snapshot) -> Iterator[Metric]:
@@ -451,18 +508,6 @@ def _of_load(snapshot: Snapshot, throttle: Throttle) -> Iterator[Metric]:
         "Memory that the daemon may use: max_memory_mb, or less where the machine has less.",
         snapshot.memory_limit_bytes,
     )
-    # Without configured tenants the label would say nothing.
-    shares = snapshot.memory_shares if snapshot.has_configured_tenants else []
-    yield _share_bytes(
-        "clevrd_memory_share_guaranteed",
-        "Memory for messages that a configured tenant is guaranteed; * is all others together.",
-        {share.tenant_id or OTHER_TENANTS: share.guaranteed_bytes for share in shares},
-    )
-    yield _share_bytes(
-        "clevrd_memory_share_used",
-        "Memory for messages that a configured tenant uses, of its share or borrowed.",
-        {share.tenant_id or OTHER_TENANTS: share.used_bytes for share in shares},
-    )
     yield _counter(
         "clevrd_log_lines_dropped",
         "Lines of the log that nobody read, or that could not be written.",
@@ -504,6 +549,10 @@ def _bytes(name: str, help_text: str, value: float) -> Metric:
 
 def _share_bytes(name: str, help_text: str, values: Mapping[str, int]) -> Metric:
     return _labelled(GaugeMetricFamily(name, help_text, labels=["tenant"], unit="bytes"), values)
+
+
+def _of_tenants(name: str, help_text: str, values: Mapping[str, int]) -> Metric:
+    return _labelled(GaugeMetricFamily(name, help_text, labels=["tenant"]), values)
 
 
 def _seconds(name: str, help_text: str, value: float) -> Metric:

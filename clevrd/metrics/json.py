@@ -20,6 +20,7 @@ from clevrd.metrics.snapshot import (
     Throttle,
     Tls,
     TopicView,
+    Traffic,
 )
 
 # Topics that are encoded in one step: 0.1 ms.
@@ -58,7 +59,7 @@ class LogView(msgspec.Struct, frozen=True):
     dropped: int
 
 
-class MetricsView(msgspec.Struct, frozen=True):
+class MetricsView(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of /metrics."""
 
     total_topics: int
@@ -73,10 +74,16 @@ class MetricsView(msgspec.Struct, frozen=True):
     messages: MessageTotals
     idempotency: IdempotencyView
     connections: dict[str, Any]
+    traffic: Traffic
+    publishes_waiting: int
+    ring_bytes: int
+    memory_limit_bytes: int
+    process_cpu_s: float
+    version: str
     # Left out where the daemon speaks no TLS.
-    tls: Tls | msgspec.UnsetType
+    tls: Tls | msgspec.UnsetType = msgspec.UNSET
     # Left out without a journal.
-    journal: dict[str, Any] | msgspec.UnsetType
+    journal: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     log: LogView
     process: ProcessFigures
     uptime_s: float
@@ -84,7 +91,7 @@ class MetricsView(msgspec.Struct, frozen=True):
 
 def render_json(snapshot: Snapshot) -> Generator[None, None, bytes]:
     """Return ``snapshot`` as JSON; each step takes well under a millisecond."""
-    return (yield from _with_topics(_summary(snapshot), snapshot.topics))
+    return (yield from _with_topics(summary_of(snapshot), snapshot.topics))
 
 
 def render_tenant_json(snapshot: TenantSnapshot) -> Generator[None, None, bytes]:
@@ -110,7 +117,7 @@ def _with_topics(
     return body
 
 
-def _summary(snapshot: Snapshot) -> MetricsView:
+def summary_of(snapshot: Snapshot) -> MetricsView:
     """Return everything but the topics, whose list is empty."""
     return MetricsView(
         total_topics=snapshot.total_topics,
@@ -125,6 +132,12 @@ def _summary(snapshot: Snapshot) -> MetricsView:
         messages=snapshot.messages,
         idempotency=snapshot.idempotency,
         connections=_connections_view(snapshot.connections),
+        traffic=snapshot.traffic,
+        publishes_waiting=snapshot.waiting_publishes,
+        ring_bytes=snapshot.ring_bytes,
+        memory_limit_bytes=snapshot.memory_limit_bytes,
+        process_cpu_s=round(snapshot.process_cpu_s, 3),
+        version=snapshot.build.version,
         tls=msgspec.UNSET if snapshot.tls is None else snapshot.tls,
         journal=msgspec.UNSET if snapshot.journal is None else _journal_view(snapshot.journal),
         log=LogView(snapshot.log_lines_dropped),
@@ -144,6 +157,7 @@ def _journal_view(journal: JournalFigures) -> dict[str, Any]:
 
 def _connections_view(connections: Connections) -> dict[str, Any]:
     return {
+        "open": connections.open,
         "accepted": connections.accepted,
         "refused": connections.refused,
         "closed": {str(code): count for code, count in connections.closed.items()},

@@ -163,9 +163,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     waiting_publishes: int
     ring_bytes: int
     memory_limit_bytes: int
-    # The tenants that use most, a bounded number of them; and whether any tenant is configured.
+    # The tenants that use most, a bounded number of them.
     memory_shares: list[MemoryShare]
-    has_configured_tenants: bool
     throttle: Throttle
     window_messages: int
     # None until the first one.

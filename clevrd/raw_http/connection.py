@@ -325,7 +325,7 @@ class RawConnection(asyncio.Protocol):
         server = self._server
         server.budget.change(self._held_bytes, 0, self._sender)
         self._held_bytes = 0
-        address = server.addresses.client_of(self.transport, headers)
+        address = server.addresses.sender_of(self.transport, headers)
         self._sender = server.budget.sender(tenant, address)
 
     def _let_go(self) -> None:

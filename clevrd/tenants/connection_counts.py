@@ -35,6 +35,10 @@ class ConnectionCounts:
         """Return how many tenants and credentials have a connection."""
         return len(self._of_tenants) + len(self._of_keys)
 
+    def by_tenant(self) -> list[tuple[str, int]]:
+        """Return each tenant that has a connection, and how many."""
+        return list(self._of_tenants.items())
+
     def bound(self, max_connections: int) -> None:
         """Keep a part of ``max_connections``, all that there can be, for known tenants."""
         self._max_made_up = max_connections - max_connections // _KEPT_FREE
@@ -52,13 +56,18 @@ class ConnectionCounts:
         limit = tenant.limits.max_connections
         if limit is not None and (open_now := self._of_tenants.of(name)) >= limit:
             raise ConnectionLimit(
-                f"Tenant {name}", open_now, limit, "max_connections of the tenant"
+                f"Tenant {name}", open_now, limit, "max_connections of the tenant", tenant=name
             )
         limit = tenant.key_limits.max_connections
         key = tenant.credential_id
         if limit is not None and (open_now := self._of_keys.of((name, key))) >= limit:
             raise ConnectionLimit(
-                f"The key {key} of tenant {name}", open_now, limit, "max_connections of the key"
+                f"The key {key} of tenant {name}",
+                open_now,
+                limit,
+                "max_connections of the key",
+                tenant=name,
+                credential=key,
             )
         if 0 < self._max_made_up <= self._made_up and self._is_made_up(name):
             raise ConnectionLimit(
@@ -66,6 +75,7 @@ class ConnectionCounts:
                 self._made_up,
                 self._max_made_up,
                 "three quarters of CLEVRD_MAX_CONNECTIONS",
+                tenant=name,
             )
 
     def take(self, tenant: Tenant) -> None:

@@ -123,10 +123,14 @@ class Tenant(msgspec.Struct, frozen=True):
     def check_admin(self) -> None:
         """Raise Forbidden unless it may operate the daemon."""
         if not self.is_admin:
-            raise Forbidden(f"{self._who()} lacks the permission admin.")
+            raise self._lacks("the permission admin")
 
     def _missing(self, permission: str, topic: str) -> Forbidden:
-        return Forbidden(f"{self._who()} lacks the permission to {permission}: {topic[:80]!a}.")
+        return self._lacks(f"the permission to {permission}: {topic[:80]!a}")
+
+    def _lacks(self, what: str) -> Forbidden:
+        sentence = f"{self._who()} lacks {what}."
+        return Forbidden(sentence, tenant=self.name, credential=self.credential_id)
 
     def _who(self) -> str:
         if not self.credential_id:

@@ -194,7 +194,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         size = len(data)
         server = self._server
         if self._sender is NOBODY:
-            self._sender = server.budget.sender(None, server.addresses.client_of(self._tcp, {}))
+            self._sender = server.budget.sender(None, server.addresses.sender_of(self._tcp, {}))
         before_bytes = self._handshake_bytes
         fits = server.budget.change(before_bytes, before_bytes + size, self._sender)
         self._handshake_bytes += size

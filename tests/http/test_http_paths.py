@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import re
 import socket
 import urllib.error
 import urllib.request
@@ -17,10 +18,13 @@ import pytest
 from clients import CURL, client_of, needs_curl, subscribe
 from daemons import Daemon, FakeStats, running
 from http_wire import ask, get, post, responses, talk
+from keys import access
 
 from clevrd import __version__
 from clevrd.config import Config
+from clevrd.handlers.site.pages import DOCS
 from clevrd.server import Server
+from clevrd.tenants.settings import Access, Auth
 
 OK = post('{"topic":"t","data":1}')
 PATHS = {
@@ -95,7 +99,7 @@ async def test_options_lists_the_methods(daemon: Daemon, path: str) -> None:
     first, second = responses(await talk(daemon.port, [sent + get("/", "Connection: close")]))
 
     assert (first.version, first.status, first.body) == ("HTTP/1.1", 204, b"")
-    assert first.headers["allow"] == f"{PATHS.get(path, 'GET, HEAD, POST')}, OPTIONS"
+    assert first.headers["allow"] == f"{PATHS.get(path, 'GET, HEAD, POST, DELETE')}, OPTIONS"
     assert first.headers.keys() == {"allow", "server", "date"}
     assert second.status == 200
 
@@ -245,6 +249,65 @@ async def test_home_shows_no_host_that_is_none(daemon: Daemon, host: str) -> Non
 
     assert (answer.status, answer.code) == (400, "invalid_request")
     assert b"script" not in answer.body
+
+
+@pytest.mark.parametrize(
+    ("fields", "url"),
+    [
+        (
+            ["X-Forwarded-Proto: https", "X-Forwarded-Host: events.example"],
+            "https://events.example",
+        ),
+        (["X-Forwarded-Proto: https"], "https://test"),
+        (["X-Forwarded-Host: <b>"], "http://test"),
+        ([], "http://test"),
+    ],
+)
+async def test_home_has_the_url_that_a_listed_proxy_was_asked_for(
+    fields: list[str], url: str
+) -> None:
+    """And that of the daemon itself where the proxy says none, or none that is one."""
+    listed = Access(auth=Auth(trusted_proxies=("127.0.0.1",)))
+    async with running(access=listed) as daemon:
+        answer = await ask(daemon.port, get("/", *fields))
+
+    assert f"curl {url}/publish" in answer.body.decode()
+    assert f"{url.replace('http', 'ws', 1)}/subscribe?topic" in answer.body.decode()
+
+
+async def test_home_believes_no_other_proxy(daemon: Daemon) -> None:
+    """Anybody can send these fields."""
+    answer = await ask(daemon.port, get("/", "X-Forwarded-Host: evil.example"))
+
+    assert b"evil" not in answer.body
+
+
+async def test_home_says_what_becomes_of_messages(tmp_path: Path) -> None:
+    """In memory alone, over a planned restart, or in a journal of these topics."""
+    table = {"directory": str(tmp_path / "journal"), "topics": ["orders.*"]}
+    said = []
+    for settings in ({}, {"state_dir": str(tmp_path)}, {"journal_table": table}):
+        async with running(**settings) as daemon:
+            said.append((await ask(daemon.port, get("/"))).body.decode())
+
+    assert "kept in memory alone" in said[0]
+    assert "over a planned restart" in said[1]
+    assert "Messages of orders.* are kept in a journal (sqlite)" in said[2]
+
+
+async def test_home_says_whether_a_credential_is_required(daemon: Daemon) -> None:
+    """And links to what browsers can look at, but to nothing that a client named."""
+    async with running(access=access()) as closed:
+        answer = await ask(closed.port, get("/"))
+    assert b"It asks for a credential" in answer.body
+
+    page = (await ask(daemon.port, get("/", "Accept: text/html"))).body.decode()
+    assert "It asks for no credential" in page
+    links = re.findall(r'href="([^"]*)"', page)
+    assert [link.removeprefix("http://test") for link in links[:4]] == [
+        *("/dashboard", "/health", "/metrics", "/config")
+    ]
+    assert links[4:] == [DOCS]
 
 
 async def test_commands_on_the_home_page_work(daemon: Daemon) -> None:

@@ -20,9 +20,9 @@ from tls import make_pair
 
 from clevrd.errors import JournalFull, JournalUnavailable
 from clevrd.journal.base import Checkpoint, Fenced, TopicHead, Trimmed
+from clevrd.journal.kept_checkpoints import KEPT, to_forget
 from clevrd.journal.records import digest_of
 from clevrd.journal.redis import engine as engine_module
-from clevrd.journal.redis.checkpoints import KEPT, to_forget
 from clevrd.journal.redis.connections import Connections
 from clevrd.journal.redis.engine import RedisEngine
 from clevrd.journal.redis.library import ACL_RULES, RedisFault

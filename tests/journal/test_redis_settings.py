@@ -14,8 +14,9 @@ from daemons import ROOT, running
 from clevrd.cli.command_line import main
 from clevrd.errors import ConfigError
 from clevrd.journal.redis.server_info import ServerInfo, read_info, refusal_of, warnings_of
-from clevrd.journal.redis.url import BadUrl, RedisAddress, parse_redis_url, shown_redis_url
+from clevrd.journal.redis.url import RedisAddress, parse_redis_url
 from clevrd.journal.settings import read_journal
+from clevrd.journal.url_parts import BadUrl, shown_url
 
 SECRET = "a@b"  # noqa: S105  # of no server
 
@@ -121,8 +122,8 @@ def test_plain_setting_is_a_url_or_a_directory() -> None:
 
 def test_url_is_shown_without_user_and_password() -> None:
     """The rest says where the Redis is."""
-    assert shown_redis_url("rediss://me:secret@h:1/2") == "rediss://h:1/2"
-    assert shown_redis_url("redis+sentinel://:x@a:1,b:2/m") == "redis+sentinel://a:1,b:2/m"
+    assert shown_url("rediss://me:secret@h:1/2") == "rediss://h:1/2"
+    assert shown_url("redis+sentinel://:x@a:1,b:2/m") == "redis+sentinel://a:1,b:2/m"
 
 
 def test_checkconfig_shows_no_password(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

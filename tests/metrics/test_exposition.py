@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from clevrd.config import Config
+from clevrd.core import busy_topics
 from clevrd.core.beginning import Last
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.subscriber import Subscriber
@@ -38,6 +39,8 @@ parse_openmetrics: Parse = openmetrics_parser.text_string_to_metric_families
 # Topics, and metrics, that one step may work on: 0.3 ms and less.
 TOPICS_PER_STEP = 64
 METRICS_PER_STEP = 1
+# Topics that one step may compare, at 0.3 us each.
+COMPARED_PER_STEP = 1_300
 
 
 def figures_of(hub: Hub) -> Figures:
@@ -265,6 +268,20 @@ def viewed_too(steps: Generator[None, None, Any], viewed: Steps) -> Generator[No
         viewed.most = max(viewed.most, viewed.count - before)
         before = viewed.count
         yield
+
+
+def test_busiest_of_many_are_found_in_small_steps(
+    crowd: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All topics that are read may be among them, so no step compares them all."""
+    compared = Steps()
+    monkeypatch.setattr(busy_topics, "_messages", compared.counting(busy_topics._messages))
+
+    (busiest,) = compared.watch(crowd.topics.busiest(100))
+
+    assert len(busiest) == 100
+    assert compared.count >= MANY
+    assert compared.most <= COMPARED_PER_STEP
 
 
 def test_a_scrape_of_many_looks_at_no_topic_but_for_the_sums(

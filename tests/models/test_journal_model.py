@@ -422,10 +422,12 @@ class WithGuesses(Fold):
 class WithoutRepeatedResets(Fold):
     """A reset that is a retry is none."""
 
-    def _fold(self, position: int, digest: str, header: Header, lines_at: int) -> Folded:
+    def _fold(
+        self, position: int, digest: str, header: Header, lines_at: int, planned: Any = None
+    ) -> Folded:
         if header.stamp == self.stamp and self._is_retry(header, self._epoch):
             header = msgspec.structs.replace(header, is_reset=False)
-        return super()._fold(position, digest, header, lines_at)
+        return super()._fold(position, digest, header, lines_at, planned)
 
 
 @pytest.mark.parametrize(

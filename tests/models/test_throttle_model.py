@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from clevrd.control.adaptive_buffer import AdaptiveBufferManager
 from clevrd.control.adaptive_throttler import AdaptiveThrottler, Scope
 from clevrd.hub.control_loops import ControlLoops
+from clevrd.metrics.decisions import Decisions
 
 TOPICS = 3
 
@@ -91,6 +92,7 @@ def test_publishes_wait_when_the_rule_says_so(
         stats,
         cast(Any, None),
         cast(Any, FakeReaders(topics)),
+        Decisions(clock, lambda tenant: tenant),
         cast(asyncio.AbstractEventLoop, FakeLoop(clock)),
     )
     ends_s = [float("-inf")] * TOPICS

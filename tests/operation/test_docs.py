@@ -38,12 +38,19 @@ from clevrd.core.notices import (
 from clevrd.core.portions import Weights
 from clevrd.errors import CannotStart, ClevrdError, ConfigError
 from clevrd.handlers.commands.commands import Ping, PublishedNotice, Subscribe, Unsubscribe
+from clevrd.handlers.operate.actions import Disconnected, TailView
+from clevrd.handlers.operate.explain import DecisionView, ExplainView, Scope
 from clevrd.handlers.operate.figures import Figures
 from clevrd.handlers.operate.health import HealthView, MemoryView
+from clevrd.handlers.operate.subscriber_rows import SubscribersView
 from clevrd.hub import Published
-from clevrd.metrics.exposition import families
+from clevrd.hub.clearing import Cleared
+from clevrd.metrics.exposition import families, families_of_tenants
+from clevrd.metrics.histograms import HistogramView
 from clevrd.metrics.json import MetricsView, ThrottlerView
-from clevrd.metrics.snapshot import IdempotencyView, MessageTotals, TopicView
+from clevrd.metrics.snapshot import IdempotencyView, MessageTotals, TopicView, Traffic
+from clevrd.metrics.tenants import TenantFigures, TenantsView
+from clevrd.metrics.top import LimitedRow, SubscriberRow, TopicRow, TopView
 from clevrd.tenants import Tenant
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +88,21 @@ WIRE_STRUCTS = (
     BufferDecision,
     MessageTotals,
     ProcessFigures,
+    Traffic,
+    HistogramView,
+    TenantsView,
+    TenantFigures,
+    TopView,
+    SubscriberRow,
+    TopicRow,
+    LimitedRow,
+    ExplainView,
+    DecisionView,
+    Scope,
+    SubscribersView,
+    Disconnected,
+    Cleared,
+    TailView,
 )
 
 
@@ -153,7 +175,12 @@ def routes() -> set[str]:
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "PathRouter"
     ]
     assert len(tables) == 2
-    assert all(isinstance(table, ast.Dict) for table in tables)
+    # Both have the paths that one function returns for operators.
+    of_admin = ast.parse((PACKAGE / "handlers" / "operate" / "admin.py").read_text())
+    tables += [
+        node.value for node in ast.walk(of_admin) if isinstance(node, ast.Return) and node.value
+    ]
+    assert len(tables) == 3
     return {
         f"{ast.literal_eval(method)} {ast.literal_eval(path)}"
         for table in tables
@@ -336,9 +363,13 @@ async def test_every_metric_is_documented() -> None:
         daemon.hub.topic(Tenant("acme"), "t")
         figures = Figures(daemon.hub, daemon.server.count_connections, 0.0)
         snapshot = at_once(figures.snapshot(0))
+        tenants = at_once(figures.of_tenants())
 
     assert rows_after(OPERATIONS, "Prometheus metric") == [
         metric_row(family) for family in families(snapshot)
+    ]
+    assert rows_after(OPERATIONS, "Metric of tenants") == [
+        metric_row(family) for family in families_of_tenants(tenants)
     ]
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+from nats_servers import NatsServer
 from redis_servers import RedisServer
 
 from clevrd.journal.base import Engine
+from clevrd.journal.nats.engine import NatsEngine
+from clevrd.journal.nats.settings import NatsSettings
+from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.engine import RedisEngine
 from clevrd.journal.redis.settings import RedisSettings
 from clevrd.journal.redis.url import parse_redis_url
@@ -96,4 +100,39 @@ class RedisLog:
         self.server.kill()
 
 
-LOGS: dict[str, Callable[[Path], Log]] = {"redis": RedisLog, "sqlite": SqliteLog}
+def nats_settings(server: NatsServer, **settings: Any) -> NatsSettings:
+    """Return the settings of a journal in ``server``."""
+    return NatsSettings(address=parse_nats_url(server.url), shown=server.url, **settings)
+
+
+class NatsLog:
+    """A NATS server of its own, which was started for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = NatsServer(folder / "nats").start()
+
+    def engine(self, *, keeps_little: bool = False) -> NatsEngine:
+        """Return an engine for the server, in which `settle` leaves little."""
+        return NatsEngine(nats_settings(self.server, partitions=2))
+
+    async def begin_anew(self) -> None:
+        """Restart the server, which may have lost records as far as an engine knows."""
+        self.server.kill()
+        self.server.start()
+
+    async def settle(self, engine: Engine) -> None:
+        """Keep one record of each log."""
+        for name in await self.server.streams():
+            if not name.endswith("checkpoints"):
+                await self.server.api(f"STREAM.PURGE.{name}", {"keep": 1})
+
+    def close(self) -> None:
+        """Kill the server."""
+        self.server.kill()
+
+
+LOGS: dict[str, Callable[[Path], Log]] = {
+    "nats": NatsLog,
+    "redis": RedisLog,
+    "sqlite": SqliteLog,
+}

@@ -50,8 +50,8 @@ function _shtab_clevrd_using
   test "$_shtab_clevrd_cmdpath" = "$argv"
 end
 
-set -g _shtab_clevrd_commands serve publish subscribe health checkconfig cert key 'key new' 'key digest' token 'token new' 'token show' journal 'journal stat' 'journal verify' 'journal export' 'journal import' 'journal backup' completion version help
-set -g _shtab_clevrd_opts_with_value --address --admin-address --allowed-origins --audience --buffer --ca-file --catch-up-messages --cert --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --id --idempotency-s --issuer --journal --keepalive-timeout-s --key --key-file --kid --last --lifetime --log-level --match-all-patterns --max-batch-bytes --max-connections --max-connections-per-address --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --private-key --proxy-protocol --publish --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --secret-file --send-buffer-bytes --shutdown-timeout-s --since --state-dir --sub --subscribe --tenant --throttle-scope --timeout --tls-cert-file --tls-key-file --topic --topic-idle-s --url --write-high-bytes --write-low-bytes
+set -g _shtab_clevrd_commands serve publish subscribe health top checkconfig cert key 'key new' 'key digest' token 'token new' 'token show' journal 'journal stat' 'journal verify' 'journal export' 'journal import' 'journal backup' completion version help
+set -g _shtab_clevrd_opts_with_value --address --admin-address --allowed-origins --audience --buffer --ca-file --catch-up-messages --cert --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --id --idempotency-s --interval --issuer --journal --keepalive-timeout-s --key --key-file --kid --last --lifetime --log-level --match-all-patterns --max-batch-bytes --max-connections --max-connections-per-address --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --private-key --proxy-protocol --publish --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --rows --secret-file --send-buffer-bytes --shutdown-timeout-s --since --state-dir --sub --subscribe --tenant --throttle-scope --timeout --tls-cert-file --tls-key-file --topic --topic-idle-s --url --write-high-bytes --write-low-bytes
 
 complete -c clevrd -e
 complete -c clevrd -f
@@ -97,7 +97,7 @@ complete -c clevrd -n '_shtab_clevrd_using serve' -l request-timeout-s -x -d 'Se
 complete -c clevrd -n '_shtab_clevrd_using serve' -l keepalive-timeout-s -x -d 'Seconds that an idle connection stays open between requests. A number from 0.1 to 86400; default 75; CLEVRD_KEEPALIVE_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l shutdown-timeout-s -x -d 'Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600; default 30; CLEVRD_SHUTDOWN_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l state-dir -xka "(__fish_complete_directories)" -d 'Directory that carries topics over a planned restart; empty for none. Like /var/lib/clevrd; default none; CLEVRD_STATE_DIR'
-complete -c clevrd -n '_shtab_clevrd_using serve' -l journal -x -d 'Directory of a journal, in which messages outlive the process, or the URL of a Redis, for one that several nodes share; empty for none. Like /var/lib/clevrd/journal or redis://redis.example:6379; default none; CLEVRD_JOURNAL'
+complete -c clevrd -n '_shtab_clevrd_using serve' -l journal -x -d 'Directory of a journal, in which messages outlive the process, or the URL of a Redis or NATS, for one that several nodes share; empty for none. Like /var/lib/clevrd/journal or redis://redis.example:6379; default none; CLEVRD_JOURNAL'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l throttle-scope -xka "topic global" -d 'Whose publishes wait under overload: those to topics whose subscribers are slow, or all. One of topic, global; default topic; CLEVRD_THROTTLE_SCOPE'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l log-level -xka "debug info warning error" -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l raw-paths -xka "true false" -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
@@ -130,6 +130,17 @@ complete -c clevrd -n '_shtab_clevrd_using health' -l address -x -d 'where it li
 complete -c clevrd -n '_shtab_clevrd_using health' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file of settings (CLEVRD_CONFIG)'
 complete -c clevrd -n '_shtab_clevrd_using health' -l ready -d 'ask /health/ready, not /health/live'
 complete -c clevrd -n '_shtab_clevrd_using health' -l timeout -x -d 'how long the answer may take (default 2)'
+complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a top -d 'Show who is slow, who is loud, and whether the daemon of these settings is well.'
+complete -c clevrd -n '_shtab_clevrd_using top' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using top' -l url -x -d 'the daemon: http://host:port, host:port, https://host or unix:/path; without it the one of these settings is asked, at its admin_address if it has one'
+complete -c clevrd -n '_shtab_clevrd_using top' -l address -x -d 'where it listens, as for serve'
+complete -c clevrd -n '_shtab_clevrd_using top' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file of settings (CLEVRD_CONFIG)'
+complete -c clevrd -n '_shtab_clevrd_using top' -l ca-file -xka "(__fish_complete_path (commandline -ct))" -d 'trust the certificates in FILE (PEM) for https://, instead of the system'"'"'s (SSL_CERT_FILE)'
+complete -c clevrd -n '_shtab_clevrd_using top' -l key-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file with the key or token to send; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with'
+complete -c clevrd -n '_shtab_clevrd_using top' -l interval -x -d 'how often it looks, 1 s at least (default 2)'
+complete -c clevrd -n '_shtab_clevrd_using top' -l rows -x -d 'rows of each table, 1 to 100 (default 10, or what the terminal has room for)'
+complete -c clevrd -n '_shtab_clevrd_using top' -l once -d 'print one view and end'
+complete -c clevrd -n '_shtab_clevrd_using top' -l json -d 'print each view as the daemon'"'"'s JSON on one line (docs/wire.md, GET /admin/top)'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a checkconfig -d 'Print every setting and its source.'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file of settings (CLEVRD_CONFIG)'
@@ -169,7 +180,7 @@ complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l request-timeout-s -x 
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l keepalive-timeout-s -x -d 'Seconds that an idle connection stays open between requests. A number from 0.1 to 86400; default 75; CLEVRD_KEEPALIVE_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l shutdown-timeout-s -x -d 'Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600; default 30; CLEVRD_SHUTDOWN_TIMEOUT_S'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l state-dir -xka "(__fish_complete_directories)" -d 'Directory that carries topics over a planned restart; empty for none. Like /var/lib/clevrd; default none; CLEVRD_STATE_DIR'
-complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l journal -x -d 'Directory of a journal, in which messages outlive the process, or the URL of a Redis, for one that several nodes share; empty for none. Like /var/lib/clevrd/journal or redis://redis.example:6379; default none; CLEVRD_JOURNAL'
+complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l journal -x -d 'Directory of a journal, in which messages outlive the process, or the URL of a Redis or NATS, for one that several nodes share; empty for none. Like /var/lib/clevrd/journal or redis://redis.example:6379; default none; CLEVRD_JOURNAL'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l throttle-scope -xka "topic global" -d 'Whose publishes wait under overload: those to topics whose subscribers are slow, or all. One of topic, global; default topic; CLEVRD_THROTTLE_SCOPE'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l log-level -xka "debug info warning error" -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l raw-paths -xka "true false" -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
@@ -237,4 +248,4 @@ complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' 
 complete -c clevrd -n '_shtab_clevrd_using version' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a help -d 'Show what a command takes.'
 complete -c clevrd -n '_shtab_clevrd_using help' -s h -l help -d 'show this help message and exit'
-complete -c clevrd -n '_shtab_clevrd_using help; and test $_shtab_clevrd_npos -eq 0' -ka "serve publish subscribe health checkconfig cert key token journal completion version help" -d 'the command to explain'
+complete -c clevrd -n '_shtab_clevrd_using help; and test $_shtab_clevrd_npos -eq 0' -ka "serve publish subscribe health top checkconfig cert key token journal completion version help" -d 'the command to explain'

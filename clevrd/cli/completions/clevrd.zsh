@@ -21,6 +21,7 @@ _shtab_clevrd_commands() {
     serve:'Run the daemon (the default).'
     subscribe:'Print topics'"'"' messages, one JSON line each.'
     token:'Make a JSON Web Token, or look at one.'
+    top:'Show who is slow, who is loud, and whether the daemon of these settings is well.'
     version:'Print the version.'
   )
   _describe 'clevrd commands' _commands
@@ -111,7 +112,7 @@ _shtab_clevrd_checkconfig_options=(
   "--keepalive-timeout-s[Seconds that an idle connection stays open between requests. A number from 0.1 to 86400\; default 75\; CLEVRD_KEEPALIVE_TIMEOUT_S]:VALUE:"
   "--shutdown-timeout-s[Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600\; default 30\; CLEVRD_SHUTDOWN_TIMEOUT_S]:VALUE:"
   "--state-dir[Directory that carries topics over a planned restart\; empty for none. Like \/var\/lib\/clevrd\; default none\; CLEVRD_STATE_DIR]:VALUE:_files -/"
-  "--journal[Directory of a journal, in which messages outlive the process, or the URL of a Redis, for one that several nodes share\; empty for none. Like \/var\/lib\/clevrd\/journal or redis\:\/\/redis.example\:6379\; default none\; CLEVRD_JOURNAL]:VALUE:"
+  "--journal[Directory of a journal, in which messages outlive the process, or the URL of a Redis or NATS, for one that several nodes share\; empty for none. Like \/var\/lib\/clevrd\/journal or redis\:\/\/redis.example\:6379\; default none\; CLEVRD_JOURNAL]:VALUE:"
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
@@ -143,7 +144,7 @@ _shtab_clevrd_health_defaults_added=0
 
 _shtab_clevrd_help_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  ":the command to explain:(serve publish subscribe health checkconfig cert key token journal completion version help)"
+  ":the command to explain:(serve publish subscribe health top checkconfig cert key token journal completion version help)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -283,7 +284,7 @@ _shtab_clevrd_serve_options=(
   "--keepalive-timeout-s[Seconds that an idle connection stays open between requests. A number from 0.1 to 86400\; default 75\; CLEVRD_KEEPALIVE_TIMEOUT_S]:VALUE:"
   "--shutdown-timeout-s[Seconds that requests and subscribers get to finish at shutdown. A number from 0 to 3600\; default 30\; CLEVRD_SHUTDOWN_TIMEOUT_S]:VALUE:"
   "--state-dir[Directory that carries topics over a planned restart\; empty for none. Like \/var\/lib\/clevrd\; default none\; CLEVRD_STATE_DIR]:VALUE:_files -/"
-  "--journal[Directory of a journal, in which messages outlive the process, or the URL of a Redis, for one that several nodes share\; empty for none. Like \/var\/lib\/clevrd\/journal or redis\:\/\/redis.example\:6379\; default none\; CLEVRD_JOURNAL]:VALUE:"
+  "--journal[Directory of a journal, in which messages outlive the process, or the URL of a Redis or NATS, for one that several nodes share\; empty for none. Like \/var\/lib\/clevrd\/journal or redis\:\/\/redis.example\:6379\; default none\; CLEVRD_JOURNAL]:VALUE:"
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
@@ -344,6 +345,22 @@ _shtab_clevrd_token_show_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_clevrd_token_show_defaults_added=0
 
+_shtab_clevrd_top_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--url[the daemon\: http\:\/\/host\:port, host\:port, https\:\/\/host or unix\:\/path\; without it the one of these settings is asked, at its admin_address if it has one]:url:"
+  "--address[where it listens, as for serve]:VALUE:"
+  "--config[TOML file of settings (CLEVRD_CONFIG)]:FILE:_files"
+  "--ca-file[trust the certificates in FILE (PEM) for https\:\/\/, instead of the system\'s (SSL_CERT_FILE)]:FILE:_files"
+  "--key-file[a file with the key or token to send\; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with]:FILE:_files"
+  "--interval[how often it looks, 1 s at least (default 2)]:SECONDS:"
+  "--rows[rows of each table, 1 to 100 (default 10, or what the terminal has room for)]:N:"
+  "--once[print one view and end]"
+  "--json[print each view as the daemon\'s JSON on one line (docs\/wire.md, GET \/admin\/top)]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_top_defaults_added=0
+
 _shtab_clevrd_version_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
 )
@@ -381,6 +398,7 @@ _shtab_clevrd() {
         serve) _arguments -C -s $_shtab_clevrd_serve_options ;;
         subscribe) _arguments -C -s $_shtab_clevrd_subscribe_options ;;
         token) _shtab_clevrd_token ;;
+        top) _arguments -C -s $_shtab_clevrd_top_options ;;
         version) _arguments -C -s $_shtab_clevrd_version_options ;;
       esac
   esac

@@ -9,12 +9,15 @@ from clevrd.admission import Admitted, Operators
 from clevrd.errors import Forbidden, InvalidRequest
 from clevrd.handlers.operate.accept import Form, wanted_form
 from clevrd.handlers.operate.figures import Figures
-from clevrd.http_values import JSON, NOT_STORED, Request, Response
+from clevrd.http_values import JSON, NOT_STORED, Request, Response, json_view
 from clevrd.metrics.exposition import (
     OPENMETRICS_TYPE,
     TEXT_TYPE,
+    families_of_tenants,
+    openmetrics_of,
     render_openmetrics,
     render_text,
+    text_of,
 )
 from clevrd.metrics.json import render_json, render_tenant_json
 from clevrd.scheduling.fair_turns import FairTurns
@@ -29,6 +32,10 @@ _RENDERERS: Final = {
     Form.JSON: (JSON, render_json),
     Form.OPENMETRICS: (OPENMETRICS_TYPE, render_openmetrics),
     Form.TEXT: (TEXT_TYPE, render_text),
+}
+_TENANT_RENDERERS: Final = {
+    Form.OPENMETRICS: (OPENMETRICS_TYPE, openmetrics_of),
+    Form.TEXT: (TEXT_TYPE, text_of),
 }
 # The figures depend on the credential, too, but no cache keeps them, so Vary need not say it.
 _FIELDS: Final = (*NOT_STORED, ("Vary", "Accept"))
@@ -84,6 +91,37 @@ class MetricsEndpoint:
         del snapshot
         yield
         return Response(200, body, JSON, _FIELDS)
+
+
+class TenantMetricsEndpoint:
+    """The figures of tenants, for operators, in the form that Accept asks for.
+
+    Each tenant is a label of Prometheus's, so they have a path of their own.
+    """
+
+    serves_while_draining = True
+
+    def __init__(self, gate: Operators, figures: Figures, turns: FairTurns) -> None:
+        self._gate = gate
+        self._figures = figures
+        self._turns = turns
+
+    def admit(self, head: Request) -> Admitted:
+        """Refuse who may not operate the daemon."""
+        return self._gate.admit_operator(head)
+
+    def answer(self, admitted: Admitted, body: bytes) -> Awaitable[Response]:
+        """Return what makes the answer, in shares of the loop's turns."""
+        return self._turns.carry_out(self._answer(_form_of(admitted.head)))
+
+    def _answer(self, form: Form) -> Generator[None, None, Response]:
+        view = yield from self._figures.of_tenants()
+        yield
+        if form is Form.JSON:
+            return json_view(view, _FIELDS)
+        content_type, render = _TENANT_RENDERERS[form]
+        body = yield from render(families_of_tenants(view))
+        return Response(200, body, content_type, _FIELDS)
 
 
 def _form_of(request: Request) -> Form:

@@ -143,4 +143,5 @@ def check_size(tenant: Tenant, size_bytes: int) -> None:
     """Raise MessageTooLarge where a message has more than its tenant's messages may have."""
     limit_bytes = tenant.limits.max_message_bytes
     if limit_bytes is not None and size_bytes > limit_bytes:
-        raise MessageTooLarge(limit_bytes, size_bytes, f"max_message_bytes of tenant {tenant.name}")
+        setting = f"max_message_bytes of tenant {tenant.name}"
+        raise MessageTooLarge(limit_bytes, size_bytes, setting, tenant.name)

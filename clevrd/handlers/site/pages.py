@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Generator
-from typing import Final
+import re
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from clevrd import __version__
 from clevrd.admission import Admitted, Gate, Later, admit_anybody
+from clevrd.client_addresses import AskedFor
 from clevrd.handlers.operate.figures import Figures
-from clevrd.http_values import HTML, NOT_STORED, TEXT, Request, Response
+from clevrd.http_values import HOST, HTML, NOT_STORED, TEXT, Request, Response
 from clevrd.metrics.snapshot import TenantSnapshot
 from clevrd.scheduling.fair_turns import FairTurns
 
 # Topics that the page lists.
 _TOPICS: Final = 20
 
+DOCS: Final = "https://github.com/clevrd/clevrd/tree/main/docs"
+
 _TEXT = """clevrd {version}: publish JSON over HTTP, receive it over WebSocket or streams.
+{access}
 
 Subscribe to a topic:
     clevrd subscribe orders --url {url}
@@ -32,41 +37,122 @@ Subscribe to a topic:
 Publish to it:
     curl {url}/publish -d '{{"topic":"orders","data":{{"id":1}}}}'
 
-    with "key":"EUR/USD" beside them, policy=latest keeps the newest of each key
+    with "key":"EUR/USD" beside them, policy=latest keeps the newest of each key;
+    with "idempotency_key":"..." a repetition is known, and not published again
     many at once: POST NDJSON or a JSON array of these to {url}/publish/batch
     a stream of them: WebSocket text frames to {ws_url}/publish
+    many topics, both ways, over one WebSocket: {ws_url}/ws
 
 Look at it:
+    {url}/dashboard  a live page for operators
     {url}/health     state, uptime, memory; /health/live, /health/ready for probes
-    {url}/metrics    topics, subscribers, drops, throttling (JSON)
+    {url}/metrics    topics, subscribers, drops, throttling (JSON, or as Prometheus asks)
     {url}/config     the settings in force, for operators (JSON)
 
 Options of /subscribe:
-    topic=NAME      required
-    last=N          recent messages to begin with (50 unless configured otherwise)
+    topic=NAME      whose messages; several times for several topics
+    pattern=P       all topics that match: orders.*, orders.**, now and later
+    last=N          recent messages to begin with ({catch_up_messages} unless said)
+    since=WHEN      the first message of 90s, 1h, 2d ago, of a time, behind an id; or all
+    offset=N&epoch=E  resume behind this position, of a message or a gap that you had
     policy=P        drop_oldest (default), drop_newest, circuit_breaker or latest: what you lose
     buffer=N        when you lag by more than N messages (at most 100 to 1000, by memory)
+    control=1       be told of gaps, over WebSocket and NDJSON
+    poll=1, timeout=S  one JSON answer, after S seconds at most (25)
     tenant=NAME     whose topic; the header X-Tenant-ID does the same, for /publish too
 
 Each message: {{"id","topic","tenant_id","data","timestamp","offset"}}, and "key" where it was
-published with one. A hole in offset is what you lost. Nothing is kept on a disk.
+published with one. A hole in offset is what you lost.
+{keeps}
+The contract, and how to operate it: {docs}
 """
 
-_PAGE = """<!doctype html><meta charset="utf-8"><title>clevrd</title>
+_OPEN: Final = "It asks for no credential."
+_CLOSED: Final = (
+    "It asks for a credential: curl -H 'Authorization: Bearer SECRET', clevrd --key-file."
+)
+
+# URLs at the beginning of a line, and the documents' address, are links where a browser asks.
+_LINK: Final = re.compile(rf"(?m)(?<=^    )https?://\S+|{re.escape(DOCS)}")
+_STYLE: Final = (
+    ":root{color-scheme:light dark}body{font:15px/1.5 system-ui;max-width:54rem;margin:3rem auto;"
+    "padding:0 1rem}pre{white-space:pre-wrap;overflow-wrap:anywhere}"
+)
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>clevrd</title>
 <meta name="viewport" content="width=device-width">
-<style>body{{font:15px/1.5 system-ui;max-width:50rem;margin:3rem auto;padding:0 1rem}}
-pre{{white-space:pre-wrap}}</style>
-<pre>{text}</pre>
+<style>{style}</style>
+<main><pre>{text}</pre></main></html>
 """
 
 
 _ADMIN_TEXT = """clevrd {version}, for its operators: who reaches this address sees all tenants.
 
-    /metrics                              topics, subscribers, drops, throttling (JSON, or as
-                                          Prometheus asks); ?topics=N for the N busiest topics
-    /config                               every setting, its source, and the rules of access
-    /health, /health/live, /health/ready  state, and for probes
+    {url}/dashboard               a live page
+    {url}/metrics                 topics, subscribers, drops, throttling (JSON, or as
+                                  Prometheus asks); ?topics=N for the N busiest topics
+    {url}/metrics/tenants         tenants: connections, subscribers, memory
+    {url}/admin/top               who is slow, who is loud, what is large, who is refused
+    {url}/admin/explain           why, of the last 15 minutes; ?tenant=NAME for one tenant
+    {url}/admin/subscribers       subscriptions; DELETE with id=ID ends a connection
+    {url}/config                  every setting, its source, and the rules of access
+    {url}/health                  state; /health/live, /health/ready for probes
+
+    /admin/messages?topic=NAME    the newest messages; DELETE clears the topic
+    /admin/topics?topic=NAME      DELETE drops the topic
 """
+
+
+class Facts(NamedTuple):
+    """Things that the page says of this daemon besides."""
+
+    catch_up_messages: int
+    # A sentence about messages that outlive the process.
+    keeps: str
+
+
+class Whereabouts:
+    """The daemon's URL as each client knows it."""
+
+    def __init__(
+        self,
+        asked_for: Callable[[Mapping[str, str], str], AskedFor | None],
+        *,
+        is_secure: bool = False,
+    ) -> None:
+        """Find it.
+
+        Args:
+            asked_for: what a listed proxy says, in these header fields, that its client asked for;
+                None where the address is no listed proxy's.
+            is_secure: the listener speaks TLS.
+        """
+        self._asked_for = asked_for
+        self._scheme = "https" if is_secure else "http"
+
+    def url(self, head: Request) -> str:
+        """Return the URL without a path."""
+        said = self._asked_for(head.headers, head.peer)
+        scheme = said.scheme if said is not None and said.scheme else self._scheme
+        host = said.host if said is not None and said.host else ""
+        if not HOST.fullmatch(host):
+            host = head.headers.get("host", "localhost:8080")
+        return f"{scheme}://{host}"
+
+
+def kept_sentence(journal: str, topics: Sequence[str], state_dir: str) -> str:
+    """Return what becomes of messages when the process ends, in a sentence.
+
+    Args:
+        journal: the engine of the journal; empty without one.
+        topics: patterns of the topics that it keeps.
+        state_dir: where topics go over a planned restart; empty for nowhere.
+    """
+    if journal:
+        which = "All messages" if list(topics) == ["**"] else "Messages of " + ", ".join(topics)
+        return f"{which} are kept in a journal ({journal}); the history reaches back as far as it."
+    if state_dir:
+        return "Messages are kept in memory, and over a planned restart."
+    return "Messages are kept in memory alone, until the process ends."
 
 
 class HomeEndpoint:
@@ -78,13 +164,13 @@ class HomeEndpoint:
     serves_while_draining = True
 
     def __init__(
-        self, gate: Gate, figures: Figures, turns: FairTurns, *, is_secure: bool = False
+        self, gate: Gate, figures: Figures, turns: FairTurns, whereabouts: Whereabouts, facts: Facts
     ) -> None:
-        """Args: is_secure: the daemon speaks TLS; said in the URLs."""
-        self._s = "s" if is_secure else ""
         self._gate = gate
         self._figures = figures
         self._turns = turns
+        self._whereabouts = whereabouts
+        self._facts = facts
 
     def admit(self, head: Request) -> Admitted:
         """Refuse no request but one with two credentials or a malformed query."""
@@ -92,9 +178,16 @@ class HomeEndpoint:
 
     def answer(self, admitted: Admitted, body: bytes) -> Response | Later:
         """Return the page with the address that the client used."""
-        host = admitted.head.headers.get("host", "localhost:8080")
-        s = self._s
-        text = _TEXT.format(version=__version__, url=f"http{s}://{host}", ws_url=f"ws{s}://{host}")
+        url = self._whereabouts.url(admitted.head)
+        text = _TEXT.format(
+            version=__version__,
+            access=_CLOSED if self._gate.is_required else _OPEN,
+            url=url,
+            ws_url=url.replace("http", "ws", 1),
+            catch_up_messages=self._facts.catch_up_messages,
+            keeps=self._facts.keeps,
+            docs=DOCS,
+        )
         if not admitted.tenant.subscribe:
             return _page(admitted.head, text)
         return self._turns.carry_out(self._with_topics(admitted, text))
@@ -103,7 +196,7 @@ class HomeEndpoint:
         tenant = admitted.tenant
         snapshot = yield from self._figures.of_tenant(tenant.name, tenant.subscribe.allows, _TOPICS)
         yield
-        return _page(admitted.head, text + _list_of(snapshot))
+        return _page(admitted.head, text, _list_of(snapshot))
 
 
 class AdminHomeEndpoint:
@@ -111,19 +204,26 @@ class AdminHomeEndpoint:
 
     serves_while_draining = True
 
+    def __init__(self, whereabouts: Whereabouts) -> None:
+        self._whereabouts = whereabouts
+
     def admit(self, head: Request) -> Admitted:
         """Refuse no request."""
         return admit_anybody(head)
 
     def answer(self, admitted: Admitted, body: bytes) -> Response:
         """Return the list of endpoints."""
-        return _page(admitted.head, _ADMIN_TEXT.format(version=__version__))
+        url = self._whereabouts.url(admitted.head)
+        return _page(admitted.head, _ADMIN_TEXT.format(version=__version__, url=url))
 
 
-def _page(head: Request, text: str) -> Response:
+def _page(head: Request, text: str, topics: str = "") -> Response:
+    """Return the page; ``topics`` follows, with names that clients chose, and without links."""
     if "text/html" in head.headers.get("accept", ""):
-        return Response(200, _PAGE.format(text=html.escape(text)).encode(), HTML, NOT_STORED)
-    return Response(200, text.encode(), TEXT, NOT_STORED)
+        linked = _LINK.sub(r'<a href="\g<0>">\g<0></a>', html.escape(text, quote=False))
+        page = _PAGE.format(style=_STYLE, text=linked + html.escape(topics))
+        return Response(200, page.encode(), HTML, NOT_STORED)
+    return Response(200, (text + topics).encode(), TEXT, NOT_STORED)
 
 
 def _list_of(snapshot: TenantSnapshot) -> str:

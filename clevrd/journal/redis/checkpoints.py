@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 import zlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import msgspec
 
 from clevrd.journal.base import Checkpoint, TopicHead
+from clevrd.journal.kept_checkpoints import KEPT, to_forget
 from clevrd.journal.redis.library import RedisFault
 from clevrd.journal.redis.scripts import KEEP_CHECKPOINT, PartitionKeys
 
-# Checkpoints that are kept.
-KEPT: Final = 5
 # Topics in a part: 200 KB, 0.5 ms of the loop.
 _TOPICS: Final = 4_000
 _STATE_BYTES: Final = 256 << 10
@@ -55,30 +54,6 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 _encoder: Final = msgspec.json.Encoder()
 _entry_decoder: Final = msgspec.json.Decoder(Entry)
 _topics_decoder: Final = msgspec.json.Decoder(list[TopicHead])
-
-
-def to_forget(added: Sequence[int], now_added: int, reach: int) -> list[int]:
-    """Return which checkpoints to forget, so that KEPT are left; never the newest.
-
-    The oldest one is kept as long as it is needed to read the last ``reach`` entries again, since
-    a node fills its rings from there. The others are spread between it and the newest.
-
-    Args:
-        added: how many entries there had ever been at each checkpoint, newest first.
-        now_added: the same as it is now.
-    """
-    left = list(range(len(added)))
-    gone = []
-    while len(left) > KEPT:
-        if now_added - added[left[-2]] >= reach:
-            gone.append(left.pop())
-            continue
-        gaps = [
-            (added[left[place - 1]] - added[left[place + 1]], place)
-            for place in range(1, len(left) - 1)
-        ]
-        gone.append(left.pop(min(gaps)[1]))
-    return gone
 
 
 def _parts(checkpoint: Checkpoint) -> Iterator[bytes]:

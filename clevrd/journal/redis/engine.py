@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from clevrd.errors import JournalUnavailable
 from clevrd.journal.base import Checkpoint, Fenced, Placed
+from clevrd.journal.kept_checkpoints import FILL_BYTES, FRESH_MS
 from clevrd.journal.redis.checkpoints import CheckpointStore
 from clevrd.journal.redis.connections import APPENDS, QUESTIONS, Connections
 from clevrd.journal.redis.library import (
@@ -54,11 +55,6 @@ _START_RETRY_S: Final = 0.2
 _LOOK_OVER_S: Final = 5.0
 # How long the replicas have for a record.
 _WAIT_MS: Final = 1_000
-# A checkpoint that any node has saved within this time will do.
-_CHECKPOINT_MS: Final = 8_000
-# Bytes of each log's newest records that a node may read at its start to fill its rings; the
-# checkpoints are kept so that one lies about there.
-FILL_BYTES: Final = 32 << 20
 
 # Codes of faults that go by themselves; a start waits for that.
 _PASSING: Final = MOVED_CODES - {"MOVED", "ASK", "NOAUTH", "READONLY"} | {LOST}
@@ -198,7 +194,7 @@ class RedisEngine:
         entries = await store.entries()
         if entries:
             newest = entries[0][0]
-            is_fresh = newest.saved_ms > now_ms - _CHECKPOINT_MS
+            is_fresh = newest.saved_ms > now_ms - FRESH_MS
             is_same = newest.epoch == checkpoint.partition_epoch
             if is_fresh and is_same and newest.saver != self._name:
                 return

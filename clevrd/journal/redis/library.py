@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from clevrd.errors import ConfigError, JournalFull, JournalUnavailable
 from clevrd.journal.redis.settings import RedisSettings
-from clevrd.journal.redis.tls import tls_context
-from clevrd.journal.redis.url import Host
+from clevrd.journal.tls import tls_context
+from clevrd.journal.url_parts import Host
 
 try:
     import hiredis  # noqa: F401  # without it redis-py parses in Python, at ten times the cost
@@ -156,7 +156,11 @@ class Connector:
     def __init__(self, settings: RedisSettings) -> None:
         """Raises ConfigError: a file of certificates can't be used."""
         self._settings = settings
-        self._context = tls_context(settings)
+        self._context = (
+            tls_context(settings.ca_file, settings.client_cert_file, settings.client_key_file)
+            if settings.address.is_tls
+            else None
+        )
 
     async def connect(self, host: Host | None, *, is_sentinel: bool = False) -> Any:
         """Return an open connection that has said who it is; ``host`` None for the socket.

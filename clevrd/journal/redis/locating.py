@@ -8,7 +8,8 @@ from typing import Any, Final, Protocol
 from redis.crc import key_slot
 
 from clevrd.journal.redis.library import LOST, Connector, RedisFault, close, fault_of
-from clevrd.journal.redis.url import Host, RedisAddress
+from clevrd.journal.redis.url import RedisAddress
+from clevrd.journal.url_parts import Host
 
 # A server's address; None for a socket in the file system.
 Place = Host | None

@@ -1,0 +1,1 @@
+"""The journal in NATS JetStream: one log that several nodes share."""
