@@ -476,7 +476,7 @@ class Fold:
         self._waiting_bytes = 0
         # Whether a checkpoint is being taken.
         self._is_taken = False
-        # What was planned of the next record in this epoch, until any record is read.
+        # The plan of the next record in this epoch, until any record is read.
         self._planned: _Draft | None = None
         # Whether the engine may have topics of another history than this fold's.
         self._has_taken = False
@@ -777,7 +777,7 @@ class Fold:
         """Count a record of a node.
 
         Args:
-            planned: what was planned last, if nothing was read since.
+            planned: the last plan, if nothing was read since.
         """
         epoch = self._epoch_for(header, position)
         is_new_epoch = epoch is not self._epoch
