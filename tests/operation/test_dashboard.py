@@ -195,6 +195,10 @@ async def test_state_is_explained(browser: Browser) -> None:
         await shows(page, "#reason-title", "The journal is unavailable")
         await shows(page, "#tables", "redis")
 
+        changes["journal"] = {"state": "ok"}
+        changes["memory_ladder"] = {"state": "no_new_subscribers", "limit": "max_memory_mb"}
+        await shows(page, "#reason-title", "Memory is short: no new subscribers")
+
 
 @pytest.mark.parametrize(("scheme", "width"), [("dark", 360), ("light", 1280)])
 async def test_page_is_readable_by_everybody(browser: Browser, scheme: Any, width: int) -> None:
