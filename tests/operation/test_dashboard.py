@@ -198,6 +198,7 @@ async def test_state_is_explained(browser: Browser) -> None:
         changes["journal"] = {"state": "ok"}
         changes["memory_ladder"] = {"state": "no_new_subscribers", "limit": "max_memory_mb"}
         await shows(page, "#reason-title", "Memory is short: no new subscribers")
+        await page.unroute_all(behavior="wait")
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("dark", 360), ("light", 1280)])
