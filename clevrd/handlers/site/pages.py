@@ -85,6 +85,7 @@ _STYLE: Final = (
 )
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>clevrd</title>
 <meta name="viewport" content="width=device-width">
+<link rel="icon" href="data:,">
 <style>{style}</style>
 <main><pre>{text}</pre></main></html>
 """
