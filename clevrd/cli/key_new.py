@@ -15,7 +15,7 @@ import msgspec
 from clevrd import logs
 from clevrd.cli.failures import CommandFailed, UsageError
 from clevrd.cli.lines import print_line
-from clevrd.cli.permissions import add_permissions, check_permissions
+from clevrd.cli.permissions import PERMISSIONS, add_permissions, check_permissions
 from clevrd.private_files import write_new
 from clevrd.tenants.keys import new_key
 from clevrd.tenants.settings import KeyId
@@ -45,8 +45,10 @@ def run(options: argparse.Namespace) -> int:
     check_tenant_name(options.tenant)
     _check_id(options.id)
     check_permissions(options)
-    if not (options.publish or options.subscribe or options.admin):
-        raise UsageError("the key would allow nothing; add --publish, --subscribe or --admin")
+    if not (options.admin or any(getattr(options, field) for field in PERMISSIONS)):
+        raise UsageError(
+            "the key would allow nothing; add --publish, --subscribe, --clear or --admin"
+        )
     made = new_key()
     if options.secret_file is not None:
         _write_secret(Path(options.secret_file), made.secret)
@@ -95,7 +97,7 @@ def _table(options: argparse.Namespace, sha256: str) -> Iterator[str]:
     yield "[[tenants.keys]]"
     yield f"id = {_toml(options.id)}"
     yield f"sha256 = {_toml(sha256)}"
-    for field in ("publish", "subscribe"):
+    for field in PERMISSIONS:
         if entries := getattr(options, field):
             yield f"{field} = {_toml_list(entries)}"
     if options.admin:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from clevrd.cli.failures import UsageError
 from clevrd.cli.lines import print_line
-from clevrd.cli.permissions import add_permissions, check_permissions
+from clevrd.cli.permissions import PERMISSIONS, add_permissions, check_permissions
 from clevrd.cli.values import duration_s
 from clevrd.errors import ConfigError
 from clevrd.private_files import check_private
@@ -56,8 +56,8 @@ def run(options: argparse.Namespace) -> int:
     """Print the token, and return the exit code."""
     check_tenant_name(options.tenant)
     check_permissions(options)
-    if not (options.publish or options.subscribe):
-        raise UsageError("the token would allow nothing; add --publish or --subscribe")
+    if not any(getattr(options, field) for field in PERMISSIONS):
+        raise UsageError("the token would allow nothing; add --publish, --subscribe or --clear")
     check_jwt_is_installed("clevrd token")
     import jwt
 
@@ -83,7 +83,7 @@ def _claims(options: argparse.Namespace, now_s: int) -> dict[str, Any]:
     }
     if options.sub:
         claims["sub"] = options.sub
-    claims |= {name: getattr(options, name) for name in ("publish", "subscribe")}
+    claims |= {name: getattr(options, name) for name in PERMISSIONS}
     return {name: value for name, value in claims.items() if value != []}
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from clevrd.cli.failures import EXIT_FAILED, UsageError
 from clevrd.cli.lines import print_line
+from clevrd.cli.permissions import PERMISSIONS
 from clevrd.cli.secret_input import read_secret
 from clevrd.config import Loaded, load
 from clevrd.errors import ClevrdError
@@ -127,11 +128,11 @@ def _span(seconds: float) -> str:
 
 
 def _rights(tenant: Tenant) -> str:
-    publish, subscribe = tenant.publish.entries, tenant.subscribe.entries
-    return (
-        f"tenant {tenant.name}; publish: {_shown(list(publish)) or 'nothing'};"
-        f" subscribe: {_shown(list(subscribe)) or 'nothing'}"
+    rights = (
+        f"{field}: {_shown(list(getattr(tenant, field).entries)) or 'nothing'}"
+        for field in PERMISSIONS
     )
+    return "; ".join((f"tenant {tenant.name}", *rights))
 
 
 def _judge(token: str, path: str) -> Tenant:

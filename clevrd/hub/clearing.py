@@ -115,7 +115,7 @@ class Clearing:
         if topic.journal is not None:
             raise Conflict(
                 "The topic is in the journal, which every node reads, so that its messages can't be"
-                " given up on one of them; they go by retention_s and retention_bytes in [journal]."
+                " given up on one of them; DELETE /topics/T/messages clears it on all of them."
             )
         messages, subscribers = topic.held_messages, topic.subscribers
         begun = self._topics.begin_empty(topic, self._created_at(), self._loop.time())

@@ -70,7 +70,8 @@ def test_new_key_is_taken_by_the_file_that_it_was_appended_to(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """What is printed is TOML, behind whatever the file ends with, and the secret opens it."""
-    code = main([*KEY, "--publish", "orders.*", "--publish", 'nürnberg "1"', "--subscribe", "**"])
+    entries = ["--publish", "orders.*", "--publish", 'nürnberg "1"', "--subscribe", "**"]
+    code = main([*KEY, *entries, "--clear", "rooms.*", "--clear", "lobby"])
 
     printed, errors = capfd.readouterr()
     tables = tomllib.loads('[auth]\nmode = "required"' + printed)
@@ -81,6 +82,19 @@ def test_new_key_is_taken_by_the_file_that_it_was_appended_to(
     assert (tenant.name, tenant.credential_id, tenant.is_admin) == ("acme", "web", False)
     assert tenant.publish == TopicPermissions(["orders.*", 'nürnberg "1"'])
     assert tenant.subscribe == TopicPermissions(["**"])
+    assert tenant.clear == TopicPermissions(["rooms.*", "lobby"])
+
+
+def test_new_key_clears_nothing_unless_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+    """A key may do nothing else either, and one that only clears is made, too."""
+    main([*KEY, "--publish", "**", "--admin"])
+    without = tomllib.loads(capfd.readouterr().out)
+    main([*KEY, "--clear", "**"])
+    alone = tomllib.loads(capfd.readouterr().out)
+
+    assert "clear" not in without["tenants"][0]["keys"][0]
+    (key,) = alone["tenants"][0]["keys"]
+    assert {name: key[name] for name in key.keys() - {"id", "sha256"}} == {"clear": ["**"]}
 
 
 def test_secret_is_not_in_what_is_pasted(capfd: pytest.CaptureFixture[str]) -> None:
@@ -137,6 +151,7 @@ def test_key_for_a_tenant_that_is_there_is_no_other_tenants(
         (KEY, "would allow nothing"),
         ([*KEY, "--publish", "orders.**.x"], "--publish 'orders.**.x' is not allowed"),
         ([*KEY, "--subscribe", ""], "--subscribe '' is not allowed"),
+        ([*KEY, "--clear", "*a"], "--clear '*a' is not allowed"),
         ([*KEY[:-1], "we b", "--admin"], "--id must be"),
         (["key", "new", "--tenant", "a:b", "--id", "web", "--admin"], "tenant's name must be"),
         (["key", "new", "--id", "web", "--admin"], "required: --tenant"),
@@ -210,7 +225,8 @@ def claims_of(token: str) -> dict[str, Any]:
 
 def test_token_has_what_was_asked_for(capfd: pytest.CaptureFixture[str], secret_file: Path) -> None:
     """And is signed with the secret in the file."""
-    asked = ["--publish", "a", "--publish", "b.*", "--sub", "joe", "--lifetime", "90s"]
+    asked = ["--publish", "a", "--publish", "b.*", "--clear", "b.*"]
+    asked += ["--sub", "joe", "--lifetime", "90s"]
 
     code = main([*TOKEN, "--secret-file", str(secret_file), "--kid", "k1", *asked])
 
@@ -226,6 +242,7 @@ def test_token_has_what_was_asked_for(capfd: pytest.CaptureFixture[str], secret_
         "tenant": "acme",
         "sub": "joe",
         "publish": ["a", "b.*"],
+        "clear": ["b.*"],
     }
 
 
@@ -374,7 +391,7 @@ def test_show_has_the_claims_and_not_the_signature(
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
-        (("", ""), 0, "yes, for tenant acme; publish: orders.*; subscribe: nothing"),
+        (("", ""), 0, "yes, for tenant acme; publish: orders.*; subscribe: nothing; clear: lobby"),
         (('"acme"', '"other"'), 1, "no: The token is not valid: its tenant is not configured here"),
         (('"me"', '"you"'), 1, "no: The token is not valid: it is of no issuer that is known here"),
         (('"clevrd"', '"x"'), 1, "no: The token is not valid: it is meant for another audience"),
@@ -393,7 +410,7 @@ def test_show_says_whether_a_configuration_would_take_it(
     """With the daemon's own refusal."""
     config = tmp_path / "clevrd.toml"
     config.write_text(ISSUER.replace(*change) if change[0] else ISSUER)
-    give(monkeypatch, made_token(capfd, secret_file).encode())
+    give(monkeypatch, made_token(capfd, secret_file, "--clear", "lobby").encode())
 
     assert main(["token", "show", "--config", str(config)]) == code
 

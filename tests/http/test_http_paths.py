@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from clients import CURL, client_of, needs_curl, subscribe
 from daemons import Daemon, FakeStats, running
@@ -22,10 +23,12 @@ from keys import access
 
 from clevrd import __version__
 from clevrd.config import Config
+from clevrd.core.publish_request import PublishRequest
 from clevrd.handlers.site.pages import DOCS
 from clevrd.server import Server
 from clevrd.tenants.settings import Access, Auth
 
+WIRE = Path(__file__).parents[2] / "docs" / "wire.md"
 OK = post('{"topic":"t","data":1}')
 PATHS = {
     "/": "GET, HEAD",
@@ -222,8 +225,21 @@ async def test_home_is_text_for_tools(daemon: Daemon) -> None:
     assert text.startswith(f"clevrd {__version__}: ")
     assert "curl http://test/publish -d" in text
     assert "ws://test/subscribe?topic=orders" in text
-    for path in ("/publish", "/subscribe", "/health", "/metrics"):
+    for path in ("/publish", "/subscribe", "/topics", "/health", "/metrics"):
         assert path in text
+
+
+async def test_home_has_every_option_of_subscribe_and_field_of_publish(daemon: Daemon) -> None:
+    """As docs/wire.md has them; the position of an EventSource is its own affair."""
+    answer = await ask(daemon.port, get("/"))
+
+    text = answer.body.decode()
+    _, _, subscribe = WIRE.read_text().partition("\n## GET /subscribe\n")
+    options = re.findall(r"^\| `(\w+)`", subscribe.partition("\n### ")[0], re.MULTILINE)
+    fields = [field.name for field in msgspec.structs.fields(PublishRequest)]
+    assert "subscriber_id" in options
+    assert [name for name in options if not re.search(rf"\b{name}=", text)] == []
+    assert [name for name in fields if f'"{name}"' not in text] == []
 
 
 async def test_home_is_a_page_for_browsers(daemon: Daemon) -> None:
@@ -236,6 +252,8 @@ async def test_home_is_a_page_for_browsers(daemon: Daemon) -> None:
     assert answer.body.startswith(b"<!doctype html>")
     assert b"curl http://test/publish" in answer.body
     assert b'src="http' not in answer.body
+    # Without it each visit asks for an icon, and its 404 is a line in the browser's console.
+    assert b'<link rel="icon" href="data:,">' in answer.body
 
 
 @pytest.mark.parametrize("host", ['"><script>alert(1)</script>', "a b", "a/b?c", "\udcff", "é"])
@@ -303,11 +321,11 @@ async def test_home_says_whether_a_credential_is_required(daemon: Daemon) -> Non
 
     page = (await ask(daemon.port, get("/", "Accept: text/html"))).body.decode()
     assert "It asks for no credential" in page
-    links = re.findall(r'href="([^"]*)"', page)
-    assert [link.removeprefix("http://test") for link in links[:4]] == [
-        *("/dashboard", "/health", "/metrics", "/config")
+    links = re.findall(r'<a href="([^"]*)"', page)
+    assert [link.removeprefix("http://test") for link in links[:5]] == [
+        *("/dashboard", "/topics", "/health", "/metrics", "/config")
     ]
-    assert links[4:] == [DOCS]
+    assert links[5:] == [DOCS]
 
 
 async def test_commands_on_the_home_page_work(daemon: Daemon) -> None:

@@ -494,6 +494,7 @@ async def test_journaled_topic_is_not_cleared_on_one_node(tmp_path: Any) -> None
         for path in ("/admin/messages?topic=t", "/admin/topics?topic=t"):
             status, refusal = await ask(daemon, path, "DELETE")
             assert (status, refusal["code"]) == (409, "conflict")
+            assert "DELETE /topics/T/messages clears it on all of them" in refusal["error"]
         tail = await seen(daemon, "/admin/messages?topic=t")
 
     assert [each["data"] for each in tail["messages"]] == [1]

@@ -17,6 +17,8 @@ from keys import ADMIN, READER, access
 from playwright.async_api import Browser, Error, Page, Route, expect
 from ports import free_port
 
+from clevrd.core.topic_totals import Totals
+
 # One Chromium for all: starting it takes longer than most of the tests.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -79,6 +81,8 @@ async def test_figures_are_live(browser: Browser) -> None:
 
             await shows(page, "#charts", "42 in all")
             await shows(page, "#tables", "busy")
+            for reason in Totals().lost:
+                await shows(page, "#charts", reason.replace("_", " "))
             label = await page.locator("#charts svg").first.get_attribute("aria-label")
             assert label is not None
             assert label.startswith("Published: messages ")

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from dockerfile import DOCKERFILE, dockerfile_instruction, health_check
 from packaging.requirements import Requirement
@@ -19,6 +20,10 @@ from packaging.requirements import Requirement
 from clevrd import config
 from clevrd.config import BY_FIELD
 from clevrd.errors import CannotStart, ConfigError, NotAllowedHere
+from clevrd.sources.settings import SourceEntry
+from clevrd.tenants.settings import Auth, Key, TenantEntry, read_access
+from clevrd.tls.settings import CertificateEntry, TlsSettings
+from clevrd.webhooks.settings import WebhookEntry
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "systemd" / "clevrd.service"
@@ -79,6 +84,11 @@ def tool(name: str) -> str:
             pytest.fail(reason)
         pytest.skip(reason)
     return path
+
+
+def fields_of(shape: type[msgspec.Struct]) -> set[str]:
+    """Return the names of the fields that a table may have."""
+    return {field.name for field in msgspec.structs.fields(shape)}
 
 
 def said_by(*command: str | Path) -> tuple[int, str]:
@@ -342,6 +352,34 @@ def test_example_shows_every_setting_with_its_default() -> None:
     shown = tomllib.loads(re.sub(r"^#(?=[a-z])", "", text, flags=re.MULTILINE))
 
     assert shown == {setting.field: setting.default for setting in config.SETTINGS}
+
+
+def test_example_has_every_field_of_the_tables() -> None:
+    """Who takes the signs away has tables that are read, and finds each field that there is."""
+    text = re.sub(
+        r"^#.?(?=\[.*\]$|\"?[a-z0-9_.]+\"? = )", "", EXAMPLE.read_text(), flags=re.MULTILINE
+    )
+
+    tables = tomllib.loads(text)
+
+    # Read as the daemon reads them: a mistake of spelling or of kind is refused.
+    read_access({name: tables[name] for name in ("auth", "tenants")}, "the example")
+    (webhook,) = msgspec.convert(tables["webhooks"], list[WebhookEntry])
+    (source,) = msgspec.convert(tables["sources"], list[SourceEntry])
+    tls = msgspec.convert(tables["tls"], TlsSettings)
+    assert (webhook.tenant, source.name, len(tls.certificates)) == ("acme", "orders", 1)
+    for shape, table in (
+        (WebhookEntry, tables["webhooks"][0]),
+        (SourceEntry, tables["sources"][0]),
+        (TlsSettings, tables["tls"]),
+        (CertificateEntry, tables["tls"]["certificates"][0]),
+        (Auth, tables["auth"]),
+    ):
+        assert fields_of(shape) == set(table)
+    tenant, key = tables["tenants"][0], tables["tenants"][0]["keys"][0]
+    # A certificate of a client is in docs/operations.md, and so are the limits of a key.
+    assert fields_of(TenantEntry) - set(tenant) == {"client_certificates"}
+    assert fields_of(Key) - set(key) == {"publish_rate_per_s", "publish_burst", "max_connections"}
 
 
 def test_example_changes_nothing_as_it_is() -> None:

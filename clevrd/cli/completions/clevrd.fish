@@ -51,7 +51,7 @@ function _shtab_clevrd_using
 end
 
 set -g _shtab_clevrd_commands serve publish subscribe health top checkconfig doctor cert key 'key new' 'key digest' token 'token new' 'token show' journal 'journal stat' 'journal verify' 'journal export' 'journal import' 'journal backup' completion version help
-set -g _shtab_clevrd_opts_with_value --address --admin-address --allowed-origins --audience --buffer --ca-file --catch-up-messages --cert --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --config --count --drain-s --id --idempotency-s --interval --issuer --journal --keepalive-timeout-s --key --key-file --kid --last --lifetime --log-format --log-level --match-all-patterns --max-batch-bytes --max-connections --max-connections-per-address --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --private-key --proxy-protocol --publish --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --rows --secret-file --send-buffer-bytes --shutdown-timeout-s --since --state-dir --sub --subscribe --tenant --throttle-scope --timeout --tls-cert-file --tls-key-file --topic --topic-idle-s --url --write-high-bytes --write-low-bytes
+set -g _shtab_clevrd_opts_with_value --address --admin-address --allowed-origins --audience --buffer --ca-file --catch-up-messages --cert --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --clear --config --count --drain-s --id --idempotency-s --interval --issuer --journal --keepalive-timeout-s --key --key-file --kid --last --lifetime --log-format --log-level --match-all-patterns --max-batch-bytes --max-connections --max-connections-per-address --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --private-key --proxy-protocol --publish --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --rows --secret-file --send-buffer-bytes --shutdown-timeout-s --since --state-dir --sub --subscribe --tenant --throttle-scope --timeout --tls-cert-file --tls-key-file --topic --topic-idle-s --url --write-high-bytes --write-low-bytes
 
 complete -c clevrd -e
 complete -c clevrd -f
@@ -249,6 +249,7 @@ complete -c clevrd -n '_shtab_clevrd_using key new' -l tenant -x -d 'the tenant 
 complete -c clevrd -n '_shtab_clevrd_using key new' -l id -x -d 'what logs and refusals call the key'
 complete -c clevrd -n '_shtab_clevrd_using key new' -l publish -x -d 'a topic, or a pattern such as '"'"'orders.*'"'"' or '"'"'**'"'"', that may be published to; may be given several times'
 complete -c clevrd -n '_shtab_clevrd_using key new' -l subscribe -x -d 'a topic, or a pattern such as '"'"'orders.*'"'"' or '"'"'**'"'"', that may be subscribed to; may be given several times'
+complete -c clevrd -n '_shtab_clevrd_using key new' -l clear -x -d 'a topic, or a pattern such as '"'"'orders.*'"'"' or '"'"'**'"'"', that may be cleared of all its messages; may be given several times'
 complete -c clevrd -n '_shtab_clevrd_using key new' -l admin -d 'it may operate the daemon, such as read /metrics'
 complete -c clevrd -n '_shtab_clevrd_using key new' -l secret-file -xka "(__fish_complete_path (commandline -ct))" -d 'a new file for the secret, which its owner alone may read; without it the secret goes to standard error'
 complete -c clevrd -n '_shtab_clevrd_using key; and test $_shtab_clevrd_npos -eq 0' -a digest -d 'Print the digest of a secret, read from standard input.'
@@ -265,6 +266,7 @@ complete -c clevrd -n '_shtab_clevrd_using token new' -l audience -x -d 'as in [
 complete -c clevrd -n '_shtab_clevrd_using token new' -l tenant -x -d 'whose token it is'
 complete -c clevrd -n '_shtab_clevrd_using token new' -l publish -x -d 'a topic, or a pattern such as '"'"'orders.*'"'"' or '"'"'**'"'"', that may be published to; may be given several times'
 complete -c clevrd -n '_shtab_clevrd_using token new' -l subscribe -x -d 'a topic, or a pattern such as '"'"'orders.*'"'"' or '"'"'**'"'"', that may be subscribed to; may be given several times'
+complete -c clevrd -n '_shtab_clevrd_using token new' -l clear -x -d 'a topic, or a pattern such as '"'"'orders.*'"'"' or '"'"'**'"'"', that may be cleared of all its messages; may be given several times'
 complete -c clevrd -n '_shtab_clevrd_using token new' -l sub -x -d 'what logs and refusals call its bearer'
 complete -c clevrd -n '_shtab_clevrd_using token new' -l lifetime -x -d 'how long it is valid, such as 90s, 30m, 12h or 7d (default 1h)'
 complete -c clevrd -n '_shtab_clevrd_using token; and test $_shtab_clevrd_npos -eq 0' -a show -d 'Show what a token says, read from standard input.'

@@ -276,6 +276,7 @@ _shtab_clevrd_key_new_options=(
   "--id[what logs and refusals call the key]:NAME:"
   "*--publish[a topic, or a pattern such as \'orders.\*\' or \'\*\*\', that may be published to\; may be given several times]:TOPIC:"
   "*--subscribe[a topic, or a pattern such as \'orders.\*\' or \'\*\*\', that may be subscribed to\; may be given several times]:TOPIC:"
+  "*--clear[a topic, or a pattern such as \'orders.\*\' or \'\*\*\', that may be cleared of all its messages\; may be given several times]:TOPIC:"
   "--admin[it may operate the daemon, such as read \/metrics]"
   "--secret-file[a new file for the secret, which its owner alone may read\; without it the secret goes to standard error]:FILE:_files"
 )
@@ -386,6 +387,7 @@ _shtab_clevrd_token_new_options=(
   "--tenant[whose token it is]:NAME:"
   "*--publish[a topic, or a pattern such as \'orders.\*\' or \'\*\*\', that may be published to\; may be given several times]:TOPIC:"
   "*--subscribe[a topic, or a pattern such as \'orders.\*\' or \'\*\*\', that may be subscribed to\; may be given several times]:TOPIC:"
+  "*--clear[a topic, or a pattern such as \'orders.\*\' or \'\*\*\', that may be cleared of all its messages\; may be given several times]:TOPIC:"
   "--sub[what logs and refusals call its bearer]:NAME:"
   "--lifetime[how long it is valid, such as 90s, 30m, 12h or 7d (default 1h)]:TIME:"
 )

@@ -39,12 +39,15 @@ Publish to it:
 
     with "key":"EUR/USD" beside them, policy=latest keeps the newest of each key;
     with "idempotency_key":"..." a repetition is known, and not published again
+    with "ttl_s":60 nobody gets it who comes more than 60 seconds later
     many at once: POST NDJSON or a JSON array of these to {url}/publish/batch
     a stream of them: WebSocket text frames to {ws_url}/publish
     many topics, both ways, over one WebSocket: {ws_url}/ws
 
 Look at it:
     {url}/dashboard  a live page for operators
+    {url}/topics     the topics that you may subscribe to; /topics/orders has position and
+                     readers, /topics/orders/messages its messages (DELETE clears them)
     {url}/health     state, uptime, memory; /health/live, /health/ready for probes
     {url}/metrics    topics, subscribers, drops, throttling (JSON, or as Prometheus asks)
     {url}/config     the settings in force, for operators (JSON)
@@ -55,9 +58,11 @@ Options of /subscribe:
     last=N          recent messages to begin with ({catch_up_messages} unless said)
     since=WHEN      the first message of 90s, 1h, 2d ago, of a time, behind an id; or all
     offset=N&epoch=E  resume behind this position, of a message or a gap that you had
+    last_event_id=E:N  the same in one word, as an EventSource sends it by itself
     policy=P        drop_oldest (default), drop_newest, circuit_breaker or latest: what you lose
     buffer=N        when you lag by more than N messages (at most 100 to 1000, by memory)
     control=1       be told of gaps, over WebSocket and NDJSON
+    subscriber_id=ID  what /topics and events of who reads call you
     poll=1, timeout=S  one JSON answer, after S seconds at most (25)
     tenant=NAME     whose topic; the header X-Tenant-ID does the same, for /publish too
 
@@ -80,6 +85,7 @@ _STYLE: Final = (
 )
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>clevrd</title>
 <meta name="viewport" content="width=device-width">
+<link rel="icon" href="data:,">
 <style>{style}</style>
 <main><pre>{text}</pre></main></html>
 """
