@@ -110,6 +110,8 @@ class Batch:
         # Publishes by the line at which each begins, topic by topic; of one topic in their order.
         # A clear has no line, and a number below 0.
         self.parts: dict[int, Pending] = {}
+        # As it was added up when they were submitted, clears too.
+        self.cost_bytes = sum([each.cost_bytes for each in taken])
         clears = [each for each in taken if isinstance(each, PendingClear)]
         self.clears = tuple(Clear(each.topic.tenant, each.topic.name) for each in clears)
         self.parts.update((-1 - place, each) for place, each in enumerate(clears))
@@ -132,7 +134,6 @@ class Batch:
             runs.append(Run(topic.tenant, topic.name, line - begin, size_bytes))
             all_bytes += size_bytes
         self.size_bytes = all_bytes
-        self.cost_bytes = all_bytes + _PENDING_BYTES * len(taken)
         # How many messages it has.
         self.messages = line
         self.runs = tuple(runs)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from clevrd.errors import JournalUnavailable
+from clevrd.errors import ClevrdError, JournalUnavailable
 from clevrd.journal.batches import Batch, Pending, Stamp
 from clevrd.journal.fold import Fold
 from clevrd.journal.nodes_seen import NodesSeen
@@ -218,16 +218,24 @@ class Partition:
         Return how many messages these have. The record itself may come back yet; it is waited for,
         since the next one can't be reckoned before that.
         """
-        failed = 0
-        if self.batch is not None:
-            failed += self.batch.fail(unsure())
-        if self.pending:
-            waiting = Batch(tuple(self.pending))
-            self.pending.clear()
-            self.pending_bytes -= waiting.cost_bytes
-            failed += waiting.fail(not_taken())
-            self.wake_waiters()
+        failed = 0 if self.batch is None else self.batch.fail(unsure())
+        failed += self.fail_pending(not_taken())
         self.note_state(UNAVAILABLE, self.trouble or unsure())
+        return failed
+
+    def fail_pending(self, error: ClevrdError) -> int:
+        """Answer all publishes that are in no record yet with ``error``; return their messages.
+
+        Behind a record that was not taken none is sent before its publisher knows: whoever sends
+        several, one behind the other, would find them in another order.
+        """
+        if not self.pending:
+            return 0
+        waiting = Batch(tuple(self.pending))
+        self.pending.clear()
+        self.pending_bytes -= waiting.cost_bytes
+        failed = waiting.fail(error)
+        self.wake_waiters()
         return failed
 
     def wake(self) -> None:

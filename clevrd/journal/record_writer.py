@@ -124,7 +124,7 @@ class RecordWriter:
             partition.note_state(OK)
         except JournalFull as error:
             partition.note_state(FULL, error)
-            self._counters.failed += batch.fail(error)
+            self._counters.failed += batch.fail(error) + partition.fail_pending(error)
             raise
         except asyncio.CancelledError:
             batch.fail(unsure())

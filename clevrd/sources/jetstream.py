@@ -142,10 +142,13 @@ class JetStreamReader:
                 await self._begin_catching_up(connection)
             if self._catch_up_to:
                 return await self._catch_up(connection)
-            if self._is_gap():
-                answer = json.loads(await connection.api(f"STREAM.INFO.{self._stream}"))
-                self._note_trimmed(answer["state"]["first_seq"])
-            return self._records()
+            if not self._has_hole():
+                return self._records(0, 0)
+            came = _place_of(self._came[-1].reply)[0]
+            answer = json.loads(await connection.api(f"STREAM.INFO.{self._stream}"))
+            first = answer["state"]["first_seq"]
+            self._note_trimmed(first)
+            return self._records(first, came)
         except NatsFault as fault:
             raise self._trouble(fault) from fault
 
@@ -303,14 +306,20 @@ class JetStreamReader:
         self.status = STANDBY if is_standby else READING
         self._progress.lag = None if is_standby else info["num_pending"] + len(self._came)
 
-    def _is_gap(self) -> bool:
-        """Return whether the next message is not the one behind the position.
+    def _has_hole(self) -> bool:
+        """Return whether numbers are missing behind the position, or between what has come.
 
         Where the source has a subject, messages of others lie between, and nothing can be said.
         """
-        if not self._came or not self._position or self._filter:
+        if self._filter:
             return False
-        return _place_of(self._came[0].reply)[0] > self._position + 1
+        before = self._position
+        for message in self._came:
+            sequence = _place_of(message.reply)[0]
+            if before and sequence > before + 1:
+                return True
+            before = max(before, sequence)
+        return False
 
     def _note_trimmed(self, first: int) -> None:
         """Count what the stream gave up between the position and the next message.
@@ -384,17 +393,28 @@ class JetStreamReader:
     def _wake(self) -> None:
         self._arrived.set()
 
-    def _records(self) -> Sequence[Record]:
-        """Return what has come, without what is done with already."""
+    def _records(self, first: int, came: int) -> Sequence[Record]:
+        """Return what has come, without what is done with already.
+
+        It goes on behind missing numbers only where the stream had the message before them when all
+        had come: then others were taken from its middle, as where it keeps the newest of each
+        subject, and none was given up for its age or size.
+
+        Args:
+            first: the oldest message of the stream when ``came`` had come; 0 for not asked.
+            came: the last one that had come then.
+        """
         records: list[Record] = []
         size_bytes = 0
         while self._came:
             message = self._came.popleft()
             sequence, pending, _ = _place_of(message.reply)
-            if records and not self._filter and sequence > int(records[-1].position) + 1:
-                # The stream may have given up messages between the two; `read` finds out.
-                self._came.appendleft(message)
-                break
+            if records and not self._filter:
+                before = int(records[-1].position)
+                if sequence > before + 1 and not (sequence <= came and 0 < first <= before):
+                    # The stream may have given up messages between the two; `read` finds out.
+                    self._came.appendleft(message)
+                    break
             self._progress.lag = pending + len(self._came)
             if sequence <= self._position or sequence in self._acks:
                 continue

@@ -381,7 +381,11 @@ class KafkaReader:
 
 
 def _record_of(message: Any) -> Record:
-    headers = {name: value or b"" for name, value in message.headers() or ()}
+    try:
+        headers = {name: value or b"" for name, value in message.headers() or ()}
+    except UnicodeDecodeError:
+        # Kafka takes any bytes for a header's name, and the library hands over none of them then.
+        headers = None
     value = message.value()
     return Record(
         f"{message.partition()}:{message.offset()}",

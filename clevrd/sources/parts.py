@@ -34,7 +34,12 @@ class Part(msgspec.Struct, frozen=True):
         """
         if self.pointer is not None:
             return at_pointer(decoded(), self.pointer)
-        found = record.headers.get(self.header) if self.header else record.key
+        if not self.header:
+            found = record.key
+        elif record.headers is None:
+            raise CannotTake(f"The {self.shown} can't be read: a header's name is not UTF-8.")
+        else:
+            found = record.headers.get(self.header)
         if found is None:
             return MISSING
         try:

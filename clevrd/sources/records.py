@@ -19,8 +19,8 @@ class Record(msgspec.Struct, frozen=True):
     # None where the record has nothing in the place of a value.
     value: bytes | None
     key: bytes | None = None
-    # In Redis the fields of the entry.
-    headers: Mapping[str, bytes] = NO_HEADERS
+    # In Redis the fields of the entry. None where a name among them can't be read.
+    headers: Mapping[str, bytes] | None = NO_HEADERS
     # The record says that others of its key are to be forgotten, and is no message: it is passed
     # over.
     is_deletion: bool = False

@@ -46,6 +46,11 @@ class _Item:
         self.answer: asyncio.Future[Published] | None = None
 
 
+def _has_failed(item: _Item) -> bool:
+    answer = item.answer
+    return answer is not None and answer.done() and answer.exception() is not None
+
+
 class Taker:
     """Publishes what one source has."""
 
@@ -137,27 +142,38 @@ class Taker:
         self, items: Sequence[_Item], hold: Callable[[], Awaitable[None]]
     ) -> ClevrdError | None:
         """Publish what is not done with; return why it is to be tried again, None for all done."""
-        refusal: ClevrdError | None = None
+        while True:
+            refusal = await self._submit_all(items, hold)
+            refusal = await self._settle_all(items) or refusal
+            # A record whose journaled publish was found wrong is buried in the next pass.
+            if refusal is not None or all(item.is_done for item in items):
+                return refusal
+
+    async def _submit_all(
+        self, items: Sequence[_Item], hold: Callable[[], Awaitable[None]]
+    ) -> ClevrdError | None:
+        """Publish one after the other, without waiting for answers that are due.
+
+        Return why one is refused for now. Nothing is published behind an answer that has failed:
+        it is to be tried again, and would come later than what was behind it.
+        """
         for item in items:
             while item.request is not None and not item.is_done and item.answer is None:
-                refusal = await self._submit(item, item.request)
+                refusal = await self._submit(items, item, item.request)
                 if refusal is not None:
-                    break
-            if refusal is not None:
-                break
-            await self._give_way()
+                    return refusal
+            has_waited = await self._give_way()
             if self._loop.time() - self._held_s > HOLD_S:
                 await self._hold(hold)
-        for item in items:
-            answer, item.answer = item.answer, None
-            if answer is not None:
-                refusal = await self._settle(item, answer) or refusal
-        is_done = refusal is None and all(item.is_done for item in items)
-        # A record whose journaled publish was found wrong is buried in the next pass.
-        return None if is_done else refusal or await self._publish(items, hold)
+                has_waited = True
+            if has_waited and any(map(_has_failed, items)):
+                return None
+        return None
 
-    async def _submit(self, item: _Item, request: PublishRequest) -> ClevrdError | None:
-        """Publish one record; return why it is refused for now."""
+    async def _submit(
+        self, items: Sequence[_Item], item: _Item, request: PublishRequest
+    ) -> ClevrdError | None:
+        """Publish one record; return why it, or one before it, is refused for now."""
         hub, tenant = self._hub, self._tenant()
         try:
             topic = hub.topic(tenant, request.topic)
@@ -165,6 +181,10 @@ class Taker:
                 # Only there a repeat after a crash could find the message, and be one.
                 answer = hub.publish_once(tenant, request, item.key)
                 if answer is None:
+                    # It is not to go on by itself where one before it fails meanwhile.
+                    refusal = await self._settle_all(items)
+                    if refusal is not None:
+                        return refusal
                     answer = await hub.publish_once_later(tenant, request, item.key)
             else:
                 if hub.must_wait(topic):
@@ -177,6 +197,15 @@ class Taker:
         else:
             item.answer = answer
         return None
+
+    async def _settle_all(self, items: Sequence[_Item]) -> ClevrdError | None:
+        """Wait for all answers that are due; return why a record is refused for now."""
+        refusal: ClevrdError | None = None
+        for item in items:
+            answer, item.answer = item.answer, None
+            if answer is not None:
+                refusal = await self._settle(item, answer) or refusal
+        return refusal
 
     async def _settle(self, item: _Item, answer: asyncio.Future[Published]) -> ClevrdError | None:
         """Wait for the answer that is due; return why the record is refused for now."""
@@ -204,11 +233,13 @@ class Taker:
 
     # --- time ------------------------------------------------------------------------------------
 
-    async def _give_way(self) -> None:
-        """Let others have their turn when this source's share is used up."""
-        if time.perf_counter() - self._began_s > SHARE_S:
-            await asyncio.sleep(0)
-            self._began_s = time.perf_counter()
+    async def _give_way(self) -> bool:
+        """Let others have their turn when this source's share is used up; return whether it was."""
+        if time.perf_counter() - self._began_s <= SHARE_S:
+            return False
+        await asyncio.sleep(0)
+        self._began_s = time.perf_counter()
+        return True
 
     async def _hold(self, hold: Callable[[], Awaitable[None]]) -> None:
         self._held_s = self._loop.time()

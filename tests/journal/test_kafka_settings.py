@@ -17,6 +17,7 @@ from clevrd.errors import ConfigError
 from clevrd.journal.base import Checkpoint, TopicHead
 from clevrd.journal.checkpoint_parts import Joined, state_parts, topic_parts
 from clevrd.journal.engines import engine_of
+from clevrd.journal.kafka import library
 from clevrd.journal.kafka.library import (
     LOST,
     KafkaFault,
@@ -27,6 +28,7 @@ from clevrd.journal.kafka.library import (
     sentence_of,
 )
 from clevrd.journal.kafka.properties import BadProperty, read_properties
+from clevrd.journal.kafka.questions import Questions
 from clevrd.journal.kafka.settings import KafkaSettings
 from clevrd.journal.kafka.stamps import is_of_topic, is_void, spell_stamp, stamp_in, topic_digits
 from clevrd.journal.kafka.topic_state import (
@@ -375,6 +377,15 @@ def test_question_without_an_answer_is_told_with_its_reason() -> None:
     assert troubles.reason_for(unanswered) is unanswered
     assert fault_of(KafkaError(KafkaError._UNKNOWN_TOPIC)).code == "UNKNOWN_TOPIC_OR_PART"
     assert fault_of(TimeoutError()).code == LOST
+
+
+def test_questions_do_not_wait_for_records_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each one waits half a second for the one before: a start asks for dozens of records."""
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(library, "_made", lambda _, properties: made.append(properties))
+    Questions(settings(), Troubles())._opened_consumer()
+
+    assert [each["fetch.wait.max.ms"] for each in made] == [10]
 
 
 def test_parts_of_a_checkpoint_are_joined_again() -> None:

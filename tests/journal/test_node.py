@@ -73,6 +73,19 @@ def data_of(topic: Topic) -> list[tuple[int, str]]:
     return [(each["offset"], each["data"]) for each in found]
 
 
+async def test_cleared_topic_takes_no_room_from_later_publishes() -> None:
+    async with hub_on(MemoryLog()) as hub:
+        await publish(hub, "a")
+        topic = hub.topic(TENANT, "t")
+        clears = [hub.clearing.clear_for_all(topic) for _ in range(3)]
+        await asyncio.gather(*[each for each in clears if isinstance(each, asyncio.Future)])
+        assert hub.journal is not None
+        node = hub.journal.node
+        await until(lambda: not node.is_busy)
+        # If each left some bytes there, publishes would wait for room for ever one day.
+        assert node.view().pending_bytes == 0
+
+
 async def test_publish_is_answered_once_its_record_came_back() -> None:
     """Before that no reader has it, and the answer says that it is durable."""
     log = MemoryLog()

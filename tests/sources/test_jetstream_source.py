@@ -179,6 +179,34 @@ async def test_trimmed_messages_are_counted_as_lost(
     assert found[-1] == 201
 
 
+async def test_holes_in_a_stream_are_no_loss_and_cost_few_questions(
+    server: NatsServer, stream: JetStreamContext
+) -> None:
+    """The stream keeps the newest message of each subject, so half of the numbers are missing."""
+    await stream.update_stream(name="ORDERS", subjects=["orders.>"], max_msgs_per_subject=1)
+    for number in range(150):
+        await add(stream, number, subject=f"orders.once.{number}")
+        await add(stream, number, subject="orders.again")
+    asked: list[str] = []
+
+    async def note(message: Any) -> None:
+        asked.append(message.subject)
+
+    client = await server.client()
+    try:
+        await client.subscribe("$JS.API.STREAM.INFO.ORDERS", cb=note)
+        await client.flush()
+        async with running(sources=[table(server)]) as daemon, reading(daemon) as reader:
+            found = [each["data"] for each in await received(reader, 151)]
+    finally:
+        await client.close()
+
+    assert found == [*range(150), 149]
+    assert figures(daemon).lost == 0
+    # One as it begins, and one for all that has come at a time.
+    assert 0 < len(asked) < 50
+
+
 async def test_missing_stream_and_one_made_anew_are_read_from_their_beginning(
     server: NatsServer, stream: JetStreamContext
 ) -> None:

@@ -18,6 +18,8 @@ from journal_engines import new_topic
 from kafka_servers import KafkaServer, shared_server
 from websockets.asyncio.client import ClientConnection, connect
 
+from clevrd.sources import kafka_topic
+
 # A broker is a JVM, which a busy machine starts in half a minute.
 pytestmark = pytest.mark.timeout(90)
 
@@ -112,6 +114,48 @@ async def test_deletions_are_passed_over_and_others_are_dead_letters(
     assert message["data"] == 1
     assert (dead["data"]["position"], dead["data"]["key"]) == ("0:1", "k")
     assert (figures(daemon).filtered, figures(daemon).dead) == (1, 1)
+
+
+async def test_headers_that_cant_be_read_hold_nothing_up(
+    server: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that is not UTF-8 is a fault only where a header is asked for.
+
+    No client for Python sends such a name. So this raises what its library does that reads one.
+    """
+    record_of = kafka_topic._record_of
+
+    class _Unreadable:
+        def __init__(self, message: Any) -> None:
+            self._message = message
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._message, name)
+
+        def headers(self) -> None:
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    def first_is_unreadable(message: Any) -> Any:
+        return record_of(_Unreadable(message) if message.offset() == 0 else message)
+
+    monkeypatch.setattr(kafka_topic, "_record_of", first_is_unreadable)
+    await add(server, topic, 1, 2, headers={"region": "eu"})
+    plain = table(server, topic, name="plain", group=f"plain-{topic}")
+    async with (
+        running(sources=[plain, table(server, topic, topic="{header:region}")]) as daemon,
+        reading(daemon) as reader,
+        reading(daemon, "eu") as of_region,
+        reading(daemon, "sources.dead") as graveyard,
+    ):
+        messages = await received(reader, 2)
+        (message,) = await received(of_region, 1)
+        (dead,) = await received(graveyard, 1)
+
+    assert [each["data"] for each in messages] == [1, 2]
+    assert message["data"] == 2
+    assert dead["data"]["reason"] == (
+        "The header region can't be read: a header's name is not UTF-8."
+    )
 
 
 @pytest.mark.parametrize(

@@ -254,8 +254,14 @@ def make_producer(settings: KafkaSettings, troubles: Troubles, max_record_bytes:
     )
 
 
-def make_consumer(settings: KafkaSettings, troubles: Troubles, queued_kbytes: int) -> Any:
-    """Return a consumer that reads where it is told to, in no group; raises ConfigError."""
+def make_consumer(
+    settings: KafkaSettings, troubles: Troubles, queued_kbytes: int, wait_ms: int = 500
+) -> Any:
+    """Return a consumer that reads where it is told to, in no group; raises ConfigError.
+
+    Args:
+        wait_ms: how long a broker holds a question where there are no records yet.
+    """
     return _made(
         Consumer,
         {
@@ -268,7 +274,7 @@ def make_consumer(settings: KafkaSettings, troubles: Troubles, queued_kbytes: in
             # A foreign producer's open transaction must not keep all others from being read.
             "isolation.level": "read_uncommitted",
             "allow.auto.create.topics": False,
-            "fetch.wait.max.ms": 500,
+            "fetch.wait.max.ms": wait_ms,
             "fetch.error.backoff.ms": 100,
             "fetch.message.max.bytes": 1 << 20,
             "queued.max.messages.kbytes": queued_kbytes,

@@ -42,6 +42,9 @@ _MOVING: Final = frozenset(
 )
 # An answer is fetched with what follows it, which nobody wants.
 _QUEUED_KBYTES: Final = 1_024
+# It is asked for records that are there. The library asks on behind the last one, and the next
+# question waits until the broker has answered that.
+_FETCH_MS: Final = 10
 # The names of errors that say that a record is not there.
 OUT_OF_RANGE: Final = frozenset({"_AUTO_OFFSET_RESET", "OFFSET_OUT_OF_RANGE", "_NO_OFFSET"})
 
@@ -190,7 +193,9 @@ class Questions:
 
     def _opened_consumer(self) -> Any:
         if self._consumer is None:
-            self._consumer = make_consumer(self._settings, self._troubles, _QUEUED_KBYTES)
+            self._consumer = make_consumer(
+                self._settings, self._troubles, _QUEUED_KBYTES, _FETCH_MS
+            )
         return self._consumer
 
     def _extent(self, topic: str, partition: int) -> tuple[int, int]:
