@@ -60,7 +60,7 @@ _BUILD: Final = Build(
     uvloop.__version__,  # type: ignore[attr-defined]  # its stub leaves it out
 )
 
-# Of a daemon without webhooks.
+# The counts of a daemon without webhooks.
 _NO_WEBHOOKS: Final = MappingProxyType({"delivered": 0, "retried": 0, "dropped": 0})
 
 
