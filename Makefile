@@ -45,11 +45,12 @@ help: ## List these targets
 run: $(RUN_READY) ## Start the daemon with its defaults
 	@exec $(BIN)/clevrd serve $(ARGS)
 
-# All tests run in two processes, each module in one of them: many tests wait more than they work.
-IN_TWO := -n 2 --dist loadfile
+# All tests run in three processes, each module in one of them, in the order of their names: many
+# tests wait more than they work, and those that work most are not all at the same time then.
+AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(DEV_READY) browser node proxies prometheus redis kafka systemd ## Run the tests
-	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(IN_TWO))
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(AT_ONCE))
 
 # The JavaScript client is tested in it. Who may install it gets it; without it those tests are
 # skipped, and fail where CI=true.

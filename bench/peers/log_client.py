@@ -6,6 +6,7 @@ the CPU of a message.
 """
 
 import argparse
+import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -78,11 +79,107 @@ class RedisLog:
         return [fields[b"m"] for _, fields in entries]
 
 
-LOGS: dict[str, Callable[[str], Log]] = {"sqlite": SqliteLog, "redis": RedisLog}
+class NatsLog:
+    """A stream of JetStream; the messages of one go are sent before the first is acknowledged."""
+
+    def __init__(self, place: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._unread = 0
+        self._loop.run_until_complete(self._open(place))
+
+    async def _open(self, place: str) -> None:
+        import nats
+        from nats.js.api import AckPolicy, ConsumerConfig
+
+        self._client: Any = await nats.connect(place)
+        self._stream: Any = self._client.jetstream(publish_async_max_pending=100_000)
+        await self._stream.add_stream(name="log", subjects=["log"])
+        config = ConsumerConfig(ack_policy=AckPolicy.NONE)
+        self._reader: Any = await self._stream.pull_subscribe("log", config=config)
+
+    def append(self, messages: list[bytes]) -> None:
+        """Publish them, and wait for all acknowledgements."""
+        self._loop.run_until_complete(self._append(messages))
+        self._unread += len(messages)
+
+    async def _append(self, messages: list[bytes]) -> None:
+        answers = [await self._stream.publish_async("log", message) for message in messages]
+        await asyncio.gather(*answers)
+
+    def read(self) -> list[bytes]:
+        """Fetch what was appended since the last call."""
+        return self._loop.run_until_complete(self._read())
+
+    async def _read(self) -> list[bytes]:
+        found: list[bytes] = []
+        while len(found) < self._unread:
+            wanted = min(self._unread - len(found), 1_000)
+            found += [each.data for each in await self._reader.fetch(wanted, timeout=5)]
+        self._unread = 0
+        return found
+
+
+class KafkaLog:
+    """A topic with one partition, by an idempotent producer that does not linger."""
+
+    def __init__(self, place: str) -> None:
+        from confluent_kafka import Consumer, Producer, TopicPartition
+        from confluent_kafka.admin import AdminClient
+        from confluent_kafka.cimpl import NewTopic
+
+        address = place.removeprefix("kafka://").partition("/")[0]
+        admin: Any = AdminClient({"bootstrap.servers": address})
+        for made in admin.create_topics([NewTopic("log", 1, 1)]).values():
+            made.result(30)
+        self._producer: Any = Producer(
+            {
+                "bootstrap.servers": address,
+                "enable.idempotence": True,
+                "acks": "all",
+                "linger.ms": 0,
+                "queue.buffering.max.messages": 1_000_000,
+            }
+        )
+        self._consumer: Any = Consumer(
+            {
+                "bootstrap.servers": address,
+                "group.id": "log",
+                "enable.auto.commit": False,
+                "fetch.wait.max.ms": 5,
+            }
+        )
+        self._consumer.assign([TopicPartition("log", 0, 0)])
+        self._unread = 0
+
+    def append(self, messages: list[bytes]) -> None:
+        """Produce them, and wait until all are on the broker."""
+        for message in messages:
+            self._producer.produce("log", message)
+        self._producer.flush()
+        self._unread += len(messages)
+
+    def read(self) -> list[bytes]:
+        """Consume what was appended since the last call."""
+        found: list[bytes] = []
+        while len(found) < self._unread:
+            found += [each.value() for each in self._consumer.consume(self._unread - len(found), 5)]
+        self._unread = 0
+        return found
+
+
+LOGS: dict[str, Callable[[str], Log]] = {
+    "sqlite": SqliteLog,
+    "redis": RedisLog,
+    "nats": NatsLog,
+    "kafka": KafkaLog,
+}
 
 
 def measure(log: Log, rate: float, seconds: float) -> dict[str, float]:
     """Append by a schedule for so long."""
+    # The first one finds out who leads, and makes what is made once.
+    log.append([PAYLOAD])
+    log.read()
     latencies_ms: list[float] = []
     sent = wrong = 0
     begun_cpu, begun = time.process_time(), time.monotonic()

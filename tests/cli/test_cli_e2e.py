@@ -335,11 +335,25 @@ def test_version_is_the_one_that_health_tells(daemon: DaemonProcess) -> None:
 
 
 def test_daemon_says_where_it_listens_and_what_to_try() -> None:
-    """The first lines of a new daemon name its address and three commands that work."""
-    with started("serve", "--address", "127.0.0.1:0") as daemon:
-        assert daemon.stderr is not None
-        lines = [daemon.stderr.readline() for _ in range(4)]
+    """The first lines on a terminal name its address and three commands that work."""
+    controller, terminal = pty.openpty()
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "clevrd", "serve", "--address", "127.0.0.1:0"],
+        cwd=ROOT,
+        env={**os.environ, "NO_COLOR": "1"},
+        stderr=terminal,
+    )
+    os.close(terminal)
+    seen = b""
+    try:
+        while seen.count(b"\n") < 4:
+            seen += os.read(controller, 1_000)
+    finally:
+        daemon.terminate()
+        daemon.wait(timeout=20)
+        os.close(controller)
 
+    lines = seen.decode().splitlines()
     url = re.search(r"address=(\S+)", lines[0])
     assert url is not None
     assert f"clevrd subscribe demo --url {url[1]}" in lines[1]

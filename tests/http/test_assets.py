@@ -84,7 +84,7 @@ def test_packages_contain_the_files() -> None:
         for path in (ROOT / "clevrd").glob(pattern)
     }
 
-    assert found == set(TYPES) == {path.name for path in WEB.iterdir()}
+    assert found == {*TYPES, "dashboard.html"} == {path.name for path in WEB.iterdir()}
 
 
 async def test_home_page_names_it() -> None:

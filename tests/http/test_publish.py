@@ -277,7 +277,10 @@ async def test_bug_in_the_daemon_is_a_500_without_details(
 
     assert (answer.status, answer.code) == (500, "internal_error")
     assert b"inside information" not in answer.body
-    assert [record.getMessage() for record in caplog.records] == ["request failed path=/publish"]
+    request_id = answer.headers["x-request-id"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"request failed request_id={request_id} traceparent= path=/publish"
+    ]
     assert daemon.hub.counters.refused == {"internal_error": 1}
 
 

@@ -651,7 +651,7 @@ def test_header_that_can_not_be_true_is_bad(fault: str) -> None:
 
 def test_header_with_fields_of_a_later_version_is_read() -> None:
     """Fields may be added at the end."""
-    rest = b' ["51","aa",1,5,[],[],null,false,0,0,[],"more"]\n'
+    rest = b' ["51","aa",1,5,[],[],null,false,0,0,"",[],"more"]\n'
     record = b"clevrd1 %08x%b" % (zlib.crc32(rest), rest)
 
     assert Log().add_record(record).bad is None

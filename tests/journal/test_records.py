@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from clevrd.core.publish_request import PublishRequest, decode_publish
-from clevrd.journal.records import Header, decode_header, encode_record, line_of, lines_of
+from clevrd.journal.records import Clear, Header, decode_header, encode_record, line_of, lines_of
 
 DATA = [
     b"1",
@@ -57,11 +57,12 @@ def test_line_is_read_back_as_it_was_published() -> None:
 
 def test_header_of_another_version_is_read_as_far_as_it_is_known() -> None:
     """A field that a later clevrd adds at the end is passed over; one that is missing is empty."""
-    header = Header("ab", "cd", 1, 0, version="1.2.3")
+    clears = (Clear("acme", "t"),)
+    header = Header("ab", "cd", 1, 0, version="1.2.3", clears=clears)
     fields = msgspec.json.decode(msgspec.json.encode(header))
 
-    later = encode_record(header, ()).replace(b',"1.2.3"]', b',"1.2.3",["new"]]')
-    older = encode_record(header, ()).replace(b',"1.2.3"]', b"]")
+    later = encode_record(header, ()).replace(b',[["acme","t"]]]', b',[["acme","t"]],["new"]]')
+    older = encode_record(header, ()).replace(b',"1.2.3",[["acme","t"]]]', b"]")
 
     assert len(fields) == len(Header.__struct_fields__)
     assert decode_header(_with_checksum(later))[0] == header

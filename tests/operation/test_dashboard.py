@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from browsers import chromium, page_at
 from daemons import running, until
 from http_wire import ask, get
 from keys import ADMIN, READER, access
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Browser, Error, Page, Route, expect
 from ports import free_port
 
 # One Chromium for all: starting it takes longer than most of the tests.
@@ -178,11 +178,13 @@ async def test_state_is_explained(browser: Browser) -> None:
     }
 
     async def change(route: Route) -> None:
-        answer = await route.fetch()
-        view = await answer.json()
-        for name, fields in changes.items():
-            view["figures"].setdefault(name, {}).update(fields)
-        await route.fulfill(json=view)
+        # A request that is under way when the page goes has no answer any more.
+        with suppress(Error):
+            answer = await route.fetch()
+            view = await answer.json()
+            for name, fields in changes.items():
+                view["figures"].setdefault(name, {}).update(fields)
+            await route.fulfill(json=view)
 
     async with running() as daemon, looking(browser, daemon.url) as page:
         await page.route("**/admin/top?*", change)
@@ -198,6 +200,7 @@ async def test_state_is_explained(browser: Browser) -> None:
         changes["journal"] = {"state": "ok"}
         changes["memory_ladder"] = {"state": "no_new_subscribers", "limit": "max_memory_mb"}
         await shows(page, "#reason-title", "Memory is short: no new subscribers")
+        await page.unroute_all(behavior="wait")
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("dark", 360), ("light", 1280)])
