@@ -81,13 +81,17 @@ class Memory:
         self.give_back(held_bytes)
         return True
 
+    def trim(self) -> None:
+        """Have what the allocator holds free given back now; later looks find what they would."""
+        if self._trim is not None:
+            self._trim()
+
     def give_back(self, held_bytes: int) -> None:
         """Give freed memory back now, with ``held_bytes`` as the bytes still held."""
         freed_bytes = self._peak_bytes - held_bytes
         self._looks = 0
         began_s = self._now_s()
-        if self._trim is not None:
-            self._trim()
+        self.trim()
         log.debug(
             "memory given back freed_bytes=%d took_s=%.4f",
             freed_bytes,

@@ -236,9 +236,10 @@ class Connections:
             ConnectionLimit: the tenant, or its key, has as many as it may have.
             TooManyArrive: the loop is late, and others have connected just now.
         """
+        # First its own limit: a client that is over it must not use up what others may come by.
+        self.counts.check(tenant)
         if self._arrivals.is_limited:
             self._arrivals.check(self.now_s(), random.random())  # noqa: S311  # no secret
-        self.counts.check(tenant)
 
     def note_page(self, connection: Connection, head: Request) -> None:
         """Note which page has opened ``connection``, if one has, so that it can be judged again.

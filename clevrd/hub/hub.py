@@ -392,8 +392,11 @@ class Hub:
         """Give memory back to the machine that rings and closed connections have freed."""
         self.memory.look(self._held_bytes(), is_quiet=self._readers.count <= QUIET_READERS)
 
-    def _give_back_now(self) -> None:
-        self.memory.give_back(self._held_bytes())
+    def _give_back_now(self, freed_bytes: int) -> None:
+        if freed_bytes:
+            self.memory.give_back(self._held_bytes())
+        else:
+            self.memory.trim()
 
     def _held_bytes(self) -> int:
         """Return what rings and readers take, which is most of the memory."""

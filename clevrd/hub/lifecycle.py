@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, Protocol
 
@@ -33,10 +34,11 @@ log = logging.getLogger(__name__)
 
 # How long a change has to hold before it is told.
 SETTLE_S: Final = 0.5
-# Events that are published in one turn of the loop, at 15 us each.
+# Changes that are looked at in one turn of the loop, at 15 us each where an event is published.
 EVENTS_PER_TURN: Final = 64
 # Topics and ids that are kept in mind, because they are there or have just changed: 200 bytes each.
-# Changes of others are not told, and counted.
+# Changes of others are not told, and counted. Half are anybody's; above that each tenant is
+# guaranteed an equal part of all, so that none has the others' changes passed over.
 MAX_KNOWN: Final = 100_000
 
 Kind = Literal["occupied", "vacated", "joined", "left"]
@@ -79,7 +81,7 @@ class Lifecycle:
     """Notes who comes and goes, and tells of it."""
 
     __slots__ = (
-        *("_by_tenant", "_ids", "_is_over", "_loop", "_node", "_pending", "_publishes"),
+        *("_by_tenant", "_ids", "_is_over", "_known", "_loop", "_node", "_pending", "_publishes"),
         *("_queue", "_timer", "_told", "_wall_us", "counts", "listener"),
     )
 
@@ -108,7 +110,10 @@ class Lifecycle:
         # Slots that were told to be there.
         self._told: set[_Slot] = set()
         # Slots that have changed, and when they are looked at: in this order, as all wait as long.
-        self._pending: dict[_Slot, float] = {}
+        # A plain dict looks for its first entry behind all that were taken out before.
+        self._pending: OrderedDict[_Slot, float] = OrderedDict()
+        # Tenant -> how many slots it has in these two; none has 0.
+        self._known: Counter[str] = Counter()
         self._queue = TurnQueue(EVENTS_PER_TURN, self._tell_next, loop, on_error)
         self._timer: asyncio.TimerHandle | None = None
         # No event is told any more; set by stop, for good.
@@ -128,6 +133,12 @@ class Lifecycle:
         self._by_tenant = {
             name: each for name, each in by_tenant.items() if each.topics or each.ids
         }
+        # Nobody would take what is kept for other tenants out again.
+        self._told = {slot for slot in self._told if slot[0] in self._by_tenant}
+        self._pending = OrderedDict(
+            entry for entry in self._pending.items() if entry[0][0] in self._by_tenant
+        )
+        self._known = Counter(slot[0] for kept in (self._told, self._pending) for slot in kept)
 
     def reserves(self, tenant: str) -> bool:
         """Return whether EVENTS_TOPIC of a tenant is no topic of its publishers."""
@@ -147,6 +158,7 @@ class Lifecycle:
         """Tell nothing more: what leaves now leaves because the daemon stops."""
         self._is_over = True
         self._pending.clear()
+        self._known.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -157,20 +169,40 @@ class Lifecycle:
         told = self._by_tenant.get(topic.tenant)
         if told is None or topic.name == EVENTS_TOPIC:
             return
-        if changed and told.topics.allows(topic.name):
-            self._look_later((topic.tenant, topic.name, None))
-        if id_changed and told.ids.allows(topic.name):
-            self._look_later((topic.tenant, topic.name, self._ids.given[reader]))
+        if changed:
+            self._look_later((topic.tenant, topic.name, None), told.topics)
+        if id_changed:
+            self._look_later((topic.tenant, topic.name, self._ids.given[reader]), told.ids)
 
-    def _look_later(self, slot: _Slot) -> None:
+    def _look_later(self, slot: _Slot, wanted: TopicPermissions) -> None:
         if slot in self._pending:
             return
-        if len(self._pending) + len(self._told) >= MAX_KNOWN and slot not in self._told:
-            self._drop("too many topics and ids are known")
-            return
+        # A slot that is wanted no more, since a reload, is forgotten when it is gone.
+        if slot not in self._told:
+            if not wanted.allows(slot[1]):
+                return
+            if not self._has_room(slot[0]):
+                self._drop("too many topics and ids are known")
+                return
         self._pending[slot] = self._loop.time() + SETTLE_S
+        self._known[slot[0]] += 1
         if self._timer is None:
             self._timer = self._loop.call_later(SETTLE_S, self._look)
+
+    def _has_room(self, tenant: str) -> bool:
+        """Return whether one more slot of ``tenant`` is kept."""
+        known = len(self._pending) + len(self._told)
+        return known < MAX_KNOWN // 2 or self._known[tenant] < MAX_KNOWN // len(self._by_tenant)
+
+    def _let_go(self, tenant: str) -> None:
+        """Count one slot less of ``tenant``."""
+        self._known[tenant] -= 1
+        if not self._known[tenant]:
+            del self._known[tenant]
+
+    def _wants(self, slot: _Slot) -> bool:
+        told = self._by_tenant[slot[0]]
+        return (told.topics if slot[2] is None else told.ids).allows(slot[1])
 
     def _look(self) -> None:
         self._timer = None
@@ -187,13 +219,19 @@ class Lifecycle:
                 self._timer = self._loop.call_later(wait_s, self._look)
             return None
         del self._pending[slot]
+        self._let_go(slot[0])
         is_there = self._is_there(slot)
         if is_there == (slot in self._told):
-            return 0
-        if is_there:
-            self._told.add(slot)
-        else:
+            return 1
+        is_wanted = self._wants(slot)
+        if not is_there:
             self._told.discard(slot)
+            self._let_go(slot[0])
+        elif is_wanted:
+            self._told.add(slot)
+            self._known[slot[0]] += 1
+        if not is_wanted:
+            return 1
         self._tell(slot, is_there=is_there)
         return 1
 

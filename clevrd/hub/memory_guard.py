@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from clevrd.control.memory_ladder import (
     HYSTERESIS,
@@ -27,6 +27,11 @@ from clevrd.core.topic_manager import TopicManager
 from clevrd.errors import MemoryShort, NoMemoryForSubscribers
 
 log = logging.getLogger(__name__)
+
+# Where rings have nothing to give, the allocator is asked once in so many looks to give back what
+# requests and connections have left: without that a daemon whose rings are empty could refuse
+# publishes for ever.
+LOOKS_TO_GIVE_BACK: Final = 10
 
 
 class HoldsMemory(Protocol):
@@ -48,7 +53,7 @@ class MemoryGuard:
 
     __slots__ = (
         *("_give_back_memory", "_loop", "_publisher", "_stats", "_topics"),
-        *("decision", "shrunk_bytes"),
+        *("_looks_in_vain", "decision", "shrunk_bytes"),
     )
 
     def __init__(
@@ -56,15 +61,22 @@ class MemoryGuard:
         stats: HoldsMemory,
         topics: TopicManager,
         publisher: Publisher,
-        give_back_memory: Callable[[], None],
+        give_back_memory: Callable[[int], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """Args: give_back_memory: has the allocator give freed memory back to the machine."""
+        """Have it look.
+
+        Args:
+            give_back_memory: has the allocator give freed memory back to the machine, of which the
+                rings have just freed so many bytes.
+        """
         self._stats = stats
         self._topics = topics
         self._publisher = publisher
         self._give_back_memory = give_back_memory
         self._loop = loop
+        # Looks in a row at which rings should have given up messages, and had none to give.
+        self._looks_in_vain = 0
         # The latest decision; replaced by look() alone.
         self.decision = LadderDecision(Rung.WELL, 0, NOTHING_HELD)
         # Bytes that rings have given up on the ladder since the start; changed by look() alone.
@@ -74,9 +86,12 @@ class MemoryGuard:
         """Decide by the memory held now, and act: rings give up messages, publishes are refused."""
         before = self.decision.rung
         self.decision = decision = decide(self._stats.held_memory(), before)
-        if decision.shrink_bytes and (freed := self._shrink(decision.shrink_bytes)):
+        if decision.shrink_bytes:
+            freed = self._shrink(decision.shrink_bytes)
             self.shrunk_bytes += freed
-            self._give_back_memory()
+            self._looks_in_vain = 0 if freed else self._looks_in_vain + 1
+            if freed or self._looks_in_vain % LOOKS_TO_GIVE_BACK == 0:
+                self._give_back_memory(freed)
         if decision.rung is before:
             return
         if (decision.rung is Rung.NO_PUBLISHES) is not (before is Rung.NO_PUBLISHES):

@@ -18,6 +18,12 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 # An IPv6 address that stands for the IPv4 address in its last four bytes (RFC 6052).
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
+# All that is given out for the public net (IANA IPv6 Address Space). `is_global` also holds outside
+# of it, for site-local addresses and those of which a gateway in this network makes IPv4 addresses.
+_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+# IETF protocol assignments (RFC 6890), of which older versions of Python take most for public.
+_PROTOCOLS: Final = ipaddress.IPv4Network("192.0.0.0/24")
+
 
 class RefusedTarget(OSError):
     """An address that is neither public nor listed."""
@@ -30,11 +36,18 @@ def check_target(text: str, allowed: Sequence[Network]) -> None:
     for each in (address, meant):
         if any(each.version == network.version and each in network for network in allowed):
             return
-    is_public = address.is_global or meant is not address
-    if not (is_public and meant.is_global) or meant.is_multicast:
+    if not _is_public(meant):
         raise RefusedTarget(
             f"{meant} is no public address; list it in allowed_targets if it is meant"
         )
+
+
+def _is_public(address: Address) -> bool:
+    if not address.is_global or address.is_multicast:
+        return False
+    if isinstance(address, ipaddress.IPv4Address):
+        return address not in _PROTOCOLS
+    return address in _GLOBAL_UNICAST
 
 
 def _meant(address: Address) -> Address:

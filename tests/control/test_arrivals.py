@@ -20,6 +20,7 @@ from clevrd.control.arrivals import (
     Arrivals,
     TooManyArrive,
 )
+from clevrd.tenants.settings import read_access
 
 
 def late(arrivals: Arrivals, times: int, late_s: float = LATE_S, now_s: float = 0.0) -> None:
@@ -140,3 +141,16 @@ async def test_daemon_that_is_late_refuses_handshakes_and_serves_the_rest() -> N
     assert (stream.status, answer["offset"]) == (503, 1)
     assert isinstance(stream, aiohttp.ClientResponse)
     assert '"offset":1' in str(message)
+
+
+async def test_client_over_its_own_limit_keeps_nobody_else_out() -> None:
+    """Its attempts count for nothing, however many it makes while the loop is late."""
+    access = read_access({"tenants": [{"name": "default-tenant", "max_connections": 1}]}, "a test")
+    async with running(access=access) as daemon, subscribe(daemon.ws_url):
+        arrivals = daemon.hub.arrivals
+        late(arrivals, 2, now_s=asyncio.get_running_loop().time())
+        level = arrivals._level
+        with pytest.raises(InvalidStatus):
+            await client_of(f"{daemon.ws_url}/subscribe?topic=t")
+
+        assert (arrivals._level, arrivals.refused) == (level, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from clients import client_of, publishing, subscribe
 from daemons import Daemon, running, until
 from http_wire import ask, get
 from keys import READER, WEB, WRITER, access, bearer
+
+from clevrd.http_values import Response
+from clevrd.scheduling.fair_turns import FairTurns
 
 
 @pytest.fixture
@@ -134,6 +137,40 @@ async def test_topic_tells_its_position_and_who_reads_it(daemon: Daemon) -> None
     ids = daemon.hub.subscriber_ids
     assert not ids.given
     assert not ids.of("default-tenant", "t")
+
+
+async def test_many_ids_are_looked_at_in_turns(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The right page is found in steps, as 100,000 ids in one would hold the loop up."""
+    await daemon.publish("t", 1)
+    names = [f"id{number:04}" for number in range(5_000)]
+    slot = ("default-tenant", "t")
+    daemon.hub.subscriber_ids._by_topic[slot] = dict.fromkeys(reversed(names), 1)
+    steps = 0
+    carry_out = FairTurns.carry_out
+
+    def counted(turns: FairTurns, work: Generator[None, None, Response]) -> Awaitable[Response]:
+        def steps_of() -> Generator[None, None, Response]:
+            nonlocal steps
+            while True:
+                try:
+                    next(work)
+                except StopIteration as end:
+                    answer: Response = end.value
+                    return answer
+                steps += 1
+                yield
+
+        return carry_out(turns, steps_of())
+
+    monkeypatch.setattr(FairTurns, "carry_out", counted)
+
+    page = (await daemon.get_json("/topics/t?limit=3&after=id2999"))["presence"]
+
+    assert [each["id"] for each in page["ids"]] == names[3_000:3_003]
+    assert (page["count"], page["next"]) == (5_000, "id3002")
+    assert steps >= 5
 
 
 async def test_pattern_brings_its_subscriber_into_each_topic(daemon: Daemon) -> None:

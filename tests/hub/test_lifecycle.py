@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from keys import READER, WEB, WRITER, bearer, rules
 
 from clevrd.errors import ConfigError
 from clevrd.hub import lifecycle
+from clevrd.hub.lifecycle import Told
 from clevrd.tenants.settings import Access, read_access
+from clevrd.tenants.topic_permissions import ALL_TOPICS, TopicPermissions
 
 SETTLE_S = 0.02
 
@@ -217,6 +220,72 @@ async def test_too_many_topics_are_counted_and_not_told(
     assert counts["dropped"] >= 2
     assert counts["published"] == 4
     assert sum("is not told" in each.message for each in caplog.records) == 1
+
+
+async def test_tenant_with_many_topics_keeps_no_other_from_being_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each tenant is guaranteed a part of what is kept in mind."""
+    monkeypatch.setattr(lifecycle, "MAX_KNOWN", 8)
+    entries = [{"name": name, "lifecycle": ["**"]} for name in ("loud", "calm")]
+    async with running(access=read_access({"tenants": entries}, "a test")) as daemon:
+        headers = {"X-Tenant-ID": "loud"}
+        async with client_of(
+            f"{daemon.ws_url}/ws", subprotocols=["clevrd.v1"], additional_headers=headers
+        ) as socket:
+            for number in range(20):
+                await socket.send(json.dumps({"type": "subscribe", "topic": f"room.{number}"}))
+                await socket.recv()
+            await settled(daemon)
+            async with subscribe(daemon.ws_url, "room.1", tenant="calm"):
+                await settled(daemon)
+                events = short(await events_of(daemon, **{"X-Tenant-ID": "calm"}))
+
+    assert events == [("occupied", "room.1")]
+
+
+async def test_changes_that_did_not_hold_are_looked_at_in_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also those cost time, so that a client that comes and goes everywhere holds nobody up."""
+    monkeypatch.setattr(lifecycle, "SETTLE_S", 0.0)
+    async with running(access=told("**")) as daemon:
+        kept = daemon.hub.lifecycle
+        for number in range(3 * lifecycle.EVENTS_PER_TURN):
+            kept._look_later(("default-tenant", f"gone.{number}", None), ALL_TOPICS)
+        left = [len(kept._pending)]
+        while kept._pending:
+            await asyncio.sleep(0)
+            left.append(len(kept._pending))
+
+    steps = [before - after for before, after in pairwise(left)]
+    assert max(steps) == lifecycle.EVENTS_PER_TURN
+
+
+async def test_reload_leaves_nothing_of_what_is_told_no_more(daemon: Daemon) -> None:
+    """Neither of a tenant that wants nothing now, nor of a topic, which is forgotten in silence."""
+    kept = daemon.hub.lifecycle
+    every, rooms = TopicPermissions(["room.*", "hall"]), TopicPermissions(["room.*"])
+    async with subscribe(daemon.ws_url, "room.1"), subscribe(daemon.ws_url, "hall"):
+        await settled(daemon)
+        daemon.hub.tell_lifecycle({"default-tenant": Told(rooms)})
+    await until(lambda: daemon.hub.subscribers == 0)
+    await settled(daemon)
+    assert not kept._told
+
+    async with subscribe(daemon.ws_url, "room.1"):
+        await settled(daemon)
+        daemon.hub.tell_lifecycle({})
+    await until(lambda: daemon.hub.subscribers == 0)
+    daemon.hub.tell_lifecycle({"default-tenant": Told(every)})
+    assert not kept._told
+    async with subscribe(daemon.ws_url, "room.1"):
+        await settled(daemon)
+        events = short(await events_of(daemon))
+
+    assert not [each for each in events if each == ("vacated", "hall")]
+    assert events.count(("occupied", "room.1")) == 3
+    await until(lambda: not kept._known)
 
 
 async def test_journaled_topics_have_events_too(tmp_path: Path) -> None:

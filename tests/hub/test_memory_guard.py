@@ -20,6 +20,7 @@ from clevrd.control.system_stats import HeldMemory
 from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
+from clevrd.hub.memory_guard import LOOKS_TO_GIVE_BACK
 
 MIB = 1 << 20
 
@@ -94,6 +95,17 @@ def test_spare_leaves_what_is_yet_to_be_offered() -> None:
 
 
 # --- the rungs, over sockets -----------------------------------------------------------------
+
+
+async def test_memory_is_given_back_where_rings_have_nothing_to_give() -> None:
+    """The allocator may hold what requests have left, which would keep a rung for ever."""
+    stats, trims = FakeStats(), []
+    async with running(stats=stats) as daemon:
+        daemon.hub.memory._trim = lambda: trims.append(daemon.hub.topics.ring_bytes)
+        for _ in range(LOOKS_TO_GIVE_BACK):
+            hold(daemon, stats, 97)
+
+        assert trims[:1] == [0]
 
 
 async def test_largest_rings_shrink_first_and_readers_lose_nothing() -> None:

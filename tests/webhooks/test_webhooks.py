@@ -273,7 +273,8 @@ async def test_address_is_judged_when_it_is_connected_to(
         "0.0.0.0",  # noqa: S104  # nothing is bound to it
         *("100.64.0.1", "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fe80::1%eth0"),
         *("fc00::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe"),
-        *("2002:7f00:1::", "ff02::1"),
+        *("2002:7f00:1::", "ff02::1", "fec0::1", "::127.0.0.1", "::ffff:0:127.0.0.1"),
+        *("64:ff9b:1::7f00:1", "5f00::1", "192.0.0.8"),
     ],
 )
 def test_address_that_is_not_public_is_refused(address: str) -> None:
