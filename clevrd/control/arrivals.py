@@ -22,6 +22,9 @@ LEAST_RATE_PER_S: Final = 50.0
 # By what the rate grows at each look that finds the loop in time. There is no bound any more once
 # it has passed twice the first rate, which takes 4 to 18 looks.
 GROWTH: Final = 1.25
+# The same while the loop is between the two: its rate is found by trying, and a daemon that is
+# steadily a little late does not stay at the least.
+SLOW_GROWTH: Final = 1.05
 # Tokens that are there at once, as a share of a second's.
 _BURST: Final = 0.25
 # Within how many seconds, drawn for each, those come back that are refused.
@@ -67,8 +70,8 @@ class Arrivals:
                 self._level, self._level_at_s = FIRST_RATE_PER_S * _BURST, now_s
         else:
             self._times_late = 0
-            if was_limited and late_s < IN_TIME_S:
-                self.rate_per_s *= GROWTH
+            if was_limited:
+                self.rate_per_s *= GROWTH if late_s < IN_TIME_S else SLOW_GROWTH
                 if self.rate_per_s > 2 * FIRST_RATE_PER_S:
                     self.is_limited, self.rate_per_s = False, math.inf
         return self.is_limited != was_limited
