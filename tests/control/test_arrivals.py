@@ -53,7 +53,7 @@ def test_loop_that_is_late_once_bounds_nothing() -> None:
 
 
 def test_rate_falls_while_the_loop_is_late_and_ends_when_it_is_in_time() -> None:
-    """Halved at each look, to a least rate; then it grows until it ends, slowly while a little late."""
+    """Halved at each look; then it grows until it ends, slower while the loop is a little late."""
     arrivals = Arrivals()
 
     late(arrivals, 2)
