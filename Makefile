@@ -35,7 +35,7 @@ KAFKA_READY := $(KAFKA)/.ready
 NODE_TOOLS := tests/javascript
 NODE_READY := $(NODE_TOOLS)/node_modules/.package-lock.json
 
-.PHONY: help run test lint types check fmt bench mutants completions browser node proxies prometheus redis kafka \
+.PHONY: help run test test-long lint types check fmt bench mutants completions browser node proxies prometheus redis kafka \
   systemd dist lock image-test clean
 .DEFAULT_GOAL := help
 
@@ -45,12 +45,21 @@ help: ## List these targets
 run: $(RUN_READY) ## Start the daemon with its defaults
 	@exec $(BIN)/clevrd serve $(ARGS)
 
-# All tests run in three processes, each module in one of them, in the order of their names: many
-# tests wait more than they work, and those that work most are not all at the same time then.
-AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
+# All tests run twice as fast so: each module in one of several processes, first those that work, two
+# at once, then those that wait for servers, browsers and processes, four at once.
+WAITING := $(addprefix tests/,client journal operation sources)
+WORKING := $(filter-out $(WAITING),$(patsubst %/,%,$(wildcard tests/*/)))
 
 test: $(DEV_READY) browser node proxies prometheus redis kafka systemd ## Run the tests
-	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(AT_ONCE))
+ifdef ARGS
+	@$(BIN)/python -m pytest $(ARGS)
+else
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(WORKING); worked=$$?; \
+	$(BIN)/python -m pytest -n 4 --dist loadfile $(WAITING) && exit $$worked
+endif
+
+test-long: $(DEV_READY) browser node proxies prometheus redis kafka systemd ## Run the tests that take long
+	@LONG_TESTS=1 $(BIN)/python -m pytest -m long $(ARGS)
 
 # The JavaScript client is tested in it. Who may install it gets it; without it those tests are
 # skipped, and fail where CI=true.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -74,6 +75,15 @@ class WatchedLoop(EndableLoop):
     def _note(self) -> None:
         late_s = time.monotonic() - self._due_s - (waited_for_cpu_s() - self._waited_s)
         WatchedLoop.longest_hold_s = max(WatchedLoop.longest_hold_s, late_s)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave long tests out of a usual run, which has to stay short."""
+    if os.environ.get("LONG_TESTS"):
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="LONG_TESTS is not set"))
 
 
 def pytest_collection_finish() -> None:

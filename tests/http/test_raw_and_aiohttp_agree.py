@@ -43,8 +43,12 @@ async def outcome_of(
     gate = asyncio.Semaphore(at_once)
     # Who shuts down its side waits for no timeout, and must not meet one on a busy machine.
     request_s, idle_s = (10.0, 10.0) if shut else (0.5, 1.5)
+    # On a busy machine a WebSocket's bytes may take so long that it would be pinged.
     async with running(
-        raw_paths=raw_paths, request_timeout_s=request_s, keepalive_timeout_s=idle_s
+        raw_paths=raw_paths,
+        request_timeout_s=request_s,
+        keepalive_timeout_s=idle_s,
+        ping_interval_s=600.0,
     ) as daemon:
 
         async def transcript(pieces: Sequence[bytes]) -> bytes:

@@ -142,6 +142,7 @@ def read_plainly(server: KafkaServer, topic: str) -> list[dict[str, object]]:
     return found
 
 
+@pytest.mark.long
 async def test_topic_that_is_deleted_begins_anew_on_all_nodes(server: KafkaServer) -> None:
     """A node makes it again; readers are told of the epoch, and no position is used twice."""
     topic = new_topic()
@@ -188,7 +189,9 @@ async def test_topic_that_is_made_again_at_once_is_another_log(server: KafkaServ
 # --- the broker is away --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["kept", "unkept"])
+@pytest.mark.parametrize(
+    "kept", [True, pytest.param(False, marks=pytest.mark.long)], ids=["kept", "unkept"]
+)
 async def test_broker_that_is_killed_loses_nothing(server: KafkaServer, kept: bool) -> None:
     """Publishers wait or are refused, then it goes on; the epoch stays where nothing can be lost.
 
@@ -219,6 +222,7 @@ async def test_broker_that_is_killed_loses_nothing(server: KafkaServer, kept: bo
     assert sorted(each["data"] for each in found[:4]) == [5, 6, 7, 8]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "unkept"])
 async def test_lost_tail_uses_no_position_twice(server: KafkaServer, kept: bool) -> None:
     """Answered messages are gone behind a crash: a new epoch, and the old one is over for good."""

@@ -95,7 +95,10 @@ PLACES: Final[dict[str, Callable[[Path], object]]] = {
 
 @pytest.mark.timeout(120)
 @pytest.mark.holds_loop("daemon processes are started and waited for")
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind == "redis" else pytest.param(kind, marks=pytest.mark.long) for kind in PLACES],
+)
 async def test_killed_daemon_loses_nothing_and_repeats_nothing(kind: str, tmp_path: Path) -> None:
     """Each record is one message of the journal, in the order of its topic, after kills."""
     journal = tmp_path / "journal"

@@ -254,7 +254,8 @@ def test_reload_says_that_sources_need_a_restart(tmp_path: Path) -> None:
 def test_example_in_the_configuration_file_is_right() -> None:
     """The lines of systemd/clevrd.toml, without their signs."""
     text = (ROOT / "systemd" / "clevrd.toml").read_text()
-    _, _, example = text.partition("# [[sources]]")
+    _, _, rest = text.partition("# [[sources]]")
+    example, _, _ = rest.partition("\n# --- ")
     lines = [line[2:] for line in example.splitlines() if line.startswith("# ") and " = " in line]
 
     tables = tomllib.loads("\n".join(["[[sources]]", *lines]))
