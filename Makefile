@@ -46,7 +46,7 @@ run: $(RUN_READY) ## Start the daemon with its defaults
 	@exec $(BIN)/clevrd serve $(ARGS)
 
 # All tests run twice as fast so: each module in one of several processes, first those that work, two
-# at once, then those that wait for servers, browsers and processes, four at once.
+# at once, then those that wait for servers, browsers and processes, three at once.
 WAITING := $(addprefix tests/,client journal operation sources)
 WORKING := $(filter-out $(WAITING),$(patsubst %/,%,$(wildcard tests/*/)))
 
@@ -55,7 +55,7 @@ ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
 else
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(WORKING); worked=$$?; \
-	$(BIN)/python -m pytest -n 4 --dist loadfile $(WAITING) && exit $$worked
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(WAITING) && exit $$worked
 endif
 
 test-long: $(DEV_READY) browser node proxies prometheus redis kafka systemd ## Run the tests that take long
