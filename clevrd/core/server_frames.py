@@ -24,6 +24,7 @@ SPLICED_BYTES: Final = 16_384
 
 _BEFORE_ID: Final = b'{"id":"'
 _BEFORE_KEY: Final = b',"key":"'
+_BEFORE_HEADERS: Final = b',"headers":'
 _QUOTE: Final = ord('"')
 _ID_BYTES: Final = len("msg-YYYYMMDD-HHMMSS.ffffff")
 
@@ -33,6 +34,10 @@ _TTL: Final = re.compile(
     rb'","offset":[0-9]+,"ttl_s":([0-9.e+-]+)(?:,"key":"(?:[^"\\]|\\.)*")?}\Z', re.DOTALL
 )
 _TTL_WITHIN_BYTES: Final = 640
+
+# The cost of headers besides their bytes: the header of one more object, the dict of the attribute
+# (bytes can't have slots), and what the collector notes of a frame (CPython 3.11, tracemalloc).
+HEADERS_OVERHEAD_BYTES: Final = 240
 
 _FIN_TEXT: Final = 0x81
 _FIN_CLOSE: Final = 0x88
@@ -59,6 +64,63 @@ def text_frame(payload: bytes) -> bytes:
     """Return one unmasked, unfragmented text frame holding ``payload``, which is UTF-8."""
     size = len(payload)
     return (_HEADERS[size] if size < _TABLED_BYTES else _text_header(size)) + payload
+
+
+class FrameWithHeaders(bytes):
+    """A finished text frame, and the headers of its message, which the frame does not show.
+
+    It is the frame that every reader shares who has not asked for headers: as bytes it is what it
+    would be without them. Rings, pages and kept frames hold it like any other, so its ``len`` is
+    what it takes of their bounds, with the headers. Bytes that are joined, or sliced, of it are
+    plain.
+    """
+
+    # JSON, an object of strings.
+    headers: bytes
+
+    def __new__(cls, frame: bytes, headers: bytes) -> FrameWithHeaders:
+        """Return ``frame`` with ``headers``."""
+        self = super().__new__(cls, frame)
+        self.headers = headers
+        return self
+
+    def __len__(self) -> int:
+        """Return the bytes of the frame, of the headers, and of what holds these two together."""
+        return super().__len__() + len(self.headers) + HEADERS_OVERHEAD_BYTES
+
+
+def headers_of(frame: bytes) -> bytes:
+    """Return the headers of the message in ``frame`` as JSON; empty without any."""
+    return frame.headers if isinstance(frame, FrameWithHeaders) else b""
+
+
+def payload_with_headers(frame: bytes) -> bytes:
+    """Return the JSON in ``frame`` as readers get it that ask for headers: these come last."""
+    payload = payload_of(frame)
+    if isinstance(frame, FrameWithHeaders):
+        return b"%b%b%b}" % (payload[:-1], _BEFORE_HEADERS, frame.headers)
+    return payload
+
+
+def frame_with_headers(frame: bytes) -> bytes:
+    """Return the text frame that readers get who ask for headers: ``frame`` itself without any."""
+    return text_frame(payload_with_headers(frame)) if isinstance(frame, FrameWithHeaders) else frame
+
+
+def without_shown_headers(frame: bytes) -> bytes:
+    """Return a frame that `frame_with_headers` returned as it was before.
+
+    The headers are the last field, and the field before them ends with a digit or a quote. Quotes
+    within strings are escaped, so that the last place that looks like the field's name is it.
+    """
+    if frame[-2:] != b"}}":
+        return frame
+    payload = payload_of(frame)
+    begin = payload.rfind(_BEFORE_HEADERS)
+    if begin < 0:
+        return frame
+    headers = payload[begin + len(_BEFORE_HEADERS) : -1]
+    return FrameWithHeaders(text_frame(payload[:begin] + b"}"), headers)
 
 
 class FrameEncoder:

@@ -1,7 +1,7 @@
 """SharedTexts: a topic's messages in one wire form, made once for all its readers of that form.
 
-How a form spells a message: core/stream_forms. WebSocket readers get the ring's own frames, so a
-topic that nobody reads in another way has nothing here.
+How a form spells a message: core/stream_forms. WebSocket readers that ask for no headers get the
+ring's own frames, so a topic that nobody reads in another way has nothing here.
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ class SharedTexts:
 
     def _make(self, frame: bytes, offset: int) -> bytes:
         text = self._form.message(frame, self._epoch, offset)
+        if text is frame:
+            # A frame that the ring has anyway.
+            return text
         cost = len(text) + TEXT_OVERHEAD_BYTES
         if len(self._made) >= SHARED_MESSAGES:
             self._forget_oldest()
@@ -101,7 +104,7 @@ class SharedTexts:
 
 
 class TextsByForm:
-    """The texts of one topic in each form that somebody reads, WebSocket's frames excepted."""
+    """The texts of one topic in each form that somebody reads, the ring's own frames excepted."""
 
     __slots__ = ("_epoch", "budget", "shared")
 

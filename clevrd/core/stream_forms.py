@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from clevrd.core.notices import Notice, notice_frame, notice_json
-from clevrd.core.server_frames import payload_of
+from clevrd.core.server_frames import frame_with_headers, payload_of, payload_with_headers
 
 # A blank: stands in an event's id for the part that is the reader's own; no text has this byte.
 BLANK: Final = b"\0"
@@ -42,7 +42,7 @@ class StreamForm:
     has the same texts bare, and ends with the connection.
     """
 
-    __slots__ = ("is_chunked",)
+    __slots__ = ("_payload", "is_chunked")
 
     # The response's media type.
     content_type: str
@@ -51,8 +51,11 @@ class StreamForm:
     # Messages that one write may hold.
     max_messages: int = _ANY_NUMBER
 
-    def __init__(self, *, is_chunked: bool) -> None:
+    def __init__(self, *, is_chunked: bool, has_headers: bool = False) -> None:
+        """Args: has_headers: messages have their headers, for readers that ask."""
         self.is_chunked = is_chunked
+        # Returns the JSON of a message.
+        self._payload = payload_with_headers if has_headers else payload_of
 
     def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
         """Return the text of the message in ``frame``, whose position is (epoch, offset)."""
@@ -90,7 +93,7 @@ class ServerSentEvents(StreamForm):
 
     def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
         """Return the event of one message."""
-        return b"id: %b:%d\ndata: %b\n\n" % (epoch, offset, one_line(payload_of(frame)))
+        return b"id: %b:%d\ndata: %b\n\n" % (epoch, offset, one_line(self._payload(frame)))
 
     def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
         """Return the event of ``notice``, with an id where a reconnect may resume behind it."""
@@ -113,7 +116,7 @@ class SlottedEvents(ServerSentEvents):
 
     def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
         """Return the event of one message, with the blank in its id."""
-        payload = one_line(payload_of(frame))
+        payload = one_line(self._payload(frame))
         return b"id: %b:%d%b\ndata: %b\n\n" % (epoch, offset, BLANK, payload)
 
     def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
@@ -173,11 +176,32 @@ class JsonLines(StreamForm):
 
     def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
         """Return the line of one message."""
-        return one_line(payload_of(frame)) + b"\n"
+        return one_line(self._payload(frame)) + b"\n"
 
     def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
         """Return the line of ``notice``, which holds its position itself."""
         return notice_json(notice) + b"\n"
+
+    def retry(self, delay_ms: int) -> bytes:
+        """Return nothing: the delay is in `going_away`."""
+        return b""
+
+
+class FramesWithHeaders(StreamForm):
+    """WebSocket, for readers that ask for headers: messages that have some are frames anew."""
+
+    __slots__ = ()
+
+    content_type = ""
+    keep_alive = b""
+
+    def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
+        """Return the frame of one message."""
+        return frame_with_headers(frame)
+
+    def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
+        """Return a text frame."""
+        return notice_frame(notice)
 
     def retry(self, delay_ms: int) -> bytes:
         """Return nothing: the delay is in `going_away`."""
@@ -189,6 +213,18 @@ SSE_BARE: Final = ServerSentEvents(is_chunked=False)
 SLOTTED_EVENTS: Final = SlottedEvents(is_chunked=False)
 NDJSON: Final = JsonLines(is_chunked=True)
 NDJSON_BARE: Final = JsonLines(is_chunked=False)
+FRAMES_WITH_HEADERS: Final = FramesWithHeaders(is_chunked=False, has_headers=True)
+
+# Each form of a stream -> the same with headers.
+_WITH_HEADERS: Final[dict[StreamForm, StreamForm]] = {
+    form: type(form)(is_chunked=form.is_chunked, has_headers=True)
+    for form in (SSE, SSE_BARE, SLOTTED_EVENTS, NDJSON, NDJSON_BARE)
+}
+
+
+def with_headers(form: StreamForm) -> StreamForm:
+    """Return the form in which readers are given what ``form`` gives, with messages' headers."""
+    return _WITH_HEADERS[form]
 
 
 class Spelling(Protocol):
@@ -212,7 +248,7 @@ class Spelling(Protocol):
 
 
 class FrameSpelling:
-    """WebSocket: the ring's own frames, with nothing made of them."""
+    """WebSocket without headers: the ring's own frames, with nothing made of them."""
 
     __slots__ = ()
 

@@ -17,11 +17,12 @@ from typing import Any, Final
 import msgspec
 
 from clevrd.core.message import KeyedMessage, Message, message_of
+from clevrd.core.message_headers import headers_json, known_headers
 from clevrd.core.message_ids import MessageIds
 from clevrd.core.notices import DAMAGED, EXPIRED, RETENTION, Gap, GapReason
 from clevrd.core.portions import Portion
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES
-from clevrd.core.server_frames import FrameEncoder
+from clevrd.core.server_frames import FrameEncoder, FrameWithHeaders
 from clevrd.core.stream_forms import StreamForm
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, JournalUnavailable
@@ -222,6 +223,8 @@ class _Line(msgspec.Struct, frozen=True, gc=False):
     data: msgspec.Raw
     key: str | None = None
     ttl_s: int | float | None = None
+    # Empty for none.
+    headers: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _Making:
@@ -267,14 +270,16 @@ class _Making:
                 self._until_us[offset] = each.id_us + int(ttl_s * 1e6)
                 stamp = message_id, timestamp
                 frames.append(encode(message_of(stamp, name, tenant, data, offset, key, ttl_s)))
-                continue
-            frames.append(
-                encode(
-                    Message(message_id, name, tenant, data, timestamp, offset)
-                    if key is None
-                    else KeyedMessage(message_id, name, tenant, data, timestamp, offset, key)
+            else:
+                frames.append(
+                    encode(
+                        Message(message_id, name, tenant, data, timestamp, offset)
+                        if key is None
+                        else KeyedMessage(message_id, name, tenant, data, timestamp, offset, key)
+                    )
                 )
-            )
+            if line.headers and (headers := known_headers(bytes(line.headers))):
+                frames[-1] = FrameWithHeaders(frames[-1], headers_json(headers))
         return len(part)
 
     def _stamps(self, part: list[StoredMessage]) -> list[tuple[str, str]]:

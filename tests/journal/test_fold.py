@@ -572,6 +572,20 @@ def test_foreign_record_has_its_idempotency_key() -> None:
     assert repeat.repeats[0].offset == 1
 
 
+@pytest.mark.parametrize(
+    "headers", ['{"ce-id":"1"}', "5", '{"traceparent":"x"}', '{"baggage":"a","ce-id":"1"}']
+)
+def test_foreign_record_counts_whatever_its_headers_are(headers: str) -> None:
+    """Nodes that know nothing of headers count it, so it is never bad for these."""
+    log = Log()
+    waits = log.add_record(f'{{"topic":"t","data":1,"headers":{headers}}}'.encode())
+
+    (confirmed,) = log.add(plain(), tenant=FOREIGN_TENANT).confirmed
+
+    assert (waits.bad, confirmed.placed.offset) == (None, 1)
+    assert confirmed.request.headers == ({"ce-id": "1"} if "ce-id" in headers else None)
+
+
 @pytest.mark.parametrize("bound", ["MAX_WAITING", "MAX_WAITING_BYTES"])
 def test_foreign_records_wait_within_a_bound(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that only foreign producers write is counted all the same, on all nodes alike."""
