@@ -277,7 +277,7 @@ class Server:
         figures = Figures(
             *(self.hub, self.count_connections, started_s),
             *(self._certificate_ends_in_s, self.sources.figures, self.webhooks.counts),
-            self._tracing_figures,
+            self.tracing_figures,
         )
         metrics = MetricsEndpoint(gate, figures, self.hub.turns)
         configuration = ConfigurationEndpoint(gate, in_force, self.hub.turns)
@@ -716,7 +716,8 @@ class Server:
         if self.tracing is not None:
             await self.tracing.sender.stop()
 
-    def _tracing_figures(self) -> TracingFigures | None:
+    def tracing_figures(self) -> TracingFigures | None:
+        """Return how many spans were sent and dropped; None where nothing is traced."""
         if self.tracing is None:
             return None
         sender = self.tracing.sender

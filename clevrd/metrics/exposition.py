@@ -443,7 +443,9 @@ def _of_tracing(tracing: TracingFigures) -> Iterator[Metric]:
         tracing.spans,
     )
     yield _gauge(
-        "clevrd_trace_spans_waiting", "Spans that wait to be sent to the collector.", tracing.waiting
+        "clevrd_trace_spans_waiting",
+        "Spans that wait to be sent to the collector.",
+        tracing.waiting,
     )
 
 

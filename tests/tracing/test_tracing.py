@@ -1,4 +1,4 @@
-"""Tracing over real sockets: a daemon, its clients, and a collector that decodes what it is sent."""
+"""Tracing over real sockets: a daemon, its clients, and a collector that reads what it is sent."""
 
 from __future__ import annotations
 
@@ -356,9 +356,7 @@ async def test_stop_does_not_wait_for_a_collector_that_hangs(
     assert collector.spans == []
 
 
-async def test_stop_sends_what_waits(
-    collector: Collector, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_stop_sends_what_waits(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spans of the last publishes don't wait for others to come with them."""
     monkeypatch.setattr(sender, "GATHER_S", 3600.0)
     async with traced(collector) as daemon:

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import Any, cast
 
 import pytest
 from daemons import until
+from fakes import FakeSink
 
+from clevrd.admission import Gate
 from clevrd.config import Config, load
+from clevrd.connections.registry import Connections
+from clevrd.core.beginning import Last
+from clevrd.core.subscriber import Subscriber
 from clevrd.errors import ConfigError
+from clevrd.handlers.publish.endpoint import PublishEndpoint
+from clevrd.handlers.publishers import publishers
+from clevrd.http_values import Request
+from clevrd.hub import Hub
+from clevrd.hub.traced_delivery import delivery_maker
+from clevrd.tenants import Tenant
+from clevrd.tenants.authenticator import Authenticator
+from clevrd.tenants.settings import OPEN
 from clevrd.tracing import sender as sender_module
 from clevrd.tracing import settings as settings_module
 from clevrd.tracing.exporter import short_reason
 from clevrd.tracing.sender import SpanSender
 from clevrd.tracing.settings import tracing_of
 from clevrd.tracing.spans import Sampler, Span, TraceContext, read_context
+from clevrd.tracing.tracing import Tracing
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"
@@ -168,6 +187,84 @@ def test_wrong_traceparent_is_none(traceparent: str) -> None:
     assert read_context({"traceparent": traceparent}) is None
 
 
+# --- the cost where it is off --------------------------------------------------------------------
+
+
+class Turns:
+    """The part of a loop that a publish needs."""
+
+    def __init__(self) -> None:
+        self.ready: list[Callable[[], object]] = []
+
+    def time(self) -> float:
+        """Stand still."""
+        return 1.0
+
+    def call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Keep the callback for the next turn."""
+        self.ready.append(partial(callback, *arguments))
+
+
+def bytecodes_of_a_publish(tracing: Tracing | None, turns: Turns, *, is_plain: bool = False) -> int:
+    """Return how many bytecodes the second publish takes, with its round to a reader.
+
+    Args:
+        is_plain: as a daemon has it that knows no tracing.
+    """
+    loop = cast("asyncio.AbstractEventLoop", turns)
+    hub = (
+        Hub(Config(), loop)
+        if is_plain
+        else Hub(Config(), loop, make_delivery=delivery_maker(tracing))
+    )
+    gate = Gate(Authenticator(OPEN), lambda: False, lambda: 0.0)
+    connections = cast(Connections, None)
+    chosen = publishers(gate, hub, connections, Config(), tracing).publish
+    endpoint = PublishEndpoint(gate, hub, Config()) if is_plain else chosen
+    body = b'{"topic":"t","data":1}'
+    admitted = endpoint.admit(Request("POST", "/publish", {"content-length": str(len(body))}))
+    hub.subscribe(hub.topic(Tenant("default-tenant"), "t"), Subscriber(FakeSink()), Last(0))
+    counts: list[int] = []
+    for _ in range(2):
+        with counting_bytecodes(counts):
+            endpoint.answer(admitted, body)
+            while turns.ready:
+                turns.ready.pop(0)()
+    return counts[1]
+
+
+@contextmanager
+def counting_bytecodes(counts: list[int]) -> Iterator[None]:
+    """Append to ``counts`` how many bytecodes are executed in functions that the block calls."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+        counts.append(count)
+
+
+def test_publish_takes_not_one_bytecode_more_where_tracing_is_off() -> None:
+    """What is off is not asked for on the way of a publish and its round."""
+    turns = Turns()
+    loop = cast("asyncio.AbstractEventLoop", turns)
+    unsampled = Tracing(Sampler(0.0), SpanSender(FakeExporter(), "", loop))
+
+    off = bytecodes_of_a_publish(None, turns)
+
+    assert off == bytecodes_of_a_publish(None, turns, is_plain=True)
+    assert off < bytecodes_of_a_publish(unsampled, turns)
+
+
 # --- the sender ----------------------------------------------------------------------------------
 
 
@@ -275,7 +372,7 @@ async def test_stop_does_not_wait_where_the_last_request_failed(
             ' to establish a new connection: [Errno 111] Connection refused")) encountered',
             "it can't be reached: Connection refused",
         ),
-        ("Transient error HTTPConnectionPool: Read timed out. (read timeout=10)", "no answer in time"),
+        ("Transient error HTTPConnectionPool: Read timed out. (timeout=10)", "no answer in time"),
         ("", "they were not taken"),
         ("x" * 1000, "x" * 300),
     ],

@@ -38,8 +38,8 @@ from clevrd.metrics.snapshot import (
     traffic_of,
 )
 from clevrd.metrics.sources import SourceFigures
-from clevrd.metrics.tracing import TracingFigures
 from clevrd.metrics.tenants import TenantsView, tenant_figures
+from clevrd.metrics.tracing import TracingFigures
 
 # Shares of the memory that are shown, those with the most bytes; each is a label of Prometheus's.
 MAX_SHARES: Final = 100

@@ -134,9 +134,7 @@ def _end_run(spans: list[tuple[int, PublishSpan]], offset: int, ids: list[str]) 
         span.end()
 
 
-def _end_run_when_known(
-    spans: list[tuple[int, PublishSpan]], known: asyncio.Future[Run]
-) -> None:
+def _end_run_when_known(spans: list[tuple[int, PublishSpan]], known: asyncio.Future[Run]) -> None:
     error = failure_of(known)
     if error is None:
         _end_run(spans, *known.result())
