@@ -2,8 +2,8 @@
 
 `python -m pytest bench/micro/test_tracing.py`. Off is what a daemon without `otel_endpoint` does; a
 publish costs there what it did before there was tracing, since the same code runs, to the bytecode
-(tests/tracing/test_tracing_parts.py). What the thread takes that sends is not in it: docs/operations.md,
-Tracing.
+(tests/tracing/test_tracing_parts.py). What the thread that sends takes is not in it:
+docs/operations.md, Tracing.
 """
 
 import asyncio

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from clevrd.core.publish_request import PublishRequest, SocketPublish, decode_socket_publish
 from clevrd.core.topic import Topic
@@ -40,8 +40,14 @@ class OpenSpans:
         self._found: dict[int, tuple[bytes, PublishRequest, PublishSpan]] = {}
 
     def begin(self, payload: bytes, request: RequestT) -> RequestT:
-        """Return ``request`` as it is published: with a trace of ours where it is traced."""
-        if self._found and self._forget(payload) is None and len(self._found) >= _MAX_OPEN:
+        """Return ``request`` as it is published: with a trace of ours where it is traced.
+
+        A frame that waits, or is too much for a run, is decoded again, and its span goes on.
+        """
+        known = self._found.get(id(payload))
+        if known is not None:
+            return cast(RequestT, known[1])
+        if len(self._found) >= _MAX_OPEN:
             self._found.clear()
         span = self._tracing.begin_publish(request.headers, self._tenant, "websocket")
         if span is None:
