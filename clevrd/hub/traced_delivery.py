@@ -119,7 +119,8 @@ class TracedDelivery(Delivery):
     rounds: TracedRounds
 
     def __init__(self, tracing: Tracing, *parts: Any, **more: Any) -> None:
-        super().__init__(*parts, **more, make_rounds=partial(TracedRounds, tracing))
+        more["make_rounds"] = partial(TracedRounds, tracing)
+        super().__init__(*parts, **more)
 
     def deliver(
         self, topic: Topic, offset: int, requests: Sequence[PublishRequest], stamps: Sequence[Stamp]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -44,7 +44,7 @@ _UNSET: Final = Status(StatusCode.UNSET)
 _SCOPE: Final = InstrumentationScope(SYSTEM, __version__)
 
 
-# What is worth to be told of the library's sentences, which show three objects and a URL.
+# The parts that are worth telling of the library's sentences, which show objects and a URL.
 _ANSWERED: Final = re.compile(r"code: (\d+), reason: (.*)")
 _ERRNO: Final = re.compile(r"\[Errno -?\d+\] ([A-Za-z ,']+)")
 _TIMED_OUT: Final = re.compile(r"timed out|timeout=|Timeout")
@@ -99,9 +99,10 @@ class OtlpExporter:
 
     def end(self) -> None:
         """Send nothing more, and cut short what waits to be tried again."""
+        shutdown: Callable[[], object] = self._exporter.shutdown
         # Its connections are closed under a request that may be under way.
         with suppress(Exception):
-            self._exporter.shutdown()
+            shutdown()
         logging.getLogger(_REASONS_LOG).removeHandler(self._reasons)
 
     def _readable(self, span: Span) -> ReadableSpan:

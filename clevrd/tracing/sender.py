@@ -21,16 +21,16 @@ log = logging.getLogger(__name__)
 
 # Spans that wait: 8 MB. One more is dropped, and counted.
 MAX_QUEUED: Final = 8_192
-# Spans of one request, which take the library 7 ms to spell.
-BATCH: Final = 64
-# How long the loop waits for the interpreter at most while the thread has it; CPython's own is 5
-# ms.
+# Spans of one request: the library takes 60 us to spell each, and 4 ms to send them all.
+BATCH: Final = 256
+# How long the loop waits for the interpreter at most while the thread has it. With CPython's own 5
+# ms the loop was late by 37 ms half of the time, with this by 2 (both on a machine full of work).
 SWITCH_S: Final = 0.0005
 # How long a span waits for others to be sent with it.
 GATHER_S: Final = 1.0
-# The thread works one part in so many of the time, so that the loop is not starved: some 1,500
-# spans a second.
-SHARE: Final = 5
+# The thread works one part in so many of the time, since the loop waits whenever it does: some
+# 1,000 spans a second.
+SHARE: Final = 10
 # How long a stop waits for what is queued to be sent, where the collector took the last batch.
 FLUSH_S: Final = 2.0
 
@@ -78,10 +78,10 @@ class SpanSender:
         self._ended: asyncio.Future[None] | None = None
         # Spans of the request under way; changed by the thread.
         self._under_way = 0
-        # Counts of the spans that the collector took, and of those that it did not; changed by the
-        # thread. Of those that found no room; changed by the loop.
+        # Spans that the collector took, and spans that it did not; changed by the thread.
         self._sent = 0
         self._refused = 0
+        # Spans that found no room; changed by the loop.
         self._overflowed = 0
         # Whether the last request failed, and whether spans find no room: a change is logged once.
         self._is_failing = False

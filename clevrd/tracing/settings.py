@@ -17,7 +17,7 @@ from clevrd.config import OTEL_FROM_ENVIRONMENT, Config, check_collector
 from clevrd.errors import ConfigError
 
 DEFAULT_ENDPOINT: Final = "http://localhost:4318"
-# What an OTLP/HTTP collector takes spans at, below its base URL.
+# The path below its base URL at which a collector takes spans.
 TRACES_PATH: Final = "/v1/traces"
 # By convention the port of OTLP over gRPC, which is not spoken here.
 GRPC_PORT: Final = 4317

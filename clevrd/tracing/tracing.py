@@ -109,7 +109,7 @@ class PublishSpan:
         self._start_ns = tracing.wall_ns()
         # Added to while the publish goes on.
         self.attributes = attributes
-        # What its messages are carried with, so that their consumers go on with the trace.
+        # The headers of its messages, with which their consumers go on with the trace.
         self._headers = {TRACEPARENT: context.traceparent()}
         if context.tracestate:
             self._headers[TRACESTATE] = context.tracestate
@@ -143,18 +143,24 @@ class PublishSpan:
             error: why nothing was published.
         """
         told: str | None = None
-        if error is not None:
-            is_refusal = isinstance(error, ClevrdError)
-            # A bug's own words are for the log.
-            told = str(error)[:MAX_DESCRIPTION] if is_refusal else "a bug in the daemon"
-            self.attributes["error.type"] = error.code if is_refusal else "internal_error"
+        if isinstance(error, ClevrdError):
+            told = str(error)[:MAX_DESCRIPTION]
+            self.attributes["error.type"] = error.code
+        elif error is not None:
+            # The words of a bug are for the log.
+            told = "a bug in the daemon"
+            self.attributes["error.type"] = ClevrdError.code
         tracing = self._tracing
-        tracing.sender.offer(
-            Span(
-                *("publish", self.context, self._parent),
-                *(self._start_ns, tracing.wall_ns(), self.attributes, told),
-            )
+        span = Span(
+            "publish",
+            self.context,
+            self._parent,
+            self._start_ns,
+            tracing.wall_ns(),
+            self.attributes,
+            told,
         )
+        tracing.sender.offer(span)
 
 
 def make_tracing(

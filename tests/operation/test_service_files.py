@@ -244,7 +244,7 @@ def test_dockerfile_has_no_fault_that_hadolint_knows() -> None:
 
 
 def test_image_has_the_extras_that_it_says() -> None:
-    """Those that `make lock` pins: tokens, traces, journals in Redis, and certificates for a try."""
+    """Those that `make lock` pins: tokens, traces, journals in Redis, certificates for a try."""
     extras = re.findall(r"--extra (\w+)", (ROOT / "Makefile").read_text())
     tables = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = dict(

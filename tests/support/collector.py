@@ -65,7 +65,7 @@ class Collector:
         self.requests = 0
         # The header fields of the last request, by lower-case name.
         self.headers: dict[str, str] = {}
-        # What a request is answered; 200 takes its spans.
+        # The status that a request is answered; 200 takes its spans.
         self.status = 200
         # Requests are not answered before it is set.
         self.answers = asyncio.Event()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -16,18 +15,21 @@ import pytest
 from clients import subscribe
 from collector import NOT_SAMPLED, PARENT_ID, SAMPLED, TRACE_ID, Collector, collecting
 from daemons import ROOT, Daemon, daemon_process, running, until
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import format_span_id, format_trace_id, get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from websockets.asyncio.client import connect
 
 import clevrd.tracing.exporter  # noqa: F401  # its import would hold a test's loop
 from clevrd import __version__
+from clevrd.cli import main
 from clevrd.handlers.publish.endpoint import PublishEndpoint
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.rounds import Rounds
 from clevrd.hub.traced_delivery import MAX_NOTED, TracedRounds
+from clevrd.tenants.keys import new_key
 from clevrd.tenants.settings import read_access
 from clevrd.tracing import sender
-
-HEADERS = {"headers": "true"}
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +61,7 @@ async def test_publish_is_a_trace_that_its_consumers_continue(
     daemon: Daemon, collector: Collector
 ) -> None:
     """A publish without a trace begins one; its message carries it, and its delivery is in it."""
-    async with subscribe(daemon.ws_url, **HEADERS) as reader, subscribe(daemon.ws_url):
+    async with subscribe(daemon.ws_url, headers="true") as reader, subscribe(daemon.ws_url):
         answer = await daemon.publish("t", {"n": 1})
         message = json.loads(await reader.recv())
 
@@ -95,7 +97,7 @@ async def test_publish_is_a_child_of_the_publishers_span(
     daemon: Daemon, collector: Collector
 ) -> None:
     """A valid traceparent is the parent, and its tracestate goes on to consumers and collector."""
-    async with subscribe(daemon.ws_url, **HEADERS) as reader:
+    async with subscribe(daemon.ws_url, headers="true") as reader:
         await daemon.publish("t", 1, traceparent=SAMPLED, tracestate="vendor=x")
         message = json.loads(await reader.recv())
 
@@ -103,6 +105,31 @@ async def test_publish_is_a_child_of_the_publishers_span(
     assert (publish.trace_id, publish.parent_id) == (TRACE_ID, PARENT_ID)
     assert publish.tracestate == "vendor=x"
     assert message["headers"] == {"traceparent": publish.traceparent, "tracestate": "vendor=x"}
+
+
+async def test_trace_of_opentelemetrys_own_clients_goes_through(
+    daemon: Daemon, collector: Collector
+) -> None:
+    """A publisher and a consumer that use OpenTelemetry have one trace, with a publish between."""
+    tracer, w3c = TracerProvider().get_tracer("a test"), TraceContextTextMapPropagator()
+    async with subscribe(daemon.ws_url, headers="true") as reader:
+        with tracer.start_as_current_span("order") as order:
+            fields: dict[str, str] = {}
+            w3c.inject(fields)
+            await daemon.publish("t", 1, **fields)
+        message = json.loads(await reader.recv())
+    context = w3c.extract(message["headers"])
+    consumed = tracer.start_span("consume", context=context).get_span_context()
+
+    (publish,) = await collector.wait_for("publish")
+    before = order.get_span_context()
+    assert (publish.trace_id, publish.parent_id) == (
+        format_trace_id(before.trace_id),
+        format_span_id(before.span_id),
+    )
+    assert format_trace_id(consumed.trace_id) == publish.trace_id
+    given = get_current_span(context).get_span_context()
+    assert format_span_id(given.span_id) == publish.span_id
 
 
 async def test_body_names_the_parent_before_the_head(daemon: Daemon, collector: Collector) -> None:
@@ -121,7 +148,7 @@ async def test_body_names_the_parent_before_the_head(daemon: Daemon, collector: 
 
 @pytest.mark.parametrize("data", [{"headers": {"traceparent": SAMPLED}}], ids=["data"])
 async def test_data_names_no_parent(daemon: Daemon, collector: Collector, data: Any) -> None:
-    """What the data of a publish holds is its own, also where its body is the data alone."""
+    """A traceparent in the data is data, also where a body is the data alone."""
     await daemon.publish("t", data)
     async with daemon.http.post(f"{daemon.url}/topics/t/messages", json=data) as answer:
         assert answer.status == 200
@@ -135,7 +162,7 @@ async def test_what_is_not_sampled_has_no_span_and_keeps_its_trace(collector: Co
     """A parent decides before the ratio, both ways; without one the ratio does."""
     async with (
         traced(collector, otel_sample_ratio=0.0) as daemon,
-        subscribe(daemon.ws_url, **HEADERS) as reader,
+        subscribe(daemon.ws_url, headers="true") as reader,
     ):
         await daemon.publish("t", 1)
         await daemon.publish("t", 2, traceparent=NOT_SAMPLED)
@@ -171,8 +198,9 @@ async def test_refused_publish_ends_its_span_with_the_error(
 
 
 async def test_publish_without_a_credential_has_no_span(collector: Collector) -> None:
-    """Whoever may not ask at all can't fill the queue."""
-    tables = {"auth": {"mode": "required"}, "tenants": [{"name": "acme"}]}
+    """A client that may not ask at all can't fill the queue."""
+    key = {"id": "k", "sha256": new_key().sha256, "publish": ["**"]}
+    tables = {"auth": {"mode": "required"}, "tenants": [{"name": "acme", "keys": [key]}]}
     async with traced(collector, access=read_access(tables, "a test")) as daemon:
         body = {"topic": "t", "data": 1}
         headers = {"traceparent": SAMPLED}
@@ -194,7 +222,7 @@ async def test_batch_has_one_span_that_all_its_messages_carry(
         {"topic": "t", "data": 3, "headers": {"traceparent": SAMPLED}},
     ]
     body = "\n".join(map(json.dumps, lines))
-    async with subscribe(daemon.ws_url, **HEADERS) as reader:
+    async with subscribe(daemon.ws_url, headers="true") as reader:
         async with daemon.http.post(f"{daemon.url}/publish/batch", data=body) as answer:
             assert answer.status == 200
         carried = [json.loads(await reader.recv())["headers"]["traceparent"] for _ in range(2)]
@@ -231,7 +259,7 @@ async def test_frame_has_a_span(daemon: Daemon, collector: Collector, path: str)
         {"topic": "\n", "data": 4, "ref": 4},
     ]
     async with (
-        subscribe(daemon.ws_url, **HEADERS) as reader,
+        subscribe(daemon.ws_url, headers="true") as reader,
         connect(daemon.ws_url + path, subprotocols=["clevrd.v1"]) as socket,  # type: ignore[list-item]
     ):
         for frame in frames:
@@ -250,7 +278,7 @@ async def test_frame_has_a_span(daemon: Daemon, collector: Collector, path: str)
 
 
 async def test_frame_over_the_rate_ends_its_span_with_the_error(collector: Collector) -> None:
-    """What is refused after it was read has a span, and the frames behind it have their own."""
+    """A frame that is refused after it was read has a span, and so have those behind it."""
     async with (
         traced(collector, publish_rate=0.001, publish_burst=1) as daemon,
         connect(daemon.ws_url + "/publish") as socket,
@@ -270,7 +298,7 @@ async def test_journaled_publish_ends_its_span_with_its_answer(
     """The span has the place that the journal gave; a batch and a socket's run, too."""
     async with traced(collector, journal_table={"directory": str(tmp_path / "j")}) as daemon:
         async with (
-            subscribe(daemon.ws_url, **HEADERS) as reader,
+            subscribe(daemon.ws_url, headers="true") as reader,
             connect(daemon.ws_url + "/publish") as socket,
         ):
             answer = await daemon.publish("t", 1)
@@ -332,7 +360,8 @@ async def test_collector_that_refuses_is_told_of_once_and_counted(
             await daemon.publish("t", 4)
             await until(lambda: counts()["sent"] == 1)
 
-    lines = [record.getMessage() for record in caplog.records]
+    # pytest hears the library's lines as well, which reach no log.
+    lines = [each.getMessage() for each in caplog.records if each.name.startswith("clevrd.")]
     assert lines == [
         f"traces are not taken, and spans are dropped endpoint={collector.url}/v1/traces"
         " why='it was answered 403 Forbidden'",
@@ -387,6 +416,7 @@ def test_opentelemetry_is_imported_where_it_is_used_alone() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.holds_loop("a process is started, and its first line read")
 async def test_process_goes_by_opentelemetrys_own_variables(collector: Collector) -> None:
     """A daemon with `env` takes the endpoint, the name and the headers of the environment."""
     variables = {
@@ -414,23 +444,16 @@ async def test_process_goes_by_opentelemetrys_own_variables(collector: Collector
 
 
 @pytest.mark.parametrize("command", ["checkconfig", "doctor"])
-def test_commands_check_the_setting(command: str) -> None:
-    """A start that would fail is found before, without a secret in what is said."""
-    environ = {
-        **os.environ,
-        "CLEVRD_OTEL_ENDPOINT": "env",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://user:hidden@collector",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "clevrd", command],
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def test_commands_check_the_setting(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A start that would fail is found before, without a secret in the sentence."""
+    monkeypatch.setenv("CLEVRD_OTEL_ENDPOINT", "env")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:hidden@collector")
 
-    told = done.stdout + done.stderr
-    assert done.returncode != 0
+    code = main([command])
+
+    told = "".join(capsys.readouterr())
+    assert code != 0
     assert "OTEL_EXPORTER_OTLP_ENDPOINT (environment) is not allowed" in told
     assert "hidden" not in told

@@ -254,7 +254,7 @@ def counting_bytecodes(counts: list[int]) -> Iterator[None]:
 
 
 def test_publish_takes_not_one_bytecode_more_where_tracing_is_off() -> None:
-    """What is off is not asked for on the way of a publish and its round."""
+    """Nothing on the way of a publish and its round asks whether it is off."""
     turns = Turns()
     loop = cast("asyncio.AbstractEventLoop", turns)
     unsampled = Tracing(Sampler(0.0), SpanSender(FakeExporter(), "", loop))
@@ -300,6 +300,7 @@ async def test_spans_beyond_the_queue_are_dropped_counted_and_told_once(
 ) -> None:
     """A collector that takes nothing costs a bounded amount of memory."""
     monkeypatch.setattr(sender_module, "MAX_QUEUED", 100)
+    monkeypatch.setattr(sender_module, "BATCH", 64)
     monkeypatch.setattr(sender_module, "GATHER_S", 0.001)
     exporter = FakeExporter()
     sender = SpanSender(exporter, "http://c", asyncio.get_running_loop())

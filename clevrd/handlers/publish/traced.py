@@ -1,7 +1,7 @@
 """Publishes over HTTP with a span each, and batches with one for all their messages.
 
-These endpoints are made where tracing is configured, in the place of those that they extend. What
-is refused by its head alone has no span: whoever has no credential fills no queue.
+These endpoints are made where tracing is configured, in the place of those that they extend. A
+request that is refused by its head alone has no span: without a credential nobody fills the queue.
 """
 
 from __future__ import annotations

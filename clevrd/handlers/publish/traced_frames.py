@@ -1,7 +1,7 @@
 """Publishes over sockets with a span each.
 
-What can't be read as a publish has no span; nor is the trace of the handshake the parent of any,
-since a socket outlives it.
+A frame that can't be read as a publish has no span. The trace of the handshake is the parent of
+none, since a socket outlives it.
 """
 
 from __future__ import annotations
