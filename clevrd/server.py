@@ -672,15 +672,12 @@ class Server:
             await self._take_step(self._polls.end_all)
             if over_s > 0:
                 await self._take_step(lambda: self._send_away(over_s))
-            if self._listeners.are_given:
-                # A client that has connected just now is still served.
-                self._close_listeners()
-                await self._hear_newcomers()
-            self.hub.refuse_publishers()
         for step in (
-            self._timers.stop,
+            # A client that has connected just now is still served where publishers are.
             self._close_listeners,
             self._hear_newcomers,
+            self.hub.refuse_publishers,
+            self._timers.stop,
             self.sources.stop,
             self.raw_server.close_idle,
             self._polls.end_all,
