@@ -445,7 +445,7 @@ async def test_process_goes_by_opentelemetrys_own_variables(collector: Collector
 
 @pytest.mark.parametrize("command", ["checkconfig", "doctor"])
 def test_commands_check_the_setting(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A start that would fail is found before, without a secret in the sentence."""
     monkeypatch.setenv("CLEVRD_OTEL_ENDPOINT", "env")
@@ -453,7 +453,7 @@ def test_commands_check_the_setting(
 
     code = main([command])
 
-    told = "".join(capsys.readouterr())
+    told = "".join(capfd.readouterr())
     assert code != 0
     assert "OTEL_EXPORTER_OTLP_ENDPOINT (environment) is not allowed" in told
     assert "hidden" not in told
