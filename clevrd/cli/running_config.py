@@ -8,6 +8,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
+from clevrd.cli.daemon_asking import reason_of
 from clevrd.cli.failures import NoServer, UsageError
 from clevrd.client import BadUrl
 from clevrd.client.address import parse_url, without_password
@@ -16,10 +17,6 @@ from clevrd.config_view import ConfigView
 _TIMEOUT_S: Final = 10.0
 # Four times what the largest configuration file makes.
 _MAX_ANSWER_BYTES: Final = 16 << 20
-
-
-class _Refusal(msgspec.Struct, frozen=True):
-    error: str = ""
 
 
 def running_config(url: str, secret: str | None) -> ConfigView:
@@ -47,7 +44,9 @@ def running_config(url: str, secret: str | None) -> ConfigView:
             return msgspec.json.decode(body, type=ConfigView)
         except msgspec.DecodeError as error:
             raise NoServer(f"{name} answered, but not as clevrd does; check the URL.") from error
-    raise NoServer(f"{name} refused to show its configuration ({status}): {_why(status, body)}")
+    raise NoServer(
+        f"{name} refused to show its configuration ({status}): {reason_of(status, body)}"
+    )
 
 
 async def _get(url: str, unix_path: str | None, secret: str | None) -> tuple[int, bytes]:
@@ -65,14 +64,3 @@ async def _get(url: str, unix_path: str | None, secret: str | None) -> tuple[int
             if len(body) > _MAX_ANSWER_BYTES:
                 break
         return response.status, bytes(body)
-
-
-def _why(status: int, body: bytes) -> str:
-    """Return the daemon's own sentence, on one line."""
-    if status == 404:
-        return "it is older than this command, or no clevrd."
-    try:
-        sentence = msgspec.json.decode(body, type=_Refusal).error
-    except msgspec.DecodeError:
-        sentence = ""
-    return ascii(sentence)[1:-1] or "no reason was given."

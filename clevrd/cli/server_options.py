@@ -33,6 +33,11 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="sent as X-Tenant-ID (CLEVRD_TENANT)",
     )
+    add_trust_and_credential(parser)
+
+
+def add_trust_and_credential(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which certificates count, and who asks."""
     parser.add_argument(
         "--ca-file",
         metavar="FILE",

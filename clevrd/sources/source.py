@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from clevrd.scheduling.timers import pause
 from clevrd.sources.progress import Progress
 from clevrd.sources.reading import Reader, SourceTrouble
 from clevrd.sources.taking import Taker
@@ -61,7 +62,7 @@ class Source:
                 else:
                     break
                 await self._reader.close()
-                await self._pause(pause_s)
+                await pause(pause_s, self._stopping)
                 wait_s = min(2 * wait_s, MAX_RETRY_S)
         finally:
             await self._reader.close()
@@ -75,10 +76,3 @@ class Source:
                 self._reader.done(records[:done])
             if not self._stopping.is_set():
                 self.progress.note(*self._reader.status)
-
-    async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return

@@ -15,6 +15,7 @@ from typing import Final
 from clevrd.core.publish_request import PublishRequest
 from clevrd.errors import ClevrdError
 from clevrd.hub import Hub, Published
+from clevrd.scheduling.timers import pause
 from clevrd.sources.mapping import Mapping
 from clevrd.sources.progress import Progress
 from clevrd.sources.reading import SourceTrouble
@@ -105,7 +106,7 @@ class Taker:
             self._progress.note("waiting", f"publishes are refused: {refusal}")
             if self._stopping.is_set():
                 return next(index for index, item in enumerate(items) if not item.is_done)
-            await self._pause(wait_s)
+            await pause(wait_s, self._stopping)
             wait_s = min(2 * wait_s, MAX_RETRY_S)
             await self._hold(hold)
 
@@ -250,11 +251,3 @@ class Taker:
             # another process.
             if trouble.state == "standby":
                 raise
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait, but not beyond a stop."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return

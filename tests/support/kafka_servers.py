@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -24,6 +23,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from daemons import ROOT
 from ports import free_port
+from server_process import ServerProcess
 from tls import make_pair
 
 LIBS: Final = ROOT / "build" / "kafka"
@@ -66,7 +66,7 @@ def need() -> None:
     pytest.skip(reason)
 
 
-class KafkaServer:
+class KafkaServer(ServerProcess):
     """One broker, its own controller, with a folder; it can be killed, paused, started again."""
 
     def __init__(self, folder: Path) -> None:
@@ -76,7 +76,6 @@ class KafkaServer:
         folder.mkdir(parents=True, exist_ok=True)
         self.port, self.secured_port = free_port(), free_port()
         self.ca_file = str(folder / "localhost.pem")
-        self._process: subprocess.Popen[bytes] | None = None
         self._config = folder / "server.properties"
         control = free_port()
         settings = {
@@ -199,27 +198,6 @@ class KafkaServer:
             done.result(10)
         while wait and set(names) & set(admin.list_topics(timeout=5).topics):
             time.sleep(0.02)
-
-    @property
-    def process(self) -> subprocess.Popen[bytes]:
-        """The running process."""
-        assert self._process is not None
-        return self._process
-
-    def kill(self) -> None:
-        """Kill it, as the kernel does."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.kill()
-            self._process.wait(10)
-
-    def pause(self) -> None:
-        """Stop it, so that connections stay and nothing is answered."""
-        self.process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        """Let it go on after `pause`."""
-        self.process.send_signal(signal.SIGCONT)
 
     def log_file(self, topic: str, partition: int = 0) -> Path:
         """Return the file that has a partition's records."""

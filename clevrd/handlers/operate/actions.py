@@ -130,27 +130,6 @@ class DisconnectEndpoint:
         return json_answer(Disconnected(str(number), tenant, address))
 
 
-class DropEndpoint:
-    """Drops a topic: its messages go, its readers by patterns too, and its name once unused."""
-
-    serves_while_draining = False
-
-    def __init__(self, operator: Operator) -> None:
-        self._operator = operator
-
-    def admit(self, head: Request) -> Admitted:
-        """Refuse who may not operate the daemon."""
-        return self._operator.admit(head, _TOPIC)
-
-    def answer(self, admitted: Admitted, body: bytes) -> Response:
-        """Drop it; raises NotFound and Conflict."""
-        topic = self._operator.topic(admitted)
-        dropped = self._operator.hub.clearing.drop(topic)
-        what = f"dropped a topic with {dropped.messages} messages"
-        self._operator.note_change(admitted, "dropped", what, topic.tenant, topic.name)
-        return json_answer(dropped)
-
-
 class MessagesEndpoint:
     """The newest messages of a topic, as they were sent; nothing counts as delivered."""
 
@@ -174,23 +153,30 @@ class MessagesEndpoint:
 
 
 class ClearEndpoint:
-    """Clears a topic: its messages go, its readers stay."""
+    """Takes a topic's messages: its readers stay, or by patterns go too where it is dropped."""
 
     serves_while_draining = False
 
-    def __init__(self, operator: Operator) -> None:
+    def __init__(self, operator: Operator, *, drops: bool = False) -> None:
+        """Args: drops: the topic's name goes as well, once it is unused."""
         self._operator = operator
+        self._drops = drops
 
     def admit(self, head: Request) -> Admitted:
         """Refuse who may not operate the daemon."""
         return self._operator.admit(head, _TOPIC)
 
     def answer(self, admitted: Admitted, body: bytes) -> Response:
-        """Clear it; raises NotFound and Conflict."""
+        """Clear or drop it; raises NotFound and Conflict."""
         topic = self._operator.topic(admitted)
-        cleared = self._operator.hub.clearing.clear(topic)
-        what = f"cleared a topic of {cleared.messages} messages"
-        self._operator.note_change(admitted, "cleared", what, topic.tenant, topic.name)
+        clearing = self._operator.hub.clearing
+        if self._drops:
+            cleared = clearing.drop(topic)
+            code, what = "dropped", f"dropped a topic with {cleared.messages} messages"
+        else:
+            cleared = clearing.clear(topic)
+            code, what = "cleared", f"cleared a topic of {cleared.messages} messages"
+        self._operator.note_change(admitted, code, what, topic.tenant, topic.name)
         return json_answer(cleared)
 
 
