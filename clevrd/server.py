@@ -263,7 +263,7 @@ class Server:
             self.reading,
         )
         self._put_into_force(access)
-        publish, batch, publish_socket, commands = publishers(
+        publish, batch, topic_publish, publish_socket, commands = publishers(
             gate, self.hub, self.connections, config, self.tracing
         )
         subscribe = SubscribeEndpoint(gate, self.hub, self.connections, self._polls, config)
@@ -302,6 +302,7 @@ class Server:
                 "/topics/*": {"GET": TopicEndpoint(gate, self.hub)},
                 "/topics/*/messages": {
                     "GET": MessagesEndpoint(gate, self.hub),
+                    "POST": topic_publish,
                     "DELETE": ClearEndpoint(gate, self.hub),
                 },
                 "/ticket": {"POST": TicketEndpoint(gate, maker.tickets)},

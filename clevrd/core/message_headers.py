@@ -91,13 +91,46 @@ def headers_fault(raw: bytes) -> str | None:
 def known_headers(raw: bytes) -> Headers | None:
     """Return what can be a message's headers of a JSON value in a log; None for none.
 
-    What another program has put there, or a later clevrd, is left out and not refused: a record
-    counts alike on all nodes, also on those that know nothing of headers.
+    Headers of another program, or of a later clevrd, are left out and not refused: a record counts
+    alike on all nodes, also on those that know nothing of headers.
     """
     try:
-        found = _decode(raw)
+        return _known_of(_decode(raw))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def headers_of_record(
+    fields: Mapping[str, bytes], prefix: str, *, is_encoded: bool
+) -> Headers | None:
+    """Return what can be a message's headers of a record in another system; None for none.
+
+    Nothing is refused: whoever wrote the record may know nothing of clevrd.
+
+    Args:
+        fields: the record's headers.
+        prefix: what stands there before the name of an attribute of an event.
+        is_encoded: values of attributes are percent-encoded.
+    """
+    found: dict[str, object] = {}
+    for name, value in fields.items():
+        name = name.lower()
+        if name.startswith(prefix):
+            name = f"{_PREFIX}{name.removeprefix(prefix)}"
+            value = unquote_to_bytes(value) if is_encoded else value
+        elif name not in (TRACEPARENT, TRACESTATE):
+            continue
+        try:
+            found[name] = value.decode()
+        except UnicodeDecodeError:
+            continue
+    if SPECVERSION not in found:
+        found = {name: value for name, value in found.items() if not name.startswith(_PREFIX)}
+    return _known_of(found)
+
+
+def _known_of(found: Mapping[str, object]) -> Headers | None:
+    """Return what of ``found`` can be a message's headers; None for none."""
     known = {
         name: value
         for name, value in islice(found.items(), MAX_HEADERS)
@@ -164,13 +197,6 @@ def together(of_head: Headers, own: Headers | None) -> Headers:
         )
     _check_size(headers)
     return headers
-
-
-def event_headers(headers: Mapping[str, str] | None) -> Headers:
-    """Return the headers that say which event a message is; another trace is the same event."""
-    if not headers:
-        return {}
-    return {name: headers[name] for name in sorted(headers) if name.startswith(_PREFIX)}
 
 
 def _without_trace(headers: Headers) -> Headers:

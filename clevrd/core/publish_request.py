@@ -15,9 +15,7 @@ from clevrd.core.json_faults import json_fault, json_kind
 from clevrd.core.message_headers import (
     Headers,
     check_headers,
-    event_headers,
     headers_fault,
-    headers_json,
     known_headers,
     together,
 )
@@ -281,21 +279,6 @@ def check_publish(request: PublishRequest) -> None:
         raise InvalidRequest(_TTL_ADVICE)
     if request.headers:
         check_headers(request.headers)
-
-
-def content_bytes(request: PublishRequest) -> bytes:
-    """Return bytes that differ for different messages under one idempotency key.
-
-    They are the data, the key, and the event's attributes. The trace does not count, since a client
-    that tries again may say so by another span. Nor does the time to live.
-    """
-    data = bytes(request.data)
-    if request.key is None and not request.headers:
-        return data
-    # JSON has no zero byte, and neither has a key.
-    content = data if request.key is None else b"%b\0%b" % (data, request.key.encode())
-    event = event_headers(request.headers)
-    return b"%b\0\0%b" % (content, headers_json(event)) if event else content
 
 
 def _fault(body: bytes, error: Exception) -> str:

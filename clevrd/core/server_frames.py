@@ -26,6 +26,7 @@ _BEFORE_ID: Final = b'{"id":"'
 _BEFORE_KEY: Final = b',"key":"'
 _BEFORE_HEADERS: Final = b',"headers":'
 _QUOTE: Final = ord('"')
+_BRACE: Final = ord("}")
 _ID_BYTES: Final = len("msg-YYYYMMDD-HHMMSS.ffffff")
 
 # The end of a message with a time to live; a quote within a key is escaped. It lies within so many
@@ -34,10 +35,6 @@ _TTL: Final = re.compile(
     rb'","offset":[0-9]+,"ttl_s":([0-9.e+-]+)(?:,"key":"(?:[^"\\]|\\.)*")?}\Z', re.DOTALL
 )
 _TTL_WITHIN_BYTES: Final = 640
-
-# The cost of headers besides their bytes: the header of one more object, the dict of the attribute
-# (bytes can't have slots), and what the collector notes of a frame (CPython 3.11, tracemalloc).
-HEADERS_OVERHEAD_BYTES: Final = 240
 
 _FIN_TEXT: Final = 0x81
 _FIN_CLOSE: Final = 0x88
@@ -64,63 +61,6 @@ def text_frame(payload: bytes) -> bytes:
     """Return one unmasked, unfragmented text frame holding ``payload``, which is UTF-8."""
     size = len(payload)
     return (_HEADERS[size] if size < _TABLED_BYTES else _text_header(size)) + payload
-
-
-class FrameWithHeaders(bytes):
-    """A finished text frame, and the headers of its message, which the frame does not show.
-
-    It is the frame that every reader shares who has not asked for headers: as bytes it is what it
-    would be without them. Rings, pages and kept frames hold it like any other, so its ``len`` is
-    what it takes of their bounds, with the headers. Bytes that are joined, or sliced, of it are
-    plain.
-    """
-
-    # JSON, an object of strings.
-    headers: bytes
-
-    def __new__(cls, frame: bytes, headers: bytes) -> FrameWithHeaders:
-        """Return ``frame`` with ``headers``."""
-        self = super().__new__(cls, frame)
-        self.headers = headers
-        return self
-
-    def __len__(self) -> int:
-        """Return the bytes of the frame, of the headers, and of what holds these two together."""
-        return super().__len__() + len(self.headers) + HEADERS_OVERHEAD_BYTES
-
-
-def headers_of(frame: bytes) -> bytes:
-    """Return the headers of the message in ``frame`` as JSON; empty without any."""
-    return frame.headers if isinstance(frame, FrameWithHeaders) else b""
-
-
-def payload_with_headers(frame: bytes) -> bytes:
-    """Return the JSON in ``frame`` as readers get it that ask for headers: these come last."""
-    payload = payload_of(frame)
-    if isinstance(frame, FrameWithHeaders):
-        return b"%b%b%b}" % (payload[:-1], _BEFORE_HEADERS, frame.headers)
-    return payload
-
-
-def frame_with_headers(frame: bytes) -> bytes:
-    """Return the text frame that readers get who ask for headers: ``frame`` itself without any."""
-    return text_frame(payload_with_headers(frame)) if isinstance(frame, FrameWithHeaders) else frame
-
-
-def without_shown_headers(frame: bytes) -> bytes:
-    """Return a frame that `frame_with_headers` returned as it was before.
-
-    The headers are the last field, and the field before them ends with a digit or a quote. Quotes
-    within strings are escaped, so that the last place that looks like the field's name is it.
-    """
-    if frame[-2:] != b"}}":
-        return frame
-    payload = payload_of(frame)
-    begin = payload.rfind(_BEFORE_HEADERS)
-    if begin < 0:
-        return frame
-    headers = payload[begin + len(_BEFORE_HEADERS) : -1]
-    return FrameWithHeaders(text_frame(payload[:begin] + b"}"), headers)
 
 
 class FrameEncoder:
@@ -182,22 +122,60 @@ def payloads_in(frames: bytes) -> list[bytes]:
     return payloads
 
 
+def frame_with_headers(frame: bytes, headers: bytes) -> bytes:
+    """Return the frame of the message in such a ``frame`` with ``headers``, a JSON object.
+
+    They are the last field. Without them it ends with a number or a string, so that the last byte
+    but one of a frame tells whether its message has some. Quotes within a string are escaped, so
+    that the last place that looks like the field's name is it.
+    """
+    return text_frame(b"%b%b%b}" % (payload_of(frame)[:-1], _BEFORE_HEADERS, headers))
+
+
+def headers_of(frame: bytes) -> bytes:
+    """Return the headers of the message in ``frame``, a JSON object; empty when it has none."""
+    if frame[-2] != _BRACE:
+        return b""
+    begin = frame.rfind(_BEFORE_HEADERS)
+    return b"" if begin < 0 else frame[begin + len(_BEFORE_HEADERS) : -1]
+
+
+def plain_payload_of(frame: bytes) -> bytes:
+    """Return the JSON in ``frame`` as it is without headers."""
+    begin = _header_bytes(frame)
+    if frame[-2] != _BRACE:
+        return frame[begin:]
+    end = frame.rfind(_BEFORE_HEADERS)
+    return frame[begin:] if end < 0 else frame[begin:end] + b"}"
+
+
+def plain_frame_of(frame: bytes) -> bytes:
+    """Return ``frame`` as it is without headers: the same object when it has none."""
+    return frame if frame[-2] != _BRACE else text_frame(plain_payload_of(frame))
+
+
 def key_of(frame: bytes) -> bytes:
     """Return the key of the message in such a frame, as JSON spells it; empty when it has none.
 
-    It is the last field, behind a number. Quotes within a string are escaped, so that the last
-    place that looks like the field's name is it.
+    It is the last field but the headers, behind a number. Quotes within a string are escaped, so
+    that the last place that looks like the field's name is it.
     """
     if frame[-2] != _QUOTE:
-        return b""
+        if frame[-2] != _BRACE:
+            return b""
+        frame = plain_frame_of(frame)
+        if frame[-2] != _QUOTE:
+            return b""
     return frame[frame.rindex(_BEFORE_KEY) + len(_BEFORE_KEY) : -2]
 
 
 def ttl_of(frame: bytes) -> float | None:
     """Return the time to live of the message in such a frame, in seconds; None without one.
 
-    It stands behind the offset, and only the key may follow it.
+    It stands behind the offset, and only the key and the headers may follow it.
     """
+    if frame[-2] == _BRACE:
+        frame = plain_frame_of(frame)
     end = frame[-_TTL_WITHIN_BYTES:]
     if b',"ttl_s":' not in end:
         return None

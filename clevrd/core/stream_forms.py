@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from clevrd.core.notices import Notice, notice_frame, notice_json
-from clevrd.core.server_frames import frame_with_headers, payload_of, payload_with_headers
+from clevrd.core.server_frames import payload_of, plain_frame_of
 
 # A blank: stands in an event's id for the part that is the reader's own; no text has this byte.
 BLANK: Final = b"\0"
@@ -42,7 +42,7 @@ class StreamForm:
     has the same texts bare, and ends with the connection.
     """
 
-    __slots__ = ("_payload", "is_chunked")
+    __slots__ = ("has_headers", "is_chunked")
 
     # The response's media type.
     content_type: str
@@ -52,13 +52,15 @@ class StreamForm:
     max_messages: int = _ANY_NUMBER
 
     def __init__(self, *, is_chunked: bool, has_headers: bool = False) -> None:
-        """Args: has_headers: messages have their headers, for readers that ask."""
+        """Args: has_headers: its readers have asked for messages' headers."""
         self.is_chunked = is_chunked
-        # Returns the JSON of a message.
-        self._payload = payload_with_headers if has_headers else payload_of
+        self.has_headers = has_headers
 
     def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
-        """Return the text of the message in ``frame``, whose position is (epoch, offset)."""
+        """Return the text of the message in ``frame``, whose position is (epoch, offset).
+
+        The frame has no headers unless the form has; see `plain_message`.
+        """
         raise NotImplementedError
 
     def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
@@ -82,6 +84,35 @@ class StreamForm:
         return b"0\r\n\r\n" if self.is_chunked else b""
 
 
+def plain_message(form: StreamForm, frame: bytes, epoch: bytes, offset: int) -> bytes:
+    """Return what `StreamForm.message` does, for readers that have not asked for headers."""
+    return form.message(plain_frame_of(frame), epoch, offset)
+
+
+class WebSocketFrames(StreamForm):
+    """WebSocket, where a message that has headers is not the same for all.
+
+    Readers that ask have the ring's own frames; the others have these without headers.
+    """
+
+    __slots__ = ()
+
+    content_type = ""
+    keep_alive = b""
+
+    def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
+        """Return the frame of one message."""
+        return frame
+
+    def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
+        """Return a text frame."""
+        return notice_frame(notice)
+
+    def retry(self, delay_ms: int) -> bytes:
+        """Return nothing: the delay is in `going_away`."""
+        return b""
+
+
 class ServerSentEvents(StreamForm):
     """text/event-stream: messages as plain events with their position as id, the rest named."""
 
@@ -93,7 +124,7 @@ class ServerSentEvents(StreamForm):
 
     def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
         """Return the event of one message."""
-        return b"id: %b:%d\ndata: %b\n\n" % (epoch, offset, one_line(self._payload(frame)))
+        return b"id: %b:%d\ndata: %b\n\n" % (epoch, offset, one_line(payload_of(frame)))
 
     def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
         """Return the event of ``notice``, with an id where a reconnect may resume behind it."""
@@ -116,7 +147,7 @@ class SlottedEvents(ServerSentEvents):
 
     def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
         """Return the event of one message, with the blank in its id."""
-        payload = one_line(self._payload(frame))
+        payload = one_line(payload_of(frame))
         return b"id: %b:%d%b\ndata: %b\n\n" % (epoch, offset, BLANK, payload)
 
     def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
@@ -176,32 +207,11 @@ class JsonLines(StreamForm):
 
     def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
         """Return the line of one message."""
-        return one_line(self._payload(frame)) + b"\n"
+        return one_line(payload_of(frame)) + b"\n"
 
     def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
         """Return the line of ``notice``, which holds its position itself."""
         return notice_json(notice) + b"\n"
-
-    def retry(self, delay_ms: int) -> bytes:
-        """Return nothing: the delay is in `going_away`."""
-        return b""
-
-
-class FramesWithHeaders(StreamForm):
-    """WebSocket, for readers that ask for headers: messages that have some are frames anew."""
-
-    __slots__ = ()
-
-    content_type = ""
-    keep_alive = b""
-
-    def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
-        """Return the frame of one message."""
-        return frame_with_headers(frame)
-
-    def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
-        """Return a text frame."""
-        return notice_frame(notice)
 
     def retry(self, delay_ms: int) -> bytes:
         """Return nothing: the delay is in `going_away`."""
@@ -213,7 +223,9 @@ SSE_BARE: Final = ServerSentEvents(is_chunked=False)
 SLOTTED_EVENTS: Final = SlottedEvents(is_chunked=False)
 NDJSON: Final = JsonLines(is_chunked=True)
 NDJSON_BARE: Final = JsonLines(is_chunked=False)
-FRAMES_WITH_HEADERS: Final = FramesWithHeaders(is_chunked=False, has_headers=True)
+FRAMES_WITH_HEADERS: Final = WebSocketFrames(is_chunked=False, has_headers=True)
+# Read in topics of which some messages have headers.
+PLAIN_FRAMES: Final = WebSocketFrames(is_chunked=False)
 
 # Each form of a stream -> the same with headers.
 _WITH_HEADERS: Final[dict[StreamForm, StreamForm]] = {
@@ -223,7 +235,7 @@ _WITH_HEADERS: Final[dict[StreamForm, StreamForm]] = {
 
 
 def with_headers(form: StreamForm) -> StreamForm:
-    """Return the form in which readers are given what ``form`` gives, with messages' headers."""
+    """Return the form for readers of ``form`` that have asked for headers."""
     return _WITH_HEADERS[form]
 
 
@@ -248,7 +260,7 @@ class Spelling(Protocol):
 
 
 class FrameSpelling:
-    """WebSocket without headers: the ring's own frames, with nothing made of them."""
+    """WebSocket: the ring's own frames, with nothing made of them."""
 
     __slots__ = ()
 

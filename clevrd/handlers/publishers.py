@@ -14,6 +14,7 @@ from clevrd.handlers.commands.endpoint import CommandEndpoint
 from clevrd.handlers.publish.batch import BatchEndpoint
 from clevrd.handlers.publish.endpoint import PublishEndpoint, PublishHub
 from clevrd.handlers.publish.socket import PublishSocketEndpoint
+from clevrd.handlers.topics.publish import TopicPublishEndpoint
 from clevrd.hub import Hub
 from clevrd.tracing.tracing import Tracing
 
@@ -23,6 +24,7 @@ class Publishers(NamedTuple):
 
     publish: Endpoint
     batch: Endpoint
+    topic_publish: Endpoint
     publish_socket: Endpoint
     commands: Endpoint
 
@@ -36,6 +38,7 @@ def publishers(
     return Publishers(
         PublishEndpoint(gate, hub, config),
         BatchEndpoint(gate, hub, config),
+        TopicPublishEndpoint(gate, hub, config),
         PublishSocketEndpoint(gate, hub, connections, config),
         CommandEndpoint(gate, hub, connections, config),
     )
@@ -51,9 +54,13 @@ def _traced(
     def publish(to: PublishHub) -> PublishEndpoint:
         return PublishEndpoint(gate, to, config)
 
+    def publish_data(to: PublishHub) -> PublishEndpoint:
+        return TopicPublishEndpoint(gate, to, config)
+
     return Publishers(
         TracedPublishEndpoint(publish, hub, tracing, is_enveloped=True),
         TracedBatchEndpoint(gate, hub, config, tracing),
+        TracedPublishEndpoint(publish_data, hub, tracing, is_enveloped=False),
         PublishSocketEndpoint(
             *(gate, hub, connections, config), partial(TracedFramePublisher, tracing)
         ),

@@ -13,7 +13,7 @@ from functools import partial
 import msgspec
 
 from clevrd.core.idempotency import RememberedAnswers, Slot
-from clevrd.core.publish_request import PublishRequest, content_bytes
+from clevrd.core.publish_request import PublishRequest
 from clevrd.hub.publish_answers import PublishAnswer, Published
 from clevrd.hub.waiting_publishes import WaitingPublishes
 
@@ -43,15 +43,15 @@ class IdempotentPublishes:
         Raises:
             InvalidRequest: the key was used for another message.
         """
-        first = self._answers.find(slot, content_bytes(request), self._loop.time())
+        first = self._answers.find(slot, _content(request), self._loop.time())
         return msgspec.structs.replace(first, repeated=True) if first is not None else None
 
     def remember(self, slot: Slot, request: PublishRequest, answer: PublishAnswer) -> PublishAnswer:
         """Return ``answer``, and keep it for repeats of ``request`` as soon as it is known."""
         if isinstance(answer, Published):
-            self._answers.remember(slot, content_bytes(request), answer, self._loop.time())
+            self._answers.remember(slot, _content(request), answer, self._loop.time())
         else:
-            self._remember_later(slot, content_bytes(request), answer)
+            self._remember_later(slot, _content(request), answer)
         return answer
 
     def _remember_later(self, slot: Slot, content: bytes, due: asyncio.Future[Published]) -> None:
@@ -98,3 +98,9 @@ class IdempotentPublishes:
                 await decided.wait()
         finally:
             self._waiting.end(portion, size_bytes)
+
+
+def _content(request: PublishRequest) -> bytes:
+    """Return bytes that differ for different messages under one key; JSON has no zero byte."""
+    data = bytes(request.data)
+    return data if request.key is None else b"%b\0%b" % (data, request.key.encode())

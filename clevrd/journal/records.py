@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from clevrd.core.publish_request import PublishRequest, content_bytes
+from clevrd.core.publish_request import PublishRequest
 
 # The first bytes of a record; the digit is its version. No JSON begins like this, so a record
 # without them is the publish of a foreign producer.
@@ -236,5 +236,13 @@ def digest_of(record: bytes) -> str:
 
 
 def content_of(request: PublishRequest) -> str:
-    """Return the digest by which a repeat is told from another message with the same key."""
-    return blake2b(content_bytes(request), digest_size=8).hexdigest()
+    """Return the digest by which a repeat is told from another message with the same key.
+
+    Headers do not count: a client that tries again has another span, and nodes that know nothing of
+    headers have to find the same.
+    """
+    content = bytes(request.data)
+    if request.key is not None:
+        # JSON has no zero byte.
+        content = b"%b\0%b" % (content, request.key.encode())
+    return blake2b(content, digest_size=8).hexdigest()

@@ -18,11 +18,6 @@ from msgspec import Meta
 
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, RecentMessageCache
 from clevrd.core.saved_topic import SavedTopic
-from clevrd.core.server_frames import (
-    FrameWithHeaders,
-    frame_with_headers,
-    without_shown_headers,
-)
 
 MAGIC: Final = b"clevrd\n"
 VERSION: Final = 1
@@ -78,32 +73,18 @@ def file_head(marker: bytes, last_id_us: int) -> bytes:
 def topic_record(
     marker: bytes, topic: SavedTopic, ring: RecentMessageCache | None
 ) -> Iterator[bytes]:
-    """Yield the record of ``topic``, with the messages of ``ring``, part by part.
-
-    A message with headers is saved as readers get it that ask for them: its last field says so, and
-    a clevrd that knows nothing of headers finds a message there.
-    """
-    body_bytes = 0 if ring is None else _body_bytes(ring)
+    """Yield the record of ``topic``, with the messages of ``ring``, part by part."""
+    body_bytes = 0 if ring is None else ring.size_bytes - FRAME_OVERHEAD_BYTES * len(ring)
     yield _record_head(marker, _TOPIC, _encode(topic), body_bytes)
     checksum = 0
     if ring is not None:
         after = ring.first - 1
         while frames := ring.take(after, ring.head, CHUNK_BYTES):
             after += len(frames)
-            chunk = b"".join(map(frame_with_headers, frames))
+            chunk = b"".join(frames)
             checksum = crc32(chunk, checksum)
             yield chunk
     yield _SUM.pack(checksum)
-
-
-def _body_bytes(ring: RecentMessageCache) -> int:
-    """Return the bytes of the messages of ``ring`` as they are saved."""
-    size_bytes = ring.size_bytes - FRAME_OVERHEAD_BYTES * len(ring)
-    for frame in ring.frames(ring.first - 1, ring.head):
-        if isinstance(frame, FrameWithHeaders):
-            # The ring counts more for it than its bytes.
-            size_bytes += len(frame_with_headers(frame)) - len(frame)
-    return size_bytes
 
 
 def without_messages(topic: SavedTopic) -> SavedTopic:
@@ -246,7 +227,7 @@ class StateReader:
             left_bytes -= len(chunk)
             checksum = crc32(chunk, checksum)
             frames, rest = split_frames(rest + chunk)
-            if excess := ring.extend(list(map(without_shown_headers, frames))):
+            if excess := ring.extend(frames):
                 ring.evict(excess)
         if rest or self._file.read(_SUM.size) != _SUM.pack(checksum):
             raise _DamagedError

@@ -422,6 +422,8 @@ def test_same_content_has_the_same_digest() -> None:
 
     assert len(digests) == 3
     assert content_of(PublishRequest("t", data)) == content_of(PublishRequest("t", data, "id"))
+    traced = PublishRequest("t", data, headers={"ce-id": "1"})
+    assert content_of(PublishRequest("t", data)) == content_of(traced)
 
 
 # --- what other nodes have seen -------------------------------------------------------------------

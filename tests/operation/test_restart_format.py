@@ -13,17 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clevrd.core.message import KeyedMessage, Message
 from clevrd.core.message_ids import MessageIds
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.saved_topic import SavedTopic
-from clevrd.core.server_frames import (
-    FrameEncoder,
-    FrameWithHeaders,
-    frame_with_headers,
-    headers_of,
-    text_frame,
-)
+from clevrd.core.server_frames import text_frame
 from clevrd.restart.format import (
     CHUNK_BYTES,
     BadState,
@@ -126,26 +119,6 @@ def test_format_is_the_one_that_other_releases_read() -> None:
         "5431373a31393a33352e3538373335355aa5666972737403a86d657373616765730115d76e2f8102"
         "7b7d955a7790000102030405060708090a0b0c0d0e0f4500010000000000000000014431b897"
     )
-
-
-def test_headers_come_back_and_older_releases_find_messages() -> None:
-    """A message with headers is saved with them as its last field: one more that is ignored."""
-    raw = msgspec.Raw(b'{"headers":{}}')
-    encode = FrameEncoder().frame
-    plain = encode(Message("msg-20261123-171935.587355", "t", "acme", raw, "2026", 7))
-    keyed = encode(KeyedMessage("msg-20261123-171935.587356", "t", "acme", raw, "2026", 8, "k"))
-    frames = [plain, FrameWithHeaders(keyed, b'{"ce-id":"1"}')]
-    saved = SavedTopic("acme", "t", "f7502dc3", CREATED_AT, 7, 2)
-
-    content = written([Stand(saved, frames)])
-    found, damaged, count = read(content)
-
-    _, back = found["t"]
-    assert back == frames
-    assert [headers_of(each) for each in back] == [b"", b'{"ce-id":"1"}']
-    assert (damaged, count) == (0, 1)
-    assert plain + frame_with_headers(frames[1]) in content
-    assert b'"offset":8,"key":"k","headers":{"ce-id":"1"}}' in content
 
 
 @given(st.data())

@@ -114,10 +114,10 @@ class _SpanBatch(BatchEndpoint):
         return self._span.carried_by(request)
 
     async def _publish_into(
-        self, results: BatchResults, tenant: Tenant, items: list[bytes]
+        self, results: BatchResults, admitted: Admitted, items: list[bytes]
     ) -> None:
         self._span.attributes["messaging.batch.message_count"] = len(items)
-        await super()._publish_into(results, tenant, items)
+        await super()._publish_into(results, admitted, items)
         self._span.attributes["clevrd.refused"] = results.refused_items
 
 

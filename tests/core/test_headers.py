@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from fakes import FakeSink, make_topic
 
-from clevrd.core.message import KeyedMessage, Message
+from clevrd.core.message import KeyedMessage, Message, message_of
 from clevrd.core.message_headers import (
     MAX_HEADERS,
     MAX_HEADERS_BYTES,
     check_headers,
-    event_headers,
     headers_of_head,
+    headers_of_record,
     known_headers,
     together,
     trace_of_head,
 )
 from clevrd.core.publish_request import (
-    PublishRequest,
-    content_bytes,
     decode_logged,
     decode_publish,
     with_head,
 )
 from clevrd.core.server_frames import (
-    HEADERS_OVERHEAD_BYTES,
     FrameEncoder,
-    FrameWithHeaders,
     frame_with_headers,
     headers_of,
     key_of,
     message_id_of,
     payload_of,
-    payload_with_headers,
     payloads_in,
-    without_shown_headers,
+    plain_frame_of,
+    plain_payload_of,
+    text_frame,
+    ttl_of,
 )
+from clevrd.core.stream_forms import FRAMES, FRAMES_WITH_HEADERS
+from clevrd.core.subscriber import Subscriber
 from clevrd.core.trace_context import TraceParent, is_tracestate, parse_traceparent
 from clevrd.errors import InvalidRequest
 
@@ -255,6 +256,33 @@ def test_wrong_line_of_a_log_is_refused_whatever_its_headers(line: bytes) -> Non
         decode_logged(line)
 
 
+def test_record_of_another_system_keeps_what_can_be_carried() -> None:
+    """Kafka spells attributes with an underscore, NATS percent-encodes them; nothing is refused."""
+    kafka = {
+        "ce_specversion": b"1.0",
+        "ce_id": b"1",
+        "ce_subject": "50%25 é".encode(),
+        "ce_bad-name": b"x",
+        "ce_latin": b"\xe9",
+        "traceparent": PARENT.encode(),
+        "tracestate": b"?",
+        "region": b"eu",
+    }
+    nats = {"Ce-Specversion": b"1.0", "ce-subject": b"50%25 %C3%A9", "ce-wrong": b"%ff"}
+
+    assert headers_of_record(kafka, "ce_", is_encoded=False) == {
+        "traceparent": PARENT,
+        "ce-specversion": "1.0",
+        "ce-id": "1",
+        "ce-subject": "50%25 é",
+    }
+    assert headers_of_record(nats, "ce-", is_encoded=True) == {
+        "ce-specversion": "1.0",
+        "ce-subject": "50% é",
+    }
+    assert headers_of_record({"ce_id": b"1", "region": b"eu"}, "ce_", is_encoded=False) is None
+
+
 # --- a head and a field together -----------------------------------------------------------------
 
 
@@ -288,70 +316,109 @@ def test_head_goes_into_the_request() -> None:
     }
 
 
-# --- what counts as the same ---------------------------------------------------------------------
-
-
-def test_another_trace_is_the_same_message_and_another_event_is_not() -> None:
-    """A client that tries again has another span; an event with another id is another event."""
-
-    def content(headers: dict[str, str] | None, key: str | None = None) -> bytes:
-        return content_bytes(PublishRequest("t", msgspec.Raw(b"1"), "i", key, None, headers))
-
-    plain = content(None)
-    assert plain == b"1"
-    assert content({"traceparent": PARENT}) == content({"traceparent": OTHER}) == plain
-    assert content({"ce-id": "1"}) != plain
-    assert content({"ce-id": "1"}) != content({"ce-id": "2"})
-    assert content({"ce-id": "1", "ce-type": "x"}) == content({"ce-type": "x", "ce-id": "1"})
-    assert content({"ce-id": "1"}, "k") != content({"ce-id": "1"})
-    assert content(None, "k") == b"1\0k"
-    assert event_headers(None) == {}
-
-
 # --- frames --------------------------------------------------------------------------------------
 
+# As a publisher would spell a value to be taken for the field's name.
+HEADERS = b'{"ce-id":",\\"headers\\":{}}","traceparent":"00"}'
 
-def frames_of(headers: bytes, data: bytes = b'{"a":{}}') -> list[tuple[bytes, FrameWithHeaders]]:
-    """Return plain frames, each with the same one that has headers."""
+
+def frames_of(data: bytes) -> list[bytes]:
+    """Return plain frames: with data alone, with a key, with a time to live, and with both."""
     encode = FrameEncoder().frame
-    raw = msgspec.Raw(data)
-    messages = [
-        Message(ID, "t", "acme", raw, "2026", 5),
-        KeyedMessage(ID, "t", "acme", raw, "2026", 5, ',"headers":{"a":"b"}}'),
+    raw, key = msgspec.Raw(data), ',"headers":{"a":"b"}}'
+    stamp = ID, "2026"
+    return [
+        encode(Message(*(ID, "t", "acme", raw, "2026", 5))),
+        encode(KeyedMessage(*(ID, "t", "acme", raw, "2026", 5, key))),
+        encode(message_of(stamp, "t", "acme", raw, 5, None, 60)),
+        encode(message_of(stamp, "t", "acme", raw, 5, key, 0.5)),
     ]
-    return [(encode(each), FrameWithHeaders(encode(each), headers)) for each in messages]
 
 
-@pytest.mark.parametrize("data", [b'{"headers":{"a":"b"}}', b'"' + b"x" * 70_000 + b'"'])
-def test_frame_with_headers_is_the_plain_frame_to_who_does_not_ask(data: bytes) -> None:
-    """Its bytes, joined or not, are the plain ones; its length is what it takes of the bounds."""
-    headers = b'{"ce-id":",\\"headers\\":{}}"}'
-    for plain, frame in frames_of(headers, data):
-        assert frame == plain
-        assert b"".join([frame]) == plain
-        assert b"".join([frame, plain]) == plain + plain
-        assert (payload_of(frame), key_of(frame)) == (payload_of(plain), key_of(plain))
-        assert message_id_of(frame) == ID.encode()
-        assert len(frame) == len(plain) + len(headers) + HEADERS_OVERHEAD_BYTES
+@pytest.mark.parametrize("data", [b'{"headers":{"a":"b"}}', b"1", b'"' + b"x" * 70_000 + b'"'])
+def test_headers_are_the_last_field_and_come_off_again(data: bytes) -> None:
+    """With them the JSON is whole; without them it is what it would be, byte for byte."""
+    for plain in frames_of(data):
+        frame = frame_with_headers(plain, HEADERS)
+        message = msgspec.json.decode(payload_of(frame))
 
-
-@pytest.mark.parametrize("data", [b'{"headers":{"a":"b"}}', b'"' + b"x" * 70_000 + b'"'])
-def test_headers_are_the_last_field_for_who_asks(data: bytes) -> None:
-    """The JSON is whole, and what was saved in this form comes back as it was."""
-    headers = b'{"ce-id":",\\"headers\\":{}}"}'
-    for plain, frame in frames_of(headers, data):
-        shown = frame_with_headers(frame)
-        message = msgspec.json.decode(payload_with_headers(frame))
-        back = without_shown_headers(shown)
-
-        assert payloads_in(shown + plain) == [payload_with_headers(frame), payload_of(plain)]
+        assert payloads_in(frame + plain) == [payload_of(frame), payload_of(plain)]
         assert list(message)[-1] == "headers"
         assert message == {
             **msgspec.json.decode(payload_of(plain)),
-            "headers": msgspec.json.decode(headers),
+            "headers": msgspec.json.decode(HEADERS),
         }
-        assert (back, headers_of(back)) == (plain, headers)
-        assert without_shown_headers(plain) is plain
-        assert frame_with_headers(plain) is plain
-        assert payload_with_headers(plain) == payload_of(plain)
-        assert headers_of(plain) == b""
+        assert (plain_frame_of(frame), headers_of(frame)) == (plain, HEADERS)
+        assert plain_payload_of(frame) == payload_of(plain)
+
+
+@pytest.mark.parametrize("data", [b'{"headers":{"a":"b"}}', b"1"])
+def test_what_a_frame_says_of_its_message_is_the_same_with_headers(data: bytes) -> None:
+    """Id, key and time to live are read from frames, also behind data that looks like headers."""
+    for plain in frames_of(data):
+        frame = frame_with_headers(plain, HEADERS)
+
+        assert plain_frame_of(plain) is plain
+        assert (plain_payload_of(plain), headers_of(plain)) == (payload_of(plain), b"")
+        assert message_id_of(frame) == ID.encode()
+        assert key_of(frame) == key_of(plain)
+        assert ttl_of(frame) == ttl_of(plain)
+    assert [ttl_of(each) for each in frames_of(data)] == [None, None, 60.0, 0.5]
+
+
+def test_frame_that_only_looks_as_if_it_had_headers_is_left_alone() -> None:
+    """A file of a planned restart may be anybody's, and its frames anything."""
+    odd = text_frame(b'{"a":{}}')
+
+    assert (plain_frame_of(odd), headers_of(odd), key_of(odd)) == (odd, b"", b"")
+    assert plain_payload_of(odd) == b'{"a":{}}'
+
+
+# --- readers -------------------------------------------------------------------------------------
+
+
+def test_readers_that_do_not_ask_cost_nothing_before_there_are_headers() -> None:
+    """They read the ring's own frames until a message has headers, and are given plain ones then.
+
+    Readers that ask read the ring's own frames all the time.
+    """
+    topic = make_topic()
+    free_bytes = topic.portion.texts.left_bytes
+    encode = FrameEncoder().frame
+    plain = [
+        encode(Message(ID, "t", "acme", msgspec.Raw(b"%d" % offset), "2026", offset))
+        for offset in range(1, 4)
+    ]
+    readers = [Subscriber(FakeSink(), form=form) for form in (None, None, FRAMES_WITH_HEADERS)]
+    for reader in readers:
+        topic.join(reader, 0, 0.0)
+        topic.mark_live(reader)
+
+    topic.extend(1, plain[:1], 0.0)
+    first = topic.begin_round(0.0)
+    topic.leave(readers[1], 0.0)
+    topic.note_headers()
+    topic.extend(2, [frame_with_headers(plain[1], HEADERS), plain[2]], 0.0)
+    second = topic.begin_round(0.0)
+    later = Subscriber(FakeSink())
+    topic.join(later, 3, 0.0)
+    caught_up = topic.read(later, 1 << 20, 0.0)
+
+    assert first is not None
+    assert (first.then, first.payload) == (None, plain[0])
+    assert first.payload is plain[0]
+    given = {}
+    step = second
+    while step is not None:
+        given.update(dict.fromkeys(step.readers, step.payload))
+        step = step.then
+    assert given == {
+        readers[0]: plain[1] + plain[2],
+        readers[2]: frame_with_headers(plain[1], HEADERS) + plain[2],
+    }
+    assert caught_up == plain
+    for reader in (readers[0], later, readers[2]):
+        topic.leave(reader, 0.0)
+    assert readers[0].spelling is FRAMES
+    assert not topic._texts.shared
+    assert topic.portion.texts.left_bytes == free_bytes
