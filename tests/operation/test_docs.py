@@ -11,14 +11,14 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import collector  # noqa: F401  # what tracing imports would hold a test's loop
 import msgspec
 import pytest
 from daemons import running
 from fakes import at_once
 from prometheus_client.metrics_core import Metric
 
-import clevrd.server  # it imports every module, so that all errors are known
-import clevrd.tracing.exporter  # noqa: F401  # its import would hold a test's loop
+import clevrd.server  # noqa: F401  # it imports every module, so that all errors are known
 from clevrd.cli import main
 from clevrd.config import SETTINGS, Setting
 from clevrd.connections.poll import PollView
@@ -340,7 +340,7 @@ async def test_metrics_to_watch_are_there(tmp_path: Path) -> None:
     """Each figure that docs/operations.md tells to watch is in /metrics under that name."""
     # Nobody listens on this port, so that the source is one that is away.
     source = {"name": "s", "url": "redis://127.0.0.1:9/s", "topic": "t"}
-    settings = {"journal": str(tmp_path / "journal"), "otel_endpoint": NOWHERE}
+    settings: dict[str, Any] = {"journal": str(tmp_path / "journal"), "otel_endpoint": NOWHERE}
     async with running(sources=[source], **settings) as daemon:
         daemon.server.sources._sources[0].progress.lag = 0
         await daemon.publish("demo", 1)

@@ -16,6 +16,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from clevrd.tracing.exporter import OtlpExporter
+from clevrd.tracing.settings import TracingSettings
+
+# The first exporter imports libraries, for which a test's loop would be held.
+OtlpExporter(TracingSettings("http://127.0.0.1:9/v1/traces", 1.0)).end()
+
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT_ID = "b7ad6b7169203331"
 SAMPLED = f"00-{TRACE_ID}-{PARENT_ID}-01"

@@ -20,7 +20,6 @@ from opentelemetry.trace import format_span_id, format_trace_id, get_current_spa
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from websockets.asyncio.client import connect
 
-import clevrd.tracing.exporter  # noqa: F401  # its import would hold a test's loop
 from clevrd import __version__
 from clevrd.cli import main
 from clevrd.handlers.publish.endpoint import PublishEndpoint
