@@ -248,6 +248,7 @@ class Server:
         in_force = ConfigInForce(
             *(config, sources or {}, file, access, wall_s, journal),
             [each.view() for each in read],
+            [each.view() for each in webhooks],
         )
         self.access = AccessControl(
             *(maker, authenticator, gate, origins, config.allowed_origins),
