@@ -647,7 +647,7 @@ class Server:
         allowed = connections_allowed(listeners, beyond)
         if wanted > allowed:
             log.warning(
-                "max_connections=%d is more than descriptors allow; taking %d", wanted, allowed
+                "max_connections is more than descriptors allow wanted=%d taken=%d", wanted, allowed
             )
         self.raw_server.max_connections = min(wanted or allowed, allowed)
         self.hub.connection_counts.bound(self.raw_server.max_connections)
@@ -1093,7 +1093,7 @@ def _warn_of_drain(config: Config) -> None:
     fits_s = max(0.0, config.shutdown_timeout_s - CLOSE_ALL_TIMEOUT_S)
     if config.drain_s > fits_s:
         log.warning(
-            "drain_s=%g is more than fits into shutdown_timeout_s; taking %g hint=%r",
+            "drain_s is more than fits into shutdown_timeout_s wanted=%g taken=%g hint=%r",
             config.drain_s,
             fits_s,
             f"raise shutdown_timeout_s to {config.drain_s + CLOSE_ALL_TIMEOUT_S:g} or more",
