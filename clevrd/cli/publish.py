@@ -23,6 +23,7 @@ from clevrd.cli.values import seconds
 from clevrd.client import RETRY_FOR_S, BadRecord, Client, Refused
 from clevrd.config import MIB
 from clevrd.core.names import check_key, check_topic
+from clevrd.plurals import noun_for
 
 # The largest body that a server can be configured to take; a longer line can't be published.
 MAX_LINE_BYTES: Final = 64 * MIB
@@ -312,7 +313,8 @@ class Progress:
         """Report the sums."""
         self._clear()
         elapsed_s = self._clock() - self._started
-        text = f"published {self.published} of {self.records} records in {elapsed_s:.1f} s"
+        records = noun_for(self.records, "record")
+        text = f"published {self.published} of {self.records} {records} in {elapsed_s:.1f} s"
         if self.published + self.refused < self.records:
             text += f", stopped at line {self.line}"
         if repeated_messages:

@@ -14,6 +14,7 @@ from msgspec import Meta
 from clevrd.config import Loaded
 from clevrd.errors import ConfigError, InvalidRequest
 from clevrd.fingerprints import fingerprint
+from clevrd.plurals import noun_for
 from clevrd.private_files import check_private
 from clevrd.small_files import read_small
 from clevrd.tenants.tenant import check_tenant_name
@@ -181,7 +182,8 @@ def _secret_in(path: Path) -> bytes:
         raise ConfigError(f"Can't read {path}: {error.strerror or error}.") from error
     if not _MIN_SECRET_BYTES <= len(secret) <= _MAX_SECRET_BYTES:
         raise ConfigError(
-            f"The secret in {path} has {len(secret)} bytes; {_MIN_SECRET_BYTES} to"
-            f" {_MAX_SECRET_BYTES} are taken. openssl rand -hex 32 makes one."
+            f"The secret in {path} has {len(secret)} {noun_for(len(secret), 'byte')};"
+            f" {_MIN_SECRET_BYTES} to {_MAX_SECRET_BYTES} are taken. Make one:"
+            " openssl rand -hex 32."
         )
     return secret
