@@ -18,6 +18,7 @@ import msgspec
 from clevrd import logs
 from clevrd.cli.failures import EXIT_FAILED, UsageError
 from clevrd.cli.lines import print_line
+from clevrd.cli.run_loop import run_until_signal
 from clevrd.cli.server_options import add_server, client_failures, client_of
 from clevrd.cli.values import seconds
 from clevrd.client import RETRY_FOR_S, BadRecord, Client, Refused
@@ -85,12 +86,12 @@ def run(options: argparse.Namespace) -> int:
     with client_failures():
         client = client_of(options, retry_for_s=options.retry_for)
         if options.json == "-":
-            return asyncio.run(_publish_stdin(client, options.topic, read_line, options.key))
+            return run_until_signal(_publish_stdin(client, options.topic, read_line, options.key))
         try:
             data_json = read_line(os.fsencode(options.json)) or b""
         except BadRecord as error:
             raise UsageError(str(error)) from None
-        return asyncio.run(_publish_one(client, options.topic, data_json, options.key))
+        return run_until_signal(_publish_one(client, options.topic, data_json, options.key))
 
 
 def json_line(line: bytes) -> bytes | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from typing import Final
 
@@ -11,6 +10,7 @@ import msgspec
 
 from clevrd.cli.daemon_asking import reason_of
 from clevrd.cli.failures import NoServer, UsageError
+from clevrd.cli.run_loop import run_until_signal
 from clevrd.client import BadUrl
 from clevrd.client.address import parse_url, without_password
 from clevrd.config_view import ConfigView
@@ -37,7 +37,7 @@ def running_config(url: str, secret: str | None, tls: ssl.SSLContext | None = No
         raise UsageError(str(error)) from error
     name = url if unix_path else without_password(base)
     try:
-        status, body = asyncio.run(_get(f"{base}/config", unix_path, secret, tls))
+        status, body = run_until_signal(_get(f"{base}/config", unix_path, secret, tls))
     except (aiohttp.ClientError, TimeoutError, OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or str(error) or "no answer in time"
         raise NoServer(f"Nobody answers at {name}: {why}.") from error
