@@ -80,7 +80,7 @@ from clevrd.handlers.topics.endpoint import TopicEndpoint, TopicsEndpoint
 from clevrd.handlers.topics.messages import MessagesEndpoint
 from clevrd.hub import Hub, Stats
 from clevrd.hub.lifecycle import Told
-from clevrd.hub.memory_shares import weights_of
+from clevrd.hub.memory_shares import weights_of, with_bodies_that_fit
 from clevrd.journal.engines import MAX_DESCRIPTORS as JOURNAL_DESCRIPTORS
 from clevrd.journal.engines import engine_of
 from clevrd.journal.settings import JournalSettings, journal_of, plain_journal_of
@@ -211,6 +211,15 @@ class Server:
             journaled=journal.patterns,
             max_journaled_topics=journal.max_topics,
         )
+        configured, config = config, with_bodies_that_fit(config, self.hub.input_budget.max_bytes)
+        if config is not configured:
+            log.warning(
+                "bodies may be as large as the memory allows max_message_bytes=%d"
+                " max_batch_bytes=%d hint=%r",
+                config.max_message_bytes,
+                config.max_batch_bytes,
+                "raise max_memory_mb for larger ones",
+            )
         self.sources = Sources(
             *(read, self.hub, config.max_message_bytes, self._loop),
             self.hub.counters.count_background_error,
@@ -246,7 +255,7 @@ class Server:
         # Reads the files that a reload needs.
         self.reading = FileReading()
         in_force = ConfigInForce(
-            *(config, sources or {}, file, access, wall_s, journal),
+            *(configured, sources or {}, file, access, wall_s, journal),
             [each.view() for each in read],
             [each.view() for each in webhooks],
         )

@@ -16,7 +16,7 @@ from clevrd.control.adaptive_buffer import AdaptiveBufferManager
 from clevrd.control.adaptive_throttler import AdaptiveThrottler
 from clevrd.control.arrivals import Arrivals
 from clevrd.control.rate_limiter import RateLimiter
-from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes
+from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes, resident_bytes
 from clevrd.core.budgets import Budget
 from clevrd.core.idempotency import RememberedAnswers
 from clevrd.core.patterns import Words
@@ -130,7 +130,7 @@ class Hub:
             loop.time, lambda tenant: self.topics.portions.weights.portion_of(tenant)
         )
         self.refusals = Refusals(self.counters.count_refusal, self.decisions.note_refusal)
-        max_input_bytes = input_bytes(config, max_memory_bytes)
+        max_input_bytes = input_bytes(config, max_memory_bytes, resident_bytes())
         self.input_budget = InputBudget(max_input_bytes, lambda: self.topics.portions.weights)
         self.topics = TopicManager(
             topic_limits(config, max_memory_bytes),
