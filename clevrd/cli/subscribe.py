@@ -13,6 +13,7 @@ import msgspec
 from clevrd import logs
 from clevrd.cli.failures import UsageError
 from clevrd.cli.output import Output
+from clevrd.cli.run_loop import run_until_signal
 from clevrd.cli.server_options import add_server, client_failures, client_of
 from clevrd.cli.values import count, count_or_zero
 from clevrd.client import Client, Gap, Subscription
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     logs.log_for_people()
     with client_failures():
         client = client_of(options)
-        return asyncio.run(_print_until_gone(client, _subscription(client, options), options))
+        return run_until_signal(_print_until_gone(client, _subscription(client, options), options))
 
 
 def _subscription(client: Client, options: argparse.Namespace) -> Subscription:

@@ -189,6 +189,7 @@ complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l log-level -xka "debug
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l log-format -xka "text json" -d 'Form of the log'"'"'s lines: for people, or an object of JSON each. One of text, json; default text; CLEVRD_LOG_FORMAT'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l raw-paths -xka "true false" -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l url -x -d 'a running daemon, such as http://127.0.0.1:8080: print what differs between what it works with and the file, and end with 1 where something does. The file is --config'"'"'s, or else the one that the daemon names'
+complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l ca-file -xka "(__fish_complete_path (commandline -ct))" -d 'trust the certificates in FILE (PEM) for https://, instead of the system'"'"'s (SSL_CERT_FILE)'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l key-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file with the key or token to send; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a doctor -d 'Look at the machine and the settings, and say what to change.'
 complete -c clevrd -n '_shtab_clevrd_using doctor' -s h -l help -d 'show this help message and exit'
