@@ -25,7 +25,7 @@ from clevrd.journal import node as node_module
 from clevrd.journal import partition as partition_module
 from clevrd.journal import record_writer
 from clevrd.journal.base import Placed
-from clevrd.journal.records import MAX_RECORD_BYTES
+from clevrd.journal.records import MAX_RECORD_BYTES, Header, Run, encode_record
 from clevrd.tenants import Tenant
 
 ALL = (("**",),)
@@ -505,7 +505,8 @@ async def test_reader_gets_messages_of_every_node() -> None:
 
 
 async def test_headers_reach_the_readers_of_every_node() -> None:
-    """A node's own, another node's, and those of a foreign record, as far as they are known."""
+    """A node's own, another's, a later version's and a foreign record's, as far as known here."""
+    line = b'{"topic":"t","data":"e","headers":{"ce-id":"3","baggage":"x"}}\n'
     log = MemoryLog()
     async with hub_on(log) as one, hub_on(log) as other:
         topics = [each.topic(TENANT, "t") for each in (one, other)]
@@ -516,11 +517,14 @@ async def test_headers_reach_the_readers_of_every_node() -> None:
         log.accept(0, b'{"topic":"t","data":"c","headers":5}')
         await log.wake()
         await publish(other, "d")
-        await until(lambda: all(topic.head == 4 for topic in topics))
+        run = Run("default-tenant", "t", 1, len(line))
+        log.accept(0, encode_record(Header(log.stamp, "later", 1, 1, (run,)), [line]))
+        await log.wake()
+        await until(lambda: all(topic.head == 5 for topic in topics))
 
         for topic in topics:
             frames = topic.ring.frames(topic.first - 1, topic.head)
-            wanted = [b'{"ce-id":"1"}', b'{"ce-id":"2"}', b"", b""]
+            wanted = [b'{"ce-id":"1"}', b'{"ce-id":"2"}', b"", b"", b'{"ce-id":"3"}']
             assert [headers_of(frame) for frame in frames] == wanted
 
 
