@@ -29,6 +29,7 @@ from clevrd.tenants.origins import entries_in_force, read_allowed_origins
 from clevrd.tenants.settings import Access, TenantEntry
 from clevrd.tls.contexts import TlsContexts, moment_text
 from clevrd.tls.settings import tls_of
+from clevrd.tracing.settings import tracing_of
 from clevrd.webhooks.settings import webhooks_of
 
 # The exit code where something differs, as diff's.
@@ -62,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
     read_allowed_origins(loaded.config.allowed_origins, access.auth.allowed_origins)
     journal = journal_of(loaded)
     webhooks = webhooks_of(loaded)
+    tracing = tracing_of(loaded.config, os.environ)
     check_files(journal)
     check_place(journal)
     sources = sources_of(loaded, access)
@@ -89,6 +91,10 @@ def run(options: argparse.Namespace) -> int:
         )
     for hook in webhooks:
         print_line(f"webhook          {hook.id} ({hook.shown_url}, events of tenant {hook.tenant})")
+    if tracing is not None:
+        print_line(
+            f"tracing          {tracing.endpoint} ({tracing.sample_ratio:.6g} of what has no trace)"
+        )
     for shown in certificates:
         print_line(f"certificate      {shown.cert_file} (until {moment_text(shown.ends_s)})")
     for warning in loaded.warnings:

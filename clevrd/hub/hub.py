@@ -112,6 +112,7 @@ class Hub:
         engine: Engine | None = None,
         journaled: Sequence[Words] = (),
         max_journaled_topics: int = 1_000_000,
+        make_delivery: Callable[..., Delivery] = Delivery,
     ) -> None:
         """Make the hub.
 
@@ -120,6 +121,7 @@ class Hub:
             engine: keeps the journal; None for none.
             journaled: patterns of the topics that are journaled.
             max_journaled_topics: topics that may have messages in the journal.
+            make_delivery: makes the delivery, from what `Delivery` takes.
         """
         self._loop = loop
         # The configured bound, but never more than the cgroup or the machine has.
@@ -165,7 +167,7 @@ class Hub:
         self._returning = 0
         self._stamping = Stamping(wall_ns)
         waiting = WaitingPublishes(self.topics.portions, loop, max_input_bytes)
-        self.delivery = Delivery(
+        self.delivery = make_delivery(
             *(config, self.topics, self.buffers, waiting, self.counters, self.decisions, loop),
             wall_us=self._stamping.wall_us,
         )
