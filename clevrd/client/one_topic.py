@@ -30,7 +30,8 @@ class OneTopic:
     """The feed of one topic.
 
     Args:
-        options: ``policy``, ``buffer``, ``last`` and ``since``, where they were given.
+        options: ``policy``, ``buffer``, ``subscriber_id``, ``last`` and ``since``, where they were
+            given.
         warn: called with the server's warnings.
     """
 

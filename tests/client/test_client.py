@@ -896,7 +896,7 @@ def test_body_takes_one_whole_value_only(data: bytes) -> None:
 
 def test_body_holds_topic_as_json_and_data_as_it_is() -> None:
     """A topic with quotes can't break out, and the data is not touched."""
-    body = publish_body('a"b\\', b'{ "n" : 1.10 }', key=None, ref=7)
+    body = publish_body('a"b\\', b'{ "n" : 1.10 }', {"ref": 7})
 
     assert body == b'{"topic":"a\\"b\\\\","data":{ "n" : 1.10 },"ref":7}'
 
