@@ -60,7 +60,7 @@ class Client:
         headers: sent with every request, for a proxy in front of the server. Headers, tenant and
             token are sent only to the host of ``url``, whatever a redirect says.
         tls: for ``https://``; None trusts the system's certificates.
-        retry_for_s: seconds that a publish, or a question about topics, is tried again before it
+        retry_for_s: seconds that a publish, or a read of topics, is tried again before it
             fails.
         random, sleep, clock: replaced by tests.
 
@@ -88,7 +88,7 @@ class Client:
         self._new_key = IdempotencyKeys()
         self._repeats = Repeats()
         self._http = HttpPublisher(self._session, self._repeats, self._retries("publish"))
-        self._topics = Topics(self._session, self._retries("question"))
+        self._topics = Topics(self._session, self._retries("read"))
 
     async def open(self) -> Self:
         """Prepare for calls, without connecting; a second call does nothing.
