@@ -78,6 +78,7 @@ from clevrd.handlers.subscribe.ticket import TicketEndpoint
 from clevrd.handlers.topics.clear import ClearEndpoint
 from clevrd.handlers.topics.endpoint import TopicEndpoint, TopicsEndpoint
 from clevrd.handlers.topics.messages import MessagesEndpoint
+from clevrd.handlers.topics.publish import TopicPublishEndpoint
 from clevrd.hub import Hub, Stats
 from clevrd.hub.lifecycle import Told
 from clevrd.hub.memory_shares import weights_of
@@ -295,6 +296,7 @@ class Server:
                 "/topics/*": {"GET": TopicEndpoint(gate, self.hub)},
                 "/topics/*/messages": {
                     "GET": MessagesEndpoint(gate, self.hub),
+                    "POST": TopicPublishEndpoint(gate, self.hub, config),
                     "DELETE": ClearEndpoint(gate, self.hub),
                 },
                 "/ticket": {"POST": TicketEndpoint(gate, maker.tickets)},

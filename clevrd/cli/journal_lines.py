@@ -37,6 +37,7 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     key: str | None = None
     idempotency_key: str | None = None
     ttl_s: int | float | None = None
+    headers: dict[str, str] | None = None
     data: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -72,6 +73,7 @@ def lines_of(
             message.key,
             message.idempotency_key,
             message.ttl_s,
+            message.headers,
             message.data,
         )
         found.append(_encoder.encode(line) + b"\n")
@@ -95,7 +97,9 @@ def read_line(text: bytes, now_us: int) -> Imported:
         line = _decoder.decode(text)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise InvalidRequest(f"it is no message: {error}") from error
-    request = PublishRequest(line.topic, line.data, line.idempotency_key, line.key, line.ttl_s)
+    request = PublishRequest(
+        *(line.topic, line.data, line.idempotency_key, line.key, line.ttl_s, line.headers)
+    )
     check_publish(request)
     tenant = line.tenant or DEFAULT_TENANT
     check_tenant_name(tenant)

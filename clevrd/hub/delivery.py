@@ -17,10 +17,11 @@ from clevrd.core.beginning import Beginning, HistoryBeginning, in_history, resol
 from clevrd.core.circuit import CircuitBudget
 from clevrd.core.journal_place import TopicStart
 from clevrd.core.message import KeyedMessage, Message, message_of
+from clevrd.core.message_headers import Headers, headers_json
 from clevrd.core.message_ids import us_of_id
 from clevrd.core.notices import Ref, Warnings
 from clevrd.core.publish_request import PublishRequest
-from clevrd.core.server_frames import FrameEncoder
+from clevrd.core.server_frames import FrameEncoder, frame_with_headers
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
@@ -116,6 +117,8 @@ class Delivery:
                 else KeyedMessage(message_id, name, tenant, data, timestamp, offset, key)
             )
             frames = [encode(message)]
+            if request.headers:
+                frames[0] = _with_headers(topic, frames[0], request.headers)
         else:
             frames = []
             number = offset
@@ -125,15 +128,18 @@ class Delivery:
                     stamp = message_id, timestamp
                     frames.append(encode(message_of(stamp, name, tenant, data, number, key, ttl_s)))
                     expiring.append((number, message_id, ttl_s))
-                    number += 1
-                    continue
-                frames.append(
-                    encode(
-                        Message(message_id, name, tenant, data, timestamp, number)
-                        if key is None
-                        else KeyedMessage(message_id, name, tenant, data, timestamp, number, key)
+                else:
+                    frames.append(
+                        encode(
+                            Message(message_id, name, tenant, data, timestamp, number)
+                            if key is None
+                            else KeyedMessage(
+                                message_id, name, tenant, data, timestamp, number, key
+                            )
+                        )
                     )
-                )
+                if request.headers:
+                    frames[-1] = _with_headers(topic, frames[-1], request.headers)
                 number += 1
         now_s = self._loop.time()
         self._topics.extend(topic, offset, frames, now_s)
@@ -237,6 +243,13 @@ class Delivery:
             reader.sink.unsent_bytes() for topic in topics for reader in topic.lagging
         )
         return delivered, unsent_bytes
+
+
+def _with_headers(topic: Topic, frame: bytes, headers: Headers) -> bytes:
+    """Return the frame of one of ``topic``'s messages with its headers."""
+    if not topic.has_headers:
+        topic.note_headers()
+    return frame_with_headers(frame, headers_json(headers))
 
 
 def _circuit_budget(config: Config) -> CircuitBudget:

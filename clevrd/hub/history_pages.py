@@ -11,18 +11,20 @@ import logging
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from itertools import accumulate
 from typing import Any, Final
 
 import msgspec
 
 from clevrd.core.message import KeyedMessage, Message, message_of
+from clevrd.core.message_headers import headers_json, known_headers
 from clevrd.core.message_ids import MessageIds
 from clevrd.core.notices import DAMAGED, EXPIRED, RETENTION, Gap, GapReason
 from clevrd.core.portions import Portion
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES
-from clevrd.core.server_frames import FrameEncoder
-from clevrd.core.stream_forms import StreamForm
+from clevrd.core.server_frames import FrameEncoder, frame_with_headers
+from clevrd.core.stream_forms import PLAIN_FRAMES, StreamForm, plain_message
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, JournalUnavailable
 from clevrd.journal.base import History, StoredMessage
@@ -64,6 +66,7 @@ class Page:
 
     __slots__ = (
         "_ends",
+        "_has_headers",
         "_texts",
         "_until_us",
         "after",
@@ -85,8 +88,16 @@ class Page:
         offsets: list[int],
         frames: list[bytes],
         until_us: dict[int, int] | None = None,
+        *,
+        has_headers: bool = False,
     ) -> None:
-        """Args: until_us: by offset, when messages expire, on the wall clock."""
+        """Make a page of ``frames``.
+
+        Args:
+            until_us: by offset, when messages expire, on the wall clock.
+            has_headers: some of the messages have headers, which not every reader asks for.
+        """
+        self._has_headers = has_headers
         self.after = after
         self.upto = upto
         self.kept_from = kept_from
@@ -178,14 +189,19 @@ class Page:
     def texts(self, form: StreamForm | None, epoch: str, start: int, end: int) -> list[bytes]:
         """Return messages in ``form``, each made once for all who read it here."""
         if form is None:
-            return self.frames[start:end]
+            if not self._has_headers:
+                return self.frames[start:end]
+            form = PLAIN_FRAMES
+        spell = form.message
+        if self._has_headers and not form.has_headers:
+            spell = partial(plain_message, form)
         texts = self._texts.get(form)
         if texts is None:
             texts = self._texts[form] = [b""] * len(self.frames)
         spelled = epoch.encode()
         for place in range(start, end):
             if not texts[place]:
-                texts[place] = form.message(self.frames[place], spelled, self.offsets[place])
+                texts[place] = spell(self.frames[place], spelled, self.offsets[place])
                 self.size_bytes += len(texts[place])
         return texts[start:end]
 
@@ -222,13 +238,15 @@ class _Line(msgspec.Struct, frozen=True, gc=False):
     data: msgspec.Raw
     key: str | None = None
     ttl_s: int | float | None = None
+    # Empty for none.
+    headers: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _Making:
     """A page whose frames are being made."""
 
     __slots__ = (
-        *("_done", "_encode", "_ids", "_kept_from", "_messages", "_place"),
+        *("_done", "_encode", "_has_headers", "_ids", "_kept_from", "_messages", "_place"),
         *("_until_us", "request"),
     )
 
@@ -247,6 +265,8 @@ class _Making:
         self._place = 0
         self._done: tuple[list[int], list[bytes]] = [], []
         self._until_us: dict[int, int] = {}
+        # Some of the messages have headers.
+        self._has_headers = False
 
     def make_some(self) -> int:
         """Make frames of the next messages; return how many, 0 when all are made."""
@@ -267,14 +287,17 @@ class _Making:
                 self._until_us[offset] = each.id_us + int(ttl_s * 1e6)
                 stamp = message_id, timestamp
                 frames.append(encode(message_of(stamp, name, tenant, data, offset, key, ttl_s)))
-                continue
-            frames.append(
-                encode(
-                    Message(message_id, name, tenant, data, timestamp, offset)
-                    if key is None
-                    else KeyedMessage(message_id, name, tenant, data, timestamp, offset, key)
+            else:
+                frames.append(
+                    encode(
+                        Message(message_id, name, tenant, data, timestamp, offset)
+                        if key is None
+                        else KeyedMessage(message_id, name, tenant, data, timestamp, offset, key)
+                    )
                 )
-            )
+            if line.headers and (headers := known_headers(bytes(line.headers))):
+                frames[-1] = frame_with_headers(frames[-1], headers_json(headers))
+                self._has_headers = True
         return len(part)
 
     def _stamps(self, part: list[StoredMessage]) -> list[tuple[str, str]]:
@@ -291,7 +314,10 @@ class _Making:
         """Return the page, which reaches ``limit`` at least where the history has no more."""
         messages, after = self._messages, self.request.after
         upto = messages[-1].offset if messages else max(limit, after + 1)
-        return Page(after, upto, self._kept_from, *self._done, self._until_us)
+        return Page(
+            *(after, upto, self._kept_from, *self._done, self._until_us),
+            has_headers=self._has_headers,
+        )
 
 
 _decode: Final = msgspec.json.Decoder(_Line).decode

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from clevrd.core.message_ids import MessageIds
-from clevrd.core.publish_request import PublishRequest, decode_publish
+from clevrd.core.publish_request import PublishRequest, decode_logged
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest
 from clevrd.journal.base import Checkpoint, Engine, Placed, TailLost, Trimmed
@@ -410,7 +410,7 @@ class RecordReader:
             stamps = self._stamps_of(each)
             for start in range(0, each.count, self._max_run):
                 end = start + self._max_run
-                requests = [decode_publish(line) for line in lines[start:end]]
+                requests = [decode_logged(line) for line in lines[start:end]]
                 await self._deliver(topic, each.offset + start, requests, stamps[start:end])
 
     async def _deliver_foreign(self, confirmed: Confirmed) -> None:

@@ -37,7 +37,8 @@ EXPOSED: Final = (
 # sent by EventSources that are made of fetch.
 ALLOWED_FIELDS: Final = (
     "Accept, Authorization, Cache-Control, Content-Type, Idempotency-Key, Last-Event-ID, X-API-Key,"
-    " X-Tenant-ID"
+    " X-Tenant-ID, traceparent, tracestate, ce-id, ce-source, ce-specversion, ce-type, ce-subject,"
+    " ce-time, ce-dataschema"
 )
 # A day, of which Chromium keeps two hours.
 _MAX_AGE: Final = "86400"

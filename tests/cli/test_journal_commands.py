@@ -24,7 +24,7 @@ Run = Callable[..., tuple[int, str, str]]
 MESSAGES: list[dict[str, Any]] = [
     {"topic": "orders.eu", "tenant": "acme", "data": {"n": 1}, "key": "k1"},
     {"topic": "orders.us", "tenant": "acme", "data": [2, "\n"], "idempotency_key": "once"},
-    {"topic": "news", "tenant": "other", "data": "three"},
+    {"topic": "news", "tenant": "other", "data": "three", "headers": {"ce-id": "3"}},
     {"topic": "orders.eu", "tenant": "acme", "data": 4.5},
 ]
 
@@ -136,7 +136,8 @@ def test_lines_that_are_no_messages_are_told_and_left_out(run: Run, tmp_path: Pa
     path.write_bytes(
         b'{"topic":"a","data":1}\nhello\n\n{"topic":"","data":1}\n{"topic":"a"}\n'
         b'{"topic":"a","data":1,"timestamp":"yesterday"}\n{"topic":"a","data":1,"tenant":".x"}\n'
-        b'{"topic":"a","data":"\xff"}\n{"topic":"a","data":2}\n'
+        b'{"topic":"a","data":"\xff"}\n{"topic":"a","data":1,"headers":{"a":"b"}}\n'
+        b'{"topic":"a","data":1,"headers":{"ce-a":1}}\n{"topic":"a","data":2}\n'
     )
 
     code, output, errors = run("import", tmp_path / "journal", path)
@@ -144,7 +145,7 @@ def test_lines_that_are_no_messages_are_told_and_left_out(run: Run, tmp_path: Pa
     assert code == 1
     assert output == f"2 messages are in the journal {tmp_path / 'journal'}.\n"
     assert [line.partition(":")[2].partition(":")[0] for line in errors.splitlines()[:-1]] == [
-        f" Line {number}" for number in (2, 4, 5, 6, 7, 8)
+        f" Line {number}" for number in (2, 4, 5, 6, 7, 8, 9, 10)
     ]
     assert [each["data"] for each in exported(run("export", tmp_path / "journal")[1])] == [1, 2]
 

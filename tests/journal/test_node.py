@@ -16,6 +16,7 @@ from memory_log import FULL, UNAVAILABLE, MemoryEngine, MemoryLog
 from clevrd.config import Config
 from clevrd.core.beginning import After
 from clevrd.core.publish_request import PublishRequest
+from clevrd.core.server_frames import headers_of
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import JournalFull, JournalUnavailable, Unavailable
@@ -438,6 +439,26 @@ async def test_reader_gets_messages_of_every_node() -> None:
         await until(lambda: bool(sink.received))
 
         assert b'"data":"a"' in sink.received
+
+
+async def test_headers_reach_the_readers_of_every_node() -> None:
+    """A node's own, another node's, and those of a foreign record, as far as they are known."""
+    log = MemoryLog()
+    async with hub_on(log) as one, hub_on(log) as other:
+        topics = [each.topic(TENANT, "t") for each in (one, other)]
+        own = msgspec.structs.replace(request("a"), headers={"ce-id": "1"})
+        answer: Any = one.publish(topics[0], own)
+        await answer
+        log.accept(0, b'{"topic":"t","data":"b","headers":{"ce-id":"2","baggage":"x"}}')
+        log.accept(0, b'{"topic":"t","data":"c","headers":5}')
+        await log.wake()
+        await publish(other, "d")
+        await until(lambda: all(topic.head == 4 for topic in topics))
+
+        for topic in topics:
+            frames = topic.ring.frames(topic.first - 1, topic.head)
+            wanted = [b'{"ce-id":"1"}', b'{"ce-id":"2"}', b"", b""]
+            assert [headers_of(frame) for frame in frames] == wanted
 
 
 async def test_topics_of_the_journal_are_bounded() -> None:

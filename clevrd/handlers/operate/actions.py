@@ -13,7 +13,7 @@ import msgspec
 
 from clevrd.admission import Admitted, Operators
 from clevrd.connections.registry import DISCONNECTED, DISCONNECTED_REASON, Connections
-from clevrd.core.server_frames import payload_of
+from clevrd.core.server_frames import plain_payload_of
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest, NotFound
 from clevrd.handlers.operate.admin_options import AdminOptions
@@ -187,7 +187,7 @@ def tail_of(topic: Topic, last: int) -> TailView:
     left_bytes = MAX_TAIL_BYTES
     for offset in range(head, max(topic.first - 1, head - last), -1):
         (frame,) = topic.frames(offset - 1, offset)
-        payload = payload_of(frame)
+        payload = plain_payload_of(frame)
         left_bytes -= len(payload)
         if messages and left_bytes < 0:
             break

@@ -15,8 +15,14 @@ import msgspec
 from clevrd.admission import Admitted, Gate
 from clevrd.config import Config
 from clevrd.core.json_faults import BEGINS_WITH_BOM, BOM, json_fault
+from clevrd.core.message_headers import SPECVERSION, Headers, trace_of_head
 from clevrd.core.near_names import TENANT_OPTION
-from clevrd.core.publish_request import EXPECTED_BODY, PublishRequest, decode_publish
+from clevrd.core.publish_request import (
+    EXPECTED_BODY,
+    PublishRequest,
+    decode_publish,
+    with_head,
+)
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest, MessageTooLarge
 from clevrd.handlers.publish.endpoint import KEY_HEADER, check_body_head
@@ -25,7 +31,6 @@ from clevrd.http_values import Request, Response
 from clevrd.hub import Hub, Published, Run, audience_of, with_warnings
 from clevrd.refusals import Failure, failure_of
 from clevrd.scheduling.due_answers import Due
-from clevrd.tenants import Tenant
 
 # Items of a batch; their answers alone are a MiB then.
 MAX_ITEMS: Final = 10_000
@@ -42,6 +47,11 @@ _MAX_LEAD_BYTES: Final = 1_024
 
 # Where the results go in what was encoded without them.
 _NO_RESULTS: Final = b'"results":[]'
+
+_NO_EVENT: Final = (
+    "The ce-* headers of a batch are not carried, since they are one event's; put headers into each"
+    " item."
+)
 
 _encode = msgspec.json.Encoder().encode
 _array_decoder = msgspec.json.Decoder(list[msgspec.Raw])
@@ -79,18 +89,24 @@ class BatchEndpoint:
                 "A batch has no Idempotency-Key header; put an idempotency_key into each item."
             )
         check_body_head(head, self._max_body_bytes)
-        return self._gate.admit_tenant(head, self._max_body_bytes)
+        admitted = self._gate.admit_tenant(head, self._max_body_bytes)
+        admitted.headers = trace_of_head(head.headers)
+        return admitted
 
     def answer(self, admitted: Admitted, body: bytes) -> Awaitable[Response]:
         """Return the work to await: a batch gives up the loop every few items."""
         warnings = TENANT_OPTION.warnings(admitted.options)
-        return self._publish_all(admitted.tenant, split_batch(body), warnings)
+        if SPECVERSION in admitted.head.headers:
+            warnings += (_NO_EVENT,)
+        return self._publish_all(admitted, split_batch(body), warnings)
 
     async def _publish_all(
-        self, tenant: Tenant, items: list[bytes], warnings: tuple[str, ...]
+        self, admitted: Admitted, items: list[bytes], warnings: tuple[str, ...]
     ) -> Response:
         results = BatchResults(self._hub)
-        runs = RunPublisher(self._hub, tenant, self._decode, results)
+        trace = admitted.headers
+        decode = self._decode if trace is None else partial(self._decode_traced, trace)
+        runs = RunPublisher(self._hub, admitted.tenant, decode, results)
         turns = self._hub.turns
         taken = 0
         while taken < len(items):
@@ -109,6 +125,9 @@ class BatchEndpoint:
         if len(item) > self._max_message_bytes:
             raise MessageTooLarge(self._max_message_bytes, len(item))
         return decode_publish(item)
+
+    def _decode_traced(self, trace: Headers, item: bytes) -> PublishRequest:
+        return with_head(self._decode(item), trace)
 
 
 class BatchResults:

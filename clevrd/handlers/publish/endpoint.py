@@ -10,8 +10,9 @@ import msgspec
 from clevrd.admission import Admitted, Gate, Later
 from clevrd.config import Config
 from clevrd.core.idempotency import key_of_header
+from clevrd.core.message_headers import headers_of_head
 from clevrd.core.near_names import TENANT_OPTION
-from clevrd.core.publish_request import PublishRequest, decode_publish
+from clevrd.core.publish_request import PublishRequest, decode_publish, with_head
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest, MessageTooLarge, UnsupportedMediaType
 from clevrd.http_values import Request, Response, json_answer
@@ -36,11 +37,12 @@ class PublishEndpoint:
         return self._hub.serves_publishers
 
     def admit(self, head: Request) -> Admitted:
-        """Refuse by the head alone: a coded body, one declared too large, or no tenant's name."""
+        """Refuse by the head alone: a body that is coded or too large, no tenant, half an event."""
         check_body_head(head, self._max_body_bytes)
         admitted = self._gate.admit_tenant(head, self._max_body_bytes)
         declared = head.headers.get("content-length", "0")
         check_size(admitted.tenant, int(declared) if declared.isdecimal() else 0)
+        admitted.headers = headers_of_head(head.headers)
         return admitted
 
     def answer(self, admitted: Admitted, body: bytes) -> Response | Later:
@@ -54,6 +56,8 @@ class PublishEndpoint:
             check_size(tenant, len(body))
         self._hub.check_rate(tenant)
         publish = decode_publish(body)
+        if admitted.headers is not None:
+            publish = with_head(publish, admitted.headers)
         warnings = publish.warnings()
         if query:
             warnings += TENANT_OPTION.warnings(query)
@@ -81,13 +85,13 @@ class PublishEndpoint:
         published = self._hub.publish_once(tenant, publish, key)
         if published is None:
             return self._once_later(tenant, publish, key, warnings)
-        return _answer_or_due(warnings, published)
+        return answer_or_due(warnings, published)
 
     async def _once_later(
         self, tenant: Tenant, publish: PublishRequest, key: str, warnings: tuple[str, ...]
     ) -> Response | Due[Response]:
         published = await self._hub.publish_once_later(tenant, publish, key)
-        return _answer_or_due(warnings, published)
+        return answer_or_due(warnings, published)
 
 
 def idempotency_key(request: Request, publish: PublishRequest) -> str:
@@ -112,7 +116,7 @@ def _answer(warnings: tuple[str, ...], published: Published) -> Response:
     return json_answer(with_warnings(published, warnings))
 
 
-def _answer_or_due(warnings: tuple[str, ...], published: PublishAnswer) -> Response | Due[Response]:
+def answer_or_due(warnings: tuple[str, ...], published: PublishAnswer) -> Response | Due[Response]:
     """Return what a publish with a key is answered, or what will be that."""
     if isinstance(published, Published):
         return _answer_once(warnings, published)
