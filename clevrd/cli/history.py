@@ -8,7 +8,7 @@ from functools import partial
 
 from clevrd import logs
 from clevrd.cli.failures import UsageError
-from clevrd.cli.message_lines import add_raw, print_items, until_gone
+from clevrd.cli.message_lines import add_printing, print_items, until_gone
 from clevrd.cli.output import Output
 from clevrd.cli.server_options import add_server, client_failures, client_of
 from clevrd.cli.values import count, count_or_zero
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="begin behind this position, as this command tells it at its end",
     )
     parser.add_argument("--limit", type=count, metavar="N", help="end after N messages")
-    add_raw(parser)
+    add_printing(parser)
 
 
 def position(text: str) -> Position:
@@ -64,6 +64,7 @@ def _history(client: Client, options: argparse.Namespace) -> History:
             since=options.since,
             position=options.position,
             limit=options.limit,
+            headers=options.headers,
         )
     except ValueError as error:  # a topic that can't stand in a URL, or an empty --since
         raise UsageError(str(error)) from None

@@ -34,8 +34,13 @@ class _WithData(msgspec.Struct, frozen=True):
 _decode_data = msgspec.json.Decoder(_WithData).decode
 
 
-def add_raw(parser: argparse.ArgumentParser) -> None:
-    """Add the option for what of each message is printed."""
+def add_printing(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what of each message is printed."""
+    parser.add_argument(
+        "--headers",
+        action="store_true",
+        help="print the headers of messages too, where they have any: traces, attributes of events",
+    )
     parser.add_argument(
         "--raw",
         action="store_true",

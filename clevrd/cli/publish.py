@@ -20,7 +20,7 @@ from clevrd import logs
 from clevrd.cli.failures import EXIT_FAILED, UsageError
 from clevrd.cli.lines import print_line
 from clevrd.cli.server_options import add_server, client_failures, client_of
-from clevrd.cli.values import seconds, ttl_seconds
+from clevrd.cli.values import header, seconds, ttl_seconds
 from clevrd.client import RETRY_FOR_S, BadRecord, Client, Refused
 from clevrd.config import MIB
 from clevrd.core.names import check_key, check_topic
@@ -66,6 +66,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=ttl_seconds,
         metavar="SECONDS",
         help="for how long the message is worth reading; who comes later is told a gap instead",
+    )
+    parser.add_argument(
+        "--header",
+        action="append",
+        type=header,
+        default=[],
+        dest="headers",
+        metavar="'NAME: VALUE'",
+        help="carry this to readers that ask for headers: traceparent, tracestate, ce-type and the"
+        " like; may be given several times",
     )
     parser.add_argument(
         "--retry-for",
@@ -139,7 +149,7 @@ async def _publish_one(client: Client, options: argparse.Namespace, data_json: b
 
 def _fields_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return what `Client.publish_raw` is given beside topic and data."""
-    return {"key": options.key, "ttl_s": options.ttl}
+    return {"key": options.key, "ttl_s": options.ttl, "headers": dict(options.headers)}
 
 
 async def _publish_stdin(

@@ -9,7 +9,7 @@ from functools import partial
 
 from clevrd import logs
 from clevrd.cli.failures import UsageError
-from clevrd.cli.message_lines import add_raw, print_items, until_gone
+from clevrd.cli.message_lines import add_printing, print_items, until_gone
 from clevrd.cli.output import Output
 from clevrd.cli.server_options import add_server, client_failures, client_of
 from clevrd.cli.values import count, count_or_zero
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="the name by which others see this reader among those of its topics",
     )
-    add_raw(parser)
+    add_printing(parser)
     parser.add_argument("--count", type=count, metavar="N", help="stop after N messages")
     parser.add_argument(
         "--no-reconnect", action="store_true", help="stop when the connection is lost"
@@ -92,6 +92,7 @@ def _subscription(client: Client, options: argparse.Namespace) -> Subscription:
             last=options.last,
             since=options.since,
             subscriber_id=options.subscriber_id,
+            headers=options.headers,
             reconnect=not options.no_reconnect,
         )
     except ValueError as error:  # a topic or pattern is named twice

@@ -28,6 +28,14 @@ def ttl_seconds(text: str) -> float:
     )
 
 
+def header(text: str) -> tuple[str, str]:
+    """Return the name and the value of a message's header."""
+    name, colon, value = text.partition(":")
+    if not (colon and name.strip() and value.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no header; it is like 'ce-type: paid'")
+    return name.strip(), value.strip()
+
+
 def count(text: str) -> int:
     """Return a whole number of 1 or more."""
     return _whole_number(text, at_least=1)

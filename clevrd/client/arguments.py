@@ -164,7 +164,11 @@ def check_items(items: object) -> None:
 
 
 def publish_fields(
-    topic: str, key: str | None, ttl_s: float | None, idempotency_key: str | None
+    topic: str,
+    key: str | None,
+    ttl_s: float | None,
+    headers: Mapping[str, str] | None,
+    idempotency_key: str | None,
 ) -> dict[str, object]:
     """Return the fields of a publish beside its topic and data, without fields that are None.
 
@@ -186,8 +190,27 @@ def publish_fields(
             _check_utf_8(name, text)
     if ttl_s is not None:
         check_ttl(ttl_s)
-    given = {"key": key, "ttl_s": ttl_s, "idempotency_key": idempotency_key}
+    given = {
+        "key": key,
+        "ttl_s": ttl_s,
+        "headers": _message_headers(headers) or None,
+        "idempotency_key": idempotency_key,
+    }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _message_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the headers that a message is published with; the server says which there can be."""
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"headers are a dict of names and values, not {type_name(headers)}.")
+    for name, value in headers.items():
+        if not all(isinstance(each, str) for each in (name, value)):
+            raise TypeError(f"Names and values of headers are text; {name!r} is not.")
+        _check_utf_8("A header's name", name)
+        _check_utf_8(f"The header {short(name)}", value)
+    return dict(headers)
 
 
 def check_ttl(ttl_s: float) -> None:

@@ -26,7 +26,7 @@ from clevrd.client.arguments import (
 from clevrd.client.backoff import Clockwork
 from clevrd.client.credential import Token
 from clevrd.client.feeds import feed_of
-from clevrd.client.history import History, Walk, beginning_of
+from clevrd.client.history import HEADERS_OPTION, History, Walk, beginning_of
 from clevrd.client.position import Position, position_of, positions_of
 from clevrd.client.publisher import MAX_IN_FLIGHT, Publisher
 from clevrd.client.publishing import RETRY_FOR_S, HttpPublisher, IdempotencyKeys, Repeats
@@ -130,6 +130,7 @@ class Client:
         key: str | None = None,
         idempotency_key: str | None = None,
         ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Published:
         """Publish ``data`` and return the server's answer.
 
@@ -148,6 +149,9 @@ class Client:
                 draws one. A repeat that the server remembers is answered and not published.
             ttl_s: seconds for which the message is worth reading, 0.001 to 100,000,000; readers
                 that come or catch up later get a gap (``expired``) instead. None for ever.
+            headers: what the message carries beside its data: the publisher's trace
+                (``traceparent``, ``tracestate``) and attributes of a CloudEvent (``ce-*``), for
+                readers that ask for them.
 
         Raises:
             TypeError: ``data`` has no JSON form. Use `publish_raw` for bytes that are JSON.
@@ -158,7 +162,7 @@ class Client:
                 there.
             BadAnswer: the answer is not a clevrd server's.
         """
-        fields = publish_fields(topic, key, ttl_s, idempotency_key)
+        fields = publish_fields(topic, key, ttl_s, headers, idempotency_key)
         return await self.publish_encoded(topic, data_json(data), fields)
 
     async def publish_raw(
@@ -169,6 +173,7 @@ class Client:
         key: str | None = None,
         idempotency_key: str | None = None,
         ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Published:
         """Publish data that is JSON already, byte for byte; otherwise the same as `publish`.
 
@@ -176,7 +181,7 @@ class Client:
             TypeError: ``raw`` is neither bytes nor text.
             BadRecord: ``raw`` is not one JSON value in UTF-8; it was not sent.
         """
-        fields = publish_fields(topic, key, ttl_s, idempotency_key)
+        fields = publish_fields(topic, key, ttl_s, headers, idempotency_key)
         return await self.publish_encoded(topic, check_json(raw), fields)
 
     async def publish_batch(
@@ -193,7 +198,7 @@ class Client:
         are taken.
 
         Args:
-            items: (topic, data) pairs, or `Outgoing` for keys and ``ttl_s``; read as they are sent.
+            items: (topic, data) pairs, or `Outgoing` for other fields; read as they are sent.
             max_items, max_bytes: limits of one request; the defaults are the server's own defaults.
 
         Raises:
@@ -232,6 +237,7 @@ class Client:
         position: Position | str | None = None,
         positions: Mapping[str, Position | str] | None = None,
         subscriber_id: str | None = None,
+        headers: bool = False,
         reconnect: bool = True,
     ) -> Subscription:
         """Return an async iterator of the topics' messages, and of the gaps between them.
@@ -266,6 +272,7 @@ class Client:
                 message.
             subscriber_id: the name by which others see this reader among the readers of its topics
                 (`topic`, and the topic ``$events``): 1 to 128 bytes; None for no name.
+            headers: True for messages with the headers that they were published with.
             reconnect: False raises `Closed` or `Unreachable` at the first lost connection.
 
         Raises:
@@ -280,6 +287,7 @@ class Client:
             "last": None if last is None else check_count("last", last, minimum=0),
             "since": since_text(since),
             "subscriber_id": subscriber_id_of(subscriber_id),
+            "headers": check_flag("headers", headers) or None,
         }
         feed = feed_of(
             names,
@@ -300,6 +308,7 @@ class Client:
         since: str | datetime | timedelta | None = None,
         position: Position | str | None = None,
         limit: int | None = None,
+        headers: bool = False,
     ) -> History:
         """Return an async iterator of the messages that the topic has had, up to now.
 
@@ -312,6 +321,7 @@ class Client:
             last, since, position: where to begin, as for `subscribe`; without any of them, with the
                 oldest message that there is.
             limit: messages at most; None for all.
+            headers: True for messages with the headers that they were published with.
 
         Raises:
             ValueError: two arguments say where to begin, or one has a wrong value.
@@ -323,6 +333,7 @@ class Client:
         count = None if last is None else check_count("last", last, minimum=0)
         walk = Walk(
             beginning_of(count, since_text(since)),
+            HEADERS_OPTION if check_flag("headers", headers) else {},
             None if position is None else position_of(position),
             None if limit is None else check_count("limit", limit),
         )

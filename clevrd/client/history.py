@@ -16,6 +16,8 @@ from clevrd.client.topics import MAX_LIMIT, MessagesPage, Topics
 from clevrd.client.values import UNREADABLE
 from clevrd.client.wire import Gap, Message, read_message
 
+# Query option for messages with their headers.
+HEADERS_OPTION: Final = {"headers": "true"}
 # Whole history of a topic, where nothing says where to begin.
 _ALL: Final = {"since": "all"}
 
@@ -23,11 +25,17 @@ _ALL: Final = {"since": "all"}
 class Walk:
     """Where a history is read on, and what was read and not handed out yet. No I/O here."""
 
-    __slots__ = ("_beginning", "_held", "_left", "head", "is_over", "position")
+    __slots__ = ("_beginning", "_held", "_left", "_options", "head", "is_over", "position")
 
     def __init__(
-        self, beginning: Mapping[str, str], position: Position | None, limit: int | None
+        self,
+        beginning: Mapping[str, str],
+        options: Mapping[str, str],
+        position: Position | None,
+        limit: int | None,
     ) -> None:
+        # Query options of every page.
+        self._options = options
         # Query options for the place at which the next page begins.
         self._beginning = dict(beginning) if position is None else _query_of(position)
         # Messages that may still be read; None without a limit.
@@ -45,7 +53,7 @@ class Walk:
     def query(self) -> dict[str, str]:
         """Return the query of the next page."""
         limit = MAX_LIMIT if self._left is None else min(MAX_LIMIT, self._left)
-        return {**self._beginning, "limit": str(limit)}
+        return {**self._beginning, **self._options, "limit": str(limit)}
 
     def add(self, page: MessagesPage) -> None:
         """Take a page; raises one of UNREADABLE for what is no message."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from itertools import count
 from types import TracebackType
 from typing import Any, Final, Self
@@ -185,6 +185,7 @@ class Publisher:
         key: str | None = None,
         idempotency_key: str | None = None,
         ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Receipt:
         """Send one message, and return once there is room for the next one.
 
@@ -196,7 +197,7 @@ class Publisher:
             Refused, Unreachable, Closed, BadAnswer: the stream has failed; no more messages are
                 sent.
         """
-        fields = publish_fields(topic, key, ttl_s, idempotency_key)
+        fields = publish_fields(topic, key, ttl_s, headers, idempotency_key)
         return await self._publish(topic, data_json(data), fields)
 
     async def publish_raw(
@@ -207,9 +208,10 @@ class Publisher:
         key: str | None = None,
         idempotency_key: str | None = None,
         ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Receipt:
         """Send one message whose data is JSON already; otherwise the same as `publish`."""
-        fields = publish_fields(topic, key, ttl_s, idempotency_key)
+        fields = publish_fields(topic, key, ttl_s, headers, idempotency_key)
         return await self._publish(topic, check_json(raw), fields)
 
     async def flush(self) -> None:

@@ -183,10 +183,10 @@ def lines_of(
 def _line(item: Outgoing | Sequence[Any], new_key: IdempotencyKeys) -> bytes:
     if not isinstance(item, (tuple, list)) or not 2 <= len(item) <= len(Outgoing._fields):
         raise TypeError(f"An item is a pair (topic, data) or an Outgoing, not {type_name(item)}.")
-    topic, data, key, idempotency_key, ttl_s = (
+    topic, data, key, idempotency_key, ttl_s, headers = (
         item if isinstance(item, Outgoing) else Outgoing(*item)
     )
-    fields = publish_fields(topic, key, ttl_s, idempotency_key)
+    fields = publish_fields(topic, key, ttl_s, headers, idempotency_key)
     if idempotency_key is None:
         fields["idempotency_key"] = new_key()
     return publish_body(topic, data_json(data), fields)

@@ -226,9 +226,10 @@ class Client:
         key: str | None = None,
         idempotency_key: str | None = None,
         ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Published:
         """Publish ``data`` and return the server's answer, as clevrd.client.Client does."""
-        fields = publish_fields(topic, key, ttl_s, idempotency_key)
+        fields = publish_fields(topic, key, ttl_s, headers, idempotency_key)
         return self._publish(topic, data_json(data), fields)
 
     def publish_raw(
@@ -239,9 +240,10 @@ class Client:
         key: str | None = None,
         idempotency_key: str | None = None,
         ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Published:
         """Publish data that is JSON already, as clevrd.client.Client does."""
-        fields = publish_fields(topic, key, ttl_s, idempotency_key)
+        fields = publish_fields(topic, key, ttl_s, headers, idempotency_key)
         return self._publish(topic, check_json(raw), fields)
 
     def publish_batch(
@@ -288,6 +290,7 @@ class Client:
         position: Position | str | None = None,
         positions: Mapping[str, Position | str] | None = None,
         subscriber_id: str | None = None,
+        headers: bool = False,
         reconnect: bool = True,
     ) -> Subscription:
         """Return an iterator of the topics' messages, and of the gaps between them.
@@ -306,6 +309,7 @@ class Client:
             position=position,
             positions=positions,
             subscriber_id=subscriber_id,
+            headers=headers,
             reconnect=reconnect,
         )
         return Subscription(self, running, items)
@@ -318,6 +322,7 @@ class Client:
         since: str | datetime | timedelta | None = None,
         position: Position | str | None = None,
         limit: int | None = None,
+        headers: bool = False,
     ) -> History:
         """Return an iterator of the messages that the topic has had, up to now.
 
@@ -695,10 +700,11 @@ class Publisher:
         key: str | None = None,
         idempotency_key: str | None = None,
         ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Receipt:
         """Send one message, and return once there is room for the next one."""
         sending = self._publisher.publish(
-            topic, data, key=key, idempotency_key=idempotency_key, ttl_s=ttl_s
+            topic, data, key=key, idempotency_key=idempotency_key, ttl_s=ttl_s, headers=headers
         )
         return Receipt(self._running, self._run(sending))
 
@@ -710,10 +716,11 @@ class Publisher:
         key: str | None = None,
         idempotency_key: str | None = None,
         ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Receipt:
         """Send one message whose data is JSON already; otherwise the same as `publish`."""
         sending = self._publisher.publish_raw(
-            topic, raw, key=key, idempotency_key=idempotency_key, ttl_s=ttl_s
+            topic, raw, key=key, idempotency_key=idempotency_key, ttl_s=ttl_s, headers=headers
         )
         return Receipt(self._running, self._run(sending))
 

@@ -52,7 +52,7 @@ class Presence(msgspec.Struct, frozen=True):
     ids: tuple[PresentId, ...] = ()
     # All ids, on this page or not.
     count: int = 0
-    # What to pass as ``after`` for the next page; None on the last one.
+    # The ``after`` of the next page; None on the last one.
     next: str | None = None
 
 

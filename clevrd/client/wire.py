@@ -44,6 +44,9 @@ class Message(msgspec.Struct, frozen=True, dict=True):
     # Seconds for which it is worth reading, as it was published; None for ever.
     ttl_s: int | float | None = None
     key: str | None = None
+    # The headers that it was published with, where they were asked for: the publisher's trace
+    # (``traceparent``, ``tracestate``) and attributes of a CloudEvent (``ce-*``).
+    headers: dict[str, str] = {}
     # The topic's epoch that the offset belongs to; empty if the server did not tell it.
     epoch: str = ""
     # The whole message as JSON, as it was received.
@@ -201,6 +204,7 @@ class Outgoing(NamedTuple):
     key: str | None = None
     idempotency_key: str | None = None
     ttl_s: float | None = None
+    headers: Mapping[str, str] | None = None
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -303,7 +307,8 @@ def publish_body(topic: str, data: bytes, fields: Mapping[str, object]) -> bytes
 
     Args:
         data: one JSON value, on one line for a batch.
-        fields: ``key``, ``ttl_s``, ``idempotency_key``, ``ref``, where they were given.
+        fields: ``key``, ``ttl_s``, ``headers``, ``idempotency_key`` and ``ref``, where they were
+            given.
     """
     rest = b"".join(b',"%b":%b' % (name.encode(), _encode(value)) for name, value in fields.items())
     return b'{"topic":%b,"data":%b%b}' % (_encode(topic), data, rest)

@@ -18,6 +18,8 @@ export interface Message<Data = unknown> extends Position {
 	/** For how many seconds it is worth reading; absent: for ever. */
 	ttl_s?: number;
 	key?: string;
+	/** Its publisher's trace and attributes of a CloudEvent, where it has any and they were asked for. */
+	headers?: Readonly<Record<string, string>>;
 }
 
 /** Messages that are not coming; `epoch` and `offset` are the position behind it. */
@@ -94,6 +96,8 @@ export interface SubscribeManyOptions {
 	buffer?: number | undefined;
 	/** The name by which others see this reader among those of its topics: 1 to 128 bytes. */
 	subscriberId?: string | undefined;
+	/** Whether messages have the headers that they were published with. Default: no. */
+	headers?: boolean | undefined;
 	/** Characters of JSON that may wait here. Beyond them it leaves and resumes. Default: 1e6. */
 	maxWaitingChars?: number | undefined;
 	/** Ends the loop, quietly. */
@@ -115,6 +119,8 @@ export interface PublishOptions {
 	idempotencyKey?: string | undefined;
 	/** For how many seconds the message is worth reading: 0.001 to 100,000,000. Default: for ever. */
 	ttlS?: number | undefined;
+	/** `traceparent`, `tracestate` and `ce-*`, for readers that ask for `headers`. */
+	headers?: Readonly<Record<string, string>> | undefined;
 }
 
 /** One message of a batch. */
@@ -171,6 +177,8 @@ export interface HistoryOptions {
 	since?: string | Date | undefined;
 	/** Messages at most. */
 	limit?: number | undefined;
+	/** Whether messages have the headers that they were published with. Default: no. */
+	headers?: boolean | undefined;
 	signal?: AbortSignal | undefined;
 }
 

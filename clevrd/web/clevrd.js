@@ -61,7 +61,8 @@ export class Clevrd {
 	async *#subscribe(topic, given, leave) {
 		const all = take(
 			given,
-			"position positions patterns last since policy buffer subscriberId signal onStatus maxWaitingChars",
+			"position positions patterns last since policy buffer subscriberId headers signal onStatus maxWaitingChars",
+			FLAGS,
 		);
 		const { position, positions, patterns = [], last, since, signal, onStatus, maxWaitingChars, ...options } = all;
 		const topics = topicsOf(topic, all);
@@ -128,8 +129,8 @@ export class Clevrd {
 	}
 
 	async *history(topic, options) {
-		const given = take(options, "position last since limit signal");
-		const { position, last, since, limit = Infinity, signal } = given;
+		const given = take(options, "position last since limit headers signal", FLAGS);
+		const { position, last, since, limit = Infinity, headers, signal } = given;
 		checkBegin(given);
 		const path = pathOf(topic);
 		let left = limit;
@@ -138,7 +139,7 @@ export class Clevrd {
 		// What is the newest when it begins: a topic may grow faster than it is read.
 		for (let head; left; ) {
 			head ??= await this.#get(path, { limit: 1 }, isPosition, signal);
-			const query = { ...from, limit: Math.min(left, PAGE) };
+			const query = { ...from, limit: Math.min(left, PAGE), headers };
 			const { messages, gap, epoch, offset } = await this.#get(`${path}/messages`, query, isPage, signal);
 			const events = messages.map((message) => ({ type: "message", ...message, epoch }));
 			if (gap) events.unshift({ ...gap, epoch, offset: (messages[0]?.offset ?? offset + 1) - 1 });
@@ -170,17 +171,10 @@ export class Clevrd {
 
 	async clear(topic, options) {
 		const { signal } = take(options, "signal");
-		const path = `${pathOf(topic)}/messages`;
-		const ending = within(BEAT_MS, signal);
-		try {
-			// Once: another time it would clear what was published meanwhile.
-			const { epoch, offset } = await this.#ask(path, ending.signal, { method: "DELETE", is: isPosition });
-			return { epoch, offset };
-		} catch (error) {
-			throw signal?.aborted ? reasonOf(signal) : error;
-		} finally {
-			ending.end();
-		}
+		// Once: another time it would clear what was published meanwhile.
+		const init = { method: "DELETE", is: isPosition, once: true };
+		const { epoch, offset } = await this.#persist(`${pathOf(topic)}/messages`, signal, init);
+		return { epoch, offset };
 	}
 
 	publishStream(options) {
@@ -382,7 +376,7 @@ export class Clevrd {
 		return this.#persist(path, signal, { query, is });
 	}
 
-	// Again, while it can be.
+	// Asks, and again while time may heal it.
 	async #persist(path, signal, init) {
 		const { retryForMs } = this.#options;
 		const ending = within(retryForMs || BEAT_MS, signal);
@@ -392,7 +386,7 @@ export class Clevrd {
 					return await this.#ask(path, ending.signal, init);
 				} catch (error) {
 					if (signal?.aborted) throw reasonOf(signal);
-					if (!retryForMs) throw error;
+					if (!retryForMs || init.once) throw error;
 					await pause(error, tries, ending.signal);
 					if (ending.signal.aborted) throw signal?.aborted ? reasonOf(signal) : error;
 				}
@@ -715,13 +709,19 @@ const OPTIONS = {
 	maxInFlight: fromOne,
 	key: text,
 	idempotencyKey: text,
+	headers: [
+		(value) => isObject(value) && Object.values(value).every((each) => typeof each === "string"),
+		'an object of texts, as { "ce-type": "order.paid" }',
+	],
 	ttlS: [
 		(value) => typeof value === "number" && value >= 0.001 && value <= 1e8,
 		"a number of seconds from 0.001 to 100000000; leave it out for a message that does not expire",
 	],
 };
 // Options of each publish, and what they are called on the wire.
-const PUBLISH = "key idempotencyKey ttlS";
+const PUBLISH = "key idempotencyKey ttlS headers";
+// Where an option says whether headers are wanted, not which they are.
+const FLAGS = { headers: [(value) => typeof value === "boolean", "true or false"] };
 const onWire = ({ idempotencyKey, ttlS, subscriberId, ...rest }) => ({
 	...rest,
 	idempotency_key: idempotencyKey,
@@ -730,7 +730,7 @@ const onWire = ({ idempotencyKey, ttlS, subscriberId, ...rest }) => ({
 });
 
 // Returns the options that are given, as they must be. A misspelt one would do nothing.
-const take = (options = {}, names) => {
+const take = (options = {}, names, own) => {
 	if (!isObject(options)) throw new TypeError(`An object is expected, with any of: ${names.replaceAll(" ", ", ")}.`);
 	const known = names.split(" ");
 	const given = {};
@@ -740,7 +740,7 @@ const take = (options = {}, names) => {
 			if (!known.includes(name) && isNear(fold(name), fold(near)))
 				throw new TypeError(`${name} is no option, ${near} is.`);
 		if (isNone(value)) continue;
-		const [is, words] = (known.includes(name) && OPTIONS[name]) || [];
+		const [is, words] = (known.includes(name) && (own?.[name] ?? OPTIONS[name])) || [];
 		if (is && !is(value)) throw new TypeError(`${name} must be ${words}.`);
 		given[name] = value;
 	}

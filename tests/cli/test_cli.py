@@ -908,7 +908,7 @@ async def test_options_reach_the_server(server: FakeServer) -> None:
 
     await run("subscribe", "a b&c", "--url", server.url, "--count", "1")
     options = ["--policy", "drop_newest", "--buffer", "200", "--last", "0", "--tenant", "acme"]
-    options += ["--id", "ann"]
+    options += ["--id", "ann", "--headers"]
     await run("subscribe", "t", "--url", server.url, "--count", "1", *options)
 
     plain, full = server.requests
@@ -919,6 +919,7 @@ async def test_options_reach_the_server(server: FakeServer) -> None:
         "buffer": "200",
         "last": "0",
         "subscriber_id": "ann",
+        "headers": "true",
     }
     assert "X-Tenant-ID" not in plain.headers
     assert full.headers["X-Tenant-ID"] == "acme"

@@ -120,6 +120,9 @@ def test_subscribe_takes_the_past_it_asks_for(daemon: DaemonProcess) -> None:
     assert (printed.returncode, printed.stderr) == (0, "")
 
 
+_ENDS = {"history": (), "subscribe": ("--count", "1")}
+
+
 def test_history_prints_what_there_is_and_ends(daemon: DaemonProcess) -> None:
     """All of it, or from where it is told on; at its end it tells the position to go on behind."""
     at = ("--url", daemon.url)
@@ -132,6 +135,11 @@ def test_history_prints_what_there_is_and_ends(daemon: DaemonProcess) -> None:
     texts = clevrd("history", "had", "--last", "2", "--raw", *at)
     next_one = clevrd("history", "had", "--position", told[1], *at)
     limited = clevrd("history", "had", "--since", "all", "--limit", "2", *at)
+    clevrd("publish", "had", '"z"', "--header", "ce-type: paid", "--header", "ce-id:a:1", *at)
+    for command in ("history", "subscribe"):
+        printed = clevrd(command, "had", "--last", "1", "--headers", *at, *_ENDS[command])
+        (line,) = printed.stdout.splitlines()
+        assert json.loads(line)["headers"] == {"ce-type": "paid", "ce-id": "a:1"}
 
     messages = [json.loads(line) for line in whole.stdout.splitlines()]
     assert [(each["data"], each["ttl_s"]) for each in messages] == [
@@ -439,6 +447,7 @@ def test_bad_configuration_is_a_clear_line_for_each_setting(command: str) -> Non
         (["subscribe", "t", "--host", "x"], "did you mean --url?"),
         (["subscribe", "--topic", "t"], "a topic stands without a flag"),
         (["publish", "t", "1", "--ttl", "0"], "a number of seconds from 0.001 to 100000000"),
+        (["publish", "t", "1", "--header", "ce-type"], "is no header; it is like 'ce-type: paid'"),
         (["publish", "t", "1", "--expires", "5"], "did you mean --ttl?"),
         (["subscribe", "t", "--id", "a\n"], "The subscriber_id holds a control character"),
         (["subscribe", "t", "--client-id", "a"], "did you mean --id?"),

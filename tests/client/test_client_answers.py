@@ -625,7 +625,7 @@ async def test_later_daemon_is_understood(
     lost = json.dumps(
         {"type": "gap", "topic": "t", "from": 1, "to": 1, "count": 1, "reason": "x", "why": []}
     ).encode()
-    first = b'{"id":"m","topic":"t","data":1,"offset":2,"headers":{"a":[]},"v":2}'
+    first = b'{"id":"m","topic":"t","data":1,"offset":2,"trailers":{"a":[]},"v":2}'
     server.feeds.append(Feed([greeting, json.dumps(news).encode(), lost, first], has_control=True))
     server.answers.append(_later_answer())
 

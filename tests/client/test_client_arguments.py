@@ -167,6 +167,7 @@ async def test_topics_may_be_a_list(server: FakeServer, new_client: Callable[...
         ("t", {"subscriber_id": "x" * 129}, ValueError, "has 129 bytes; 128 are allowed"),
         ("t", {"subscriber_id": "a\n"}, ValueError, "holds a control character"),
         ("t", {"subscriber_id": "\ud800"}, ValueError, "holds a lone surrogate"),
+        ("t", {"headers": {"a": "b"}}, TypeError, "headers is True or False, not a dict"),
         ("t", {"reconnect": 1}, TypeError, "reconnect is True or False, not an int"),
     ],
 )
@@ -279,6 +280,10 @@ async def test_counts_are_whole_numbers(number: Any) -> None:
         ({"idempotency_key": b"x"}, "idempotency_key is text, not a bytes"),
         ({"idempotency_key": "\ud800"}, "idempotency_key holds half"),
         ({"idempotency_key": ""}, "idempotency_key is empty; leave it out to have one drawn"),
+        ({"headers": [("a", "b")]}, "headers are a dict of names and values, not a list"),
+        ({"headers": {"a": 5}}, "Names and values of headers are text; 'a' is not"),
+        ({"headers": {"\udfff": "b"}}, "A header's name holds half a surrogate pair"),
+        ({"headers": {"a": "\ud800"}}, "The header 'a' holds half a surrogate pair"),
         ({"ttl_s": "60"}, "ttl_s is a number of seconds, not a str"),
         ({"ttl_s": True}, "ttl_s is a number of seconds, not a bool"),
         ({"ttl_s": timedelta(1)}, "ttl_s is a number of seconds, not a timedelta"),

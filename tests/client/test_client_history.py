@@ -204,6 +204,7 @@ async def test_two_tasks_do_not_share_a_history(client: Client) -> None:
         ("t", {"since": "all", "last": 1}, ValueError, "each say where to begin; give one"),
         ("t", {"limit": 0}, ValueError, "limit is 1 or more, not 0"),
         ("t", {"limit": True}, TypeError, "limit is a whole number, not a bool"),
+        ("t", {"headers": {"a": "b"}}, TypeError, "headers is True or False, not a dict"),
     ],
 )
 def test_history_that_can_not_be_is_refused_when_it_is_made(
@@ -387,6 +388,36 @@ async def test_time_to_live_goes_with_each_form_of_a_publish(client: Client) -> 
     ]
 
 
+async def test_headers_are_carried_to_readers_that_ask(client: Client) -> None:
+    """From each form of a publish, to one topic, several, and in a history; others get none."""
+    given = [{"ce-type": f"t{number}", "ce-id": '"ä'} for number in range(5)]
+    await client.publish("t", 0, headers=given[0])
+    await client.publish_raw("t", "1", headers=given[1])
+    await client.publish_batch([Outgoing("t", 2, headers=given[2]), ("t", "none")])
+    async with client.publisher() as publisher:
+        await publisher.publish("t", 3, headers=given[3], key="k", ttl_s=60)
+        await publisher.publish_raw("t", "4", headers=given[4])
+    expected = [*given[:3], {}, *given[3:]]
+
+    for subscription in (
+        client.subscribe("t", since="all", headers=True),
+        client.subscribe("t", "u", since="all", headers=True),
+    ):
+        async with subscription as items:
+            taken = [await anext(items) for _ in range(6)]
+        assert [item.headers for item in taken if isinstance(item, Message)] == expected
+    async with client.subscribe("t", since="all") as items:
+        without = await anext(items)
+    for headers, wanted in ((True, expected), (False, [{}] * 6)):
+        past = [item async for item in client.history("t", headers=headers)]
+        assert [item.headers for item in past if isinstance(item, Message)] == wanted
+    with pytest.raises(Refused, match="can't be carried"):
+        await client.publish("t", 1, headers={"X-Mine": "1"})
+
+    assert isinstance(without, Message)
+    assert without.headers == {}
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
@@ -406,7 +437,7 @@ async def test_wrong_page_of_readers_is_told(
 
 def test_head_of_another_epoch_is_asked_for_again() -> None:
     """Offsets of two epochs can't be compared, so the end would be a guess."""
-    walk = Walk({"since": "all"}, None, None)
+    walk = Walk({"since": "all"}, {}, None, None)
     walk.head = Position("e1", 5)
 
     walk.add(topics_module.MessagesPage([], "e2", 9, Gap("t", reason="epoch")))

@@ -75,6 +75,7 @@ async def test_topics_and_patterns_share_one_connection(
         "policy": "drop_newest",
         "buffer": 7,
         "subscriber_id": "ann",
+        "headers": True,
         "last": 0,
     }
 

@@ -246,11 +246,12 @@ async def test_topics_are_read_without_a_subscription_and_cleared(project: Path)
     const data = (events) => events.map((event) => event.data ?? event.reason);
     const items = Array.from({ length: 2500 }, (_, at) => ({ topic: "t", data: at + 1 }));
     await client.publishBatch(items);
-    const end = await client.publish("t", "kept", { ttlS: 60, key: "k" });
+    const event = { "ce-type": "paid", "ce-id": '"ä' };
+    const end = await client.publish("t", "kept", { ttlS: 60, key: "k", headers: event });
     await client.publish("t", "short", { ttlS: 0.001 });
-    await client.publishBatch([{ topic: "t", data: "batch", ttlS: 61 }]);
+    await client.publishBatch([{ topic: "t", data: "batch", ttlS: 61, headers: event }]);
     const stream = client.publishStream();
-    await stream.publish("t", "stream", { ttlS: 62 });
+    await stream.publish("t", "stream", { ttlS: 62, headers: event });
     await stream.close();
     await pause(5);
 
@@ -264,6 +265,13 @@ async def test_topics_are_read_without_a_subscription_and_cleared(project: Path)
     tell(data(await read("t", { since: new Date(Date.now() - 3.6e6), limit: 1 })));
     tell((await read("t", { limit: 1100 })).length);
     tell(data(await read("t", { last: 0 })));
+
+    const carried = [];
+    for await (const each of client.subscribe("t", { last: 4, headers: true }))
+        if (carried.push(each.headers ?? null) === 4) break;
+    for (const headers of [true, false])
+        carried.push((await read("t", { last: 1, headers }))[0].headers ?? null);
+    tell(carried);
 
     const stop = new AbortController();
     let seen = 0;
@@ -302,13 +310,25 @@ async def test_topics_are_read_without_a_subscription_and_cleared(project: Path)
     const rest = [];
     for await (const event of before) rest.push(event);
     tell([data(rest), rest[0].epoch === cleared.epoch, rest[0].offset, cleared.offset]);
+    tell(await said(new Clevrd(given.cutting).clear("t")));
     """
-    async with running(ring_messages=1500) as daemon:
-        running_script = asyncio.create_task(in_node(project, script, url=daemon.url))
+    asked: list[bytes] = []
+
+    async def cut_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readline()).rstrip())
+        writer.close()
+
+    async with (
+        running(ring_messages=1500) as daemon,
+        await asyncio.start_server(cut_one, "127.0.0.1", 0) as cutting,
+    ):
+        host = f"127.0.0.1:{cutting.sockets[0].getsockname()[1]}"
+        running_script = asyncio.create_task(in_node(project, script, url=daemon.url, cutting=host))
         await until(lambda: daemon.hub.subscribers == 3 or running_script.done())
         await cut_readers(daemon.server, None)
         told = await running_script
 
+    event = {"ce-type": "paid", "ce-id": '"ä'}
     odd = ["a/b", "a%2Fb", "ä b", "a+b", "?a=1#b", "%", "a.."]
     listed = sorted([*([name, 1] for name in odd), ["t", 2504]])
     assert told == [
@@ -321,12 +341,16 @@ async def test_topics_are_read_without_a_subscription_and_cleared(project: Path)
         ["epoch", 1005],
         1101,
         [],
+        [event, None, event, event, event, None],
         ["Error: enough", 5],
         [[{"id": "ann", "connections": 2}], 1],
         listed,
         *([name] for name in odd),
         [["epoch", "new"], True, 0, 0],
+        f"ClevrdError: No answer from {host}.",
     ]
+    # Another time it would clear what was published meanwhile.
+    assert asked == [b"DELETE /topics/t/messages HTTP/1.1"]
 
 
 # --- wrong arguments -----------------------------------------------------------------------------
@@ -336,8 +360,8 @@ URL_SENTENCE = (
     " without a user and a query."
 )
 SUBSCRIBE_OPTIONS = (
-    "position, positions, patterns, last, since, policy, buffer, subscriberId, signal, onStatus,"
-    " maxWaitingChars"
+    "position, positions, patterns, last, since, policy, buffer, subscriberId, headers, signal,"
+    " onStatus, maxWaitingChars"
 )
 TOPIC_SENTENCE = 'TypeError: The topic must be a name, as "orders", or an array of names.'
 POSITION_SENTENCE = "TypeError: position must be { epoch, offset }, as every event has them."
@@ -412,13 +436,20 @@ WRONG = {
     "client.publish('t', 1n)": "TypeError: This has no JSON form: Do not know how to serialize a"
     " BigInt",
     "client.publish('t', 1, null)": "TypeError: An object is expected, with any of: key,"
-    " idempotencyKey, ttlS, signal.",
+    " idempotencyKey, ttlS, headers, signal.",
     "client.publish('t', 1, { key: 7 })": "TypeError: key must be text, and not empty.",
     **{
         f"client.publish('t', 1, {{ ttlS: {ttl} }})": "TypeError: ttlS must be a number of seconds"
         " from 0.001 to 100000000; leave it out for a message that does not expire."
         for ttl in ("'60'", "0", "-1", "0.0009", "100_000_001", "NaN", "Infinity", "true")
     },
+    "client.publish('t', 1, { headers: true })": "TypeError: headers must be an object of texts, as"
+    ' { "ce-type": "order.paid" }.',
+    "client.publish('t', 1, { headers: { 'ce-type': 5 } })": "TypeError: headers must be an object",
+    "client.publish('t', 1, { headers: { other: 'x' } })": "ClevrdError: The header 'other' can't"
+    " be carried",
+    "client.subscribe('t', { headers: {} }).next()": "TypeError: headers must be true or false.",
+    "client.history('t', { headers: 1 }).next()": "TypeError: headers must be true or false.",
     "client.publish('t', 1, { ttl_s: 60 })": "TypeError: ttl_s is no option, ttlS is.",
     "client.publishBatch([{ topic: 't', data: 1, ttlS: 0 }])": "TypeError: ttlS must be",
     "client.publishStream().publish('t', 1, { ttlS: 0 })": "TypeError: ttlS must be",
@@ -436,7 +467,7 @@ WRONG = {
     "client.topic('..')": "TypeError: The topic must be a name",
     "client.clear('..')": "TypeError: The topic must be a name",
     "client.history('t', null).next()": "TypeError: An object is expected, with any of: position,"
-    " last, since, limit, signal.",
+    " last, since, limit, headers, signal.",
     "client.history('t', { limit: 0 }).next()": "TypeError: limit must be a whole number, 1 or"
     " more.",
     "client.history('t', { last: 1, since: 'all' }).next()": "TypeError: last and since each say"

@@ -99,7 +99,9 @@ export async function look(signal?: AbortSignal): Promise<Position> {
 	topic.presence.ids[0]?.connections.toFixed();
 	// @ts-expect-error: there may be none in memory
 	topic.oldest_offset.toFixed();
-	await client.publish("orders", 1, { ttlS: 0.5 });
+	await client.publish("orders", 1, { ttlS: 0.5, headers: { "ce-type": "paid" } });
+	for await (const event of client.subscribe("orders", { headers: true }))
+		if (event.type === "message") event.headers?.["ce-type"]?.trim();
 	await client.publishBatch([{ topic: "orders", data: 1, ttlS: 60 }]);
 	for await (const event of client.history("orders", { position: topic })) return event;
 	return client.clear("orders", { signal });
@@ -121,6 +123,10 @@ client.subscribe("t", { subscriberId: 5 });
 client.publish("t", 1, { ttlS: "60" });
 // @ts-expect-error: misspelt
 client.publish("t", 1, { ttl_s: 60 });
+// @ts-expect-error: whether, not which
+client.subscribe("t", { headers: { "ce-type": "paid" } });
+// @ts-expect-error: which, not whether
+client.publish("t", 1, { headers: true });
 // @ts-expect-error: of one topic
 client.history(["a", "b"]);
 // @ts-expect-error: a policy is for a subscription

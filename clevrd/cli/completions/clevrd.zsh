@@ -215,6 +215,7 @@ _shtab_clevrd_history_options=(
   "--since[begin there\: 90s, 5m, 2h, a time (RFC 3339 or unix), a message\'s id\; default\: all]:WHEN:"
   "--position[begin behind this position, as this command tells it at its end]:EPOCH:OFFSET:"
   "--limit[end after N messages]:N:"
+  "--headers[print the headers of messages too, where they have any\: traces, attributes of events]"
   "--raw[print each message\'s data alone\: a text as it is, without quotes, anything else as JSON on one line]"
   ":TOPIC:"
 )
@@ -311,6 +312,7 @@ _shtab_clevrd_publish_options=(
   "--text[the data is text as it is, without quotes\; with - each line of standard input, empty ones too]"
   "--key[what the message is about, for readers with --policy latest\; with - that of all messages]:KEY:"
   "--ttl[for how long the message is worth reading\; who comes later is told a gap instead]:SECONDS:"
+  "*--header[carry this to readers that ask for headers\: traceparent, tracestate, ce-type and the like\; may be given several times]:'NAME: VALUE':"
   "--retry-for[how long one message is tried again when the server is busy or restarts\; it is there at least once, and may be there twice when a connection broke before the answer (default 60)]:SECONDS:"
   ":TOPIC:"
   ":the message\'s data\; a single - reads one JSON value per line from standard input, in order:"
@@ -381,6 +383,7 @@ _shtab_clevrd_subscribe_options=(
   "--last[recent messages wanted first]:N:"
   "--since[begin in the past\: 90s, 5m, 2h, a time (RFC 3339 or unix), a message\'s id, or all]:WHEN:"
   "--id[the name by which others see this reader among those of its topics]:ID:"
+  "--headers[print the headers of messages too, where they have any\: traces, attributes of events]"
   "--raw[print each message\'s data alone\: a text as it is, without quotes, anything else as JSON on one line]"
   "--count[stop after N messages]:N:"
   "--no-reconnect[stop when the connection is lost]"
