@@ -35,7 +35,7 @@ KAFKA_READY := $(KAFKA)/.ready
 NODE_TOOLS := tests/javascript
 NODE_READY := $(NODE_TOOLS)/node_modules/.package-lock.json
 
-.PHONY: help run test test-long lint types check fmt bench mutants completions browser node proxies prometheus redis kafka \
+.PHONY: help run test test-long lint types check fmt bench mutants completions screenshot browser node proxies prometheus redis kafka \
   systemd dist lock image-test clean
 .DEFAULT_GOAL := help
 
@@ -137,6 +137,9 @@ mutants: $(DEV_READY) ## Put faults into a copy and see whether the tests notice
 
 completions: $(DEV_READY) ## Make the shell completion scripts after a change of the command line
 	@$(BIN)/python tests/support/completions.py
+
+screenshot: $(DEV_READY) browser ## Take the README's picture of the live page
+	@$(BIN)/python tests/support/screenshot.py
 
 dist: $(DEV_READY) ## Make the source distribution and the wheel, in dist/
 	@rm -rf dist

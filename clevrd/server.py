@@ -77,7 +77,7 @@ from clevrd.handlers.topics.endpoint import TopicEndpoint, TopicsEndpoint
 from clevrd.handlers.topics.messages import MessagesEndpoint
 from clevrd.hub import Hub, Stats
 from clevrd.hub.lifecycle import Told
-from clevrd.hub.memory_shares import weights_of
+from clevrd.hub.memory_shares import weights_of, with_bodies_that_fit
 from clevrd.hub.traced_delivery import delivery_maker
 from clevrd.journal.engines import MAX_DESCRIPTORS as JOURNAL_DESCRIPTORS
 from clevrd.journal.engines import engine_of
@@ -217,6 +217,15 @@ class Server:
             max_journaled_topics=journal.max_topics,
             make_delivery=delivery_maker(self.tracing),
         )
+        configured, config = config, with_bodies_that_fit(config, self.hub.input_budget.max_bytes)
+        if config is not configured:
+            log.warning(
+                "bodies may be as large as the memory allows max_message_bytes=%d"
+                " max_batch_bytes=%d hint=%r",
+                config.max_message_bytes,
+                config.max_batch_bytes,
+                "raise max_memory_mb for larger ones",
+            )
         self.sources = Sources(
             *(read, self.hub, config.max_message_bytes, self._loop),
             self.hub.counters.count_background_error,
@@ -252,8 +261,9 @@ class Server:
         # Reads the files that a reload needs.
         self.reading = FileReading()
         in_force = ConfigInForce(
-            *(config, sources or {}, file, access, wall_s, journal),
+            *(configured, sources or {}, file, access, wall_s, journal),
             [each.view() for each in read],
+            [each.view() for each in webhooks],
         )
         self.access = AccessControl(
             *(maker, authenticator, gate, origins, config.allowed_origins),
@@ -654,7 +664,7 @@ class Server:
         allowed = connections_allowed(listeners, beyond)
         if wanted > allowed:
             log.warning(
-                "max_connections=%d is more than descriptors allow; taking %d", wanted, allowed
+                "max_connections is more than descriptors allow wanted=%d taken=%d", wanted, allowed
             )
         self.raw_server.max_connections = min(wanted or allowed, allowed)
         self.hub.connection_counts.bound(self.raw_server.max_connections)
@@ -1115,7 +1125,7 @@ def _warn_of_drain(config: Config) -> None:
     fits_s = max(0.0, config.shutdown_timeout_s - CLOSE_ALL_TIMEOUT_S)
     if config.drain_s > fits_s:
         log.warning(
-            "drain_s=%g is more than fits into shutdown_timeout_s; taking %g hint=%r",
+            "drain_s is more than fits into shutdown_timeout_s wanted=%g taken=%g hint=%r",
             config.drain_s,
             fits_s,
             f"raise shutdown_timeout_s to {config.drain_s + CLOSE_ALL_TIMEOUT_S:g} or more",

@@ -40,6 +40,7 @@ Publish to it:
     with "key":"EUR/USD" beside them, policy=latest keeps the newest of each key;
     with "idempotency_key":"..." a repetition is known, and not published again
     with "ttl_s":60 nobody gets it who comes more than 60 seconds later
+    with "headers":{{"traceparent":"...","ce-type":"..."}}, who asks for them gets them
     the data alone, as of a CloudEvent in binary mode: POST to {url}/topics/orders/messages
     many at once: POST NDJSON or a JSON array of these to {url}/publish/batch
     a stream of them: WebSocket text frames to {ws_url}/publish
