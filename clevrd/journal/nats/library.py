@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from clevrd.errors import ConfigError, JournalFull, JournalUnavailable
+from clevrd.journal.library_versions import refuse_older
 from clevrd.journal.nats.settings import NatsSettings
 from clevrd.journal.tls import tls_context
 from clevrd.journal.url_parts import Host
@@ -24,10 +25,13 @@ try:
     import nkeys  # type: ignore[import-untyped]
     from nats.aio.client import Client, RawCredentials
 except ImportError as error:
+    refuse_older("nats")
     raise ConfigError(
         "The journal is in NATS, and the Python packages nats-py and nkeys are not installed;"
         ' install them: pip install "clevrd[nats]".'
     ) from error
+
+refuse_older("nats")
 
 # How long a connection may take until requests can be sent over it.
 CONNECT_S: Final = 4.0
