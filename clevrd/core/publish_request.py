@@ -22,20 +22,13 @@ from clevrd.core.message_headers import (
 from clevrd.core.names import check_key, check_topic
 from clevrd.core.near_names import PUBLISH_FIELDS, SOCKET_FIELDS, Vocabulary
 from clevrd.core.nesting import SHALLOW_BYTES, TOO_DEEP, is_too_deep
+from clevrd.core.ttl import MAX_TTL_S, MIN_TTL_S, TTL_ADVICE
 from clevrd.errors import InvalidRequest
 
 EXPECTED_BODY: Final = 'send {"topic": string, "data": any JSON value but null}'
 
 # A ref is sent back with every answer, so it is kept as short as an identifier.
 MAX_REF_CHARS: Final = 128
-
-# The times to live that a message may have: a millisecond to three years.
-MIN_TTL_S: Final = 0.001
-MAX_TTL_S: Final = 100_000_000
-_TTL_ADVICE: Final = (
-    f"The ttl_s must be a number of seconds from {MIN_TTL_S} to {MAX_TTL_S}; leave it out for a"
-    " message that does not expire."
-)
 
 
 class PublishRequest(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -276,7 +269,7 @@ def check_publish(request: PublishRequest) -> None:
     if request.idempotency_key is not None:
         check_idempotency_key(request.idempotency_key)
     if request.ttl_s is not None and not MIN_TTL_S <= request.ttl_s <= MAX_TTL_S:
-        raise InvalidRequest(_TTL_ADVICE)
+        raise InvalidRequest(TTL_ADVICE)
     if request.headers:
         check_headers(request.headers)
 
@@ -301,7 +294,7 @@ def _wrong_shape(body: bytes) -> str:
         told = field_warnings(body, PUBLISH_FIELDS)
         return " ".join((f"The topic is missing; {EXPECTED_BODY}.", *told))
     if json_kind(bytes(fields.ttl_s)) not in ("a number", "null", ""):
-        return _TTL_ADVICE
+        return TTL_ADVICE
     if fault := headers_fault(bytes(fields.headers)):
         return fault
     for name, advice in _ADVICE.items():
