@@ -6,6 +6,7 @@ Framing: RFC 6455 §5.2 (layout), §5.1 (servers do not mask), §5.5 (control fr
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -21,6 +22,11 @@ BLANK: Final = msgspec.Raw(BLANK_BYTES)
 # against 54 at 500 KB. Besides, msgspec's encoder ends the process (SIGSEGV, 0.21.0) when its
 # buffer can't grow because memory has run out, where joining raises MemoryError.
 SPLICED_BYTES: Final = 16_384
+
+# Messages that are encoded at once, and the size from which on each is encoded alone: together they
+# are 48 KB at most (see above), and with fewer a call for them costs each more.
+_TOGETHER: Final = 32
+_ALONE_BYTES: Final = 1_024
 
 _BEFORE_ID: Final = b'{"id":"'
 _BEFORE_KEY: Final = b',"key":"'
@@ -64,13 +70,15 @@ def text_frame(payload: bytes) -> bytes:
 class FrameEncoder:
     """Encodes messages into finished text frames: the one encoding every reader shares."""
 
-    __slots__ = ("_encode",)
+    __slots__ = ("_encode", "_encode_lines")
 
     def __init__(self) -> None:
         # Encoding into a reused buffer with room for the header in front takes three times as
         # long at 250 bytes (560 ns against 190): what it saves is one memcpy, and the memoryview
         # that makes bytes of the buffer costs more than that up to 100 KB.
-        self._encode = msgspec.json.Encoder().encode
+        encoder = msgspec.json.Encoder()
+        self._encode = encoder.encode
+        self._encode_lines = encoder.encode_lines
 
     def frame(self, message: Message) -> bytes:
         """Return ``message`` as one unmasked, unfragmented text frame (header and JSON)."""
@@ -79,6 +87,26 @@ class FrameEncoder:
         payload = self._encode(message)
         size = len(payload)
         return (_HEADERS[size] if size < _TABLED_BYTES else _text_header(size)) + payload
+
+    def frames(self, messages: Sequence[Message]) -> list[bytes]:
+        """Return what `frame` does for each of ``messages``, in half of its time for small ones."""
+        if len(messages) == 1 or max(len(each.data) for each in messages) >= _ALONE_BYTES:
+            return [self.frame(each) for each in messages]
+        frames: list[bytes] = []
+        for start in range(0, len(messages), _TOGETHER):
+            some = messages[start : start + _TOGETHER]
+            payloads = self._encode_lines(some).split(b"\n")
+            if len(payloads) != len(some) + 1:
+                # A publisher's JSON may be pretty-printed.
+                frames += [self.frame(each) for each in some]
+                continue
+            del payloads[-1]
+            frames += [
+                (_HEADERS[len(each)] if len(each) < _TABLED_BYTES else _text_header(len(each)))
+                + each
+                for each in payloads
+            ]
+        return frames
 
     def _spliced(self, message: Message) -> bytes:
         """Return the frame of a message with large data, in one allocation of its size."""

@@ -166,8 +166,12 @@ def lines_of(requests: Sequence[PublishRequest], idempotency_key: str | None) ->
 
 def encode_record(header: Header, lines: Sequence[bytes]) -> bytes:
     """Return a record; ``lines`` are the messages of ``header.runs``, run by run."""
-    rest = b"".join((b" ", _encoder.encode(header), b"\n", *lines))
-    return b"%b%08x%b" % (MAGIC, zlib.crc32(rest), rest)
+    parts = (b" ", _encoder.encode(header), b"\n", *lines)
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    # One copy of the lines is made, and not a second one for what stands before them.
+    return b"".join((MAGIC, b"%08x" % crc, *parts))
 
 
 def is_foreign(record: bytes) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from functools import partial
+from itertools import chain, repeat
 from typing import Any, Final
 
 import msgspec
@@ -16,7 +17,12 @@ from clevrd.admission import Admitted, Gate
 from clevrd.config import Config
 from clevrd.core.json_faults import BEGINS_WITH_BOM, BOM, json_fault
 from clevrd.core.near_names import TENANT_OPTION
-from clevrd.core.publish_request import EXPECTED_BODY, PublishRequest, decode_publish
+from clevrd.core.publish_request import (
+    EXPECTED_BODY,
+    PublishRequest,
+    decode_plain,
+    decode_publish,
+)
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest, MessageTooLarge
 from clevrd.handlers.publish.endpoint import KEY_HEADER, check_body_head
@@ -39,6 +45,11 @@ MAX_ARRAY_COMMAS: Final = 65_536
 
 # White space before the bracket of an array, at most.
 _MAX_LEAD_BYTES: Final = 1_024
+
+# So many results of one run are made together, in half of the time of each by itself.
+_ALIKE: Final = 8
+# Stands in a result for its id.
+_BLANK: Final = "?"
 
 # Where the results go in what was encoded without them.
 _NO_RESULTS: Final = b'"results":[]'
@@ -90,7 +101,9 @@ class BatchEndpoint:
         self, tenant: Tenant, items: list[bytes], warnings: tuple[str, ...]
     ) -> Response:
         results = BatchResults(self._hub)
-        runs = RunPublisher(self._hub, tenant, self._decode, results)
+        runs = RunPublisher(
+            *(self._hub, tenant, self._decode, results, decode_plain, self._max_message_bytes)
+        )
         turns = self._hub.turns
         taken = 0
         while taken < len(items):
@@ -184,14 +197,22 @@ def _run_results(topic: Topic, run: Sequence[PublishRequest], published: Run) ->
     """Return the results of a run that was published, as JSON without brackets."""
     offset, ids = published
     audience = audience_of(topic)
-    answers = [
-        Published(True, message_id, number, *audience)
-        for number, message_id in enumerate(ids, offset)
-    ]
-    for index, request in enumerate(run):
-        if warnings := request.warnings():
-            answers[index] = with_warnings(answers[index], warnings)
-    return _encode(answers)[1:-1]
+    told = [(place, found) for place, each in enumerate(run) if (found := each.warnings())]
+    if told or len(ids) < _ALIKE:
+        answers = [
+            Published(True, message_id, number, *audience)
+            for number, message_id in enumerate(ids, offset)
+        ]
+        for place, warnings in told:
+            answers[place] = with_warnings(answers[place], warnings)
+        return _encode(answers)[1:-1]
+    # They differ in id and offset alone, so what stands around these is encoded once.
+    begin, _, rest = _encode(Published(True, _BLANK, -1, *audience)).decode().partition(_BLANK)
+    middle, _, end = rest.partition("-1")
+    between = f"{end},{begin}"
+    offsets = _encode(list(range(offset, offset + len(ids))))[1:-1].decode().split(",")
+    alike = zip(ids, repeat(middle), offsets, repeat(between))
+    return (begin + "".join(chain.from_iterable(alike)).removesuffix(between) + end).encode()
 
 
 def _result(request: PublishRequest, answer: Published) -> bytes:

@@ -13,7 +13,7 @@ from clevrd.config import Config
 from clevrd.connections.publish_websocket import PublishConnection
 from clevrd.connections.registry import Connections
 from clevrd.core.near_names import TENANT_OPTION
-from clevrd.core.publish_request import decode_socket_publish
+from clevrd.core.publish_request import decode_plain_socket, decode_socket_publish
 from clevrd.errors import Unavailable
 from clevrd.handlers.handshake import check_handshake, handshake_head
 from clevrd.handlers.publish.outcomes import SocketOutcomes
@@ -65,7 +65,7 @@ class FramePublisher(SocketOutcomes):
 
     def __init__(self, hub: Hub, tenant: Tenant) -> None:
         super().__init__(hub)
-        self._runs = RunPublisher(hub, tenant, decode_socket_publish, self)
+        self._runs = RunPublisher(*(hub, tenant, decode_socket_publish, self, decode_plain_socket))
         self.wait_for = self._runs.wait_for
         self.take_tenant = self._runs.take_tenant
 
