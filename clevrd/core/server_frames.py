@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Final
 
 import msgspec
@@ -18,6 +19,8 @@ MAX_CONTROL_PAYLOAD_BYTES: Final = 125
 # Stands in JSON for a part that is put in later: JSON text has no NUL.
 BLANK_BYTES: Final = b"\0"
 BLANK: Final = msgspec.Raw(BLANK_BYTES)
+# The same within a string: JSON does not escape it, and no name of a topic or a tenant has it.
+_MARK: Final = "\x7f"
 # Size from which on data is put in its place after encoding: 1.6 us against 1.9 at this size, 31
 # against 54 at 500 KB. Besides, msgspec's encoder ends the process (SIGSEGV, 0.21.0) when its
 # buffer can't grow because memory has run out, where joining raises MemoryError.
@@ -108,12 +111,50 @@ class FrameEncoder:
             ]
         return frames
 
+    def plain_frames(
+        self,
+        topic: str,
+        tenant: str,
+        data: Sequence[bytes],
+        offset: int,
+        stamps: tuple[str, str, list[str]],
+    ) -> list[bytes]:
+        """Return the frames of messages that have no key and no time to live, from ``offset`` on.
+
+        They are put together of what all have in common and what each has by itself, in half of the
+        time of encoding.
+
+        Args:
+            data: each one's, without a line feed.
+            stamps: what `MessageIds.spell_parts` returns of them.
+        """
+        id_prefix, time_prefix, digits = stamps
+        around = self._encode(
+            Message(id_prefix + _MARK, topic, tenant, BLANK, f"{time_prefix}{_MARK}Z", 0)
+        )
+        first, middle, last = around.decode().removesuffix("0}").split(_MARK)
+        second, third = middle.split(BLANK_BYTES.decode())
+        heads = _each_between(first, digits, second)
+        tails = _each_between(third, digits, last)
+        offsets = self._encode(list(range(offset, offset + len(data))))[1:-1].split(b",")
+        bare = len(heads[0]) + len(tails[0]) + 1
+        sizes = [bare + len(each) + len(number) for each, number in zip(data, offsets, strict=True)]
+        headers = [_HEADERS[size] if size < _TABLED_BYTES else _text_header(size) for size in sizes]
+        parts = zip(headers, heads, data, tails, offsets, repeat(b"}"))
+        return list(map(b"".join, parts))
+
     def _spliced(self, message: Message) -> bytes:
         """Return the frame of a message with large data, in one allocation of its size."""
         around = self._encode(msgspec.structs.replace(message, data=BLANK))
         before, after = around.split(BLANK_BYTES)
         header = _text_header(len(before) + len(message.data) + len(after))
         return b"".join((header, before, message.data, after))
+
+
+def _each_between(before: str, texts: Sequence[str], after: str) -> list[bytes]:
+    """Return each of ``texts``, which have no line feed, between the two others."""
+    together = f"{after}\n{before}".join(texts)
+    return f"{before}{together}{after}".encode().split(b"\n")
 
 
 def message_id_of(frame: bytes) -> bytes:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from websockets.frames import Close, Frame, Opcode
 
 from clevrd.core.message import KeyedMessage, Message, message_of
+from clevrd.core.message_ids import MessageIds
 from clevrd.core.server_frames import (
     SPLICED_BYTES,
     FrameEncoder,
@@ -204,3 +205,33 @@ def test_frames_of_several_are_those_of_each(data: list[bytes], kind: str) -> No
     encoder = FrameEncoder()
 
     assert encoder.frames(messages) == [encoder.frame(each) for each in messages]
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [b"1", b'"a"', b'{"a":[1]}', b'"%b"' % (b"x" * 1_900), b'"%b"' % (b"y" * 70_000)]
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=10),
+    st.integers(0, 10_000_000),
+    st.sampled_from([1, 8]),
+)
+def test_frames_that_are_put_together_are_those_that_are_encoded(
+    data: list[bytes], name: str, offset: int, step: int
+) -> None:
+    """Byte for byte, for names, sizes and offsets of every kind."""
+    first_us = 1_769_860_800_000_042
+    parts = MessageIds().spell_parts(first_us, len(data), step, first_us)
+    assert parts is not None
+    stamps = MessageIds().spell_run(first_us, len(data), step, first_us)
+    encoder = FrameEncoder()
+
+    found = encoder.plain_frames(name, name + '"', data, offset, parts)
+
+    assert found == [
+        encoder.frame(Message(stamp[0], name, name + '"', msgspec.Raw(each), stamp[1], number))
+        for number, (each, stamp) in enumerate(zip(data, stamps, strict=True), offset)
+    ]
