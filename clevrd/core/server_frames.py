@@ -33,7 +33,9 @@ _ALONE_BYTES: Final = 1_024
 
 _BEFORE_ID: Final = b'{"id":"'
 _BEFORE_KEY: Final = b',"key":"'
+_BEFORE_HEADERS: Final = b',"headers":'
 _QUOTE: Final = ord('"')
+_BRACE: Final = ord("}")
 _ID_BYTES: Final = len("msg-YYYYMMDD-HHMMSS.ffffff")
 
 # The end of a message with a time to live; a quote within a key is escaped. It lies within so many
@@ -189,22 +191,60 @@ def payloads_in(frames: bytes) -> list[bytes]:
     return payloads
 
 
+def frame_with_headers(frame: bytes, headers: bytes) -> bytes:
+    """Return the frame of the message in such a ``frame`` with ``headers``, a JSON object.
+
+    They are the last field. Without them it ends with a number or a string, so that the last byte
+    but one of a frame tells whether its message has some. Quotes within a string are escaped, so
+    that the last place that looks like the field's name is it.
+    """
+    return text_frame(b"%b%b%b}" % (payload_of(frame)[:-1], _BEFORE_HEADERS, headers))
+
+
+def headers_of(frame: bytes) -> bytes:
+    """Return the headers of the message in ``frame``, a JSON object; empty when it has none."""
+    if frame[-2] != _BRACE:
+        return b""
+    begin = frame.rfind(_BEFORE_HEADERS)
+    return b"" if begin < 0 else frame[begin + len(_BEFORE_HEADERS) : -1]
+
+
+def plain_payload_of(frame: bytes) -> bytes:
+    """Return the JSON in ``frame`` as it is without headers."""
+    begin = _header_bytes(frame)
+    if frame[-2] != _BRACE:
+        return frame[begin:]
+    end = frame.rfind(_BEFORE_HEADERS)
+    return frame[begin:] if end < 0 else frame[begin:end] + b"}"
+
+
+def plain_frame_of(frame: bytes) -> bytes:
+    """Return ``frame`` as it is without headers: the same object when it has none."""
+    return frame if frame[-2] != _BRACE else text_frame(plain_payload_of(frame))
+
+
 def key_of(frame: bytes) -> bytes:
     """Return the key of the message in such a frame, as JSON spells it; empty when it has none.
 
-    It is the last field, behind a number. Quotes within a string are escaped, so that the last
-    place that looks like the field's name is it.
+    It is the last field but the headers, behind a number. Quotes within a string are escaped, so
+    that the last place that looks like the field's name is it.
     """
     if frame[-2] != _QUOTE:
-        return b""
+        if frame[-2] != _BRACE:
+            return b""
+        frame = plain_frame_of(frame)
+        if frame[-2] != _QUOTE:
+            return b""
     return frame[frame.rindex(_BEFORE_KEY) + len(_BEFORE_KEY) : -2]
 
 
 def ttl_of(frame: bytes) -> float | None:
     """Return the time to live of the message in such a frame, in seconds; None without one.
 
-    It stands behind the offset, and only the key may follow it.
+    It stands behind the offset, and only the key and the headers may follow it.
     """
+    if frame[-2] == _BRACE:
+        frame = plain_frame_of(frame)
     end = frame[-_TTL_WITHIN_BYTES:]
     if b',"ttl_s":' not in end:
         return None

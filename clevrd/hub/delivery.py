@@ -17,10 +17,11 @@ from clevrd.core.beginning import Beginning, HistoryBeginning, in_history, resol
 from clevrd.core.circuit import CircuitBudget
 from clevrd.core.journal_place import TopicStart
 from clevrd.core.message import ExpiringMessage, KeyedMessage, Message, message_of
+from clevrd.core.message_headers import Headers, headers_json
 from clevrd.core.message_ids import us_of_id
 from clevrd.core.notices import Ref, Warnings
 from clevrd.core.publish_request import PublishRequest
-from clevrd.core.server_frames import FrameEncoder
+from clevrd.core.server_frames import FrameEncoder, frame_with_headers
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
@@ -50,12 +51,14 @@ class Delivery:
         loop: asyncio.AbstractEventLoop,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
         wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        make_rounds: Callable[..., Rounds] = Rounds,
     ) -> None:
         """Put the parts together.
 
         Args:
             clock_ns: times rounds; the loop's own clock stands still within a turn.
             wall_us: the wall clock, microseconds since 1970, by which messages expire.
+            make_rounds: makes the rounds, from what `Rounds` takes.
         """
         self._wall_us = wall_us
         self._topics = topics
@@ -74,7 +77,7 @@ class Delivery:
             decisions,
             loop,
         )
-        self.rounds = Rounds(
+        self.rounds = make_rounds(
             config.ring_messages,
             config.ring_bytes,
             self.readers,
@@ -117,6 +120,8 @@ class Delivery:
                 else KeyedMessage(message_id, name, tenant, data, timestamp, offset, key)
             )
             frames = [encode(message)]
+            if request.headers:
+                frames[0] = _with_headers(topic, frames[0], request.headers)
         else:
             messages = [
                 Message(stamp[0], name, tenant, request.data, stamp[1], number)
@@ -132,6 +137,9 @@ class Delivery:
                 for each in messages
                 if isinstance(each, ExpiringMessage)
             ]
+            for place, request in enumerate(requests):
+                if request.headers:
+                    frames[place] = _with_headers(topic, frames[place], request.headers)
         now_s = self._loop.time()
         self._topics.extend(topic, offset, frames, now_s)
         if expiring:
@@ -243,6 +251,13 @@ def _message(stamp: Stamp, name: str, tenant: str, request: PublishRequest, offs
         return message_of(stamp, name, tenant, data, offset, key, ttl_s)
     message_id, timestamp = stamp
     return KeyedMessage(message_id, name, tenant, data, timestamp, offset, key or "")
+
+
+def _with_headers(topic: Topic, frame: bytes, headers: Headers) -> bytes:
+    """Return the frame of one of ``topic``'s messages with its headers."""
+    if not topic.has_headers:
+        topic.note_headers()
+    return frame_with_headers(frame, headers_json(headers))
 
 
 def _circuit_budget(config: Config) -> CircuitBudget:

@@ -11,18 +11,20 @@ import logging
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from itertools import accumulate
 from typing import Any, Final
 
 import msgspec
 
 from clevrd.core.message import ExpiringMessage, KeyedMessage, Message, message_of
+from clevrd.core.message_headers import headers_json, known_headers
 from clevrd.core.message_ids import MessageIds
 from clevrd.core.notices import DAMAGED, EXPIRED, RETENTION, Gap, GapReason
 from clevrd.core.portions import Portion
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES
-from clevrd.core.server_frames import FrameEncoder
-from clevrd.core.stream_forms import StreamForm
+from clevrd.core.server_frames import FrameEncoder, frame_with_headers
+from clevrd.core.stream_forms import PLAIN_FRAMES, StreamForm, plain_message
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, JournalUnavailable
 from clevrd.journal.base import History, StoredRun
@@ -65,6 +67,7 @@ class Page:
 
     __slots__ = (
         "_ends",
+        "_has_headers",
         "_texts",
         "_until_us",
         "after",
@@ -86,8 +89,16 @@ class Page:
         offsets: list[int],
         frames: list[bytes],
         until_us: dict[int, int] | None = None,
+        *,
+        has_headers: bool = False,
     ) -> None:
-        """Args: until_us: by offset, when messages expire, on the wall clock."""
+        """Make a page of ``frames``.
+
+        Args:
+            until_us: by offset, when messages expire, on the wall clock.
+            has_headers: some of the messages have headers, which not every reader asks for.
+        """
+        self._has_headers = has_headers
         self.after = after
         self.upto = upto
         self.kept_from = kept_from
@@ -179,14 +190,19 @@ class Page:
     def texts(self, form: StreamForm | None, epoch: str, start: int, end: int) -> list[bytes]:
         """Return messages in ``form``, each made once for all who read it here."""
         if form is None:
-            return self.frames[start:end]
+            if not self._has_headers:
+                return self.frames[start:end]
+            form = PLAIN_FRAMES
+        spell = form.message
+        if self._has_headers and not form.has_headers:
+            spell = partial(plain_message, form)
         texts = self._texts.get(form)
         if texts is None:
             texts = self._texts[form] = [b""] * len(self.frames)
         spelled = epoch.encode()
         for place in range(start, end):
             if not texts[place]:
-                texts[place] = form.message(self.frames[place], spelled, self.offsets[place])
+                texts[place] = spell(self.frames[place], spelled, self.offsets[place])
                 self.size_bytes += len(texts[place])
         return texts[start:end]
 
@@ -223,14 +239,16 @@ class _Line(msgspec.Struct, frozen=True, gc=False):
     data: msgspec.Raw
     key: str | None = None
     ttl_s: int | float | None = None
+    # Empty for none.
+    headers: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _Making:
     """A page whose frames are being made."""
 
     __slots__ = (
-        *("_at", "_data", "_encoder", "_frames", "_ids", "_kept_from", "_lines", "_offsets"),
-        *("_place", "_runs", "_until_us", "request"),
+        *("_at", "_data", "_encoder", "_frames", "_has_headers", "_ids", "_kept_from"),
+        *("_lines", "_offsets", "_place", "_runs", "_until_us", "request"),
     )
 
     def __init__(
@@ -254,6 +272,8 @@ class _Making:
         self._offsets: list[int] = []
         self._frames: list[bytes] = []
         self._until_us: dict[int, int] = {}
+        # Some of the messages have headers.
+        self._has_headers = False
 
     def make_some(self) -> int:
         """Make frames of the next messages; return how many, 0 when all are made."""
@@ -308,14 +328,23 @@ class _Making:
             if isinstance(each, ExpiringMessage):
                 id_us = run.id_us + (each.offset - run.offset) * run.id_step
                 self._until_us[each.offset] = id_us + int(each.ttl_s * 1e6)
-        if messages:
-            self._frames += self._encoder.frames(messages)
+        if not messages:
+            return
+        frames = self._encoder.frames(messages)
+        for place, line in enumerate(each for each in lines if each is not None):
+            if line.headers and (headers := known_headers(bytes(line.headers))):
+                frames[place] = frame_with_headers(frames[place], headers_json(headers))
+                self._has_headers = True
+        self._frames += frames
 
     def page(self, limit: int) -> Page:
         """Return the page, which reaches ``limit`` at least where the history has no more."""
         runs, after = self._runs, self.request.after
         upto = runs[-1].offset + runs[-1].count - 1 if runs else max(limit, after + 1)
-        return Page(after, upto, self._kept_from, self._offsets, self._frames, self._until_us)
+        return Page(
+            *(after, upto, self._kept_from, self._offsets, self._frames, self._until_us),
+            has_headers=self._has_headers,
+        )
 
 
 def _read_lines(run: StoredRun) -> list[_Line | None]:

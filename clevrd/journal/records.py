@@ -124,6 +124,7 @@ class _Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     key: str | None = None
     idempotency_key: str | None = None
     ttl_s: int | float | None = None
+    headers: dict[str, str] | None = None
 
 
 # Ends of the fields that a line may have behind these two, as the encoder spells them; the end of
@@ -146,6 +147,7 @@ def line_of(request: PublishRequest, idempotency_key: str | None = None) -> byte
             request.key,
             request.idempotency_key or idempotency_key,
             request.ttl_s,
+            request.headers or None,
         )
     )
     if b"\n" in line or b"\r" in line:
@@ -161,7 +163,10 @@ def lines_of(requests: Sequence[PublishRequest], idempotency_key: str | None) ->
     more = [
         None
         for each in requests
-        if each.key is not None or each.idempotency_key is not None or each.ttl_s is not None
+        if each.key is not None
+        or each.idempotency_key is not None
+        or each.ttl_s is not None
+        or each.headers
     ]
     data = [request.data for request in requests]
     together = b"".join(data)
@@ -257,7 +262,11 @@ def digest_of(record: bytes) -> str:
 
 
 def content_of(request: PublishRequest) -> str:
-    """Return the digest by which a repeat is told from another message with the same key."""
+    """Return the digest by which a repeat is told from another message with the same key.
+
+    Headers do not count: a client that tries again has another span, and nodes that know nothing of
+    headers have to find the same.
+    """
     content = bytes(request.data)
     if request.key is not None:
         # JSON has no zero byte.

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from clevrd.core.message_headers import headers_of_record
 from clevrd.journal.nats.connection import TICK_S, Connection, Link
 from clevrd.journal.nats.library import DENIED, LOST, Connector, NatsFault, sentence_of
 from clevrd.journal.nats.settings import NatsSettings
@@ -431,9 +432,7 @@ class JetStreamReader:
             self._acks[sequence] = message.reply
             size_bytes += len(message.data)
             headers = {name: str(value).encode() for name, value in (message.headers or {}).items()}
-            records.append(
-                Record(str(sequence), message.data, message.subject.encode(), headers=headers)
-            )
+            records.append(_record(sequence, message.data, message.subject, headers))
         if records:
             fitting = max(1, len(records) * _READ_BYTES // max(size_bytes, 1))
             self._wanted = min(fitting, 4 * self._wanted, _MAX_COUNT)
@@ -503,7 +502,7 @@ class JetStreamReader:
             data = base64.b64decode(found.get("data", ""))
             size_bytes += len(data)
             headers = _headers_of(base64.b64decode(found.get("hdrs", "")))
-            records.append(Record(str(sequence), data, found["subject"].encode(), headers=headers))
+            records.append(_record(sequence, data, found["subject"], headers))
         if not records:
             self._end_catching_up()
         return self._returned(records)
@@ -543,6 +542,12 @@ def _place_of(reply: str) -> tuple[int, int, int]:
     words = reply.split(".")
     shift = 2 if len(words) > 9 else 0
     return int(words[5 + shift]), int(words[8 + shift]), int(words[6 + shift])
+
+
+def _record(sequence: int, data: bytes, subject: str, headers: dict[str, bytes]) -> Record:
+    # CloudEvents NATS binding §3.1.3.2: values are percent-encoded.
+    carried = headers_of_record(headers, "ce-", is_encoded=True) if headers else None
+    return Record(str(sequence), data, subject.encode(), headers=headers, carried=carried)
 
 
 def _headers_of(block: bytes) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from clevrd.core.message_headers import headers_of_record
 from clevrd.errors import ConfigError
 from clevrd.journal.kafka.library import (
     LOST,
@@ -407,5 +408,7 @@ def _record_of(message: Any) -> Record:
         value,
         message.key(),
         headers=headers,
+        # CloudEvents Kafka binding §3.2.3: values are UTF-8 as they are.
+        carried=headers_of_record(headers, "ce_", is_encoded=False) if headers else None,
         is_deletion=value is None,
     )

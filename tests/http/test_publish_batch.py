@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 
 from clevrd.core.publish_request import PublishRequest, decode_plain, decode_publish
 from clevrd.errors import InvalidRequest, MessageTooLarge
-from clevrd.handlers.publish.batch import ITEMS_PER_SHARE, MAX_ITEMS, _run_results, split_batch
+from clevrd.handlers.publish import traced
+from clevrd.handlers.publish.batch import (
+    ITEMS_PER_SHARE,
+    MAX_ITEMS,
+    BatchEndpoint,
+    _run_results,
+    split_batch,
+)
 from clevrd.handlers.publish.run import RunPublisher
 from clevrd.hub import Published
 from clevrd.tenants import Tenant
@@ -266,3 +273,11 @@ def test_results_of_a_run_are_those_of_each(count: int) -> None:
         for place, message_id in enumerate(ids)
     ]
     assert b"[%b]" % found == msgspec.json.encode(each)
+
+
+def test_endpoint_that_adds_something_to_each_item_decodes_them_singly() -> None:
+    """A span, as where batches are traced: several at once would be without it."""
+    kinds = [each for each in BatchEndpoint.__subclasses__() if "_decode" in vars(each)]
+
+    assert [each.__module__ for each in kinds] == [traced.__name__]
+    assert not any(each._may_decode_several for each in kinds)

@@ -117,6 +117,21 @@ def test_line_is_read_back_as_it_was_published() -> None:
     assert msgspec.json.decode(again.data) == {"a": [1, 2]}
 
 
+def test_line_has_the_headers_of_its_message() -> None:
+    """One by one and in a run; a reader that knows nothing of headers has the message."""
+    headers = {"ce-id": "1", "ce-subject": "a\u2028b"}
+    request = PublishRequest("t", msgspec.Raw(b"1"), headers=headers)
+    none = PublishRequest("t", msgspec.Raw(b"2"), headers={})
+
+    lines = lines_of([request, none], None)
+
+    assert lines == line_of(request) + line_of(none)
+    first, second, _ = lines.split(b"\n")
+    assert decode_publish(first) == request
+    assert second == b'{"topic":"t","data":2}'
+    assert msgspec.json.decode(first) == {"topic": "t", "data": 1, "headers": headers}
+
+
 def test_header_of_another_version_is_read_as_far_as_it_is_known() -> None:
     """A field that a later clevrd adds at the end is passed over; one that is missing is empty."""
     clears = (Clear("acme", "t"),)

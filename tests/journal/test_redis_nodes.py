@@ -71,6 +71,13 @@ async def test_topic_is_cleared_on_all_nodes(server: RedisServer) -> None:
             async with one.http.delete(f"{one.url}/topics/t/messages") as response:
                 cleared = await response.json()
             told = await received(reader, 2)
+            # An operator does the same.
+            await one.publish("t", "between")
+            told += await received(reader, 1)
+            url = f"{two.url}/admin/messages?topic=t"
+            async with two.http.delete(url) as response:
+                again = await response.json()
+            told += await received(reader, 2)
             after = await two.publish("t", "after")
             told += await received(reader, 1)
         async with nodes(server.url, 1) as (late,):
@@ -79,8 +86,11 @@ async def test_topic_is_cleared_on_all_nodes(server: RedisServer) -> None:
             ]
 
     assert (cleared["success"], cleared["offset"]) == (True, 3)
-    assert [each.get("reason") or each["offset"] for each in told] == [3, "epoch", 4]
-    assert after["epoch"] == cleared["epoch"] != before[0]["epoch"]
+    places = [each.get("reason") or each["offset"] for each in told]
+    assert places == [3, "epoch", 4, 4, "epoch", 5]
+    assert cleared["epoch"] == again["old_epoch"] != before[0]["epoch"]
+    assert (again["old_offset"], again["offset"]) == (4, 4)
+    assert after["epoch"] == again["epoch"] != cleared["epoch"]
     assert [[each["data"] for each in page["messages"]] for page in pages] == [["after"]] * 3
     assert {page["epoch"] for page in pages} == {after["epoch"]}
 

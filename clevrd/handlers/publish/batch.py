@@ -16,12 +16,14 @@ import msgspec
 from clevrd.admission import Admitted, Gate
 from clevrd.config import Config
 from clevrd.core.json_faults import BEGINS_WITH_BOM, BOM, json_fault
+from clevrd.core.message_headers import SPECVERSION, Headers, trace_of_head
 from clevrd.core.near_names import TENANT_OPTION
 from clevrd.core.publish_request import (
     EXPECTED_BODY,
     PublishRequest,
     decode_plain,
     decode_publish,
+    with_head,
 )
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, InvalidRequest, MessageTooLarge
@@ -31,7 +33,6 @@ from clevrd.http_values import Request, Response
 from clevrd.hub import Hub, Published, Run, audience_of, with_warnings
 from clevrd.refusals import Failure, failure_of
 from clevrd.scheduling.due_answers import Due
-from clevrd.tenants import Tenant
 
 # Items of a batch; their answers alone are a MiB then.
 MAX_ITEMS: Final = 10_000
@@ -54,6 +55,11 @@ _BLANK: Final = "?"
 # Where the results go in what was encoded without them.
 _NO_RESULTS: Final = b'"results":[]'
 
+_NO_EVENT: Final = (
+    "The ce-* headers of a batch are not carried, since they are one event's; put headers into each"
+    " item."
+)
+
 _encode = msgspec.json.Encoder().encode
 _array_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -70,6 +76,9 @@ class BatchAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class BatchEndpoint:
     """Answers a batch."""
+
+    # Whether `_decode` does no more than `decode_plain`.
+    _may_decode_several = True
 
     def __init__(self, gate: Gate, hub: Hub, config: Config) -> None:
         self._gate = gate
@@ -90,19 +99,33 @@ class BatchEndpoint:
                 "A batch has no Idempotency-Key header; put an idempotency_key into each item."
             )
         check_body_head(head, self._max_body_bytes)
-        return self._gate.admit_tenant(head, self._max_body_bytes)
+        admitted = self._gate.admit_tenant(head, self._max_body_bytes)
+        admitted.headers = trace_of_head(head.headers)
+        return admitted
 
     def answer(self, admitted: Admitted, body: bytes) -> Awaitable[Response]:
         """Return the work to await: a batch gives up the loop every few items."""
         warnings = TENANT_OPTION.warnings(admitted.options)
-        return self._publish_all(admitted.tenant, split_batch(body), warnings)
+        if SPECVERSION in admitted.head.headers:
+            warnings += (_NO_EVENT,)
+        return self._publish_all(admitted, split_batch(body), warnings)
 
     async def _publish_all(
-        self, tenant: Tenant, items: list[bytes], warnings: tuple[str, ...]
+        self, admitted: Admitted, items: list[bytes], warnings: tuple[str, ...]
     ) -> Response:
         results = BatchResults(self._hub)
+        await self._publish_into(results, admitted, items)
+        return results.answer(warnings)
+
+    async def _publish_into(
+        self, results: BatchResults, admitted: Admitted, items: list[bytes]
+    ) -> None:
+        """Publish ``items``, and wait until ``results`` are of all of them."""
+        trace = admitted.headers
+        decode = self._decode if trace is None else partial(self._decode_traced, trace)
+        several = decode_plain if trace is None and self._may_decode_several else None
         runs = RunPublisher(
-            *(self._hub, tenant, self._decode, results, decode_plain, self._max_message_bytes)
+            *(self._hub, admitted.tenant, decode, results, several, self._max_message_bytes)
         )
         turns = self._hub.turns
         taken = 0
@@ -116,12 +139,14 @@ class BatchEndpoint:
             if has_to_wait:
                 taken += await runs.wait_for(items[taken : taken + ITEMS_PER_SHARE])
         await results.wait_for_due()
-        return results.answer(warnings)
 
     def _decode(self, item: bytes) -> PublishRequest:
         if len(item) > self._max_message_bytes:
             raise MessageTooLarge(self._max_message_bytes, len(item))
         return decode_publish(item)
+
+    def _decode_traced(self, trace: Headers, item: bytes) -> PublishRequest:
+        return with_head(self._decode(item), trace)
 
 
 class BatchResults:
@@ -184,6 +209,11 @@ class BatchResults:
                 self._parts[place] = due.result()
             finally:
                 turns.end()
+
+    @property
+    def refused_items(self) -> int:
+        """How many items were refused."""
+        return self._refused
 
     def answer(self, warnings: tuple[str, ...]) -> Response:
         """Return the answer to the whole batch; ``warnings`` are of its query."""

@@ -365,7 +365,7 @@ class RedisEngine:
         if refusal is not None:
             raise JournalUnavailable(refusal)
         for warning in warnings_of(info, settings.min_replicas, shown):
-            log.warning("journal: %s", warning)
+            log.warning("look at the journal's service why=%r", warning)
         for script in ALL:
             await self._call(partition, APPENDS, "SCRIPT", "LOAD", script.text)
         return info.is_synced
