@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from daemons import Daemon, running, until
+from held_journals import hold_journal, under_way
 from nats.js import JetStreamContext
 from nats_servers import NatsServer
 from websockets.asyncio.client import ClientConnection, connect
@@ -103,6 +104,30 @@ async def test_records_become_messages_in_their_order(
     ]
     assert [each["key"] for each in [first, *rest]] == [str(number) for number in range(1, 401)]
     assert (figures(daemon).taken, figures(daemon).position) == (400, "400")
+
+
+async def test_records_are_read_while_the_journal_has_those_before_on_their_way(
+    server: NatsServer,
+    stream: JetStreamContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is one message, in order, and all are acknowledged at the end."""
+    goes_on = hold_journal(monkeypatch)
+    await asyncio.gather(*(add(stream, number) for number in range(1_200)))
+    journal = {"directory": str(tmp_path / "journal")}
+    async with running(sources=[table(server)], journal_table=journal) as daemon:
+        await until(lambda: under_way(daemon) > 0)
+        assert figures(daemon).taken == 0
+        goes_on.set()
+        await until(lambda: figures(daemon).lag == 0)
+        async with reading(daemon) as reader:
+            found = await received(reader, 1_200)
+
+    assert [each["data"] for each in found] == list(range(1_200))
+    assert (figures(daemon).taken, figures(daemon).repeated, figures(daemon).lost) == (1_200, 0, 0)
+    info = await stream.consumer_info("ORDERS", "clevrd-orders")
+    assert (info.num_ack_pending, info.num_pending) == (0, 0)
 
 
 async def test_subject_names_a_part_of_a_stream(

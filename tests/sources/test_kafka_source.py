@@ -9,11 +9,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from daemons import Daemon, running, until
+from held_journals import hold_journal, under_way
 from journal_engines import new_topic
 from kafka_servers import KafkaServer, shared_server
 from websockets.asyncio.client import ClientConnection, connect
@@ -104,6 +106,26 @@ async def test_records_become_messages_in_their_order(server: KafkaServer, topic
     assert first["key"] == "k1"
     assert [each["data"]["n"] for each in rest] == list(range(1000))
     assert (figures(daemon).taken, figures(daemon).position) == (1001, "0:1000")
+
+
+async def test_records_are_read_while_the_journal_has_those_before_on_their_way(
+    server: KafkaServer, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is one message, in order, and the group is behind all at the end."""
+    goes_on = hold_journal(monkeypatch)
+    await add(server, topic, *range(2_000))
+    journal = {"directory": str(tmp_path / "journal")}
+    async with running(sources=[table(server, topic)], journal_table=journal) as daemon:
+        await until(lambda: under_way(daemon) > 0, timeout_s=40)
+        assert figures(daemon).taken == 0
+        goes_on.set()
+        await until(lambda: figures(daemon).lag == 0)
+        async with reading(daemon) as reader:
+            found = await received(reader, 2_000)
+
+    assert [each["data"] for each in found] == list(range(2_000))
+    assert (figures(daemon).taken, figures(daemon).repeated, figures(daemon).lost) == (2_000, 0, 0)
+    assert figures(daemon).position == "0:1999"
 
 
 async def test_deletions_are_passed_over_and_others_are_dead_letters(
