@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -395,10 +395,14 @@ class KafkaEngine:
         """Ask about the topic, and make it where it is missing; return it. Raises KafkaFault."""
         settings = self._settings
         checkpoints, partitions = settings.address.checkpoints, 2 * self.partitions
-        state = await self._ensure(self._topic, self.partitions, topic_config)
+        config = topic_config(settings)
+        state = await self._ensure(self._topic, self.partitions, settings.replicas, config)
         refusal = refusal_of(state, settings)
         if refusal is None:
-            beside = await self._ensure(checkpoints, partitions, checkpoints_config)
+            # As many copies as the topic has, whoever made that: a start needs both.
+            replicas = settings.replicas or state.replicas
+            config = checkpoints_config(settings, state)
+            beside = await self._ensure(checkpoints, partitions, replicas, config)
             refusal = refusal_of_checkpoints(beside, checkpoints, partitions, settings)
         if refusal is not None:
             raise JournalUnavailable(refusal)
@@ -408,15 +412,17 @@ class KafkaEngine:
         return state
 
     async def _ensure(
-        self, name: str, partitions: int, config: Callable[[KafkaSettings], Mapping[str, str]]
+        self,
+        name: str,
+        partitions: int,
+        replicas: int,
+        config: Mapping[str, str],
     ) -> TopicState:
         questions, _, _ = self._opened()
         state = await questions.topic(name)
         if state is None:
             log.warning("making the kafka topic name=%s partitions=%d", name, partitions)
-            await questions.make_topic(
-                name, partitions, self._settings.replicas, config(self._settings)
-            )
+            await questions.make_topic(name, partitions, replicas, config)
             # The brokers have yet to hear of it.
             for _ in range(_HEARD_TRIES):
                 state = await questions.topic(name)
@@ -493,13 +499,21 @@ class KafkaEngine:
 
     async def _look_at_topic(self, *, is_whole: bool) -> None:
         questions, _, _ = self._opened()
-        if not is_whole and self._state is not None:
+        if self._state is not None and not is_whole:
             if await questions.topic_id(self._topic) == self._topic_id:
                 return
             self._state = None
-        if is_whole:
-            self._state = None
-        await self._known_state()
+        if self._state is None:
+            await self._known_state()
+            return
+        # What is known stays until there is an answer: appends need it, and no answer may come for
+        # as long as a broker is away.
+        async with self._looking:
+            try:
+                await self._look()
+            except JournalUnavailable:
+                self._state = None
+                raise
 
     def _look_for_deaf(self) -> None:
         _, _, reader = self._opened()
