@@ -149,7 +149,7 @@ dist: $(DEV_READY) ## Make the source distribution and the wheel, in dist/
 lock: ## Pin the image's dependencies to their newest versions, with hashes
 	@$(PYTHON) -m venv --clear build/lock
 	@build/lock/bin/python -m pip --disable-pip-version-check --quiet install uv
-	@$(LOCK) --extra jwt --extra redis --extra tls pyproject.toml -o requirements.lock
+	@$(LOCK) --extra jwt --extra otel --extra redis --extra tls pyproject.toml -o requirements.lock
 	@$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
 	  ["build-system"]["requires"], sep="\n")' | $(LOCK) - -o requirements-build.lock
 

@@ -18,7 +18,7 @@ import msgspec
 from clevrd.addresses import TcpAddress, UnixAddress, parse_address
 from clevrd.cli.credential import credential_of
 from clevrd.cli.failures import CommandFailed, NoServer, UsageError
-from clevrd.cli.server_options import add_trust_and_credential, tls_of
+from clevrd.cli.trust import add_trust_and_credential, trust_of
 from clevrd.client import BadUrl
 from clevrd.client.address import parse_url, without_password
 from clevrd.health_check import (
@@ -163,7 +163,7 @@ def daemon_of(options: argparse.Namespace, timeout_s: float) -> Daemon:
     host = parts.hostname or ""
     connection: HTTPConnection
     if parts.scheme == "https":
-        context = tls_of(options) or ssl.create_default_context()
+        context = trust_of(options) or ssl.create_default_context()
         connection = HTTPSConnection(host, parts.port, timeout=timeout_s, context=context)
     else:
         connection = HTTPConnection(host, parts.port, timeout=timeout_s)

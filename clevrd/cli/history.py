@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from functools import partial
 
 from clevrd import logs
 from clevrd.cli.failures import UsageError
 from clevrd.cli.message_lines import add_printing, print_items, until_gone
 from clevrd.cli.output import Output
+from clevrd.cli.run_loop import run_until_signal
 from clevrd.cli.server_options import add_server, client_failures, client_of
 from clevrd.cli.values import count, count_or_zero
 from clevrd.client import Client, History, Position
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     with client_failures():
         client = client_of(options)
         items = _history(client, options)
-        return asyncio.run(until_gone(partial(_print, client, items, options)))
+        return run_until_signal(until_gone(partial(_print, client, items, options)))
 
 
 def _history(client: Client, options: argparse.Namespace) -> History:

@@ -12,7 +12,6 @@ from clevrd.core.message_ids import MessageIds, us_of_id
 from clevrd.core.nesting import SHALLOW_BYTES, TOO_DEEP, is_too_deep
 from clevrd.core.publish_request import PublishRequest, check_publish, check_utf8
 from clevrd.errors import InvalidRequest
-from clevrd.journal.fold import topic_epoch
 from clevrd.journal.importing import Imported
 from clevrd.journal.sqlite.segments import RunRow
 from clevrd.tenants.tenant import check_tenant_name
@@ -47,18 +46,18 @@ _ids: Final = MessageIds()
 
 
 def lines_of(
-    run: RunRow, names: tuple[str, str, str], time_us: int, lines: list[bytes]
+    run: RunRow, names: tuple[str, str, str], epoch: str, time_us: int, lines: list[bytes]
 ) -> list[bytes]:
     """Return the messages of a run as lines, each with a line feed.
 
     Args:
         names: partition epoch, tenant and topic.
+        epoch: the topic's; empty where it is not known, and is left out.
         time_us: the record's.
         lines: the run's, as they stand in the record.
     """
-    partition_epoch, tenant, topic = names
+    _, tenant, topic = names
     _, first, count, _, _, _, skip, id_us, id_step, _ = run
-    epoch = topic_epoch(partition_epoch, tenant, topic)
     found = []
     for index in range(count):
         message = msgspec.json.decode(lines[skip + index], type=PublishRequest)

@@ -19,11 +19,13 @@ import msgspec
 from clevrd import logs
 from clevrd.cli.failures import EXIT_FAILED, UsageError
 from clevrd.cli.lines import print_line
+from clevrd.cli.run_loop import run_until_signal
 from clevrd.cli.server_options import add_server, client_failures, client_of
 from clevrd.cli.values import header, seconds, ttl_seconds
 from clevrd.client import RETRY_FOR_S, BadRecord, Client, Refused
 from clevrd.config import MIB
 from clevrd.core.names import check_key, check_topic
+from clevrd.plurals import noun_for
 
 # The largest body that a server can be configured to take; a longer line can't be published.
 MAX_LINE_BYTES: Final = 64 * MIB
@@ -103,12 +105,12 @@ def run(options: argparse.Namespace) -> int:
     with client_failures():
         client = client_of(options, retry_for_s=options.retry_for)
         if options.json == "-":
-            return asyncio.run(_publish_stdin(client, options, read_line))
+            return run_until_signal(_publish_stdin(client, options, read_line))
         try:
             data_json = read_line(os.fsencode(options.json)) or b""
         except BadRecord as error:
             raise UsageError(str(error)) from None
-        return asyncio.run(_publish_one(client, options, data_json))
+        return run_until_signal(_publish_one(client, options, data_json))
 
 
 def json_line(line: bytes) -> bytes | None:
@@ -343,7 +345,8 @@ class Progress:
         """Report the sums."""
         self._clear()
         elapsed_s = self._clock() - self._started
-        text = f"published {self.published} of {self.records} records in {elapsed_s:.1f} s"
+        records = noun_for(self.records, "record")
+        text = f"published {self.published} of {self.records} {records} in {elapsed_s:.1f} s"
         if self.published + self.refused < self.records:
             text += f", stopped at line {self.line}"
         if repeated_messages:

@@ -51,12 +51,14 @@ class Delivery:
         loop: asyncio.AbstractEventLoop,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
         wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        make_rounds: Callable[..., Rounds] = Rounds,
     ) -> None:
         """Put the parts together.
 
         Args:
             clock_ns: times rounds; the loop's own clock stands still within a turn.
             wall_us: the wall clock, microseconds since 1970, by which messages expire.
+            make_rounds: makes the rounds, from what `Rounds` takes.
         """
         self._wall_us = wall_us
         self._topics = topics
@@ -74,7 +76,7 @@ class Delivery:
             decisions,
             loop,
         )
-        self.rounds = Rounds(
+        self.rounds = make_rounds(
             config.ring_messages,
             config.ring_bytes,
             self.readers,

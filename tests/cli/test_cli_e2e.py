@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import pty
@@ -18,11 +20,13 @@ from urllib.request import urlopen
 
 import pytest
 from daemons import ROOT, DaemonProcess, daemon_process
+from fake_server import message, subscribed
 
 from clevrd import __version__
 from clevrd.config import SETTINGS
 from clevrd.errors import CannotStart, ConfigError
 
+GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 Finished = subprocess.CompletedProcess[str]
 
 
@@ -544,6 +548,58 @@ def test_interrupted_subscriber_ends_quietly(daemon: DaemonProcess) -> None:
         _, told = subscriber.communicate(timeout=10)
 
     assert (subscriber.returncode, told) == (130, "")
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_second_signal_ends_a_subscriber_at_once_and_quietly(first: signal.Signals) -> None:
+    """The server takes the goodbye and does not answer it; the exit code is the first signal's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with started("subscribe", "t", "--url", url) as subscriber:
+            connection, _ = listener.accept()
+            with connection:
+                accept_websocket(connection)
+                line_of(subscriber)
+                subscriber.send_signal(first)
+                assert connection.recv(4096)
+                subscriber.send_signal(signal.SIGTERM)
+                _, told = subscriber.communicate(timeout=10)
+
+    assert (subscriber.returncode, told) == (128 + first, "")
+
+
+def test_second_signal_ends_a_publisher_at_once_and_quietly() -> None:
+    """It waits for an answer that does not come, and would have waited for a while longer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with started("publish", "t", "1", "--url", url) as publisher:
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(4096)
+                publisher.send_signal(signal.SIGTERM)
+                publisher.send_signal(signal.SIGTERM)
+                _, told = publisher.communicate(timeout=10)
+
+    # Python takes its handlers away at the very end.
+    assert publisher.returncode in (143, -signal.SIGTERM)
+    assert told == ""
+
+
+def accept_websocket(connection: socket.socket) -> None:
+    """Answer a handshake, say that the subscription stands, and send a message."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += connection.recv(4096)
+    match = re.search(rb"(?i)sec-websocket-key: (\S+)", head)
+    assert match is not None
+    digest = hashlib.sha1(match[1] + GUID).digest()  # noqa: S324  # RFC 6455 §4.2.2
+    connection.sendall(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Protocol: clevrd.v1\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+        % base64.b64encode(digest)
+    )
+    for text in (subscribed("0a", 0), message(1)):
+        connection.sendall(b"\x81%c%b" % (len(text), text))
 
 
 def test_reader_of_a_quiet_topic_may_leave(daemon: DaemonProcess) -> None:

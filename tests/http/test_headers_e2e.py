@@ -292,20 +292,20 @@ async def test_streams_that_ask_get_headers_and_others_todays_bytes(
 ) -> None:
     """Events and lines, with chunks and without, of one topic and of several."""
     async with running() as daemon:
-        await send(daemon, 1, TRACED)
+        await send(daemon, 1, None)
         async with (
             bare_stream(daemon.port, accept, topics, version) as plain,
             bare_stream(daemon.port, accept, f"{topics}&headers=true", version) as asking,
         ):
             await until(lambda: daemon.hub.subscribers >= 2)
-            await send(daemon, 2, EVENT)
-            await send(daemon, 3, None)
+            await send(daemon, 2, TRACED)
+            await send(daemon, 3, EVENT)
             texts = [await messages_in(each, b'"offset":3') for each in (plain, asking)]
 
     assert len(texts[0]) == 3
     assert not any(b"headers" in each for each in texts[0])
     assert [split(each) for each in texts[1]] == list(
-        zip(texts[0], (TRACED, EVENT, None), strict=True)
+        zip(texts[0], (None, TRACED, EVENT), strict=True)
     )
 
 
@@ -443,8 +443,13 @@ async def test_headers_outlive_a_planned_restart(tmp_path: Path) -> None:
     async with running(state_dir=str(tmp_path)) as daemon:
         assert await carried(daemon) == [TRACED, None]
         after = await ask(daemon.port, get("/topics/t/messages"))
+        poll = await ask(daemon.port, get("/subscribe?topic=t&poll=1"))
+        async with subscribe(daemon.ws_url) as reader:
+            texts = [json.loads(await reader.recv()) for _ in range(2)]
 
     assert after.body == before.body
+    assert poll.body == before.body
+    assert texts == before.json["messages"]
 
 
 async def test_history_has_headers_on_every_transport(tmp_path: Path) -> None:

@@ -71,6 +71,13 @@ async def test_topic_is_cleared_on_all_nodes(server: RedisServer) -> None:
             async with one.http.delete(f"{one.url}/topics/t/messages") as response:
                 cleared = await response.json()
             told = await received(reader, 2)
+            # An operator does the same.
+            await one.publish("t", "between")
+            told += await received(reader, 1)
+            url = f"{two.url}/admin/messages?topic=t"
+            async with two.http.delete(url) as response:
+                again = await response.json()
+            told += await received(reader, 2)
             after = await two.publish("t", "after")
             told += await received(reader, 1)
         async with nodes(server.url, 1) as (late,):
@@ -79,8 +86,11 @@ async def test_topic_is_cleared_on_all_nodes(server: RedisServer) -> None:
             ]
 
     assert (cleared["success"], cleared["offset"]) == (True, 3)
-    assert [each.get("reason") or each["offset"] for each in told] == [3, "epoch", 4]
-    assert after["epoch"] == cleared["epoch"] != before[0]["epoch"]
+    places = [each.get("reason") or each["offset"] for each in told]
+    assert places == [3, "epoch", 4, 4, "epoch", 5]
+    assert cleared["epoch"] == again["old_epoch"] != before[0]["epoch"]
+    assert (again["old_offset"], again["offset"]) == (4, 4)
+    assert after["epoch"] == again["epoch"] != cleared["epoch"]
     assert [[each["data"] for each in page["messages"]] for page in pages] == [["after"]] * 3
     assert {page["epoch"] for page in pages} == {after["epoch"]}
 
@@ -382,6 +392,18 @@ async def test_answer_waits_for_the_replicas_that_are_promised(
     assert "durable" not in first
     assert (status, refused["code"]) == (503, "journal_unavailable")
     assert (again["offset"], again["repeated"]) == (2, True)
+
+
+@pytest.mark.parametrize("table", [{}, {"durability": "fsync"}], ids=["seen", "promised"])
+async def test_answer_of_a_server_that_syncs_says_so(tmp_path: Path, table: dict[str, str]) -> None:
+    """With appendfsync always, whether the journal promises it or finds it."""
+    with redis_server(tmp_path / "redis", "--appendfsync", "always") as server:
+        async with nodes(server.url, 1, partitions=2, **table) as (daemon,):
+            answer = await daemon.publish("t", 1)
+            figures = (await daemon.get_json("/metrics"))["journal"]
+
+    assert answer["durable"] is True
+    assert figures["durability"] == "fsync"
 
 
 async def test_trimmed_records_are_told_as_a_gap(server: RedisServer) -> None:

@@ -119,8 +119,11 @@ _shtab_clevrd_checkconfig_options=(
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
   "--log-format[Form of the log\'s lines\: for people, or an object of JSON each. One of text, json\; default text\; CLEVRD_LOG_FORMAT]:VALUE:(text json)"
+  "--otel-endpoint[Where to send traces\: the URL of an OpenTelemetry collector (OTLP over HTTP), or env for what OTEL_EXPORTER_OTLP_ENDPOINT says\; empty for no tracing. Like http\:\/\/localhost\:4318 or env\; default none\; CLEVRD_OTEL_ENDPOINT]:VALUE:"
+  "--otel-sample-ratio[Share of publishes that are traced, where the publisher\'s own traceparent does not say. A number from 0 to 1\; default 0.01\; CLEVRD_OTEL_SAMPLE_RATIO]:VALUE:"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
   "--url[a running daemon, such as http\:\/\/127.0.0.1\:8080\: print what differs between what it works with and the file, and end with 1 where something does. The file is --config\'s, or else the one that the daemon names]:url:"
+  "--ca-file[trust the certificates in FILE (PEM) for https\:\/\/, instead of the system\'s (SSL_CERT_FILE)]:FILE:_files"
   "--key-file[a file with the key or token to send\; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with]:FILE:_files"
 )
 
@@ -179,6 +182,8 @@ _shtab_clevrd_doctor_options=(
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
   "--log-format[Form of the log\'s lines\: for people, or an object of JSON each. One of text, json\; default text\; CLEVRD_LOG_FORMAT]:VALUE:(text json)"
+  "--otel-endpoint[Where to send traces\: the URL of an OpenTelemetry collector (OTLP over HTTP), or env for what OTEL_EXPORTER_OTLP_ENDPOINT says\; empty for no tracing. Like http\:\/\/localhost\:4318 or env\; default none\; CLEVRD_OTEL_ENDPOINT]:VALUE:"
+  "--otel-sample-ratio[Share of publishes that are traced, where the publisher\'s own traceparent does not say. A number from 0 to 1\; default 0.01\; CLEVRD_OTEL_SAMPLE_RATIO]:VALUE:"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
   "--json[print the findings as JSON]"
 )
@@ -365,6 +370,8 @@ _shtab_clevrd_serve_options=(
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
   "--log-format[Form of the log\'s lines\: for people, or an object of JSON each. One of text, json\; default text\; CLEVRD_LOG_FORMAT]:VALUE:(text json)"
+  "--otel-endpoint[Where to send traces\: the URL of an OpenTelemetry collector (OTLP over HTTP), or env for what OTEL_EXPORTER_OTLP_ENDPOINT says\; empty for no tracing. Like http\:\/\/localhost\:4318 or env\; default none\; CLEVRD_OTEL_ENDPOINT]:VALUE:"
+  "--otel-sample-ratio[Share of publishes that are traced, where the publisher\'s own traceparent does not say. A number from 0 to 1\; default 0.01\; CLEVRD_OTEL_SAMPLE_RATIO]:VALUE:"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
 )
 

@@ -19,6 +19,7 @@ from clevrd.errors import InvalidRequest, NotFound
 from clevrd.handlers.operate.admin_options import AdminOptions
 from clevrd.http_values import Request, Response, json_answer, json_view
 from clevrd.hub import Hub
+from clevrd.hub.clearing import Cleared
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +88,20 @@ class Operator:
         decisions.begin("operator", code, f"An operator, {who}, {what}.", tenant, topic, who)
         return True
 
-    def topic(self, admitted: Admitted) -> Topic:
-        """Return the topic that is meant; raises InvalidRequest or NotFound."""
+    def topic(self, admitted: Admitted, *, in_use: bool = True) -> Topic:
+        """Return the topic that is meant.
+
+        Args:
+            in_use: a topic that has messages in the journal alone is not found.
+
+        Raises:
+            InvalidRequest: no topic can have the name.
+            NotFound: there is no such topic.
+        """
         options = admitted.options
         name, tenant = _TOPIC.topic(options), _TOPIC.tenant(options)
-        topic = self.hub.topics.find(tenant, name)
+        find = self.hub.topics.find if in_use else self.hub.catalogue.find
+        topic = find(tenant, name)
         if topic is None:
             raise NotFound(
                 f"Tenant {tenant} has no topic of this name in use; /admin/top and /metrics list"
@@ -166,18 +176,27 @@ class ClearEndpoint:
         """Refuse who may not operate the daemon."""
         return self._operator.admit(head, _TOPIC)
 
-    def answer(self, admitted: Admitted, body: bytes) -> Response:
-        """Clear or drop it; raises NotFound and Conflict."""
-        topic = self._operator.topic(admitted)
+    async def answer(self, admitted: Admitted, body: bytes) -> Response:
+        """Clear or drop it, and answer when all nodes that read the same log will have it cleared.
+
+        Raises:
+            NotFound: there is no such topic.
+            Conflict: a topic in a journal can't be dropped.
+            JournalUnavailable: the journal does not answer; the topic may be cleared.
+            Unavailable: the journal has as many cleared topics as it may have.
+        """
+        topic = self._operator.topic(admitted, in_use=False)
         clearing = self._operator.hub.clearing
-        if self._drops:
-            cleared = clearing.drop(topic)
-            code, what = "dropped", f"dropped a topic with {cleared.messages} messages"
+        answer = clearing.drop(topic) if self._drops else clearing.clear(topic)
+        code = "dropped" if self._drops else "cleared"
+        if isinstance(answer, Cleared):
+            of = "with" if self._drops else "of"
+            what = f"{code} a topic {of} {answer.messages} messages"
         else:
-            cleared = clearing.clear(topic)
-            code, what = "cleared", f"cleared a topic of {cleared.messages} messages"
+            # It is in the log before it is done: whoever asked may not wait for the answer.
+            what = f"had a topic of the journal cleared on every node, at offset {topic.head}"
         self._operator.note_change(admitted, code, what, topic.tenant, topic.name)
-        return json_answer(cleared)
+        return json_answer(answer if isinstance(answer, Cleared) else await answer)
 
 
 def tail_of(topic: Topic, last: int) -> TailView:

@@ -104,6 +104,13 @@ class BatchEndpoint:
         self, admitted: Admitted, items: list[bytes], warnings: tuple[str, ...]
     ) -> Response:
         results = BatchResults(self._hub)
+        await self._publish_into(results, admitted, items)
+        return results.answer(warnings)
+
+    async def _publish_into(
+        self, results: BatchResults, admitted: Admitted, items: list[bytes]
+    ) -> None:
+        """Publish ``items``, and wait until ``results`` are of all of them."""
         trace = admitted.headers
         decode = self._decode if trace is None else partial(self._decode_traced, trace)
         runs = RunPublisher(self._hub, admitted.tenant, decode, results)
@@ -119,7 +126,6 @@ class BatchEndpoint:
             if has_to_wait:
                 taken += await runs.wait_for(items[taken : taken + ITEMS_PER_SHARE])
         await results.wait_for_due()
-        return results.answer(warnings)
 
     def _decode(self, item: bytes) -> PublishRequest:
         if len(item) > self._max_message_bytes:
@@ -190,6 +196,11 @@ class BatchResults:
                 self._parts[place] = due.result()
             finally:
                 turns.end()
+
+    @property
+    def refused_items(self) -> int:
+        """How many items were refused."""
+        return self._refused
 
     def answer(self, warnings: tuple[str, ...]) -> Response:
         """Return the answer to the whole batch; ``warnings`` are of its query."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -16,17 +17,52 @@ from clevrd.core.publish_request import PublishRequest, decode_publish, with_hea
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest, MessageTooLarge, UnsupportedMediaType
 from clevrd.http_values import Request, Response, json_answer
-from clevrd.hub import Hub, PublishAnswer, Published, with_warnings
+from clevrd.hub import PublishAnswer, Published, with_warnings
 from clevrd.scheduling.due_answers import Due
 from clevrd.tenants.tenant import NO_LIMITS, Tenant
 
 KEY_HEADER: Final = "idempotency-key"
 
 
+class PublishHub(Protocol):
+    """The part of the hub that one publish needs; each method is the hub's of that name."""
+
+    @property
+    def serves_publishers(self) -> bool:
+        """Whether publishers are served while readers are sent away."""
+
+    def check_rate(self, tenant: Tenant, /) -> None:
+        """Take a message from the budget of the tenant, and of its key."""
+
+    def topic(self, tenant: Tenant, name: str, /) -> Topic:
+        """Return the topic to publish to."""
+
+    def must_wait(self, topic: Topic, /) -> bool:
+        """Whether a publish to ``topic`` has to wait."""
+
+    def publish(self, topic: Topic, request: PublishRequest, /) -> PublishAnswer:
+        """Append the message."""
+
+    def publish_later(
+        self, tenant: Tenant, topic: Topic, request: PublishRequest, /
+    ) -> Awaitable[PublishAnswer]:
+        """Append it when its time has come."""
+
+    def publish_once(
+        self, tenant: Tenant, request: PublishRequest, key: str, /
+    ) -> PublishAnswer | None:
+        """Append it unless its key is known; None where it has to wait."""
+
+    def publish_once_later(
+        self, tenant: Tenant, request: PublishRequest, key: str, /
+    ) -> Awaitable[PublishAnswer]:
+        """Append it when its time has come, unless its key is known."""
+
+
 class PublishEndpoint:
     """Answers a publish: refuse what is wrong, cheapest first, then append and say where."""
 
-    def __init__(self, gate: Gate, hub: Hub, config: Config) -> None:
+    def __init__(self, gate: Gate, hub: PublishHub, config: Config) -> None:
         self._gate = gate
         self._hub = hub
         self._max_body_bytes = config.max_message_bytes

@@ -462,7 +462,7 @@ class KafkaEngine:
         state = await self._look()
         self.durability = state.durability
         for warning in warnings_of(state, self._settings):
-            log.warning("journal: %s", warning)
+            log.warning("look at the journal's service why=%r", warning)
         for each in self._partitions:
             found = await questions.last_record(self._topic, each.number)
             if found is None:

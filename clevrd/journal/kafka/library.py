@@ -12,15 +12,19 @@ from typing import Any, Final
 
 from clevrd.errors import ConfigError, JournalUnavailable, MessageTooLarge
 from clevrd.journal.kafka.settings import KafkaSettings
+from clevrd.journal.library_versions import refuse_older
 
 try:
     from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
     from confluent_kafka.admin import AdminClient
 except ImportError as error:
+    refuse_older("kafka")
     raise ConfigError(
         "The journal is in Kafka, and the Python package confluent-kafka is not installed; install"
         ' it: pip install "clevrd[kafka]".'
     ) from error
+
+refuse_older("kafka")
 
 # The rights that a user of the cluster has to have.
 RIGHTS: Final = (
