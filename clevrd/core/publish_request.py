@@ -5,6 +5,7 @@ Wire shapes: docs/wire.md. Names: core/names. Sentences about JSON that is none:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
@@ -135,6 +136,19 @@ def decode_publish(body: bytes) -> PublishRequest:
     return _decode(body, _publish_decoder, _lenient_publish_decoder, PUBLISH_FIELDS)
 
 
+def decode_plain(bodies: Sequence[bytes], topic: str) -> list[PublishRequest]:
+    """Return the publish requests in the first of ``bodies``: see `_decode_plain`."""
+    return _decode_plain(bodies, topic, _publish_decoder.decode)
+
+
+def decode_plain_socket(payloads: Sequence[bytes], topic: str) -> list[SocketPublish]:
+    """Return the publishes in the first of text frames' ``payloads``: see `_decode_plain`."""
+    publishes = _decode_plain(payloads, topic, _socket_decoder.decode)
+    if any(isinstance(each.ref, str) and len(each.ref) > MAX_REF_CHARS for each in publishes):
+        return []
+    return publishes
+
+
 def decode_logged(line: bytes) -> PublishRequest:
     """Return the publish request in a line of a log, without headers that can't be carried.
 
@@ -187,6 +201,33 @@ def decode_socket_publish(payload: bytes) -> SocketPublish:
     publish = _decode(payload, _socket_decoder, _lenient_socket_decoder, SOCKET_FIELDS)
     check_ref(publish.ref)
     return publish
+
+
+def _decode_plain(
+    bodies: Sequence[bytes], topic: str, decode: Callable[[bytes], RequestT]
+) -> list[RequestT]:
+    """Return the requests of the first of ``bodies``, as far as they are plain and to ``topic``.
+
+    It takes half of the time that one by one does. Plain are small ones that nothing has to be said
+    of, without an idempotency key; there may be more of them behind those that are returned.
+    """
+    if max(map(len, bodies)) > SHALLOW_BYTES:
+        return []
+    try:
+        # No character goes on behind a line feed.
+        check_utf8(b"\n".join(bodies))
+        requests = list(map(decode, bodies))
+    except (InvalidRequest, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return []
+    for place, each in enumerate(requests):
+        if each.topic != topic or each.idempotency_key is not None or each.data == _NULL:
+            return requests[:place]
+        if each.key is not None or each.ttl_s is not None or each.headers:
+            try:
+                check_publish(each)
+            except InvalidRequest:
+                return requests[:place]
+    return requests
 
 
 def check_ref(ref: object) -> None:

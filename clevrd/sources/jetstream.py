@@ -99,6 +99,9 @@ class JetStreamReader:
         # Where what is done with is to be acknowledged; empty for nothing.
         self._ack = ""
         self._acks: dict[int, str] = {}
+        # Messages that were returned and are not done with, and the last one of them.
+        self._under_way = 0
+        self._last = 0
         self._looked_s = 0.0
         self._wanted = _FIRST_COUNT
 
@@ -114,6 +117,7 @@ class JetStreamReader:
         self._acks.clear()
         self._asked, self._pin, self._ack, self._has_lost_pin = 0, "", "", False
         self._catch_up_to, self._looked_s, self.status = 0, 0.0, READING
+        self._under_way = 0
         try:
             connection = await link.connection()
             await self._find_stream(connection)
@@ -132,6 +136,8 @@ class JetStreamReader:
             if not self._came and not self._catch_up_to:
                 self._arrived.clear()
                 await self._ask_for_more(connection)
+                if self._under_way:
+                    return ()
                 try:
                     async with asyncio.timeout(_WAIT_S):
                         await self._arrived.wait()
@@ -139,6 +145,9 @@ class JetStreamReader:
                     return ()
             if self._has_lost_pin:
                 raise SourceTrouble("standby", "another process reads it", soon=True)
+            if self._under_way and (self._catch_up_to or self._has_hole()):
+                # Where to go on is known when all that was returned is done with.
+                return ()
             if self._catch_up_to == -1:
                 await self._begin_catching_up(connection)
             if self._catch_up_to:
@@ -158,6 +167,7 @@ class JetStreamReader:
         if not records:
             return
         self._position = int(records[-1].position)
+        self._under_way -= len(records)
         self._progress.position = records[-1].position
         for record in records:
             self._ack = self._acks.pop(int(record.position), self._ack)
@@ -308,13 +318,13 @@ class JetStreamReader:
         self._progress.lag = None if is_standby else info["num_pending"] + len(self._came)
 
     def _has_hole(self) -> bool:
-        """Return whether numbers are missing behind the position, or between what has come.
+        """Return whether numbers are missing behind what was returned, or between what has come.
 
         Where the source has a subject, messages of others lie between, and nothing can be said.
         """
         if self._filter:
             return False
-        before = self._position
+        before = self._last if self._under_way else self._position
         for message in self._came:
             sequence = _place_of(message.reply)[0]
             if before and sequence > before + 1:
@@ -426,6 +436,13 @@ class JetStreamReader:
         if records:
             fitting = max(1, len(records) * _READ_BYTES // max(size_bytes, 1))
             self._wanted = min(fitting, 4 * self._wanted, _MAX_COUNT)
+        return self._returned(records)
+
+    def _returned(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Note that ``records`` are under way."""
+        if records:
+            self._under_way += len(records)
+            self._last = int(records[-1].position)
         return records
 
     async def _acknowledge(self, connection: Connection) -> None:
@@ -488,7 +505,7 @@ class JetStreamReader:
             records.append(_record(sequence, data, found["subject"], headers))
         if not records:
             self._end_catching_up()
-        return records
+        return self._returned(records)
 
     def _end_catching_up(self) -> None:
         self._catch_up_to = 0

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from daemons import running
 from journal_log import EPOCH, LogWriter, append
+from stored_messages import page_of
 
 from clevrd.cli import main
 from clevrd.journal.clear_points import ClearPoints
@@ -427,12 +428,12 @@ async def test_all_but_import_work_while_a_daemon_has_the_journal(run: Run, tmp_
 
     await appending
     stamp = await engine.stamp(0)
-    assert len(await engine.page(EPOCH, "default", "a", 0, 1_000, 1 << 30)) == 400
+    assert len(await page_of(engine, EPOCH, "default", "a", 0, 1_000, 1 << 30)) == 400
     await engine.close()
     copy = SqliteEngine(SqliteSettings(str(tmp_path / "copy")))
     await copy.open()
     assert await copy.stamp(0) != stamp
-    page = await copy.page(EPOCH, "default", "a", 0, 1_000, 1 << 30)
+    page = await page_of(copy, EPOCH, "default", "a", 0, 1_000, 1 << 30)
     assert [each.offset for each in page] == list(range(1, len(page) + 1))
     assert len(page) >= len(found)
     await copy.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from functools import partial
+from itertools import chain, repeat
 from typing import Any, Final
 
 import msgspec
@@ -20,6 +21,7 @@ from clevrd.core.near_names import TENANT_OPTION
 from clevrd.core.publish_request import (
     EXPECTED_BODY,
     PublishRequest,
+    decode_plain,
     decode_publish,
     with_head,
 )
@@ -45,6 +47,11 @@ MAX_ARRAY_COMMAS: Final = 65_536
 # White space before the bracket of an array, at most.
 _MAX_LEAD_BYTES: Final = 1_024
 
+# So many results of one run are made together, in half of the time of each by itself.
+_ALIKE: Final = 8
+# Stands in a result for its id.
+_BLANK: Final = "?"
+
 # Where the results go in what was encoded without them.
 _NO_RESULTS: Final = b'"results":[]'
 
@@ -69,6 +76,9 @@ class BatchAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class BatchEndpoint:
     """Answers a batch."""
+
+    # Whether `_decode` does no more than `decode_plain`.
+    _may_decode_several = True
 
     def __init__(self, gate: Gate, hub: Hub, config: Config) -> None:
         self._gate = gate
@@ -113,7 +123,10 @@ class BatchEndpoint:
         """Publish ``items``, and wait until ``results`` are of all of them."""
         trace = admitted.headers
         decode = self._decode if trace is None else partial(self._decode_traced, trace)
-        runs = RunPublisher(self._hub, admitted.tenant, decode, results)
+        several = decode_plain if trace is None and self._may_decode_several else None
+        runs = RunPublisher(
+            *(self._hub, admitted.tenant, decode, results, several, self._max_message_bytes)
+        )
         turns = self._hub.turns
         taken = 0
         while taken < len(items):
@@ -214,14 +227,22 @@ def _run_results(topic: Topic, run: Sequence[PublishRequest], published: Run) ->
     """Return the results of a run that was published, as JSON without brackets."""
     offset, ids = published
     audience = audience_of(topic)
-    answers = [
-        Published(True, message_id, number, *audience)
-        for number, message_id in enumerate(ids, offset)
-    ]
-    for index, request in enumerate(run):
-        if warnings := request.warnings():
-            answers[index] = with_warnings(answers[index], warnings)
-    return _encode(answers)[1:-1]
+    told = [(place, found) for place, each in enumerate(run) if (found := each.warnings())]
+    if told or len(ids) < _ALIKE:
+        answers = [
+            Published(True, message_id, number, *audience)
+            for number, message_id in enumerate(ids, offset)
+        ]
+        for place, warnings in told:
+            answers[place] = with_warnings(answers[place], warnings)
+        return _encode(answers)[1:-1]
+    # They differ in id and offset alone, so what stands around these is encoded once.
+    begin, _, rest = _encode(Published(True, _BLANK, -1, *audience)).decode().partition(_BLANK)
+    middle, _, end = rest.partition("-1")
+    between = f"{end},{begin}"
+    offsets = _encode(list(range(offset, offset + len(ids))))[1:-1].decode().split(",")
+    alike = zip(ids, repeat(middle), offsets, repeat(between))
+    return (begin + "".join(chain.from_iterable(alike)).removesuffix(between) + end).encode()
 
 
 def _result(request: PublishRequest, answer: Published) -> bytes:

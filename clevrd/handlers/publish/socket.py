@@ -13,7 +13,11 @@ from clevrd.config import Config
 from clevrd.connections.publish_websocket import PublishConnection
 from clevrd.connections.registry import Connections
 from clevrd.core.near_names import TENANT_OPTION
-from clevrd.core.publish_request import SocketPublish, decode_socket_publish
+from clevrd.core.publish_request import (
+    SocketPublish,
+    decode_plain_socket,
+    decode_socket_publish,
+)
 from clevrd.errors import Unavailable
 from clevrd.handlers.handshake import check_handshake, handshake_head
 from clevrd.handlers.publish.outcomes import SocketOutcomes
@@ -79,7 +83,8 @@ class FramePublisher(SocketOutcomes):
         decode: Callable[[bytes], SocketPublish] = decode_socket_publish,
     ) -> None:
         super().__init__(hub)
-        self._runs = RunPublisher(hub, tenant, decode, self)
+        several = decode_plain_socket if decode is decode_socket_publish else None
+        self._runs = RunPublisher(hub, tenant, decode, self, several)
         self.wait_for = self._runs.wait_for
         self.take_tenant = self._runs.take_tenant
 

@@ -103,6 +103,8 @@ class TracedBatchEndpoint(BatchEndpoint):
 class _SpanBatch(BatchEndpoint):
     """Answers the one batch whose span it has."""
 
+    _may_decode_several = False
+
     def __init__(self, gate: Gate, hub: Hub, config: Config, span: PublishSpan) -> None:
         super().__init__(gate, hub, config)
         self._span = span

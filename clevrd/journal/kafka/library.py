@@ -162,8 +162,8 @@ def sentence_of(fault: KafkaFault, shown: str) -> str:
         )
     if code == MISSING:
         return (
-            f"Kafka at {shown} has no such topic; let the daemon's user make it (Create), or make"
-            " it yourself."
+            f"Kafka at {shown} has no such topic, or none of the brokers that have it is there; see"
+            " to them, and let the daemon's user make it (Create), or make it yourself."
         )
     if code in ("NOT_ENOUGH_REPLICAS", "NOT_ENOUGH_REPLICAS_AFTER_APPEND"):
         return (
