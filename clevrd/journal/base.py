@@ -107,8 +107,6 @@ class Engine(Protocol):
     name: str
     # Fixed when the log is made.
     partitions: int
-    # The worst that an acknowledged record survives: "fsync", "os", or what the engine promises.
-    durability: str
     # Whether a checkpoint brings changed topics alone, since the engine keeps the others.
     keeps_topics: bool
     # Whether other nodes may append to the log too.
@@ -116,6 +114,14 @@ class Engine(Protocol):
     # Whether records are read before they are what `durability` says: then publishers are
     # answered when `append` has returned as well.
     answers_when_taken: bool
+
+    @property
+    def durability(self) -> str:
+        """The worst that an acknowledged record survives: "fsync", "os", or another promise.
+
+        It may change with the stamp.
+        """
+        ...
 
     @property
     def is_unsure(self) -> bool:

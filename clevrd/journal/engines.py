@@ -24,8 +24,9 @@ from clevrd.journal.url_parts import shown_url
 MAX_PASSWORD: Final = 4_096
 
 # Descriptors that an engine has open at most: SQLite's 32 connections that read have 3 each, that
-# which writes and the checkpoint's as many, and each thread has one more for a while.
-MAX_DESCRIPTORS: Final = 128
+# which writes and the checkpoint's as many, and each thread has one more for a while; Redis has up
+# to 2 for each of 64 partitions, and some for questions.
+MAX_DESCRIPTORS: Final = 144
 
 
 def engine_of(settings: JournalSettings, wall_us: Callable[[], int]) -> Engine:
@@ -106,6 +107,7 @@ def _redis_settings(settings: JournalSettings) -> RedisSettings:
         prefix=settings.prefix,
         partitions=settings.partitions,
         min_replicas=settings.min_replicas,
+        must_sync=settings.durability == "fsync",
         ca_file=settings.ca_file,
         client_cert_file=settings.client_cert_file,
         client_key_file=settings.client_key_file,

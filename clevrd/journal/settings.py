@@ -52,7 +52,7 @@ MIN_SEGMENT_S: Final = 1.0
 MIN_SEGMENT_BYTES: Final = 1 << 20
 # Settings that not all engines have, and the engines that do.
 ENGINES_WITH: Final[Mapping[str, tuple[str, ...]]] = {
-    "durability": ("sqlite", "nats"),
+    "durability": ("sqlite", "nats", "redis"),
     "retention_messages": ("sqlite",),
     "segment_s": ("sqlite",),
     "segment_bytes": ("sqlite",),
@@ -97,8 +97,8 @@ class JournalSettings(
     url: str = ""
     # Patterns of the topics that are journaled; the others are this process's memory.
     topics: tuple[str, ...] = ("**",)
-    # "fsync": an answered message outlives a power cut. "os": it outlives the process. In NATS it
-    # follows from `sync_always` where it is not written.
+    # "fsync": an answered message outlives a power cut. "os": it outlives the process. Where it is
+    # not written it follows from `sync_always` in NATS, and is "os" in Redis.
     durability: Durability = "fsync"
     # How long messages are kept, and how much of them in all; 0 for no bound.
     retention_s: Annotated[float, Meta(ge=0, le=10 * 366 * _DAY_S)] = 7 * _DAY_S
@@ -195,7 +195,8 @@ def read_journal(tables: Mapping[str, Any], directory: str, path: str = "") -> J
     written = frozenset(tables.get(TABLE, {}))
     if settings.url and "retention_bytes" not in written:
         settings = msgspec.structs.replace(settings, retention_bytes=SERVER_RETENTION_BYTES)
-    if settings.engine == "nats" and "durability" not in written and not settings.sync_always:
+    is_unsaid = "durability" not in written
+    if is_unsaid and (settings.engine == "redis" or _is_unsynced_nats(settings)):
         settings = msgspec.structs.replace(settings, durability="os")
     if not settings.url:
         settings = _with_fitting_segments(settings, written)
@@ -213,6 +214,10 @@ def read_journal(tables: Mapping[str, Any], directory: str, path: str = "") -> J
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return settings
+
+
+def _is_unsynced_nats(settings: JournalSettings) -> bool:
+    return settings.engine == "nats" and not settings.sync_always
 
 
 def _words(text: str) -> Words:

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Final
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -122,8 +123,12 @@ class OtlpExporter:
         )
 
 
+@cache
 def _resource() -> Resource:
-    """Return what says which daemon this is, by the standard variables where they say it."""
+    """Return what says which daemon this is, by the standard variables where they say it.
+
+    The library asks threads for it and waits for them, so it is asked once.
+    """
     found = Resource.create({SERVICE_VERSION: __version__})
     name = str(found.attributes.get(SERVICE_NAME, ""))
     if not name or name.startswith("unknown_service"):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import msgspec
 import pytest
-from fakes import FakeSink, make_topic
+from fakes import FakeSink, TopicDriver, make_topic, sink_of
+from hypothesis import given
+from hypothesis import strategies as st
 
+from clevrd.core.drop_strategy import DROP_NEWEST, DROP_OLDEST, LATEST, DropStrategy
 from clevrd.core.message import KeyedMessage, Message, message_of
 from clevrd.core.message_headers import (
     MAX_HEADERS,
@@ -35,7 +41,14 @@ from clevrd.core.server_frames import (
     text_frame,
     ttl_of,
 )
-from clevrd.core.stream_forms import FRAMES, FRAMES_WITH_HEADERS
+from clevrd.core.stream_forms import (
+    FRAMES,
+    FRAMES_WITH_HEADERS,
+    NDJSON_BARE,
+    SSE_BARE,
+    StreamForm,
+    with_headers,
+)
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.trace_context import TraceParent, is_tracestate, parse_traceparent
 from clevrd.errors import InvalidRequest
@@ -396,13 +409,15 @@ def test_readers_that_do_not_ask_cost_nothing_before_there_are_headers() -> None
 
     topic.extend(1, plain[:1], 0.0)
     first = topic.begin_round(0.0)
+    lagging = Subscriber(FakeSink())
+    topic.join(lagging, 1, 0.0)
     topic.leave(readers[1], 0.0)
     topic.note_headers()
     topic.extend(2, [frame_with_headers(plain[1], HEADERS), plain[2]], 0.0)
     second = topic.begin_round(0.0)
     later = Subscriber(FakeSink())
     topic.join(later, 3, 0.0)
-    caught_up = topic.read(later, 1 << 20, 0.0)
+    caught_up = [topic.read(reader, 1 << 20, 0.0) for reader in (later, lagging)]
 
     assert first is not None
     assert (first.then, first.payload) == (None, plain[0])
@@ -416,9 +431,130 @@ def test_readers_that_do_not_ask_cost_nothing_before_there_are_headers() -> None
         readers[0]: plain[1] + plain[2],
         readers[2]: frame_with_headers(plain[1], HEADERS) + plain[2],
     }
-    assert caught_up == plain
-    for reader in (readers[0], later, readers[2]):
+    assert caught_up == [plain, plain]
+    for reader in (readers[0], later, lagging, readers[2]):
         topic.leave(reader, 0.0)
     assert readers[0].spelling is FRAMES
     assert not topic._texts.shared
     assert topic.portion.texts.left_bytes == free_bytes
+
+
+# What a reader reads, and what its twin does. Streams are bare, so that no length of a chunk
+# has to be compared.
+FORMS: list[tuple[StreamForm | None, StreamForm | None]] = [
+    (None, None),
+    (FRAMES_WITH_HEADERS, None),
+    (SSE_BARE, SSE_BARE),
+    (with_headers(SSE_BARE), SSE_BARE),
+    (NDJSON_BARE, NDJSON_BARE),
+    (with_headers(NDJSON_BARE), NDJSON_BARE),
+]
+STRATEGIES = (DROP_OLDEST, DROP_NEWEST, LATEST)
+OPERATIONS = st.one_of(
+    st.tuples(st.just("publish"), st.lists(st.booleans(), min_size=1, max_size=6)),
+    st.tuples(
+        st.just("join"),
+        st.tuples(st.sampled_from(FORMS), st.sampled_from(STRATEGIES), st.integers(0, 8)),
+    ),
+    st.tuples(st.sampled_from(["flush", "begin", "block", "unblock", "leave"]), st.integers(0, 9)),
+)
+
+
+class Twins:
+    """Two topics with the same readers and messages, of which one has the messages' headers."""
+
+    def __init__(self) -> None:
+        self.drivers = [TopicDriver(make_topic(ring_messages=8, window=5)) for _ in range(2)]
+        self.readers: list[tuple[Subscriber, Subscriber]] = []
+        self._encode = FrameEncoder().frame
+
+    def publish(self, flags: list[bool]) -> None:
+        """Append messages, of which some have headers in the first topic."""
+        first = self.drivers[0].topic.head + 1
+        frames: list[list[bytes]] = [[], []]
+        for offset, has_headers in enumerate(flags, first):
+            key = "abc"[offset % 3]
+            message = KeyedMessage(*(ID, "t", "acme", msgspec.Raw(b"{}"), "2026", offset, key))
+            plain = self._encode(message)
+            headers = b'{"ce-id":"%d"}' % offset
+            frames[0].append(frame_with_headers(plain, headers) if has_headers else plain)
+            frames[1].append(plain)
+        if any(flags) and not self.drivers[0].topic.has_headers:
+            self.drivers[0].topic.note_headers()
+        for driver, own in zip(self.drivers, frames, strict=True):
+            driver.topic.extend(first, own, 0.0)
+
+    def join(
+        self, forms: tuple[StreamForm | None, StreamForm | None], strategy: DropStrategy, last: int
+    ) -> None:
+        """Join a reader of each topic, of which the second never asks for headers."""
+        pair = [
+            driver.join(Subscriber(FakeSink(), strategy, form=form), last)
+            for driver, form in zip(self.drivers, forms, strict=True)
+        ]
+        self.readers.append((pair[0], pair[1]))
+
+    def do(self, what: str, number: int) -> None:
+        """Carry out ``what`` in both topics alike, for one of the readers or for all."""
+        if what in ("flush", "begin"):
+            for driver in self.drivers:
+                driver.flush() if what == "flush" else driver.begin()
+        elif self.readers:
+            for driver, reader in zip(
+                self.drivers, self.readers[number % len(self.readers)], strict=True
+            ):
+                if what == "leave":
+                    driver.topic.leave(reader, 0.0)
+                elif what == "block" and not reader.is_blocked:
+                    driver.block(reader)
+                elif what == "unblock" and reader.is_blocked:
+                    driver.unblock(reader)
+
+
+@given(st.lists(OPERATIONS, min_size=5, max_size=40))
+def test_headers_change_nothing_for_anybody_but_those_who_ask(
+    operations: list[tuple[str, Any]],
+) -> None:
+    """Over random schedules of readers that join, lag and leave: the same bytes as without any.
+
+    Readers that ask have the same messages, each with its own headers.
+    """
+    twins = Twins()
+    for what, value in operations:
+        if what == "publish":
+            twins.publish(value)
+        elif what == "join":
+            twins.join(*value)
+        else:
+            twins.do(what, value)
+    for number in range(len(twins.readers)):
+        twins.do("unblock", number)
+    twins.do("flush", 0)
+
+    for given_headers, plain in twins.readers:
+        received, wanted = sink_of(given_headers).received, sink_of(plain).received
+        form = given_headers.form
+        if form is None or not form.has_headers:
+            assert received == wanted
+        elif form is FRAMES_WITH_HEADERS:
+            frames = [text_frame(each) for each in payloads_in(received)]
+            assert b"".join(map(plain_frame_of, frames)) == wanted
+            assert all(own_headers(payload_of(frame)) for frame in frames)
+        else:
+            lines = [each for each in received.split(b"\n") if b"offset" in each]
+            assert HEADERS_IN.sub(b"", received) == wanted
+            assert all(own_headers(line.removeprefix(b"data: ")) for line in lines)
+    for driver in twins.drivers:
+        for reader in list(driver.topic.live) + list(driver.topic.lagging):
+            driver.topic.leave(reader, 0.0)
+    assert not twins.drivers[0].topic._texts.shared
+
+
+HEADERS_IN = re.compile(rb',"headers":\{"ce-id":"[0-9]+"\}')
+
+
+def own_headers(message: bytes) -> bool:
+    """Return whether a message has no headers, or its own."""
+    found = msgspec.json.decode(message)
+    own = {"ce-id": str(found["offset"])}
+    return bool(found.get("headers", own) == own)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 from daemons import ROOT
 
 from clevrd.cli.command_line import main
@@ -18,6 +18,7 @@ from clevrd.journal.base import Checkpoint, TopicHead
 from clevrd.journal.checkpoint_parts import Joined, state_parts, topic_parts
 from clevrd.journal.engines import engine_of
 from clevrd.journal.kafka import library
+from clevrd.journal.kafka import questions as questions_module
 from clevrd.journal.kafka.library import (
     LOST,
     KafkaFault,
@@ -263,6 +264,10 @@ def test_records_without_a_stamp_are_not_void() -> None:
 # --- topics --------------------------------------------------------------------------------------
 
 
+# A topic that loses nothing when one of three brokers dies.
+KEPT = {"unclean_leader_election_enable": "false", "min_insync_replicas": "2"}
+
+
 def topic(**config: str) -> TopicState:
     """Return a topic with 8 partitions and 3 replicas."""
     return TopicState(ID, 8, 3, {name.replace("_", "."): value for name, value in config.items()})
@@ -293,7 +298,7 @@ def test_topic_that_fits_is_taken_and_differences_are_told() -> None:
     """Without rights to see its configuration nothing is held against it."""
     made = settings(retention_s=1000.0, retention_bytes=80 << 20, min_replicas=2)
     config = topic_config(made)
-    bound_to = TopicState(ID, 8, 3, config)
+    bound_to = TopicState(ID, 8, 3, config | {"unclean.leader.election.enable": "false"})
 
     assert refusal_of(bound_to, made) is None
     assert list(warnings_of(bound_to, made)) == []
@@ -303,12 +308,27 @@ def test_topic_that_fits_is_taken_and_differences_are_told() -> None:
     assert config["min.insync.replicas"] == "2"
     endless = topic_config(settings(retention_s=0.0, retention_bytes=0))
     assert (endless["retention.ms"], endless["retention.bytes"]) == ("-1", "-1")
-    small, age = warnings_of(topic(max_message_bytes="700000", retention_ms="5"), settings())
+    other = topic(max_message_bytes="700000", retention_ms="5", **KEPT)
+    small, age = warnings_of(other, settings())
     assert "700000" in small
     assert "the topic's counts" in age
-    beside = TopicState(ID, 16, 3, checkpoints_config(made))
+    beside = TopicState(ID, 16, 3, checkpoints_config(made, bound_to))
     assert refusal_of_checkpoints(beside, "t.checkpoints", 16, made) is None
     assert "needs 8" in str(refusal_of_checkpoints(beside, "t.checkpoints", 8, made))
+
+
+@pytest.mark.parametrize(
+    ("config", "unclean"),
+    [({}, None), ({**KEPT, "unclean_leader_election_enable": "true"}, "true"), (KEPT, None)],
+    ids=["unseen", "unclean", "kept"],
+)
+def test_checkpoints_are_there_as_long_as_the_log(
+    config: dict[str, str], unclean: str | None
+) -> None:
+    """Where the log goes on with a leader that was not in sync, the topic beside it does, too."""
+    made = checkpoints_config(settings(), topic(**config))
+
+    assert made.get("unclean.leader.election.enable") == unclean
 
 
 @pytest.mark.parametrize(
@@ -319,6 +339,7 @@ def test_topic_that_fits_is_taken_and_differences_are_told() -> None:
         ({"unclean_leader_election_enable": "false", "min_insync_replicas": "2"}, "replicas", True),
         ({"unclean_leader_election_enable": "true", "min_insync_replicas": "2"}, "memory", False),
         ({"unclean_leader_election_enable": "false", "flush_messages": "1"}, "fsync", True),
+        ({"unclean_leader_election_enable": "true", "flush_messages": "1"}, "memory", False),
     ],
 )
 def test_promise_is_what_the_topic_says(
@@ -328,6 +349,39 @@ def test_promise_is_what_the_topic_says(
     state = topic(**config)
 
     assert (state.durability, state.is_kept) == (durability, kept)
+
+
+def test_topic_that_asks_for_more_replicas_than_it_has_promises_no_more() -> None:
+    """Brokers take min.insync.replicas 2 for 1 where there is one copy."""
+    alone = TopicState(ID, 8, 1, topic(**KEPT).config)
+
+    assert (alone.durability, alone.is_kept) == ("memory", False)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "config", "sentence"),
+    [
+        (3, {}, "can't be seen, so each change of leaders is taken for a loss"),
+        (3, {**KEPT, "unclean_leader_election_enable": "true"}, "not in sync, which loses"),
+        (1, KEPT, "has one replica, and the newest messages that were answered go with"),
+        (3, {**KEPT, "min_insync_replicas": "1"}, "one broker alone has; set it to 2"),
+        (3, {**KEPT, "min_insync_replicas": "3"}, "takes nothing while one of its 3 replicas"),
+        (2, KEPT, "give it 3 replicas"),
+        (3, KEPT, ""),
+        (1, {**KEPT, "flush_messages": "1"}, ""),
+    ],
+    ids=["unseen", "unclean", "one", "one-in-sync", "all", "two-of-two", "kept", "flushed"],
+)
+def test_topic_that_is_too_weak_is_told(
+    replicas: int, config: dict[str, str], sentence: str
+) -> None:
+    """What loses answered messages, or takes none, sooner than it has to: a sentence for each."""
+    state = TopicState(ID, 8, replicas, topic(**config).config)
+
+    told = [each for each in warnings_of(state, settings()) if "messages above" not in each]
+
+    assert len(told) == bool(sentence)
+    assert all(sentence in each for each in told)
 
 
 # --- faults --------------------------------------------------------------------------------------
@@ -377,6 +431,32 @@ def test_question_without_an_answer_is_told_with_its_reason() -> None:
     assert troubles.reason_for(unanswered) is unanswered
     assert fault_of(KafkaError(KafkaError._UNKNOWN_TOPIC)).code == "UNKNOWN_TOPIC_OR_PART"
     assert fault_of(TimeoutError()).code == LOST
+
+
+class LeaderlessConsumer:
+    """A consumer that knows of no leader until it is told to ask again, as the library does."""
+
+    def __init__(self) -> None:
+        self.knows = False
+
+    def get_watermark_offsets(self, _place: object, timeout: float) -> tuple[int, int]:
+        """Return the extent, once the leader is known."""
+        if self.knows:
+            return 3, 9
+        raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
+
+    def list_topics(self, _topic: str, timeout: float) -> None:
+        """Ask who leads."""
+        self.knows = True
+
+
+async def test_leader_that_came_later_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was said while there was none is kept by the library for a quarter of an hour."""
+    consumer = LeaderlessConsumer()
+    monkeypatch.setattr(questions_module, "make_consumer", lambda *_: consumer)
+    questions = Questions(settings(), Troubles())
+
+    assert await questions.extent("t", 0) == (3, 9)
 
 
 def test_questions_do_not_wait_for_records_to_come(monkeypatch: pytest.MonkeyPatch) -> None:

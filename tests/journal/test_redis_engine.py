@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -15,7 +15,7 @@ from daemons import until
 from journal_engines import redis_settings
 from journal_log import EPOCH, LogWriter
 from ports import free_port
-from redis_servers import RedisServer, redis_server
+from redis_servers import RedisServer, need_waitaof, redis_server
 from tls import make_pair
 
 from clevrd.errors import JournalFull, JournalUnavailable
@@ -25,7 +25,8 @@ from clevrd.journal.records import digest_of
 from clevrd.journal.redis import engine as engine_module
 from clevrd.journal.redis.connections import Connections
 from clevrd.journal.redis.engine import RedisEngine
-from clevrd.journal.redis.library import ACL_RULES, RedisFault
+from clevrd.journal.redis.library import ACL_RULES, LOST, RedisFault
+from clevrd.journal.redis.pipeline import Pipeline
 from clevrd.journal.redis.reading import LogReader
 from clevrd.journal.redis.retention import LEAST, UNBOUNDED, kept_entries
 from clevrd.journal.redis.scripts import PartitionKeys, entry_of, position_of
@@ -300,10 +301,111 @@ async def test_too_few_replicas_are_no_answer(tmp_path: Path, server: RedisServe
             replica.kill()
 
 
+async def test_replicas_are_asked_over_the_connection_of_the_append(
+    tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that ends behind the append says nothing, and the next one would say: all have.
+
+    A server knows of each connection what was written over it, and of a new one that is nothing.
+    """
+    replica = RedisServer(
+        tmp_path / "b",
+        *("--replicaof", "127.0.0.1", str(server.port), "--repl-diskless-sync-delay", "0"),
+    )
+    try:
+        await asyncio.to_thread(replica.start)
+        with replica.client as client:
+            await until(lambda: client.info("replication")["master_link_status"] == "up")
+        async with opened(redis_settings(server, partitions=1, min_replicas=1)) as engine:
+            writer = LogWriter(await engine.stamp(0))
+            run = engine._run
+
+            async def cut_behind(pipeline: Pipeline, *asked: Any) -> Any:
+                answer = await run(pipeline, *asked)
+                pipeline.end(RedisFault(LOST, "it was cut"))
+                return answer
+
+            monkeypatch.setattr(engine, "_run", cut_behind)
+
+            with pytest.raises(JournalUnavailable, match="it was cut"):
+                await append(engine, writer, "1")
+    finally:
+        replica.kill()
+
+
+@pytest.mark.parametrize("must_sync", [True, False], ids=["promised", "seen"])
+async def test_server_with_other_settings_behind_a_restart_promises_no_more(
+    tmp_path: Path, must_sync: bool
+) -> None:
+    """What was promised is refused then; what was only seen is said no more."""
+    with redis_server(tmp_path / "redis", "--appendfsync", "always") as server:
+        settings = redis_settings(server, partitions=2, must_sync=must_sync)
+        async with opened(settings) as engine, asyncio.timeout(20):
+            writer = LogWriter(await engine.stamp(0))
+            await append(engine, writer, "1")
+            before = engine.durability
+            server.options = ("--appendfsync", "everysec")
+            server.kill()
+            await asyncio.to_thread(server.start)
+            await until(lambda: not engine._partitions[0].stamp)
+            if must_sync:
+                with pytest.raises(JournalUnavailable, match="set appendonly yes, appendfsync"):
+                    await engine.stamp(0)
+            else:
+                assert await engine.stamp(0) != writer.stamp
+
+        assert (before, engine.durability) == ("fsync", "memory")
+
+
+async def test_append_waits_for_the_disks_of_replicas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that has a record in its memory alone is none of those that are waited for."""
+    need_waitaof()
+    monkeypatch.setattr(engine_module, "_SYNC_MS", 300)
+    with redis_server(tmp_path / "redis", "--appendfsync", "always") as server:
+        replica = RedisServer(
+            tmp_path / "b",
+            *("--replicaof", "127.0.0.1", str(server.port), "--repl-diskless-sync-delay", "0"),
+            *("--appendfsync", "always"),
+        )
+        try:
+            await asyncio.to_thread(replica.start)
+            with replica.client as client:
+                await until(lambda: client.info("replication")["master_link_status"] == "up")
+                client.config_set("appendonly", "no")
+            settings = redis_settings(server, partitions=1, must_sync=True, min_replicas=1)
+            async with opened(settings) as engine, asyncio.timeout(20):
+                writer = LogWriter(await engine.stamp(0))
+                with pytest.raises(JournalUnavailable, match=r"0 replicas .* on their disks"):
+                    await append(engine, writer, "1")
+                with replica.client as client:
+                    client.config_set("appendonly", "yes")
+                    await until(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0)
+                await append(engine, writer, "2")
+            assert engine.durability == "fsync"
+        finally:
+            replica.kill()
+
+
+async def test_server_that_answers_before_its_disk_has_a_message_is_refused(
+    server: RedisServer,
+) -> None:
+    """Where the journal is to promise more: the daemon does not start, and says what to set."""
+    said = await refused(redis_settings(server, must_sync=True))
+
+    assert "may answer before its disk has a message" in said
+    assert "appendfsync always" in said
+
+
 @pytest.mark.parametrize(
     ("options", "durability"),
-    [(("--appendfsync", "always"), "fsync"), (("--appendfsync", "everysec"), "memory")],
-    ids=["always", "everysec"],
+    [
+        (("--appendfsync", "always"), "fsync"),
+        (("--appendfsync", "everysec"), "memory"),
+        (("--appendfsync", "always", "--no-appendfsync-on-rewrite", "yes"), "memory"),
+    ],
+    ids=["always", "everysec", "not-on-rewrite"],
 )
 async def test_durability_is_what_the_server_does(
     tmp_path: Path, options: tuple[str, ...], durability: str

@@ -394,6 +394,18 @@ async def test_answer_waits_for_the_replicas_that_are_promised(
     assert (again["offset"], again["repeated"]) == (2, True)
 
 
+@pytest.mark.parametrize("table", [{}, {"durability": "fsync"}], ids=["seen", "promised"])
+async def test_answer_of_a_server_that_syncs_says_so(tmp_path: Path, table: dict[str, str]) -> None:
+    """With appendfsync always, whether the journal promises it or finds it."""
+    with redis_server(tmp_path / "redis", "--appendfsync", "always") as server:
+        async with nodes(server.url, 1, partitions=2, **table) as (daemon,):
+            answer = await daemon.publish("t", 1)
+            figures = (await daemon.get_json("/metrics"))["journal"]
+
+    assert answer["durable"] is True
+    assert figures["durability"] == "fsync"
+
+
 async def test_trimmed_records_are_told_as_a_gap(server: RedisServer) -> None:
     """A node that finds that records went unread goes on behind them, and its readers know."""
     async with (

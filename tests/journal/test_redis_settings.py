@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from daemons import ROOT, running
 from clevrd.cli.command_line import main
 from clevrd.errors import ConfigError
 from clevrd.journal.redis.server_info import ServerInfo, read_info, refusal_of, warnings_of
+from clevrd.journal.redis.settings import RedisSettings
 from clevrd.journal.redis.url import RedisAddress, parse_redis_url
 from clevrd.journal.settings import read_journal
 from clevrd.journal.url_parts import BadUrl, shown_url
@@ -83,7 +85,8 @@ def test_wrong_url_is_told_without_its_secret(url: str, sentence: str) -> None:
     ("table", "sentence"),
     [
         ({"url": "redis://h", "directory": "/j"}, "not both"),
-        ({"url": "redis://h", "durability": "os"}, "journal in a directory"),
+        ({"url": "redis://h", "segment_s": 60.0}, "journal in a directory"),
+        ({"url": "redis://h", "durability": "memory"}, "durability"),
         ({"directory": "/j", "min_replicas": 1}, "journal in Redis"),
         ({"url": "redis://:p@h", "password_file": "/f"}, "has a password already"),
         ({"url": "redis://me:@h"}, "a user and no password"),
@@ -178,29 +181,115 @@ def test_mistake_in_the_plain_setting_names_no_file() -> None:
         read_journal({}, "redis://h?db=1")
 
 
+def settings_of(url: str, **settings: Any) -> RedisSettings:
+    """Return the settings of a journal at ``url``."""
+    return RedisSettings(address=parse_redis_url(url), shown="u", **settings)
+
+
+def info_of(text: bytes, **file: str) -> ServerInfo:
+    """Return what a server says, with the settings of its file."""
+    words = [each.encode() for name, value in file.items() for each in (name, value)]
+    info = read_info(text, [word.replace(b"_", b"-") for word in words])
+    assert info is not None
+    return info
+
+
 def test_info_is_judged() -> None:
     """An old server, a cluster and none, eviction, too few replicas: each has its sentence."""
-    old = read_info(b"redis_version:6.2.7\r\n", ())
-    new = read_info(
+    old = info_of(b"redis_version:6.2.7\r\n")
+    new = info_of(
         b"redis_version:7.0.15\r\ncluster_enabled:1\r\nmaxmemory:9\r\n"
-        b"maxmemory_policy:allkeys-lru\r\nconnected_slaves:0\r\n",
-        (b"appendfsync", b"always", b"appendonly", b"yes"),
+        b"maxmemory_policy:allkeys-lru\r\nconnected_slaves:0\r\n"
     )
-    assert old is not None
-    assert new is not None
-    alone = ServerInfo((8, 2), False, 1, "noeviction", 0, False)
+    alone = info_of(b"redis_version:8.2.0\r\nconnected_slaves:1\r\n")
+    single, cluster = settings_of("redis://h", min_replicas=1), settings_of("redis+cluster://h")
 
     assert read_info(b"HTTP/1.1 400\r\n", ()) is None
-    assert "7.0 or newer" in str(refusal_of(old, "single", "u"))
-    assert "redis+cluster://" in str(refusal_of(new, "single", "u"))
-    assert refusal_of(new, "cluster", "u") is None
-    assert "is no cluster" in str(refusal_of(alone, "cluster", "u"))
-    assert new.is_synced
-    assert not alone.is_synced
-    evicts, replicas = warnings_of(new, 1, "u")
+    assert "Redis 6.2.7 at u is too old; the journal needs 7.0 or newer" in str(
+        refusal_of(old, single)
+    )
+    assert "redis+cluster://" in str(refusal_of(new, single))
+    assert refusal_of(new, cluster) is None
+    assert "is no cluster" in str(refusal_of(alone, cluster))
+    evicts, replicas = warnings_of(new, single)
     assert "noeviction" in evicts
     assert "min_replicas" in replicas
-    assert list(warnings_of(alone, 1, "u")) == []
+    assert list(warnings_of(alone, single)) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "is_synced"),
+    [
+        ({"appendonly": "yes", "appendfsync": "always"}, True),
+        ({"appendonly": "yes", "appendfsync": "everysec"}, False),
+        ({"appendonly": "no", "appendfsync": "always"}, False),
+        (
+            {"appendonly": "yes", "appendfsync": "always", "no_appendfsync_on_rewrite": "yes"},
+            False,
+        ),
+        ({}, False),
+    ],
+    ids=["always", "everysec", "no-file", "not-on-rewrite", "unknown"],
+)
+def test_server_syncs_before_it_answers(file: dict[str, str], is_synced: bool) -> None:
+    """Only if it always does, also while its file is written anew."""
+    assert info_of(b"redis_version:7.0.15\r\n", **file).is_synced is is_synced
+
+
+ALWAYS = {"appendonly": "yes", "appendfsync": "always"}
+
+
+@pytest.mark.parametrize(
+    ("version", "file", "min_replicas", "sentence"),
+    [
+        ("7.0.15", ALWAYS, 0, ""),
+        ("7.0.15", ALWAYS, 1, "Redis 7.0.15 at u can't say .* Redis 7.2 or newer, or Valkey"),
+        ("7.2.4", ALWAYS, 1, ""),
+        ("7.2.4", {"appendonly": "yes", "appendfsync": "everysec"}, 1, "set .* appendfsync always"),
+        ("7.2.4", {"appendonly": "no"}, 0, "set appendonly yes"),
+        ("7.2.4", {}, 0, "let the daemon's user see them"),
+    ],
+    ids=["alone", "old", "replicas", "everysec", "no-file", "unseen"],
+)
+def test_what_keeps_a_server_from_syncing_is_told(
+    version: str, file: dict[str, str], min_replicas: int, sentence: str
+) -> None:
+    """A server that answers before its disk has a message is refused where that is promised."""
+    info = info_of(f"redis_version:{version}".encode(), **file)
+    promised = settings_of("redis://h", must_sync=True, min_replicas=min_replicas)
+    refusal = refusal_of(info, promised)
+
+    assert refusal_of(info, settings_of("redis://h", min_replicas=min_replicas)) is None
+    assert re.search(sentence, refusal or "")
+    assert bool(refusal) is bool(sentence)
+
+
+def test_what_a_synced_message_does_not_outlive_is_told() -> None:
+    """A failover to a replica that nobody waits for."""
+    text = b"redis_version:7.2.4\r\nvalkey_version:8.0.1\r\nconnected_slaves:1\r\n"
+    synced, plain = info_of(text, **ALWAYS), info_of(text)
+    alone = info_of(b"redis_version:7.2.4\r\nconnected_slaves:0\r\n", **ALWAYS)
+
+    (told,) = warnings_of(synced, settings_of("redis://h"))
+    waiting = warnings_of(synced, settings_of("redis://h", must_sync=True, min_replicas=1))
+
+    assert synced.product == "Valkey 8.0.1"
+    assert 'durability = "fsync" and min_replicas = 1' in told
+    assert list(waiting) == []
+    assert list(warnings_of(plain, settings_of("redis://h"))) == []
+    assert list(warnings_of(alone, settings_of("redis://h"))) == []
+
+
+@pytest.mark.parametrize(
+    ("table", "durability"),
+    [({}, "os"), ({"durability": "os"}, "os"), ({"durability": "fsync"}, "fsync")],
+    ids=["unsaid", "os", "fsync"],
+)
+def test_durability_is_asked_for(table: dict[str, str], durability: str) -> None:
+    """In Redis answers wait for a disk only where the file says so."""
+    settings = read_journal({"journal": {"url": "redis://h", **table}}, "")
+
+    assert settings.durability == durability
 
 
 async def test_config_and_metrics_show_no_password(tmp_path: Path) -> None:

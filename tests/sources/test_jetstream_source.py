@@ -19,6 +19,8 @@ from nats.js import JetStreamContext
 from nats_servers import NatsServer
 from websockets.asyncio.client import ClientConnection, connect
 
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
@@ -84,7 +86,8 @@ async def test_records_become_messages_in_their_order(
     server: NatsServer, stream: JetStreamContext
 ) -> None:
     """What was there and what comes later: topics of subjects, headers and pointers."""
-    await add(stream, {"id": 1}, region="eu")
+    event = {"ce-specversion": "1.0", "ce-id": "50%25", "traceparent": PARENT}
+    await add(stream, {"id": 1}, region="eu", **event)
     source = table(server, topic="{key}.{header:region}", key="{/id}")
     async with running(sources=[source]) as daemon, reading(daemon, "orders.eu.eu") as reader:
         (first,) = await received(reader, 1)
@@ -92,7 +95,13 @@ async def test_records_become_messages_in_their_order(
             await add(stream, {"id": number}, region="eu")
         rest = await received(reader, 399)
         await until(lambda: figures(daemon).lag == 0)
+        path = "/topics/orders.eu.eu/messages?since=all&limit=2&headers=true"
+        carried = await daemon.get_json(path)
 
+    assert [each.get("headers") for each in carried["messages"]] == [
+        {"traceparent": PARENT, "ce-specversion": "1.0", "ce-id": "50%"},
+        None,
+    ]
     assert [each["key"] for each in [first, *rest]] == [str(number) for number in range(1, 401)]
     assert (figures(daemon).taken, figures(daemon).position) == (400, "400")
 

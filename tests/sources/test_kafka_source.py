@@ -25,6 +25,8 @@ from clevrd.sources import kafka_topic
 # A broker is a JVM, which a busy machine starts in half a minute.
 pytestmark = pytest.mark.timeout(90)
 
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
 
 @pytest.fixture(scope="module")
 def server() -> KafkaServer:
@@ -86,7 +88,8 @@ async def add(server: KafkaServer, topic: str, *values: Any, **options: Any) -> 
 
 async def test_records_become_messages_in_their_order(server: KafkaServer, topic: str) -> None:
     """What was there and what comes later: topics and keys of key, headers and pointers."""
-    await add(server, topic, {"id": 1}, key="k1", headers={"region": "eu"})
+    event = {"ce_specversion": "1.0", "ce_id": "50%25", "traceparent": PARENT, "tracestate": "?"}
+    await add(server, topic, {"id": 1}, key="k1", headers={"region": "eu", **event})
     source = table(server, topic, topic="{header:region}.{/id}", key="{key}")
     async with running(sources=[source]) as daemon, reading(daemon, "eu.1") as reader:
         (first,) = await received(reader, 1)
@@ -94,7 +97,12 @@ async def test_records_become_messages_in_their_order(server: KafkaServer, topic
         await add(server, topic, *numbers, key="k2", headers={"region": "eu"})
         rest = await received(reader, 1000)
         await until(lambda: figures(daemon).lag == 0)
+        carried = await daemon.get_json("/topics/eu.1/messages?since=all&limit=2&headers=true")
 
+    assert [each.get("headers") for each in carried["messages"]] == [
+        {"traceparent": PARENT, "ce-specversion": "1.0", "ce-id": "50%25"},
+        None,
+    ]
     assert first["key"] == "k1"
     assert [each["data"]["n"] for each in rest] == list(range(1000))
     assert (figures(daemon).taken, figures(daemon).position) == (1001, "0:1000")

@@ -1,11 +1,13 @@
 """Real Redis servers and Sentinels, started by tests on free ports. No daemon here.
 
-`make redis` installs them; without them the tests are skipped, and fail where CI=true.
+`make redis` installs them; without them the tests are skipped, and fail where CI=true. REDIS_SERVER
+names another server, such as a valkey-server.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -23,14 +25,28 @@ from server_process import ServerProcess
 START_S = 10.0
 
 
-def need(name: str = "redis-server") -> str:
-    """Return ``name``, a tool on PATH; without it skip the test, or fail it where CI=true."""
+def need(name: str = "redis-server") -> list[str]:
+    """Return how ``name``, a tool on PATH, is called; without it skip the test, or fail if CI=true.
+
+    The server that REDIS_SERVER names is its own Sentinel, too.
+    """
+    if other := os.environ.get("REDIS_SERVER"):
+        return [other] if name == "redis-server" else [other, "--sentinel"]
     if shutil.which(name) is None:
         reason = f"there is no {name}; on Debian: apt-get install redis-server redis-sentinel"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
-    return name
+    return [name]
+
+
+def need_waitaof() -> None:
+    """Skip the test unless the server can say what is on its disk: Redis 7.2, or Valkey."""
+    said = subprocess.run([*need(), "--version"], capture_output=True, text=True, timeout=10).stdout
+    version = re.search(r"v=(\d+)\.(\d+)", said)
+    assert version is not None, said
+    if (int(version[1]), int(version[2])) < (7, 2):
+        pytest.skip(f"{said.split(' sha')[0]} has no WAITAOF; REDIS_SERVER names another one")
 
 
 class RedisServer(ServerProcess):
@@ -42,7 +58,7 @@ class RedisServer(ServerProcess):
         Args:
             options: what its configuration has beyond the least, as on the command line.
         """
-        need()
+        self._tool = need()
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.port = port or free_port()
@@ -68,7 +84,7 @@ class RedisServer(ServerProcess):
     def command(self) -> list[str]:
         """Return how the server is started."""
         return [
-            *("redis-server", "--port", str(self.port), "--bind", "127.0.0.1"),
+            *(*self._tool, "--port", str(self.port), "--bind", "127.0.0.1"),
             *("--dir", str(self.folder), "--save", "", "--appendonly", "yes"),
             *("--logfile", str(self.folder / "log"), *self.options),
         ]
@@ -119,7 +135,7 @@ class Sentinel(RedisServer):
     def __init__(self, folder: Path, primary: RedisServer, quorum: int = 2) -> None:
         """Args: primary: what it watches, as ``mymaster``; quorum: Sentinels that have to agree."""
         super().__init__(folder)
-        need("redis-sentinel")
+        self._tool = need("redis-sentinel")
         self._config = folder / "sentinel.conf"
         self._config.write_text(
             f"port {self.port}\nbind 127.0.0.1\ndir {folder}\nlogfile {folder}/log\n"
@@ -130,7 +146,7 @@ class Sentinel(RedisServer):
 
     def command(self) -> list[str]:
         """Return how the Sentinel is started."""
-        return ["redis-sentinel", str(self._config)]
+        return [self._tool[0], str(self._config), *self._tool[1:]]
 
 
 @contextmanager

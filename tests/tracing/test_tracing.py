@@ -23,9 +23,10 @@ from websockets.asyncio.client import connect
 from clevrd import __version__
 from clevrd.cli import main
 from clevrd.handlers.publish.endpoint import PublishEndpoint
+from clevrd.hub import traced_delivery
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.rounds import Rounds
-from clevrd.hub.traced_delivery import MAX_NOTED, TracedRounds
+from clevrd.hub.traced_delivery import TracedRounds
 from clevrd.tenants.keys import new_key
 from clevrd.tenants.settings import read_access
 from clevrd.tracing import sender
@@ -237,14 +238,19 @@ async def test_batch_has_one_span_that_all_its_messages_carry(
 
 
 async def test_repeat_of_a_publish_with_a_key_says_so(daemon: Daemon, collector: Collector) -> None:
-    """A repeat has a span of its own, with the id of the first message."""
+    """A repeat has a span of its own, with the first message's id; other data is an error."""
     first = await daemon.publish("t", 1, **{"Idempotency-Key": "k"})
     await daemon.publish("t", 1, **{"Idempotency-Key": "k"})
+    other = {"topic": "t", "data": 2, "idempotency_key": "k"}
+    async with daemon.http.post(f"{daemon.url}/publish", json=other) as answer:
+        assert answer.status == 400
 
-    spans = await collector.wait_for("publish", 2)
+    *spans, refused = await collector.wait_for("publish", 3)
     ids = [span.attributes["messaging.message.id"] for span in spans]
     assert ids == [first["message_id"]] * 2
     assert [span.attributes.get("clevrd.repeated") for span in spans] == [None, True]
+    assert refused.attributes["error.type"] == "invalid_request"
+    assert refused.attributes["messaging.destination.name"] == "t"
 
 
 @pytest.mark.parametrize("path", ["/publish", "/ws"], ids=["publish", "commands"])
@@ -318,10 +324,11 @@ async def test_journaled_publish_ends_its_span_with_its_answer(
 
 
 async def test_many_messages_of_a_turn_have_a_bounded_number_of_spans(
-    daemon: Daemon, collector: Collector
+    daemon: Daemon, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Deliveries beyond the bound have no span, and are counted as dropped."""
-    count = MAX_NOTED + 50
+    monkeypatch.setattr(traced_delivery, "MAX_NOTED", 10)
+    count = 50
     body = "\n".join([json.dumps({"topic": "t", "data": 1})] * count)
     async with subscribe(daemon.ws_url):
         async with daemon.http.post(f"{daemon.url}/publish/batch", data=body) as answer:
@@ -340,6 +347,7 @@ async def test_many_messages_of_a_turn_have_a_bounded_number_of_spans(
     rounds = daemon.hub.delivery.rounds
     assert isinstance(rounds, TracedRounds)
     assert rounds.noted_messages == 0
+    assert counts()["dropped"] > 0
     assert counts()["sent"] == len(collector.spans)
 
 

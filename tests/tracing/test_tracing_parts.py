@@ -280,7 +280,7 @@ class FakeExporter:
     def send(self, spans: Sequence[Span]) -> str | None:
         """Take them when the test lets it."""
         self.batches.append(len(spans))
-        assert self.goes_on.wait(20)
+        assert self.goes_on.wait(60)
         if self.error is not None:
             raise self.error
         return self.why

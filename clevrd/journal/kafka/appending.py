@@ -1,4 +1,8 @@
-"""Appender: the producer, whose answers one thread takes and hands to the loop, many at once."""
+"""Appender: the producer, whose answers one thread takes and hands to the loop, many at once.
+
+A record that was taken is read back at about the same time, by another thread. So an answer is
+hurried for only where nobody reads: two threads that wake the loop for each record cost twice.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # The thread looks so often whether it is to end.
 _POLL_S: Final = 0.1
+# How long it leaves answers where they are, unless somebody waits for one.
+_LAZY_S: Final = 0.01
 # How long a producer that is not needed any more may take to end.
 _END_S: Final = 5.0
 
@@ -41,6 +47,7 @@ class _Serving:
         self.producer = producer
         self._loop = loop
         self._is_ending = False
+        self._hurry = threading.Event()
         # Answers of one poll; the thread's alone.
         self._answers: list[_Answer] = []
         self.thread = threading.Thread(target=self._serve, name="clevrd-kafka-appends", daemon=True)
@@ -48,7 +55,12 @@ class _Serving:
 
     def delivered(self, future: asyncio.Future[int], error: KafkaError | None, record: Any) -> None:
         """Take an answer; called by the thread, within a poll."""
-        self._answers.append((future, error, record.offset()))
+        if error is not None or not future.done():
+            self._answers.append((future, error, record.offset()))
+
+    def hurry(self) -> None:
+        """Have the next answer taken at once."""
+        self._hurry.set()
 
     def end(self) -> None:
         """Let the thread end soon; answers that are due fail."""
@@ -59,6 +71,8 @@ class _Serving:
         while not self._is_ending:
             producer.poll(_POLL_S)
             self._hand_over()
+            if self._hurry.wait(_LAZY_S):
+                self._hurry.clear()
         producer.purge()
         producer.poll(0)
         self._hand_over()
@@ -113,10 +127,16 @@ class Appender:
             # It asks for its id at once, which takes a second.
             self._serving = self._made()
 
-    def append(self, topic: str, partition: int, value: bytes) -> asyncio.Future[int]:
+    def append(
+        self, topic: str, partition: int, value: bytes, *, is_read: bool = False
+    ) -> asyncio.Future[int]:
         """Send a record; return its offset, which is due.
 
         It is a KafkaFault where it may not have been taken.
+
+        Args:
+            is_read: it is read back as it comes, and the caller sets the offset then, if that is
+                earlier.
         """
         future: asyncio.Future[int] = self._loop.create_future()
         if self._is_closed:
@@ -135,6 +155,8 @@ class Appender:
                 partition=partition,
                 on_delivery=partial(serving.delivered, future),
             )
+            if not is_read:
+                serving.hurry()
         except (KafkaException, BufferError) as error:
             fault = fault_of(error)
             if not future.done():

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -30,7 +30,7 @@ from clevrd.journal.kafka.library import (
     too_large,
 )
 from clevrd.journal.kafka.questions import Questions
-from clevrd.journal.kafka.reading import Arrived, LogReader, OutOfRange
+from clevrd.journal.kafka.reading import TICK_S, Arrived, LogReader, OutOfRange
 from clevrd.journal.kafka.settings import KafkaSettings
 from clevrd.journal.kafka.stamps import is_of_topic, is_void, spell_stamp, stamp_in
 from clevrd.journal.kafka.topic_state import (
@@ -58,8 +58,6 @@ _LOOK_S: Final = 1.0
 _LOOKS_FOR_CONFIG: Final = 30
 # Looks after which an appended record should have been read by a reader that waits.
 _DEAF_LOOKS: Final = 5
-# How long an append waits to see its record before it is looked up alone.
-_SEEN_S: Final = 1.0
 # An append that took longer may have been sent again, after a change of leaders: librdkafka waits
 # 80 ms or more before it does that.
 _SLOW_S: Final = 0.05
@@ -104,7 +102,7 @@ class KafkaEngine:
     def __init__(self, settings: KafkaSettings) -> None:
         """Make an engine; `open` connects it."""
         self.partitions = settings.partitions
-        # Known for good when it is open.
+        # As the topic was seen last.
         self.durability = "memory"
         self._settings = settings
         self._topic = settings.address.topic
@@ -155,6 +153,7 @@ class KafkaEngine:
             await self.close()
             raise
         self._tasks.append(loop.create_task(self._look_over()))
+        self._tasks.append(loop.create_task(self._tick(self._reader)))
 
     async def stamp(self, partition: int) -> str:
         """Return the incarnation of what accepts records now."""
@@ -177,8 +176,12 @@ class KafkaEngine:
             raise Fenced
         loop = asyncio.get_running_loop()
         sent_s, read_end = loop.time(), reader.end_of(partition)
+        is_read = reader.is_reading(partition)
+        taken = appender.append(self._topic, partition, record, is_read=is_read)
+        if is_read:
+            reader.expect(partition, record, taken)
         try:
-            offset = await appender.append(self._topic, partition, record)
+            offset = await taken
         except KafkaFault as fault:
             raise self._append_error(fault, len(record)) from fault
         if offset < read_end:
@@ -298,11 +301,9 @@ class KafkaEngine:
         """
         _, _, reader = self._opened()
         if reader.is_reading(each.number):
-            arrival = reader.arrival(each.number, offset)
-            await asyncio.wait((arrival,), timeout=_SEEN_S)
-            if arrival.done():
+            # One that does not come within a second is looked up alone.
+            if await reader.arrives(each.number, offset):
                 return not reader.is_void(each.number, offset)
-            arrival.cancel()
         elif each.proven_stamp == stamp and not is_slow:
             return True
         async with each.proving:
@@ -395,28 +396,34 @@ class KafkaEngine:
         """Ask about the topic, and make it where it is missing; return it. Raises KafkaFault."""
         settings = self._settings
         checkpoints, partitions = settings.address.checkpoints, 2 * self.partitions
-        state = await self._ensure(self._topic, self.partitions, topic_config)
+        config = topic_config(settings)
+        state = await self._ensure(self._topic, self.partitions, settings.replicas, config)
         refusal = refusal_of(state, settings)
         if refusal is None:
-            beside = await self._ensure(checkpoints, partitions, checkpoints_config)
+            # As many copies as the topic has, whoever made that: a start needs both.
+            replicas = settings.replicas or state.replicas
+            config = checkpoints_config(settings, state)
+            beside = await self._ensure(checkpoints, partitions, replicas, config)
             refusal = refusal_of_checkpoints(beside, checkpoints, partitions, settings)
         if refusal is not None:
             raise JournalUnavailable(refusal)
         if state.topic_id != self._topic_id:
             self._begin(state)
-        self._state = state
+        self._state, self.durability = state, state.durability
         return state
 
     async def _ensure(
-        self, name: str, partitions: int, config: Callable[[KafkaSettings], Mapping[str, str]]
+        self,
+        name: str,
+        partitions: int,
+        replicas: int,
+        config: Mapping[str, str],
     ) -> TopicState:
         questions, _, _ = self._opened()
         state = await questions.topic(name)
         if state is None:
             log.warning("making the kafka topic name=%s partitions=%d", name, partitions)
-            await questions.make_topic(
-                name, partitions, self._settings.replicas, config(self._settings)
-            )
+            await questions.make_topic(name, partitions, replicas, config)
             # The brokers have yet to hear of it.
             for _ in range(_HEARD_TRIES):
                 state = await questions.topic(name)
@@ -460,7 +467,6 @@ class KafkaEngine:
     async def _check(self) -> None:
         questions, _, _ = self._opened()
         state = await self._look()
-        self.durability = state.durability
         for warning in warnings_of(state, self._settings):
             log.warning("look at the journal's service why=%r", warning)
         for each in self._partitions:
@@ -476,6 +482,11 @@ class KafkaEngine:
                 )
 
     # --- all the time ----------------------------------------------------------------------------
+
+    async def _tick(self, reader: LogReader) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            reader.tick()
 
     async def _look_over(self) -> None:
         """Notice a topic that was made again, and a reader that hears nothing."""
@@ -494,13 +505,21 @@ class KafkaEngine:
 
     async def _look_at_topic(self, *, is_whole: bool) -> None:
         questions, _, _ = self._opened()
-        if not is_whole and self._state is not None:
+        if self._state is not None and not is_whole:
             if await questions.topic_id(self._topic) == self._topic_id:
                 return
             self._state = None
-        if is_whole:
-            self._state = None
-        await self._known_state()
+        if self._state is None:
+            await self._known_state()
+            return
+        # What is known stays until there is an answer: appends need it, and no answer may come for
+        # as long as a broker is away.
+        async with self._looking:
+            try:
+                await self._look()
+            except JournalUnavailable:
+                self._state = None
+                raise
 
     def _look_for_deaf(self) -> None:
         _, _, reader = self._opened()

@@ -12,15 +12,19 @@ from typing import Any, Final
 
 from clevrd.errors import ConfigError, JournalUnavailable, MessageTooLarge
 from clevrd.journal.kafka.settings import KafkaSettings
+from clevrd.journal.library_versions import refuse_older
 
 try:
     from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
     from confluent_kafka.admin import AdminClient
 except ImportError as error:
+    refuse_older("kafka")
     raise ConfigError(
         "The journal is in Kafka, and the Python package confluent-kafka is not installed; install"
         ' it: pip install "clevrd[kafka]".'
     ) from error
+
+refuse_older("kafka")
 
 # The rights that a user of the cluster has to have.
 RIGHTS: Final = (
@@ -158,8 +162,8 @@ def sentence_of(fault: KafkaFault, shown: str) -> str:
         )
     if code == MISSING:
         return (
-            f"Kafka at {shown} has no such topic; let the daemon's user make it (Create), or make"
-            " it yourself."
+            f"Kafka at {shown} has no such topic, or none of the brokers that have it is there; see"
+            " to them, and let the daemon's user make it (Create), or make it yourself."
         )
     if code in ("NOT_ENOUGH_REPLICAS", "NOT_ENOUGH_REPLICAS_AFTER_APPEND"):
         return (

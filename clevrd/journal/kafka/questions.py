@@ -37,8 +37,16 @@ ResultT = TypeVar("ResultT")
 ASK_S: Final = 4.0
 _GLANCE_S: Final = 0.2
 _RETRY_S: Final = 0.1
+# How long a broker may take to say who leads.
+_RELOOK_S: Final = 1.0
 _MOVING: Final = frozenset(
-    {MISSING, "NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "FENCED_LEADER_EPOCH"}
+    {
+        MISSING,
+        "NOT_LEADER_FOR_PARTITION",
+        "LEADER_NOT_AVAILABLE",
+        "FENCED_LEADER_EPOCH",
+        "_DESTROY_BROKER",
+    }
 )
 # An answer is fetched with what follows it, which nobody wants.
 _QUEUED_KBYTES: Final = 1_024
@@ -210,6 +218,10 @@ class Questions:
                 # A topic that was just made, or a leader that moves, is known a moment later.
                 if fault_of(error).code not in _MOVING or time.monotonic() > until_s:
                     raise
+                # The library keeps what a broker says while there is no leader for 15 minutes, and
+                # asks none before that, unless it is told to.
+                with suppress(KafkaException):
+                    consumer.list_topics(topic, timeout=_RELOOK_S)
                 time.sleep(_RETRY_S)
 
     def _records(

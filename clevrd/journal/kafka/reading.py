@@ -34,6 +34,9 @@ _ANSWER_BYTES: Final = 1 << 20
 _ANSWER_RECORDS: Final = 512
 # Places whose verdict somebody may still ask for; only void ones are kept.
 _MAX_VOID: Final = 64
+# Callers that wait for a record wait for so many ticks, and up to one more.
+TICK_S: Final = 0.5
+_WATCH_TICKS: Final = 2
 TRUNCATED: Final = "_LOG_TRUNCATION"
 
 
@@ -53,6 +56,22 @@ class Arrived(NamedTuple):
     fault: KafkaFault | None
 
 
+class _Watcher:
+    """A caller that waits for a record to arrive: its offset, and ticks that it waits yet."""
+
+    __slots__ = ("arrived", "offset", "ticks")
+
+    def __init__(self, offset: int, arrived: asyncio.Future[bool]) -> None:
+        self.offset = offset
+        self.arrived = arrived
+        self.ticks = _WATCH_TICKS
+
+    def give(self, has_arrived: bool) -> None:
+        """Tell the caller, if it still waits."""
+        if not self.arrived.done():
+            self.arrived.set_result(has_arrived)
+
+
 class _Slot:
     """One partition, on the loop's side."""
 
@@ -60,6 +79,7 @@ class _Slot:
         "at",
         "bytes",
         "end",
+        "expected",
         "fault",
         "is_asked",
         "is_paused",
@@ -85,8 +105,10 @@ class _Slot:
         self.waiter: asyncio.Future[None] | None = None
         # The newest records that were left out, as void.
         self.void: deque[int] = deque(maxlen=_MAX_VOID)
-        # Callers that wait for a record to arrive, with its offset.
-        self.watchers: list[tuple[int, asyncio.Future[None]]] = []
+        # Records that were just sent, with the futures of their offsets, in the order of sending.
+        self.expected: deque[tuple[bytes, asyncio.Future[int]]] = deque()
+        # Callers that wait for a record to arrive.
+        self.watchers: list[_Watcher] = []
 
     def wake(self) -> None:
         """Let the `read` that waits look again."""
@@ -199,16 +221,34 @@ class LogReader:
         """Whether the record at ``offset``, which has arrived lately, was left out."""
         return offset in self._slots[partition].void
 
-    def arrival(self, partition: int, offset: int) -> asyncio.Future[None]:
-        """Return what is done once the record at ``offset`` has arrived."""
+    def expect(self, partition: int, record: bytes, offset: asyncio.Future[int]) -> None:
+        """Expect ``record``, which was just sent: when it arrives it was taken, at ``offset``.
+
+        It arrives about when the broker answers who has sent it, whose word is waited for by
+        another thread: with records that follow each other fast that one may take its time.
+        """
+        self._slots[partition].expected.append((record, offset))
+
+    async def arrives(self, partition: int, offset: int) -> bool:
+        """Wait until the record at ``offset`` has arrived; False if that takes too long."""
         slot = self._slots[partition]
-        future: asyncio.Future[None] = self._loop.create_future()
         if slot.end > offset:
-            future.set_result(None)
-        else:
-            slot.watchers = [each for each in slot.watchers if not each[1].done()]
-            slot.watchers.append((offset, future))
-        return future
+            return True
+        arrived: asyncio.Future[bool] = self._loop.create_future()
+        slot.watchers.append(_Watcher(offset, arrived))
+        return await arrived
+
+    def tick(self) -> None:
+        """Let go of callers that have waited for too long; called each TICK_S.
+
+        A timer for each of them would cost as much as the rest of an append.
+        """
+        for slot in self._slots:
+            for watcher in slot.watchers:
+                watcher.ticks -= 1
+                if watcher.ticks < 0:
+                    watcher.give(False)
+            slot.watchers = [each for each in slot.watchers if not each.arrived.done()]
 
     async def read(self, partition: int, offset: int) -> list[tuple[int, bytes]]:
         """Return the next records from ``offset`` on, with their offsets; wait for one.
@@ -291,6 +331,7 @@ class LogReader:
 
     def _take(self, arrived: list[Arrived]) -> None:
         """Take what the thread has read; called on the loop."""
+        seen: list[tuple[asyncio.Future[int], int]] = []
         for each in arrived:
             if not 0 <= each.partition < len(self._slots):
                 continue
@@ -301,7 +342,12 @@ class LogReader:
                 slot.fault = each.fault
             elif each.offset >= slot.end:
                 self._take_record(slot, each)
+                if slot.expected and (sent := _sent_as(slot.expected, each.value)) is not None:
+                    seen.append((sent, each.offset))
             slot.wake()
+        # Behind the readers, so that a record is folded when its sender goes on.
+        for sent, offset in seen:
+            sent.set_result(offset)
 
     def _take_record(self, slot: _Slot, each: Arrived) -> None:
         if self._judge(each):
@@ -311,10 +357,21 @@ class LogReader:
             slot.void.append(each.offset)
         slot.end = each.offset + 1
         if slot.watchers:
-            for offset, future in slot.watchers:
-                if offset < slot.end and not future.done():
-                    future.set_result(None)
-            slot.watchers = [watcher for watcher in slot.watchers if not watcher[1].done()]
+            for watcher in slot.watchers:
+                if watcher.offset < slot.end:
+                    watcher.give(True)
+            slot.watchers = [each for each in slot.watchers if not each.arrived.done()]
         if slot.bytes >= _HIGH_BYTES and not slot.is_paused and self._consuming is not None:
             slot.is_paused = True
             self._consuming.order("pause", each.partition)
+
+
+def _sent_as(
+    expected: deque[tuple[bytes, asyncio.Future[int]]], value: bytes
+) -> asyncio.Future[int] | None:
+    """Return the future of the oldest record that is expected, if it is this one."""
+    while expected and expected[0][1].done():
+        expected.popleft()
+    if not expected or expected[0][0] != value:
+        return None
+    return expected.popleft()[1]

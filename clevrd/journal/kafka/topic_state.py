@@ -55,16 +55,29 @@ class TopicState(msgspec.Struct, frozen=True):
         A leader that was not in sync is never chosen, and either a second broker has each record
         or it is on the disk.
         """
-        if self.config.get("unclean.leader.election.enable", "true") != "false":
+        if self.is_unclean:
             return False
-        return self.is_synced or _number(self.config, "min.insync.replicas", 1) >= 2
+        return self.is_synced or self.in_sync >= 2
+
+    @property
+    def is_unclean(self) -> bool:
+        """Whether a leader that was not in sync may be chosen, as far as is known."""
+        return self.config.get("unclean.leader.election.enable", "true") != "false"
+
+    @property
+    def in_sync(self) -> int:
+        """Replicas that have a record before it is answered.
+
+        A topic may ask for more than it has; newer brokers take that for all that it has.
+        """
+        return min(_number(self.config, "min.insync.replicas", 1), self.replicas)
 
     @property
     def durability(self) -> str:
         """The worst that an answered record survives."""
-        if self.is_synced:
-            return "fsync"
-        return "replicas" if self.is_kept else "memory"
+        if not self.is_kept:
+            return "memory"
+        return "fsync" if self.is_synced else "replicas"
 
 
 def _number(config: Mapping[str, str], name: str, default: int) -> int:
@@ -141,6 +154,39 @@ def warnings_of(state: TopicState, settings: KafkaSettings) -> Iterator[str]:
                 f"the topic at {settings.shown} has {name} {config[name]}, and the settings say"
                 f" {wanted[name]}; the topic's counts"
             )
+    yield from _weaknesses(state, settings.shown)
+
+
+def _weaknesses(state: TopicState, shown: str) -> Iterator[str]:
+    """Yield what of the topic loses messages, or refuses them, sooner than it has to."""
+    replicas, in_sync = state.replicas, state.in_sync
+    if not state.config:
+        yield (
+            f"the configuration of the topic at {shown} can't be seen, so each change of leaders is"
+            " taken for a loss of messages; allow its user DescribeConfigs"
+        )
+        return
+    if state.is_unclean and replicas > 1:
+        yield (
+            f"the topic at {shown} may get a leader that was not in sync, which loses messages that"
+            " were answered; set its unclean.leader.election.enable to false"
+        )
+    if replicas == 1 and not state.is_synced:
+        yield (
+            f"the topic at {shown} has one replica, and the newest messages that were answered go"
+            " with its broker; give it 3, and min.insync.replicas 2"
+        )
+    elif in_sync < 2 and not state.is_synced:
+        yield (
+            f"the topic at {shown} has min.insync.replicas 1, so messages are answered that one"
+            " broker alone has; set it to 2"
+        )
+    elif replicas > 1 and in_sync == replicas:
+        fewer = "give it 3 replicas" if replicas == 2 else f"set it to {replicas - 1}"
+        yield (
+            f"the topic at {shown} takes nothing while one of its {replicas} replicas is away"
+            f" (min.insync.replicas {in_sync}); {fewer}"
+        )
 
 
 def topic_config(settings: KafkaSettings) -> dict[str, str]:
@@ -159,11 +205,15 @@ def topic_config(settings: KafkaSettings) -> dict[str, str]:
     return config | _in_sync(settings)
 
 
-def checkpoints_config(settings: KafkaSettings) -> dict[str, str]:
+def checkpoints_config(settings: KafkaSettings, state: TopicState) -> dict[str, str]:
     """Return the configuration of the topic for checkpoints.
 
     They are removed when others have taken their place; its age is a bound where that is not
-    allowed.
+    allowed. Where the topic of the log may go on with a leader that was not in sync, this one may
+    too, or nodes could not read the log again: a checkpoint is checked before it is used.
+
+    Args:
+        state: the topic of the log.
     """
     config = {
         "cleanup.policy": "delete",
@@ -172,6 +222,8 @@ def checkpoints_config(settings: KafkaSettings) -> dict[str, str]:
         "retention.bytes": "-1",
         "segment.bytes": str(_CHECKPOINT_SEGMENT_BYTES),
     }
+    if state.config and state.is_unclean:
+        config["unclean.leader.election.enable"] = "true"
     return config | _in_sync(settings)
 
 

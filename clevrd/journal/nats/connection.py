@@ -22,6 +22,7 @@ from clevrd.journal.nats.library import (
     Connector,
     Message,
     NatsFault,
+    Take,
     close,
 )
 from clevrd.journal.nats.streams import ApiError
@@ -70,7 +71,7 @@ class Connection:
         self._ended = ended
         self._client: Any = None
         # Requests by the last word of the subject that they are answered at.
-        self._due: dict[str, _Due] = {}
+        self._due: dict[bytes, _Due] = {}
         self._number = 0
         self._inbox = ""
         self.feeds: set[Feed] = set()
@@ -85,7 +86,7 @@ class Connection:
         self._client = await connector.connect(host, self._note_error, self._note_closed)
         self.server = self._client._server_info
         self._inbox = self._client.new_inbox()
-        await self.subscribe(f"{self._inbox}.*", self._answered)
+        await self.listen(f"{self._inbox}.*", self._answered)
 
     @property
     def max_payload(self) -> int:
@@ -116,8 +117,24 @@ class Connection:
             self._client.subscribe(subject, cb=got, pending_bytes_limit=0)
         )
 
+    async def listen(self, subject: str, take: Take) -> Any:
+        """Have ``take`` called with each message, at once; raises NatsFault.
+
+        Return what `leave` needs.
+        """
+        return await self._sent(self._client.listen(subject, take))
+
+    async def leave(self, listening: Any) -> None:
+        """Listen no more; raises NatsFault."""
+        await self._sent(self._client.leave(listening))
+
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Send a message, in the order of the calls; raises NatsFault."""
+        try:
+            if self._client.send_now(subject, payload, reply):
+                return
+        except (OSError, RuntimeError, AttributeError) as error:
+            raise self._fault_of(error) from error
         await self._sent(self._client.publish(subject, payload, reply))
 
     async def request(self, subject: str, payload: bytes) -> bytes:
@@ -129,13 +146,13 @@ class Connection:
         if self.fault is not None:
             raise NatsFault(self.fault.code, self.fault.text)
         self._number += 1
-        token = str(self._number)
+        token = b"%d" % self._number
         due = _Due(self._loop.create_future())
         if not self._is_asking:
             self._silent_ticks = 0
         self._due[token] = due
         try:
-            await self.publish(subject, payload, f"{self._inbox}.{token}")
+            await self.publish(subject, payload, f"{self._inbox}.{self._number}")
             return await due.answer
         except NatsFault as fault:
             # Each caller raises its own: a traceback must not grow with each of them.
@@ -201,19 +218,23 @@ class Connection:
             return await sending
         except (nats.errors.Error, OSError, AttributeError) as error:
             # nats-py has only attributes that are None in place of a transport that is gone.
-            fault = self.fault or NatsFault(LOST, str(error) or type(error).__name__)
-            raise NatsFault(fault.code, fault.text) from error
+            raise self._fault_of(error) from error
 
-    async def _answered(self, message: Message) -> None:
+    def _fault_of(self, error: Exception) -> NatsFault:
+        fault = self.fault or NatsFault(LOST, str(error) or type(error).__name__)
+        return NatsFault(fault.code, fault.text)
+
+    def _answered(
+        self, subject: bytes, _reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> None:
         self._silent_ticks = 0
-        due = self._due.get(message.subject.rpartition(".")[2])
+        due = self._due.get(subject.rpartition(b".")[2])
         if due is None or due.answer.done():
             return
-        headers = message.headers
         if headers and headers.get("Status") == _NO_RESPONDERS:
             due.answer.set_exception(NatsFault(NOBODY, "nobody listens"))
         else:
-            due.answer.set_result(message.data)
+            due.answer.set_result(data)
 
     def _note_error(self, text: str) -> None:
         """Fail what is due where the server says that its user may not ask it."""
@@ -351,4 +372,9 @@ def raise_error_in(answer: bytes) -> None:
     except msgspec.MsgspecError as failure:
         raise NatsFault("10000", "an answer that can't be read") from failure
     if error is not None:
-        raise NatsFault(str(error.err_code or error.code), error.description)
+        raise fault_in(error)
+
+
+def fault_in(error: ApiError) -> NatsFault:
+    """Return JetStream's refusal."""
+    return NatsFault(str(error.err_code or error.code), error.description)

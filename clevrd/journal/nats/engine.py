@@ -26,7 +26,7 @@ from clevrd.errors import JournalFull, JournalUnavailable, MessageTooLarge
 from clevrd.journal.base import Checkpoint, Fenced, Placed, Trimmed
 from clevrd.journal.kept_checkpoints import FILL_BYTES, will_do
 from clevrd.journal.nats.checkpoints import CheckpointStore
-from clevrd.journal.nats.connection import TICK_S, Connection, Link, raise_error_in
+from clevrd.journal.nats.connection import TICK_S, Connection, Link, fault_in
 from clevrd.journal.nats.library import (
     BAD_TLS,
     LOST,
@@ -43,6 +43,7 @@ from clevrd.journal.nats.library import (
 from clevrd.journal.nats.reading import LogReader
 from clevrd.journal.nats.settings import NatsSettings
 from clevrd.journal.nats.streams import (
+    ApiError,
     Names,
     StreamInfo,
     checkpoints_config,
@@ -90,6 +91,7 @@ class _Partition:
 
 class _Ack(msgspec.Struct, frozen=True):
     seq: int = 0
+    error: ApiError | None = None
 
 
 class _Message(msgspec.Struct, frozen=True):
@@ -287,8 +289,13 @@ class NatsEngine:
         """Have a stream take a message; return its position. Raises NatsFault."""
         connection = connection or await self._opened().connection()
         answer = await connection.request(subject, data)
-        raise_error_in(answer)
-        return _ack_decoder.decode(answer).seq
+        try:
+            ack = _ack_decoder.decode(answer)
+        except msgspec.MsgspecError as failure:
+            raise NatsFault("10000", "an answer that can't be read") from failure
+        if ack.error is not None:
+            raise fault_in(ack.error)
+        return ack.seq
 
     async def _record_at(self, each: _Partition, position: int) -> bytes | None:
         try:

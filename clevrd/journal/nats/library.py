@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from clevrd.errors import ConfigError, JournalFull, JournalUnavailable
+from clevrd.journal.library_versions import refuse_older
 from clevrd.journal.nats.settings import NatsSettings
 from clevrd.journal.tls import tls_context
 from clevrd.journal.url_parts import Host
@@ -23,11 +24,15 @@ try:
     import nats.errors
     import nkeys  # type: ignore[import-untyped]
     from nats.aio.client import Client, RawCredentials
+    from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 except ImportError as error:
+    refuse_older("nats")
     raise ConfigError(
         "The journal is in NATS, and the Python packages nats-py and nkeys are not installed;"
         ' install them: pip install "clevrd[nats]".'
     ) from error
+
+refuse_older("nats")
 
 # How long a connection may take until requests can be sent over it.
 CONNECT_S: Final = 4.0
@@ -38,6 +43,10 @@ _PINGS: Final = 3
 _MAX_SECRET_BYTES: Final = 64 << 10
 # A message of nats-py's, as it hands it over.
 Message = Any
+# Takes a message: its subject, where it is answered, its data, and its headers, if it has any.
+Take = Callable[[bytes, bytes, bytes, dict[str, str] | None], None]
+# Bytes that are copied into one piece to be sent, which is quicker than three pieces.
+_MAX_JOINED_BYTES: Final = 16 << 10
 
 # The rights that a user has to have, as they stand in a server's configuration.
 PERMISSIONS: Final = 'permissions { publish: ["$JS.API.>", "PREFIX.>"], subscribe: ["_INBOX.>"] }'
@@ -145,10 +154,86 @@ def is_full(fault: NatsFault) -> bool:
     return fault.code in _FULL or (fault.code == _STORE_FAILED and "space" in fault.text)
 
 
-class _Client(Client):
-    """nats-py's client, which sends no credentials in the clear where TLS was asked for."""
+class _OwnParser(Parser):
+    """nats-py's parser, which takes whole messages without headers in a third of the time.
+
+    All else, and what a read has cut in two, is left to nats-py's own.
+    """
+
+    async def parse(self, data: bytes = b"") -> None:
+        client, at = self.nc, 0
+        if not self.buf and self.state == AWAITING_CONTROL_LINE:
+            while data.startswith(b"MSG ", at):
+                end = data.find(b"\r\n", at)
+                if end < 0:
+                    break
+                # Subject, number of the subscription, where it is answered if it is, bytes.
+                words = data[at + 4 : end].split()
+                try:
+                    number, size_bytes = int(words[1]), int(words[-1])
+                except (IndexError, ValueError):
+                    break
+                first = end + 2
+                last = first + size_bytes
+                if last + 2 > len(data):
+                    break
+                reply = words[2] if len(words) == 4 else b""
+                await client._process_msg(number, words[0], reply, data[first:last], b"")
+                at = last + 2
+        if at < len(data):
+            await super().parse(data[at:] if at else data)
+
+
+class OwnClient(Client):
+    """nats-py's client, which sends no credentials in the clear where TLS was asked for.
+
+    Beside its own ways it has shorter ones, since a record of the journal comes and goes by it: a
+    message is handed on as it is parsed, and not by a queue and a task of its subscription, and one
+    is sent without a queue and a task that flushes.
+    """
 
     must_encrypt = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps = _OwnParser(self)
+        # What takes the messages of a subscription, by its number.
+        self._takers: dict[int, Take] = {}
+
+    async def listen(self, subject: str, take: Take) -> Any:
+        """Subscribe; have ``take`` called with each message. Return what `leave` needs."""
+        subscription = await self.subscribe(subject)
+        self._takers[subscription._id] = take
+        return subscription
+
+    async def leave(self, subscription: Any) -> None:
+        """End a subscription that `listen` has made."""
+        self._takers.pop(subscription._id, None)
+        await subscription.unsubscribe()
+
+    def send_now(self, subject: str, payload: bytes, reply: str) -> bool:
+        """Send a message; return False, and send nothing, where others have to be sent first."""
+        if self._pending_data_size or not self.is_connected:
+            return False
+        head = f"PUB {subject} {reply} {len(payload)}\r\n".encode()
+        if len(payload) > _MAX_JOINED_BYTES:
+            self._transport.writelines([head, payload, b"\r\n"])  # type: ignore[union-attr]
+        else:
+            self._transport.write(b"%b%b\r\n" % (head, payload))  # type: ignore[union-attr]
+        return True
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        take = self._takers.get(sid)
+        if take is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        try:
+            take(subject, reply, data, await self._process_headers(headers) if headers else None)
+        except Exception as error:
+            # One message's fault must not end the reading of all, as with nats-py's own.
+            await self._error_cb(error)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if initial_connection and self.must_encrypt and not info.get("tls_required"):
@@ -180,7 +265,7 @@ class Connector:
         host: Host,
         on_error: Callable[[str], None],
         on_closed: Callable[[], None],
-    ) -> Client:
+    ) -> OwnClient:
         """Return an open connection that has said who it is.
 
         Args:
@@ -200,7 +285,7 @@ class Connector:
         async def note_closed() -> None:
             on_closed()
 
-        client = _Client()
+        client = OwnClient()
         client.must_encrypt = self._context is not None
         try:
             async with asyncio.timeout(CONNECT_S):

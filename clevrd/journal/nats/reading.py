@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from clevrd.journal.base import Trimmed
 from clevrd.journal.nats.connection import TICK_S, Connection
-from clevrd.journal.nats.library import LOST, Message, NatsFault
+from clevrd.journal.nats.library import LOST, NatsFault
 from clevrd.journal.unseen_append import UnseenAppend
 
 _NS: Final = 1_000_000_000
@@ -56,7 +56,7 @@ class ConsumerFeed:
         self._name = f"clevrd{secrets.token_hex(8)}"
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{self._name}"
         self._inbox = ""
-        self._subscription: Any = None
+        self._listening: Any = None
         size_bytes = max(_BATCH_BYTES, connection.max_payload + _FRAMING_BYTES)
         self._question = b'{"batch":%d,"max_bytes":%d,"expires":%d,"idle_heartbeat":%d}' % (
             _BATCH,
@@ -88,7 +88,7 @@ class ConsumerFeed:
     async def open(self) -> None:
         """Make the consumer; raises NatsFault."""
         self._inbox = self._connection.new_inbox()
-        self._subscription = await self._connection.subscribe(self._inbox, self._got)
+        self._listening = await self._connection.listen(self._inbox, self._got)
         await self._connection.api(
             f"CONSUMER.CREATE.{self._stream}.{self._name}",
             {
@@ -148,9 +148,9 @@ class ConsumerFeed:
     async def close(self) -> None:
         """Let go of the consumer, which nobody asks any more."""
         self.end(NatsFault(LOST, "the read was given up"))
-        if self._connection.fault is None and self._subscription is not None:
+        if self._connection.fault is None and self._listening is not None:
             with suppress(Exception):
-                await self._subscription.unsubscribe()
+                await self._connection.leave(self._listening)
                 await self._connection.publish(
                     f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", b""
                 )
@@ -164,14 +164,16 @@ class ConsumerFeed:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
-    async def _got(self, message: Message) -> None:
+    def _got(
+        self, _subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> None:
         self._silent_ticks = 0
         self._connection.note_heard()
         if self.fault is not None:
             return
-        place = message.reply.split(".")
+        place = reply.split(b".")
         if len(place) < 9:
-            self._note_status(message.headers or {})
+            self._note_status(headers or {})
             return
         # $JS.ACK, in a domain also that and its account; stream, consumer, deliveries, sequence in
         # the stream, sequence of the consumer, time, pending.
@@ -181,7 +183,7 @@ class ConsumerFeed:
             self.end(NatsFault(LOST, "records were lost on their way"))
             return
         self._asked -= 1
-        self._records.append((int(place[at]), message.data))
+        self._records.append((int(place[at]), data))
         if self._waiting is not None:
             self._wake()
 

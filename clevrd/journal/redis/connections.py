@@ -1,7 +1,8 @@
 """Connections: the pipelines to the primaries, made when they are needed and made again.
 
 Each server has one for appends and one for all other questions; each partition has one that waits
-for records, since a connection that waits can't be asked anything else.
+for records, since a connection that waits can't be asked anything else. For the same reason each
+partition has one of its own for appends where these wait for disks or replicas.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from clevrd.journal.redis.library import LOST, MOVED_CODES, Connector, RedisFaul
 from clevrd.journal.redis.locating import Locator, Place
 from clevrd.journal.redis.pipeline import PATIENCE_TICKS, Pipeline
 
+# Appends, of all partitions, and what those of one partition's own begin with.
 APPENDS: Final = "appends"
 QUESTIONS: Final = "questions"
 
@@ -55,12 +57,18 @@ class Connections:
         """Send a command to the partition's primary, and return the answer.
 
         Args:
-            role: APPENDS, QUESTIONS, or a partition's own.
+            role: APPENDS or QUESTIONS, or one of a partition's own.
 
         Raises:
             RedisFault: the server refuses, or can't be reached.
         """
         pipeline = await self.pipeline(partition, role)
+        return await self.call_over(pipeline, *command, patience_ticks=patience_ticks)
+
+    async def call_over(
+        self, pipeline: Pipeline, *command: Any, patience_ticks: int = PATIENCE_TICKS
+    ) -> Any:
+        """Send a command over this very connection, and return the answer; raises RedisFault."""
         try:
             return await pipeline.call(*command, patience_ticks=patience_ticks)
         except RedisFault as fault:
@@ -101,9 +109,8 @@ class Connections:
 
     async def leave_old_primary(self) -> None:
         """End connections to a server that is the primary no more, if Sentinels say so."""
-        for (place, role), pipeline in tuple(self._pipelines.items()):
-            if role == APPENDS and await self._locator.has_moved(0, place):
-                pipeline.end(RedisFault(LOST, "another server is the primary now"))
+        for place in {place for place, role in self._pipelines if role.startswith(APPENDS)}:
+            if await self._locator.has_moved(0, place):
                 self.drop(RedisFault(LOST, "another server is the primary now"))
                 return
 
@@ -145,7 +152,7 @@ class Connections:
             del self._pipelines[slot]
         if pipeline.fault is not None:
             self.note_fault(pipeline.fault)
-        if slot[1] == APPENDS:
+        if slot[1].startswith(APPENDS):
             self._lost(slot[0])
         task = self._loop.create_task(pipeline.closed())
         self._closing.add(task)

@@ -12,7 +12,6 @@ import logging
 import secrets
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -31,7 +30,7 @@ from clevrd.journal.redis.library import (
     unavailable,
 )
 from clevrd.journal.redis.locating import Place, locator_of
-from clevrd.journal.redis.pipeline import PATIENCE_TICKS, TICK_S
+from clevrd.journal.redis.pipeline import PATIENCE_TICKS, TICK_S, Pipeline
 from clevrd.journal.redis.reading import LogReader
 from clevrd.journal.redis.retention import OVERSHOOT, UNBOUNDED, kept_entries
 from clevrd.journal.redis.scripts import (
@@ -43,7 +42,13 @@ from clevrd.journal.redis.scripts import (
     entry_of,
     position_of,
 )
-from clevrd.journal.redis.server_info import read_info, refusal_of, warnings_of
+from clevrd.journal.redis.server_info import (
+    is_synced,
+    read_info,
+    refusal_of,
+    refusal_to_sync,
+    warnings_of,
+)
 from clevrd.journal.redis.settings import RedisSettings
 
 log = logging.getLogger(__name__)
@@ -53,8 +58,9 @@ START_S: Final = 10.0
 _START_RETRY_S: Final = 0.2
 # Each log is cut, and the Sentinels are asked, so often.
 _LOOK_OVER_S: Final = 5.0
-# How long the replicas have for a record.
+# How long the replicas have for a record, and how long disks have that are synced each second.
 _WAIT_MS: Final = 1_000
+_SYNC_MS: Final = 3_000
 
 # Codes of faults that go by themselves; a start waits for that.
 _PASSING: Final = MOVED_CODES - {"MOVED", "ASK", "NOAUTH", "READONLY"} | {LOST}
@@ -63,13 +69,17 @@ _PASSING: Final = MOVED_CODES - {"MOVED", "ASK", "NOAUTH", "READONLY"} | {LOST}
 class _Partition:
     """One partition's log."""
 
-    def __init__(self, number: int, prefix: str) -> None:
+    def __init__(self, number: int, prefix: str, *, waits: bool) -> None:
+        """Args: waits: an append waits for disks or replicas, over a connection of its own."""
         self.number = number
         self.keys = PartitionKeys(prefix, number)
+        self.role = f"{APPENDS} {number}" if waits else APPENDS
         # The incarnation that accepts records now; empty while it has to be asked.
         self.stamp = ""
         # Entries that the log may have at most, before appends cut it.
         self.max_entries = UNBOUNDED
+        # Whether its server syncs before it answers, as was seen last.
+        self.is_synced = False
 
 
 class RedisEngine:
@@ -84,14 +94,13 @@ class RedisEngine:
     def __init__(self, settings: RedisSettings) -> None:
         """Make an engine; `open` connects it."""
         self.partitions = settings.partitions
-        # Known for good when it is open.
-        self.durability = "replicas" if settings.min_replicas else "memory"
         self.answers_when_taken = bool(settings.min_replicas)
         self._settings = settings
         # Tells this engine from those of other nodes.
         self._name = secrets.token_hex(8)
         self._partitions = [
-            _Partition(number, settings.prefix) for number in range(settings.partitions)
+            _Partition(number, settings.prefix, waits=self.answers_when_taken)
+            for number in range(settings.partitions)
         ]
         # Set by open; None before it and after close.
         self._connections: Connections | None = None
@@ -99,6 +108,18 @@ class RedisEngine:
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- Engine ----------------------------------------------------------------------------------
+
+    @property
+    def durability(self) -> str:
+        """The worst that an answered record survives, by the settings of the servers.
+
+        It may change with the stamp: by a failover to a server with other ones.
+        """
+        if all(each.is_synced for each in self._partitions) and (
+            self._settings.must_sync or not self._settings.min_replicas
+        ):
+            return "fsync"
+        return "replicas" if self._settings.min_replicas else "memory"
 
     async def open(self) -> None:
         """Connect, and check that this is a Redis, and a log, that can be used.
@@ -137,16 +158,17 @@ class RedisEngine:
         each = self._partitions[partition]
         keys = each.keys
         try:
+            pipeline = await self._opened().pipeline(partition, each.role)
             entry = await self._run(
-                partition, APPENDS, APPEND, (keys.log, keys.meta), stamp, record, each.max_entries
+                pipeline, APPEND, (keys.log, keys.meta), stamp, record, each.max_entries
             )
         except RedisFault as fault:
             each.stamp = ""
             if fault.code == FENCED:
                 raise Fenced from fault
             raise unavailable(fault, self._settings.shown) from fault
-        if self._settings.min_replicas:
-            await self._wait_for_replicas(partition)
+        if self.answers_when_taken:
+            await self._wait_until_kept(pipeline)
         self._readers[partition].note_append(position_of(entry))
 
     async def read(self, partition: int, after: int) -> list[tuple[int, bytes]]:
@@ -235,26 +257,28 @@ class RedisEngine:
             raise unavailable(fault, self._settings.shown) from fault
 
     async def _run(
-        self, partition: int, role: str, script: Script, keys: Sequence[str], *arguments: Any
+        self, pipeline: Pipeline, script: Script, keys: Sequence[str], *arguments: Any
     ) -> Any:
         """Have ``script`` run, which the server may have forgotten."""
+        call = self._opened().call_over
         try:
-            return await self._call(
-                partition, role, "EVALSHA", script.sha, len(keys), *keys, *arguments
-            )
+            return await call(pipeline, "EVALSHA", script.sha, len(keys), *keys, *arguments)
         except RedisFault as fault:
             if fault.code != "NOSCRIPT":
                 raise
-        return await self._call(partition, role, "EVAL", script.text, len(keys), *keys, *arguments)
+        return await call(pipeline, "EVAL", script.text, len(keys), *keys, *arguments)
 
     async def _renew_stamp(self, each: _Partition) -> str:
         try:
+            pipeline = await self._opened().pipeline(each.number, each.role)
             replid, log_id, partitions = await self._run(
-                *(each.number, APPENDS, STAMP, (each.keys.meta,)),
-                *(secrets.token_hex(8), self.partitions),
+                *(pipeline, STAMP, (each.keys.meta,), secrets.token_hex(8), self.partitions)
             )
+            each.is_synced = is_synced(await self._file_settings(pipeline))
         except RedisFault as fault:
             raise unavailable(fault, self._settings.shown) from fault
+        if self._settings.must_sync and not each.is_synced:
+            raise JournalUnavailable(refusal_to_sync(self._settings.shown))
         if int(partitions) != self.partitions:
             raise JournalUnavailable(self._other_number(int(partitions)))
         stamp: str = (replid + log_id).decode()
@@ -270,16 +294,26 @@ class RedisEngine:
             " another prefix."
         )
 
-    async def _wait_for_replicas(self, partition: int) -> None:
-        """Raise JournalUnavailable unless as many replicas as promised have the last append."""
-        wanted = self._settings.min_replicas
+    async def _wait_until_kept(self, pipeline: Pipeline) -> None:
+        """Raise JournalUnavailable unless the last append is where it is promised to be.
+
+        Args:
+            pipeline: the connection that it went over. A server knows of each connection what it
+                has written, so over another one the answer would be of nothing.
+        """
+        settings = self._settings
+        wanted, call = settings.min_replicas, self._opened().call_over
         try:
-            found = await self._call(partition, APPENDS, "WAIT", wanted, _WAIT_MS)
+            if settings.must_sync:
+                _, found = await call(pipeline, "WAITAOF", 1, wanted, _SYNC_MS)
+            else:
+                found = await call(pipeline, "WAIT", wanted, _WAIT_MS)
         except RedisFault as fault:
-            raise unavailable(fault, self._settings.shown) from fault
+            raise unavailable(fault, settings.shown) from fault
         if found < wanted:
+            where = " on their disks" if settings.must_sync else ""
             raise JournalUnavailable(
-                f"{found} replicas of Redis at {self._settings.shown} have the message, and"
+                f"{found} replicas of Redis at {settings.shown} have the message{where}, and"
                 f" min_replicas is {wanted}; see to the replicas."
             )
 
@@ -333,12 +367,11 @@ class RedisEngine:
     async def _check(self) -> None:
         connections = self._opened()
         seen: set[Place] = set()
-        synced = []
         for each in self._partitions:
             place = await connections.place_of(each.number)
             if place not in seen:
                 seen.add(place)
-                synced.append(await self._check_server(each.number))
+                await self._check_server(each.number)
             try:
                 await self._renew_stamp(each)
                 await self._extent(each.number)
@@ -347,28 +380,35 @@ class RedisEngine:
                 if isinstance(error.__cause__, RedisFault):
                     raise error.__cause__ from error
                 raise
-        if all(synced) and not self._settings.min_replicas:
-            self.durability = "fsync"
 
-    async def _check_server(self, partition: int) -> bool:
-        """Return whether the server syncs before it answers; raise what is wrong with it."""
-        shown, settings = self._settings.shown, self._settings
-        text = await self._call(partition, APPENDS, "INFO")
-        given: Sequence[bytes] = ()
-        with suppress(RedisFault):
-            # Not all who may use a Redis may see its settings.
-            given = await self._call(partition, APPENDS, "CONFIG", "GET", "append*")
+    async def _check_server(self, partition: int) -> None:
+        """Raise what is wrong with the server."""
+        settings = self._settings
+        text = await self._call(partition, QUESTIONS, "INFO")
+        given = await self._file_settings(await self._opened().pipeline(partition, QUESTIONS))
         info = read_info(text, given)
         if info is None:
             raise RedisFault("PROTOCOL", "its INFO has no version")
-        refusal = refusal_of(info, settings.address.kind, shown)
+        refusal = refusal_of(info, settings)
         if refusal is not None:
             raise JournalUnavailable(refusal)
-        for warning in warnings_of(info, settings.min_replicas, shown):
+        for warning in warnings_of(info, settings):
             log.warning("look at the journal's service why=%r", warning)
         for script in ALL:
-            await self._call(partition, APPENDS, "SCRIPT", "LOAD", script.text)
-        return info.is_synced
+            await self._call(partition, QUESTIONS, "SCRIPT", "LOAD", script.text)
+
+    async def _file_settings(self, pipeline: Pipeline) -> Sequence[bytes]:
+        """Return names and values of what the server says of its file; nothing if it does not."""
+        try:
+            found: Sequence[bytes] = await self._opened().call_over(
+                pipeline, "CONFIG", "GET", "*append*"
+            )
+        except RedisFault as fault:
+            if fault.code in (LOST, *MOVED_CODES):
+                raise
+            # Not all who may use a Redis may see its settings.
+            return ()
+        return found
 
     # --- all the time ----------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from clevrd.errors import ConfigError, JournalFull, JournalUnavailable
+from clevrd.journal.library_versions import refuse_older
 from clevrd.journal.redis.settings import RedisSettings
 from clevrd.journal.tls import tls_context
 from clevrd.journal.url_parts import Host
@@ -22,10 +23,13 @@ try:
     import redis.asyncio.connection as redis_connection
     import redis.exceptions
 except ImportError as error:
+    refuse_older("redis")
     raise ConfigError(
         "The journal is in Redis, and the Python packages redis and hiredis are not installed;"
         ' install them: pip install "clevrd[redis]".'
     ) from error
+
+refuse_older("redis")
 
 # How long a connection may take until commands can be sent over it.
 CONNECT_S: Final = 4.0

@@ -19,6 +19,8 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
     partitions: int = 8
     # Replicas that have a message before its publisher is answered.
     min_replicas: int = 0
+    # It is on the primary's disk, and on those of as many replicas, before that.
+    must_sync: bool = False
     # Files of the CA, and of a certificate that the server asks for; empty for none.
     ca_file: str = ""
     client_cert_file: str = ""
