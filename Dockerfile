@@ -13,9 +13,9 @@ ARG BASE=docker.io/library/python:3.12.12-slim-bookworm
 
 FROM ${BASE} AS build
 WORKDIR /src
-# The lock has the extras jwt, redis and tls; no others are in the image. What changes least comes
-# first, so that a change of the code installs no dependency again. The
-# environment gets no pip of its own: nothing is installed in a running container.
+# The lock has the extras jwt, otel, redis and tls; no others are in the image. What changes least
+# comes first, so that a change of the code installs no dependency again. The environment gets no
+# pip of its own: nothing is installed in a running container.
 COPY requirements.lock requirements-build.lock ./
 RUN python -m venv --without-pip /opt/clevrd \
  && pip --python /opt/clevrd/bin/python install --no-cache-dir --disable-pip-version-check \

@@ -35,7 +35,7 @@ KAFKA_READY := $(KAFKA)/.ready
 NODE_TOOLS := tests/javascript
 NODE_READY := $(NODE_TOOLS)/node_modules/.package-lock.json
 
-.PHONY: help run test test-long lint types check fmt bench mutants completions browser node proxies prometheus redis kafka \
+.PHONY: help run test test-long lint types check fmt bench mutants completions screenshot browser node proxies prometheus redis kafka \
   systemd dist lock image-test clean
 .DEFAULT_GOAL := help
 
@@ -138,6 +138,9 @@ mutants: $(DEV_READY) ## Put faults into a copy and see whether the tests notice
 completions: $(DEV_READY) ## Make the shell completion scripts after a change of the command line
 	@$(BIN)/python tests/support/completions.py
 
+screenshot: $(DEV_READY) browser ## Take the README's picture of the live page
+	@$(BIN)/python tests/support/screenshot.py
+
 dist: $(DEV_READY) ## Make the source distribution and the wheel, in dist/
 	@rm -rf dist
 	@$(BIN)/python -m build --outdir dist .
@@ -146,7 +149,7 @@ dist: $(DEV_READY) ## Make the source distribution and the wheel, in dist/
 lock: ## Pin the image's dependencies to their newest versions, with hashes
 	@$(PYTHON) -m venv --clear build/lock
 	@build/lock/bin/python -m pip --disable-pip-version-check --quiet install uv
-	@$(LOCK) --extra jwt --extra redis --extra tls pyproject.toml -o requirements.lock
+	@$(LOCK) --extra jwt --extra otel --extra redis --extra tls pyproject.toml -o requirements.lock
 	@$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
 	  ["build-system"]["requires"], sep="\n")' | $(LOCK) - -o requirements-build.lock
 

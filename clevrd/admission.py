@@ -11,6 +11,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
+from clevrd.core.message_headers import Headers
 from clevrd.errors import Forbidden, ShuttingDown, Unauthorized
 from clevrd.http_values import Reply, Request, Response
 from clevrd.local_requests import has_public_name, is_local
@@ -49,7 +50,7 @@ class Admitted:
     It says nothing of the moment, so that it can be kept for a head that comes again.
     """
 
-    __slots__ = ("head", "max_body_bytes", "options", "tenant")
+    __slots__ = ("head", "headers", "max_body_bytes", "options", "tenant")
 
     def __init__(
         self,
@@ -64,6 +65,8 @@ class Admitted:
         self.options = options
         # The largest body that is read; 0 where none is taken.
         self.max_body_bytes = max_body_bytes
+        # Headers that its messages are carried with; None for none. Set by an endpoint's admit.
+        self.headers: Headers | None = None
 
 
 class Endpoint(Protocol):

@@ -14,6 +14,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -330,6 +331,23 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         LogFormat,
         Meta(description="Form of the log's lines: for people, or an object of JSON each."),
     ] = "text"
+    otel_endpoint: Annotated[
+        str,
+        Meta(
+            description="Where to send traces: the URL of an OpenTelemetry collector (OTLP over"
+            " HTTP), or env for what OTEL_EXPORTER_OTLP_ENDPOINT says; empty for no tracing.",
+            examples=["http://localhost:4318", "env"],
+        ),
+    ] = ""
+    otel_sample_ratio: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Share of publishes that are traced, where the publisher's own traceparent"
+            " does not say.",
+        ),
+    ] = 0.01
     raw_paths: Annotated[
         bool,
         Meta(description="Answer plain publishes and subscribes below aiohttp, which is faster."),
@@ -374,6 +392,8 @@ UNPREFIXED: Final = {"address": "ADDRESS", "max_memory_mb": "MAX_MEMORY_MB"}
 # Variables that are no settings but have a meaning: the file's path, read here, and three that
 # the client commands read.
 OTHER_VARIABLES: Final = frozenset({"CLEVRD_CONFIG", "CLEVRD_URL", "CLEVRD_TENANT", "CLEVRD_KEY"})
+# The value of `otel_endpoint` that leaves the URL to OpenTelemetry's own variables.
+OTEL_FROM_ENVIRONMENT: Final = "env"
 # Tables that the file may have besides settings, which no variable and no flag can give: [auth] and
 # [[tenants]] are read by `tenants.settings`.
 TABLES: Final = frozenset({"auth", "tenants", "tls", "journal", "sources", "webhooks"})
@@ -470,11 +490,36 @@ def _check_admin_address(text: str) -> None:
         parse_address(text)
 
 
+def _check_otel_endpoint(text: str) -> None:
+    if text and text != OTEL_FROM_ENVIRONMENT:
+        check_collector(text)
+
+
+def check_collector(url: str) -> None:
+    """Raise ConfigError unless spans can be posted to ``url``, and no secret is in it.
+
+    The URL is in none of the sentences: a password in the wrong place would be shown.
+    """
+    try:
+        parts = urlsplit(url)
+        is_port_one = parts.port is None or parts.port > 0
+    except ValueError as error:
+        raise ConfigError("It is no URL.") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or not is_port_one:
+        raise ConfigError("Give an http or https URL with a host, or env.")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise ConfigError(
+            "Give it without a user, a query and a fragment; what the collector asks for goes into"
+            " the variable OTEL_EXPORTER_OTLP_HEADERS."
+        )
+
+
 # Checks of text settings beyond their type; each raises ConfigError.
 _CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
     "address": parse_address,
     "admin_address": _check_admin_address,
     "journal": _check_journal,
+    "otel_endpoint": _check_otel_endpoint,
     "state_dir": _check_state_dir,
 }
 
@@ -499,12 +544,21 @@ def _typed(setting: Setting, given: _Given) -> Any:
     return msgspec.convert(value, setting.annotation, strict=True)
 
 
+# The parts of a URL that may be secret: the user with the password, and the query.
+_SECRET_IN_URL: Final = re.compile(r"(?<=://)[^/?#]*(?=@)|(?<=\?).+")
+
+
 def _shown(raw: object) -> str:
-    """Return a value for an error text: escaped, so that it stays on its line, and cut to 80."""
+    """Return a value for an error text: escaped, so that it stays on its line, and cut to 80.
+
+    A password in a URL is left out.
+    """
     try:
         text = ascii(raw)
     except ValueError:  # an int of over 4,300 digits, which a file can have as 0xfff...
         return "a very long number"
+    if "://" in text:
+        text = _SECRET_IN_URL.sub("...", text)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

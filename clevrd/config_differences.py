@@ -16,6 +16,7 @@ _TABLES: Final = {
     "tenants": "reload",
     "journal": "restart",
     "sources": "restart",
+    "webhooks": "restart",
 }
 # The fields by which an entry of a list is recognised.
 _NAMES: Final = (("name",), ("id",), ("issuer", "audience"))
@@ -42,6 +43,8 @@ def differences(running: ConfigView, file: ConfigView) -> Iterator[str]:
         yield f"{name}: running {_text(known.value)}, file {_text(setting.value)} ({how})"
     now, later = _plain(running), _plain(file)
     for table, how in _TABLES.items():
+        if now.get(table, {}) is None:
+            continue
         for line in _between(table, now.get(table, {}), later[table]):
             yield f"{line} ({how})"
 

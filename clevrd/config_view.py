@@ -50,6 +50,8 @@ class ConfigView(msgspec.Struct, frozen=True):
     journal: dict[str, Any]
     # The same of the sources.
     sources: list[dict[str, Any]] = []
+    # The same of the webhooks; none from a daemon that does not show them.
+    webhooks: list[dict[str, Any]] | None = None
 
 
 class ConfigInForce:
@@ -62,6 +64,7 @@ class ConfigInForce:
         wall_s: the wall clock, seconds since 1970.
         journal: where messages are kept.
         read: the tables of the sources, without a secret.
+        webhooks: the tables of the webhooks, without a secret.
     """
 
     def __init__(
@@ -73,9 +76,11 @@ class ConfigInForce:
         wall_s: Callable[[], float],
         journal: JournalSettings = NO_JOURNAL,
         read: Sequence[dict[str, Any]] = (),
+        webhooks: Sequence[dict[str, Any]] = (),
     ) -> None:
         self._journal = journal
         self._read = list(read)
+        self._webhooks = list(webhooks)
         self._config = config
         self._sources = dict(sources)
         self._file = abspath(file) if file else ""
@@ -126,6 +131,7 @@ class ConfigInForce:
             tenants=tenants,
             journal={**_fields(self._journal), "url": shown_journal(self._journal.url)},
             sources=self._read,
+            webhooks=self._webhooks,
         )
 
 

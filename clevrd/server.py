@@ -53,16 +53,13 @@ from clevrd.errors import (
     JournalFull,
     JournalUnavailable,
 )
-from clevrd.handlers.commands.endpoint import CommandEndpoint
 from clevrd.handlers.operate.admin import admin_routes
 from clevrd.handlers.operate.configuration import ConfigurationEndpoint
 from clevrd.handlers.operate.figures import Figures
 from clevrd.handlers.operate.health import HealthEndpoint, ProbeEndpoint
 from clevrd.handlers.operate.metrics import MetricsEndpoint, TenantMetricsEndpoint
 from clevrd.handlers.operate.top import TopViews
-from clevrd.handlers.publish.batch import BatchEndpoint
-from clevrd.handlers.publish.endpoint import PublishEndpoint
-from clevrd.handlers.publish.socket import PublishSocketEndpoint
+from clevrd.handlers.publishers import publishers
 from clevrd.handlers.router import PathRouter
 from clevrd.handlers.site.assets import AssetEndpoint
 from clevrd.handlers.site.dashboard import DashboardEndpoint
@@ -80,11 +77,13 @@ from clevrd.handlers.topics.endpoint import TopicEndpoint, TopicsEndpoint
 from clevrd.handlers.topics.messages import MessagesEndpoint
 from clevrd.hub import Hub, Stats
 from clevrd.hub.lifecycle import Told
-from clevrd.hub.memory_shares import weights_of
+from clevrd.hub.memory_shares import weights_of, with_bodies_that_fit
+from clevrd.hub.traced_delivery import delivery_maker
 from clevrd.journal.engines import MAX_DESCRIPTORS as JOURNAL_DESCRIPTORS
 from clevrd.journal.engines import engine_of
 from clevrd.journal.settings import JournalSettings, journal_of, plain_journal_of
 from clevrd.listeners import Listeners
+from clevrd.metrics.tracing import TracingFigures
 from clevrd.page_check import PageCheck
 from clevrd.proxy_protocol import UnexpectedProxyHeader, begins_with_header
 from clevrd.raw_http import (
@@ -113,6 +112,8 @@ from clevrd.tenants.topic_permissions import TopicPermissions
 from clevrd.tls import TlsConnection, TlsContexts, TlsServer, TlsSettings, plain_tls_of, tls_of
 from clevrd.tls.server import MAX_BEYOND
 from clevrd.tls.server import MAX_LINGERING as MAX_LINGERING_TLS
+from clevrd.tracing.settings import TracingSettings, tracing_of
+from clevrd.tracing.tracing import make_tracing
 from clevrd.webhooks.settings import Webhook, webhooks_of
 from clevrd.webhooks.webhooks import Webhooks
 
@@ -129,9 +130,10 @@ CLOSE_ALL_TIMEOUT_S: Final = 5.0
 
 # A full collection takes 20 ms in a daemon without a reader, all of it for imported objects, and 15
 # ms more with 10,000 readers (measured with gc.collect()). Freezing the imported objects saves the
-# first part. Messages are free of cycles, so collections are made rare to save the second
-# (CPython's own thresholds: 700, 10, 10).
-GC_THRESHOLDS: Final = (50_000, 20, 50)
+# first part. Messages are free of cycles, so full collections are made rare to save the second, one
+# for 50 million objects (CPython's own thresholds: 700, 10, 10). A collection of 50,000 young
+# objects took 34 ms, so there is one for each 5,000: 2 to 4 ms.
+GC_THRESHOLDS: Final = (5_000, 5, 2_000)
 
 # Estimate of the time that saving the state takes: a slow disk's 100 MB/s, 20 us for each topic,
 # and a second for the positions of topics whose messages no longer fit and for the last flush.
@@ -170,6 +172,7 @@ class Server:
         journal: JournalSettings | None = None,
         read: Sequence[SourceEntry] = (),
         webhooks: Sequence[Webhook] = (),
+        tracing: TracingSettings | None = None,
         sources: Mapping[str, str] | None = None,
         file: str = "",
         stats: Stats | None = None,
@@ -185,6 +188,7 @@ class Server:
             journal: where messages are kept; None for what the plain setting says.
             read: streams whose records are taken into topics.
             webhooks: where lifecycle events are posted.
+            tracing: where traces are sent; None for what the plain settings say.
             sources: where each setting's value comes from, for operators.
             file: the configuration file, for operators.
             given: sockets that listen already; without any the addresses of the settings count.
@@ -200,6 +204,8 @@ class Server:
         started_s = time.monotonic()
         if journal is None:
             journal = plain_journal_of(config)
+        # None where nothing is traced.
+        self.tracing = make_tracing(tracing or tracing_of(config, {}), self._loop)
         self.hub = Hub(
             config,
             self._loop,
@@ -209,7 +215,17 @@ class Server:
             engine=engine_of(journal, lambda: wall_ns() // 1000) if journal.is_on else None,
             journaled=journal.patterns,
             max_journaled_topics=journal.max_topics,
+            make_delivery=delivery_maker(self.tracing),
         )
+        configured, config = config, with_bodies_that_fit(config, self.hub.input_budget.max_bytes)
+        if config is not configured:
+            log.warning(
+                "bodies may be as large as the memory allows max_message_bytes=%d"
+                " max_batch_bytes=%d hint=%r",
+                config.max_message_bytes,
+                config.max_batch_bytes,
+                "raise max_memory_mb for larger ones",
+            )
         self.sources = Sources(
             *(read, self.hub, config.max_message_bytes, self._loop),
             self.hub.counters.count_background_error,
@@ -245,8 +261,9 @@ class Server:
         # Reads the files that a reload needs.
         self.reading = FileReading()
         in_force = ConfigInForce(
-            *(config, sources or {}, file, access, wall_s, journal),
+            *(configured, sources or {}, file, access, wall_s, journal),
             [each.view() for each in read],
+            [each.view() for each in webhooks],
         )
         self.access = AccessControl(
             *(maker, authenticator, gate, origins, config.allowed_origins),
@@ -256,10 +273,10 @@ class Server:
             self.reading,
         )
         self._put_into_force(access)
-        publish = PublishEndpoint(gate, self.hub, config)
-        publish_socket = PublishSocketEndpoint(gate, self.hub, self.connections, config)
+        publish, batch, topic_publish, publish_socket, commands = publishers(
+            gate, self.hub, self.connections, config, self.tracing
+        )
         subscribe = SubscribeEndpoint(gate, self.hub, self.connections, self._polls, config)
-        commands = CommandEndpoint(gate, self.hub, self.connections, config)
         health = HealthEndpoint(self.hub, started_s)
         live = ProbeEndpoint(lambda: True, "never")
         ready = ProbeEndpoint(self.is_ready, "The daemon is starting or shutting down.")
@@ -271,6 +288,7 @@ class Server:
         figures = Figures(
             *(self.hub, self.count_connections, started_s),
             *(self._certificate_ends_in_s, self.sources.figures, self.webhooks.counts),
+            self.tracing_figures,
         )
         metrics = MetricsEndpoint(gate, figures, self.hub.turns)
         configuration = ConfigurationEndpoint(gate, in_force, self.hub.turns)
@@ -288,12 +306,13 @@ class Server:
                 "/clevrd.js": {"GET": AssetEndpoint("clevrd.js")},
                 "/clevrd.d.ts": {"GET": AssetEndpoint("clevrd.d.ts")},
                 "/publish": {"POST": publish, "GET": publish_socket},
-                "/publish/batch": {"POST": BatchEndpoint(gate, self.hub, config)},
+                "/publish/batch": {"POST": batch},
                 "/subscribe": {"GET": subscribe},
                 "/topics": {"GET": TopicsEndpoint(gate, self.hub)},
                 "/topics/*": {"GET": TopicEndpoint(gate, self.hub)},
                 "/topics/*/messages": {
                     "GET": MessagesEndpoint(gate, self.hub),
+                    "POST": topic_publish,
                     "DELETE": ClearEndpoint(gate, self.hub),
                 },
                 "/ticket": {"POST": TicketEndpoint(gate, maker.tickets)},
@@ -645,7 +664,7 @@ class Server:
         allowed = connections_allowed(listeners, beyond)
         if wanted > allowed:
             log.warning(
-                "max_connections=%d is more than descriptors allow; taking %d", wanted, allowed
+                "max_connections is more than descriptors allow wanted=%d taken=%d", wanted, allowed
             )
         self.raw_server.max_connections = min(wanted or allowed, allowed)
         self.hub.connection_counts.bound(self.raw_server.max_connections)
@@ -672,15 +691,12 @@ class Server:
             await self._take_step(self._polls.end_all)
             if over_s > 0:
                 await self._take_step(lambda: self._send_away(over_s))
-            if self._listeners.are_given:
-                # A client that has connected just now is still served.
-                self._close_listeners()
-                await self._hear_newcomers()
-            self.hub.refuse_publishers()
         for step in (
-            self._timers.stop,
+            # A client that has connected just now is still served where publishers are.
             self._close_listeners,
             self._hear_newcomers,
+            self.hub.refuse_publishers,
+            self._timers.stop,
             self.sources.stop,
             self.raw_server.close_idle,
             self._polls.end_all,
@@ -696,6 +712,7 @@ class Server:
             self.webhooks.stop,
             lambda: self._stop_journal(end_s),
             lambda: self._save_state(end_s),
+            self._stop_tracing,
         ):
             await self._take_step(step)
 
@@ -703,6 +720,17 @@ class Server:
         """Let clients ask that have connected just now, where a restart is to refuse none."""
         if self._listeners.are_given:
             await asyncio.sleep(_NEWCOMERS_S)
+
+    async def _stop_tracing(self) -> None:
+        if self.tracing is not None:
+            await self.tracing.sender.stop()
+
+    def tracing_figures(self) -> TracingFigures | None:
+        """Return how many spans were sent and dropped; None where nothing is traced."""
+        if self.tracing is None:
+            return None
+        sender = self.tracing.sender
+        return TracingFigures(sender.counts(), sender.waiting())
 
     def _stop_tls(self) -> None:
         if self._tls is not None:
@@ -770,6 +798,8 @@ class Server:
         if self._admin is not None:
             await self._admin.end(0)
         self.hub.stop()
+        if self.tracing is not None:
+            self.tracing.sender.abandon()
         if self.hub.journal is not None:
             await self.hub.journal.node.crash()
         if self._state is not None:
@@ -978,6 +1008,7 @@ async def _serve(
         journal=journal_of(loaded),
         read=sources_of(loaded, access),
         webhooks=webhooks_of(loaded),
+        tracing=tracing_of(loaded.config, os.environ),
         sources=loaded.sources,
         file=loaded.path,
         given=given,
@@ -1094,7 +1125,7 @@ def _warn_of_drain(config: Config) -> None:
     fits_s = max(0.0, config.shutdown_timeout_s - CLOSE_ALL_TIMEOUT_S)
     if config.drain_s > fits_s:
         log.warning(
-            "drain_s=%g is more than fits into shutdown_timeout_s; taking %g hint=%r",
+            "drain_s is more than fits into shutdown_timeout_s wanted=%g taken=%g hint=%r",
             config.drain_s,
             fits_s,
             f"raise shutdown_timeout_s to {config.drain_s + CLOSE_ALL_TIMEOUT_S:g} or more",

@@ -5,7 +5,7 @@ what the daemon adds to the write itself. The scenario `floor` measures both tog
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from typing import cast
@@ -14,6 +14,7 @@ import pytest
 
 from clevrd.admission import Gate
 from clevrd.config import Config
+from clevrd.connections.registry import Connections
 from clevrd.core.beginning import Last
 from clevrd.core.message import Message
 from clevrd.core.publish_request import PublishRequest, decode_publish
@@ -21,12 +22,17 @@ from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.server_frames import FrameEncoder
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
+from clevrd.handlers.publishers import publishers
 from clevrd.http_values import Request
 from clevrd.hub import Hub
+from clevrd.hub.traced_delivery import delivery_maker
 from clevrd.tenants import Tenant
 from clevrd.tenants.authenticator import Authenticator
 from clevrd.tenants.keys import new_key
 from clevrd.tenants.settings import OPEN, read_access
+from clevrd.tracing.sender import SpanSender
+from clevrd.tracing.spans import Sampler, Span
+from clevrd.tracing.tracing import Tracing
 
 # pytest-benchmark's fixture, as far as it is used here.
 Benchmark = Callable[[Callable[[], object]], object]
@@ -184,3 +190,43 @@ def test_round_of_many_messages(benchmark: Benchmark, messages: int) -> None:
     fixture = Fixture(readers=100)
 
     benchmark(lambda: fixture.publish(messages))
+
+
+class NullExporter:
+    """A collector that takes everything at once."""
+
+    def send(self, spans: Sequence[Span]) -> str | None:
+        """Take them."""
+        return None
+
+    def end(self) -> None:
+        """Nothing waits."""
+
+
+@pytest.mark.parametrize("ratio", [None, 0.0, 1.0], ids=["off", "not sampled", "sampled"])
+def test_publish_with_tracing(benchmark: Benchmark, ratio: float | None) -> None:
+    """From the body to the last write of the round, to ten readers.
+
+    Where tracing is off it is the same code as without it, to the bytecode, which
+    tests/tracing/test_tracing_parts.py holds. The time of the thread that sends spans is not in it.
+    """
+    turns = Turns()
+    loop = cast("asyncio.AbstractEventLoop", turns)
+    tracing: Tracing | None = None
+    if ratio is not None:
+        tracing = Tracing(Sampler(ratio), SpanSender(NullExporter(), "", loop))
+    hub = Hub(Config(), loop, make_delivery=delivery_maker(tracing))
+    gate = Gate(Authenticator(OPEN), lambda: False, lambda: 0.0)
+    endpoint = publishers(gate, hub, cast(Connections, None), Config(), tracing).publish
+    head = Request("POST", "/publish", {**HEAD_FIELDS, "content-length": str(len(BODY))})
+    admitted = endpoint.admit(head)
+    topic = hub.topic(Tenant("default-tenant"), "bench-0")
+    for _ in range(10):
+        hub.subscribe(topic, Subscriber(NullSink()), Last(0))
+    turns.run()
+
+    def publish() -> None:
+        endpoint.answer(admitted, BODY)
+        turns.run()
+
+    benchmark(publish)

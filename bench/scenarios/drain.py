@@ -91,7 +91,7 @@ def drain(_settings: runs.Settings) -> Outcome:
         "left in the busiest 100 ms": ("", float(seen.left_in_100_ms)),
         "asked in the busiest 100 ms": ("", float(seen.asked_in_100_ms)),
         "came in the busiest 100 ms": ("", float(seen.came_in_100_ms)),
-        "handshakes for each that came": ("", seen.asked / READERS),
+        "tries for each that came": ("", seen.asked / READERS),
         "longest time without a publish": ("s", publisher.longest_gap_s),
     }
     return Outcome(

@@ -1,8 +1,8 @@
 """Follows where each request begins and ends, and refuses what aiohttp's parser lets pass.
 
-Bytes that pass here still have to pass aiohttp's parser, so this module may only refuse. Bytes that
-it can't follow any more it passes on unchecked. No sockets here. Rules: RFC 9112 §3 (the request
-line), §6 (lengths), §7.1 (chunks).
+Bytes that pass here still have to pass aiohttp's parser, so this module may only refuse, and make
+one chunk of many small ones. Bytes that it can't follow any more it passes on unchecked. No sockets
+here. Rules: RFC 9112 §3 (the request line), §6 (lengths), §7.1 (chunks).
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ _SMALL_CHUNKS: Final = re.compile(
 _SMALLEST_CHUNK_BYTES: Final = 6
 _CHUNK_LINE: Final = re.compile(rb"0*+([0-9A-Fa-f]{1,16})(?:;[^\r\n]*+)?+\r\n")
 _CHUNK_SIZE: Final = re.compile(rb"0*([0-9A-Fa-f]{1,16})(?:[ \t]*;.*)?")
+# So many whole chunks behind one another, of so many bytes on average at most, become one: each
+# costs 0.2 us here, and in aiohttp's parser and body reader 4.
+_MANY_CHUNKS: Final = 8
+_SMALL_CHUNK_BYTES: Final = 256
 
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
@@ -101,6 +105,7 @@ class Framing:
         "_held",
         "_known",
         "_left_bytes",
+        "_merged",
         "_state",
         "declared_bytes",
         "requests",
@@ -116,6 +121,8 @@ class Framing:
         self._fields: list[bytes] = []
         # Bytes that are still to come of a body, or of a chunk and its line end.
         self._left_bytes = 0
+        # Chunks that become one: where they begin and end in the bytes under way, and that one.
+        self._merged: list[tuple[int, int, bytes]] = []
         # Least size of the body under way by the sizes of its chunks; 0 without chunks.
         self.declared_bytes = 0
         # Requests that have begun: their line was whole.
@@ -158,7 +165,7 @@ class Framing:
                             after = self._take_line(data, at)
                             if after is None:
                                 # The beginning of a line is held.
-                                return (held + data[:at] if at else b""), len(data), None
+                                return self._passed(held, data, at), len(data), None
                             at = after
                             continue
                     case _State.FIELDS:
@@ -174,13 +181,30 @@ class Framing:
                     case _State.TRAILERS:
                         at = self._take_trailer(data, at)
                 if self._state is _State.LINE:
-                    return held + data[:at], at, None
+                    return self._passed(held, data, at), at, None
             at = len(data)
         except ClevrdError as error:
             self._state = _State.LOST
             fault = error
-        # If no step was made, no byte is passed on, not even held ones.
-        return (held + data[:at] if at else b""), len(data), fault
+        return self._passed(held, data, at), len(data), fault
+
+    def _passed(self, held: bytes, data: bytes, end: int) -> bytes:
+        """Return ``held`` and ``data`` up to ``end``, with many small chunks as one.
+
+        If no step was made no byte is passed on, not even held ones.
+        """
+        if not end:
+            return b""
+        if not self._merged:
+            return held + data[:end]
+        parts = [held]
+        at = 0
+        for start, after, merged in self._merged:
+            parts += (data[at:start], merged)
+            at = after
+        self._merged.clear()
+        parts.append(data[at:end])
+        return b"".join(parts)
 
     # --- heads -----------------------------------------------------------------------------------
 
@@ -272,6 +296,8 @@ class Framing:
 
     def _take_chunk_size(self, data: bytes, at: int) -> int:
         if not self._held and (after := self._take_chunks(data, at)) > at:
+            if merged := merge_chunks(data[at:after]):
+                self._merged.append((at, after, merged))
             return after
         line, after = self._next_line(data, at)
         if line is None:
@@ -310,6 +336,27 @@ class Framing:
         if not line and self._state is _State.TRAILERS:
             self._state = _State.LINE
         return after
+
+
+def merge_chunks(chunks: bytes) -> bytes:
+    """Return one chunk with the content of ``chunks``, which are whole and well-formed.
+
+    Returns b"" where they are few or large, or can't be told apart by their line ends alone.
+    """
+    ends = chunks.count(b"\r\n")
+    if ends < 2 * _MANY_CHUNKS or len(chunks) > ends // 2 * _SMALL_CHUNK_BYTES:
+        return b""
+    *parts, _ = chunks.split(b"\r\n")
+    contents = parts[1::2]
+    try:
+        sizes = [int(size, 16) for size in parts[::2]]
+    except ValueError:
+        # An extension of a chunk, or a line end in the content of one.
+        return b""
+    # The first part is a size, and so is the part behind a content of just that size, and so on.
+    if sizes != list(map(len, contents)):
+        return b""
+    return b"%x\r\n%b\r\n" % (sum(sizes), b"".join(contents))
 
 
 def line_fault(line: bytes, *, is_whole: bool) -> ClevrdError | None:

@@ -12,10 +12,11 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Final, TypeVar
 
 from clevrd import logs
-from clevrd.cli.credential import add_credential, credential_of
+from clevrd.cli.credential import credential_of
 from clevrd.cli.failures import UsageError
 from clevrd.cli.lines import print_line
 from clevrd.cli.settings import add_settings, load_settings, value_text
+from clevrd.cli.trust import add_trust_and_credential, trust_of
 from clevrd.config import BY_FIELD, SETTINGS, Loaded, load
 from clevrd.config_differences import differences, outranks_file
 from clevrd.config_view import ConfigInForce, ConfigView, shown_setting
@@ -28,6 +29,7 @@ from clevrd.tenants.origins import entries_in_force, read_allowed_origins
 from clevrd.tenants.settings import Access, TenantEntry
 from clevrd.tls.contexts import TlsContexts, moment_text
 from clevrd.tls.settings import tls_of
+from clevrd.tracing.settings import tracing_of
 from clevrd.webhooks.settings import webhooks_of
 
 # The exit code where something differs, as diff's.
@@ -45,20 +47,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " works with and the file, and end with 1 where something does. The file is --config's, or"
         " else the one that the daemon names",
     )
-    add_credential(parser)
+    add_trust_and_credential(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the settings that serve would use, or what differs, and return the exit code."""
     if options.url is not None:
         return _compare(options)
+    if options.ca_file is not None:
+        raise UsageError("--ca-file says what to trust at --url; name the daemon by --url, too")
     loaded = load_settings(options)
     # The rules of access are checked as the daemon does at its start, with all files they name.
     access = access_of(loaded)
     check_access(access, folder_of(loaded))
     read_allowed_origins(loaded.config.allowed_origins, access.auth.allowed_origins)
     journal = journal_of(loaded)
-    webhooks_of(loaded)
+    webhooks = webhooks_of(loaded)
+    tracing = tracing_of(loaded.config, os.environ)
     check_files(journal)
     check_place(journal)
     sources = sources_of(loaded, access)
@@ -83,6 +88,12 @@ def run(options: argparse.Namespace) -> int:
         print_line(
             f"source           {each.name} ({each.place.shown} into {each.topic} of tenant"
             f" {each.tenant}, group {each.group_name})"
+        )
+    for hook in webhooks:
+        print_line(f"webhook          {hook.id} ({hook.shown_url}, events of tenant {hook.tenant})")
+    if tracing is not None:
+        print_line(
+            f"tracing          {tracing.endpoint} ({tracing.sample_ratio:.6g} of what has no trace)"
         )
     for shown in certificates:
         print_line(f"certificate      {shown.cert_file} (until {moment_text(shown.ends_s)})")
@@ -119,7 +130,7 @@ def _compare(options: argparse.Namespace) -> int:
     # The import takes the time of an HTTP client's.
     from clevrd.cli.running_config import running_config
 
-    running = running_config(options.url, credential_of(options))
+    running = running_config(options.url, credential_of(options), trust_of(options))
     path = options.config or os.environ.get("CLEVRD_CONFIG") or running.file
     loaded = load({}, _stronger_than_file(running), path or None)
     access = access_of(loaded)
@@ -146,6 +157,7 @@ def _view_of(loaded: Loaded, access: Access) -> ConfigView:
     in_force = ConfigInForce(
         *(loaded.config, loaded.sources, loaded.path, access, time.time, journal_of(loaded)),
         [each.view() for each in sources_of(loaded, access)],
+        [each.view() for each in webhooks_of(loaded)],
     )
     return _result_of(in_force.view())
 

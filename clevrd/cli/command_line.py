@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "serve": "Run the daemon (the default).",
     "publish": "Publish one message, or one for each line.",
     "subscribe": "Print topics' messages, one JSON line each.",
+    "history": "Print the messages that a topic has had, and end.",
     "health": "Ask the daemon of these settings whether it is well; for health checks.",
     "top": "Show who is slow, who is loud, and whether the daemon of these settings is well.",
     "checkconfig": "Print every setting and its source.",
@@ -73,6 +74,10 @@ _OTHER_NAMES: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("--verbose", "-v", "--debug", "--quiet", "-q"), ("--log-level",)),
     **dict.fromkeys(("--memory", "--max-memory", "-m"), ("--max-memory-mb",)),
     **dict.fromkeys(("--string", "--message", "-m"), ("--text",)),
+    **dict.fromkeys(("--expire", "--expires", "--expires-in", "--lifetime"), ("--ttl",)),
+    **dict.fromkeys(("--subscriber-id", "--client-id", "--name"), ("--id",)),
+    **dict.fromkeys(("--offset", "--after", "--from"), ("--position", "--since")),
+    **dict.fromkeys(("--count", "--max"), ("--limit",)),
 }
 # Flags by which other programs take a secret.
 _SECRETS: Final = frozenset({"--token", "--api-key", "--apikey", "--secret", "--bearer"})

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from clevrd.addresses import TcpAddress, UnixAddress, parse_address
-from clevrd.cli.credential import add_credential, credential_of
+from clevrd.cli.credential import credential_of
 from clevrd.cli.failures import CommandFailed, NoServer, UsageError
-from clevrd.cli.server_options import tls_of
+from clevrd.cli.trust import add_trust_and_credential, trust_of
 from clevrd.client import BadUrl
 from clevrd.client.address import parse_url, without_password
 from clevrd.health_check import (
@@ -104,7 +104,7 @@ class Daemon:
             raise NoServer(f"Nobody answers at {self.name}: {why}.") from error
         if status == 200:
             return body
-        raise CommandFailed(f"{self.name} refused to answer ({status}): {_why(status, body)}")
+        raise CommandFailed(f"{self.name} refused to answer ({status}): {reason_of(status, body)}")
 
     def _get(self, target: str) -> tuple[int, bytes]:
         connection = self._connection
@@ -137,13 +137,7 @@ def add_daemon(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--address", metavar="VALUE", help="where it listens, as for serve")
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings (CLEVRD_CONFIG)")
-    parser.add_argument(
-        "--ca-file",
-        metavar="FILE",
-        help="trust the certificates in FILE (PEM) for https://, instead of the system's"
-        " (SSL_CERT_FILE)",
-    )
-    add_credential(parser)
+    add_trust_and_credential(parser)
 
 
 def daemon_of(options: argparse.Namespace, timeout_s: float) -> Daemon:
@@ -169,7 +163,7 @@ def daemon_of(options: argparse.Namespace, timeout_s: float) -> Daemon:
     host = parts.hostname or ""
     connection: HTTPConnection
     if parts.scheme == "https":
-        context = tls_of(options) or ssl.create_default_context()
+        context = trust_of(options) or ssl.create_default_context()
         connection = HTTPSConnection(host, parts.port, timeout=timeout_s, context=context)
     else:
         connection = HTTPConnection(host, parts.port, timeout=timeout_s)
@@ -207,7 +201,7 @@ def _with_port(where: str) -> TcpAddress | UnixAddress:
     return address
 
 
-def _why(status: int, body: bytes) -> str:
+def reason_of(status: int, body: bytes) -> str:
     """Return the daemon's own sentence, on one line."""
     if status == 404:
         return "it is older than this command, or no clevrd."

@@ -32,6 +32,7 @@ from clevrd.journal.settings import JournalSettings, journal_of
 from clevrd.tenants.from_settings import access_of, check_access, folder_of
 from clevrd.tls.contexts import TlsContexts
 from clevrd.tls.settings import tls_of
+from clevrd.tracing.settings import tracing_of
 
 # adjtimex(2): the return value of a clock that nothing synchronises, and the struct's size with
 # room to spare; a call with only zeros in it changes nothing.
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
         _tried(secrets, lambda: TlsContexts(tls))
     _tried(secrets, lambda: check_access(access_of(loaded), folder_of(loaded)))
     _tried(secrets, lambda: check_files(journal))
+    _tried(secrets, lambda: tracing_of(loaded.config, os.environ))
     machine = _machine(loaded, journal, tuple(secrets))
     findings = examine(loaded.config, machine, has_tls=has_tls)
     if options.json:

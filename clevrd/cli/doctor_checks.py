@@ -11,6 +11,7 @@ from typing import Final, Literal
 import msgspec
 
 from clevrd.config import Config
+from clevrd.plurals import noun_for
 
 State = Literal["ok", "advice", "problem"]
 
@@ -193,7 +194,8 @@ def _memory(config: Config, machine: Machine, *, has_tls: bool) -> Iterator[Find
     fits = int(usable_bytes * CONNECTIONS_SHARE) // each_bytes
     connections = config.max_connections or machine.descriptors
     says = (
-        f"{connections} idle subscribers take {connections * each_bytes // MIB} MiB"
+        f"{connections} idle {noun_for(connections, 'subscriber')}"
+        f" {'takes' if connections == 1 else 'take'} {connections * each_bytes // MIB} MiB"
         f" of {usable_bytes // MIB}."
     )
     if connections > fits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from clevrd import logs
 from clevrd.cli.failures import EXIT_FAILED
@@ -27,6 +28,8 @@ def run(options: argparse.Namespace) -> int:
     import msgspec
 
     from clevrd.cli.journal_lines import lines_of
+    from clevrd.journal.clear_points import ClearPoints
+    from clevrd.journal.records import BadRecord, decode_header
     from clevrd.journal.sqlite.inspection import Inspection, is_sound
     from clevrd.journal.sqlite.library import DAMAGE, words_of
 
@@ -39,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
         inspection = Inspection(options.directory)
         damage += [f"{bad.path}: {bad.why}" for bad in inspection.bad]
         damage += inspection.missing()
+        points = ClearPoints(*inspection.cleared())
         for segment in inspection.segments:
             path = segment.path
 
@@ -57,11 +61,14 @@ def run(options: argparse.Namespace) -> int:
                         if run_row[1] <= heads.get(names, 0):
                             continue
                         heads[names] = run_row[1] + run_row[2] - 1
+                        epoch = points.epoch_of(names, run_row[1])
                         if options.tenant in (None, names[1]) and is_wanted(names[2]):
                             at_bytes, size_bytes = run_row[4:6]
                             lines = record.record[at_bytes : at_bytes + size_bytes].split(b"\n")
-                            for line in lines_of(run_row, names, record.time_us, lines):
+                            for line in lines_of(run_row, names, epoch, record.time_us, lines):
                                 write(line)
+                    with suppress(BadRecord):
+                        points.note(decode_header(record.record)[0])
             except (*DAMAGE, msgspec.MsgspecError) as error:
                 note(words_of(error))
             finally:

@@ -15,6 +15,7 @@ from clevrd.cli.failures import EXIT_FAILED, CommandFailed
 from clevrd.cli.journal_common import add_directory, journal_failures
 from clevrd.cli.lines import print_line
 from clevrd.errors import InvalidRequest
+from clevrd.plurals import noun_for
 
 if TYPE_CHECKING:
     from clevrd.journal.importing import Imported
@@ -48,8 +49,11 @@ def run(options: argparse.Namespace) -> int:
     lines = _Lines(file)
     with file, journal_failures():
         count = asyncio.run(_import(options.directory, lines))
-    print_line(f"{count:,} messages are in the journal {options.directory}.")
-    if lines.wrong:
+    are = "is" if count == 1 else "are"
+    print_line(f"{count:,} {noun_for(count, 'message')} {are} in the journal {options.directory}.")
+    if lines.wrong == 1:
+        logs.say("1 line is no message, and was left out.")
+    elif lines.wrong:
         logs.say(f"{lines.wrong:,} lines are no messages, and were left out.")
     return EXIT_FAILED if lines.wrong else 0
 

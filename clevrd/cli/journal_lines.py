@@ -12,7 +12,6 @@ from clevrd.core.message_ids import MessageIds, us_of_id
 from clevrd.core.nesting import SHALLOW_BYTES, TOO_DEEP, is_too_deep
 from clevrd.core.publish_request import PublishRequest, check_publish, check_utf8
 from clevrd.errors import InvalidRequest
-from clevrd.journal.fold import topic_epoch
 from clevrd.journal.importing import Imported
 from clevrd.journal.sqlite.segments import RunRow
 from clevrd.tenants.tenant import check_tenant_name
@@ -37,6 +36,7 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     key: str | None = None
     idempotency_key: str | None = None
     ttl_s: int | float | None = None
+    headers: dict[str, str] | None = None
     data: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -46,18 +46,18 @@ _ids: Final = MessageIds()
 
 
 def lines_of(
-    run: RunRow, names: tuple[str, str, str], time_us: int, lines: list[bytes]
+    run: RunRow, names: tuple[str, str, str], epoch: str, time_us: int, lines: list[bytes]
 ) -> list[bytes]:
     """Return the messages of a run as lines, each with a line feed.
 
     Args:
         names: partition epoch, tenant and topic.
+        epoch: the topic's; empty where it is not known, and is left out.
         time_us: the record's.
         lines: the run's, as they stand in the record.
     """
-    partition_epoch, tenant, topic = names
+    _, tenant, topic = names
     _, first, count, _, _, _, skip, id_us, id_step, _ = run
-    epoch = topic_epoch(partition_epoch, tenant, topic)
     found = []
     for index in range(count):
         message = msgspec.json.decode(lines[skip + index], type=PublishRequest)
@@ -72,6 +72,7 @@ def lines_of(
             message.key,
             message.idempotency_key,
             message.ttl_s,
+            message.headers,
             message.data,
         )
         found.append(_encoder.encode(line) + b"\n")
@@ -95,7 +96,9 @@ def read_line(text: bytes, now_us: int) -> Imported:
         line = _decoder.decode(text)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise InvalidRequest(f"it is no message: {error}") from error
-    request = PublishRequest(line.topic, line.data, line.idempotency_key, line.key, line.ttl_s)
+    request = PublishRequest(
+        *(line.topic, line.data, line.idempotency_key, line.key, line.ttl_s, line.headers)
+    )
     check_publish(request)
     tenant = line.tenant or DEFAULT_TENANT
     check_tenant_name(tenant)

@@ -9,6 +9,7 @@ import msgspec
 from clevrd.cli.journal_common import add_directory, journal_failures
 from clevrd.cli.lines import print_line
 from clevrd.core.message_ids import rfc3339
+from clevrd.plurals import noun_for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,10 @@ def run(options: argparse.Namespace) -> int:
         "newest": newest or "none",
     }
     if found.damaged_files:
-        shown["damaged"] = f"{found.damaged_files} files; see clevrd journal verify"
+        shown["damaged"] = (
+            f"{found.damaged_files:,} {noun_for(found.damaged_files, 'file')}; see clevrd journal"
+            " verify"
+        )
     for name, text in shown.items():
         print_line(f"{name:<10}  {text}")
     return 0

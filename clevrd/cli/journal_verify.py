@@ -7,6 +7,7 @@ import argparse
 from clevrd.cli.failures import EXIT_FAILED
 from clevrd.cli.journal_common import add_directory, journal_failures
 from clevrd.cli.lines import print_line
+from clevrd.plurals import noun_for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,5 +29,9 @@ def run(options: argparse.Namespace) -> int:
     if count:
         return EXIT_FAILED
     records = sum(each.last_position - each.info.after_position for each in inspection.segments)
-    print_line(f"All is well: {records:,} records in {len(inspection.segments)} segments.")
+    segments = len(inspection.segments)
+    print_line(
+        f"All is well: {records:,} {noun_for(records, 'record')} in {segments:,}"
+        f" {noun_for(segments, 'segment')}."
+    )
     return 0

@@ -9,6 +9,7 @@ from clevrd import logs
 from clevrd.cli.failures import UsageError
 from clevrd.cli.lines import print_line
 from clevrd.cli.secret_input import read_secret
+from clevrd.plurals import noun_for
 from clevrd.tenants.keys import MAX_KEY_BYTES, digest_of
 
 # 32 random bytes have 43 characters as base64 and 64 in hexadecimal; fewer than these are a
@@ -25,10 +26,11 @@ def run(_: argparse.Namespace) -> int:
     secret = read_secret("secret")
     if len(secret) > MAX_KEY_BYTES:
         raise UsageError(f"the secret has {len(secret)} bytes; {MAX_KEY_BYTES} are allowed")
-    if len(secret) < _FEW_CHARACTERS:
+    length = len(secret)
+    if length < _FEW_CHARACTERS:
         logs.say(
-            f"The secret has {len(secret)} characters and might be guessed; take 32 random bytes,"
-            " as clevrd key new does."
+            f"The secret has {length} {noun_for(length, 'character')} and might be guessed; take 32"
+            " random bytes, as clevrd key new does."
         )
     print_line(digest_of(secret))
     return 0

@@ -8,21 +8,24 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 import msgspec
 
 from clevrd import logs
 from clevrd.cli.failures import EXIT_FAILED, UsageError
 from clevrd.cli.lines import print_line
+from clevrd.cli.run_loop import run_until_signal
 from clevrd.cli.server_options import add_server, client_failures, client_of
-from clevrd.cli.values import seconds
+from clevrd.cli.values import header, seconds, ttl_seconds
 from clevrd.client import RETRY_FOR_S, BadRecord, Client, Refused
 from clevrd.config import MIB
 from clevrd.core.names import check_key, check_topic
+from clevrd.plurals import noun_for
 
 # The largest body that a server can be configured to take; a longer line can't be published.
 MAX_LINE_BYTES: Final = 64 * MIB
@@ -33,6 +36,8 @@ RECORD_STATUSES: Final = frozenset({400, 413})
 # Time between two progress lines: often enough to look alive, and no burden for a terminal at 3,000
 # records/s.
 PROGRESS_INTERVAL_S: Final = 0.1
+
+_NO_FIELDS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +62,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help="what the message is about, for readers with --policy latest; with - that of all"
         " messages",
+    )
+    parser.add_argument(
+        "--ttl",
+        type=ttl_seconds,
+        metavar="SECONDS",
+        help="for how long the message is worth reading; who comes later is told a gap instead",
+    )
+    parser.add_argument(
+        "--header",
+        action="append",
+        type=header,
+        default=[],
+        dest="headers",
+        metavar="'NAME: VALUE'",
+        help="carry this to readers that ask for headers: traceparent, tracestate, ce-type and the"
+        " like; may be given several times",
     )
     parser.add_argument(
         "--retry-for",
@@ -84,12 +105,12 @@ def run(options: argparse.Namespace) -> int:
     with client_failures():
         client = client_of(options, retry_for_s=options.retry_for)
         if options.json == "-":
-            return asyncio.run(_publish_stdin(client, options.topic, read_line, options.key))
+            return run_until_signal(_publish_stdin(client, options, read_line))
         try:
             data_json = read_line(os.fsencode(options.json)) or b""
         except BadRecord as error:
             raise UsageError(str(error)) from None
-        return asyncio.run(_publish_one(client, options.topic, data_json, options.key))
+        return run_until_signal(_publish_one(client, options, data_json))
 
 
 def json_line(line: bytes) -> bytes | None:
@@ -111,10 +132,10 @@ def text_line(line: bytes) -> bytes:
     return msgspec.json.encode(text)
 
 
-async def _publish_one(client: Client, topic: str, data_json: bytes, key: str | None) -> int:
+async def _publish_one(client: Client, options: argparse.Namespace, data_json: bytes) -> int:
     try:
         async with client:
-            answer = await client.publish_raw(topic, data_json, key=key)
+            answer = await client.publish_raw(options.topic, data_json, **_fields_of(options))
     except BadRecord as error:
         raise UsageError(
             f"{error} The data is JSON; a text stands in quotes: '\"hello\"', or take --text"
@@ -128,13 +149,25 @@ async def _publish_one(client: Client, topic: str, data_json: bytes, key: str | 
     return 0
 
 
+def _fields_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what `Client.publish_raw` is given beside topic and data."""
+    return {"key": options.key, "ttl_s": options.ttl, "headers": dict(options.headers)}
+
+
 async def _publish_stdin(
-    client: Client, topic: str, read_line: Callable[[bytes], bytes | None], key: str | None
+    client: Client, options: argparse.Namespace, read_line: Callable[[bytes], bytes | None]
 ) -> int:
     draw = logs.stderr.draw if sys.stderr.isatty() else None
     progress = Progress(draw, time.monotonic)
     async with client:
-        return await publish_records(client, topic, _read_stdin, progress, key, read_line)
+        return await publish_records(
+            client,
+            options.topic,
+            _read_stdin,
+            progress,
+            read_line,
+            _fields_of(options),
+        )
 
 
 def _read_stdin() -> bytes:
@@ -147,8 +180,8 @@ async def publish_records(
     topic: str,
     read: Callable[[], bytes],
     progress: Progress,
-    key: str | None = None,
     read_line: Callable[[bytes], bytes | None] = json_line,
+    fields: Mapping[str, Any] = _NO_FIELDS,
 ) -> int:
     """Publish each line that ``read`` brings as one message, in order, and return the exit code.
 
@@ -157,15 +190,15 @@ async def publish_records(
 
     Args:
         read: returns the next bytes, b"" at the end; it may block, since it is called in a thread.
-        key: the key of every message.
         read_line: returns the JSON on a line, None for a blank one; may raise BadRecord.
+        fields: what `Client.publish_raw` is given of every message, beside topic and data.
 
     Raises:
         Refused, Unreachable, BadAnswer: as from `Client.publish_raw`, for an error that ends the
             command.
     """
     try:
-        publish = partial(client.publish_raw, topic, key=key)
+        publish = partial(client.publish_raw, topic, **fields)
         async with aclosing(_numbered_lines(read)) as lines:
             async for number, line in lines:
                 try:
@@ -312,7 +345,8 @@ class Progress:
         """Report the sums."""
         self._clear()
         elapsed_s = self._clock() - self._started
-        text = f"published {self.published} of {self.records} records in {elapsed_s:.1f} s"
+        records = noun_for(self.records, "record")
+        text = f"published {self.published} of {self.records} {records} in {elapsed_s:.1f} s"
         if self.published + self.refused < self.records:
             text += f", stopped at line {self.line}"
         if repeated_messages:

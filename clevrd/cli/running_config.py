@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import ssl
 from typing import Final
 
 import aiohttp
 import msgspec
 
+from clevrd.cli.daemon_asking import reason_of
 from clevrd.cli.failures import NoServer, UsageError
+from clevrd.cli.run_loop import run_until_signal
 from clevrd.client import BadUrl
 from clevrd.client.address import parse_url, without_password
 from clevrd.config_view import ConfigView
@@ -18,15 +20,12 @@ _TIMEOUT_S: Final = 10.0
 _MAX_ANSWER_BYTES: Final = 16 << 20
 
 
-class _Refusal(msgspec.Struct, frozen=True):
-    error: str = ""
-
-
-def running_config(url: str, secret: str | None) -> ConfigView:
+def running_config(url: str, secret: str | None, tls: ssl.SSLContext | None = None) -> ConfigView:
     """Return the configuration that the daemon at ``url`` works with.
 
     Args:
         secret: the key or token to present.
+        tls: what is trusted for https; None for what the system does.
 
     Raises:
         UsageError: ``url`` names no server.
@@ -38,7 +37,7 @@ def running_config(url: str, secret: str | None) -> ConfigView:
         raise UsageError(str(error)) from error
     name = url if unix_path else without_password(base)
     try:
-        status, body = asyncio.run(_get(f"{base}/config", unix_path, secret))
+        status, body = run_until_signal(_get(f"{base}/config", unix_path, secret, tls))
     except (aiohttp.ClientError, TimeoutError, OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or str(error) or "no answer in time"
         raise NoServer(f"Nobody answers at {name}: {why}.") from error
@@ -47,11 +46,19 @@ def running_config(url: str, secret: str | None) -> ConfigView:
             return msgspec.json.decode(body, type=ConfigView)
         except msgspec.DecodeError as error:
             raise NoServer(f"{name} answered, but not as clevrd does; check the URL.") from error
-    raise NoServer(f"{name} refused to show its configuration ({status}): {_why(status, body)}")
+    raise NoServer(
+        f"{name} refused to show its configuration ({status}): {reason_of(status, body)}"
+    )
 
 
-async def _get(url: str, unix_path: str | None, secret: str | None) -> tuple[int, bytes]:
-    connector = aiohttp.UnixConnector(unix_path) if unix_path else aiohttp.TCPConnector()
+async def _get(
+    url: str, unix_path: str | None, secret: str | None, tls: ssl.SSLContext | None
+) -> tuple[int, bytes]:
+    connector = (
+        aiohttp.UnixConnector(unix_path)
+        if unix_path
+        else aiohttp.TCPConnector(ssl=True if tls is None else tls)
+    )
     headers = {"Authorization": f"Bearer {secret}"} if secret is not None else {}
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     async with (
@@ -65,14 +72,3 @@ async def _get(url: str, unix_path: str | None, secret: str | None) -> tuple[int
             if len(body) > _MAX_ANSWER_BYTES:
                 break
         return response.status, bytes(body)
-
-
-def _why(status: int, body: bytes) -> str:
-    """Return the daemon's own sentence, on one line."""
-    if status == 404:
-        return "it is older than this command, or no clevrd."
-    try:
-        sentence = msgspec.json.decode(body, type=_Refusal).error
-    except msgspec.DecodeError:
-        sentence = ""
-    return ascii(sentence)[1:-1] or "no reason was given."

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-from clevrd.cli.credential import add_credential, credential_of, read_file
+from clevrd.cli.credential import credential_of, read_file
 from clevrd.cli.failures import CommandFailed, NoServer, UsageError
+from clevrd.cli.trust import add_trust_and_credential, trust_of
 from clevrd.client import RETRY_FOR_S, BadUrl, Client, ClientError, Unreachable
 from clevrd.client.credential import Token
 
@@ -33,29 +33,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="sent as X-Tenant-ID (CLEVRD_TENANT)",
     )
-    parser.add_argument(
-        "--ca-file",
-        metavar="FILE",
-        help="trust the certificates in FILE (PEM) for https://, instead of the system's"
-        " (SSL_CERT_FILE)",
-    )
-    add_credential(parser)
-
-
-def tls_of(options: argparse.Namespace) -> ssl.SSLContext | None:
-    """Return what the client trusts; None for what the system does.
-
-    Raises:
-        UsageError: the file can't be read, or has no certificate.
-    """
-    if options.ca_file is None:
-        return None
-    try:
-        return ssl.create_default_context(cafile=options.ca_file)
-    except ssl.SSLError as error:
-        raise UsageError(f"{options.ca_file} holds no certificate in PEM.") from error
-    except OSError as error:
-        raise UsageError(f"Can't read {options.ca_file}: {error.strerror}.") from error
+    add_trust_and_credential(parser)
 
 
 def client_of(options: argparse.Namespace, *, retry_for_s: float = RETRY_FOR_S) -> Client:
@@ -73,7 +51,7 @@ def client_of(options: argparse.Namespace, *, retry_for_s: float = RETRY_FOR_S) 
     return Client(
         *(options.url, options.tenant),
         token=token,
-        tls=tls_of(options),
+        tls=trust_of(options),
         retry_for_s=retry_for_s,
     )
 

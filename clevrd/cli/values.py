@@ -6,6 +6,8 @@ import argparse
 from contextlib import suppress
 from typing import Final
 
+from clevrd.core.ttl import MAX_TTL_S, MIN_TTL_S
+
 
 def seconds(text: str) -> float:
     """Return a number of seconds, 0 or more."""
@@ -13,6 +15,25 @@ def seconds(text: str) -> float:
         if 0 <= (number := float(text)) < float("inf"):
             return number
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
+
+
+def ttl_seconds(text: str) -> float:
+    """Return a message's time to live; a whole number stays one, as it is sent."""
+    with suppress(ValueError):
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else float(text)
+        if MIN_TTL_S <= number <= MAX_TTL_S:
+            return number
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not a number of seconds from {MIN_TTL_S} to {MAX_TTL_S}"
+    )
+
+
+def header(text: str) -> tuple[str, str]:
+    """Return the name and the value of a message's header."""
+    name, colon, value = text.partition(":")
+    if not (colon and name.strip() and value.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no header; it is like 'ce-type: paid'")
+    return name.strip(), value.strip()
 
 
 def count(text: str) -> int:

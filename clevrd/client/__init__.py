@@ -17,10 +17,12 @@ from clevrd.client.errors import (
     Unauthorized,
     Unreachable,
 )
+from clevrd.client.history import History
 from clevrd.client.position import Position
 from clevrd.client.publisher import Publisher, Receipt
 from clevrd.client.publishing import RETRY_FOR_S
 from clevrd.client.subscription import Subscription
+from clevrd.client.topics import ListedTopic, Presence, PresentId, TopicInfo
 from clevrd.client.wire import Gap, Message, Outgoing, Published, Refusal
 
 __all__ = [
@@ -33,17 +35,22 @@ __all__ = [
     "ClientError",
     "Closed",
     "Gap",
+    "History",
+    "ListedTopic",
     "Message",
     "Misuse",
     "NoToken",
     "Outgoing",
     "Position",
+    "Presence",
+    "PresentId",
     "Published",
     "Publisher",
     "Receipt",
     "Refusal",
     "Refused",
     "Subscription",
+    "TopicInfo",
     "Unauthorized",
     "Unreachable",
 ]

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from math import inf
 from typing import Final, TypeVar
+from urllib.parse import quote
 
 from clevrd.client.errors import BadUrl
-from clevrd.core.names import check_topic
+from clevrd.core.names import check_subscriber_id, check_topic
 from clevrd.core.patterns import parse_pattern
+from clevrd.core.ttl import MAX_TTL_S, MIN_TTL_S, TTL_ADVICE
 from clevrd.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -42,6 +44,9 @@ _MAX_SECONDS: Final = 1e300
 _MAX_NUMBER: Final = 999_999_999
 _SECOND: Final = timedelta(seconds=1)
 _DAY: Final = timedelta(days=1)
+
+# RFC 3986 §5.2.4: steps of a path, which clients and proxies take out, however they are encoded.
+_DOT_SEGMENTS: Final = (".", "..")
 
 # Characters of a wrong value that a sentence shows.
 _SHORT_CHARACTERS: Final = 60
@@ -158,8 +163,18 @@ def check_items(items: object) -> None:
         )
 
 
-def check_names(topic: str, key: str | None, idempotency_key: str | None) -> None:
-    """Raise TypeError or ValueError unless topic and keys are text that can be sent."""
+def publish_fields(
+    topic: str,
+    key: str | None,
+    ttl_s: float | None,
+    headers: Mapping[str, str] | None,
+    idempotency_key: str | None,
+) -> dict[str, object]:
+    """Return the fields of a publish beside its topic and data, without fields that are None.
+
+    Raises:
+        TypeError, ValueError: one of them, or the topic, can't be sent.
+    """
     if not isinstance(topic, str):
         raise TypeError(f"The topic is text, not {type_name(topic)}.")
     if key is not None and not isinstance(key, str):
@@ -173,9 +188,40 @@ def check_names(topic: str, key: str | None, idempotency_key: str | None) -> Non
     for name, text in (("The topic", topic), ("key", key), ("idempotency_key", idempotency_key)):
         if text is not None:
             _check_utf_8(name, text)
+    if ttl_s is not None:
+        check_ttl(ttl_s)
+    given = {
+        "key": key,
+        "ttl_s": ttl_s,
+        "headers": _message_headers(headers) or None,
+        "idempotency_key": idempotency_key,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
-# --- of a subscription ---------------------------------------------------------------------------
+def _message_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the headers that a message is published with; the server says which there can be."""
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"headers are a dict of names and values, not {type_name(headers)}.")
+    for name, value in headers.items():
+        if not all(isinstance(each, str) for each in (name, value)):
+            raise TypeError(f"Names and values of headers are text; {name!r} is not.")
+        _check_utf_8("A header's name", name)
+        _check_utf_8(f"The header {short(name)}", value)
+    return dict(headers)
+
+
+def check_ttl(ttl_s: float) -> None:
+    """Raise TypeError or ValueError unless a server takes ``ttl_s`` as a time to live."""
+    if isinstance(ttl_s, bool) or not isinstance(ttl_s, (int, float)):
+        raise TypeError(f"ttl_s is a number of seconds, not {type_name(ttl_s)}.")
+    if not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
+        raise ValueError(TTL_ADVICE)
+
+
+# --- of a subscription, and of a history ---------------------------------------------------------
 
 
 def topics_of(named: Iterable[str | Iterable[str]]) -> tuple[str, ...]:
@@ -191,6 +237,28 @@ def topics_of(named: Iterable[str | Iterable[str]]) -> tuple[str, ...]:
 def check_topic_name(topic: str) -> None:
     """Raise ValueError unless ``topic`` can be the name of a topic."""
     _check(check_topic, topic)
+
+
+def path_of(topic: str) -> str:
+    """Return the path of a topic, below which its messages are.
+
+    Raises:
+        TypeError, ValueError: ``topic`` can be no topic's name, or can't stand in a path.
+    """
+    if not isinstance(topic, str):
+        raise TypeError(f"The topic is text, not {type_name(topic)}.")
+    check_topic_name(topic)
+    if topic in _DOT_SEGMENTS:
+        raise ValueError(f"A topic named {topic!r} can be no part of a URL; subscribe to it.")
+    return f"/topics/{quote(topic, safe='')}"
+
+
+def check_after(after: str | None) -> None:
+    """Raise TypeError or ValueError unless ``after`` can be a name behind which a page begins."""
+    if after is not None and not isinstance(after, str):
+        raise TypeError(f"after is text, not {type_name(after)}.")
+    if after is not None:
+        _check_utf_8("after", after)
 
 
 def patterns_of(patterns: Iterable[str]) -> tuple[str, ...]:
@@ -210,6 +278,16 @@ def check_policy(policy: str | None) -> str | None:
     if policy is not None and policy not in POLICIES:
         raise ValueError(f"policy is one of {', '.join(POLICIES)}, not {policy!r}.")
     return policy
+
+
+def subscriber_id_of(subscriber_id: str | None) -> str | None:
+    """Return the id that a subscriber gives itself; raises TypeError, ValueError."""
+    if subscriber_id is None:
+        return None
+    if not isinstance(subscriber_id, str):
+        raise TypeError(f"subscriber_id is text, not {type_name(subscriber_id)}.")
+    _check(check_subscriber_id, subscriber_id)
+    return subscriber_id
 
 
 def since_text(since: str | datetime | timedelta | None) -> str | None:

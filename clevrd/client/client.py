@@ -6,28 +6,34 @@ import asyncio
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Self
 
 from clevrd.client.arguments import (
+    check_after,
     check_count,
     check_flag,
-    check_names,
     check_policy,
     check_seconds,
+    path_of,
     patterns_of,
+    publish_fields,
     since_text,
+    subscriber_id_of,
     topics_of,
 )
 from clevrd.client.backoff import Clockwork
 from clevrd.client.credential import Token
 from clevrd.client.feeds import feed_of
+from clevrd.client.history import HEADERS_OPTION, History, Walk, beginning_of
 from clevrd.client.position import Position, position_of, positions_of
 from clevrd.client.publisher import MAX_IN_FLIGHT, Publisher
 from clevrd.client.publishing import RETRY_FOR_S, HttpPublisher, IdempotencyKeys, Repeats
+from clevrd.client.retries import Retries
 from clevrd.client.session import Session
 from clevrd.client.subscription import Subscription
+from clevrd.client.topics import MAX_LIMIT, ListedTopic, TopicInfo, Topics, TopicsPage
 from clevrd.client.values import check_json, data_json
 from clevrd.client.wire import (
     MAX_BATCH_BYTES,
@@ -54,7 +60,8 @@ class Client:
         headers: sent with every request, for a proxy in front of the server. Headers, tenant and
             token are sent only to the host of ``url``, whatever a redirect says.
         tls: for ``https://``; None trusts the system's certificates.
-        retry_for_s: seconds that a message is tried again before publishing gives up.
+        retry_for_s: seconds that a publish, or a read of topics, is tried again before it
+            fails.
         random, sleep, clock: replaced by tests.
 
     Raises:
@@ -80,7 +87,8 @@ class Client:
         self._retry_for_s = check_seconds("retry_for_s", retry_for_s)
         self._new_key = IdempotencyKeys()
         self._repeats = Repeats()
-        self._http = HttpPublisher(self._session, self._repeats, self._retry_for_s, self._clockwork)
+        self._http = HttpPublisher(self._session, self._repeats, self._retries("publish"))
+        self._topics = Topics(self._session, self._retries("read"))
 
     async def open(self) -> Self:
         """Prepare for calls, without connecting; a second call does nothing.
@@ -115,7 +123,14 @@ class Client:
         return self._repeats.messages
 
     async def publish(
-        self, topic: str, data: Any, *, key: str | None = None, idempotency_key: str | None = None
+        self,
+        topic: str,
+        data: Any,
+        *,
+        key: str | None = None,
+        idempotency_key: str | None = None,
+        ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Published:
         """Publish ``data`` and return the server's answer.
 
@@ -132,6 +147,11 @@ class Client:
             key: names the message's subject, for readers that want the newest message of each key.
             idempotency_key: a name of your own for this message, such as an order's number; None
                 draws one. A repeat that the server remembers is answered and not published.
+            ttl_s: seconds for which the message is worth reading, 0.001 to 100,000,000; readers
+                that come or catch up later get a gap (``expired``) instead. None for ever.
+            headers: what the message carries beside its data: the publisher's trace
+                (``traceparent``, ``tracestate``) and attributes of a CloudEvent (``ce-*``), for
+                readers that ask for them.
 
         Raises:
             TypeError: ``data`` has no JSON form. Use `publish_raw` for bytes that are JSON.
@@ -142,7 +162,8 @@ class Client:
                 there.
             BadAnswer: the answer is not a clevrd server's.
         """
-        return await self.publish_encoded(topic, data_json(data), key, idempotency_key)
+        fields = publish_fields(topic, key, ttl_s, headers, idempotency_key)
+        return await self.publish_encoded(topic, data_json(data), fields)
 
     async def publish_raw(
         self,
@@ -151,6 +172,8 @@ class Client:
         *,
         key: str | None = None,
         idempotency_key: str | None = None,
+        ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Published:
         """Publish data that is JSON already, byte for byte; otherwise the same as `publish`.
 
@@ -158,7 +181,8 @@ class Client:
             TypeError: ``raw`` is neither bytes nor text.
             BadRecord: ``raw`` is not one JSON value in UTF-8; it was not sent.
         """
-        return await self.publish_encoded(topic, check_json(raw), key, idempotency_key)
+        fields = publish_fields(topic, key, ttl_s, headers, idempotency_key)
+        return await self.publish_encoded(topic, check_json(raw), fields)
 
     async def publish_batch(
         self,
@@ -174,7 +198,7 @@ class Client:
         are taken.
 
         Args:
-            items: (topic, data) pairs, or `Outgoing` for keys; read as they are sent.
+            items: (topic, data) pairs, or `Outgoing` for other fields; read as they are sent.
             max_items, max_bytes: limits of one request; the defaults are the server's own defaults.
 
         Raises:
@@ -212,6 +236,8 @@ class Client:
         since: str | datetime | timedelta | None = None,
         position: Position | str | None = None,
         positions: Mapping[str, Position | str] | None = None,
+        subscriber_id: str | None = None,
+        headers: bool = False,
         reconnect: bool = True,
     ) -> Subscription:
         """Return an async iterator of the topics' messages, and of the gaps between them.
@@ -244,6 +270,9 @@ class Client:
             positions: for several topics: topic -> position. A named topic without a position
                 begins with the server's ``last``; a topic that a pattern brings, with its first
                 message.
+            subscriber_id: the name by which others see this reader among the readers of its topics
+                (`topic`, and the topic ``$events``): 1 to 128 bytes; None for no name.
+            headers: True for messages with the headers that they were published with.
             reconnect: False raises `Closed` or `Unreachable` at the first lost connection.
 
         Raises:
@@ -257,6 +286,8 @@ class Client:
             "buffer": None if buffer is None else check_count("buffer", buffer),
             "last": None if last is None else check_count("last", last, minimum=0),
             "since": since_text(since),
+            "subscriber_id": subscriber_id_of(subscriber_id),
+            "headers": check_flag("headers", headers) or None,
         }
         feed = feed_of(
             names,
@@ -269,11 +300,104 @@ class Client:
         check_flag("reconnect", reconnect)
         return Subscription(self._session, feed, self._clockwork, reconnect=reconnect)
 
+    def history(
+        self,
+        topic: str,
+        *,
+        last: int | None = None,
+        since: str | datetime | timedelta | None = None,
+        position: Position | str | None = None,
+        limit: int | None = None,
+        headers: bool = False,
+    ) -> History:
+        """Return an async iterator of the messages that the topic has had, up to now.
+
+        Messages come oldest first, without a subscription, from the server's memory and its
+        journal; what is missing is a `Gap` at its place. The loop ends when it has what
+        was the newest message as it began. Pages of up to 1,000 messages and 1 MiB are read as the
+        loop comes to them, each with the retries of `publish`.
+
+        Args:
+            last, since, position: where to begin, as for `subscribe`; without any of them, with the
+                oldest message that there is.
+            limit: messages at most; None for all.
+            headers: True for messages with the headers that they were published with.
+
+        Raises:
+            ValueError: two arguments say where to begin, or one has a wrong value.
+            TypeError: an argument has a wrong type.
+        """
+        if sum(each is not None for each in (last, since, position)) > 1:
+            raise ValueError("last, since and position each say where to begin; give one of them.")
+        path_of(topic)
+        count = None if last is None else check_count("last", last, minimum=0)
+        walk = Walk(
+            beginning_of(count, since_text(since)),
+            HEADERS_OPTION if check_flag("headers", headers) else {},
+            None if position is None else position_of(position),
+            None if limit is None else check_count("limit", limit),
+        )
+        return History(self._session, self._topics, topic, walk)
+
+    async def topics(self) -> AsyncIterator[ListedTopic]:
+        """Yield the topics that have messages and that may be subscribed to, by name.
+
+        Raises:
+            Refused, Unreachable, BadAnswer: as from `publish`.
+        """
+        after: str | None = None
+        while True:
+            page = await self.topics_page(after)
+            for each in page.topics:
+                yield each
+            if page.next is None:
+                return
+            after = page.next
+
+    async def topic(
+        self, topic: str, *, limit: int = MAX_LIMIT, after: str | None = None
+    ) -> TopicInfo:
+        """Return a topic's newest position, its counts, and the ids of its readers.
+
+        Args:
+            limit: ids of readers at most, 1 to 1,000.
+            after: the ``presence.next`` of the page of ids before; None for the first page.
+
+        Raises:
+            Refused: the server refused, such as with 404 for a topic that does not exist.
+            Unreachable, BadAnswer: as from `publish`.
+        """
+        check_count("limit", limit)
+        check_after(after)
+        return await self._topics.one(topic, limit, after)
+
+    async def clear(self, topic: str) -> Position:
+        """Clear a topic: no reader is given a message of before any more.
+
+        It is asked for once, without retries, since another time it would clear what was published
+        meanwhile.
+
+        Returns:
+            The position at which the topic's new epoch begins.
+
+        Raises:
+            Refused: the server refused, such as with 403 without the permission to clear.
+            Unreachable: there was no answer; with ``may_have_arrived`` the topic may be cleared.
+            BadAnswer: the answer is not a clevrd server's.
+        """
+        return await self._topics.clear(topic)
+
     async def publish_encoded(
-        self, topic: str, data: bytes, key: str | None, idempotency_key: str | None
+        self, topic: str, data: bytes, fields: dict[str, object]
     ) -> Published:
         """Publish data that was checked already; called by the client without asyncio."""
-        check_names(topic, key, idempotency_key)
-        name = self._new_key() if idempotency_key is None else idempotency_key
-        body = publish_body(topic, data, key=key, idempotency_key=name)
-        return await self._http.publish(body)
+        if "idempotency_key" not in fields:
+            fields = {**fields, "idempotency_key": self._new_key()}
+        return await self._http.publish(publish_body(topic, data, fields))
+
+    async def topics_page(self, after: str | None) -> TopicsPage:
+        """Return a page of topics; called by the client without asyncio."""
+        return await self._topics.page(after)
+
+    def _retries(self, what: str) -> Retries:
+        return Retries(self._session, self._retry_for_s, self._clockwork, what)

@@ -86,7 +86,8 @@ def feed_of(
     """Return the feed of ``topics`` and ``patterns``.
 
     Args:
-        options: ``policy``, ``buffer``, ``last`` and ``since``, where they were given.
+        options: ``policy``, ``buffer``, ``subscriber_id``, ``headers`` (True), ``last`` and
+            ``since``, where they were given.
         warn: called with the server's warnings.
 
     Raises:

@@ -44,7 +44,8 @@ class ManyTopics:
     """The feed of several topics, and of the topics that patterns match.
 
     Args:
-        options: ``policy``, ``buffer``, ``last`` and ``since``, where they were given.
+        options: ``policy``, ``buffer``, ``subscriber_id``, ``headers`` (True), ``last`` and
+            ``since``, where they were given.
         positions: where an earlier subscription ended; None without one.
         warn: called with the server's warnings.
     """
@@ -65,7 +66,9 @@ class ManyTopics:
         self._topics = topics
         self._beginning = {name: options[name] for name in ("last", "since") if name in options}
         self._delivery_options = {
-            name: options[name] for name in ("policy", "buffer") if name in options
+            name: options[name]
+            for name in ("policy", "buffer", "subscriber_id", "headers")
+            if name in options
         }
         self._trackers = Trackers(topics, patterns, positions or {})
         # Pattern -> whether a server has ever begun with it. If so, a topic without a position

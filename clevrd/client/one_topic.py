@@ -30,7 +30,8 @@ class OneTopic:
     """The feed of one topic.
 
     Args:
-        options: ``policy``, ``buffer``, ``last`` and ``since``, where they were given.
+        options: ``policy``, ``buffer``, ``subscriber_id``, ``headers`` (True), ``last`` and
+            ``since``, where they were given.
         warn: called with the server's warnings.
     """
 
@@ -47,7 +48,7 @@ class OneTopic:
     ) -> None:
         self._warn = warn
         self.name = self.only_topic = topic
-        self._query = {"topic": topic, **{name: str(value) for name, value in options.items()}}
+        self._query = {"topic": topic, **{name: _text(value) for name, value in options.items()}}
         self._tracker = Tracker(topic, position)
         # True when the next connection asks for a place in the past, so that a gap may come first.
         self._is_resumed = position is not None or "since" in options
@@ -146,3 +147,8 @@ class OneTopic:
             return message
         self._waiting = message
         return gap
+
+
+def _text(value: str | int) -> str:
+    """Return an option's value as a query has it."""
+    return "true" if value is True else str(value)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from itertools import count
 from types import TracebackType
 from typing import Any, Final, Self
 
-from clevrd.client.arguments import check_names
+from clevrd.client.arguments import publish_fields
 from clevrd.client.backoff import Clockwork, comes_back, delay_s, is_expired
 from clevrd.client.errors import ClientError, Closed, Misuse, Refused, Unreachable
 from clevrd.client.publishing import IdempotencyKeys, Repeats, is_transient
@@ -178,7 +178,14 @@ class Publisher:
             await self._stop()
 
     async def publish(
-        self, topic: str, data: Any, *, key: str | None = None, idempotency_key: str | None = None
+        self,
+        topic: str,
+        data: Any,
+        *,
+        key: str | None = None,
+        idempotency_key: str | None = None,
+        ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Receipt:
         """Send one message, and return once there is room for the next one.
 
@@ -190,7 +197,8 @@ class Publisher:
             Refused, Unreachable, Closed, BadAnswer: the stream has failed; no more messages are
                 sent.
         """
-        return await self._publish(topic, data_json(data), key, idempotency_key)
+        fields = publish_fields(topic, key, ttl_s, headers, idempotency_key)
+        return await self._publish(topic, data_json(data), fields)
 
     async def publish_raw(
         self,
@@ -199,9 +207,12 @@ class Publisher:
         *,
         key: str | None = None,
         idempotency_key: str | None = None,
+        ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Receipt:
         """Send one message whose data is JSON already; otherwise the same as `publish`."""
-        return await self._publish(topic, check_json(raw), key, idempotency_key)
+        fields = publish_fields(topic, key, ttl_s, headers, idempotency_key)
+        return await self._publish(topic, check_json(raw), fields)
 
     async def flush(self) -> None:
         """Wait until each message is answered; raise the stream's error if it has failed."""
@@ -211,13 +222,11 @@ class Publisher:
 
     # --- taking messages in ---
 
-    async def _publish(
-        self, topic: str, data: bytes, key: str | None, idempotency_key: str | None
-    ) -> Receipt:
-        check_names(topic, key, idempotency_key)
+    async def _publish(self, topic: str, data: bytes, fields: dict[str, object]) -> Receipt:
         ref = self._next_ref()
-        name = self._new_key() if idempotency_key is None else idempotency_key
-        frame = publish_body(topic, data, key=key, idempotency_key=name, ref=ref)
+        if "idempotency_key" not in fields:
+            fields["idempotency_key"] = self._new_key()
+        frame = publish_body(topic, data, {**fields, "ref": ref})
         async with self._turn:
             while not self._fits(len(frame)):
                 self._has_room.clear()

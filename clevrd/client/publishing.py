@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, Final, TypeGuard
 
-from clevrd.client.arguments import check_items, check_names, type_name
-from clevrd.client.backoff import Clockwork, delay_s
+from clevrd.client.arguments import check_items, publish_fields, type_name
 from clevrd.client.errors import BadRecord, ClientError, Refused, Unreachable
+from clevrd.client.retries import Retries
 from clevrd.client.session import Session
 from clevrd.client.values import UNREADABLE, data_json
 from clevrd.client.wire import (
@@ -22,8 +21,6 @@ from clevrd.client.wire import (
     read_published,
     split_batch,
 )
-
-log = logging.getLogger(__name__)
 
 # Seconds that a message is tried again before publish() gives up; a planned restart takes 30 s.
 RETRY_FOR_S: Final = 60.0
@@ -73,23 +70,20 @@ class Repeats:
 class HttpPublisher:
     """Publishes by POST, with retries."""
 
-    def __init__(
-        self, session: Session, repeats: Repeats, retry_for_s: float, clockwork: Clockwork
-    ) -> None:
+    def __init__(self, session: Session, repeats: Repeats, retries: Retries) -> None:
         self._session = session
         self._repeats = repeats
-        self._retry_for_s = retry_for_s
-        self._random, self._sleep, self._clock = clockwork
+        self._retries = retries
 
     async def publish(self, body: bytes) -> Published:
         """Try one publish until it is taken; raises as `Client.publish`."""
         copies = 0
-        offers = self._offers()
+        offers = self._retries.offers()
         while True:
             try:
                 answer = read_published(await self._session.post("/publish", body))
             except (Refused, Unreachable) as error:
-                await self._pause(offers, error)
+                await self._retries.pause(offers, error)
                 copies += error.may_have_arrived
             except UNREADABLE as error:
                 raise self._session.not_clevrd(200) from error
@@ -120,14 +114,14 @@ class HttpPublisher:
         results: list[Published | Refusal] = []
         waiting = list(range(len(lines)))
         copies = 0
-        offers = self._offers()
+        offers = self._retries.offers()
         while waiting:
             try:
                 answers = await self._post_lines([lines[index] for index in waiting])
             except (Refused, Unreachable) as error:
                 # From the first answer on each item has a result, if only a refusal.
                 error.results = results
-                await self._pause(offers, error)
+                await self._retries.pause(offers, error)
                 copies += error.may_have_arrived
                 continue
             results = results or answers
@@ -139,9 +133,11 @@ class HttpPublisher:
             copies = 0
             refused = {index: result for index in waiting if is_transient(result := results[index])}
             if len(refused) < len(waiting):
-                offers = self._offers()
+                offers = self._retries.offers()
             waiting = list(refused)
-            if waiting and not await self._may_pause(offers, refused[waiting[0]].as_error()):
+            if waiting and not await self._retries.may_pause(
+                offers, refused[waiting[0]].as_error()
+            ):
                 break
         return results
 
@@ -166,41 +162,6 @@ class HttpPublisher:
             raise self._session.not_clevrd(f"{len(lines)} items with {len(results)} results")
         return results
 
-    # --- waiting ---
-
-    def _offers(self) -> Offers:
-        return Offers(self._clock() + self._retry_for_s)
-
-    async def _pause(self, offers: Offers, error: Refused | Unreachable) -> None:
-        """Wait before the next attempt; raise ``error`` when there is to be none."""
-        if not self._is_worth_repeating(error) or not await self._may_pause(offers, error):
-            raise error
-
-    async def _may_pause(self, offers: Offers, error: ClientError) -> bool:
-        """Wait before the next attempt, unless time is up; return whether it was waited."""
-        wait_s = delay_s(offers.attempt, error, self._random())
-        if self._clock() + wait_s > offers.deadline_s:
-            return False
-        offers.attempt += 1
-        _log_repeat(error, wait_s)
-        await self._sleep(wait_s)
-        return not self._session.is_closed
-
-    def _is_worth_repeating(self, error: Refused | Unreachable) -> bool:
-        if self._session.is_closed:
-            return False
-        return error.is_transient if isinstance(error, Refused) else self._session.was_reached
-
-
-class Offers:
-    """The number of attempts so far, and the time until which another may be made."""
-
-    __slots__ = ("attempt", "deadline_s")
-
-    def __init__(self, deadline_s: float) -> None:
-        self.deadline_s = deadline_s
-        self.attempt = 0
-
 
 def lines_of(
     items: Iterable[Outgoing | tuple[str, Any]], new_key: IdempotencyKeys
@@ -222,21 +183,15 @@ def lines_of(
 def _line(item: Outgoing | Sequence[Any], new_key: IdempotencyKeys) -> bytes:
     if not isinstance(item, (tuple, list)) or not 2 <= len(item) <= len(Outgoing._fields):
         raise TypeError(f"An item is a pair (topic, data) or an Outgoing, not {type_name(item)}.")
-    outgoing = item if isinstance(item, Outgoing) else Outgoing(*item)
-    check_names(outgoing.topic, outgoing.key, outgoing.idempotency_key)
-    name = new_key() if outgoing.idempotency_key is None else outgoing.idempotency_key
-    return publish_body(
-        outgoing.topic, data_json(outgoing.data), key=outgoing.key, idempotency_key=name
+    topic, data, key, idempotency_key, ttl_s, headers = (
+        item if isinstance(item, Outgoing) else Outgoing(*item)
     )
+    fields = publish_fields(topic, key, ttl_s, headers, idempotency_key)
+    if idempotency_key is None:
+        fields["idempotency_key"] = new_key()
+    return publish_body(topic, data_json(data), fields)
 
 
 def is_transient(result: Published | Refusal) -> TypeGuard[Refusal]:
     """Return whether ``result`` is a refusal that may pass."""
     return isinstance(result, Refusal) and result.retryable
-
-
-def _log_repeat(error: ClientError, wait_s: float) -> None:
-    if isinstance(error, Refused):
-        log.info("publish refused status=%d delay_s=%.2f", error.status, wait_s)
-        return
-    log.warning("publish interrupted delay_s=%.2f why=%s", wait_s, error)

@@ -92,6 +92,14 @@ class _Redirected(Exception):
         self.location = location
 
 
+class _Cut(Exception):
+    """The connection broke before the answer to a request that is not to be repeated."""
+
+    def __init__(self, error: aiohttp.ClientError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class Session:
     """The connections to one server.
 
@@ -180,21 +188,35 @@ class Session:
             await self._http.close()
 
     async def post(self, path: str, body: bytes, max_answer_bytes: int = MAX_ANSWER_BYTES) -> bytes:
+        """Send one request with a body; returns and raises as `request`."""
+        return await self.request("POST", path, {}, max_answer_bytes, body)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
+        body: bytes | None = None,
+    ) -> bytes:
         """Send one request, and return the body of an answer with status 200.
+
+        Args:
+            path: percent-encoded, as it is sent.
 
         Raises:
             Refused: the server answered with an error status.
             Unreachable: no answer, or only a part of it.
         """
 
-        async def post(url: str, secret: str | None) -> bytes:
+        async def ask(url: str, secret: str | None) -> bytes:
             # aiohttp warns of larger bodies given as bytes; each attempt reads the body from its
             # beginning.
-            data = body if len(body) <= _PIECE_BYTES else BytesIO(body)
-            async with self._opened().post(
-                url,
-                data=data,
-                headers={"Content-Type": "application/json", **_bearer(secret)},
+            is_large = body is not None and len(body) > _PIECE_BYTES
+            data = BytesIO(body) if body is not None and is_large else body
+            headers = {} if body is None else {"Content-Type": "application/json"}
+            async with self._opened().request(
+                method, url, data=data, headers={**headers, **_bearer(secret)}
             ) as response:
                 content = await _read_bounded(response, max_answer_bytes)
             self.was_reached = True
@@ -202,7 +224,7 @@ class Session:
                 raise self.not_clevrd(response.status)
             return content
 
-        return await self._ask(path, "", post)
+        return await self._ask(path, _query_text(query), ask)
 
     async def websocket(
         self, path: str, query: dict[str, str], protocols: tuple[str, ...]
@@ -229,7 +251,7 @@ class Session:
                 self._presented[socket] = secret
             return socket
 
-        socket = await self._ask(path, f"?{urlencode(query)}" if query else "", connect)
+        socket = await self._ask(path, _query_text(query), connect)
         self.was_reached = True
         self._sockets.add(socket)
         return socket
@@ -394,6 +416,8 @@ class Session:
                 # The codec "idna" raises this for a host name with an empty part, or one over 63
                 # characters.
                 raise BadUrl(f"{self.name} holds what can't be the name of a host.") from error
+            except _Cut as cut:
+                raise self._unreachable(cut.error) from cut.error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 _drop_headers(error)
                 raise self._unreachable(error) from error
@@ -440,9 +464,17 @@ class Session:
         """Raise `Refused` for an error answer, and `_Redirected` for a redirect.
 
         This is a middleware because ws_connect() drops the body of an answer that refuses the
-        handshake, and because aiohttp would follow a redirect to any host.
+        handshake, and because aiohttp would follow a redirect to any host, and would send a DELETE
+        without an answer again, although it may have been carried out.
         """
-        response = await handler(request)
+        try:
+            response = await handler(request)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            if request.method == "DELETE":
+                raise _Cut(error) from error
+            raise
         if response.status < 300:
             return response
         self.was_reached = True
@@ -483,6 +515,10 @@ class Session:
             f"The connection to {self.name} broke before the answer: {_reason(error)}.",
             may_have_arrived=True,
         )
+
+
+def _query_text(query: Mapping[str, str]) -> str:
+    return f"?{urlencode(query)}" if query else ""
 
 
 def _bearer(secret: str | None) -> dict[str, str]:

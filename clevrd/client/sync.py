@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 from weakref import finalize
 
-from clevrd.client.arguments import check_count, check_items, check_names, check_timeout
+from clevrd.client.arguments import check_count, check_items, check_timeout, publish_fields
 from clevrd.client.client import Client as AsyncClient
 from clevrd.client.credential import Token
 from clevrd.client.errors import (
@@ -33,6 +33,7 @@ from clevrd.client.errors import (
     Unauthorized,
     Unreachable,
 )
+from clevrd.client.history import History as AsyncHistory
 from clevrd.client.intake import Intake
 from clevrd.client.loop_thread import LoopThread, Stopped
 from clevrd.client.position import Position
@@ -41,6 +42,7 @@ from clevrd.client.publisher import Publisher as AsyncPublisher
 from clevrd.client.publisher import Receipt as AsyncReceipt
 from clevrd.client.publishing import RETRY_FOR_S
 from clevrd.client.subscription import Subscription as AsyncSubscription
+from clevrd.client.topics import MAX_LIMIT, ListedTopic, Presence, PresentId, TopicInfo
 from clevrd.client.values import check_json, data_json
 from clevrd.client.wire import (
     MAX_BATCH_BYTES,
@@ -62,17 +64,22 @@ __all__ = [
     "ClientError",
     "Closed",
     "Gap",
+    "History",
+    "ListedTopic",
     "Message",
     "Misuse",
     "NoToken",
     "Outgoing",
     "Position",
+    "Presence",
+    "PresentId",
     "Published",
     "Publisher",
     "Receipt",
     "Refusal",
     "Refused",
     "Subscription",
+    "TopicInfo",
     "Unauthorized",
     "Unreachable",
 ]
@@ -212,11 +219,18 @@ class Client:
         return self._repeated_messages + now
 
     def publish(
-        self, topic: str, data: Any, *, key: str | None = None, idempotency_key: str | None = None
+        self,
+        topic: str,
+        data: Any,
+        *,
+        key: str | None = None,
+        idempotency_key: str | None = None,
+        ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Published:
         """Publish ``data`` and return the server's answer, as clevrd.client.Client does."""
-        check_names(topic, key, idempotency_key)
-        return self._publish(topic, data_json(data), key, idempotency_key)
+        fields = publish_fields(topic, key, ttl_s, headers, idempotency_key)
+        return self._publish(topic, data_json(data), fields)
 
     def publish_raw(
         self,
@@ -225,10 +239,12 @@ class Client:
         *,
         key: str | None = None,
         idempotency_key: str | None = None,
+        ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Published:
         """Publish data that is JSON already, as clevrd.client.Client does."""
-        check_names(topic, key, idempotency_key)
-        return self._publish(topic, check_json(raw), key, idempotency_key)
+        fields = publish_fields(topic, key, ttl_s, headers, idempotency_key)
+        return self._publish(topic, check_json(raw), fields)
 
     def publish_batch(
         self,
@@ -273,6 +289,8 @@ class Client:
         since: str | datetime | timedelta | None = None,
         position: Position | str | None = None,
         positions: Mapping[str, Position | str] | None = None,
+        subscriber_id: str | None = None,
+        headers: bool = False,
         reconnect: bool = True,
     ) -> Subscription:
         """Return an iterator of the topics' messages, and of the gaps between them.
@@ -290,15 +308,56 @@ class Client:
             since=since,
             position=position,
             positions=positions,
+            subscriber_id=subscriber_id,
+            headers=headers,
             reconnect=reconnect,
         )
         return Subscription(self, running, items)
 
-    def _publish(
-        self, topic: str, data: bytes, key: str | None, idempotency_key: str | None
-    ) -> Published:
+    def history(
+        self,
+        topic: str,
+        *,
+        last: int | None = None,
+        since: str | datetime | timedelta | None = None,
+        position: Position | str | None = None,
+        limit: int | None = None,
+        headers: bool = False,
+    ) -> History:
+        """Return an iterator of the messages that the topic has had, up to now.
+
+        Arguments are those of clevrd.client.Client.
+        """
         running = self._opened()
-        return running.run(running.client.publish_encoded(topic, data, key, idempotency_key))
+        items = running.client.history(
+            topic, last=last, since=since, position=position, limit=limit
+        )
+        return History(self, running, items)
+
+    def topics(self) -> Iterator[ListedTopic]:
+        """Yield the topics that have messages, as clevrd.client.Client does."""
+        running = self._opened()
+        after: str | None = None
+        while True:
+            page = running.run(running.client.topics_page(after))
+            yield from page.topics
+            if page.next is None:
+                return
+            after = page.next
+
+    def topic(self, topic: str, *, limit: int = MAX_LIMIT, after: str | None = None) -> TopicInfo:
+        """Return a topic's position, counts and readers, as clevrd.client.Client does."""
+        running = self._opened()
+        return running.run(running.client.topic(topic, limit=limit, after=after))
+
+    def clear(self, topic: str) -> Position:
+        """Clear a topic, as clevrd.client.Client does."""
+        running = self._opened()
+        return running.run(running.client.clear(topic))
+
+    def _publish(self, topic: str, data: bytes, fields: dict[str, object]) -> Published:
+        running = self._opened()
+        return running.run(running.client.publish_encoded(topic, data, fields))
 
     def _opened(self) -> _Running:
         self._leave_parent()
@@ -536,6 +595,43 @@ class _Loop:
             self._items._leave_loop()
 
 
+class History:
+    """An iterator of a topic's past, `Message` and `Gap`; made by `Client.history`.
+
+    Threads may share one: each item goes to one of them.
+    """
+
+    def __init__(self, client: Client, running: _Running, items: AsyncHistory) -> None:
+        # A reference to the client, which would be closed when it is freed.
+        self._client = client
+        self._running = running
+        self._items = items
+        # Held while an item is taken, so that one thread reads the next page.
+        self._lock = threading.Lock()
+
+    @property
+    def position(self) -> Position | None:
+        """The position up to which items were handed out, as in the history for asyncio."""
+        return self._items.position
+
+    def __iter__(self) -> Self:
+        """Return this object."""
+        return self
+
+    def __next__(self) -> Message | Gap:
+        """Return the next message or gap, as the history for asyncio does."""
+        if self._running.thread.is_forked:
+            # A thread of the parent may have held the lock at the fork.
+            raise Misuse("The history was made before a fork; make another one in the child.")
+        walk = self._items.walk
+        with self._lock:
+            while (item := walk.take()) is None:
+                if walk.is_over:
+                    raise StopIteration
+                self._running.run(self._items.read_page())
+            return item
+
+
 class Receipt:
     """One message on its way: `result` waits for the server's answer."""
 
@@ -597,10 +693,19 @@ class Publisher:
         self._run(self._publisher.__aexit__(kind, error, trace))
 
     def publish(
-        self, topic: str, data: Any, *, key: str | None = None, idempotency_key: str | None = None
+        self,
+        topic: str,
+        data: Any,
+        *,
+        key: str | None = None,
+        idempotency_key: str | None = None,
+        ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Receipt:
         """Send one message, and return once there is room for the next one."""
-        sending = self._publisher.publish(topic, data, key=key, idempotency_key=idempotency_key)
+        sending = self._publisher.publish(
+            topic, data, key=key, idempotency_key=idempotency_key, ttl_s=ttl_s, headers=headers
+        )
         return Receipt(self._running, self._run(sending))
 
     def publish_raw(
@@ -610,9 +715,13 @@ class Publisher:
         *,
         key: str | None = None,
         idempotency_key: str | None = None,
+        ttl_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Receipt:
         """Send one message whose data is JSON already; otherwise the same as `publish`."""
-        sending = self._publisher.publish_raw(topic, raw, key=key, idempotency_key=idempotency_key)
+        sending = self._publisher.publish_raw(
+            topic, raw, key=key, idempotency_key=idempotency_key, ttl_s=ttl_s, headers=headers
+        )
         return Receipt(self._running, self._run(sending))
 
     def flush(self) -> None:

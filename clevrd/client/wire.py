@@ -5,7 +5,7 @@ No connections here. Shapes: docs/wire.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Final, NamedTuple, TypeVar, cast, get_args
 
@@ -41,7 +41,12 @@ class Message(msgspec.Struct, frozen=True, dict=True):
     _data: msgspec.Raw = msgspec.field(name="data", default=msgspec.Raw(b"null"))
     timestamp: str = ""
     offset: int = 0
+    # Seconds for which it is worth reading, as it was published; None for ever.
+    ttl_s: int | float | None = None
     key: str | None = None
+    # The headers that it was published with, where they were asked for: the publisher's trace
+    # (``traceparent``, ``tracestate``) and attributes of a CloudEvent (``ce-*``).
+    headers: dict[str, str] = {}
     # The topic's epoch that the offset belongs to; empty if the server did not tell it.
     epoch: str = ""
     # The whole message as JSON, as it was received.
@@ -198,6 +203,8 @@ class Outgoing(NamedTuple):
     data: Any
     key: str | None = None
     idempotency_key: str | None = None
+    ttl_s: float | None = None
+    headers: Mapping[str, str] | None = None
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -295,18 +302,15 @@ def command(type_: str, **fields: object) -> bytes:
     return _encode({"type": type_, **given})
 
 
-def publish_body(topic: str, data: bytes, **fields: str | int | None) -> bytes:
+def publish_body(topic: str, data: bytes, fields: Mapping[str, object]) -> bytes:
     """Return the body of one publish, with ``data`` byte for byte.
 
     Args:
         data: one JSON value, on one line for a batch.
-        fields: ``key``, ``idempotency_key``, ``ref``; a field that is None is left out.
+        fields: ``key``, ``ttl_s``, ``headers``, ``idempotency_key`` and ``ref``, where they were
+            given.
     """
-    rest = b"".join(
-        b',"%b":%b' % (name.encode(), _encode(value))
-        for name, value in fields.items()
-        if value is not None
-    )
+    rest = b"".join(b',"%b":%b' % (name.encode(), _encode(value)) for name, value in fields.items())
     return b'{"topic":%b,"data":%b%b}' % (_encode(topic), data, rest)
 
 

@@ -13,7 +13,7 @@ import msgspec
 from clevrd.core.beginning import Beginning
 from clevrd.core.gap_log import GapLog
 from clevrd.core.notices import Position, Ref, Warnings
-from clevrd.core.stream_forms import StreamForm
+from clevrd.core.stream_forms import FRAMES_WITH_HEADERS, StreamForm
 from clevrd.core.subscriber import NOT_BEGUN, Sink, Subscriber
 from clevrd.core.subscription import DeliveryOptions, SubscribeRequest
 from clevrd.core.topic import Topic, newest_epoch_of
@@ -55,6 +55,11 @@ class Subscription(Protocol):
 
     def readers(self) -> Sequence[OneSubscription]:
         """Return the reader of each of its topics."""
+
+
+def frames_form(options: DeliveryOptions) -> StreamForm | None:
+    """Return the form in which a WebSocket reads messages; None for the ring's own frames."""
+    return FRAMES_WITH_HEADERS if options.has_headers else None
 
 
 class OneSubscription(Subscriber):

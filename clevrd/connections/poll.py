@@ -35,7 +35,9 @@ from clevrd.core.server_frames import (
     message_id_of,
     payload_of,
     payloads_in,
+    plain_payload_of,
 )
+from clevrd.core.stream_forms import FRAMES_WITH_HEADERS, StreamForm
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.subscription import DeliveryOptions, SubscribeRequest
 from clevrd.core.topic import Topic, newest_epoch_of
@@ -122,7 +124,13 @@ class Polls:
         return len(self._open)
 
     def answer_one(
-        self, tenant: Tenant, topic: Topic, beginning: Beginning, timeout_s: float
+        self,
+        tenant: Tenant,
+        topic: Topic,
+        beginning: Beginning,
+        timeout_s: float,
+        *,
+        has_headers: bool = False,
     ) -> Response | asyncio.Future[Response]:
         """Return what ``topic`` has from ``beginning`` on, or a future of what comes in time.
 
@@ -130,14 +138,16 @@ class Polls:
             ConnectionLimit: it would have to wait, and the tenant has too many connections.
         """
         if self.hub.in_history(topic, beginning) is not None:
-            poll = self._add(tenant, timeout_s)
+            poll = self._add(tenant, timeout_s, has_headers=has_headers)
             poll.read_one(topic, beginning)
             return poll.answer
         start = past_expired(topic, resolve(topic, beginning), self.loop.time())
         frames = self.hub.serve(topic, start.after, POLL_MAX_MESSAGES, POLL_MAX_BYTES)
         if frames or start.gap or not timeout_s:
-            return answer_of_one(topic, start, start.after + len(frames), map(payload_of, frames))
-        poll = self._add(tenant, timeout_s)
+            is_plain = topic.has_headers and not has_headers
+            payloads = map(plain_payload_of if is_plain else payload_of, frames)
+            return answer_of_one(topic, start, start.after + len(frames), payloads)
+        poll = self._add(tenant, timeout_s, has_headers=has_headers)
         poll.wait_for_one(topic, start)
         return poll.answer
 
@@ -152,7 +162,7 @@ class Polls:
         Raises:
             ConnectionLimit: the tenant has too many connections.
         """
-        poll = self._add(tenant, timeout_s)
+        poll = self._add(tenant, timeout_s, has_headers=request.options.has_headers)
         poll.subscribe(tenant, request, limit)
         return poll.answer
 
@@ -174,11 +184,11 @@ class Polls:
             self._last = frames, payloads_in(frames)
         return self._last[1]
 
-    def _add(self, tenant: Tenant, timeout_s: float) -> Poll:
+    def _add(self, tenant: Tenant, timeout_s: float, *, has_headers: bool) -> Poll:
         """Return a new poll, which is known and counted until it is answered."""
         counts = self.hub.connection_counts
         counts.check(tenant)
-        poll = Poll(self, timeout_s)
+        poll = Poll(self, timeout_s, has_headers=has_headers)
         self._open[poll] = tenant
         counts.take(tenant)
         return poll
@@ -342,7 +352,9 @@ class PolledTopic:
     def wait(self) -> None:
         """Wait for what comes behind `upto`."""
         self._older = None
-        self._reader = PollReader(self, came_by_pattern=self.pattern is not None)
+        self._reader = PollReader(
+            self, came_by_pattern=self.pattern is not None, form=self._poll.form
+        )
         self._poll.polls.hub.subscribe(self.topic, self._reader, After(self.upto, self.topic.epoch))
 
     def begin_anew(self, topic: Topic) -> None:
@@ -406,13 +418,16 @@ class Poll:
         "_timer",
         "_topics",
         "answer",
+        "form",
         "has_looked",
         "is_due",
         "polls",
     )
 
-    def __init__(self, polls: Polls, timeout_s: float) -> None:
+    def __init__(self, polls: Polls, timeout_s: float, *, has_headers: bool) -> None:
         self.polls = polls
+        # The form in which its readers are given messages while it waits.
+        self.form: StreamForm | None = FRAMES_WITH_HEADERS if has_headers else None
         # None for a poll of one topic, and when it subscribes to nothing any more.
         self._many: ManySubscriptions[PolledTopic] | None = None
         # The topics that are not in `_many`: the only one, or all when it subscribes no more.
@@ -547,11 +562,12 @@ class Poll:
         topics = self._topics_now()
         self._gaps += tuple(gap for each in topics if (gap := each.look()) is not None)
         taken: Counter[PolledTopic] = Counter()
+        payload = plain_payload_of if self.form is None else payload_of
         for _, each, frame in heapq.merge(*(each.frames() for each in topics), key=_by_id):
             if self._payloads and self._is_full(len(frame)):
                 break
             taken[each] += 1
-            self._hold(payload_of(frame))
+            self._hold(payload(frame))
         for each, count in taken.items():
             each.serve(count)
         if self._payloads or self._gaps or not self._may_wait:

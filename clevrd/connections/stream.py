@@ -27,7 +27,13 @@ from clevrd.connections.registry import CHANGED, DISCONNECTED, RESTARTING, REVOK
 from clevrd.core.client_frames import POLICY_VIOLATION
 from clevrd.core.event_ids import EventIdSlot
 from clevrd.core.notices import ErrorNotice, GoingAway, Notice
-from clevrd.core.stream_forms import SLOTTED_EVENTS, SlottedWrites, StreamForm, notice_event
+from clevrd.core.stream_forms import (
+    SLOTTED_EVENTS,
+    SlottedWrites,
+    StreamForm,
+    notice_event,
+    with_headers,
+)
 from clevrd.core.subscriber import Sink
 from clevrd.core.subscription import DeliveryOptions, SubscribeRequest
 from clevrd.core.topic import Topic
@@ -257,7 +263,8 @@ class SubscriberStream(asyncio.Protocol):
         if slot is None:
             return MemberSubscription(hub, topic, self, options, pattern, self._form)
         sink = EventIdSink(self, self._form, slot, self._connections.event_writes)
-        return MemberSubscription(hub, topic, sink, options, pattern, SLOTTED_EVENTS)
+        form = with_headers(SLOTTED_EVENTS) if options.has_headers else SLOTTED_EVENTS
+        return MemberSubscription(hub, topic, sink, options, pattern, form)
 
     def tell(self, notice: Notice, event_id: bytes) -> None:
         """Write ``notice``, in an event with this id where there is one."""

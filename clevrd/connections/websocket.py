@@ -17,7 +17,7 @@ from clevrd.connections.many_subscriptions import (
     PatternSubscription,
     refusal_reason,
 )
-from clevrd.connections.one_subscription import OneSubscription, Subscription
+from clevrd.connections.one_subscription import OneSubscription, Subscription, frames_form
 from clevrd.connections.registry import Connections
 from clevrd.core import client_frames
 from clevrd.core.client_frames import POLICY_VIOLATION, ClientFrames, FrameError, close_code_of
@@ -337,7 +337,7 @@ class DeliveringWebSocket(WebSocketConnection):
         slot: EventIdSlot | None,
     ) -> MemberSubscription:
         """Return a reader of ``topic`` that writes to this connection."""
-        return MemberSubscription(hub, topic, self, options, pattern)
+        return MemberSubscription(hub, topic, self, options, pattern, frames_form(options))
 
     def tell(self, notice: Notice, event_id: bytes) -> None:
         """Write ``notice``."""

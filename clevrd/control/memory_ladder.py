@@ -49,7 +49,8 @@ class Rung(IntEnum):
         return self.name.lower()
 
 
-_BEGINS_AT: Final = {
+# Each rung above the first, the highest first, and the used share at which it begins.
+BEGINS_AT: Final = {
     Rung.NO_PUBLISHES: REFUSE_PUBLISHES_AT,
     Rung.NO_NEW_SUBSCRIBERS: REFUSE_SUBSCRIBERS_AT,
     Rung.RINGS_SHRINK: SHRINK_AT,
@@ -66,7 +67,7 @@ class LadderDecision(msgspec.Struct, frozen=True):
 
 def rung_for(share: float, before: Rung) -> Rung:
     """Return the rung for a used ``share`` of the limit, 0..1, where it was ``before``."""
-    for rung, begins_at in _BEGINS_AT.items():
+    for rung, begins_at in BEGINS_AT.items():
         if share >= begins_at - (HYSTERESIS if rung <= before else 0.0):
             return rung
     return Rung.WELL

@@ -364,10 +364,8 @@ class SystemStats:
             raise ValueError(f"max_memory_bytes must be above 0, not {max_memory_bytes!r}")
         self._max_memory_bytes = max_memory_bytes
         self._machine = machine or RealMachine()
-        # Limit on the resident set in `held_memory`: a daemon that is told to take less than its
-        # modules need would refuse everything for ever.
-        empty_bytes = self._machine.rss_bytes()
-        self._own_limit_bytes = max(max_memory_bytes, int(empty_bytes / _EMPTY_SHARE))
+        # Limit on the resident set in `held_memory`.
+        self._own_limit_bytes = own_limit_bytes(max_memory_bytes, self._machine.rss_bytes())
         self._cgroups = Cgroups(cgroup_root, proc_self_cgroup)
         self._marks = self._read_marks()
         # The newest sample. Before the first one, memory is measured, and CPU is unknown and 0.
@@ -438,6 +436,22 @@ class SystemStats:
             rss_bytes=rss_bytes,
             available_bytes=max(0, min(level.limit_bytes - level.used_bytes for level in levels)),
         )
+
+
+def own_limit_bytes(max_memory_bytes: int, empty_bytes: int) -> int:
+    """Return the limit on the resident set that counts: the configured one, or a higher one.
+
+    A daemon that is told to take less than its modules need would refuse everything for ever.
+
+    Args:
+        empty_bytes: the resident set of a daemon with nothing in it.
+    """
+    return max(max_memory_bytes, int(empty_bytes / _EMPTY_SHARE))
+
+
+def resident_bytes() -> int:
+    """Return this process's resident set, in some 20 us."""
+    return RealMachine().rss_bytes()
 
 
 def memory_limit_bytes(

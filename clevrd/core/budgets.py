@@ -6,6 +6,7 @@ back first when another needs what it is guaranteed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 # A party that has to give back gives so much of the whole pool in addition, as far as it is over
@@ -23,7 +24,7 @@ class Holder(Protocol):
 class Pool:
     """Bytes that several budgets have in common."""
 
-    __slots__ = ("_budgets", "left_bytes", "max_bytes")
+    __slots__ = ("_budgets", "left_bytes", "max_bytes", "on_given_back", "on_refused")
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -32,6 +33,10 @@ class Pool:
         self.left_bytes = max_bytes
         # A dict as an ordered set; changed by `Budget` only.
         self._budgets: dict[Budget, None] = {}
+        # Called with a budget that has given back so many bytes to another one, and with a budget
+        # whose owner could not take what it needs. Set by the owner of the pool.
+        self.on_given_back: Callable[[Budget, int], None] = _tell_nobody
+        self.on_refused: Callable[[Budget], None] = _tell_nobody
 
     def budget(self, guaranteed_bytes: int) -> Budget:
         """Return the budget of one more party."""
@@ -51,7 +56,10 @@ class Pool:
         aim_bytes = wanted_bytes + int(self.max_bytes * _SPARE_SHARE)
         borrowers = [budget for budget in self._budgets if budget.borrowed_bytes > 0]
         for budget in sorted(borrowers, key=_over, reverse=True):
-            budget.give_back(min(budget.borrowed_bytes, aim_bytes - self.left_bytes))
+            left_bytes = self.left_bytes
+            budget.give_back(min(budget.borrowed_bytes, aim_bytes - left_bytes))
+            if self.left_bytes > left_bytes:
+                self.on_given_back(budget, self.left_bytes - left_bytes)
             if self.left_bytes >= wanted_bytes:
                 return True
         return False
@@ -109,6 +117,10 @@ class Budget:
         self.give(size_bytes)
         other.pool.left_bytes -= size_bytes
         other.taken_bytes += size_bytes
+
+
+def _tell_nobody(*_: object) -> None:
+    pass
 
 
 def _over(budget: Budget) -> float:

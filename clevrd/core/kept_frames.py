@@ -128,6 +128,7 @@ class KeptFrames:
                 continue
             size_bytes = len(frame) + FRAME_OVERHEAD_BYTES
             if not budget.take(size_bytes):
+                budget.pool.on_refused(budget)
                 last = offset - 1
                 break
             block.size_bytes += size_bytes

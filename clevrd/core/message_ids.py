@@ -6,6 +6,8 @@ from calendar import monthrange
 from datetime import UTC, datetime
 from typing import Final
 
+import msgspec
+
 _SECOND_US: Final = 1_000_000
 
 # Wall clock and id may differ by this much before the timestamp is taken from the clock alone:
@@ -15,6 +17,8 @@ _MAX_TIE_US: Final = 1_000
 _FIRST_YEAR: Final = 1970
 
 _NO_PUNCTUATION: Final = str.maketrans("", "", "-T:.Z")
+
+_encode: Final = msgspec.json.Encoder().encode
 
 
 class MessageIds:
@@ -80,24 +84,30 @@ class MessageIds:
 
     def spell_run(self, us: int, count: int, step: int, wall_us: int) -> list[tuple[str, str]]:
         """Return what `spell` would for ``count`` ids from ``us`` on, ``step`` apart."""
+        parts = self.spell_parts(us, count, step, wall_us)
+        if parts is None:
+            return [self.spell(each, wall_us) for each in range(us, us + count * step, step)]
+        id_prefix, time_prefix, digits = parts
+        return [(id_prefix + each, f"{time_prefix}{each}Z") for each in digits]
+
+    def spell_parts(
+        self, us: int, count: int, step: int, wall_us: int
+    ) -> tuple[str, str, list[str]] | None:
+        """Return the parts of what `spell_run` does: an id is the first one and its six digits.
+
+        A timestamp is the second one, the same digits and a Z. None where that is not so: where the
+        ids go on in the next second, or run ahead of the clock.
+        """
         micro = us - self._second_us
         if not 0 <= micro < _SECOND_US:
             micro = self._spell_second(us)
-        span_us = count * step
-        if micro + span_us > _SECOND_US:
-            return [self.spell(each, wall_us) for each in range(us, us + span_us, step)]
-        id_prefix, time_prefix = self._id_prefix, self._time_prefix
-        numbers = range(_SECOND_US + micro, _SECOND_US + micro + span_us, step)
-        # How many ids are near enough to the clock to be the time as well.
-        ties = max(0, (wall_us + _MAX_TIE_US - us) // step + 1)
-        stamps = [
-            (id_prefix + (digits := str(number)[1:]), f"{time_prefix}{digits}Z")
-            for number in numbers[:ties]
-        ]
-        if ties < count:
-            time = rfc3339(wall_us)
-            stamps += [(id_prefix + str(number)[1:], time) for number in numbers[ties:]]
-        return stamps
+        last = (count - 1) * step
+        if micro + last >= _SECOND_US or us + last - wall_us > _MAX_TIE_US:
+            return None
+        begin = _SECOND_US + micro
+        # A JSON array of all, cut behind each one's first digit: a fifth of a call each.
+        together = _encode(list(range(begin, begin + last + 1, step)))
+        return self._id_prefix, self._time_prefix, together[2:-1].decode().split(",1")
 
     def _spell_second(self, us: int) -> int:
         """Make the prefixes those of ``us``; return the microseconds beyond its second."""

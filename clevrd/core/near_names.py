@@ -109,7 +109,7 @@ def _is_one_off(name: str, known: str) -> bool:
     return name[at + 1 :] == known[at + 1 :] or is_swapped
 
 
-_PUBLISH: Final = ("topic", "data", "key", "idempotency_key", "ttl_s")
+_PUBLISH: Final = ("topic", "data", "key", "idempotency_key", "ttl_s", "headers")
 _PUBLISH_WORDS: Final = {
     "payload": "data",
     "message": "data",
@@ -124,7 +124,7 @@ _PUBLISH_WORDS: Final = {
 }
 _SUBSCRIBE: Final = (
     *("topic", "pattern", "policy", "buffer", "last", "since", "epoch", "offset"),
-    "subscriber_id",
+    *("subscriber_id", "headers"),
 )
 _SUBSCRIBE_WORDS: Final = {
     "limit": "last",
@@ -152,10 +152,14 @@ SUBSCRIBE_COMMAND: Final = Vocabulary(
 AUTHENTICATE_COMMAND: Final = Vocabulary(
     "field", ("token", "ref", "type"), {"key": "token", "credential": "token", "jwt": "token"}
 )
-# The options of a subscription's query, and of requests that take a tenant alone.
+# The options of a subscription's query, of a message whose topic is in the path, and of requests
+# that take a tenant alone.
 SUBSCRIBE_OPTIONS: Final = Vocabulary(
     "option",
     (*_SUBSCRIBE, "last_event_id", "lastEventId", "control", "poll", "timeout", "tenant"),
     _SUBSCRIBE_WORDS,
+)
+TOPIC_PUBLISH_OPTIONS: Final = Vocabulary(
+    "option", ("tenant", "key", "ttl_s"), {**_PUBLISH_WORDS, "tenant_id": "tenant"}
 )
 TENANT_OPTION: Final = Vocabulary("option", ("tenant",), _SUBSCRIBE_WORDS)

@@ -5,6 +5,7 @@ Wire shapes: docs/wire.md. Names: core/names. Sentences about JSON that is none:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
@@ -12,23 +13,23 @@ import msgspec
 from clevrd.core.idempotency import EXPECTED_KEY
 from clevrd.core.idempotency import check_key as check_idempotency_key
 from clevrd.core.json_faults import json_fault, json_kind
+from clevrd.core.message_headers import (
+    Headers,
+    check_headers,
+    headers_fault,
+    known_headers,
+    together,
+)
 from clevrd.core.names import check_key, check_topic
 from clevrd.core.near_names import PUBLISH_FIELDS, SOCKET_FIELDS, Vocabulary
 from clevrd.core.nesting import SHALLOW_BYTES, TOO_DEEP, is_too_deep
+from clevrd.core.ttl import MAX_TTL_S, MIN_TTL_S, TTL_ADVICE
 from clevrd.errors import InvalidRequest
 
 EXPECTED_BODY: Final = 'send {"topic": string, "data": any JSON value but null}'
 
 # A ref is sent back with every answer, so it is kept as short as an identifier.
 MAX_REF_CHARS: Final = 128
-
-# The times to live that a message may have: a millisecond to three years.
-MIN_TTL_S: Final = 0.001
-MAX_TTL_S: Final = 100_000_000
-_TTL_ADVICE: Final = (
-    f"The ttl_s must be a number of seconds from {MIN_TTL_S} to {MAX_TTL_S}; leave it out for a"
-    " message that does not expire."
-)
 
 
 class PublishRequest(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -46,6 +47,8 @@ class PublishRequest(msgspec.Struct, frozen=True, gc=False, forbid_unknown_field
     key: str | None = None
     # Seconds for which it is worth reading; None for ever.
     ttl_s: int | float | None = None
+    # The headers that it is carried with, its own and its request's; None or empty for none.
+    headers: dict[str, str] | None = None
 
     def warnings(self) -> tuple[str, ...]:
         """Return what the publisher is told besides the answer."""
@@ -104,10 +107,23 @@ class _Fields(msgspec.Struct, frozen=True):
     topic: msgspec.Raw = msgspec.Raw(b"")
     idempotency_key: msgspec.Raw = msgspec.Raw(b"")
     ttl_s: msgspec.Raw = msgspec.Raw(b"")
+    headers: msgspec.Raw = msgspec.Raw(b"")
     ref: msgspec.Raw = msgspec.Raw(b"")
 
 
+class _Logged(msgspec.Struct, frozen=True):
+    """A publish object in a log, with whatever another program has taken for headers."""
+
+    topic: str
+    data: msgspec.Raw = msgspec.Raw(b"null")
+    idempotency_key: str | None = None
+    key: str | None = None
+    ttl_s: int | float | None = None
+    headers: msgspec.Raw = msgspec.Raw(b"null")
+
+
 _fields_decoder = msgspec.json.Decoder(_Fields)
+_logged_decoder = msgspec.json.Decoder(_Logged)
 RequestT = TypeVar("RequestT", bound=PublishRequest)
 
 
@@ -120,6 +136,61 @@ def decode_publish(body: bytes) -> PublishRequest:
     return _decode(body, _publish_decoder, _lenient_publish_decoder, PUBLISH_FIELDS)
 
 
+def decode_plain(bodies: Sequence[bytes], topic: str) -> list[PublishRequest]:
+    """Return the publish requests in the first of ``bodies``: see `_decode_plain`."""
+    return _decode_plain(bodies, topic, _publish_decoder.decode)
+
+
+def decode_plain_socket(payloads: Sequence[bytes], topic: str) -> list[SocketPublish]:
+    """Return the publishes in the first of text frames' ``payloads``: see `_decode_plain`."""
+    publishes = _decode_plain(payloads, topic, _socket_decoder.decode)
+    if any(isinstance(each.ref, str) and len(each.ref) > MAX_REF_CHARS for each in publishes):
+        return []
+    return publishes
+
+
+def decode_logged(line: bytes) -> PublishRequest:
+    """Return the publish request in a line of a log, without headers that can't be carried.
+
+    Raises:
+        InvalidRequest: as `decode_publish`, but never for its headers: a clevrd that knows nothing
+            of these counts the message, so all have to.
+    """
+    try:
+        return decode_publish(line)
+    except InvalidRequest as error:
+        return _without_wrong_headers(line, error)
+
+
+def _without_wrong_headers(line: bytes, error: InvalidRequest) -> PublishRequest:
+    """Return the request in ``line``, which was refused with ``error``; raise that if it is wrong.
+
+    As `decode_publish` reads it, but for the headers.
+    """
+    check_utf8(line)
+    if len(line) > SHALLOW_BYTES and is_too_deep(line):
+        raise error
+    try:
+        logged = _logged_decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise error from None
+    request = PublishRequest(
+        *(logged.topic, logged.data, logged.idempotency_key, logged.key, logged.ttl_s),
+        known_headers(bytes(logged.headers)),
+    )
+    check_publish(request)
+    return request
+
+
+def with_head(request: RequestT, of_head: Headers) -> RequestT:
+    """Return ``request`` with the headers of its request's head, as far as it has none of its own.
+
+    Raises:
+        InvalidRequest: they are too many, or too large, together.
+    """
+    return msgspec.structs.replace(request, headers=together(of_head, request.headers))
+
+
 def decode_socket_publish(payload: bytes) -> SocketPublish:
     """Return the publish in a text frame's ``payload``.
 
@@ -130,6 +201,33 @@ def decode_socket_publish(payload: bytes) -> SocketPublish:
     publish = _decode(payload, _socket_decoder, _lenient_socket_decoder, SOCKET_FIELDS)
     check_ref(publish.ref)
     return publish
+
+
+def _decode_plain(
+    bodies: Sequence[bytes], topic: str, decode: Callable[[bytes], RequestT]
+) -> list[RequestT]:
+    """Return the requests of the first of ``bodies``, as far as they are plain and to ``topic``.
+
+    It takes half of the time that one by one does. Plain are small ones that nothing has to be said
+    of, without an idempotency key; there may be more of them behind those that are returned.
+    """
+    if max(map(len, bodies)) > SHALLOW_BYTES:
+        return []
+    try:
+        # No character goes on behind a line feed.
+        check_utf8(b"\n".join(bodies))
+        requests = list(map(decode, bodies))
+    except (InvalidRequest, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return []
+    for place, each in enumerate(requests):
+        if each.topic != topic or each.idempotency_key is not None or each.data == _NULL:
+            return requests[:place]
+        if each.key is not None or each.ttl_s is not None or each.headers:
+            try:
+                check_publish(each)
+            except InvalidRequest:
+                return requests[:place]
+    return requests
 
 
 def check_ref(ref: object) -> None:
@@ -212,7 +310,9 @@ def check_publish(request: PublishRequest) -> None:
     if request.idempotency_key is not None:
         check_idempotency_key(request.idempotency_key)
     if request.ttl_s is not None and not MIN_TTL_S <= request.ttl_s <= MAX_TTL_S:
-        raise InvalidRequest(_TTL_ADVICE)
+        raise InvalidRequest(TTL_ADVICE)
+    if request.headers:
+        check_headers(request.headers)
 
 
 def _fault(body: bytes, error: Exception) -> str:
@@ -235,7 +335,9 @@ def _wrong_shape(body: bytes) -> str:
         told = field_warnings(body, PUBLISH_FIELDS)
         return " ".join((f"The topic is missing; {EXPECTED_BODY}.", *told))
     if json_kind(bytes(fields.ttl_s)) not in ("a number", "null", ""):
-        return _TTL_ADVICE
+        return TTL_ADVICE
+    if fault := headers_fault(bytes(fields.headers)):
+        return fault
     for name, advice in _ADVICE.items():
         kind = json_kind(bytes(getattr(fields, name)))
         if kind not in ("a string", ""):

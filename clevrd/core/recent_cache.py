@@ -89,10 +89,13 @@ class RecentMessageCache:
         index = self.first - self._base
         self.first += count
         dead = index + count
-        while index < dead:
+        if count == 1:
+            # As for every message that is published alone to a full ring.
             self.size_bytes -= len(frames[index]) + FRAME_OVERHEAD_BYTES
             frames[index] = _EVICTED
-            index += 1
+        else:
+            self.size_bytes -= sum(map(len, frames[index:dead])) + FRAME_OVERHEAD_BYTES * count
+            frames[index:dead] = [_EVICTED] * count
         if dead * 2 > len(frames):
             del frames[:dead]
             self._base = self.first

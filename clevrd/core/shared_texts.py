@@ -1,16 +1,19 @@
 """SharedTexts: a topic's messages in one wire form, made once for all its readers of that form.
 
 How a form spells a message: core/stream_forms. WebSocket readers get the ring's own frames, so a
-topic that nobody reads in another way has nothing here.
+topic that nobody reads in another way has nothing here. In a topic whose messages have headers that
+holds for readers that ask for these, and all others are here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from clevrd.core.budgets import Budget
 from clevrd.core.notices import Notice
-from clevrd.core.stream_forms import StreamForm
+from clevrd.core.stream_forms import StreamForm, plain_message
 
 # Messages of a topic that are kept spelled in one form, for readers that lag together or come back
 # together: the largest window. Messages further back are spelled for each reader alone.
@@ -27,10 +30,15 @@ class SharedTexts:
     is made again for each reader that wants it.
     """
 
-    __slots__ = ("_budget", "_epoch", "_form", "_made", "max_messages", "readers", "size_bytes")
+    __slots__ = (
+        *("_budget", "_epoch", "_made", "_spell"),
+        *("form", "max_messages", "readers", "size_bytes"),
+    )
 
     def __init__(self, form: StreamForm, epoch: str, budget: Budget) -> None:
-        self._form = form
+        self.form = form
+        # Spells one message; changes in note_headers only.
+        self._spell: Callable[[bytes, bytes, int], bytes] = form.message
         self.max_messages = form.max_messages
         self._epoch = epoch.encode()
         # Changes in `move` only.
@@ -52,15 +60,20 @@ class SharedTexts:
 
     def joined(self, texts: list[bytes]) -> bytes:
         """Return ``texts`` as one piece of the body, for all who are given the same."""
-        return self._form.framed(texts[0] if len(texts) == 1 else b"".join(texts))
+        return self.form.framed(texts[0] if len(texts) == 1 else b"".join(texts))
 
     def told(self, notice: Notice, offset: int | None = None) -> bytes:
         """Return ``notice`` as a part of a piece."""
-        return self._form.notice(notice, self._epoch, offset)
+        return self.form.notice(notice, self._epoch, offset)
 
     def notice(self, notice: Notice, offset: int | None = None) -> bytes:
         """Return ``notice`` as one piece of the body."""
-        return self._form.framed(self.told(notice, offset))
+        return self.form.framed(self.told(notice, offset))
+
+    def note_headers(self) -> None:
+        """Leave out the headers that messages have from now on, unless the form has them."""
+        if not self.form.has_headers:
+            self._spell = partial(plain_message, self.form)
 
     def clear(self) -> None:
         """Forget what was made: nobody reads this form any more."""
@@ -82,7 +95,10 @@ class SharedTexts:
         self._budget = budget
 
     def _make(self, frame: bytes, offset: int) -> bytes:
-        text = self._form.message(frame, self._epoch, offset)
+        text = self._spell(frame, self._epoch, offset)
+        if text is frame:
+            # The ring has it anyway.
+            return text
         cost = len(text) + TEXT_OVERHEAD_BYTES
         if len(self._made) >= SHARED_MESSAGES:
             self._forget_oldest()
@@ -101,14 +117,16 @@ class SharedTexts:
 
 
 class TextsByForm:
-    """The texts of one topic in each form that somebody reads, WebSocket's frames excepted."""
+    """The texts of one topic in each form that somebody reads, the ring's own frames excepted."""
 
-    __slots__ = ("_epoch", "budget", "shared")
+    __slots__ = ("_epoch", "budget", "has_headers", "shared")
 
     def __init__(self, epoch: str, budget: Budget) -> None:
         self._epoch = epoch
         self.budget = budget
-        # Changes in join and leave only; empty where all readers are WebSockets.
+        # Some of the topic's messages have headers; changes in note_headers only.
+        self.has_headers = False
+        # Changes in join and leave only; empty where all readers are given the ring's own frames.
         self.shared: dict[StreamForm, SharedTexts] = {}
 
     def join(self, form: StreamForm) -> SharedTexts:
@@ -116,6 +134,8 @@ class TextsByForm:
         texts = self.shared.get(form)
         if texts is None:
             texts = self.shared[form] = SharedTexts(form, self._epoch, self.budget)
+            if self.has_headers:
+                texts.note_headers()
             self.budget.holders[texts] = None
         texts.readers += 1
         return texts
@@ -128,6 +148,12 @@ class TextsByForm:
             texts.clear()
             del self.shared[form]
             del self.budget.holders[texts]
+
+    def note_headers(self) -> None:
+        """Note that messages from now on may have headers."""
+        self.has_headers = True
+        for texts in self.shared.values():
+            texts.note_headers()
 
     def move(self, budget: Budget) -> None:
         """Have all texts counted in another ``budget`` from now on."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from clevrd.core.notices import Notice, notice_frame, notice_json
-from clevrd.core.server_frames import payload_of
+from clevrd.core.server_frames import payload_of, plain_frame_of
 
 # A blank: stands in an event's id for the part that is the reader's own; no text has this byte.
 BLANK: Final = b"\0"
@@ -42,7 +42,7 @@ class StreamForm:
     has the same texts bare, and ends with the connection.
     """
 
-    __slots__ = ("is_chunked",)
+    __slots__ = ("has_headers", "is_chunked")
 
     # The response's media type.
     content_type: str
@@ -51,11 +51,16 @@ class StreamForm:
     # Messages that one write may hold.
     max_messages: int = _ANY_NUMBER
 
-    def __init__(self, *, is_chunked: bool) -> None:
+    def __init__(self, *, is_chunked: bool, has_headers: bool = False) -> None:
+        """Args: has_headers: its readers have asked for messages' headers."""
         self.is_chunked = is_chunked
+        self.has_headers = has_headers
 
     def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
-        """Return the text of the message in ``frame``, whose position is (epoch, offset)."""
+        """Return the text of the message in ``frame``, whose position is (epoch, offset).
+
+        The frame has no headers unless the form has; see `plain_message`.
+        """
         raise NotImplementedError
 
     def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
@@ -77,6 +82,35 @@ class StreamForm:
     def end(self) -> bytes:
         """The mark that the body is whole; an HTTP/1.0 body ends with the connection only."""
         return b"0\r\n\r\n" if self.is_chunked else b""
+
+
+def plain_message(form: StreamForm, frame: bytes, epoch: bytes, offset: int) -> bytes:
+    """Return what `StreamForm.message` does, for readers that have not asked for headers."""
+    return form.message(plain_frame_of(frame), epoch, offset)
+
+
+class WebSocketFrames(StreamForm):
+    """WebSocket, where a message that has headers is not the same for all.
+
+    Readers that ask have the ring's own frames; the others have these without headers.
+    """
+
+    __slots__ = ()
+
+    content_type = ""
+    keep_alive = b""
+
+    def message(self, frame: bytes, epoch: bytes, offset: int) -> bytes:
+        """Return the frame of one message."""
+        return frame
+
+    def notice(self, notice: Notice, epoch: bytes, offset: int | None) -> bytes:
+        """Return a text frame."""
+        return notice_frame(notice)
+
+    def retry(self, delay_ms: int) -> bytes:
+        """Return nothing: the delay is in `going_away`."""
+        return b""
 
 
 class ServerSentEvents(StreamForm):
@@ -189,6 +223,20 @@ SSE_BARE: Final = ServerSentEvents(is_chunked=False)
 SLOTTED_EVENTS: Final = SlottedEvents(is_chunked=False)
 NDJSON: Final = JsonLines(is_chunked=True)
 NDJSON_BARE: Final = JsonLines(is_chunked=False)
+FRAMES_WITH_HEADERS: Final = WebSocketFrames(is_chunked=False, has_headers=True)
+# Read in topics of which some messages have headers.
+PLAIN_FRAMES: Final = WebSocketFrames(is_chunked=False)
+
+# Each form of a stream -> the same with headers.
+_WITH_HEADERS: Final[dict[StreamForm, StreamForm]] = {
+    form: type(form)(is_chunked=form.is_chunked, has_headers=True)
+    for form in (SSE, SSE_BARE, SLOTTED_EVENTS, NDJSON, NDJSON_BARE)
+}
+
+
+def with_headers(form: StreamForm) -> StreamForm:
+    """Return the form for readers of ``form`` that have asked for headers."""
+    return _WITH_HEADERS[form]
 
 
 class Spelling(Protocol):

@@ -113,7 +113,8 @@ class Subscriber:
         self.sink = sink
         # A reader that came by a pattern does not keep its topic from being forgotten.
         self.came_by_pattern = came_by_pattern
-        # The wire form that its connection speaks; None for WebSocket.
+        # The wire form that its connection speaks; None for a WebSocket that has not asked for
+        # headers.
         self.form = form
         # The way in which it is given this topic's messages; set by the topic when it joins.
         self.spelling: Spelling = FRAMES

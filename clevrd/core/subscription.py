@@ -29,6 +29,8 @@ class DeliveryOptions(msgspec.Struct, frozen=True):
     has_notices: bool
     # The name by which it wants to be known among the topic's readers; None for none.
     subscriber_id: str | None = None
+    # Its messages have their headers.
+    has_headers: bool = False
 
 
 class PatternBeginning(msgspec.Struct, frozen=True):

@@ -27,6 +27,7 @@ from clevrd.core.portions import Portion
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES, RecentMessageCache
 from clevrd.core.round import Round, round_in_forms
 from clevrd.core.shared_texts import TextsByForm
+from clevrd.core.stream_forms import FRAMES, FRAMES_WITH_HEADERS, PLAIN_FRAMES
 from clevrd.core.subscriber import NOT_BEGUN, Subscriber
 
 # A round carries at most this much, so that one join is no pause and a reader's transport is
@@ -187,7 +188,7 @@ class Topic:
         self._keepers: Keepers | None = None
         # Joined readers that came by a pattern.
         self.pattern_readers = 0
-        # The messages in each wire form but WebSocket that somebody reads.
+        # The messages in each wire form that somebody reads and that is not the ring's own frames.
         self._texts = TextsByForm(epoch, portion.texts)
         # The messages that expire; None as long as none was published with a time to live.
         self.expiring: Expiring | None = None
@@ -294,6 +295,23 @@ class Topic:
         if self.expiring is None:
             self.expiring = Expiring()
         self.expiring.note(offset, until_s, self.first)
+
+    @property
+    def has_headers(self) -> bool:
+        """Whether messages may have headers, which are not for every reader."""
+        return self._texts.has_headers
+
+    def note_headers(self) -> None:
+        """Note that messages from now on may have headers; 0.2 us for each reader that is joined.
+
+        WebSockets that have not asked for headers are given the ring's own frames no more.
+        """
+        self._texts.note_headers()
+        history = {} if self.history is None else self.history.readers
+        for readers in (self.live, self.lagging, self.suspended, history):
+            for reader in readers:
+                if reader.form is None:
+                    self._spell_for(reader)
 
     def end_of_expired(self, after: int, now_s: float) -> int:
         """Return the last of the expired messages that follow ``after``; ``after`` without any."""
@@ -421,10 +439,16 @@ class Topic:
     def _count_in(self, reader: Subscriber, now_s: float) -> None:
         reader.is_joined = True
         self.pattern_readers += reader.came_by_pattern
-        if reader.form is not None:
-            reader.spelling = self._texts.join(reader.form)
+        if reader.form is not None or self._texts.has_headers:
+            self._spell_for(reader)
         self.last_used_s = now_s
         self._active[self] = None
+
+    def _spell_for(self, reader: Subscriber) -> None:
+        """Have ``reader`` given messages in its form, unless that is the ring's own frames."""
+        form = reader.form or PLAIN_FRAMES
+        if form is not FRAMES_WITH_HEADERS:
+            reader.spelling = self._texts.join(form)
 
     def _offer_behind(self, reader: Subscriber, after: int) -> None:
         """Put ``reader`` among the lagging, its backlog what follows offset ``after``."""
@@ -449,8 +473,11 @@ class Topic:
             self._offer_no_more(reader)
         reader.is_joined = False
         self.pattern_readers -= reader.came_by_pattern
-        if reader.form is not None:
-            self._texts.leave(reader.form)
+        if reader.spelling is not FRAMES:
+            self._texts.leave(reader.form or PLAIN_FRAMES)
+            if reader.form is None:
+                # The topic that it joins next may have no message with headers.
+                reader.spelling = FRAMES
         self.slow = min(self.slow, self.subscribers)
         self.last_used_s = now_s
 

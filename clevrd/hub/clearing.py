@@ -7,7 +7,7 @@ new one in turns (`new_epochs`), and are told a gap.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
@@ -17,7 +17,6 @@ from clevrd.core.topic_manager import TopicManager
 from clevrd.errors import Conflict
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.journaling import Journaling
-from clevrd.hub.stamping import Stamp
 
 
 class Cleared(msgspec.Struct, frozen=True):
@@ -28,28 +27,19 @@ class Cleared(msgspec.Struct, frozen=True):
     # The epoch that is over, and its newest message.
     old_epoch: str
     old_offset: int
-    # The epoch that has begun.
-    epoch: str
-    # Messages that the ring had, and readers that go over.
-    messages: int
-    subscribers: int
-
-
-class ClearedTopic(msgspec.Struct, frozen=True):
-    """The answer to a client that has cleared a topic."""
-
-    success: bool
-    topic: str
-    # The position behind which its messages come now.
+    # The position behind which the topic's messages come now.
     epoch: str
     offset: int
+    # Messages that the ring of this process had, and its readers, which go over.
+    messages: int
+    subscribers: int
 
 
 class Clearing:
     """Clears topics, and drops topics of this process alone.
 
-    `clear` and `drop` refuse a topic in a journal: other nodes would keep what this one has
-    cleared. `clear_for_all` has a record written that clears it on every node.
+    A topic in a journal is cleared on every node, by a record. It can't be dropped: its name stays,
+    since its offsets go on.
     """
 
     __slots__ = ("_created_at", "_delivery", "_journal", "_loop", "_topics")
@@ -74,15 +64,7 @@ class Clearing:
         self._created_at = created_at
         self._loop = loop
 
-    def clear(self, topic: Topic) -> Cleared:
-        """Give up all messages of ``topic``; its readers stay, and are told a gap.
-
-        Raises:
-            Conflict: it is in a journal.
-        """
-        return self._begin_empty(topic, lambda begun: None)
-
-    def clear_for_all(self, topic: Topic) -> ClearedTopic | asyncio.Future[ClearedTopic]:
+    def clear(self, topic: Topic) -> Cleared | asyncio.Future[Cleared]:
         """Give up all messages of ``topic``, on every node; its readers stay, and are told a gap.
 
         The answer comes later for a topic in a journal, perhaps as a ClevrdError. Messages that
@@ -92,14 +74,18 @@ class Clearing:
             ShuttingDown: the journal takes nothing any more.
         """
         if self._journal is None or topic.journal is None:
-            cleared = self.clear(topic)
-            return ClearedTopic(True, topic.name, cleared.epoch, 0)
-        node, tenant, name = self._journal.node, topic.tenant, topic.name
+            return self._begin_empty(topic, lambda begun: None)
+        messages, subscribers = topic.held_messages, topic.subscribers
 
-        def answer(_topic: Topic, upto: int, _stamps: Sequence[Stamp], _: bool) -> ClearedTopic:
-            return ClearedTopic(True, name, node.start_of(tenant, name).epoch, upto)
+        def answer(epoch: str, upto: int) -> Cleared:
+            # Messages that were submitted before have come since.
+            old_offset = max(topic.head, upto)
+            return Cleared(
+                *(topic.name, topic.tenant, topic.epoch, old_offset),
+                *(epoch, upto, messages, subscribers),
+            )
 
-        return node.submit_clear(topic, topic.journal, answer)
+        return self._journal.node.submit_clear(topic, topic.journal, answer)
 
     def drop(self, topic: Topic) -> Cleared:
         """Clear ``topic``, and let go of readers that came by a pattern: they are told `forgotten`.
@@ -109,20 +95,20 @@ class Clearing:
         Raises:
             Conflict: it is in a journal.
         """
+        if topic.journal is not None:
+            raise Conflict(
+                "The topic is in the journal, where its name stays, since its offsets go on; DELETE"
+                " /admin/messages clears it on every node."
+            )
         return self._begin_empty(topic, self._let_patterns_go)
 
     def _begin_empty(self, topic: Topic, then: Callable[[Topic], None]) -> Cleared:
-        if topic.journal is not None:
-            raise Conflict(
-                "The topic is in the journal, which every node reads, so that its messages can't be"
-                " given up on one of them; DELETE /topics/T/messages clears it on all of them."
-            )
         messages, subscribers = topic.held_messages, topic.subscribers
         begun = self._topics.begin_empty(topic, self._created_at(), self._loop.time())
         self._delivery.new_epochs.move_readers(topic, begun, partial(then, begun))
         return Cleared(
             *(topic.name, topic.tenant, topic.epoch, topic.head),
-            *(begun.epoch, messages, subscribers),
+            *(begun.epoch, 0, messages, subscribers),
         )
 
     def _let_patterns_go(self, begun: Topic) -> None:

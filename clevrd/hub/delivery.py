@@ -16,11 +16,12 @@ from clevrd.control.adaptive_buffer import AdaptiveBufferManager
 from clevrd.core.beginning import Beginning, HistoryBeginning, in_history, resolve
 from clevrd.core.circuit import CircuitBudget
 from clevrd.core.journal_place import TopicStart
-from clevrd.core.message import KeyedMessage, Message, message_of
+from clevrd.core.message import ExpiringMessage, KeyedMessage, Message, message_of
+from clevrd.core.message_headers import Headers, headers_json
 from clevrd.core.message_ids import us_of_id
 from clevrd.core.notices import Ref, Warnings
 from clevrd.core.publish_request import PublishRequest
-from clevrd.core.server_frames import FrameEncoder
+from clevrd.core.server_frames import FrameEncoder, frame_with_headers
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
@@ -50,19 +51,22 @@ class Delivery:
         loop: asyncio.AbstractEventLoop,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
         wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        make_rounds: Callable[..., Rounds] = Rounds,
     ) -> None:
         """Put the parts together.
 
         Args:
             clock_ns: times rounds; the loop's own clock stands still within a turn.
             wall_us: the wall clock, microseconds since 1970, by which messages expire.
+            make_rounds: makes the rounds, from what `Rounds` takes.
         """
         self._wall_us = wall_us
         self._topics = topics
         self._clock_ns = clock_ns
         self.buffers = buffers
         self._loop = loop
-        self._encode = FrameEncoder().frame
+        encoder = FrameEncoder()
+        self._encode, self._encode_all = encoder.frame, encoder.frames
         self.patterns = PatternIndex(topics, loop, counters.count_background_error)
         self.readers = Readers(counters, topics.note_left, loop)
         self.circuits = Circuits(
@@ -73,7 +77,7 @@ class Delivery:
             decisions,
             loop,
         )
-        self.rounds = Rounds(
+        self.rounds = make_rounds(
             config.ring_messages,
             config.ring_bytes,
             self.readers,
@@ -116,25 +120,26 @@ class Delivery:
                 else KeyedMessage(message_id, name, tenant, data, timestamp, offset, key)
             )
             frames = [encode(message)]
+            if request.headers:
+                frames[0] = _with_headers(topic, frames[0], request.headers)
         else:
-            frames = []
-            number = offset
-            for request, (message_id, timestamp) in zip(requests, stamps, strict=True):
-                data, key, ttl_s = request.data, request.key, request.ttl_s
-                if ttl_s is not None:
-                    stamp = message_id, timestamp
-                    frames.append(encode(message_of(stamp, name, tenant, data, number, key, ttl_s)))
-                    expiring.append((number, message_id, ttl_s))
-                    number += 1
-                    continue
-                frames.append(
-                    encode(
-                        Message(message_id, name, tenant, data, timestamp, number)
-                        if key is None
-                        else KeyedMessage(message_id, name, tenant, data, timestamp, number, key)
-                    )
+            messages = [
+                Message(stamp[0], name, tenant, request.data, stamp[1], number)
+                if request.key is None and request.ttl_s is None
+                else _message(stamp, name, tenant, request, number)
+                for number, (request, stamp) in enumerate(
+                    zip(requests, stamps, strict=True), offset
                 )
-                number += 1
+            ]
+            frames = self._encode_all(messages)
+            expiring = [
+                (each.offset, each.id, each.ttl_s)
+                for each in messages
+                if isinstance(each, ExpiringMessage)
+            ]
+            for place, request in enumerate(requests):
+                if request.headers:
+                    frames[place] = _with_headers(topic, frames[place], request.headers)
         now_s = self._loop.time()
         self._topics.extend(topic, offset, frames, now_s)
         if expiring:
@@ -237,6 +242,22 @@ class Delivery:
             reader.sink.unsent_bytes() for topic in topics for reader in topic.lagging
         )
         return delivered, unsent_bytes
+
+
+def _message(stamp: Stamp, name: str, tenant: str, request: PublishRequest, offset: int) -> Message:
+    """Return a message with a key, a time to live, or both."""
+    data, key, ttl_s = request.data, request.key, request.ttl_s
+    if ttl_s is not None:
+        return message_of(stamp, name, tenant, data, offset, key, ttl_s)
+    message_id, timestamp = stamp
+    return KeyedMessage(message_id, name, tenant, data, timestamp, offset, key or "")
+
+
+def _with_headers(topic: Topic, frame: bytes, headers: Headers) -> bytes:
+    """Return the frame of one of ``topic``'s messages with its headers."""
+    if not topic.has_headers:
+        topic.note_headers()
+    return frame_with_headers(frame, headers_json(headers))
 
 
 def _circuit_budget(config: Config) -> CircuitBudget:

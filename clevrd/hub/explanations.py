@@ -19,10 +19,13 @@ from clevrd.control.adaptive_throttler import (
     ThrottleDecision,
     slow_ratio_of,
 )
+from clevrd.control.memory_ladder import BEGINS_AT, HYSTERESIS, Rung, describe
+from clevrd.control.system_stats import HeldMemory
+from clevrd.core.budgets import Budget
 from clevrd.core.circuit import CircuitBudget
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
-from clevrd.metrics.decisions import WINDOW_MERGE_S, Decisions, Figures
+from clevrd.metrics.decisions import WINDOW_MERGE_S, Decision, Decisions, Figures
 
 # Throttled topics that are noted by name at one evaluation, at 1 us each, and 10 us for a new one.
 _NAMED_TOPICS: Final = 256
@@ -34,6 +37,13 @@ _THROTTLE_LIMITS: Final[Figures] = {
     "delay_ms": DELAY_S * 1000,
 }
 _WINDOW_LIMITS: Final[Figures] = {"least_messages": WINDOW_MIN, "most_messages": WINDOW_MAX}
+
+# The measure that each rung of the memory ladder begins.
+_ON_RUNG: Final = {
+    Rung.RINGS_SHRINK: "Rings give up messages that no subscriber waits for",
+    Rung.NO_NEW_SUBSCRIBERS: "New subscriptions are refused with 503 memory_limit",
+    Rung.NO_PUBLISHES: "Publishes are refused with 429 memory_limit",
+}
 
 
 def note_throttled_topics(
@@ -204,6 +214,91 @@ def note_rings_cut(
         portion,
         inputs={"rings": rings, "freed_bytes": freed_bytes},
         thresholds={"max_ring_bytes": max_bytes},
+    )
+
+
+def note_rings_shrunk(
+    decisions: Decisions, portion: str, freed_bytes: int, held: HeldMemory
+) -> None:
+    """Note that rings of one portion gave up messages because the memory runs out."""
+    found = decisions.repeated("eviction", "rings_shrunk", portion)
+    if found is not None:
+        freed = found.inputs["freed_bytes"] + freed_bytes
+        found.inputs = {"freed_bytes": freed, **_held_figures(held)}
+        return
+    decisions.begin(
+        "eviction",
+        "rings_shrunk",
+        "Messages that no subscriber waits for were given up, the largest rings first and those"
+        " with more than their share of the memory before others: the memory runs out.",
+        portion,
+        inputs={"freed_bytes": freed_bytes, **_held_figures(held)},
+        thresholds=_rung_limits(Rung.RINGS_SHRINK),
+    )
+
+
+def note_rung(decisions: Decisions, rung: Rung, held: HeldMemory) -> Decision:
+    """Note that the memory ladder has reached ``rung``; the decision holds until it is ended."""
+    limits, figures = _rung_limits(rung), _held_figures(held)
+    found = decisions.repeated("memory", rung.word)
+    if found is None:
+        found = decisions.begin(
+            "memory",
+            rung.word,
+            f"{_ON_RUNG[rung]}, from {limits['begins_at']:.0%} of the memory on until less than"
+            f" {limits['ends_below']:.0%} is used: it was {describe(held)}.",
+            inputs=figures,
+            thresholds=limits,
+        )
+    else:
+        found.inputs = figures
+    decisions.hold(found)
+    return found
+
+
+def _held_figures(held: HeldMemory) -> dict[str, float]:
+    return {
+        "used_share": round(held.share, 4),
+        "used_bytes": held.used_bytes,
+        "limit_bytes": held.limit_bytes,
+    }
+
+
+def _rung_limits(rung: Rung) -> dict[str, float]:
+    begins_at = BEGINS_AT[rung]
+    return {"begins_at": begins_at, "ends_below": round(begins_at - HYSTERESIS, 4)}
+
+
+def note_frames_given_back(
+    decisions: Decisions, portion: str, kept: Budget, freed_bytes: int
+) -> None:
+    """Note that lagging readers of one portion lost frames that they kept to another one's."""
+    if decisions.repeated("eviction", "kept_frames_given_back", portion):
+        return
+    decisions.begin(
+        "eviction",
+        "kept_frames_given_back",
+        "Lagging drop_newest and circuit_breaker subscribers lost the newest messages that were"
+        " kept for them beyond the rings: they took more than their share, and another tenant"
+        " needed its own.",
+        portion,
+        inputs={"freed_bytes": freed_bytes, "kept_bytes": kept.taken_bytes},
+        thresholds={"share_bytes": kept.guaranteed_bytes, "max_kept_bytes": kept.pool.max_bytes},
+    )
+
+
+def note_frames_not_kept(decisions: Decisions, portion: str, kept: Budget) -> None:
+    """Note that lagging readers of one portion lost what there was no memory to keep for."""
+    if decisions.repeated("eviction", "kept_frames_full", portion):
+        return
+    decisions.begin(
+        "eviction",
+        "kept_frames_full",
+        "Lagging drop_newest and circuit_breaker subscribers lost messages within their window:"
+        " too many lag at once, and as much is kept for them beyond the rings as may be.",
+        portion,
+        inputs={"kept_bytes": kept.taken_bytes, "left_bytes": kept.left_bytes},
+        thresholds={"share_bytes": kept.guaranteed_bytes, "max_kept_bytes": kept.pool.max_bytes},
     )
 
 

@@ -11,21 +11,24 @@ import logging
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from itertools import accumulate
 from typing import Any, Final
 
 import msgspec
 
-from clevrd.core.message import KeyedMessage, Message, message_of
+from clevrd.core.message import ExpiringMessage, KeyedMessage, Message, message_of
+from clevrd.core.message_headers import headers_json, known_headers
 from clevrd.core.message_ids import MessageIds
 from clevrd.core.notices import DAMAGED, EXPIRED, RETENTION, Gap, GapReason
 from clevrd.core.portions import Portion
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES
-from clevrd.core.server_frames import FrameEncoder
-from clevrd.core.stream_forms import StreamForm
+from clevrd.core.server_frames import FrameEncoder, frame_with_headers
+from clevrd.core.stream_forms import PLAIN_FRAMES, StreamForm, plain_message
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, JournalUnavailable
-from clevrd.journal.base import History, StoredMessage
+from clevrd.journal.base import History, StoredRun
+from clevrd.journal.records import plain_data
 from clevrd.scheduling.turn_queue import TurnQueue
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,7 @@ class Page:
 
     __slots__ = (
         "_ends",
+        "_has_headers",
         "_texts",
         "_until_us",
         "after",
@@ -85,8 +89,16 @@ class Page:
         offsets: list[int],
         frames: list[bytes],
         until_us: dict[int, int] | None = None,
+        *,
+        has_headers: bool = False,
     ) -> None:
-        """Args: until_us: by offset, when messages expire, on the wall clock."""
+        """Make a page of ``frames``.
+
+        Args:
+            until_us: by offset, when messages expire, on the wall clock.
+            has_headers: some of the messages have headers, which not every reader asks for.
+        """
+        self._has_headers = has_headers
         self.after = after
         self.upto = upto
         self.kept_from = kept_from
@@ -178,14 +190,19 @@ class Page:
     def texts(self, form: StreamForm | None, epoch: str, start: int, end: int) -> list[bytes]:
         """Return messages in ``form``, each made once for all who read it here."""
         if form is None:
-            return self.frames[start:end]
+            if not self._has_headers:
+                return self.frames[start:end]
+            form = PLAIN_FRAMES
+        spell = form.message
+        if self._has_headers and not form.has_headers:
+            spell = partial(plain_message, form)
         texts = self._texts.get(form)
         if texts is None:
             texts = self._texts[form] = [b""] * len(self.frames)
         spelled = epoch.encode()
         for place in range(start, end):
             if not texts[place]:
-                texts[place] = form.message(self.frames[place], spelled, self.offsets[place])
+                texts[place] = spell(self.frames[place], spelled, self.offsets[place])
                 self.size_bytes += len(texts[place])
         return texts[start:end]
 
@@ -222,79 +239,144 @@ class _Line(msgspec.Struct, frozen=True, gc=False):
     data: msgspec.Raw
     key: str | None = None
     ttl_s: int | float | None = None
+    # Empty for none.
+    headers: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _Making:
     """A page whose frames are being made."""
 
     __slots__ = (
-        *("_done", "_encode", "_ids", "_kept_from", "_messages", "_place"),
-        *("_until_us", "request"),
+        *("_at", "_data", "_encoder", "_frames", "_has_headers", "_ids", "_kept_from"),
+        *("_lines", "_offsets", "_place", "_runs", "_until_us", "request"),
     )
 
     def __init__(
         self,
         request: _Request,
-        messages: list[StoredMessage],
+        runs: list[StoredRun],
         kept_from: int,
-        encode: Callable[[Message], bytes],
+        encoder: FrameEncoder,
     ) -> None:
         self.request = request
-        self._messages = messages
+        self._runs = runs
         self._kept_from = kept_from
-        self._encode = encode
+        self._encoder = encoder
         self._ids = MessageIds()
+        # The run that is next, and the place in it.
         self._place = 0
-        self._done: tuple[list[int], list[bytes]] = [], []
+        self._at = 0
+        # Its messages' data where they have nothing else, and otherwise its lines.
+        self._data: list[bytes] = []
+        self._lines: list[_Line | None] = []
+        self._offsets: list[int] = []
+        self._frames: list[bytes] = []
         self._until_us: dict[int, int] = {}
+        # Some of the messages have headers.
+        self._has_headers = False
 
     def make_some(self) -> int:
         """Make frames of the next messages; return how many, 0 when all are made."""
-        topic = self.request.topic
-        name, tenant, encode = topic.name, topic.tenant, self._encode
-        offsets, frames = self._done
-        part = self._messages[self._place : self._place + _MADE_AT_ONCE]
-        self._place += len(part)
-        for each, (message_id, timestamp) in zip(part, self._stamps(part), strict=True):
-            try:
-                line = _decode(each.line)
-            except msgspec.MsgspecError:
-                log.error("stored message is damaged topic=%s offset=%d", name, each.offset)
-                continue
-            offset, data, key, ttl_s = each.offset, line.data, line.key, line.ttl_s
-            offsets.append(offset)
-            if ttl_s is not None:
-                self._until_us[offset] = each.id_us + int(ttl_s * 1e6)
-                stamp = message_id, timestamp
-                frames.append(encode(message_of(stamp, name, tenant, data, offset, key, ttl_s)))
-                continue
-            frames.append(
-                encode(
-                    Message(message_id, name, tenant, data, timestamp, offset)
-                    if key is None
-                    else KeyedMessage(message_id, name, tenant, data, timestamp, offset, key)
-                )
-            )
-        return len(part)
+        if self._place == len(self._runs):
+            return 0
+        run, at = self._runs[self._place], self._at
+        if not at:
+            self._data = plain_data(run.lines, run.count, self.request.topic.name)
+            self._lines = [] if self._data else _read_lines(run)
+        count = min(_MADE_AT_ONCE, run.count - at)
+        first_us = run.id_us + at * run.id_step
+        stamps = self._ids.spell_parts(first_us, count, run.id_step, run.time_us)
+        if self._data and stamps is not None:
+            self._make_plain(run.offset + at, self._data[at : at + count], stamps)
+        else:
+            self._lines = self._lines or _read_lines(run)
+            self._make(run, at, self._lines[at : at + count])
+        self._at += count
+        if self._at == run.count:
+            self._place, self._at = self._place + 1, 0
+        return count
 
-    def _stamps(self, part: list[StoredMessage]) -> list[tuple[str, str]]:
-        """Return the ids and timestamps of messages; those of one record are spelled together."""
-        if len(part) > 1 and part[0].time_us == part[-1].time_us:
-            first, count = part[0], len(part)
-            step = (part[-1].id_us - first.id_us) // (count - 1)
-            evenly = list(range(first.id_us, first.id_us + count * step, step)) if step else []
-            if [each.id_us for each in part] == evenly:
-                return self._ids.spell_run(first.id_us, count, step, first.time_us)
-        return [self._ids.spell(each.id_us, each.time_us) for each in part]
+    def _make_plain(
+        self, first: int, data: list[bytes], stamps: tuple[str, str, list[str]]
+    ) -> None:
+        """Make frames of messages that have nothing but ``data``, from offset ``first`` on."""
+        topic = self.request.topic
+        self._offsets += range(first, first + len(data))
+        self._frames += self._encoder.plain_frames(topic.name, topic.tenant, data, first, stamps)
+
+    def _make(self, run: StoredRun, at: int, lines: list[_Line | None]) -> None:
+        """Make frames of the messages ``lines``, the first of which is the run's ``at``."""
+        topic, first = self.request.topic, run.offset + at
+        name, tenant = topic.name, topic.tenant
+        first_us = run.id_us + at * run.id_step
+        stamps = self._ids.spell_run(first_us, len(lines), run.id_step, run.time_us)
+        messages = [
+            Message(stamp[0], name, tenant, line.data, stamp[1], offset)
+            if line.key is None and line.ttl_s is None
+            else _message(stamp, name, tenant, line, offset)
+            for offset, (line, stamp) in enumerate(zip(lines, stamps, strict=True), first)
+            if line is not None
+        ]
+        if len(messages) == len(lines):
+            self._offsets += range(first, first + len(lines))
+        else:
+            self._offsets += [each.offset for each in messages]
+            for offset, line in enumerate(lines, first):
+                if line is None:
+                    log.error("stored message is damaged topic=%s offset=%d", name, offset)
+        for each in messages:
+            if isinstance(each, ExpiringMessage):
+                id_us = run.id_us + (each.offset - run.offset) * run.id_step
+                self._until_us[each.offset] = id_us + int(each.ttl_s * 1e6)
+        if not messages:
+            return
+        frames = self._encoder.frames(messages)
+        for place, line in enumerate(each for each in lines if each is not None):
+            if line.headers and (headers := known_headers(bytes(line.headers))):
+                frames[place] = frame_with_headers(frames[place], headers_json(headers))
+                self._has_headers = True
+        self._frames += frames
 
     def page(self, limit: int) -> Page:
         """Return the page, which reaches ``limit`` at least where the history has no more."""
-        messages, after = self._messages, self.request.after
-        upto = messages[-1].offset if messages else max(limit, after + 1)
-        return Page(after, upto, self._kept_from, *self._done, self._until_us)
+        runs, after = self._runs, self.request.after
+        upto = runs[-1].offset + runs[-1].count - 1 if runs else max(limit, after + 1)
+        return Page(
+            *(after, upto, self._kept_from, self._offsets, self._frames, self._until_us),
+            has_headers=self._has_headers,
+        )
 
 
-_decode: Final = msgspec.json.Decoder(_Line).decode
+def _read_lines(run: StoredRun) -> list[_Line | None]:
+    """Return the lines of ``run``, with None for one that is damaged."""
+    try:
+        lines: list[_Line | None] = [*_line_decoder.decode_lines(run.lines)]
+    except msgspec.MsgspecError:
+        lines = []
+    # A line that is damaged may look like several, or like a part of one.
+    return (
+        lines
+        if len(lines) == run.count
+        else [_read_line(each) for each in run.lines.split(b"\n")[:-1]]
+    )
+
+
+def _read_line(line: bytes) -> _Line | None:
+    try:
+        return _line_decoder.decode(line)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _message(stamp: tuple[str, str], topic: str, tenant: str, line: _Line, offset: int) -> Message:
+    """Return a message with a key, a time to live, or both."""
+    if line.ttl_s is not None:
+        return message_of(stamp, topic, tenant, line.data, offset, line.key, line.ttl_s)
+    message_id, timestamp = stamp
+    return KeyedMessage(message_id, topic, tenant, line.data, timestamp, offset, line.key or "")
+
+
+_line_decoder: Final = msgspec.json.Decoder(_Line)
 
 
 class HistoryPages:
@@ -319,7 +401,7 @@ class HistoryPages:
         self._max_bytes = max_bytes
         self._loop = loop
         self._on_error = on_error
-        self._encode = FrameEncoder().frame
+        self._encoder = FrameEncoder()
         # By topic, in the order of their beginnings.
         self._by_topic: dict[Topic, list[Page]] = {}
         # All pages, the one unused for longest first, and their topics.
@@ -444,16 +526,16 @@ class HistoryPages:
         topic, where, kept_from = request.topic, _place_of(request.topic), 0
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                messages = await self._source.page(
+                runs = await self._source.page(
                     *where, request.after, request.max_messages, request.max_bytes
                 )
-                if _has_holes(messages, request.after):
+                if _has_holes(runs, request.after):
                     extent = await self._source.extent(*where)
                     kept_from = topic.first if extent is None else min(extent.first, topic.first)
         except Exception as error:
             self._end(request, _reason(error))
         else:
-            self._making.append(_Making(request, messages, kept_from, self._encode))
+            self._making.append(_Making(request, runs, kept_from, self._encoder))
             self._queue.work_soon()
         finally:
             self.requests -= 1
@@ -552,9 +634,12 @@ def _begins(page: Page) -> int:
     return page.after
 
 
-def _has_holes(messages: list[StoredMessage], after: int) -> bool:
+def _has_holes(runs: list[StoredRun], after: int) -> bool:
     """Return whether any message is missing between offset ``after`` and the last one."""
-    return not messages or messages[-1].offset - after != len(messages)
+    if not runs:
+        return True
+    upto = runs[-1].offset + runs[-1].count - 1
+    return upto - after != sum(each.count for each in runs)
 
 
 def _reason(error: Exception) -> ClevrdError:

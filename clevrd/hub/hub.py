@@ -16,10 +16,11 @@ from clevrd.control.adaptive_buffer import AdaptiveBufferManager
 from clevrd.control.adaptive_throttler import AdaptiveThrottler
 from clevrd.control.arrivals import Arrivals
 from clevrd.control.rate_limiter import RateLimiter
-from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes
+from clevrd.control.system_stats import LoadSample, SystemStats, memory_limit_bytes, resident_bytes
+from clevrd.core.budgets import Budget
 from clevrd.core.idempotency import RememberedAnswers
 from clevrd.core.patterns import Words
-from clevrd.core.portions import Weights
+from clevrd.core.portions import OTHERS, Weights
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.saved_topic import SavedTopic
 from clevrd.core.topic import Topic
@@ -30,7 +31,13 @@ from clevrd.hub.clearing import Clearing
 from clevrd.hub.control_loops import ControlLoops, Stats
 from clevrd.hub.delivery import Delivery
 from clevrd.hub.drain import Drain
-from clevrd.hub.explanations import note_idle_topics, note_keys_pushed_out, note_rings_cut
+from clevrd.hub.explanations import (
+    note_frames_given_back,
+    note_frames_not_kept,
+    note_idle_topics,
+    note_keys_pushed_out,
+    note_rings_cut,
+)
 from clevrd.hub.history_pages import MAX_PAGE_BYTES
 from clevrd.hub.history_readers import HistoryReaders
 from clevrd.hub.journaling import Journaling
@@ -105,6 +112,7 @@ class Hub:
         engine: Engine | None = None,
         journaled: Sequence[Words] = (),
         max_journaled_topics: int = 1_000_000,
+        make_delivery: Callable[..., Delivery] = Delivery,
     ) -> None:
         """Make the hub.
 
@@ -113,6 +121,7 @@ class Hub:
             engine: keeps the journal; None for none.
             journaled: patterns of the topics that are journaled.
             max_journaled_topics: topics that may have messages in the journal.
+            make_delivery: makes the delivery, from what `Delivery` takes.
         """
         self._loop = loop
         # The configured bound, but never more than the cgroup or the machine has.
@@ -123,7 +132,7 @@ class Hub:
             loop.time, lambda tenant: self.topics.portions.weights.portion_of(tenant)
         )
         self.refusals = Refusals(self.counters.count_refusal, self.decisions.note_refusal)
-        max_input_bytes = input_bytes(config, max_memory_bytes)
+        max_input_bytes = input_bytes(config, max_memory_bytes, resident_bytes())
         self.input_budget = InputBudget(max_input_bytes, lambda: self.topics.portions.weights)
         self.topics = TopicManager(
             topic_limits(config, max_memory_bytes),
@@ -145,6 +154,8 @@ class Hub:
         # Keys pushed out that operators were told of; changed by forget_old_answers alone.
         self._told_pushed_out = 0
         self.topics.on_rings_cut = self._note_rings_cut
+        self.topics.kept.on_given_back = self._note_frames_given_back
+        self.topics.kept.on_refused = self._note_frames_not_kept
         self.memory = Memory(find_trim())
         # The daemon stops: nothing new begins, but for publishes where the next field says so.
         self.is_draining = False
@@ -156,7 +167,7 @@ class Hub:
         self._returning = 0
         self._stamping = Stamping(wall_ns)
         waiting = WaitingPublishes(self.topics.portions, loop, max_input_bytes)
-        self.delivery = Delivery(
+        self.delivery = make_delivery(
             *(config, self.topics, self.buffers, waiting, self.counters, self.decisions, loop),
             wall_us=self._stamping.wall_us,
         )
@@ -214,7 +225,7 @@ class Hub:
             self.keep_history(history)
         stats = stats or SystemStats(max_memory_bytes)
         self.memory_guard = MemoryGuard(
-            stats, self.topics, self.publishing, self._give_back_now, loop
+            stats, self.topics, self.publishing, self._give_back_now, self.decisions, loop
         )
         self._control_loops = ControlLoops(
             self.throttler,
@@ -416,6 +427,17 @@ class Hub:
     def _note_rings_cut(self, portion: str, rings: int, freed_bytes: int) -> None:
         max_bytes = self.topics.max_ring_bytes
         note_rings_cut(self.decisions, portion, rings, freed_bytes, max_bytes)
+
+    def _note_frames_given_back(self, kept: Budget, freed_bytes: int) -> None:
+        note_frames_given_back(self.decisions, self._portion_that_keeps(kept), kept, freed_bytes)
+
+    def _note_frames_not_kept(self, kept: Budget) -> None:
+        note_frames_not_kept(self.decisions, self._portion_that_keeps(kept), kept)
+
+    def _portion_that_keeps(self, kept: Budget) -> str:
+        """Return the name of the portion whose kept frames are counted in ``kept``."""
+        names = (each.name for each in self.topics.portions if each.kept is kept)
+        return next(names, OTHERS)
 
     def _look_at_lag(self) -> None:
         """See how late the loop is, and bound the handshakes by that."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from clevrd.control.memory_ladder import (
+    BEGINS_AT,
     HYSTERESIS,
     PUBLISHER_RETRY_S,
     REFUSE_PUBLISHES_AT,
@@ -25,6 +26,8 @@ from clevrd.control.memory_ladder import (
 from clevrd.control.system_stats import NOTHING_HELD, HeldMemory
 from clevrd.core.topic_manager import TopicManager
 from clevrd.errors import MemoryShort, NoMemoryForSubscribers
+from clevrd.hub.explanations import note_rings_shrunk, note_rung
+from clevrd.metrics.decisions import Decision, Decisions
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +55,8 @@ class MemoryGuard:
     """Looks at the memory several times a second, and acts as the ladder says."""
 
     __slots__ = (
-        *("_give_back_memory", "_loop", "_publisher", "_stats", "_topics"),
-        *("_looks_in_vain", "decision", "shrunk_bytes"),
+        *("_decisions", "_give_back_memory", "_loop", "_publisher", "_stats", "_topics"),
+        *("_explained", "_looks_in_vain", "decision", "shrunk_bytes"),
     )
 
     def __init__(
@@ -62,6 +65,7 @@ class MemoryGuard:
         topics: TopicManager,
         publisher: Publisher,
         give_back_memory: Callable[[int], None],
+        decisions: Decisions,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         """Have it look.
@@ -69,12 +73,16 @@ class MemoryGuard:
         Args:
             give_back_memory: has the allocator give freed memory back to the machine, of which the
                 rings have just freed so many bytes.
+            decisions: is told of each rung, for operators.
         """
         self._stats = stats
         self._topics = topics
         self._publisher = publisher
         self._give_back_memory = give_back_memory
+        self._decisions = decisions
         self._loop = loop
+        # Each rung that is reached now, and what operators are told of it; changed by look() alone.
+        self._explained: dict[Rung, Decision] = {}
         # Looks in a row at which rings should have given up messages, and had none to give.
         self._looks_in_vain = 0
         # The latest decision; replaced by look() alone.
@@ -92,8 +100,11 @@ class MemoryGuard:
             self._looks_in_vain = 0 if freed else self._looks_in_vain + 1
             if freed or self._looks_in_vain % LOOKS_TO_GIVE_BACK == 0:
                 self._give_back_memory(freed)
+        for explained in self._explained.values():
+            self._decisions.hold(explained)
         if decision.rung is before:
             return
+        self._explain()
         if (decision.rung is Rung.NO_PUBLISHES) is not (before is Rung.NO_PUBLISHES):
             is_shedding = decision.rung is Rung.NO_PUBLISHES
             self._publisher.shed(self._publish_refusal if is_shedding else None)
@@ -116,7 +127,22 @@ class MemoryGuard:
             )
 
     def _shrink(self, wanted_bytes: int) -> int:
-        return self._topics.shrink(wanted_bytes, self._loop.time())
+        before = [(portion, portion.ring_bytes) for portion in self._topics.portions]
+        freed_bytes = self._topics.shrink(wanted_bytes, self._loop.time())
+        for portion, had_bytes in before:
+            if freed := had_bytes - portion.ring_bytes:
+                note_rings_shrunk(self._decisions, portion.name, freed, self.decision.held)
+        return freed_bytes
+
+    def _explain(self) -> None:
+        """Tell operators of each rung that is reached or left now, the lowest first."""
+        held = self.decision.held
+        for rung in reversed(BEGINS_AT):
+            if rung <= self.decision.rung:
+                if rung not in self._explained:
+                    self._explained[rung] = note_rung(self._decisions, rung, held)
+            elif (over := self._explained.pop(rung, None)) is not None:
+                self._decisions.end(over)
 
     def _publish_refusal(self) -> MemoryShort:
         return MemoryShort(

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from clevrd.config import Config
+from clevrd.control.memory_ladder import SHRINK_AT
+from clevrd.control.system_stats import own_limit_bytes
 from clevrd.core.idempotency import KEY_COST_BYTES
 from clevrd.core.portions import Weights
 from clevrd.core.topic_manager import TopicLimits
@@ -50,13 +54,33 @@ def max_keys(config: Config, max_memory_bytes: int) -> int:
     return min(config.max_idempotency_keys, affordable)
 
 
-def input_bytes(config: Config, max_memory_bytes: int) -> int:
+def input_bytes(config: Config, max_memory_bytes: int, empty_bytes: int) -> int:
     """Return the bytes of unfinished input: a tenth of memory, or three of the largest bodies.
 
-    One of these fits into the half that is whoever's comes first.
+    One of these fits into the half that is whoever's comes first. With little memory it is what
+    lies between an empty daemon and the first rung of the memory ladder: bodies that arrive slowly,
+    and stay for minutes, must not have publishers refused. Connections take what follows it, up to
+    the rung where publishers are.
+
+    Args:
+        empty_bytes: the resident set of a daemon with nothing in it.
     """
     largest_bytes = max(config.max_batch_bytes, config.max_message_bytes)
-    return max(max_memory_bytes // 10, 3 * largest_bytes)
+    wanted_bytes = max(max_memory_bytes // 10, 3 * largest_bytes)
+    limit_bytes = own_limit_bytes(max_memory_bytes, empty_bytes)
+    return min(wanted_bytes, int(limit_bytes * SHRINK_AT) - empty_bytes)
+
+
+def with_bodies_that_fit(config: Config, max_input_bytes: int) -> Config:
+    """Return ``config`` with bodies that fit into the half of the input that comes first."""
+    most_bytes = max_input_bytes // 2
+    if max(config.max_batch_bytes, config.max_message_bytes) <= most_bytes:
+        return config
+    return msgspec.structs.replace(
+        config,
+        max_message_bytes=min(config.max_message_bytes, most_bytes),
+        max_batch_bytes=min(config.max_batch_bytes, most_bytes),
+    )
 
 
 def topic_limits(config: Config, max_memory_bytes: int) -> TopicLimits:

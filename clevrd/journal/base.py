@@ -38,14 +38,18 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
     skip: int
 
 
-class StoredMessage(msgspec.Struct, frozen=True, gc=False):
-    """A message as it is read back from a history."""
+class StoredRun(msgspec.Struct, frozen=True, gc=False):
+    """Messages with consecutive offsets, as they are read back from a history."""
 
+    # The first one's offset; the others follow it.
     offset: int
+    count: int
+    # The first one's id, in microseconds since 1970; the next one's is ``id_step`` more.
     id_us: int
+    id_step: int
     time_us: int
-    # The message as a publish object, without a line feed.
-    line: bytes
+    # A line for each message: a publish object and a line feed.
+    lines: bytes
 
 
 class TopicHead(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -217,7 +221,7 @@ class History(Protocol):
         after: int,
         max_messages: int,
         max_bytes: int,
-    ) -> list[StoredMessage]:
+    ) -> list[StoredRun]:
         """Return messages behind offset ``after``, in order; at least one if any is kept there.
 
         A message that is damaged, or gone, is left out: its offset is missing.

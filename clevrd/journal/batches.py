@@ -40,6 +40,9 @@ Stamp = tuple[str, str]
 # Makes the answer to a publish from its topic, its first offset, its messages' stamps, and whether
 # an earlier publish with the same key has this place.
 MakeAnswer = Callable[[Topic, int, Sequence[Stamp], bool], Any]
+# Makes the answer to a clear from the epoch that the topic has now, and the offset behind which its
+# messages come.
+MakeCleared = Callable[[str, int], Any]
 
 
 class Pending:
@@ -83,10 +86,18 @@ class Pending:
 class PendingClear(Pending):
     """A topic that is to lose its messages, until it has."""
 
-    __slots__ = ()
+    __slots__ = ("_make_cleared", "epoch")
 
-    def __init__(self, topic: Topic, make_answer: MakeAnswer, answer: asyncio.Future[Any]) -> None:
-        super().__init__(topic, (), make_answer, answer)
+    def __init__(
+        self, topic: Topic, make_cleared: MakeCleared, answer: asyncio.Future[Any]
+    ) -> None:
+        super().__init__(topic, (), self._make, answer)
+        self._make_cleared = make_cleared
+        # The epoch that begins behind the messages that are gone; set when its record is counted.
+        self.epoch = ""
+
+    def _make(self, _topic: Topic, upto: int, _stamps: Sequence[Stamp], _repeated: bool) -> Any:
+        return self._make_cleared(self.epoch, upto)
 
 
 class Batch:

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from clevrd.core.publish_request import PublishRequest, decode_publish
+from clevrd.core.publish_request import PublishRequest, decode_logged
 from clevrd.errors import InvalidRequest
 from clevrd.journal.base import Checkpoint, Placed, TopicHead
 from clevrd.journal.checkpoints import (
@@ -892,7 +892,7 @@ class Fold:
         was lost just before it, and that some nodes have delivered.
         """
         try:
-            request = decode_publish(record)
+            request = decode_logged(record)
         except InvalidRequest as error:
             return self._pass_over(error, foreign=True)
         self._waiting.append(_Waiting(position, record, request))

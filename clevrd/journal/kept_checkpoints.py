@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
+
+from clevrd.journal.base import Checkpoint
 
 # Checkpoints that are kept.
 KEPT: Final = 5
@@ -11,7 +13,30 @@ KEPT: Final = 5
 # checkpoints are kept so that one lies about there.
 FILL_BYTES: Final = 32 << 20
 # A checkpoint that any node has saved within so many milliseconds will do for all.
-FRESH_MS: Final = 8_000
+_FRESH_MS: Final = 8_000
+
+
+class Saved(Protocol):
+    """A checkpoint that is kept, as far as it says whose it is."""
+
+    @property
+    def epoch(self) -> str:
+        """The partition's epoch in it."""
+
+    @property
+    def saved_ms(self) -> int:
+        """When it was saved, in milliseconds since 1970, by the engine's clock."""
+
+    @property
+    def saver(self) -> str:
+        """The node that saved it."""
+
+
+def will_do(newest: Saved, checkpoint: Checkpoint, saver: str, now_ms: int) -> bool:
+    """Return whether another node has just saved a checkpoint that will do for ``saver``."""
+    is_fresh = newest.saved_ms > now_ms - _FRESH_MS
+    is_same = newest.epoch == checkpoint.partition_epoch
+    return is_fresh and is_same and newest.saver != saver
 
 
 def to_forget(added: Sequence[int], now_added: int, reach: int) -> list[int]:

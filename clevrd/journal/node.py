@@ -19,7 +19,7 @@ from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, JournalFull, JournalUnavailable, ShuttingDown
 from clevrd.journal.base import Checkpoint, Engine
-from clevrd.journal.batches import Batch, MakeAnswer, Pending, PendingClear
+from clevrd.journal.batches import Batch, MakeAnswer, MakeCleared, Pending, PendingClear
 from clevrd.journal.fold import Fold, topic_epoch
 from clevrd.journal.pace import Pace
 from clevrd.journal.partition import MAX_PENDING_BYTES, OK, Counters, Partition
@@ -202,12 +202,12 @@ class Node:
         return answer
 
     def submit_clear(
-        self, topic: Topic, place: JournalPlace, make_answer: MakeAnswer
+        self, topic: Topic, place: JournalPlace, make_cleared: MakeCleared
     ) -> asyncio.Future[Any]:
         """Have ``topic`` cleared behind all that is submitted before; return the answer.
 
         Args:
-            make_answer: called once the topic is cleared, with the offset up to which it is.
+            make_cleared: called once the topic is cleared.
 
         Raises:
             ShuttingDown: after `seal`.
@@ -216,7 +216,7 @@ class Node:
             raise ShuttingDown
         partition = self._partitions[place.partition]
         answer: asyncio.Future[Any] = self._loop.create_future()
-        pending = PendingClear(topic, make_answer, answer)
+        pending = PendingClear(topic, make_cleared, answer)
         partition.pending.append(pending)
         partition.pending_bytes += pending.cost_bytes
         if partition.woken is not None:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from clevrd.core.message_ids import MessageIds
-from clevrd.core.publish_request import PublishRequest, decode_publish
+from clevrd.core.publish_request import PublishRequest, decode_logged
 from clevrd.core.topic import Topic
-from clevrd.errors import ClevrdError, InvalidRequest
+from clevrd.errors import ClevrdError, InvalidRequest, Unavailable
 from clevrd.journal.base import Checkpoint, Engine, Placed, TailLost, Trimmed
-from clevrd.journal.batches import Batch, Pending, Stamp, give_answer
+from clevrd.journal.batches import Batch, Pending, PendingClear, Stamp, give_answer
 from clevrd.journal.checkpoints import BadCheckpoint
-from clevrd.journal.fold import Confirmed, Folded
+from clevrd.journal.fold import Confirmed, Folded, topic_epoch
 from clevrd.journal.partition import MAX_RETRY_S, RETRY_S, Counters, Partition, unsure
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,10 @@ StepT = TypeVar("StepT")
 
 # Topics, or keys, are restored in steps; the loop is given to others after so many.
 STEPS_PER_TURN: Final = 5
+
+# Fewer topics are cleared when a log's epoch ends, or never: who would clear one more is told so
+# long.
+_CLEARED_RETRY_S: Final = 60.0
 
 
 class Deliverer(Protocol):
@@ -331,6 +335,10 @@ class RecordReader:
         if is_lost:
             self._counters.failed += batch.fail(unsure())
             return
+        if not folded.partition_epoch:
+            # It was passed over: positions are not known before a new epoch begins.
+            self._counters.failed += batch.fail(unsure())
+            return
         self._counters.records += 1
         for placed in folded.placed:
             self._counters.messages += placed.count
@@ -345,11 +353,27 @@ class RecordReader:
             self._topics.clear(each.tenant, each.topic)
 
     def _answer_clears(self, batch: Batch) -> None:
-        """Answer with the offset up to which each topic is cleared now."""
+        """Answer with the position behind which each topic's messages come now.
+
+        A topic of a new epoch has lost what was there before, though nothing was cleared in it.
+        """
         fold = self._partition.fold
-        for place, clear in enumerate(batch.clears):
-            upto = fold.cleared(clear.tenant, clear.topic)
-            self._answer(batch.parts[-1 - place], upto, ())
+        for part in batch.parts.values():
+            if not isinstance(part, PendingClear):
+                continue
+            slot = part.topic.tenant, part.topic.name
+            upto = fold.cleared(*slot)
+            if upto == fold.head(*slot):
+                part.epoch = topic_epoch(fold.epoch, *slot, upto)
+                self._answer(part, upto, ())
+            elif not part.answer.done():
+                part.answer.set_exception(
+                    Unavailable(
+                        "The journal has as many cleared topics as it may have, so this one stays"
+                        " as it is; publish to another topic.",
+                        _CLEARED_RETRY_S,
+                    )
+                )
 
     def _answer_uncounted(self, folded: Folded, batch: Batch) -> None:
         """Answer publishes whose idempotency key was there before."""
@@ -410,7 +434,7 @@ class RecordReader:
             stamps = self._stamps_of(each)
             for start in range(0, each.count, self._max_run):
                 end = start + self._max_run
-                requests = [decode_publish(line) for line in lines[start:end]]
+                requests = [decode_logged(line) for line in lines[start:end]]
                 await self._deliver(topic, each.offset + start, requests, stamps[start:end])
 
     async def _deliver_foreign(self, confirmed: Confirmed) -> None:

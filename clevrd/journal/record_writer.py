@@ -90,7 +90,8 @@ class RecordWriter:
                 # It confirms foreign records, or shows where the log ends, or begins a new epoch.
                 with suppress(ClevrdError):
                     await self.send(Batch((), is_reset=self._may_reset()))
-            while partition.pending:
+            # Where a new epoch has to begin, messages before it would be passed over.
+            while partition.pending and not (partition.must_send and partition.wants_reset):
                 if len(partition.pending) < FEW:
                     # Some milliseconds at most, and only right behind another record.
                     wait_s = self._sent_s + self._pace.apart_s - time.perf_counter()

@@ -124,6 +124,14 @@ class _Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     key: str | None = None
     idempotency_key: str | None = None
     ttl_s: int | float | None = None
+    headers: dict[str, str] | None = None
+
+
+# Ends of the fields that a line may have behind these two, as the encoder spells them; the end of
+# key's is that of idempotency_key's too.
+_MORE_FIELDS: Final = tuple(
+    b'%b":' % name.encode() for name in _Line.__struct_fields__[2:] if name != "idempotency_key"
+)
 
 
 def line_of(request: PublishRequest, idempotency_key: str | None = None) -> bytes:
@@ -139,6 +147,7 @@ def line_of(request: PublishRequest, idempotency_key: str | None = None) -> byte
             request.key,
             request.idempotency_key or idempotency_key,
             request.ttl_s,
+            request.headers or None,
         )
     )
     if b"\n" in line or b"\r" in line:
@@ -154,7 +163,10 @@ def lines_of(requests: Sequence[PublishRequest], idempotency_key: str | None) ->
     more = [
         None
         for each in requests
-        if each.key is not None or each.idempotency_key is not None or each.ttl_s is not None
+        if each.key is not None
+        or each.idempotency_key is not None
+        or each.ttl_s is not None
+        or each.headers
     ]
     data = [request.data for request in requests]
     together = b"".join(data)
@@ -164,10 +176,29 @@ def lines_of(requests: Sequence[PublishRequest], idempotency_key: str | None) ->
     return begin + (b"}\n" + begin).join(data) + b"}\n"
 
 
+def plain_data(lines: bytes, count: int, topic: str) -> list[bytes]:
+    """Return the data of ``count`` messages of ``topic`` whose lines say nothing else of them.
+
+    The lines are not parsed for it. There is none where any may say more, as one of which the data
+    have a field of that name.
+    """
+    begin = b'{"topic":%b,"data":' % _encoder.encode(topic)
+    if not (lines.startswith(begin) and lines.endswith(b"}\n")):
+        return []
+    if any(field in lines for field in _MORE_FIELDS):
+        return []
+    data = lines[len(begin) : -2].split(b"}\n" + begin)
+    return data if len(data) == count else []
+
+
 def encode_record(header: Header, lines: Sequence[bytes]) -> bytes:
     """Return a record; ``lines`` are the messages of ``header.runs``, run by run."""
-    rest = b"".join((b" ", _encoder.encode(header), b"\n", *lines))
-    return b"%b%08x%b" % (MAGIC, zlib.crc32(rest), rest)
+    parts = (b" ", _encoder.encode(header), b"\n", *lines)
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    # One copy of the lines is made, and not a second one for what stands before them.
+    return b"".join((MAGIC, b"%08x" % crc, *parts))
 
 
 def is_foreign(record: bytes) -> bool:
@@ -231,7 +262,11 @@ def digest_of(record: bytes) -> str:
 
 
 def content_of(request: PublishRequest) -> str:
-    """Return the digest by which a repeat is told from another message with the same key."""
+    """Return the digest by which a repeat is told from another message with the same key.
+
+    Headers do not count: a client that tries again has another span, and nodes that know nothing of
+    headers have to find the same.
+    """
     content = bytes(request.data)
     if request.key is not None:
         # JSON has no zero byte.

@@ -25,7 +25,7 @@ from clevrd.journal.nats.url import SCHEMES as NATS_SCHEMES
 from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.url import SCHEMES as REDIS_SCHEMES
 from clevrd.journal.redis.url import parse_redis_url
-from clevrd.journal.url_parts import BadUrl, scheme_of, shown_url
+from clevrd.journal.url_parts import BadUrl, password_mistakes, scheme_of, shown_url
 
 TABLE: Final = "journal"
 
@@ -302,10 +302,7 @@ def _redis_mistakes(settings: JournalSettings) -> Iterator[tuple[str, str]]:
     except BadUrl as error:
         yield "url", str(error)
         return
-    if address.password and settings.password_file:
-        yield "password_file", "the URL has a password already; leave one of them out."
-    if address.user and not (address.password or settings.password_file):
-        yield "url", "it has a user and no password; give it there or in password_file."
+    yield from password_mistakes(address, settings.password_file)
     if address.kind != "sentinel" and (settings.sentinel_user or settings.sentinel_password_file):
         yield "sentinel_user", "it is for URLs that begin with redis+sentinel://."
     if not address.is_tls and (settings.ca_file or settings.client_cert_file):
@@ -320,10 +317,7 @@ def _nats_mistakes(
     except BadUrl as error:
         yield "url", str(error)
         return
-    if address.password and settings.password_file:
-        yield "password_file", "the URL has a password already; leave one of them out."
-    if address.user and not (address.password or settings.password_file):
-        yield "url", "it has a user and no password; give it there or in password_file."
+    yield from password_mistakes(address, settings.password_file)
     ways = (
         bool(address.user or address.token or settings.password_file),
         bool(settings.nkey_seed_file),
@@ -359,10 +353,7 @@ def _kafka_mistakes(settings: JournalSettings) -> Iterator[tuple[str, str]]:
     except BadUrl as error:
         yield "url", str(error)
         return
-    if address.password and settings.password_file:
-        yield "password_file", "the URL has a password already; leave one of them out."
-    if address.user and not (address.password or settings.password_file):
-        yield "url", "it has a user and no password; give it there or in password_file."
+    yield from password_mistakes(address, settings.password_file)
     if settings.password_file and not address.user:
         yield "password_file", "write whose password it is before the @ of the URL."
     if not address.is_tls and (settings.ca_file or settings.client_cert_file):

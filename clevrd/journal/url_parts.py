@@ -6,7 +6,8 @@ Pure; no library is imported here.
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, Protocol
 
 # A scheme, and what follows it.
 SHAPE: Final = re.compile(r"([a-z+]+)://(.*)\Z", re.DOTALL)
@@ -17,6 +18,26 @@ Host = tuple[str, int]
 
 class BadUrl(ValueError):
     """A URL that can't be used: its sentence says why, and holds no secret."""
+
+
+class Account(Protocol):
+    """As much of an address as says who asks; empty where the URL does not say it."""
+
+    @property
+    def user(self) -> str:
+        """The user's name."""
+
+    @property
+    def password(self) -> str:
+        """The user's password."""
+
+
+def password_mistakes(address: Account, password_file: str) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with where the password stands: the setting, and a sentence."""
+    if address.password and password_file:
+        yield "password_file", "the URL has a password already; leave one of them out."
+    if address.user and not (address.password or password_file):
+        yield "url", "it has a user and no password; give it there or in password_file."
 
 
 def scheme_of(url: str) -> str:

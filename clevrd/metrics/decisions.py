@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from clevrd.errors import ClevrdError, RetryLater
 
-Kind = Literal["throttle", "window", "refusal", "eviction", "circuit", "operator"]
+Kind = Literal["throttle", "window", "refusal", "eviction", "circuit", "memory", "operator"]
 Figures = Mapping[str, float]
 NO_FIGURES: Final[Figures] = {}
 
@@ -37,7 +37,7 @@ class Decision:
     """One decision, which may still hold."""
 
     __slots__ = (
-        *("began_s", "code", "count", "credential", "inputs", "kind", "last_s"),
+        *("began_s", "code", "count", "credential", "inputs", "is_open", "kind", "last_s"),
         *("lasts_s", "rule", "tenant", "thresholds", "topic"),
     )
 
@@ -54,6 +54,9 @@ class Decision:
         self.count = 1
         # Seconds behind the last time until it ends; None where it has no end of its own.
         self.lasts_s: float | None = None
+        # Whether it holds until it is ended: nobody knows beforehand when that is. Changed by
+        # `Decisions` only.
+        self.is_open = False
 
 
 class Decisions:
@@ -149,6 +152,18 @@ class Decisions:
         self._by_key[key] = decision
         self._count += 1
         return decision
+
+    def hold(self, decision: Decision) -> None:
+        """Note that ``decision`` holds now, and until it is ended; it is kept so long."""
+        decision.last_s = self._now_s()
+        decision.lasts_s = None
+        decision.is_open = True
+
+    def end(self, decision: Decision) -> None:
+        """Note that ``decision``, which was held, does not hold from now on."""
+        decision.last_s = self._now_s()
+        decision.lasts_s = 0.0
+        decision.is_open = False
 
     def note_refusal(self, error: ClevrdError, times: int = 1) -> None:
         """Note a refusal, so many times."""

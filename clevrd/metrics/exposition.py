@@ -27,6 +27,7 @@ from clevrd.metrics.journal import JournalFigures, JournalStorage, PartitionFigu
 from clevrd.metrics.snapshot import Build, Connections, Snapshot, Throttle, Tls, Traffic
 from clevrd.metrics.sources import SOURCE_STATES, SourceFigures
 from clevrd.metrics.tenants import TenantsView
+from clevrd.metrics.tracing import TracingFigures
 
 TEXT_TYPE: Final = text_exposition.CONTENT_TYPE_PLAIN_0_0_4
 OPENMETRICS_TYPE: Final = openmetrics_exposition.CONTENT_TYPE_LATEST
@@ -142,6 +143,8 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
         yield from _of_journal(snapshot.journal)
     if snapshot.sources:
         yield from _of_sources(snapshot.sources)
+    if snapshot.tracing is not None:
+        yield from _of_tracing(snapshot.tracing)
     yield from _of_traffic(snapshot.traffic)
     yield from _of_load(snapshot, snapshot.throttle)
     yield from _of_process(snapshot)
@@ -429,6 +432,20 @@ def _of_storage(storage: JournalStorage) -> Iterator[Metric]:
         "clevrd_journal_new_stamps",
         "Times that the log began anew, so that every journaled topic has another epoch.",
         storage.new_stamps,
+    )
+
+
+def _of_tracing(tracing: TracingFigures) -> Iterator[Metric]:
+    yield _counters(
+        "clevrd_trace_spans",
+        "Spans of publishes and deliveries, by outcome: sent to the collector, or dropped.",
+        "outcome",
+        tracing.spans,
+    )
+    yield _gauge(
+        "clevrd_trace_spans_waiting",
+        "Spans that wait to be sent to the collector.",
+        tracing.waiting,
     )
 
 

@@ -24,6 +24,7 @@ from clevrd.metrics.snapshot import (
     Traffic,
 )
 from clevrd.metrics.sources import SourceFigures
+from clevrd.metrics.tracing import TracingFigures
 
 # Topics that are encoded in one step: 0.1 ms.
 _TOPICS_PER_STEP: Final = 64
@@ -89,6 +90,8 @@ class MetricsView(msgspec.Struct, frozen=True, kw_only=True):
     journal: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     # Left out without sources.
     sources: list[SourceFigures] | msgspec.UnsetType = msgspec.UNSET
+    # Left out where nothing is traced.
+    tracing: TracingFigures | msgspec.UnsetType = msgspec.UNSET
     log: LogView
     process: ProcessFigures
     uptime_s: float
@@ -147,6 +150,7 @@ def summary_of(snapshot: Snapshot) -> MetricsView:
         tls=msgspec.UNSET if snapshot.tls is None else snapshot.tls,
         journal=msgspec.UNSET if snapshot.journal is None else _journal_view(snapshot.journal),
         sources=snapshot.sources or msgspec.UNSET,
+        tracing=snapshot.tracing or msgspec.UNSET,
         log=LogView(snapshot.log_lines_dropped),
         process=snapshot.process,
         uptime_s=round(snapshot.uptime_s, 3),

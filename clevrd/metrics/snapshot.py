@@ -17,6 +17,7 @@ from clevrd.metrics.counters import Counters
 from clevrd.metrics.histograms import HistogramView
 from clevrd.metrics.journal import JournalFigures
 from clevrd.metrics.sources import SourceFigures
+from clevrd.metrics.tracing import TracingFigures
 
 
 class Build(msgspec.Struct, frozen=True):
@@ -193,6 +194,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     # None without a journal.
     journal: JournalFigures | None
     sources: list[SourceFigures]
+    # None where nothing is traced.
+    tracing: TracingFigures | None
     traffic: Traffic
     log_lines_dropped: int
     process: ProcessFigures

@@ -28,6 +28,7 @@ from clevrd.proxy_protocol import UnexpectedProxyHeader, begins_with_header
 from clevrd.raw_http.grammar import MAX_HEAD_BYTES, PlainHead, can_become_plain
 from clevrd.raw_http.probes import MAX_PROBES, PROBE_S, can_become_probe, no_room, read_probe
 from clevrd.raw_http.server import MAX_LINGERING, RawServer
+from clevrd.scheduling.bulk_reads import BULK_BYTES
 from clevrd.scheduling.due_answers import Due, DueAnswers, Place
 from clevrd.scheduling.fair_turns import LARGE_BYTES
 
@@ -171,6 +172,9 @@ class RawConnection(asyncio.Protocol):
             self._account()
             if len(buffer) >= self._steady_at_bytes:
                 self._give_more_time()
+            if len(data) >= BULK_BYTES and not must_hold and not self._is_closing:
+                self.transport.pause_reading()
+                self._server.bulk_reads.wait(self._read_on)
             return None
         if len(buffer) > LARGE_BYTES:
             self._await_turn(b"", has_begun=False)
@@ -327,6 +331,11 @@ class RawConnection(asyncio.Protocol):
         self._held_bytes = 0
         address = server.addresses.sender_of(self.transport, headers)
         self._sender = server.budget.sender(tenant, address)
+
+    def _read_on(self) -> None:
+        """Read more of a large request, unless something holds it back now."""
+        if not self._must_hold and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def _let_go(self) -> None:
         self._buffer.clear()

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from clevrd.admission import Admitted, Endpoint
+from clevrd.core.message_headers import SPECVERSION
+from clevrd.core.trace_context import TRACEPARENT
 from clevrd.head_cache import HeadCache
 from clevrd.http_values import HOST, Request
 
@@ -44,6 +46,8 @@ _FRAMING: Final = frozenset(
         "transfer-encoding",
     }
 )
+# Fields by which a head is that of one publish: its key, its span, its event.
+_COMES_ONCE: Final = frozenset({"idempotency-key", TRACEPARENT, SPECVERSION})
 
 
 class PlainHead:
@@ -117,8 +121,8 @@ class PlainGrammar:
         line, *lines = head.split(b"\r\n")
         if match := _PUBLISH_LINE.fullmatch(line):
             plain = self._read_publish(match[1].decode("ascii"), read_fields(lines))
-            # A head with a key of its own comes once, and would push out those that come again.
-            if plain is not None and "idempotency-key" not in plain.request.headers:
+            # A head that is one publish's own would push out those that come again.
+            if plain is not None and _COMES_ONCE.isdisjoint(plain.request.headers):
                 self._cache.add(head, plain)
             return plain
         if match := _UPGRADE_LINE.fullmatch(line):

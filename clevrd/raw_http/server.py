@@ -19,6 +19,7 @@ from clevrd.page_check import PageCheck
 from clevrd.proxy_protocol import BadProxyHeader
 from clevrd.raw_http.grammar import PlainGrammar, PlainHead
 from clevrd.refusals import Refusals
+from clevrd.scheduling.bulk_reads import BulkReads
 from clevrd.scheduling.deadlines import Deadlines
 from clevrd.scheduling.fair_turns import FairTurns
 from clevrd.scheduling.timers import Tasks
@@ -116,6 +117,7 @@ class RawServer:
         self.tasks = tasks
         self.turns = turns
         self.budget = budget
+        self.bulk_reads = BulkReads(loop, counters.count_background_error)
 
     def refusal(self, error: Exception, request: Request | None) -> Response:
         """Return the answer to a request that raised ``error``; None for one that is not whole."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from clevrd.core.message_ids import us_of_id
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.saved_topic import SavedTopic
-from clevrd.core.server_frames import message_id_of, ttl_of
+from clevrd.core.server_frames import headers_of, message_id_of, ttl_of
 from clevrd.core.topic import Topic
 from clevrd.core.topic_manager import TopicManager
 from clevrd.errors import InvalidRequest, Unavailable
@@ -52,7 +52,7 @@ def restore_topics(
                 raise Unavailable("It is journaled now, and begins anew in the journal.")
             topics.restore(saved, ring, now_s)
             if ring is not None:
-                _note_expiries(topics.find(saved.tenant, saved.name), now_s, wall_us)
+                _note_restored(topics.find(saved.tenant, saved.name), now_s, wall_us)
         except (Unavailable, InvalidRequest) as error:
             left_out += 1
             reason = str(error)
@@ -60,12 +60,14 @@ def restore_topics(
         log.warning("topics not restored count=%d last_reason=%r", left_out, reason)
 
 
-def _note_expiries(topic: Topic | None, now_s: float, wall_us: int) -> None:
-    """Note which messages of a restored ring expire, as the messages themselves say."""
+def _note_restored(topic: Topic | None, now_s: float, wall_us: int) -> None:
+    """Note which messages of a restored ring expire or have headers, as they say themselves."""
     if topic is None:
         return
     for offset in range(topic.first, topic.head + 1):
         (frame,) = topic.frames(offset - 1, offset)
+        if not topic.has_headers and headers_of(frame):
+            topic.note_headers()
         ttl_s = ttl_of(frame)
         if ttl_s is not None:
             taken_us = us_of_id(message_id_of(frame).decode())

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from clevrd.core.message_headers import headers_of_record
 from clevrd.journal.nats.connection import TICK_S, Connection, Link
 from clevrd.journal.nats.library import DENIED, LOST, Connector, NatsFault, sentence_of
 from clevrd.journal.nats.settings import NatsSettings
@@ -98,6 +99,9 @@ class JetStreamReader:
         # Where what is done with is to be acknowledged; empty for nothing.
         self._ack = ""
         self._acks: dict[int, str] = {}
+        # Messages that were returned and are not done with, and the last one of them.
+        self._under_way = 0
+        self._last = 0
         self._looked_s = 0.0
         self._wanted = _FIRST_COUNT
 
@@ -113,6 +117,7 @@ class JetStreamReader:
         self._acks.clear()
         self._asked, self._pin, self._ack, self._has_lost_pin = 0, "", "", False
         self._catch_up_to, self._looked_s, self.status = 0, 0.0, READING
+        self._under_way = 0
         try:
             connection = await link.connection()
             await self._find_stream(connection)
@@ -131,6 +136,8 @@ class JetStreamReader:
             if not self._came and not self._catch_up_to:
                 self._arrived.clear()
                 await self._ask_for_more(connection)
+                if self._under_way:
+                    return ()
                 try:
                     async with asyncio.timeout(_WAIT_S):
                         await self._arrived.wait()
@@ -138,6 +145,9 @@ class JetStreamReader:
                     return ()
             if self._has_lost_pin:
                 raise SourceTrouble("standby", "another process reads it", soon=True)
+            if self._under_way and (self._catch_up_to or self._has_hole()):
+                # Where to go on is known when all that was returned is done with.
+                return ()
             if self._catch_up_to == -1:
                 await self._begin_catching_up(connection)
             if self._catch_up_to:
@@ -157,6 +167,7 @@ class JetStreamReader:
         if not records:
             return
         self._position = int(records[-1].position)
+        self._under_way -= len(records)
         self._progress.position = records[-1].position
         for record in records:
             self._ack = self._acks.pop(int(record.position), self._ack)
@@ -307,13 +318,13 @@ class JetStreamReader:
         self._progress.lag = None if is_standby else info["num_pending"] + len(self._came)
 
     def _has_hole(self) -> bool:
-        """Return whether numbers are missing behind the position, or between what has come.
+        """Return whether numbers are missing behind what was returned, or between what has come.
 
         Where the source has a subject, messages of others lie between, and nothing can be said.
         """
         if self._filter:
             return False
-        before = self._position
+        before = self._last if self._under_way else self._position
         for message in self._came:
             sequence = _place_of(message.reply)[0]
             if before and sequence > before + 1:
@@ -421,12 +432,17 @@ class JetStreamReader:
             self._acks[sequence] = message.reply
             size_bytes += len(message.data)
             headers = {name: str(value).encode() for name, value in (message.headers or {}).items()}
-            records.append(
-                Record(str(sequence), message.data, message.subject.encode(), headers=headers)
-            )
+            records.append(_record(sequence, message.data, message.subject, headers))
         if records:
             fitting = max(1, len(records) * _READ_BYTES // max(size_bytes, 1))
             self._wanted = min(fitting, 4 * self._wanted, _MAX_COUNT)
+        return self._returned(records)
+
+    def _returned(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Note that ``records`` are under way."""
+        if records:
+            self._under_way += len(records)
+            self._last = int(records[-1].position)
         return records
 
     async def _acknowledge(self, connection: Connection) -> None:
@@ -486,10 +502,10 @@ class JetStreamReader:
             data = base64.b64decode(found.get("data", ""))
             size_bytes += len(data)
             headers = _headers_of(base64.b64decode(found.get("hdrs", "")))
-            records.append(Record(str(sequence), data, found["subject"].encode(), headers=headers))
+            records.append(_record(sequence, data, found["subject"], headers))
         if not records:
             self._end_catching_up()
-        return records
+        return self._returned(records)
 
     def _end_catching_up(self) -> None:
         self._catch_up_to = 0
@@ -526,6 +542,12 @@ def _place_of(reply: str) -> tuple[int, int, int]:
     words = reply.split(".")
     shift = 2 if len(words) > 9 else 0
     return int(words[5 + shift]), int(words[8 + shift]), int(words[6 + shift])
+
+
+def _record(sequence: int, data: bytes, subject: str, headers: dict[str, bytes]) -> Record:
+    # CloudEvents NATS binding §3.1.3.2: values are percent-encoded.
+    carried = headers_of_record(headers, "ce-", is_encoded=True) if headers else None
+    return Record(str(sequence), data, subject.encode(), headers=headers, carried=carried)
 
 
 def _headers_of(block: bytes) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from clevrd.core.message_headers import headers_of_record
 from clevrd.errors import ConfigError
 from clevrd.journal.kafka.library import (
     LOST,
@@ -83,6 +84,10 @@ class KafkaReader:
         # callbacks within a call.
         self._next: dict[int, int] = {}
         self._dirty: set[int] = set()
+        # Records that were returned and are not done with, and by partition the offset behind the
+        # last one; the latter is changed where `_next` is.
+        self._under_way = 0
+        self._ahead: dict[int, int] = {}
         # Whether the group has said which partitions are this process's.
         self._is_assigned = False
         self._is_paused = False
@@ -102,6 +107,8 @@ class KafkaReader:
         self._next.clear()
         self._dirty.clear()
         self._held.clear()
+        self._ahead.clear()
+        self._under_way = 0
         self._is_assigned = self._is_paused = False
         self.status = READING
         self._consumer = self._make()
@@ -115,10 +122,13 @@ class KafkaReader:
         """Return the next records; wait for one, at most about half a second."""
         try:
             messages = await self._in_thread(self._read)
-            if not messages:
-                await self._look()
-            else:
+            if messages:
                 self.status = READING
+            elif not self._under_way:
+                await self._look()
+            for message in messages:
+                self._ahead[message.partition()] = message.offset() + 1
+            self._under_way += len(messages)
             return [_record_of(message) for message in messages]
         except KafkaFault as fault:
             raise self._trouble(fault) from fault
@@ -132,6 +142,9 @@ class KafkaReader:
                 self._dirty.add(int(partition))
         if records:
             self._progress.position = records[-1].position
+            self._under_way -= len(records)
+            if not self._under_way:
+                self._ahead.clear()
 
     async def hold(self) -> None:
         """Stay a member of the group, without reading on."""
@@ -203,7 +216,7 @@ class KafkaReader:
         if self._held:
             held, self._held = self._held, []
             return held
-        return self._consume(consumer, _MAX_COUNT, _WAIT_S)
+        return self._consume(consumer, _MAX_COUNT, 0.0 if self._under_way else _WAIT_S)
 
     def _poll_paused(self, consumer: Any) -> None:
         if not self._is_paused:
@@ -282,6 +295,7 @@ class KafkaReader:
         self._commit(consumer, waits=True)
         for each in partitions:
             self._next.pop(each.partition, None)
+            self._ahead.pop(each.partition, None)
         self._held = [each for each in self._held if each.partition() in self._next]
 
     def _first_offset(self, consumer: Any, place: TopicPartition, low: int, high: int) -> int:
@@ -313,17 +327,19 @@ class KafkaReader:
         """Go on where the topic has records, since it has none at the position."""
         place = TopicPartition(self._topic, partition)
         low, high = consumer.get_watermark_offsets(place, timeout=_ASK_S)
-        place.offset = self._next[partition] = self._within(self._next[partition], low, high)
+        # Records that are under way there move the position when they are done with.
+        offsets = self._ahead if partition in self._ahead else self._next
+        place.offset = offsets[partition] = self._within(offsets[partition], low, high)
         consumer.seek(place)
 
     def _note_lag(self, consumer: Any, messages: Sequence[Any]) -> None:
         if not self._next:
             self._progress.lag = None
             return
-        ahead = dict(self._next)
+        ahead = {**self._next, **self._ahead}
         for message in messages:
             ahead[message.partition()] = message.offset() + 1
-        lag = len(messages)
+        lag = self._under_way + len(messages)
         for partition, offset in ahead.items():
             place = TopicPartition(self._topic, partition)
             _, high = consumer.get_watermark_offsets(place, cached=True)
@@ -392,5 +408,7 @@ def _record_of(message: Any) -> Record:
         value,
         message.key(),
         headers=headers,
+        # CloudEvents Kafka binding §3.2.3: values are UTF-8 as they are.
+        carried=headers_of_record(headers, "ce_", is_encoded=False) if headers else None,
         is_deletion=value is None,
     )

@@ -81,7 +81,7 @@ class Mapping:
             raise CannotTake(
                 f"The value has {len(data)} bytes, and {max_bytes} are allowed (max_message_bytes)."
             )
-        request = PublishRequest(topic, msgspec.Raw(data), key=key)
+        request = PublishRequest(topic, msgspec.Raw(data), key=key, headers=record.carried)
         if data == b"null":
             raise CannotTake("The value is null, which no message can be.")
         try:

@@ -42,8 +42,12 @@ class Progress:
         was_well, is_new = self.state in _WELL, state != self.state
         self.state, self.last_error = state, why
         if state in _WELL:
-            if is_new:
-                log.info("source %s name=%s%s", state, self._entry.name, f" why={why}" * bool(why))
+            if not is_new:
+                return
+            if why:
+                log.info("source %s name=%s why=%s", state, self._entry.name, why)
+            else:
+                log.info("source %s name=%s", state, self._entry.name)
         elif is_new or was_well:
             log.warning("source %s name=%s why=%s", state, self._entry.name, why)
 

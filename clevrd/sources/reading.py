@@ -42,10 +42,11 @@ class Reader(Protocol):
         """Connect, and find the position."""
 
     async def read(self) -> Sequence[Record]:
-        """Return the next records; wait for one, at most about half a second.
+        """Return the next records behind those that were returned; what `done` was told is kept.
 
-        All records that were returned before are done with; what was said to `done` is sent to
-        be kept before others are returned.
+        It waits for one, at most about half a second, if all that were returned are done with. If
+        some are not it waits for none, and may return none although there are some, where it first
+        has to know that the others are done with.
         """
 
     def done(self, records: Sequence[Record]) -> None:

@@ -7,6 +7,8 @@ from typing import Final
 
 import msgspec
 
+from clevrd.core.message_headers import Headers
+
 NO_HEADERS: Final[Mapping[str, bytes]] = {}
 
 
@@ -21,6 +23,8 @@ class Record(msgspec.Struct, frozen=True):
     key: bytes | None = None
     # In Redis the fields of the entry. None where a name among them can't be read.
     headers: Mapping[str, bytes] | None = NO_HEADERS
+    # Headers that the message is carried with; None for none.
+    carried: Headers | None = None
     # The record says that others of its key are to be forgotten, and is no message: it is passed
     # over.
     is_deletion: bool = False

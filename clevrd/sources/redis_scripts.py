@@ -21,7 +21,8 @@ WENT_BACK: Final = "WENTBACK"
 
 # KEYS: the stream, the lease. ARGV: the lease's value, its milliseconds, the group, the position,
 # records that were ever added up to it (empty for unknown), "1" to keep the position, records at
-# most. Returns records ever added, the stream's length, its first and its last ID, and records.
+# most, and the ID that they follow. Returns records ever added, the stream's length, its first and
+# its last ID, and records.
 _READ: Final = """
 local function shorter(a, b)
   if #a ~= #b then return #a < #b end
@@ -62,7 +63,7 @@ if ARGV[6] == '1' then
 end
 local entries = {}
 if tonumber(ARGV[7]) > 0 then
-  entries = redis.call('XRANGE', KEYS[1], '(' .. ARGV[4], '+', 'COUNT', ARGV[7])
+  entries = redis.call('XRANGE', KEYS[1], '(' .. ARGV[8], '+', 'COUNT', ARGV[7])
 end
 return {info['entries-added'], info['length'], info['recorded-first-entry-id'], last, entries}
 """

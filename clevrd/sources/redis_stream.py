@@ -108,6 +108,9 @@ class RedisReader:
         self._has_position = False
         # The stream was seen missing, so all its records are new.
         self._was_missing = False
+        # Records that were returned and are not done with, and the last one of them.
+        self._under_way = 0
+        self._last = ""
         # Records of the next read.
         self._wanted = _FIRST_COUNT
         # The last read had nothing.
@@ -134,6 +137,8 @@ class RedisReader:
     async def read(self) -> Sequence[Record]:
         """Return the next records; wait for one, at most about half a second."""
         try:
+            if self._under_way:
+                return await self._read_ahead()
             if self._is_at_end:
                 # It wakes up with the first record, which is read with those behind it below.
                 await self._ask(
@@ -152,10 +157,18 @@ class RedisReader:
         except RedisFault as fault:
             raise self._trouble(fault) from fault
 
+    async def _read_ahead(self) -> Sequence[Record]:
+        """Return what follows records that are under way, unless it may be trimmed by now."""
+        _, _, first, _, entries = await self._step(self._wanted, self._last)
+        if not entries or _is_before(self._last, (first or b"0-0").decode()):
+            return ()
+        return self._records_of(entries)
+
     def done(self, records: Sequence[Record]) -> None:
         """Note that these are done with."""
         if records:
             self._position = self._progress.position = records[-1].position
+            self._under_way -= len(records)
             self._is_ahead = True
             if self._count is not None:
                 self._count += len(records)
@@ -226,7 +239,7 @@ class RedisReader:
                 " from its beginning as soon as somebody adds to it.",
                 soon=True,
             )
-        self._is_at_end = False
+        self._is_at_end, self._under_way = False, 0
         if not await self._load_group(extent):
             await self._make_group(extent)
         self._progress.position = self._position
@@ -332,12 +345,17 @@ class RedisReader:
             records.append(_record_of(entry, fields, self._field))
         fitting = max(1, len(entries) * _READ_BYTES // max(size_bytes, 1))
         self._wanted = min(fitting, 4 * self._wanted, _MAX_COUNT)
+        self._under_way += len(records)
+        self._last = records[-1].position
         return records
 
-    async def _step(self, count: int) -> Any:
+    async def _step(self, count: int, behind: str = "") -> Any:
         """Keep the position, renew the lease, and return the stream's extent and ``count`` records.
 
         There are fewer records where the stream has no more.
+
+        Args:
+            behind: the record that the first one follows; empty for the position.
         """
         answer = await self._run(
             READ,
@@ -346,6 +364,7 @@ class RedisReader:
             "" if self._count is None else self._count,
             int(self._is_ahead),
             count,
+            behind or self._position,
         )
         self._is_ahead = False
         if self._count is not None:

@@ -16,7 +16,7 @@ from clevrd.journal.kafka.properties import BadProperty, read_properties
 from clevrd.journal.kafka.url import parse_kafka_url
 from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.url import parse_redis_url
-from clevrd.journal.url_parts import BadUrl
+from clevrd.journal.url_parts import BadUrl, password_mistakes
 from clevrd.sources.filters import Condition, Scalar
 from clevrd.sources.mapping import Mapping as RecordMapping
 from clevrd.sources.parts import KEY, parse_part
@@ -237,10 +237,7 @@ _CALLED: Final[Mapping[Kind, str]] = {
 
 def _kafka_mistakes(entry: SourceEntry) -> Iterator[tuple[str, str]]:
     address = parse_kafka_url(entry.url)
-    if address.password and entry.password_file:
-        yield "password_file", "the URL has a password already; leave one of them out."
-    if address.user and not (address.password or entry.password_file):
-        yield "url", "it has a user and no password; give it there or in password_file."
+    yield from password_mistakes(address, entry.password_file)
     if entry.password_file and not address.user:
         yield "password_file", "write whose password it is before the @ of the URL."
     if not address.is_tls and (entry.ca_file or entry.client_cert_file):
@@ -272,10 +269,7 @@ def _nats_mistakes(entry: SourceEntry) -> Iterator[tuple[str, str]]:
 
 def _redis_mistakes(entry: SourceEntry) -> Iterator[tuple[str, str]]:
     address = parse_redis_url(parse_place(entry.url).server)
-    if address.password and entry.password_file:
-        yield "password_file", "the URL has a password already; leave one of them out."
-    if address.user and not (address.password or entry.password_file):
-        yield "url", "it has a user and no password; give it there or in password_file."
+    yield from password_mistakes(address, entry.password_file)
     if address.kind != "sentinel" and (entry.sentinel_user or entry.sentinel_password_file):
         yield "sentinel_user", "it is for URLs that begin with redis+sentinel://."
     if not address.is_tls and (entry.ca_file or entry.client_cert_file):

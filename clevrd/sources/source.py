@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from clevrd.scheduling.timers import pause
 from clevrd.sources.progress import Progress
 from clevrd.sources.reading import Reader, SourceTrouble
 from clevrd.sources.taking import Taker
@@ -60,25 +61,36 @@ class Source:
                     pause_s = wait_s
                 else:
                     break
+                self._taker.forget()
                 await self._reader.close()
-                await self._pause(pause_s)
+                await pause(pause_s, self._stopping)
                 wait_s = min(2 * wait_s, MAX_RETRY_S)
         finally:
+            self._taker.forget()
             await self._reader.close()
         self.progress.note("stopped")
 
     async def _read_on(self) -> None:
-        while not self._stopping.is_set():
-            records = await self._reader.read()
-            if records:
-                done = await self._taker.take(records, self._reader.hold)
-                self._reader.done(records[:done])
-            if not self._stopping.is_set():
-                self.progress.note(*self._reader.status)
-
-    async def _pause(self, seconds: float) -> None:
+        reader, taker = self._reader, self._taker
         try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
+            while not self._stopping.is_set():
+                records = await reader.read()
+                if records or taker.under_way:
+                    reader.done(await taker.take(records, reader.hold))
+                if not self._stopping.is_set():
+                    self.progress.note(*reader.status)
+        except SourceTrouble as trouble:
+            # Records that were read are published, whatever becomes of their server; but not beside
+            # another process.
+            if trouble.state != "standby":
+                await self._finish()
+            raise
+        await self._finish()
+
+    async def _finish(self) -> None:
+        """Wait for what is under way, but at a stop not for what is refused."""
+        while self._taker.under_way:
+            done = await self._taker.take((), self._reader.hold)
+            self._reader.done(done)
+            if not done and self._stopping.is_set():
+                return

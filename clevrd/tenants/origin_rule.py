@@ -37,7 +37,8 @@ EXPOSED: Final = (
 # sent by EventSources that are made of fetch.
 ALLOWED_FIELDS: Final = (
     "Accept, Authorization, Cache-Control, Content-Type, Idempotency-Key, Last-Event-ID, X-API-Key,"
-    " X-Tenant-ID"
+    " X-Tenant-ID, traceparent, tracestate, ce-id, ce-source, ce-specversion, ce-type, ce-subject,"
+    " ce-time, ce-dataschema"
 )
 # A day, of which Chromium keeps two hours.
 _MAX_AGE: Final = "86400"
@@ -186,7 +187,7 @@ class OriginRule:
     def _tell(self, what: str, text: str, head: Request) -> None:
         """Log a refused origin, or a host, each once a minute."""
         now_s = self._now_s()
-        shown = ascii(text)[:_MAX_TOLD_CHARS]
+        shown = text[:_MAX_TOLD_CHARS]
         last_s = self._told.get(shown)
         if last_s is not None and now_s - last_s < _TOLD_EVERY_S:
             return
@@ -197,11 +198,12 @@ class OriginRule:
             if len(self._told) >= _MAX_TOLD:
                 return
         self._told[shown] = now_s
-        asked = ascii(head.headers.get("host", ""))[:_MAX_TOLD_CHARS]
-        log.warning(
-            "page refused %s=%s asked_host=%s hint=%r",
-            *(what, shown, asked, "allowed_origins lists the pages that may ask"),
-        )
+        asked = head.headers.get("host", "")[:_MAX_TOLD_CHARS]
+        values = shown, asked, "allowed_origins lists the pages that may ask"
+        if what == "origin":
+            log.warning("page refused origin=%a asked_host=%a hint=%r", *values)
+        else:
+            log.warning("page refused host=%a asked_host=%a hint=%r", *values)
 
 
 def is_astray(head: Request, seen: Seen) -> bool:

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from clevrd.core.publish_request import PublishRequest
+from clevrd.core.server_frames import plain_frame_of
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.server import Server
@@ -92,7 +93,7 @@ async def settle(topic: Topic) -> None:
 
 def messages_of(topic: Topic) -> list[bytes]:
     """Return the JSON of each message that the topic keeps, oldest first."""
-    return [_payload(frame) for frame in topic.frames(topic.first - 1, topic.head)]
+    return [_payload(plain_frame_of(frame)) for frame in topic.frames(topic.first - 1, topic.head)]
 
 
 def _payload(frame: bytes) -> bytes:

@@ -140,8 +140,9 @@ class TlsServer:
         }
         self._reported = now
         if new:
-            counts = " ".join(f"{reason}={count}" for reason, count in sorted(new.items()))
-            log.warning("tls handshakes failed %s", counts)
+            # A reason is one of a few words, none of which a client has chosen.
+            counts = " ".join(f"{reason}=%d" for reason in sorted(new))
+            log.warning(f"tls handshakes failed {counts}", *(new[reason] for reason in sorted(new)))
 
     def stop(self) -> None:
         """End what has not become a connection."""

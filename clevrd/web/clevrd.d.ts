@@ -15,7 +15,11 @@ export interface Message<Data = unknown> extends Position {
 	data: Data;
 	/** RFC 3339, UTC, microseconds. */
 	timestamp: string;
+	/** For how many seconds it is worth reading; absent: for ever. */
+	ttl_s?: number;
 	key?: string;
+	/** Its publisher's trace and attributes of a CloudEvent, where it has any and they were asked for. */
+	headers?: Readonly<Record<string, string>>;
 }
 
 /** Messages that are not coming; `epoch` and `offset` are the position behind it. */
@@ -90,6 +94,10 @@ export interface SubscribeManyOptions {
 	policy?: Policy | undefined;
 	/** Messages that this reader may lag at the server. */
 	buffer?: number | undefined;
+	/** The name by which others see this reader among those of its topics: 1 to 128 bytes. */
+	subscriberId?: string | undefined;
+	/** Whether messages have the headers that they were published with. Default: no. */
+	headers?: boolean | undefined;
 	/** Characters of JSON that may wait here. Beyond them it leaves and resumes. Default: 1e6. */
 	maxWaitingChars?: number | undefined;
 	/** Ends the loop, quietly. */
@@ -109,6 +117,10 @@ export interface PublishOptions {
 	key?: string | undefined;
 	/** By it the server knows a repetition. Default: random, one for all attempts of a call. */
 	idempotencyKey?: string | undefined;
+	/** For how many seconds the message is worth reading: 0.001 to 100,000,000. Default: for ever. */
+	ttlS?: number | undefined;
+	/** `traceparent`, `tracestate` and `ce-*`, for readers that ask for `headers`. */
+	headers?: Readonly<Record<string, string>> | undefined;
 }
 
 /** One message of a batch. */
@@ -153,6 +165,52 @@ export interface PublishStream {
 	publish(topic: string, data: unknown, options?: PublishOptions): Promise<Answer>;
 	/** Closes the connection once all is answered. */
 	close(): Promise<void>;
+}
+
+/** Where a history begins, and ends. */
+export interface HistoryOptions {
+	/** Begin behind this position; any event will do. `last` and `since` count where it is not there. */
+	position?: Position | null | undefined;
+	/** The last messages alone. Not with `since`. */
+	last?: number | undefined;
+	/** Begin at a time, or behind a message's id: `"90s"`, RFC 3339 and more. Not with `last`. Default: `"all"`. */
+	since?: string | Date | undefined;
+	/** Messages at most. */
+	limit?: number | undefined;
+	/** Whether messages have the headers that they were published with. Default: no. */
+	headers?: boolean | undefined;
+	signal?: AbortSignal | undefined;
+}
+
+/** A topic that has messages; `epoch` and `offset` are the position behind the newest. */
+export interface ListedTopic extends Position {
+	topic: string;
+	subscribers: number;
+}
+
+/** Readers of a topic that gave a `subscriberId`, in the order of these. */
+export interface Presence {
+	ids: readonly { id: string; connections: number }[];
+	/** All, on this page or not. */
+	count: number;
+	/** What to pass as `after` for the page that follows. */
+	next: string | null;
+}
+
+/** One topic, as the server sees it that answers. */
+export interface TopicInfo extends ListedTopic {
+	tenant_id: string;
+	/** RFC 3339, UTC, microseconds. */
+	created_at: string;
+	lagging: number;
+	slow: number;
+	/** Of what is in memory; a journal reaches further back. */
+	oldest_offset: number | null;
+	held_messages: number;
+	held_bytes: number;
+	delivered: number;
+	dropped: number;
+	presence: Presence;
 }
 
 /** What the server, or the network, said no with; `message` is the server's sentence if it had one. */
@@ -201,6 +259,27 @@ export class Clevrd {
 		items: Iterable<Item>,
 		options?: { signal?: AbortSignal | undefined },
 	): Promise<(Answer | Refusal)[]>;
+	/**
+	 * Yields messages and gaps of what the topic has had, without a subscription, and ends behind what
+	 * was the newest when it began. Throws what `publish` throws, and the reason of `signal`.
+	 */
+	history<Data = unknown>(
+		topic: string,
+		options?: HistoryOptions,
+	): AsyncGenerator<Event<Data>, void, undefined>;
+	/** Yields the topics that have messages and that may be subscribed to, by name. */
+	topics(options?: { signal?: AbortSignal | undefined }): AsyncGenerator<ListedTopic, void, undefined>;
+	/** One topic, with at most `limit` (1,000) ids of its readers, those behind `after`. */
+	topic(
+		topic: string,
+		options?: {
+			limit?: number | undefined;
+			after?: string | undefined;
+			signal?: AbortSignal | undefined;
+		},
+	): Promise<TopicInfo>;
+	/** Clears a topic, and returns where its new epoch begins; it is tried once. */
+	clear(topic: string, options?: { signal?: AbortSignal | undefined }): Promise<Position>;
 	/** Opens a stream of publishes, with at most `maxInFlight` (256) unanswered. */
 	publishStream(options?: {
 		maxInFlight?: number | undefined;

@@ -18,6 +18,8 @@ const RENEWAL = "authenticate";
 // A connection that lived this long until its token was over was a good one.
 const STEADY_UNTIL_EXPIRED_MS = 500;
 const EXPIRED = 4102;
+// Of one answer: messages, topics, ids of readers.
+const PAGE = 1000;
 const PASS_ONE = "pass that of the package ws, new Clevrd(url, { WebSocket }).";
 
 export class ClevrdError extends Error {
@@ -57,7 +59,11 @@ export class Clevrd {
 	}
 
 	async *#subscribe(topic, given, leave) {
-		const all = take(given, "position positions patterns last since policy buffer signal onStatus maxWaitingChars");
+		const all = take(
+			given,
+			"position positions patterns last since policy buffer subscriberId headers signal onStatus maxWaitingChars",
+			FLAGS,
+		);
 		const { position, positions, patterns = [], last, since, signal, onStatus, maxWaitingChars, ...options } = all;
 		const topics = topicsOf(topic, all);
 		const begin = { last, since };
@@ -67,7 +73,7 @@ export class Clevrd {
 		// Found all there was: what is not known began since.
 		const watched = new Set(known.size ? patterns : []);
 		const starts = new Map();
-		const ask = (wish) => json({ type: "subscribe", ...options, ...wish });
+		const ask = (wish) => json(onWire({ type: "subscribe", ...options, ...wish }));
 		// What has no JSON is refused before there is a connection.
 		ask();
 		const onOpen = (link) => {
@@ -105,7 +111,7 @@ export class Clevrd {
 	}
 
 	async publish(topic, data, options) {
-		const { signal, ...rest } = take(options, "key idempotencyKey signal");
+		const { signal, ...rest } = take(options, `${PUBLISH} signal`);
 		const answer = await this.#post("publish", encode({ ...rest, topic, data }), signal);
 		if (!isAnswer(answer)) throw this.#foreign();
 		return answer;
@@ -115,11 +121,60 @@ export class Clevrd {
 		const { signal } = take(options, "signal");
 		if (typeof items?.[Symbol.iterator] !== "function")
 			throw new TypeError("The items must be an array, as [{ topic, data }].");
-		const lines = Array.from(items, (item) => encode(take(item, "topic data key idempotencyKey")));
+		const lines = Array.from(items, (item) => encode(take(item, `topic data ${PUBLISH}`)));
 		const { results } = await this.#post("publish/batch", lines.join("\n"), signal, "x-ndjson");
 		const isWhole = listOf(results).length === lines.length;
 		if (!isWhole || !results.every((each) => isAnswer(each) || isRefusal(each))) throw this.#foreign();
 		return results;
+	}
+
+	async *history(topic, options) {
+		const given = take(options, "position last since limit headers signal", FLAGS);
+		const { position, last, since, limit = Infinity, headers, signal } = given;
+		checkBegin(given);
+		const path = pathOf(topic);
+		let left = limit;
+		let from = "last" in given ? { last } : { since: since?.toJSON?.() ?? since ?? "all" };
+		if (position) from = { epoch: position.epoch, offset: position.offset };
+		// What is the newest when it begins: a topic may grow faster than it is read.
+		for (let head; left; ) {
+			head ??= await this.#get(path, { limit: 1 }, isPosition, signal);
+			const query = { ...from, limit: Math.min(left, PAGE), headers };
+			const { messages, gap, epoch, offset } = await this.#get(`${path}/messages`, query, isPage, signal);
+			const events = messages.map((message) => ({ type: "message", ...message, epoch }));
+			if (gap) events.unshift({ ...gap, epoch, offset: (messages[0]?.offset ?? offset + 1) - 1 });
+			for (const event of events) {
+				if (signal?.aborted) throw reasonOf(signal);
+				yield event;
+			}
+			if (!events.length) return;
+			left -= messages.length;
+			from = { epoch, offset };
+			if (head.epoch !== epoch) head = undefined;
+			else if (offset >= head.offset) return;
+		}
+	}
+
+	async *topics(options) {
+		const { signal } = take(options, "signal");
+		for (let after; after !== null; ) {
+			const page = await this.#get("topics", { after, limit: PAGE }, isTopics, signal);
+			yield* page.topics;
+			after = page.next;
+		}
+	}
+
+	async topic(topic, options) {
+		const { limit = PAGE, after, signal } = take(options, "limit after signal");
+		return this.#get(pathOf(topic), { limit, after }, isPosition, signal);
+	}
+
+	async clear(topic, options) {
+		const { signal } = take(options, "signal");
+		// Once: another time it would clear what was published meanwhile.
+		const init = { method: "DELETE", is: isPosition, once: true };
+		const { epoch, offset } = await this.#persist(`${pathOf(topic)}/messages`, signal, init);
+		return { epoch, offset };
 	}
 
 	publishStream(options) {
@@ -149,7 +204,7 @@ export class Clevrd {
 			pending.forEach(({ reject }) => reject(error));
 		});
 		const send = async (topic, data, options) => {
-			const given = take(options, "topic data key idempotencyKey");
+			const given = take(options, `topic data ${PUBLISH}`);
 			if (pending.size >= maxInFlight) throw new ClevrdError("Too many at once: await ready.");
 			const ref = ++lastRef;
 			const text = encode({ ...given, type: "publish", topic, data, ref });
@@ -311,18 +366,27 @@ export class Clevrd {
 		}
 	}
 
-	async #post(path, body, signal, type = "json") {
+	#post(path, body, signal, type = "json") {
 		// Browsers ask first whether a page of another origin may send these.
 		const headers = { "Content-Type": `application/${type}` };
+		return this.#persist(path, signal, { method: "POST", body, headers });
+	}
+
+	#get(path, query, is, signal) {
+		return this.#persist(path, signal, { query, is });
+	}
+
+	// Asks, and again while time may heal it.
+	async #persist(path, signal, init) {
 		const { retryForMs } = this.#options;
 		const ending = within(retryForMs || BEAT_MS, signal);
 		try {
 			for (let tries = 0; ; tries++) {
 				try {
-					return await this.#ask(path, ending.signal, { method: "POST", body, headers });
+					return await this.#ask(path, ending.signal, init);
 				} catch (error) {
 					if (signal?.aborted) throw reasonOf(signal);
-					if (!retryForMs) throw error;
+					if (!retryForMs || init.once) throw error;
 					await pause(error, tries, ending.signal);
 					if (ending.signal.aborted) throw signal?.aborted ? reasonOf(signal) : error;
 				}
@@ -333,11 +397,12 @@ export class Clevrd {
 	}
 
 	async #ask(path, signal, init, refused) {
+		const { query, is = isToldOf, ...rest } = init ?? {};
 		let response, answer;
 		const secret = await this.#token.get(signal, refused);
-		const shown = { ...init?.headers, ...(secret && { Authorization: `Bearer ${secret.text}` }) };
+		const headers = { ...rest.headers, ...(secret && { Authorization: `Bearer ${secret.text}` }) };
 		try {
-			response = await fetch(this.#url(path), { signal, ...init, headers: shown });
+			response = await fetch(this.#url(path, query), { signal, ...rest, headers });
 			answer = await response.json();
 		} catch (cause) {
 			// JSON that is none was cut; Chromium hands out what came. Else it is not clevrd's.
@@ -345,20 +410,21 @@ export class Clevrd {
 			if (!isWhole && response?.headers.get("Content-Length") !== "0")
 				throw new ClevrdError(`No answer from ${this.#host}.`, { cause, retryable: true });
 		}
-		const { ok, status, headers } = response;
+		const { ok, status } = response;
 		// A fresh one may do, once.
 		if (status === 401 && this.#token.drop(secret) && !refused) return this.#ask(path, signal, init, secret);
-		if (ok && typeof answer?.success === "boolean") return heed(answer);
+		if (ok && is(answer)) return heed(answer);
 		const error = refusal(answer, `${this.#host} answered ${status}, but is no clevrd: check the URL.`);
 		// 426 is clevrd's only with its JSON: every WebSocket server says it.
 		const isBusy = status >= 500 || status === 429 || (status === 426 && isObject(answer));
-		const retryAfterMs = 1000 * headers.get("Retry-After") || 0;
+		const retryAfterMs = 1000 * response.headers.get("Retry-After") || 0;
 		throw Object.assign(error, { status, retryable: error.retryable || isBusy, retryAfterMs });
 	}
 
-	#url(path) {
-		const { tenant } = this.#options;
-		return this.#base + path + (tenant ? `?tenant=${tenant}` : "");
+	#url(path, query) {
+		const given = Object.entries({ tenant: this.#options.tenant, ...query }).filter(([, value]) => !isNone(value));
+		const text = given.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&");
+		return this.#base + path + (text && `?${text}`);
 	}
 
 	#foreign() {
@@ -602,11 +668,16 @@ const isClass = (value) => {
 };
 const isText = (value) => typeof value === "string" && value !== "";
 const isSecret = (value) => typeof value === "string" && /^[!-~]{1,5600}$/.test(value);
-const isTexts = (value) => Array.isArray(value) && value.every(isText);
 const isWholeFrom = (least) => (value) => Number.isSafeInteger(value) && value >= least;
 const isPosition = (value) => isObject(value) && isText(value.epoch) && isWholeFrom(0)(value.offset);
 const isAnswer = (value) => isPosition(value) && value.success === true && isText(value.message_id);
 const isRefusal = (value) => isObject(value) && value.success === false && isText(value.error);
+const isToldOf = (value) => typeof value?.success === "boolean";
+const isListOf = (is) => (value) => Array.isArray(value) && value.every(is);
+const areMessages = isListOf((each) => isWholeFrom(1)(each?.offset));
+const isPage = (value) => isPosition(value) && areMessages(value.messages);
+const isTexts = isListOf(isText);
+const isTopics = (value) => isListOf(isPosition)(value?.topics) && (value.next === null || isText(value.next));
 const isNone = (value) => value === undefined || value === null;
 
 // What the options of all calls must be: as a test, and in words.
@@ -629,16 +700,37 @@ const OPTIONS = {
 	since: [(value) => isText(value) || value.getTime?.() >= 0, 'text, as "90s" or "all", or a Date'],
 	policy: text,
 	buffer: fromOne,
+	subscriberId: text,
+	limit: fromOne,
+	after: text,
 	signal: [(value) => isFunction(value.addEventListener) && "aborted" in value, "an AbortSignal, as the signal of an AbortController"],
 	onStatus: callback,
 	maxWaitingChars: fromOne,
 	maxInFlight: fromOne,
 	key: text,
 	idempotencyKey: text,
+	headers: [
+		(value) => isObject(value) && Object.values(value).every((each) => typeof each === "string"),
+		'an object of texts, as { "ce-type": "order.paid" }',
+	],
+	ttlS: [
+		(value) => typeof value === "number" && value >= 0.001 && value <= 1e8,
+		"a number of seconds from 0.001 to 100000000; leave it out for a message that does not expire",
+	],
 };
+// Options of each publish, and what they are called on the wire.
+const PUBLISH = "key idempotencyKey ttlS headers";
+// Where an option says whether headers are wanted, not which they are.
+const FLAGS = { headers: [(value) => typeof value === "boolean", "true or false"] };
+const onWire = ({ idempotencyKey, ttlS, subscriberId, ...rest }) => ({
+	...rest,
+	idempotency_key: idempotencyKey,
+	ttl_s: ttlS,
+	subscriber_id: subscriberId,
+});
 
 // Returns the options that are given, as they must be. A misspelt one would do nothing.
-const take = (options = {}, names) => {
+const take = (options = {}, names, own) => {
 	if (!isObject(options)) throw new TypeError(`An object is expected, with any of: ${names.replaceAll(" ", ", ")}.`);
 	const known = names.split(" ");
 	const given = {};
@@ -648,7 +740,7 @@ const take = (options = {}, names) => {
 			if (!known.includes(name) && isNear(fold(name), fold(near)))
 				throw new TypeError(`${name} is no option, ${near} is.`);
 		if (isNone(value)) continue;
-		const [is, words] = (known.includes(name) && OPTIONS[name]) || [];
+		const [is, words] = (known.includes(name) && (own?.[name] ?? OPTIONS[name])) || [];
 		if (is && !is(value)) throw new TypeError(`${name} must be ${words}.`);
 		given[name] = value;
 	}
@@ -663,6 +755,11 @@ const isNear = (a, b) => {
 	return a === b || (b.length > 4 && (fits(1, 1) || fits(0, 1) || fits(1, 0)));
 };
 
+// Beside a position they are for when there is none yet.
+const checkBegin = (all) => {
+	if ("last" in all && "since" in all) throw new TypeError("last and since each say where to begin; give one of them.");
+};
+
 const topicsOf = (topic, all) => {
 	const { patterns, position, positions } = all;
 	const topics = Array.isArray(topic) ? [...topic] : [topic];
@@ -671,8 +768,7 @@ const topicsOf = (topic, all) => {
 		throw new TypeError('Name a topic, as "orders", or patterns, as [], { patterns: ["orders.*"] }.');
 	if (position && (positions || topics.length !== 1))
 		throw new TypeError("A position is of one topic: for several pass positions, as { orders: { epoch, offset } }.");
-	// Beside a position they are for when there is none yet.
-	if ("last" in all && "since" in all) throw new TypeError("last and since each say where to begin; give one of them.");
+	checkBegin(all);
 	// Only the server knows which topics a pattern brings.
 	for (const name in patterns?.length ? {} : positions)
 		if (positions[name] && !topics.includes(name))
@@ -711,10 +807,21 @@ const json = (value) => {
 	}
 };
 
+// A browser takes these two out of a path, however they are encoded.
+const pathOf = (topic) => {
+	if (isText(topic) && !/^\.\.?$/.test(topic))
+		try {
+			return `topics/${encodeURIComponent(topic)}`;
+		} catch {
+			// Half a surrogate pair.
+		}
+	throw new TypeError('The topic must be a name, as "orders", and not "." or "..".');
+};
+
 // The key tells a repetition. Plain http pages have no randomUUID(), React Native no crypto.
-const encode = ({ idempotencyKey, ...publish }) => {
+const encode = (publish) => {
 	if (typeof publish.topic !== "string") throw new TypeError('The topic must be a name, as "orders".');
 	const parts = new Uint32Array(4);
 	globalThis.crypto?.getRandomValues(parts) ?? parts.forEach((_, at) => (parts[at] = Math.random() * 2 ** 32));
-	return json({ ...publish, idempotency_key: idempotencyKey ?? parts.join("-") });
+	return json(onWire({ idempotencyKey: parts.join("-"), ...publish }));
 };

@@ -13,6 +13,8 @@ from msgspec import Meta
 
 from clevrd.config import Loaded
 from clevrd.errors import ConfigError, InvalidRequest
+from clevrd.fingerprints import fingerprint
+from clevrd.plurals import noun_for
 from clevrd.private_files import check_private
 from clevrd.small_files import read_small
 from clevrd.tenants.tenant import check_tenant_name
@@ -54,10 +56,35 @@ class Webhook(msgspec.Struct, frozen=True):
     topics: TopicPermissions
     events: frozenset[str]
     allowed_targets: tuple[Network, ...]
+    # The file that the secret is from, as the configuration names it.
+    secret_file: str = ""
 
     def __repr__(self) -> str:
         """Return its id alone: this may reach a log by mistake."""
         return f"Webhook({self.id!r})"
+
+    @property
+    def shown_url(self) -> str:
+        """The URL's host, with a fingerprint in place of what else it has.
+
+        The path of a webhook is often all that a client needs to post to it.
+        """
+        parts = urlsplit(self.url)
+        shown = f"{parts.scheme}://{parts.netloc}"
+        is_all = parts.path in ("", "/") and not parts.query
+        return shown if is_all else f"{shown}#{fingerprint(self.url)}"
+
+    def view(self) -> dict[str, Any]:
+        """Return all fields as operators may see them."""
+        return {
+            "id": self.id,
+            "url": self.shown_url,
+            "secret_file": self.secret_file,
+            "tenant": self.tenant,
+            "topics": list(self.topics.entries),
+            "events": sorted(self.events),
+            "allowed_targets": [str(each) for each in self.allowed_targets],
+        }
 
 
 def webhooks_of(loaded: Loaded) -> tuple[Webhook, ...]:
@@ -93,6 +120,7 @@ def read_webhooks(tables: Mapping[str, Any], path: str = "") -> tuple[Webhook, .
             TopicPermissions(each.topics),
             frozenset(each.events),
             tuple(map(ipaddress.ip_network, each.allowed_targets)),
+            each.secret_file,
         )
         for each in entries
     )
@@ -154,7 +182,8 @@ def _secret_in(path: Path) -> bytes:
         raise ConfigError(f"Can't read {path}: {error.strerror or error}.") from error
     if not _MIN_SECRET_BYTES <= len(secret) <= _MAX_SECRET_BYTES:
         raise ConfigError(
-            f"The secret in {path} has {len(secret)} bytes; {_MIN_SECRET_BYTES} to"
-            f" {_MAX_SECRET_BYTES} are taken. openssl rand -hex 32 makes one."
+            f"The secret in {path} has {len(secret)} {noun_for(len(secret), 'byte')};"
+            f" {_MIN_SECRET_BYTES} to {_MAX_SECRET_BYTES} are taken. Make one:"
+            " openssl rand -hex 32."
         )
     return secret

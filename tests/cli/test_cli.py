@@ -451,15 +451,19 @@ def test_full_disk_is_one_clear_line() -> None:
     )
 
 
-async def test_key_goes_with_every_message(server: FakeServer) -> None:
+async def test_key_and_ttl_go_with_every_message(server: FakeServer) -> None:
     """The only one, and each of those that are read from standard input."""
-    code = await run("publish", "t", "1", "--key", "EUR", "--url", server.url)
-    process = await start("publish", "t", "-", "--key", "USD", "--url", server.url)
+    code = await run("publish", "t", "1", "--key", "EUR", "--ttl", "60", "--url", server.url)
+    given = ("--key", "USD", "--ttl", "0.5")
+    process = await start("publish", "t", "-", *given, "--url", server.url)
     await process.communicate(b"2\n3\n")
 
     sent = [json.loads(body) for body in server.bodies]
     assert (code, process.returncode) == (0, 0)
-    assert [(each["data"], each["key"]) for each in sent] == [(1, "EUR"), (2, "USD"), (3, "USD")]
+    assert [(each["data"], each["key"], each["ttl_s"]) for each in sent] == [
+        *((1, "EUR", 60), (2, "USD", 0.5), (3, "USD", 0.5))
+    ]
+    assert b'"ttl_s":60,' in server.bodies[0]
 
 
 @pytest.mark.parametrize(
@@ -904,6 +908,7 @@ async def test_options_reach_the_server(server: FakeServer) -> None:
 
     await run("subscribe", "a b&c", "--url", server.url, "--count", "1")
     options = ["--policy", "drop_newest", "--buffer", "200", "--last", "0", "--tenant", "acme"]
+    options += ["--id", "ann", "--headers"]
     await run("subscribe", "t", "--url", server.url, "--count", "1", *options)
 
     plain, full = server.requests
@@ -913,6 +918,8 @@ async def test_options_reach_the_server(server: FakeServer) -> None:
         "policy": "drop_newest",
         "buffer": "200",
         "last": "0",
+        "subscriber_id": "ann",
+        "headers": "true",
     }
     assert "X-Tenant-ID" not in plain.headers
     assert full.headers["X-Tenant-ID"] == "acme"
@@ -954,6 +961,7 @@ async def test_options_reach_the_server_with_each_topic(server: FakeServer) -> N
     feed = Feed([watching("p.*", 1), message(1, topic="p.x")], has_control=True, commands=1)
     server.feeds.append(feed)
     options = ["--policy", "latest", "--buffer", "200", "--since", "5m", "--tenant", "acme"]
+    options += ["--id", "ann"]
 
     code = await run("subscribe", *options, "--pattern", "p.*", "--url", server.url, "--count", "1")
 
@@ -962,7 +970,7 @@ async def test_options_reach_the_server_with_each_topic(server: FakeServer) -> N
         [
             {
                 **{"type": "subscribe", "ref": 1, "pattern": "p.*"},
-                **{"policy": "latest", "buffer": 200, "since": "5m"},
+                **{"policy": "latest", "buffer": 200, "since": "5m", "subscriber_id": "ann"},
             }
         ]
     ]

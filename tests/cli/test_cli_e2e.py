@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import pty
@@ -18,11 +20,13 @@ from urllib.request import urlopen
 
 import pytest
 from daemons import ROOT, DaemonProcess, daemon_process
+from fake_server import message, subscribed
 
 from clevrd import __version__
 from clevrd.config import SETTINGS
 from clevrd.errors import CannotStart, ConfigError
 
+GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 Finished = subprocess.CompletedProcess[str]
 
 
@@ -120,6 +124,38 @@ def test_subscribe_takes_the_past_it_asks_for(daemon: DaemonProcess) -> None:
     assert (printed.returncode, printed.stderr) == (0, "")
 
 
+_ENDS = {"history": (), "subscribe": ("--count", "1")}
+
+
+def test_history_prints_what_there_is_and_ends(daemon: DaemonProcess) -> None:
+    """All of it, or from where it is told on; at its end it tells the position to go on behind."""
+    at = ("--url", daemon.url)
+    clevrd("publish", "had", "-", "--ttl", "3600", *at, given='1\n{"a":\t2}\n"x"\n')
+
+    whole = clevrd("history", "had", *at)
+    told = re.fullmatch(r"clevrd: printed 3 messages up to position=(\S+:3)\n", whole.stderr)
+    assert told, whole.stderr
+    clevrd("publish", "had", '"y"', *at)
+    texts = clevrd("history", "had", "--last", "2", "--raw", *at)
+    next_one = clevrd("history", "had", "--position", told[1], *at)
+    limited = clevrd("history", "had", "--since", "all", "--limit", "2", *at)
+    clevrd("publish", "had", '"z"', "--header", "ce-type: paid", "--header", "ce-id:a:1", *at)
+    for command in ("history", "subscribe"):
+        printed = clevrd(command, "had", "--last", "1", "--headers", *at, *_ENDS[command])
+        (line,) = printed.stdout.splitlines()
+        assert json.loads(line)["headers"] == {"ce-type": "paid", "ce-id": "a:1"}
+
+    messages = [json.loads(line) for line in whole.stdout.splitlines()]
+    assert [(each["data"], each["ttl_s"]) for each in messages] == [
+        *((1, 3600), ({"a": 2}, 3600), ("x", 3600))
+    ]
+    assert texts.stdout == "x\ny\n"
+    assert [json.loads(line)["offset"] for line in next_one.stdout.splitlines()] == [4]
+    assert limited.stdout == "".join(whole.stdout.splitlines(keepends=True)[:2])
+    assert {each.returncode for each in (whole, texts, next_one, limited)} == {0}
+    assert_one_clear_line(clevrd("history", "none", *at), 1, "There is no such topic")
+
+
 def test_topics_and_patterns_are_followed_by_one_command(daemon: DaemonProcess) -> None:
     """What is published to any of them is printed, with its key; what no pattern matches is not."""
     at = ("--url", daemon.url)
@@ -215,7 +251,7 @@ def test_bash_completes_commands_and_options() -> None:
         return subprocess.run(bash, capture_output=True, text=True, timeout=20).stdout.split()
 
     assert completed("clevrd", "sub") == ["subscribe"]
-    assert completed("clevrd", "publish", "--t") == ["--tenant", "--text"]
+    assert completed("clevrd", "publish", "--t") == ["--tenant", "--text", "--ttl"]
     assert completed("clevrd", "subscribe", "--policy", "l") == ["latest"]
     assert completed("clevrd", "serve", "--log-level", "w") == ["warning"]
     assert completed("clevrd", "serve", "--raw-paths", "f") == ["false"]
@@ -414,6 +450,15 @@ def test_bad_configuration_is_a_clear_line_for_each_setting(command: str) -> Non
         (["serve", "--ring-mesages", "300"], "did you mean --ring-messages?"),
         (["subscribe", "t", "--host", "x"], "did you mean --url?"),
         (["subscribe", "--topic", "t"], "a topic stands without a flag"),
+        (["publish", "t", "1", "--ttl", "0"], "a number of seconds from 0.001 to 100000000"),
+        (["publish", "t", "1", "--header", "ce-type"], "is no header; it is like 'ce-type: paid'"),
+        (["publish", "t", "1", "--expires", "5"], "did you mean --ttl?"),
+        (["subscribe", "t", "--id", "a\n"], "The subscriber_id holds a control character"),
+        (["subscribe", "t", "--client-id", "a"], "did you mean --id?"),
+        (["history", "t", "--last", "1", "--since", "5m"], "give one of them"),
+        (["history", "t", "--position", "41"], "'41' is no position; it is like f7502dc3:41"),
+        (["history", "t", "--limit", "0"], "whole number of 1 or more"),
+        (["history", ".."], "can be no part of a URL"),
         (["help", "nonsense"], "invalid choice"),
         (["completion", "cmd"], "invalid choice"),
     ],
@@ -465,7 +510,7 @@ def test_exit_codes_tell_failures_apart() -> None:
     assert len({1, 2, ConfigError.exit_code, CannotStart.exit_code}) == 4
 
 
-@pytest.mark.parametrize("command", [["publish", "t", "1"], ["subscribe", "t"]])
+@pytest.mark.parametrize("command", [["publish", "t", "1"], ["subscribe", "t"], ["history", "t"]])
 def test_missing_daemon_is_one_clear_line(command: list[str]) -> None:
     """Nobody there: the line says who was not reached and why."""
     with socket.create_server(("127.0.0.1", 0)) as reserved:
@@ -503,6 +548,58 @@ def test_interrupted_subscriber_ends_quietly(daemon: DaemonProcess) -> None:
         _, told = subscriber.communicate(timeout=10)
 
     assert (subscriber.returncode, told) == (130, "")
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_second_signal_ends_a_subscriber_at_once_and_quietly(first: signal.Signals) -> None:
+    """The server takes the goodbye and does not answer it; the exit code is the first signal's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with started("subscribe", "t", "--url", url) as subscriber:
+            connection, _ = listener.accept()
+            with connection:
+                accept_websocket(connection)
+                line_of(subscriber)
+                subscriber.send_signal(first)
+                assert connection.recv(4096)
+                subscriber.send_signal(signal.SIGTERM)
+                _, told = subscriber.communicate(timeout=10)
+
+    assert (subscriber.returncode, told) == (128 + first, "")
+
+
+def test_second_signal_ends_a_publisher_at_once_and_quietly() -> None:
+    """It waits for an answer that does not come, and would have waited for a while longer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with started("publish", "t", "1", "--url", url) as publisher:
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(4096)
+                publisher.send_signal(signal.SIGTERM)
+                publisher.send_signal(signal.SIGTERM)
+                _, told = publisher.communicate(timeout=10)
+
+    # Python takes its handlers away at the very end.
+    assert publisher.returncode in (143, -signal.SIGTERM)
+    assert told == ""
+
+
+def accept_websocket(connection: socket.socket) -> None:
+    """Answer a handshake, say that the subscription stands, and send a message."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += connection.recv(4096)
+    match = re.search(rb"(?i)sec-websocket-key: (\S+)", head)
+    assert match is not None
+    digest = hashlib.sha1(match[1] + GUID).digest()  # noqa: S324  # RFC 6455 §4.2.2
+    connection.sendall(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Protocol: clevrd.v1\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+        % base64.b64encode(digest)
+    )
+    for text in (subscribed("0a", 0), message(1)):
+        connection.sendall(b"\x81%c%b" % (len(text), text))
 
 
 def test_reader_of_a_quiet_topic_may_leave(daemon: DaemonProcess) -> None:

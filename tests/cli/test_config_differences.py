@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -18,11 +19,16 @@ ISSUER = {"issuer": "me", "audience": "clevrd", "algorithms": ["HS256"], "secret
 
 
 def view(
-    tables: dict[str, Any] | None = None, sources: dict[str, str] | None = None, **settings: Any
+    tables: dict[str, Any] | None = None,
+    sources: dict[str, str] | None = None,
+    webhooks: Sequence[dict[str, Any]] = (),
+    **settings: Any,
 ) -> ConfigView:
     """Return the view of a configuration."""
     access = read_access(rules() if tables is None else tables, "a test")
-    in_force = ConfigInForce(Config(**settings), sources or {}, "", access, lambda: 0.0)
+    in_force = ConfigInForce(
+        Config(**settings), sources or {}, "", access, lambda: 0.0, webhooks=webhooks
+    )
     steps = in_force.view()
     try:
         while True:
@@ -108,6 +114,20 @@ def test_keys_and_tenants_come_and_go() -> None:
         "tenants.other: only running (reload)",
         "tenants.third: only in the file (reload)",
     ]
+
+
+def test_webhooks_take_a_restart() -> None:
+    """Each is recognised by its id; a daemon that does not show any has no difference."""
+    billing = {"id": "billing", "url": "https://b.example#0a1b2c3d", "topics": ["**"]}
+    other = {**billing, "url": "https://b.example#4e5f6a7b"}
+    running, file = view(webhooks=[billing]), view(webhooks=[{**other, "id": "new"}, other])
+
+    assert between(running, file) == [
+        'webhooks.billing.url: running "https://b.example#0a1b2c3d", file'
+        ' "https://b.example#4e5f6a7b" (restart)',
+        "webhooks.new: only in the file (restart)",
+    ]
+    assert between(msgspec.structs.replace(running, webhooks=None), file) == []
 
 
 def test_difference_from_a_hostile_server_stays_on_its_line() -> None:

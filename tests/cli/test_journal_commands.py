@@ -13,9 +13,14 @@ from typing import Any
 import apsw
 import msgspec
 import pytest
+from daemons import running
 from journal_log import EPOCH, LogWriter, append
+from stored_messages import page_of
 
 from clevrd.cli import main
+from clevrd.journal.clear_points import ClearPoints
+from clevrd.journal.fold import topic_epoch
+from clevrd.journal.records import Clear, Header
 from clevrd.journal.sqlite.engine import SqliteEngine
 from clevrd.journal.sqlite.settings import SqliteSettings
 
@@ -24,7 +29,7 @@ Run = Callable[..., tuple[int, str, str]]
 MESSAGES: list[dict[str, Any]] = [
     {"topic": "orders.eu", "tenant": "acme", "data": {"n": 1}, "key": "k1"},
     {"topic": "orders.us", "tenant": "acme", "data": [2, "\n"], "idempotency_key": "once"},
-    {"topic": "news", "tenant": "other", "data": "three"},
+    {"topic": "news", "tenant": "other", "data": "three", "headers": {"ce-id": "3"}},
     {"topic": "orders.eu", "tenant": "acme", "data": 4.5},
 ]
 
@@ -106,6 +111,54 @@ def test_export_takes_what_is_asked_for(
     assert [each["data"] for each in exported(output)] == [MESSAGES[at]["data"] for at in wanted]
 
 
+async def published_and_cleared(journal: Path) -> list[dict[str, Any]]:
+    """Return the answers to publishes, between which a topic was cleared."""
+    answers: list[dict[str, Any]] = []
+    async with running(journal_table={"directory": str(journal)}) as daemon:
+        for step in ("t", "u", "t", "clear", "t", "clear", "clear", "t", "u"):
+            if step == "clear":
+                async with daemon.http.delete(f"{daemon.url}/topics/t/messages") as response:
+                    assert response.status == 200
+            else:
+                answers.append(await daemon.publish(step, len(answers)))
+    return answers
+
+
+def test_export_names_the_epoch_of_each_message(run: Run, tmp_path: Path) -> None:
+    """Of a topic that was cleared, too: before, between and behind; a checkpoint is not needed."""
+    journal = tmp_path / "journal"
+    answers = asyncio.run(published_and_cleared(journal))
+
+    code, output, errors = run("export", journal)
+    found = exported(output)
+    assert (code, errors) == (0, "")
+    places = [(each["epoch"], each["offset"]) for each in answers]
+    assert [(each["epoch"], each["offset"]) for each in found] == places
+    assert len({epoch for epoch, _ in places}) == 4
+    (journal / "checkpoint.db").unlink()
+    assert run("export", journal)[1] == output
+
+
+def test_epoch_is_left_out_where_the_record_of_a_clear_is_gone() -> None:
+    """What is known of the last clear is from the checkpoint; another partition epoch has none."""
+    names, other = ("e1", "acme", "t"), ("e0", "acme", "t")
+    points = ClearPoints("e1", [("acme", "t", 20)])
+
+    assert points.epoch_of(other, 7) == topic_epoch("e0", "acme", "t")
+    assert points.epoch_of(names, 11) == ""
+    points.note(Header("ab", "cd", 1, 0, clears=(Clear("acme", "t"),)))
+    assert points.epoch_of(names, 15) == topic_epoch("e1", "acme", "t", 14)
+    # The record that cleared it again is damaged.
+    assert points.epoch_of(names, 21) == topic_epoch("e1", "acme", "t", 20)
+    # A record that was sent again clears nothing.
+    points.note(Header("ab", "cd", 1, 0, clears=(Clear("acme", "t"),)))
+    assert points.epoch_of(names, 22) == topic_epoch("e1", "acme", "t", 20)
+    assert points.epoch_of(("e1", "acme", "u"), 5) == topic_epoch("e1", "acme", "u")
+    # What came before does not matter in a new epoch of the partition.
+    points.note(Header("ab", "cd", 2, 0, clears=(Clear("acme", "t"),)))
+    assert points.epoch_of(("e2", "acme", "t"), 1) == topic_epoch("e2", "acme", "t")
+
+
 def test_an_export_goes_into_another_journal(run: Run, journal: Path, tmp_path: Path) -> None:
     """Messages move with their times and their order; the topics begin other epochs."""
     (tmp_path / "moved").write_text(run("export", journal)[1])
@@ -136,7 +189,8 @@ def test_lines_that_are_no_messages_are_told_and_left_out(run: Run, tmp_path: Pa
     path.write_bytes(
         b'{"topic":"a","data":1}\nhello\n\n{"topic":"","data":1}\n{"topic":"a"}\n'
         b'{"topic":"a","data":1,"timestamp":"yesterday"}\n{"topic":"a","data":1,"tenant":".x"}\n'
-        b'{"topic":"a","data":"\xff"}\n{"topic":"a","data":2}\n'
+        b'{"topic":"a","data":"\xff"}\n{"topic":"a","data":1,"headers":{"a":"b"}}\n'
+        b'{"topic":"a","data":1,"headers":{"ce-a":1}}\n{"topic":"a","data":2}\n'
     )
 
     code, output, errors = run("import", tmp_path / "journal", path)
@@ -144,7 +198,7 @@ def test_lines_that_are_no_messages_are_told_and_left_out(run: Run, tmp_path: Pa
     assert code == 1
     assert output == f"2 messages are in the journal {tmp_path / 'journal'}.\n"
     assert [line.partition(":")[2].partition(":")[0] for line in errors.splitlines()[:-1]] == [
-        f" Line {number}" for number in (2, 4, 5, 6, 7, 8)
+        f" Line {number}" for number in (2, 4, 5, 6, 7, 8, 9, 10)
     ]
     assert [each["data"] for each in exported(run("export", tmp_path / "journal")[1])] == [1, 2]
 
@@ -169,7 +223,7 @@ def test_a_line_of_a_time_that_no_log_can_have_is_left_out(
     code, output, errors = run("import", tmp_path / "journal", path)
 
     assert code == 1
-    assert output.startswith("1 messages")
+    assert output == f"1 message is in the journal {tmp_path / 'journal'}.\n"
     assert [line for line in errors.splitlines() if words in line and "Line " in line] == (
         errors.splitlines()[:2]
     )
@@ -186,7 +240,7 @@ def test_import_reads_standard_input(tmp_path: Path, words: list[str]) -> None:
     )
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.startswith(b"1 messages")
+    assert done.stdout.startswith(b"1 message is")
 
 
 def test_stat_says_how_much_there_is(run: Run, journal: Path) -> None:
@@ -211,7 +265,7 @@ def test_verify_finds_nothing_in_a_sound_journal(run: Run, journal: Path) -> Non
     code, output, errors = run("verify", journal)
 
     assert (code, errors) == (0, "")
-    assert output.startswith("All is well")
+    assert output == "All is well: 5 records in 1 segment.\n"
 
 
 @pytest.mark.parametrize(
@@ -224,7 +278,7 @@ def test_verify_finds_nothing_in_a_sound_journal(run: Run, journal: Path) -> Non
         ("DELETE FROM records WHERE position = 3", "position 3 is missing"),
         (
             "INSERT INTO runs SELECT topic_id, 99, 1, position, 1, 1, 0, 1, 1, 1 FROM runs LIMIT 1",
-            "1 rows of messages that are in no record",
+            "1 row of messages that are in no record",
         ),
     ],
     ids=["record", "run", "run gone", "topic", "record gone", "run too many"],
@@ -374,12 +428,12 @@ async def test_all_but_import_work_while_a_daemon_has_the_journal(run: Run, tmp_
 
     await appending
     stamp = await engine.stamp(0)
-    assert len(await engine.page(EPOCH, "default", "a", 0, 1_000, 1 << 30)) == 400
+    assert len(await page_of(engine, EPOCH, "default", "a", 0, 1_000, 1 << 30)) == 400
     await engine.close()
     copy = SqliteEngine(SqliteSettings(str(tmp_path / "copy")))
     await copy.open()
     assert await copy.stamp(0) != stamp
-    page = await copy.page(EPOCH, "default", "a", 0, 1_000, 1 << 30)
+    page = await page_of(copy, EPOCH, "default", "a", 0, 1_000, 1 << 30)
     assert [each.offset for each in page] == list(range(1, len(page) + 1))
     assert len(page) >= len(found)
     await copy.close()

@@ -102,9 +102,14 @@ async def test_lost_subscription_resumes_without_repeats(
     server.feeds.append(Feed([message(1), message(2), message(3)], code))
     server.feeds.append(Feed([message(n) for n in range(1, 6)]))
 
-    taken = await take(new_client(), 5)
+    options = {"headers": True, "subscriber_id": "ann", "policy": "latest", "buffer": 7}
+    taken = await take(new_client(), 5, **options)
 
     assert texts(taken) == [message(n) for n in range(1, 6)]
+    for request in server.requests:
+        assert {name: request.query.get(name) for name in options} == {
+            **{"headers": "true", "subscriber_id": "ann", "policy": "latest", "buffer": "7"}
+        }
     assert [request.query.get("last") for request in server.requests] == [
         None,
         str(RESUME_LAST),
@@ -896,7 +901,7 @@ def test_body_takes_one_whole_value_only(data: bytes) -> None:
 
 def test_body_holds_topic_as_json_and_data_as_it_is() -> None:
     """A topic with quotes can't break out, and the data is not touched."""
-    body = publish_body('a"b\\', b'{ "n" : 1.10 }', key=None, ref=7)
+    body = publish_body('a"b\\', b'{ "n" : 1.10 }', {"ref": 7})
 
     assert body == b'{"topic":"a\\"b\\\\","data":{ "n" : 1.10 },"ref":7}'
 

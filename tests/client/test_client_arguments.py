@@ -157,6 +157,17 @@ async def test_topics_may_be_a_list(server: FakeServer, new_client: Callable[...
         ("t", {"positions": {"t": None}}, TypeError, "A position is text like"),
         ("t", {"position": "e:1", "last": 1}, ValueError, "give one of them"),
         ("ab", {"position": "e:1"}, ValueError, "give positions, by topic"),
+        ("t", {"subscriber_id": 5}, TypeError, "subscriber_id is text, not an int"),
+        (
+            "t",
+            {"subscriber_id": ""},
+            ValueError,
+            "The subscriber_id is empty; give one of 1 to 128",
+        ),
+        ("t", {"subscriber_id": "x" * 129}, ValueError, "has 129 bytes; 128 are allowed"),
+        ("t", {"subscriber_id": "a\n"}, ValueError, "holds a control character"),
+        ("t", {"subscriber_id": "\ud800"}, ValueError, "holds a lone surrogate"),
+        ("t", {"headers": {"a": "b"}}, TypeError, "headers is True or False, not a dict"),
         ("t", {"reconnect": 1}, TypeError, "reconnect is True or False, not an int"),
     ],
 )
@@ -269,25 +280,39 @@ async def test_counts_are_whole_numbers(number: Any) -> None:
         ({"idempotency_key": b"x"}, "idempotency_key is text, not a bytes"),
         ({"idempotency_key": "\ud800"}, "idempotency_key holds half"),
         ({"idempotency_key": ""}, "idempotency_key is empty; leave it out to have one drawn"),
+        ({"headers": [("a", "b")]}, "headers are a dict of names and values, not a list"),
+        ({"headers": {"a": 5}}, "Names and values of headers are text; 'a' is not"),
+        ({"headers": {"\udfff": "b"}}, "A header's name holds half a surrogate pair"),
+        ({"headers": {"a": "\ud800"}}, "The header 'a' holds half a surrogate pair"),
+        ({"ttl_s": "60"}, "ttl_s is a number of seconds, not a str"),
+        ({"ttl_s": True}, "ttl_s is a number of seconds, not a bool"),
+        ({"ttl_s": timedelta(1)}, "ttl_s is a number of seconds, not a timedelta"),
+        *(
+            (
+                {"ttl_s": ttl_s},
+                "The ttl_s must be a number of seconds from 0.001 to 100000000; leave",
+            )
+            for ttl_s in (0, -1, 0.0009, 100_000_001, math.inf, math.nan, 10**400)
+        ),
     ],
 )
-async def test_names_of_a_message_are_text(
+async def test_fields_of_a_message_are_what_they_can_be(
     arguments: dict[str, Any], words: str, server: FakeServer, new_client: Callable[..., Client]
 ) -> None:
     """For one message, for a batch and for a stream alike; nothing is sent."""
-    given = {"topic": "t", "key": None, "idempotency_key": None, **arguments}
-    topic, key, name = given["topic"], given["key"], given["idempotency_key"]
+    given = {"key": None, "idempotency_key": None, "ttl_s": None, **arguments}
+    topic = given.pop("topic", "t")
 
     async with new_client() as client:
         for publish in (client.publish, client.publish_raw):
             with pytest.raises((TypeError, ValueError), match=words):
-                await publish(topic, "1", key=key, idempotency_key=name)
+                await publish(topic, "1", **given)
         with pytest.raises(BadRecord, match=f"Item 1 of the batch: {words}"):
-            await client.publish_batch([("t", 1), Outgoing(topic, 1, key, name)])
+            await client.publish_batch([("t", 1), Outgoing(topic, 1, **given)])
         publisher = client.publisher()
         for publish_one in (publisher.publish, publisher.publish_raw):
             with pytest.raises((TypeError, ValueError), match=words):
-                await publish_one(topic, "1", key=key, idempotency_key=name)
+                await publish_one(topic, "1", **given)
 
     assert (server.bodies, server.batches) == ([], [])
 

@@ -32,6 +32,10 @@ async def read() -> None:
                     numbers: list[int] = item.decode(list[int])
                 case Gap(count=count):
                     missing: int | None = count
+        past = client.history("t", since="5m")
+        async for each in past:
+            behind: Position | None = past.position
+        cleared: Position = await client.clear("t")
 
 
 def main() -> None:
@@ -41,7 +45,8 @@ def main() -> None:
             place: Position | None = items.position
             taken: sync.Message | sync.Gap = item
         with client.publisher() as publisher:
-            offset: int = publisher.publish("t", 1).result(timeout_s=1).offset
+            offset: int = publisher.publish("t", 1, ttl_s=60).result(timeout_s=1).offset
+        names: list[str] = [listed.topic for listed in client.topics()]
     wrong: int = client.publish("t", 1)
 
 
@@ -90,7 +95,7 @@ def test_installed_client_is_typed(wheel: Path, tmp_path: Path) -> None:
     )
 
     assert done.stdout.splitlines()[:-1] == [
-        "script.py:27: error: Incompatible types in assignment (expression has type"
+        "script.py:32: error: Incompatible types in assignment (expression has type"
         ' "Published", variable has type "int")  [assignment]'
     ]
 
@@ -105,9 +110,10 @@ def test_import_loads_nothing_of_the_daemon() -> None:
 
     ours = {name for name in loaded if name.split(".")[0] == "clevrd"}
     rest = {name for name in ours if not name.startswith("clevrd.client")}
-    # Names of topics and patterns, which the daemon and its clients check alike.
+    # Names of topics and patterns, and times to live, which the daemon and its clients check alike.
     assert rest == {
         *("clevrd", "clevrd.errors", "clevrd.core", "clevrd.core.patterns", "clevrd.core.names"),
+        "clevrd.core.ttl",
     }
     assert not {"uvloop", "psutil", "aiohttp.web", "aiohttp.web_app", "resource"} & loaded
 

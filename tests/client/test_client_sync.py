@@ -102,11 +102,13 @@ def test_names_are_those_of_the_client_for_asyncio() -> None:
         (Client, clevrd.client.Client, set()),
         (Subscription, clevrd.client.Subscription, {"get"}),
         (sync.Publisher, clevrd.client.Publisher, set()),
+        (sync.History, clevrd.client.History, set()),
     ],
 )
 def test_methods_and_their_arguments_are_too(ours: Any, theirs: Any, own: set[str]) -> None:
     """All that users call; what only tests and the two clients call is not meant."""
     internal = {"publish_encoded", "before", "keep", "leave", "only_topic", "aclose"}
+    internal |= {"topics_page", "read_page"}
 
     def public(kind: Any) -> dict[str, Any]:
         return {name: each for name, each in vars(kind).items() if not name.startswith("_")}
@@ -142,6 +144,43 @@ def test_messages_and_answers_are_those_of_the_client_for_asyncio(client: Client
     assert taken == [{"n": 1}, {"n": 2}, 3, 4]
     assert position == Position(answer.epoch, 4)
     assert (is_connected, items.is_connected, client.repeated_messages) == (True, False, 0)
+
+
+def test_questions_about_topics_are_those_of_the_client_for_asyncio(client: Client) -> None:
+    """A history over its pages, which there are, the readers of one, and to clear it."""
+    client.publish_batch([("t", number) for number in range(1500)])
+    client.publish("u", 1, ttl_s=60)
+    items = client.history("t")
+    with client.subscribe("t", subscriber_id="ann"):
+        info = client.topic("t")
+    seen = data_of(items, 1100)
+    position = items.position
+    rest = [item.data for item in items if isinstance(item, Message)]
+    listed = list(client.topics())
+    (short,) = client.history("u")
+    cleared = client.clear("t")
+
+    assert [*seen, *rest] == list(range(1500))
+    assert position == Position(info.epoch, 1100)
+    assert [each.id for each in info.presence.ids] == ["ann"]
+    assert [(each.topic, each.offset) for each in listed] == [("t", 1500), ("u", 1)]
+    assert isinstance(short, Message)
+    assert short.ttl_s == 60
+    assert cleared.offset == 0
+    assert list(client.history("t", position=cleared)) == []
+    with pytest.raises(Refused, match="There is no such topic"):
+        client.topic("v")
+
+
+def test_threads_share_a_history(client: Client) -> None:
+    """Each item comes to one of them."""
+    client.publish_batch([("t", number) for number in range(3000)])
+    items = client.history("t")
+    outcomes = [in_thread(lambda: list(items)) for _ in range(4)]
+
+    taken = [item for outcome in outcomes for item in outcome.get(timeout=10)]
+
+    assert sorted(item.data for item in taken) == list(range(3000))
 
 
 def test_stream_of_publishes_waits_for_its_answers(client: Client) -> None:

@@ -71,7 +71,13 @@ async def test_topics_and_patterns_share_one_connection(
 ) -> None:
     """A command for each, with all options; topics first, whose names a pattern may match."""
     server.feeds.append(feed(*greet("a"), watching("a.*", 3), *greet(" b")[1:], commands=3))
-    options: dict[str, Any] = {"policy": "drop_newest", "buffer": 7, "last": 0}
+    options: dict[str, Any] = {
+        "policy": "drop_newest",
+        "buffer": 7,
+        "subscriber_id": "ann",
+        "headers": True,
+        "last": 0,
+    }
 
     async with (
         new_client() as client,

@@ -59,7 +59,7 @@ def test_examples_of_the_client_print_what_they_say(daemon: DaemonProcess, tmp_p
 
     printed = [first_lines(example, daemon.url, tmp_path) for example in examples]
 
-    assert len(examples) == 10
+    assert len(examples) == 11
     assert printed == [example.output for example in examples]
 
 

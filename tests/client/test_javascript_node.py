@@ -20,6 +20,8 @@ from turns import Turn, faking, gap_frame, message, subscribed
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
+from clevrd.testing.faults import cut_readers
+
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -229,6 +231,137 @@ async def test_refused_message_that_nobody_looks_at_is_on_the_console(project: P
     assert told[1] == [1, "Error: enough", None]
 
 
+# --- topics --------------------------------------------------------------------------------------
+
+
+async def test_topics_are_read_without_a_subscription_and_cleared(project: Path) -> None:
+    """What they have had, page by page and gap by gap, which there are, and who reads them."""
+    script = """
+    const client = new Clevrd(given.url, { WebSocket });
+    const read = async (topic, options) => {
+        const found = [];
+        for await (const event of client.history(topic, options)) found.push(event);
+        return found;
+    };
+    const data = (events) => events.map((event) => event.data ?? event.reason);
+    const items = Array.from({ length: 2500 }, (_, at) => ({ topic: "t", data: at + 1 }));
+    await client.publishBatch(items);
+    const event = { "ce-type": "paid", "ce-id": '"ä' };
+    const end = await client.publish("t", "kept", { ttlS: 60, key: "k", headers: event });
+    await client.publish("t", "short", { ttlS: 0.001 });
+    await client.publishBatch([{ topic: "t", data: "batch", ttlS: 61, headers: event }]);
+    const stream = client.publishStream();
+    await stream.publish("t", "stream", { ttlS: 62, headers: event });
+    await stream.close();
+    await pause(5);
+
+    const all = await read("t");
+    const { type, epoch, offset, ttl_s, key } = all.at(-4);
+    tell([all.length, all[0].reason, all[0].offset, [all[1].data, all[1].offset]]);
+    tell([type, epoch === end.epoch, offset === end.offset, ttl_s, key]);
+    tell(all.slice(-4).map((event) => [event.data ?? event.reason, event.ttl_s ?? null]));
+    tell(data(await read("t", { last: 2 })));
+    tell(data(await read("t", { position: all.at(-3), last: 1 })));
+    tell(data(await read("t", { since: new Date(Date.now() - 3.6e6), limit: 1 })));
+    tell((await read("t", { limit: 1100 })).length);
+    tell(data(await read("t", { last: 0 })));
+
+    const carried = [];
+    for await (const each of client.subscribe("t", { last: 4, headers: true }))
+        if (carried.push(each.headers ?? null) === 4) break;
+    for (const headers of [true, false])
+        carried.push((await read("t", { last: 1, headers }))[0].headers ?? null);
+    tell(carried);
+
+    const stop = new AbortController();
+    let seen = 0;
+    const reading = async () => {
+        for await (const _ of client.history("t", { signal: stop.signal }))
+            if (++seen === 5) stop.abort(new Error("enough"));
+    };
+    tell([await said(reading()), seen]);
+
+    // Cut once they are open, they come back under their name.
+    const opened = [];
+    const back = ["t", ["t", "u"]].map((topic) => new Promise((done) => {
+        let opens = 0;
+        const onStatus = ({ status }) => status === "open" && ++opens === 2 && done();
+        const events = client.subscribe(topic, { last: 0, subscriberId: "ann", onStatus });
+        opened.push(events);
+        events.next();
+    }));
+    await Promise.all(back);
+    let info;
+    do info = await client.topic("t", { limit: 1 });
+    while (info.subscribers !== 2);
+    tell([info.presence.ids, info.presence.count]);
+    for (const events of opened) await events.return();
+
+    const odd = ["a/b", "a%2Fb", "ä b", "a+b", "?a=1#b", "%", "a.."];
+    for (const name of odd) await client.publish(name, name);
+    const names = [];
+    for await (const listed of client.topics()) names.push([listed.topic, listed.offset]);
+    tell(names);
+    for (const name of odd) tell(data(await read(name)));
+    const before = client.history("t");
+    for (let at = 0; at < 1001; at++) await before.next();
+    const cleared = await client.clear("t");
+    // More than there were: offsets of two epochs do not compare.
+    for (let times = 0; times < 2; times++) await client.publishBatch(items);
+    const rest = [];
+    for await (const event of before) rest.push(event);
+    tell([rest.length, ...data(rest).slice(0, 2), rest[0].epoch === cleared.epoch, cleared.offset]);
+    tell([rest[0].offset, rest.at(-1).offset]);
+    let read_while_it_grows = 0;
+    for await (const _ of client.history("t"))
+        if (read_while_it_grows++ % 500 === 0) await client.publishBatch(items);
+    tell(read_while_it_grows);
+    tell(await said(new Clevrd(given.cutting).clear("t")));
+    """
+    asked: list[bytes] = []
+
+    async def cut_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readline()).rstrip())
+        writer.close()
+
+    async with (
+        running(ring_messages=1500) as daemon,
+        await asyncio.start_server(cut_one, "127.0.0.1", 0) as cutting,
+    ):
+        host = f"127.0.0.1:{cutting.sockets[0].getsockname()[1]}"
+        running_script = asyncio.create_task(in_node(project, script, url=daemon.url, cutting=host))
+        await until(lambda: daemon.hub.subscribers == 3 or running_script.done())
+        await cut_readers(daemon.server, None)
+        told = await running_script
+
+    event = {"ce-type": "paid", "ce-id": '"ä'}
+    odd = ["a/b", "a%2Fb", "ä b", "a+b", "?a=1#b", "%", "a.."]
+    listed = sorted([*([name, 1] for name in odd), ["t", 2504]])
+    assert told == [
+        # 1,499 messages and two gaps.
+        [1501, "retention", 1004, [1005, 1005]],
+        ["message", True, True, 60, "k"],
+        [["kept", 60], ["expired", None], ["batch", 61], ["stream", 62]],
+        ["batch", "stream"],
+        ["batch", "stream"],
+        ["epoch", 1005],
+        1101,
+        [],
+        [event, None, event, event, event, None],
+        ["Error: enough", 5],
+        [[{"id": "ann", "connections": 2}], 1],
+        listed,
+        *([name] for name in odd),
+        [1501, "epoch", 1001, True, 0],
+        [3500, 5000],
+        # Two pages, each with a gap; more has come meanwhile.
+        2002,
+        f"ClevrdError: No answer from {host}.",
+    ]
+    # Another time it would clear what was published meanwhile.
+    assert asked == [b"DELETE /topics/t/messages HTTP/1.1"]
+
+
 # --- wrong arguments -----------------------------------------------------------------------------
 
 URL_SENTENCE = (
@@ -236,7 +369,8 @@ URL_SENTENCE = (
     " without a user and a query."
 )
 SUBSCRIBE_OPTIONS = (
-    "position, positions, patterns, last, since, policy, buffer, signal, onStatus, maxWaitingChars"
+    "position, positions, patterns, last, since, policy, buffer, subscriberId, headers, signal,"
+    " onStatus, maxWaitingChars"
 )
 TOPIC_SENTENCE = 'TypeError: The topic must be a name, as "orders", or an array of names.'
 POSITION_SENTENCE = "TypeError: position must be { epoch, offset }, as every event has them."
@@ -311,8 +445,50 @@ WRONG = {
     "client.publish('t', 1n)": "TypeError: This has no JSON form: Do not know how to serialize a"
     " BigInt",
     "client.publish('t', 1, null)": "TypeError: An object is expected, with any of: key,"
-    " idempotencyKey, signal.",
+    " idempotencyKey, ttlS, headers, signal.",
     "client.publish('t', 1, { key: 7 })": "TypeError: key must be text, and not empty.",
+    **{
+        f"client.publish('t', 1, {{ ttlS: {ttl} }})": "TypeError: ttlS must be a number of seconds"
+        " from 0.001 to 100000000; leave it out for a message that does not expire."
+        for ttl in ("'60'", "0", "-1", "0.0009", "100_000_001", "NaN", "Infinity", "true")
+    },
+    "client.publish('t', 1, { headers: true })": "TypeError: headers must be an object of texts, as"
+    ' { "ce-type": "order.paid" }.',
+    "client.publish('t', 1, { headers: { 'ce-type': 5 } })": "TypeError: headers must be an object",
+    "client.publish('t', 1, { headers: { other: 'x' } })": "ClevrdError: The header 'other' can't"
+    " be carried",
+    "client.subscribe('t', { headers: {} }).next()": "TypeError: headers must be true or false.",
+    "client.history('t', { headers: 1 }).next()": "TypeError: headers must be true or false.",
+    "client.publish('t', 1, { ttl_s: 60 })": "TypeError: ttl_s is no option, ttlS is.",
+    "client.publishBatch([{ topic: 't', data: 1, ttlS: 0 }])": "TypeError: ttlS must be",
+    "client.publishStream().publish('t', 1, { ttlS: 0 })": "TypeError: ttlS must be",
+    "client.subscribe('t', { subscriberId: 5 }).next()": "TypeError: subscriberId must be text, and"
+    " not empty.",
+    "client.subscribe('t', { subscriber_id: 'a' }).next()": "TypeError: subscriber_id is no option,"
+    " subscriberId is.",
+    "client.subscribe('t', { subscriberId: 'x'.repeat(129) }).next()": "ClevrdError: The"
+    " subscriber_id has 129 bytes; 128 are allowed.",
+    **{
+        f"client.history({topic}).next()": "TypeError: The topic must be a name, as"
+        ' "orders", and not "." or "..".'
+        for topic in ("", "7", "''", "['t']", "'.'", "'..'", "'\\ud800'")
+    },
+    "client.topic('..')": "TypeError: The topic must be a name",
+    "client.clear('..')": "TypeError: The topic must be a name",
+    "client.history('t', null).next()": "TypeError: An object is expected, with any of: position,"
+    " last, since, limit, headers, signal.",
+    "client.history('t', { limit: 0 }).next()": "TypeError: limit must be a whole number, 1 or"
+    " more.",
+    "client.history('t', { last: 1, since: 'all' }).next()": "TypeError: last and since each say"
+    " where to begin; give one of them.",
+    "client.history('none').next()": "ClevrdError: There is no such topic",
+    "client.topic('none')": "ClevrdError: There is no such topic",
+    "client.topic('t', { limit: 1001 })": "ClevrdError: The option limit must be a whole number"
+    " from 1 to 1000.",
+    "client.clear('none')": "ClevrdError: There is no such topic",
+    "client.clear('t', { signal: AbortSignal.abort(new Error('enough')) })": "Error: enough",
+    "client.history('t', { signal: AbortSignal.abort(new Error('no')) }).next()": "Error: no",
+    "client.topics({ signal: AbortSignal.abort(new Error('no')) }).next()": "Error: no",
     "client.publish('t', 1, { signal: 7 })": "TypeError: signal must be an AbortSignal",
     "client.publish('t', 1, { signal: AbortSignal.abort(new Error('enough')) })": "Error: enough",
     "client.publishBatch()": "TypeError: The items must be an array, as [{ topic, data }].",
@@ -420,7 +596,7 @@ NOT_CLEVRD = (
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_other_web_servers_are_told(project: Path, kind: str) -> None:
-    """To who subscribes, publishes, sends a batch or opens a stream; nobody comes back for it."""
+    """To who subscribes, publishes or asks of topics; nobody comes back for it."""
     script = """
     console.warn = () => {};
     for (const url of given.urls) {
@@ -431,6 +607,9 @@ async def test_other_web_servers_are_told(project: Path, kind: str) -> None:
             await said(client.publish("t", 1)),
             await said(client.publishBatch([{ topic: "t", data: 1 }])),
             await said(stream.publish("t", 1)),
+            await said(client.history("t").next()),
+            await said(client.topics().next()),
+            await said(client.clear("t")),
         ]);
         await stream.close();
     }
@@ -441,7 +620,7 @@ async def test_other_web_servers_are_told(project: Path, kind: str) -> None:
 
     for url, sentences, (_, expected) in zip(urls, told, NOT_CLEVRD, strict=True):
         start = f"ClevrdError: {url.removeprefix('http://')} {expected}"
-        assert [said[: len(start)] for said in sentences] == [start] * 4
+        assert [said[: len(start)] for said in sentences] == [start] * 7
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from clevrd.core.message_ids import MessageIds, id_at, rfc3339, us_of_id
 from clevrd.core.names import MAX_TOPIC_BYTES, check_topic
-from clevrd.core.publish_request import decode_publish, decode_socket_publish
+from clevrd.core.publish_request import (
+    MAX_REF_CHARS,
+    PublishRequest,
+    decode_plain,
+    decode_plain_socket,
+    decode_publish,
+    decode_socket_publish,
+)
 from clevrd.errors import InvalidRequest
 
 NESTED = 100_000
@@ -409,3 +416,58 @@ def test_id_is_read_as_it_is_spelled(us: int) -> None:
     assert spell(us, us) == (id_at(us), rfc3339(us))
     # An id that has run ahead of the clock has the clock's time.
     assert spell(us + 2_000, us) == (id_at(us + 2_000), rfc3339(us))
+
+
+# --- several at once ---------------------------------------------------------------------------
+
+ITEMS = [
+    b'{"topic":"t","data":1}',
+    b' {"data" : {"topic":"u", "key":"\\u0041"} ,"topic":"t"}\r',
+    '{"topic":"t","data":"grüße 😀"}'.encode(),
+    b'{"topic":"t","data":[1],"key":"k"}',
+    b'{"topic":"t","data":2,"ttl_s":1.5}',
+    b'{"topic":"t","data":2,"idempotency_key":"a"}',
+    b'{"topic":"u","data":1}',
+    b'{"topic":"t","data":null}',
+    b'{"topic":"t"}',
+    b'{"topic":"t","data":1,"key":""}',
+    b'{"topic":"t","data":1,"ttl_s":0}',
+    b'{"topic":"t","data":1,"Key":"k"}',
+    b'{"topic":"t","data":"\xff"}',
+    b'{"topic":"t","data":"' + b"x" * 2_000 + b'"}',
+    # One publish over two lines, and two on one.
+    b'{"topic":"t","data":[1',
+    b",2]}",
+    b'{"topic":"t","data":1}{"topic":"t","data":2}',
+    b'{"topic":"t","data":1},{"topic":"t","data":2}',
+    b"",
+]
+
+
+@given(st.lists(st.sampled_from(ITEMS), min_size=1, max_size=8))
+def test_several_at_once_are_what_each_is_by_itself(items: list[bytes]) -> None:
+    """As far as they go: those that have to be looked at singly are left to that."""
+    found = decode_plain(items, "t")
+
+    assert found == [decode_publish(each) for each in items[: len(found)]]
+    assert all(each.topic == "t" and each.idempotency_key is None for each in found)
+
+
+def test_several_plain_ones_are_decoded_at_once() -> None:
+    """With keys, times to live and any language, up to the first of another topic."""
+    assert len(decode_plain(ITEMS[:5], "t")) == 5
+    assert len(decode_plain([*ITEMS[:5], ITEMS[6], ITEMS[0]], "t")) == 5
+    assert decode_plain([*ITEMS[:5], b"no JSON"], "t") == []
+    assert [type(each) for each in decode_plain(ITEMS[:2], "t")] == 2 * [PublishRequest]
+
+
+@pytest.mark.parametrize("ref", [b"7", b'"r"', b'"' + b"r" * (MAX_REF_CHARS + 1) + b'"'])
+def test_refs_of_several_at_once_are_as_of_each(ref: bytes) -> None:
+    """One that is too long is left to the decoder of a single one, which says so."""
+    frame = b'{"topic":"t","data":1,"ref":%b}' % ref
+    found = decode_plain_socket([frame, frame], "t")
+
+    if len(ref) > MAX_REF_CHARS:
+        assert found == []
+    else:
+        assert found == 2 * [decode_socket_publish(frame)]

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Close, Frame, Opcode
 
-from clevrd.core.message import KeyedMessage, Message
+from clevrd.core.message import KeyedMessage, Message, message_of
+from clevrd.core.message_ids import MessageIds
 from clevrd.core.server_frames import (
     SPLICED_BYTES,
     FrameEncoder,
@@ -171,3 +172,66 @@ def test_large_data_is_put_in_its_place(size: int, key: str | None) -> None:
     frame = FrameEncoder().frame(wanted)
 
     assert frame == text_frame(msgspec.json.encode(wanted))
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                b"1",
+                b'"a"',
+                b'{ "a" :\n[1]}',
+                b'"\\n"',
+                b'"%b"' % (b"x" * 1_022),
+                b'"%b"' % (b"y" * 900),
+            ]
+        ),
+        min_size=1,
+        max_size=100,
+    ),
+    st.sampled_from(["plain", "keyed", "expiring"]),
+)
+def test_frames_of_several_are_those_of_each(data: list[bytes], kind: str) -> None:
+    """Whatever their number, their sizes and the line feeds in them."""
+    stamp = ("msg-20260131-120000.000042", "2026-01-31T12:00:00.000042Z")
+    messages: list[Message] = []
+    for number, each in enumerate(map(msgspec.Raw, data)):
+        if kind == "plain":
+            messages.append(message(bytes(each), offset=number))
+        elif kind == "keyed":
+            messages.append(KeyedMessage(stamp[0], "t", "d", each, stamp[1], number, "k\n"))
+        else:
+            messages.append(message_of(stamp, "t", "d", each, number, "k", 1.5))
+    encoder = FrameEncoder()
+
+    assert encoder.frames(messages) == [encoder.frame(each) for each in messages]
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [b"1", b'"a"', b'{"a":[1]}', b'"%b"' % (b"x" * 1_900), b'"%b"' % (b"y" * 70_000)]
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=10),
+    st.integers(0, 10_000_000),
+    st.sampled_from([1, 8]),
+)
+def test_frames_that_are_put_together_are_those_that_are_encoded(
+    data: list[bytes], name: str, offset: int, step: int
+) -> None:
+    """Byte for byte, for names, sizes and offsets of every kind."""
+    first_us = 1_769_860_800_000_042
+    parts = MessageIds().spell_parts(first_us, len(data), step, first_us)
+    assert parts is not None
+    stamps = MessageIds().spell_run(first_us, len(data), step, first_us)
+    encoder = FrameEncoder()
+
+    found = encoder.plain_frames(name, name + '"', data, offset, parts)
+
+    assert found == [
+        encoder.frame(Message(stamp[0], name, name + '"', msgspec.Raw(each), stamp[1], number))
+        for number, (each, stamp) in enumerate(zip(data, stamps, strict=True), offset)
+    ]

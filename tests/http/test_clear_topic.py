@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import pytest
 from clients import subscribe
 from daemons import Daemon, running, until
 from keys import ADMIN, WEB, bearer, key, rules
+from memory_log import MemoryEngine, MemoryLog
 
+from clevrd import server
+from clevrd.journal import fold
 from clevrd.tenants.keys import new_key
 from clevrd.tenants.settings import read_access
 
@@ -131,6 +135,54 @@ async def test_journal_clears_for_good(tmp_path: Path) -> None:
     assert [page["epoch"] for page in pages] == [answer["epoch"]] * 5
     assert kinds_of(told_later) == ["subscribed", 6]
     assert again == twice == unused == (200, {**again[1]})
+
+
+async def test_new_epoch_of_the_log_is_no_want_of_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the log loses its end meanwhile, the topic has nothing of before, and that is said."""
+    log = MemoryLog()
+    monkeypatch.setattr(server, "engine_of", lambda *_: MemoryEngine(log))
+    async with running(journal_table={"directory": str(tmp_path / "journal")}) as daemon:
+        for data in range(3):
+            await daemon.publish("t", data)
+        log.goes_on.clear()
+        clearing = asyncio.create_task(clear(daemon, "t"))
+        assert daemon.hub.journal is not None
+        node = daemon.hub.journal.node
+        await until(lambda: node.is_busy)
+        log.lose(0, 1, "01")
+        log.goes_on.set()
+        status, answer = await clearing
+        shown = await daemon.get_json("/topics/t")
+        after = await daemon.publish("t", 3)
+
+    assert (status, answer["success"]) == (200, True)
+    assert (answer["epoch"], answer["offset"]) == (shown["epoch"], 0)
+    assert (after["epoch"], after["offset"]) == (answer["epoch"], 1)
+
+
+async def test_topic_beyond_the_bound_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log has a number of cleared topics at most; one that is cleared may be so again."""
+    pytest.importorskip("apsw")
+    monkeypatch.setattr(fold, "MAX_CLEARED", 1)
+    async with running(journal_table={"directory": str(tmp_path / "journal")}) as daemon:
+        for topic in ("t", "u"):
+            await daemon.publish(topic, 1)
+        first = await clear(daemon, "t")
+        refused = await clear(daemon, "u")
+        await daemon.publish("t", 2)
+        again = await clear(daemon, "t")
+        page = await daemon.get_json("/topics/u/messages?since=all")
+        counted = daemon.hub.counters.refused["unavailable"]
+
+    assert (first[0], again[0], again[1]["offset"]) == (200, 200, 2)
+    assert (refused[0], refused[1]["code"], refused[1]["retryable"]) == (503, "unavailable", True)
+    assert "as many cleared topics as it may have" in refused[1]["error"]
+    assert kinds_of(page["messages"]) == [1]
+    assert counted == 1
 
 
 async def test_cleared_topic_stays_cleared_without_a_checkpoint(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Framing: where requests begin and end, whatever the pieces; what is refused, and where.
 
-That it agrees with aiohttp's parser is test_raw_and_aiohttp_agree.py's, over real sockets.
+That it agrees with aiohttp's parser is test_raw_and_aiohttp_agree.py's, over real sockets. Bytes
+are compared here as they came; how small chunks become one is test_merged_chunks.py's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pytest
 from http_corpus import CHUNKED, CORPUS
 from http_wire import chunked, get, post, split_each
 
+from clevrd.aiohttp_front import framing
 from clevrd.aiohttp_front.framing import (
     MAX_LINE_BYTES,
     Framing,
@@ -24,14 +26,20 @@ from clevrd.head_cache import MAX_KNOWN_HEAD_BYTES, MAX_KNOWN_HEADS
 BODY = b'{"topic":"t","data":1}'
 
 
+@pytest.fixture(autouse=True)
+def unmerged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have chunks passed on as they come."""
+    monkeypatch.setattr(framing, "merge_chunks", lambda _: b"")
+
+
 def taken(pieces: Sequence[bytes], known: KnownHeads | None = None) -> tuple[bytes, str]:
     """Return all that is passed on of ``pieces``, and the sentence of the first fault, if any."""
-    framing = Framing(known)
+    follower = Framing(known)
     passed = b""
     for piece in pieces:
         rest = piece
         while rest:
-            some, followed_bytes, fault = framing.take(rest)
+            some, followed_bytes, fault = follower.take(rest)
             assert followed_bytes
             rest = rest[followed_bytes:]
             passed += some

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from clients import subscribe
 from daemons import Daemon, running, until
+from hypothesis import given
+from hypothesis import strategies as st
 
-from clevrd.errors import InvalidRequest
-from clevrd.handlers.publish.batch import ITEMS_PER_SHARE, MAX_ITEMS, split_batch
+from clevrd.core.publish_request import PublishRequest, decode_plain, decode_publish
+from clevrd.errors import InvalidRequest, MessageTooLarge
+from clevrd.handlers.publish import traced
+from clevrd.handlers.publish.batch import (
+    ITEMS_PER_SHARE,
+    MAX_ITEMS,
+    BatchEndpoint,
+    _run_results,
+    split_batch,
+)
+from clevrd.handlers.publish.run import RunPublisher
+from clevrd.hub import Published
+from clevrd.tenants import Tenant
 
 
 async def send(daemon: Daemon, body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
@@ -169,3 +185,99 @@ async def test_throttled_batch_waits_between_items() -> None:
 
         assert answer["published"] == 20
         assert loop.time() - started_s >= 19 * 0.010
+
+
+# --- several items at once ------------------------------------------------------------------------
+
+ITEM_KINDS = [
+    b'{"topic":"a","data":1}',
+    b'{"topic":"b","data":1}',
+    b'{"topic":"a","data":2,"key":"k"}',
+    b'{"topic":"a","data":3,"idempotency_key":"%d"}',
+    b'{"topic":"a","data":4,"colour":1}',
+    b'{"topic":"a","data":"' + b"x" * 1_100 + b'"}',
+    b'{"topic":"a","data":null}',
+    b'{"topic":"a","data":[1',
+    b",2]}",
+    b'{"topic":"a","data":1}{"topic":"a","data":2}',
+]
+
+
+class Recorded:
+    """A hub and `Outcomes` in one, which note what a RunPublisher does."""
+
+    max_run = 40
+    most = math.inf
+
+    def __init__(self) -> None:
+        self.turns = SimpleNamespace(is_spent=lambda: False)
+        self.done: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def note(*arguments: Any) -> Any:
+            if name == "publish_run":
+                self.done.append([bytes(each.data) for each in arguments[1]])
+                return 1, []
+            if name == "refused":
+                self.done.append((str(arguments[0]), arguments[1]))
+            elif name == "publish_once":
+                self.done.append((arguments[1], arguments[2]))
+                return Published(True, "id", 1, "e", 0, 0, 0)
+            elif name == "most_now":
+                return self.most
+            return None
+
+        return note
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(ITEM_KINDS), st.integers(1, 30)), max_size=12),
+    st.sampled_from([1_000, 100_000]),
+    st.sampled_from([3, math.inf]),
+)
+def test_several_items_at_once_make_the_runs_that_each_by_itself_does(
+    kinds: list[tuple[bytes, int]], max_bytes: int, most: float
+) -> None:
+    """And the same refusals, at the same places."""
+    items = [kind for kind, count in kinds for _ in range(count)]
+
+    def decode(item: bytes) -> PublishRequest:
+        if len(item) > max_bytes:
+            raise MessageTooLarge(max_bytes, len(item))
+        return decode_publish(item)
+
+    done = []
+    for several in (None, decode_plain):
+        recorded: Any = Recorded()
+        recorded.most = most
+        runs = RunPublisher(recorded, Tenant("t"), decode, recorded, several, max_bytes)
+        assert runs.take(items) == (len(items), False)
+        done.append(recorded.done)
+
+    assert done[0] == done[1]
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 300])
+def test_results_of_a_run_are_those_of_each(count: int) -> None:
+    """Byte for byte, however many are made together."""
+    topic = SimpleNamespace(
+        epoch="0123456789ab", live=[1], lagging=[], suspended=[], slow=0, journal=None
+    )
+    ids = [f"msg-20260131-120000.{number:06d}" for number in range(count)]
+    run = [PublishRequest("t", msgspec.Raw(b"1"))] * count
+
+    found = _run_results(topic, run, (9_998, ids))  # type: ignore[arg-type]
+
+    each = [
+        Published(True, message_id, 9_998 + place, "0123456789ab", 1, 0, 0)
+        for place, message_id in enumerate(ids)
+    ]
+    assert b"[%b]" % found == msgspec.json.encode(each)
+
+
+def test_endpoint_that_adds_something_to_each_item_decodes_them_singly() -> None:
+    """A span, as where batches are traced: several at once would be without it."""
+    kinds = [each for each in BatchEndpoint.__subclasses__() if "_decode" in vars(each)]
+
+    assert [each.__module__ for each in kinds] == [traced.__name__]
+    assert not any(each._may_decode_several for each in kinds)

@@ -19,6 +19,7 @@ from histories import (
     start_of,
     unavailable,
 )
+from stored_messages import StoredMessage
 
 from clevrd.config import Config
 from clevrd.core.beginning import After, Beginning, Last, Since
@@ -30,7 +31,6 @@ from clevrd.core.stream_forms import NDJSON_BARE, SSE, StreamForm
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.hub import Hub, audience_of, history_readers
-from clevrd.journal.base import StoredMessage
 from clevrd.journal.records import line_of
 
 TENANT = "default-tenant"

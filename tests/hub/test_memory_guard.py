@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 from clients import SMALL_BUFFERS, client_of, raw_subscriber, subscribe
 from daemons import Daemon, FakeStats, running, until
-from fakes import FakeSink, TopicDriver, make_topic, sink_of
+from fakes import FakeSink, TopicDriver, frame_of, make_topic, sink_of
 from websockets import InvalidStatus, Subprotocol
 
 from clevrd.control.system_stats import HeldMemory
+from clevrd.core.budgets import Budget
 from clevrd.core.drop_strategy import DropStrategy
+from clevrd.core.kept_frames import KeptFrames
+from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.hub.memory_guard import LOOKS_TO_GIVE_BACK
@@ -229,6 +232,120 @@ async def test_rate_of_a_tenant_holds_again_afterwards() -> None:
 
     assert shed[1]["code"] == "memory_limit"
     assert [codes[0][0], codes[1][1]["code"]] == [200, "rate_limited"]
+
+
+async def explained(daemon: Daemon, kind: str) -> dict[str, dict[str, Any]]:
+    """Return the decisions of a kind that operators are told of, by their codes."""
+    view = await daemon.get_json("/admin/explain")
+    found = [each for each in view["decisions"] if each["kind"] == kind]
+    by_code = {each["code"]: each for each in found}
+    assert len(by_code) == len(found)
+    return by_code
+
+
+async def test_each_rung_is_explained_as_long_as_it_holds() -> None:
+    """With its rule, the figures and the limits; what lies below is a decision of its own."""
+    stats = FakeStats()
+    async with running(stats=stats) as daemon:
+        hold(daemon, stats, 86)
+        first = await explained(daemon, "memory")
+        hold(daemon, stats, 96)
+        all_three = await explained(daemon, "memory")
+        hold(daemon, stats, 91)
+        publishing = await explained(daemon, "memory")
+        hold(daemon, stats, 10)
+        well = await explained(daemon, "memory")
+        hold(daemon, stats, 85)
+        again = await explained(daemon, "memory")
+
+    assert first.keys() == {"rings_shrink"}
+    assert first["rings_shrink"]["rule"] == (
+        "Rings give up messages that no subscriber waits for, from 85% of the memory on until less"
+        " than 83% is used: it was 86 of 100 MiB (the test's limit)."
+    )
+    assert first["rings_shrink"]["scope"]["kind"] == "daemon"
+    assert {code: each["is_on"] for code, each in all_three.items()} == {
+        "rings_shrink": True,
+        "no_new_subscribers": True,
+        "no_publishes": True,
+    }
+    shed = all_three["no_publishes"]
+    assert (shed["ends_at"], shed["count"]) == (None, 1)
+    assert shed["inputs"] == {
+        "used_share": 0.96,
+        "used_bytes": 96 * MIB,
+        "limit_bytes": 100 * MIB,
+    }
+    assert shed["thresholds"] == {"begins_at": 0.95, "ends_below": 0.93}
+    assert [code for code, each in publishing.items() if not each["is_on"]] == ["no_publishes"]
+    ended = publishing["no_publishes"]
+    assert ended["ends_at"] == ended["last_at"] > ended["began_at"]
+    assert not any(each["is_on"] for each in well.values())
+    # It goes on with what was told of before.
+    shrinks = again["rings_shrink"]
+    assert (shrinks["is_on"], shrinks["ends_at"], shrinks["count"]) == (True, None, 2)
+    assert shrinks["inputs"]["used_share"] == 0.85
+
+
+async def test_what_rings_give_up_is_explained_by_tenant() -> None:
+    """Each that has a share of its own is told how much went, and at which use."""
+    stats = FakeStats()
+    async with running(stats=stats) as daemon:
+        for tenant in ("default-tenant", "made-up"):
+            await daemon.publish("t", "x" * 50_000, **{"X-Tenant-ID": tenant})
+        hold(daemon, stats, 86)
+        view = await daemon.get_json("/admin/explain?tenant=default-tenant")
+
+    found = [each for each in view["decisions"] if each["code"] == "rings_shrunk"]
+    assert sorted(each["scope"]["tenant_id"] for each in found) == ["", "default-tenant"]
+    assert {each["kind"] for each in found} == {"eviction"}
+    assert all(50_000 < each["inputs"]["freed_bytes"] < 51_000 for each in found)
+    assert all(each["thresholds"]["begins_at"] == 0.85 for each in found)
+
+
+async def test_kept_messages_that_are_given_up_are_explained() -> None:
+    """Those of a tenant over its share, and those of whoever finds all memory for them taken."""
+    async with running(stats=FakeStats()) as daemon:
+        topics = daemon.hub.topics
+        greedy, other = (topics.portions.of(tenant) for tenant in ("default-tenant", "made-up"))
+        Giver(greedy.kept).takes(topics.kept.max_bytes - 1)
+        given_back = KeptFrames(other.kept).hold(full_ring(), 0, 1)
+        topics.kept.left_bytes = 0
+        kept = KeptFrames(greedy.kept).hold(full_ring(), 0, 1)
+        found = await explained(daemon, "eviction")
+
+    assert (given_back, kept) == (1, 0)
+    assert found.keys() == {"kept_frames_given_back", "kept_frames_full"}
+    assert {each["scope"]["tenant_id"] for each in found.values()} == {"default-tenant"}
+    back, full = found["kept_frames_given_back"], found["kept_frames_full"]
+    limits = {"share_bytes": greedy.kept.guaranteed_bytes, "max_kept_bytes": topics.kept.max_bytes}
+    assert back["thresholds"] == full["thresholds"] == limits
+    assert back["inputs"]["freed_bytes"] > topics.kept.max_bytes / 20
+    assert full["inputs"]["left_bytes"] == 0
+
+
+class Giver:
+    """A holder of bytes of a budget, which gives back what is wanted."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        budget.holders[self] = None
+
+    def takes(self, size_bytes: int) -> None:
+        """Take bytes, which there are."""
+        assert self.budget.take(size_bytes)
+
+    def give_back(self, wanted_bytes: int, /) -> int:
+        """Let go of what is wanted."""
+        self.budget.give(wanted_bytes)
+        return wanted_bytes
+
+
+def full_ring() -> RecentMessageCache:
+    """Return a ring with one message."""
+    ring = RecentMessageCache(1, 1 << 20)
+    ring.extend([frame_of(1, 64)])
+    return ring
 
 
 async def test_each_change_is_one_line(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,8 +8,14 @@ from typing import Any
 import pytest
 from daemons import Daemon, running
 
+from clevrd.config import MIB, Config
 from clevrd.core.portions import OTHERS
-from clevrd.hub.memory_shares import OPEN_WEIGHTS, weights_of
+from clevrd.hub.memory_shares import (
+    OPEN_WEIGHTS,
+    input_bytes,
+    weights_of,
+    with_bodies_that_fit,
+)
 from clevrd.tenants.settings import read_access
 
 KEY = {"id": "web", "sha256": "0" * 64, "publish": ["**"]}
@@ -52,6 +58,39 @@ def test_only_configured_tenants_have_a_share_where_a_credential_is_required() -
     }
 
     assert ratios(tables, "acme", "other", "default-tenant") == pytest.approx([0.75, 0.25, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("max_memory_mb", "empty_mb", "batch_mb", "input_mb"),
+    [
+        (2048, 48, 8, 204.8),
+        (128, 48, 8, 24),
+        (64, 48, 8, 6.4),
+        # Where the bound is too low for the interpreter, a higher one counts.
+        (64, 60, 8, 8),
+        (2048, 48, 1024, 1692.8),
+    ],
+)
+def test_unfinished_input_ends_below_the_memory_ladder(
+    max_memory_mb: int, empty_mb: int, batch_mb: int, input_mb: float
+) -> None:
+    """A tenth of memory or three of the largest bodies, as far as a daemon has that much left."""
+    config = Config(max_batch_bytes=batch_mb * MIB)
+
+    found = input_bytes(config, max_memory_mb * MIB, empty_mb * MIB)
+
+    assert found == pytest.approx(input_mb * MIB, abs=2)
+
+
+def test_largest_body_fits_into_what_comes_first() -> None:
+    """Or it could never arrive: what is larger is refused by its head."""
+    config = Config(max_batch_bytes=8 * MIB, max_message_bytes=MIB)
+
+    assert with_bodies_that_fit(config, 24 * MIB) is config
+    small = with_bodies_that_fit(config, 6 * MIB)
+    assert (small.max_batch_bytes, small.max_message_bytes) == (3 * MIB, MIB)
+    tiny = with_bodies_that_fit(config, MIB)
+    assert (tiny.max_batch_bytes, tiny.max_message_bytes) == (MIB // 2, MIB // 2)
 
 
 async def test_shares_follow_the_rules_in_force() -> None:

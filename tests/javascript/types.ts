@@ -6,6 +6,8 @@ import {
 	type Answer,
 	type Event,
 	type Gap,
+	type HistoryOptions,
+	type ListedTopic,
 	type Message,
 	type Policy,
 	type Position,
@@ -13,6 +15,7 @@ import {
 	type Refusal,
 	type Status,
 	type SubscribeOptions,
+	type TopicInfo,
 } from "clevrd";
 
 interface Order {
@@ -81,6 +84,29 @@ export async function publish(): Promise<void> {
 	await stream.close();
 }
 
+export async function look(signal?: AbortSignal): Promise<Position> {
+	const options: HistoryOptions = { since: new Date(), limit: 5, signal };
+	for await (const event of client.history<Order>("orders", options)) {
+		if (event.type === "gap") event.count?.toFixed();
+		else event.ttl_s?.toFixed();
+		// @ts-expect-error: a gap has no data
+		event.data;
+		if (event.type === "message") event.data.id.toFixed();
+	}
+	const names: string[] = [];
+	for await (const listed of client.topics({ signal })) names.push((listed satisfies ListedTopic).topic);
+	const topic: TopicInfo = await client.topic("orders", { limit: 10, after: "ann" });
+	topic.presence.ids[0]?.connections.toFixed();
+	// @ts-expect-error: there may be none in memory
+	topic.oldest_offset.toFixed();
+	await client.publish("orders", 1, { ttlS: 0.5, headers: { "ce-type": "paid" } });
+	for await (const event of client.subscribe("orders", { headers: true }))
+		if (event.type === "message") event.headers?.["ce-type"]?.trim();
+	await client.publishBatch([{ topic: "orders", data: 1, ttlS: 60 }]);
+	for await (const event of client.history("orders", { position: topic })) return event;
+	return client.clear("orders", { signal });
+}
+
 export function retry(error: unknown): boolean {
 	return error instanceof ClevrdError && error.retryable === true && (error.retryAfterMs ?? 0) < 9;
 }
@@ -90,6 +116,21 @@ export const recent: SubscribeOptions = { last: 5 };
 
 // @ts-expect-error: a policy that there is not
 client.subscribe("t", { policy: "drop_all" });
+client.subscribe("t", { subscriberId: "ann" });
+// @ts-expect-error: a number is no name
+client.subscribe("t", { subscriberId: 5 });
+// @ts-expect-error: text is no number
+client.publish("t", 1, { ttlS: "60" });
+// @ts-expect-error: misspelt
+client.publish("t", 1, { ttl_s: 60 });
+// @ts-expect-error: whether, not which
+client.subscribe("t", { headers: { "ce-type": "paid" } });
+// @ts-expect-error: which, not whether
+client.publish("t", 1, { headers: true });
+// @ts-expect-error: of one topic
+client.history(["a", "b"]);
+// @ts-expect-error: a policy is for a subscription
+client.history("t", { policy: "latest" });
 // @ts-expect-error: any text is no policy
 client.subscribe("t", { policy: "latest" as string });
 // @ts-expect-error: misspelt

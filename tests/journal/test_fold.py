@@ -422,6 +422,8 @@ def test_same_content_has_the_same_digest() -> None:
 
     assert len(digests) == 3
     assert content_of(PublishRequest("t", data)) == content_of(PublishRequest("t", data, "id"))
+    traced = PublishRequest("t", data, headers={"ce-id": "1"})
+    assert content_of(PublishRequest("t", data)) == content_of(traced)
 
 
 # --- what other nodes have seen -------------------------------------------------------------------
@@ -570,6 +572,20 @@ def test_foreign_record_has_its_idempotency_key() -> None:
 
     assert len(folded.confirmed) == 1
     assert repeat.repeats[0].offset == 1
+
+
+@pytest.mark.parametrize(
+    "headers", ['{"ce-id":"1"}', "5", '{"traceparent":"x"}', '{"baggage":"a","ce-id":"1"}']
+)
+def test_foreign_record_counts_whatever_its_headers_are(headers: str) -> None:
+    """Nodes that know nothing of headers count it, so it is never bad for these."""
+    log = Log()
+    waits = log.add_record(f'{{"topic":"t","data":1,"headers":{headers}}}'.encode())
+
+    (confirmed,) = log.add(plain(), tenant=FOREIGN_TENANT).confirmed
+
+    assert (waits.bad, confirmed.placed.offset) == (None, 1)
+    assert confirmed.request.headers == ({"ce-id": "1"} if "ce-id" in headers else None)
 
 
 @pytest.mark.parametrize("bound", ["MAX_WAITING", "MAX_WAITING_BYTES"])

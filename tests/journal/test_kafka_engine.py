@@ -178,7 +178,7 @@ async def test_reader_that_hears_nothing_is_made_again(server: KafkaServer) -> N
         ((position, _),) = await engine.read(0, 0)
         _, _, reader = engine._opened()
         consuming = reader._consuming
-        engine._partitions[0].appended = position + 5
+        engine._partitions[0].unseen.position = position + 5
         reading = asyncio.ensure_future(engine.read(0, position))
         await asyncio.sleep(0)
 

@@ -6,17 +6,20 @@ import asyncio
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
+import shared_journal
 from confluent_kafka import Consumer, Producer, TopicPartition
 from daemons import daemon_process, until
 from journal_engines import new_topic
 from kafka_servers import UNKEPT, KafkaServer, shared_server
-from shared_journal import nodes, published, received, refused, resume
+from shared_journal import nodes, published, refused, resume
 from websockets.asyncio.client import connect
 
 # A broker takes seconds to start and to be found again.
 pytestmark = pytest.mark.timeout(90)
+received = partial(shared_journal.received, within_s=25.0)
 
 
 @pytest.fixture

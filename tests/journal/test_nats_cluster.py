@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from daemons import until
 from nats_servers import NatsServer, cluster_of
-from test_nats_nodes import nodes, published, received
+from shared_journal import published, received
+from test_nats_nodes import nodes
 from websockets.asyncio.client import connect
 
 pytestmark = [

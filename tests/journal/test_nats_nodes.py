@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import Daemon, daemon_process, running, until
+import shared_journal
+from daemons import Daemon, daemon_process, until
 from nats_servers import NatsServer, nats_server
-from websockets.asyncio.client import ClientConnection, connect
+from shared_journal import published, received, resume
+from websockets.asyncio.client import connect
 
 from clevrd.journal import node as node_module
 
@@ -33,40 +34,8 @@ async def server(one_server: NatsServer) -> NatsServer:
     return one_server
 
 
-@asynccontextmanager
-async def nodes(url: str, count: int = 2, **table: Any) -> AsyncIterator[list[Daemon]]:
-    """Run daemons on one journal."""
-    table = {"partitions": 2, **table}
-    async with AsyncExitStack() as stack:
-        yield [
-            await stack.enter_async_context(running(journal_table={"url": url, **table}))
-            for _ in range(count)
-        ]
-
-
-async def received(reader: ClientConnection, count: int) -> list[Any]:
-    """Return the next frames."""
-    async with asyncio.timeout(20):
-        return [json.loads(await reader.recv()) for _ in range(count)]
-
-
-async def published(daemon: Daemon, topic: str, data: Any) -> dict[str, Any]:
-    """Publish once, asking again and again while the journal is away."""
-    key = secrets.token_hex(8)
-    while True:
-        body = json.dumps({"topic": topic, "data": data, "idempotency_key": key})
-        async with daemon.http.post(f"{daemon.url}/publish", data=body) as response:
-            answer: dict[str, Any] = await response.json()
-            if response.status == 200:
-                return answer
-            assert answer["retryable"], answer
-        await asyncio.sleep(0.05)
-
-
-def resume(daemon: Daemon, answer: dict[str, Any], topic: str = "t") -> str:
-    """Return the URL of a reader that goes on behind the message that ``answer`` is for."""
-    position = f"offset={answer['offset']}&epoch={answer['epoch']}"
-    return f"{daemon.ws_url}/subscribe?topic={topic}&control=1&{position}"
+# Each test makes its streams anew.
+nodes = partial(shared_journal.nodes, partitions=2)
 
 
 async def test_messages_of_all_nodes_have_one_order_on_all_nodes(server: NatsServer) -> None:

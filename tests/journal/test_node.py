@@ -16,6 +16,7 @@ from memory_log import FULL, UNAVAILABLE, MemoryEngine, MemoryLog
 from clevrd.config import Config
 from clevrd.core.beginning import After
 from clevrd.core.publish_request import PublishRequest
+from clevrd.core.server_frames import headers_of
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import JournalFull, JournalUnavailable, Unavailable
@@ -23,7 +24,8 @@ from clevrd.hub import Hub, Published, audience_of
 from clevrd.journal import node as node_module
 from clevrd.journal import partition as partition_module
 from clevrd.journal import record_writer
-from clevrd.journal.records import MAX_RECORD_BYTES
+from clevrd.journal.base import Placed
+from clevrd.journal.records import MAX_RECORD_BYTES, Header, Run, encode_record
 from clevrd.tenants import Tenant
 
 ALL = (("**",),)
@@ -32,13 +34,16 @@ TENANT = Tenant("default-tenant")
 
 @asynccontextmanager
 async def hub_on(
-    log: MemoryLog, patterns: Sequence[tuple[str, ...]] = ALL, max_topics: int = 1_000
+    log: MemoryLog,
+    patterns: Sequence[tuple[str, ...]] = ALL,
+    max_topics: int = 1_000,
+    engine: MemoryEngine | None = None,
 ) -> AsyncIterator[Hub]:
     """Give a hub with a node on ``log``."""
     hub = Hub(
         Config(),
         asyncio.get_running_loop(),
-        engine=MemoryEngine(log),
+        engine=engine or MemoryEngine(log),
         journaled=patterns,
         max_journaled_topics=max_topics,
     )
@@ -77,13 +82,72 @@ async def test_cleared_topic_takes_no_room_from_later_publishes() -> None:
     async with hub_on(MemoryLog()) as hub:
         await publish(hub, "a")
         topic = hub.topic(TENANT, "t")
-        clears = [hub.clearing.clear_for_all(topic) for _ in range(3)]
+        clears = [hub.clearing.clear(topic) for _ in range(3)]
         await asyncio.gather(*[each for each in clears if isinstance(each, asyncio.Future)])
         assert hub.journal is not None
         node = hub.journal.node
         await until(lambda: not node.is_busy)
         # If each left some bytes there, publishes would wait for room for ever one day.
         assert node.view().pending_bytes == 0
+
+
+class HeldEngine(MemoryEngine):
+    """Hands back records that are not safe yet, as a Redis with replicas does."""
+
+    answers_when_taken = True
+
+    def __init__(self, log: MemoryLog) -> None:
+        super().__init__(log)
+        self.is_safe = asyncio.Event()
+        self.is_safe.set()
+
+    async def append(
+        self, partition: int, record: bytes, stamp: str, placed: Sequence[Placed]
+    ) -> None:
+        """Append, and wait until it is safe."""
+        await super().append(partition, record, stamp, placed)
+        await self.is_safe.wait()
+
+
+async def test_clear_is_answered_with_one_position_though_another_one_follows() -> None:
+    """The epoch and the offset are of one moment: a later clear has an epoch of its own."""
+    log = MemoryLog()
+    engine = HeldEngine(log)
+    async with hub_on(log, engine=engine) as one, hub_on(log) as two:
+        await publish(one, "a")
+        topic = one.topic(TENANT, "t")
+        engine.is_safe.clear()
+        due = one.clearing.clear(topic)
+        assert isinstance(due, asyncio.Future)
+        await until(lambda: one.topic(TENANT, "t").epoch != topic.epoch)
+        first = one.topic(TENANT, "t").epoch
+        await publish(two, "b")
+        later = two.clearing.clear(two.topic(TENANT, "t"))
+        assert isinstance(later, asyncio.Future)
+        second = await later
+        await until(lambda: one.topic(TENANT, "t").epoch == second.epoch)
+        engine.is_safe.set()
+        answer = await due
+
+    assert (answer.epoch, answer.offset) == (first, 1)
+    assert (answer.old_epoch, answer.old_offset) == (topic.epoch, 1)
+    assert (second.old_epoch, second.old_offset, second.offset) == (first, 2, 2)
+
+
+async def test_message_that_no_node_can_count_is_answered() -> None:
+    """Where positions are lost for good a record is passed over until a new epoch begins."""
+    log = MemoryLog()
+    async with hub_on(log) as hub:
+        await publish(hub, "a")
+        log.records[0] = [(5, b"what is left of the log")]
+        log.stamp = "11"
+
+        with pytest.raises(JournalUnavailable, match="may have been accepted"):
+            await publish(hub, "b")
+        answer = await publish(hub, "c")
+
+        assert answer.offset == 1
+        assert data_of(hub.topic(TENANT, "t")) == [(1, "c")]
 
 
 async def test_publish_is_answered_once_its_record_came_back() -> None:
@@ -438,6 +502,30 @@ async def test_reader_gets_messages_of_every_node() -> None:
         await until(lambda: bool(sink.received))
 
         assert b'"data":"a"' in sink.received
+
+
+async def test_headers_reach_the_readers_of_every_node() -> None:
+    """A node's own, another's, a later version's and a foreign record's, as far as known here."""
+    line = b'{"topic":"t","data":"e","headers":{"ce-id":"3","baggage":"x"}}\n'
+    log = MemoryLog()
+    async with hub_on(log) as one, hub_on(log) as other:
+        topics = [each.topic(TENANT, "t") for each in (one, other)]
+        own = msgspec.structs.replace(request("a"), headers={"ce-id": "1"})
+        answer: Any = one.publish(topics[0], own)
+        await answer
+        log.accept(0, b'{"topic":"t","data":"b","headers":{"ce-id":"2","baggage":"x"}}')
+        log.accept(0, b'{"topic":"t","data":"c","headers":5}')
+        await log.wake()
+        await publish(other, "d")
+        run = Run("default-tenant", "t", 1, len(line))
+        log.accept(0, encode_record(Header(log.stamp, "later", 1, 1, (run,)), [line]))
+        await log.wake()
+        await until(lambda: all(topic.head == 5 for topic in topics))
+
+        for topic in topics:
+            frames = topic.ring.frames(topic.first - 1, topic.head)
+            wanted = [b'{"ce-id":"1"}', b'{"ce-id":"2"}', b"", b"", b'{"ce-id":"3"}']
+            assert [headers_of(frame) for frame in frames] == wanted
 
 
 async def test_topics_of_the_journal_are_bounded() -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ import pytest
 from daemons import Daemon, daemon_process, running, until
 from redis.exceptions import RedisError
 from redis_servers import RedisServer, Sentinel, all_stopped, redis_server
-from websockets.asyncio.client import ClientConnection, connect
+from shared_journal import nodes, published, received, resume
+from websockets.asyncio.client import connect
 
 from clevrd import __version__
 from clevrd.journal import node as node_module
@@ -27,41 +26,6 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
     """Give a running Redis."""
     with redis_server(tmp_path / "redis") as started:
         yield started
-
-
-@asynccontextmanager
-async def nodes(url: str, count: int = 2, **table: Any) -> AsyncIterator[list[Daemon]]:
-    """Run daemons on one journal."""
-    async with AsyncExitStack() as stack:
-        yield [
-            await stack.enter_async_context(running(journal_table={"url": url, **table}))
-            for _ in range(count)
-        ]
-
-
-async def received(reader: ClientConnection, count: int) -> list[Any]:
-    """Return the next frames."""
-    async with asyncio.timeout(20):
-        return [json.loads(await reader.recv()) for _ in range(count)]
-
-
-async def published(daemon: Daemon, topic: str, data: Any) -> dict[str, Any]:
-    """Publish once, asking again and again while the journal is away."""
-    key = secrets.token_hex(8)
-    while True:
-        body = json.dumps({"topic": topic, "data": data, "idempotency_key": key})
-        async with daemon.http.post(f"{daemon.url}/publish", data=body) as response:
-            answer: dict[str, Any] = await response.json()
-            if response.status == 200:
-                return answer
-            assert answer["retryable"], answer
-        await asyncio.sleep(0.05)
-
-
-def resume(daemon: Daemon, answer: dict[str, Any], topic: str = "t") -> str:
-    """Return the URL of a reader that goes on behind the message that ``answer`` is for."""
-    position = f"offset={answer['offset']}&epoch={answer['epoch']}"
-    return f"{daemon.ws_url}/subscribe?topic={topic}&control=1&{position}"
 
 
 async def test_messages_of_all_nodes_have_one_order_on_all_nodes(server: RedisServer) -> None:
@@ -107,6 +71,13 @@ async def test_topic_is_cleared_on_all_nodes(server: RedisServer) -> None:
             async with one.http.delete(f"{one.url}/topics/t/messages") as response:
                 cleared = await response.json()
             told = await received(reader, 2)
+            # An operator does the same.
+            await one.publish("t", "between")
+            told += await received(reader, 1)
+            url = f"{two.url}/admin/messages?topic=t"
+            async with two.http.delete(url) as response:
+                again = await response.json()
+            told += await received(reader, 2)
             after = await two.publish("t", "after")
             told += await received(reader, 1)
         async with nodes(server.url, 1) as (late,):
@@ -115,8 +86,11 @@ async def test_topic_is_cleared_on_all_nodes(server: RedisServer) -> None:
             ]
 
     assert (cleared["success"], cleared["offset"]) == (True, 3)
-    assert [each.get("reason") or each["offset"] for each in told] == [3, "epoch", 4]
-    assert after["epoch"] == cleared["epoch"] != before[0]["epoch"]
+    places = [each.get("reason") or each["offset"] for each in told]
+    assert places == [3, "epoch", 4, 4, "epoch", 5]
+    assert cleared["epoch"] == again["old_epoch"] != before[0]["epoch"]
+    assert (again["old_offset"], again["offset"]) == (4, 4)
+    assert after["epoch"] == again["epoch"] != cleared["epoch"]
     assert [[each["data"] for each in page["messages"]] for page in pages] == [["after"]] * 3
     assert {page["epoch"] for page in pages} == {after["epoch"]}
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import apsw
 import pytest
 from journal_log import EPOCH, LogWriter, append, checkpoint_of, read_all
+from stored_messages import StoredMessage, page_of
 
-from clevrd.journal.base import Fenced, StoredMessage
+from clevrd.journal.base import Fenced
 from clevrd.journal.sqlite.directory import segment_name
 from clevrd.journal.sqlite.engine import SqliteEngine
 from clevrd.journal.sqlite.settings import SqliteSettings
@@ -53,8 +54,8 @@ async def journal(tmp_path: Path) -> Path:
 async def history(engine: SqliteEngine, topic: str) -> list[StoredMessage]:
     """Return all messages of a topic that can be read."""
     found: list[StoredMessage] = []
-    while page := await engine.page(
-        EPOCH, "default", topic, found[-1].offset if found else 0, 7, 1 << 30
+    while page := await page_of(
+        engine, EPOCH, "default", topic, found[-1].offset if found else 0, 7, 1 << 30
     ):
         found += page
     return found
@@ -195,7 +196,9 @@ async def test_a_damaged_newest_file_makes_the_log_begin_anew(journal: Path, how
         assert await engine.stamp(0) != stamp
         new = LogWriter(await engine.stamp(0), "ffff")
         await append(engine, new, "1")
-        assert [each.offset for each in await engine.page("ffff", "default", "a", 0, 9, 99)] == [1]
+        assert [
+            each.offset for each in await page_of(engine, "ffff", "default", "a", 0, 9, 99)
+        ] == [1]
         assert len(await history(engine, "a")) > RECORDS
 
 

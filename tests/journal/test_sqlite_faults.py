@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from faulty_disk import FaultyDisk
 from journal_log import LogWriter, append, read_all
+from stored_messages import page_of
 
 from clevrd.errors import JournalFull, JournalUnavailable
 from clevrd.journal.base import Fenced
@@ -113,7 +114,7 @@ async def test_a_file_that_is_gone_while_it_is_open_takes_no_more_records(
         assert len([each for each in caplog.messages if "begins anew" in each]) == 1
         # What stood in the file is no error that goes on for ever.
         assert await engine.digest(0, 2) is None or what == "WAL"
-        assert len(await engine.page("ffff", "default", "a", 0, 10, 99)) == 1
+        assert len(await page_of(engine, "ffff", "default", "a", 0, 10, 99)) == 1
         # Another process can't have the directory, though the locked file may be gone.
         assert "another clevrd's" in await refusal_of(journal)
     async with opened(journal) as engine:
@@ -142,7 +143,7 @@ async def test_without_its_directory_a_journal_takes_nothing_until_it_is_back(
         await append(engine, LogWriter(await engine.stamp(0), "ffff"), "2")
         assert [each.name for each in journal.glob("segment-*.db")] == ["segment-0000000002.db"]
     async with opened(journal) as engine:
-        assert len(await engine.page("ffff", "default", "a", 0, 10, 99)) == 1
+        assert len(await page_of(engine, "ffff", "default", "a", 0, 10, 99)) == 1
 
 
 async def test_a_history_that_can_not_be_read_is_told(
@@ -161,18 +162,18 @@ async def test_a_history_that_can_not_be_read_is_told(
 
         for _ in range(3):
             with pytest.raises(JournalUnavailable):
-                await engine.page(writer.epoch, "default", "a", 0, 10, 1 << 20)
+                await page_of(engine, writer.epoch, "default", "a", 0, 10, 1 << 20)
 
         assert len([each for each in caplog.messages if "can't be read" in each]) == 1
         assert "can't be read" in engine.storage().last_error
         # Appends go on, so none is needed to find out.
         assert not engine.is_unsure
-        assert await engine.page(writer.epoch, "default", "a", 38, 10, 1 << 20)
+        assert await page_of(engine, writer.epoch, "default", "a", 38, 10, 1 << 20)
         assert engine.storage().last_error == ""
 
         monkeypatch.undo()
         await engine._keep(engine._look_over)
-        kept = await engine.page(writer.epoch, "default", "a", 0, 10, 1 << 20)
+        kept = await page_of(engine, writer.epoch, "default", "a", 0, 10, 1 << 20)
         extent = await engine.extent(writer.epoch, "default", "a")
 
         # It is found to be gone, and its messages are a gap from then on.
@@ -195,7 +196,7 @@ async def test_old_files_are_not_forgotten_with_the_whole_directory(tmp_path: Pa
         engine._forget_gone()
 
         (tmp_path / "away").rename(journal)
-        page = await engine.page(writer.epoch, "default", "a", 0, 10, 1 << 20)
+        page = await page_of(engine, writer.epoch, "default", "a", 0, 10, 1 << 20)
         assert page[0].offset == 1
 
 
@@ -239,10 +240,12 @@ async def test_a_record_of_a_failed_commit_never_comes_back(tmp_path: Path) -> N
             await append(engine, writer, "lost")
         await append(engine, LogWriter(await engine.stamp(0), "ffff"), "2")
     async with opened(tmp_path / "journal") as engine:
-        page = await engine.page(writer.epoch, "default", "a", 0, 10, 1 << 20)
+        page = await page_of(engine, writer.epoch, "default", "a", 0, 10, 1 << 20)
 
         assert [each.offset for each in page] == [1]
-        assert [each.offset for each in await engine.page("ffff", "default", "a", 0, 10, 99)] == [1]
+        assert [
+            each.offset for each in await page_of(engine, "ffff", "default", "a", 0, 10, 99)
+        ] == [1]
 
 
 async def test_a_disk_that_goes_on_failing_is_asked_again(tmp_path: Path) -> None:
@@ -355,7 +358,7 @@ async def test_a_small_file_system_fills_and_empties(small_disk: Path) -> None:
     async with opened(small_disk / "journal") as engine:
         assert await engine.stamp(0) == writer.stamp
         assert [record for _, record in await read_all(engine, len(kept))] == kept
-        page = await engine.page(writer.epoch, "default", "a", 0, 10_000, 1 << 30)
+        page = await page_of(engine, writer.epoch, "default", "a", 0, 10_000, 1 << 30)
         assert [each.offset for each in page] == list(range(1, len(kept) + 1))
 
 
@@ -376,7 +379,7 @@ async def test_a_closed_journal_has_no_other_files(tmp_path: Path) -> None:
     async with opened(tmp_path / "journal") as engine:
         writer = LogWriter(await engine.stamp(0))
         await append(engine, writer, "1", "2")
-        assert len(await engine.page(writer.epoch, "default", "a", 0, 10, 1 << 20)) == 2
+        assert len(await page_of(engine, writer.epoch, "default", "a", 0, 10, 1 << 20)) == 2
 
     assert {path.name for path in (tmp_path / "journal").iterdir()} == {
         "lock",
@@ -439,7 +442,7 @@ async def test_a_copied_journal_begins_anew(tmp_path: Path) -> None:
 
     async with opened(tmp_path / "copy") as engine:
         assert await engine.stamp(0) != writer.stamp
-        page = await engine.page(writer.epoch, "default", "a", 0, 10, 1 << 20)
+        page = await page_of(engine, writer.epoch, "default", "a", 0, 10, 1 << 20)
         assert [each.offset for each in page] == [1, 2]
         stamp = await engine.stamp(0)
     async with opened(tmp_path / "copy") as engine:

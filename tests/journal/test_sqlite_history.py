@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from journal_log import EPOCH, LogWriter, message
+from stored_messages import StoredMessage, page_of
 
-from clevrd.journal.base import Extent, StoredMessage
+from clevrd.journal.base import Extent
 from clevrd.journal.sqlite.engine import SqliteEngine
 from clevrd.journal.sqlite.settings import SqliteSettings
 
@@ -40,7 +41,7 @@ async def page(
     engine: SqliteEngine, topic: str, after: int, messages: int = 1_000, size_bytes: int = PLENTY
 ) -> list[StoredMessage]:
     """Return a page of a topic."""
-    return await engine.page(EPOCH, "default", topic, after, messages, size_bytes)
+    return await page_of(engine, EPOCH, "default", topic, after, messages, size_bytes)
 
 
 def text_of(topic: str, offset: int) -> bytes:

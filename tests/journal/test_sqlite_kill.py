@@ -18,8 +18,8 @@ import msgspec
 import pytest
 from appending_process import PER_RECORD, settings_of
 from journal_log import EPOCH, LogWriter, append, read_all
+from stored_messages import StoredMessage, page_of
 
-from clevrd.journal.base import StoredMessage
 from clevrd.journal.records import decode_header
 from clevrd.journal.sqlite.engine import SqliteEngine
 
@@ -95,7 +95,7 @@ async def test_what_was_acknowledged_before_a_kill_is_read_back(
         found = texts_of(await all_records(engine))
         extent = await engine.extent(EPOCH, "default", "a")
         history: list[StoredMessage] = []
-        while page := await engine.page(EPOCH, "default", "a", len(history), 1_000, 1 << 30):
+        while page := await page_of(engine, EPOCH, "default", "a", len(history), 1_000, 1 << 30):
             history += page
         assert engine.figures.damaged == 0
         # The next process finds the journal as this one was killed, or as it was closed.
@@ -154,7 +154,7 @@ async def test_a_flipped_bit_in_the_wal_is_no_torn_tail(tmp_path: Path) -> None:
     await engine.open()
     stamp = await engine.stamp(0)
     await append(engine, LogWriter(stamp, "ffff"), "begins anew")
-    page = await engine.page(EPOCH, "default", "a", 0, 10_000, 1 << 30)
+    page = await page_of(engine, EPOCH, "default", "a", 0, 10_000, 1 << 30)
     await engine.close()
 
     assert stamp != before.stamp

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 from journal_log import BEGAN_US, EPOCH, LogWriter, append, read_all
+from stored_messages import page_of
 
 from clevrd.journal.base import Checkpoint, Extent, TopicHead
 from clevrd.journal.sqlite.engine import SqliteEngine
@@ -39,7 +40,7 @@ async def opened(
     for topic in ("a", "b"):
         extent = await engine.extent(EPOCH, "default", topic)
         writer.heads[topic] = extent.head if extent else 0
-        for each in await engine.page(EPOCH, "default", topic, 0, 1_000, 1 << 30):
+        for each in await page_of(engine, EPOCH, "default", topic, 0, 1_000, 1 << 30):
             writer.last_id_us = max(writer.last_id_us, each.id_us)
     try:
         yield engine, writer
@@ -100,7 +101,7 @@ async def test_files_are_begun_with_time_and_with_size(tmp_path: Path) -> None:
         assert len(files(engine)) > 2
 
         assert len(await read_all(engine, 7)) == 7
-        page = await engine.page(EPOCH, "default", "a", 0, 100, 1 << 30)
+        page = await page_of(engine, EPOCH, "default", "a", 0, 100, 1 << 30)
         assert [each.offset for each in page] == list(range(1, 8))
 
 
@@ -120,12 +121,12 @@ async def test_what_is_too_old_goes_and_its_topics_heads_stay(tmp_path: Path) ->
         assert engine.figures.segments == 3
         assert await engine.extent(EPOCH, "default", "a") == Extent(3, 4)
         assert await engine.extent(EPOCH, "default", "b") == Extent(2, 1)
-        assert await engine.page(EPOCH, "default", "b", 0, 10, 1 << 30) == []
+        assert await page_of(engine, EPOCH, "default", "b", 0, 10, 1 << 30) == []
         stamp = await engine.stamp(0)
     async with opened(tmp_path, clock, retention_s=7_200.0) as (engine, writer):
         assert await engine.stamp(0) == stamp
         assert await engine.extent(EPOCH, "default", "b") == Extent(2, 1)
-        page = await engine.page(EPOCH, "default", "a", 0, 10, 1 << 30)
+        page = await page_of(engine, EPOCH, "default", "a", 0, 10, 1 << 30)
         assert [each.offset for each in page] == [3, 4]
 
 
@@ -186,7 +187,7 @@ async def test_histories_reach_no_further_back_than_so_many_messages(tmp_path: P
         await append(engine, writer, "one", topic="b")
 
         assert await engine.extent(EPOCH, "default", "a") == Extent(8, 10)
-        page = await engine.page(EPOCH, "default", "a", 0, 100, 1 << 30)
+        page = await page_of(engine, EPOCH, "default", "a", 0, 100, 1 << 30)
         assert [each.offset for each in page] == [8, 9, 10]
         assert await engine.last_before(EPOCH, "default", "a", page[0].id_us) == 0
         assert await engine.last_before(EPOCH, "default", "a", page[1].id_us) == 8
@@ -205,10 +206,10 @@ async def test_a_history_goes_over_many_files(tmp_path: Path) -> None:
             assert await engine.extent(EPOCH, "default", "a") == Extent(1, count)
             assert await engine.extent(EPOCH, "default", "b") == Extent(1, count // 3)
             for topic, there in (("a", count), ("b", count // 3)):
-                page = await engine.page(EPOCH, "default", topic, 0, 100, 1 << 30)
+                page = await page_of(engine, EPOCH, "default", topic, 0, 100, 1 << 30)
                 assert [each.offset for each in page] == list(range(1, there + 1))
                 for after in range(there):
-                    (one,) = await engine.page(EPOCH, "default", topic, after, 1, 1 << 30)
+                    (one,) = await page_of(engine, EPOCH, "default", topic, after, 1, 1 << 30)
                     assert one == page[after]
                 for each in page:
                     before = await engine.last_before(EPOCH, "default", topic, each.id_us + 1)

@@ -103,6 +103,25 @@ def test_old_decisions_are_not_shown(decisions: Decisions, clock: FakeClock) -> 
     assert len(decisions) == 1
 
 
+def test_open_decision_is_kept_until_some_time_after_its_end(
+    decisions: Decisions, clock: FakeClock
+) -> None:
+    """However long it holds; nobody knows beforehand when it ends."""
+    found = decisions.begin("memory", "no_publishes", "Publishes are refused.")
+    for _ in range(3):
+        decisions.hold(found)
+        clock.advance(KEPT_S - 1)
+    assert list(decisions.newest()) == [found]
+    assert (found.is_open, found.lasts_s) == (True, None)
+
+    decisions.end(found)
+    clock.advance(KEPT_S)
+    assert (found.is_open, found.lasts_s) == (False, 0.0)
+    assert list(decisions.newest()) == [found]
+    clock.advance(1)
+    assert list(decisions.newest()) == []
+
+
 def test_flood_takes_nothing_from_others(decisions: Decisions, clock: FakeClock) -> None:
     """Neither from another tenant, nor from another kind of the same; the bound holds."""
     decisions.note_refusal(limited("acme"))

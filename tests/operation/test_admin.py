@@ -487,17 +487,55 @@ async def test_poll_that_waits_is_told_of_a_clearing(daemon: Daemon) -> None:
     assert answer["messages"] == []
 
 
-async def test_journaled_topic_is_not_cleared_on_one_node(tmp_path: Any) -> None:
-    """Others would keep what this one gives up: 409, and nothing is changed."""
-    async with running(journal_table={"directory": str(tmp_path)}) as daemon:
-        await daemon.publish("t", 1)
-        for path in ("/admin/messages?topic=t", "/admin/topics?topic=t"):
-            status, refusal = await ask(daemon, path, "DELETE")
-            assert (status, refusal["code"]) == (409, "conflict")
-            assert "DELETE /topics/T/messages clears it on all of them" in refusal["error"]
+async def test_journaled_topic_is_cleared_for_good_and_not_dropped(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every node reads the record; a dropped name would forget which offsets were given."""
+    pytest.importorskip("apsw")
+    table = {"directory": str(tmp_path)}
+    async with running(journal_table=table) as daemon:
+        first = await daemon.publish("t", 1)
+        refused = await ask(daemon, "/admin/topics?topic=t", "DELETE")
         tail = await seen(daemon, "/admin/messages?topic=t")
+        with caplog.at_level(logging.INFO, "clevrd"):
+            async with client_of(f"{daemon.ws_url}/subscribe?topic=t&control=1&last=1") as reader:
+                told = [json.loads(await reader.recv()) for _ in range(2)]
+                cleared = await seen(daemon, "/admin/messages?topic=t", "DELETE")
+                told += [json.loads(await reader.recv()) for _ in range(2)]
+        explained = await seen(daemon, "/admin/explain")
+        second = await daemon.publish("t", 2)
+    async with running(journal_table=table) as daemon:
+        # Nobody has used it since the start.
+        page = await daemon.get_json("/topics/t/messages?since=all")
+        again = await seen(daemon, "/admin/messages?topic=t", "DELETE")
+        unknown = await ask(daemon, "/admin/messages?topic=none", "DELETE")
 
+    assert (refused[0], refused[1]["code"]) == (409, "conflict")
+    assert "DELETE /admin/messages clears it on every node" in refused[1]["error"]
     assert [each["data"] for each in tail["messages"]] == [1]
+    assert cleared == {
+        "topic": "t",
+        "tenant_id": "default-tenant",
+        "old_epoch": first["epoch"],
+        "old_offset": 1,
+        "epoch": second["epoch"],
+        "offset": 1,
+        "messages": 1,
+        "subscribers": 1,
+    }
+    assert second["offset"] == 2
+    assert (told[2]["epoch"], told[2]["offset"], told[3]["reason"]) == (second["epoch"], 1, "epoch")
+    lines = [each.message for each in caplog.records if each.message.startswith("operator")]
+    assert lines == [
+        f"operator had a topic of the journal cleared on every node, at offset {offset}"
+        " by='this machine (127.0.0.1)' tenant=default-tenant topic='t'"
+        for offset in (1, 2)
+    ]
+    assert "cleared" in codes(explained)
+    assert [each["data"] for each in page["messages"]] == [2]
+    assert (again["old_epoch"], again["old_offset"], again["offset"]) == (second["epoch"], 2, 2)
+    assert (again["messages"], again["subscribers"]) == (0, 0)
+    assert unknown[0] == 404
 
 
 async def test_tail_has_the_newest_and_counts_nothing(

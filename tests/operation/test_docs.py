@@ -11,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import collector  # noqa: F401  # what tracing imports would hold a test's loop
 import msgspec
 import pytest
 from daemons import running
@@ -58,6 +59,8 @@ PACKAGE = ROOT / "clevrd"
 README = ROOT / "README.md"
 WIRE = ROOT / "docs" / "wire.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
+# A collector that nobody asks here, since no publish is traced.
+NOWHERE = "http://127.0.0.1:9"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -337,7 +340,8 @@ async def test_metrics_to_watch_are_there(tmp_path: Path) -> None:
     """Each figure that docs/operations.md tells to watch is in /metrics under that name."""
     # Nobody listens on this port, so that the source is one that is away.
     source = {"name": "s", "url": "redis://127.0.0.1:9/s", "topic": "t"}
-    async with running(journal=str(tmp_path / "journal"), sources=[source]) as daemon:
+    settings: dict[str, Any] = {"journal": str(tmp_path / "journal"), "otel_endpoint": NOWHERE}
+    async with running(sources=[source], **settings) as daemon:
         daemon.server.sources._sources[0].progress.lag = 0
         await daemon.publish("demo", 1)
         daemon.hub.evaluate_buffers()
@@ -390,6 +394,22 @@ async def test_every_metric_of_a_journal_is_documented(tmp_path: Path) -> None:
         metric_row(family)
         for family in families(snapshot)
         if family.name.startswith("clevrd_journal")
+    ]
+
+
+async def test_every_metric_of_tracing_is_documented() -> None:
+    """docs/operations.md has them in a table of their own."""
+    async with running(otel_endpoint=NOWHERE) as daemon:
+        figures = Figures(
+            *(daemon.hub, daemon.server.count_connections, 0.0),
+            tracing=daemon.server.tracing_figures,
+        )
+        snapshot = at_once(figures.snapshot(0))
+
+    assert rows_after(OPERATIONS, "Prometheus metric of tracing") == [
+        metric_row(family)
+        for family in families(snapshot)
+        if family.name.startswith("clevrd_trace")
     ]
 
 

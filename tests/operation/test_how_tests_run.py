@@ -117,6 +117,7 @@ async def test_good():
 """
 
 
+@pytest.mark.long
 def test_time_limit_ends_every_kind_of_wait_and_nothing_else(tmp_path: Path) -> None:
     """Each fails alone, with where it stood, and the tests behind it are run."""
     (tmp_path / "test_endless.py").write_text(ENDLESS)
@@ -178,6 +179,7 @@ def test_examples(numbers, data):
 MANY_CONSTANTS = "".join(f"N{number} = {number * 7919}, 'word {number}'\n" for number in range(400))
 
 
+@pytest.mark.long
 def test_examples_do_not_depend_on_what_else_is_collected(tmp_path: Path) -> None:
     """hypothesis would take constants from each module of ours that a file of tests imports."""
     examples, others = tmp_path / "test_examples.py", tmp_path / "test_others.py"
@@ -207,6 +209,7 @@ def test_slow(numbers):
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("shrinking_s", "limit_s"), [(0.5, 30.0), (60, 4.0)])
 def test_example_is_shown_though_it_takes_long_to_make_it_small(
     tmp_path: Path, shrinking_s: float, limit_s: float

@@ -6,6 +6,7 @@ import ast
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,9 @@ from clevrd.json_log import JsonFormatter, event_of
 from clevrd.logs import MAX_LINE_BYTES
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
 
 
 def record(text: Any, *values: Any, **fields: Any) -> logging.LogRecord:
@@ -100,10 +104,11 @@ def test_line_is_one_object_whatever_is_logged(values: list[Any]) -> None:
     assert json.loads(line)["event"] == "event"
 
 
-def logged_texts() -> list[str]:
-    """Return the text of each event that the daemon's code logs."""
+def logged_texts(*, constant: bool = True) -> list[str]:
+    """Return the text of each event that the daemon's code logs, or the files of those without."""
     found = []
-    for path in sorted((ROOT / "clevrd").rglob("*.py")):
+    package = ROOT / "clevrd"
+    for path in sorted(package.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
@@ -111,7 +116,11 @@ def logged_texts() -> list[str]:
             if not (isinstance(owner, ast.Name) and owner.id == "log"):
                 continue
             texts = [each.value for each in node.args[:2] if isinstance(each, ast.Constant)]
-            found += [each for each in texts if isinstance(each, str)]
+            said = [each for each in texts if isinstance(each, str)]
+            if constant:
+                found += said
+            elif not said and node.func.attr in LEVELS:
+                found.append(str(path.relative_to(package)))
     return found
 
 
@@ -126,6 +135,68 @@ def test_each_event_of_the_daemon_has_fields() -> None:
 
     assert len(texts) > 60
     assert len(whole) < len(texts) / 8, whole
+
+
+# Values that stand among the words of an event: a few words of the code's own, whole sentences, and
+# commands to copy.
+WORDS = {
+    "%s",
+    "operator %s by=%r tenant=%s topic=%r",
+    "source %s name=%s",
+    "source %s name=%s why=%s",
+    "sockets not taken: LISTEN_FDS is no whole number up to %d value=%.100r",
+    "try subscribe:  %s subscribe demo --url %s",
+    "try publish:    %s publish demo '{\"hello\":1}' --url %s",
+    "try look:       curl %s/metrics",
+}
+
+
+def test_every_other_value_of_an_event_is_a_whole_field() -> None:
+    """With a name, and nothing that belongs to it behind it but a percent sign."""
+    conversion = r"%[-#0 +]*\d*(?:\.\d+)?[a-zA-Z]"
+    field = re.compile(rf"(?<![\w.])[A-Za-z_][\w.]*={conversion}(?:%%)?(?=[ ;,]|\Z)")
+    texts = set(logged_texts())
+
+    mixed = [text for text in texts - WORDS if "%" in field.sub("", text)]
+    late = [text for text in texts if field.search(text) and event_of(whole(text)).keys() <= EVENT]
+
+    assert not mixed
+    assert not late
+    assert texts >= WORDS
+
+
+EVENT = {"event"}
+
+
+def whole(text: str) -> logging.LogRecord:
+    """Return a record of such an event, with a number for each of its values."""
+    return record(text, *[1] * text.replace("%%", "").count("%"))
+
+
+def test_text_that_is_made_at_run_time_is_rare() -> None:
+    """Where the code has no constant text, no other test sees it."""
+    assert logged_texts(constant=False) == ["tls/server.py"]
+
+
+async def test_refused_page_is_an_event_with_fields(caplog: pytest.LogCaptureFixture) -> None:
+    """A program finds the page by its name, as the browser said it."""
+    odd = "https://ä.example"
+    async with running() as daemon:
+        for origin in (odd, "https://a.example"):
+            url = f"{daemon.url}/publish"
+            async with daemon.http.post(url, data=b"{}", headers={"Origin": origin}) as answer:
+                assert answer.status == 403
+        headers = {"Host": f"a.example:{daemon.port}"}
+        async with daemon.http.get(f"{daemon.url}/metrics", headers=headers) as answer:
+            assert answer.status == 403
+
+    events = [event_of(each) for each in caplog.records if "page refused" in each.getMessage()]
+    assert [each["event"] for each in events] == ["page refused"] * 3
+    assert [each["origin"] for each in events[:2]] == [odd, "https://a.example"]
+    assert events[0]["asked_host"] == f"127.0.0.1:{daemon.port}"
+    assert events[0]["hint"] == "allowed_origins lists the pages that may ask"
+    assert events[2]["host"] == events[2]["asked_host"] == f"a.example:{daemon.port}"
+    assert "page refused origin='https://\\xe4.example'" in caplog.text
 
 
 # --- a daemon --------------------------------------------------------------------------------

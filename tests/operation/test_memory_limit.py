@@ -6,17 +6,19 @@ import asyncio
 import json
 import os
 import re
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from clients import raw_subscriber
-from daemons import shell_daemon
+from daemons import daemon_process, shell_daemon
 from http_wire import post, read_response
 
 MIB = 1 << 20
@@ -141,3 +143,50 @@ def test_flood_in_a_small_cgroup_sheds_and_kills_nothing() -> None:
     assert metrics["memory_ladder"]["rings_shrunk_bytes"] > 0
     assert sum(metrics["messages"]["dropped"].values()) == 0
     assert after["success"] is True
+
+
+# --- little memory, and bodies that arrive slowly ------------------------------------------------
+
+
+def begin_body(port: int, address: str, tenant: str, size_bytes: int) -> socket.socket:
+    """Return a connection over which so much of a publish has come, and no more follows."""
+    client = socket.create_connection(("127.0.0.1", port), 10, (address, 0))
+    head = f"POST /publish HTTP/1.1\r\nHost: t\r\nX-Tenant-ID: {tenant}\r\nContent-Length: 1000000"
+    with suppress(OSError):  # refused meanwhile
+        client.sendall(f'{head}\r\n\r\n{{"topic":"t","data":"{"x" * size_bytes}'.encode())
+    return client
+
+
+def test_slow_bodies_never_have_publishers_refused() -> None:
+    """Of many addresses and several tenants, at the least memory that can be set."""
+    with daemon_process(CLEVRD_MAX_MEMORY_MB="64") as daemon, ExitStack() as stack:
+        # What comes first, what one tenant is guaranteed, and what each address is.
+        for address, tenant, count, size_bytes in (
+            ("127.0.0.2", "default-tenant", 13, 900_000),
+            ("127.0.0.3", "other", 4, 700_000),
+            *((f"127.0.1.{number}", "default-tenant", 1, 45_000) for number in range(1, 134)),
+        ):
+            for _ in range(count):
+                stack.enter_context(begin_body(daemon.port, address, tenant, size_bytes))
+        http = HTTPConnection("127.0.0.1", daemon.port, timeout=20)
+        codes: Counter[int] = Counter()
+        for _ in range(300):
+            http.request("POST", "/publish", b'{"topic":"t","data":1}')
+            answer = http.getresponse()
+            answer.read()
+            codes[answer.status] += 1
+        http.request("GET", "/metrics")
+        ladder = json.load(http.getresponse())["memory_ladder"]
+        http.request("GET", "/config")
+        setting = json.load(http.getresponse())["settings"]["max_batch_bytes"]
+        # It could never arrive whole.
+        http.request("POST", "/publish/batch", b" " * 8_000_000)
+        too_large = http.getresponse()
+        sentence = json.load(too_large)["error"]
+        http.close()
+
+    assert codes == {200: 300}
+    assert ladder["state"] == "well"
+    assert setting["value"] == 8 * MIB
+    assert too_large.status == 413
+    assert "of 8000000 bytes is larger than 3" in sentence

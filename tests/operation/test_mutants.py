@@ -146,6 +146,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_faults_are_told_by_what_became_of_them(tree: Path) -> None:
     """Survivors with their diff; the module is as it was afterwards."""
     lines: list[str] = []
@@ -169,6 +170,7 @@ def test_faults_are_told_by_what_became_of_them(tree: Path) -> None:
     assert (tree / path).read_text() == before
 
 
+@pytest.mark.long
 def test_tests_that_never_end_notice_the_fault(tree: Path) -> None:
     """An endless loop is a fault that is seen; the processes of its tests are ended."""
     edit = Edit(0, 0, "while True: pass\n", "condition")
@@ -181,6 +183,7 @@ def test_tests_that_never_end_notice_the_fault(tree: Path) -> None:
     assert lines[0].endswith("took too long")
 
 
+@pytest.mark.long
 def test_tests_that_fail_without_a_fault_are_named(tree: Path) -> None:
     """They would pass for tests that noticed it."""
     good, bad = "tests/test_m.py", "tests/test_bad.py"

@@ -244,15 +244,15 @@ def test_dockerfile_has_no_fault_that_hadolint_knows() -> None:
 
 
 def test_image_has_the_extras_that_it_says() -> None:
-    """Those that `make lock` pins: tokens, journals in Redis, and certificates for a try."""
+    """Those that `make lock` pins: tokens, traces, journals in Redis, certificates for a try."""
     extras = re.findall(r"--extra (\w+)", (ROOT / "Makefile").read_text())
     tables = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = dict(
         re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     )
 
-    assert extras == ["jwt", "redis", "tls"]
-    assert "extras jwt, redis and tls" in DOCKERFILE.read_text()
+    assert extras == ["jwt", "otel", "redis", "tls"]
+    assert "extras jwt, otel, redis and tls" in DOCKERFILE.read_text()
     for extra in extras:
         for requirement in map(Requirement, tables["optional-dependencies"][extra]):
             assert requirement.specifier.contains(pins[requirement.name]), requirement

@@ -160,7 +160,7 @@ def test_drain_that_does_not_fit_is_told_at_the_start() -> None:
         assert process.stderr is not None
         log = process.stderr.read()
 
-    assert "drain_s=40 is more than fits into shutdown_timeout_s; taking 30" in log
+    assert "drain_s is more than fits into shutdown_timeout_s wanted=40 taken=30" in log
     assert "raise shutdown_timeout_s to 45 or more" in log
 
 

@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 from daemons import Daemon, running, until
+from held_journals import hold_journal, under_way
 from nats.js import JetStreamContext
 from nats_servers import NatsServer
 from websockets.asyncio.client import ClientConnection, connect
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,8 @@ async def test_records_become_messages_in_their_order(
     server: NatsServer, stream: JetStreamContext
 ) -> None:
     """What was there and what comes later: topics of subjects, headers and pointers."""
-    await add(stream, {"id": 1}, region="eu")
+    event = {"ce-specversion": "1.0", "ce-id": "50%25", "traceparent": PARENT}
+    await add(stream, {"id": 1}, region="eu", **event)
     source = table(server, topic="{key}.{header:region}", key="{/id}")
     async with running(sources=[source]) as daemon, reading(daemon, "orders.eu.eu") as reader:
         (first,) = await received(reader, 1)
@@ -91,9 +95,39 @@ async def test_records_become_messages_in_their_order(
             await add(stream, {"id": number}, region="eu")
         rest = await received(reader, 399)
         await until(lambda: figures(daemon).lag == 0)
+        path = "/topics/orders.eu.eu/messages?since=all&limit=2&headers=true"
+        carried = await daemon.get_json(path)
 
+    assert [each.get("headers") for each in carried["messages"]] == [
+        {"traceparent": PARENT, "ce-specversion": "1.0", "ce-id": "50%"},
+        None,
+    ]
     assert [each["key"] for each in [first, *rest]] == [str(number) for number in range(1, 401)]
     assert (figures(daemon).taken, figures(daemon).position) == (400, "400")
+
+
+async def test_records_are_read_while_the_journal_has_those_before_on_their_way(
+    server: NatsServer,
+    stream: JetStreamContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is one message, in order, and all are acknowledged at the end."""
+    goes_on = hold_journal(monkeypatch)
+    await asyncio.gather(*(add(stream, number) for number in range(1_200)))
+    journal = {"directory": str(tmp_path / "journal")}
+    async with running(sources=[table(server)], journal_table=journal) as daemon:
+        await until(lambda: under_way(daemon) > 0)
+        assert figures(daemon).taken == 0
+        goes_on.set()
+        await until(lambda: figures(daemon).lag == 0)
+        async with reading(daemon) as reader:
+            found = await received(reader, 1_200)
+
+    assert [each["data"] for each in found] == list(range(1_200))
+    assert (figures(daemon).taken, figures(daemon).repeated, figures(daemon).lost) == (1_200, 0, 0)
+    info = await stream.consumer_info("ORDERS", "clevrd-orders")
+    assert (info.num_ack_pending, info.num_pending) == (0, 0)
 
 
 async def test_subject_names_a_part_of_a_stream(

@@ -9,11 +9,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from daemons import Daemon, running, until
+from held_journals import hold_journal, under_way
 from journal_engines import new_topic
 from kafka_servers import KafkaServer, shared_server
 from websockets.asyncio.client import ClientConnection, connect
@@ -22,6 +24,8 @@ from clevrd.sources import kafka_topic
 
 # A broker is a JVM, which a busy machine starts in half a minute.
 pytestmark = pytest.mark.timeout(90)
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +88,8 @@ async def add(server: KafkaServer, topic: str, *values: Any, **options: Any) -> 
 
 async def test_records_become_messages_in_their_order(server: KafkaServer, topic: str) -> None:
     """What was there and what comes later: topics and keys of key, headers and pointers."""
-    await add(server, topic, {"id": 1}, key="k1", headers={"region": "eu"})
+    event = {"ce_specversion": "1.0", "ce_id": "50%25", "traceparent": PARENT, "tracestate": "?"}
+    await add(server, topic, {"id": 1}, key="k1", headers={"region": "eu", **event})
     source = table(server, topic, topic="{header:region}.{/id}", key="{key}")
     async with running(sources=[source]) as daemon, reading(daemon, "eu.1") as reader:
         (first,) = await received(reader, 1)
@@ -92,10 +97,35 @@ async def test_records_become_messages_in_their_order(server: KafkaServer, topic
         await add(server, topic, *numbers, key="k2", headers={"region": "eu"})
         rest = await received(reader, 1000)
         await until(lambda: figures(daemon).lag == 0)
+        carried = await daemon.get_json("/topics/eu.1/messages?since=all&limit=2&headers=true")
 
+    assert [each.get("headers") for each in carried["messages"]] == [
+        {"traceparent": PARENT, "ce-specversion": "1.0", "ce-id": "50%25"},
+        None,
+    ]
     assert first["key"] == "k1"
     assert [each["data"]["n"] for each in rest] == list(range(1000))
     assert (figures(daemon).taken, figures(daemon).position) == (1001, "0:1000")
+
+
+async def test_records_are_read_while_the_journal_has_those_before_on_their_way(
+    server: KafkaServer, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is one message, in order, and the group is behind all at the end."""
+    goes_on = hold_journal(monkeypatch)
+    await add(server, topic, *range(2_000))
+    journal = {"directory": str(tmp_path / "journal")}
+    async with running(sources=[table(server, topic)], journal_table=journal) as daemon:
+        await until(lambda: under_way(daemon) > 0, timeout_s=40)
+        assert figures(daemon).taken == 0
+        goes_on.set()
+        await until(lambda: figures(daemon).lag == 0)
+        async with reading(daemon) as reader:
+            found = await received(reader, 2_000)
+
+    assert [each["data"] for each in found] == list(range(2_000))
+    assert (figures(daemon).taken, figures(daemon).repeated, figures(daemon).lost) == (2_000, 0, 0)
+    assert figures(daemon).position == "0:1999"
 
 
 async def test_deletions_are_passed_over_and_others_are_dead_letters(

@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 from daemons import Daemon, running, until
+from held_journals import hold_journal, under_way
 from redis import Redis
 from redis_servers import RedisServer
 from websockets.asyncio.client import ClientConnection, connect
+
+from clevrd.sources.taking import MAX_UNDER_WAY
 
 
 @pytest.fixture(scope="module")
@@ -423,6 +426,52 @@ async def test_stop_while_publishes_are_refused_keeps_the_position_before_them(
         await until(lambda: figures(daemon).lag == 0)
 
     assert figures(daemon).taken == 1
+
+
+# --- a journal that takes its time ---------------------------------------------------------------
+
+
+async def test_records_are_read_while_the_journal_has_those_before_on_their_way(
+    server: RedisServer, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to a bound, and each is one message, in order; the position is behind all at the end."""
+    goes_on = hold_journal(monkeypatch)
+    add(redis, *range(3_000))
+    journal = {"directory": str(tmp_path / "journal")}
+    async with running(sources=[table(server)], journal_table=journal) as daemon:
+        await until(lambda: under_way(daemon) > MAX_UNDER_WAY)
+        assert under_way(daemon) <= MAX_UNDER_WAY + 256
+        assert (figures(daemon).taken, figures(daemon).position) == (0, "0-0")
+        goes_on.set()
+        async with reading(daemon) as reader:
+            found = await received(reader, 3_000)
+        await until(lambda: figures(daemon).lag == 0)
+
+    assert [each["data"] for each in found] == list(range(3_000))
+    assert (figures(daemon).taken, figures(daemon).repeated, figures(daemon).lost) == (3_000, 0, 0)
+    (group,) = redis.xinfo_groups("orders")
+    assert (group["entries-read"], group["lag"]) == (3_000, 0)
+
+
+async def test_records_trimmed_behind_those_on_their_way_are_counted_exactly(
+    server: RedisServer, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those on their way are messages all the same, and no loss."""
+    goes_on = hold_journal(monkeypatch)
+    added = add(redis, *range(3_000))
+    journal = {"directory": str(tmp_path / "journal")}
+    async with running(sources=[table(server)], journal_table=journal) as daemon:
+        await until(lambda: under_way(daemon) > MAX_UNDER_WAY)
+        taken = under_way(daemon)
+        redis.xtrim("orders", minid=added[taken + 100], approximate=False)
+        goes_on.set()
+        await until(lambda: figures(daemon).taken == 2_900)
+        async with reading(daemon) as reader:
+            found = await received(reader, 2_900)
+
+    numbers = [*range(taken), *range(taken + 100, 3_000)]
+    assert [each["data"] for each in found] == numbers
+    assert (figures(daemon).lost, figures(daemon).repeated) == (100, 0)
 
 
 # --- several processes, and kills ----------------------------------------------------------------

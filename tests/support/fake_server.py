@@ -9,7 +9,8 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -185,6 +186,15 @@ async def server() -> AsyncIterator[FakeServer]:
     async with TestServer(app, host="127.0.0.1") as running:
         fake.url = str(running.make_url("")).rstrip("/")
         yield fake
+
+
+@asynccontextmanager
+async def serving(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
+    """Run a server that answers everything by ``answer``, and yield its URL."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app, host="127.0.0.1") as running:
+        yield str(running.make_url("")).rstrip("/")
 
 
 class FakePause:

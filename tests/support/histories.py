@@ -6,10 +6,11 @@ Its contract is `History` in clevrd/journal/base.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 from fakes import FakeSink
+from stored_messages import StoredMessage
 
 from clevrd.core.beginning import Beginning
 from clevrd.core.drop_strategy import DROP_OLDEST, DropStrategy
@@ -22,7 +23,7 @@ from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import JournalUnavailable
 from clevrd.hub import Hub
-from clevrd.journal.base import Extent, StoredMessage
+from clevrd.journal.base import Extent, StoredRun
 
 PARTITION_EPOCH = "aa11"
 EPOCH = "0123456789ab"
@@ -30,6 +31,8 @@ BEGAN_US = 1_700_000_000_000_000
 # The id of a topic's message with offset 0, which there is not; each later one's is a microsecond
 # more.
 FIRST_US = BEGAN_US + 1_000_000
+# Messages that were appended together.
+MOST_IN_RUN = 7
 
 
 class FakeHistory:
@@ -117,8 +120,8 @@ class FakeHistory:
         after: int,
         max_messages: int,
         max_bytes: int,
-    ) -> list[StoredMessage]:
-        """Return messages behind ``after``, in order."""
+    ) -> list[StoredRun]:
+        """Return messages behind ``after``, in order; neighbours are in one run, a few in each."""
         self.pages.append((topic, after))
         await self._answer()
         kept = self._kept.get((partition_epoch, tenant, topic), {})
@@ -130,7 +133,7 @@ class FakeHistory:
             if found and (max_bytes < 0 or len(found) == max_messages):
                 break
             found.append(kept[offset])
-        return found
+        return _runs_of(found)
 
     async def last_before(self, partition_epoch: str, tenant: str, topic: str, id_us: int) -> int:
         """Return the newest kept message's offset whose id is below ``id_us``."""
@@ -149,6 +152,25 @@ class FakeHistory:
                 raise self.error
         finally:
             self.under_way -= 1
+
+
+def _runs_of(messages: Sequence[StoredMessage]) -> list[StoredRun]:
+    runs: list[StoredRun] = []
+    for each in messages:
+        line = each.line + b"\n"
+        before = runs[-1] if runs else None
+        if (
+            before is not None
+            and before.count < MOST_IN_RUN
+            and each.offset == before.offset + before.count
+            and each.id_us == each.time_us == before.id_us + before.count
+        ):
+            runs[-1] = msgspec.structs.replace(
+                before, count=before.count + 1, lines=before.lines + line
+            )
+        else:
+            runs.append(StoredRun(each.offset, 1, each.id_us, 1, each.time_us, line))
+    return runs
 
 
 def unavailable() -> JournalUnavailable:

@@ -24,6 +24,7 @@ BODY = f'{{"topic":"{TOPIC}","data":{{"a":[1,2.5,"x"]}}}}'
 OK = post(BODY)
 INNER = post(f'{{"topic":"{SMUGGLED}","data":1}}')
 GOODBYE = masked(0x8, b"\x03\xe8")
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 CHUNKED = "Transfer-Encoding: chunked"
 
 Case = tuple[str, bytes]
@@ -106,8 +107,19 @@ def headed_publishes() -> Iterator[Case]:
         "Idempotency-Key: é",
         "Idempotency-Key:",
         "Idempotency-Key: " + "k" * 256,
+        f"traceparent: {TRACEPARENT}",
+        "traceparent: 00-0-0-00",
+        "ce-id: %ff",
+        "ce-specversion: 1.0",
     ):
         yield field[:40], post(BODY, field)
+    event = ("ce-specversion: 1.0", "ce-id: 1", "ce-source: /a%20b", "ce-type: x")
+    yield "an event", post(BODY, f"traceparent: {TRACEPARENT}", *event)
+    yield "an event of odd names", post(BODY, *event, "ce-a_b: 1")
+    yield "an event in UTF-8", post(BODY, *event, "ce-a: é", "ce-b: %c3%a9")
+    yield "an event in Latin-1", post(BODY, *event, "ce-a: \udce9")
+    yield "an event twice", post(BODY, *event, *event)
+    yield "two traces", post(BODY, *[f"traceparent: {TRACEPARENT}"] * 2)
     yield "two connections", post(BODY, "Connection: keep-alive", "Connection: keep-alive")
     yield "two tenants", post(BODY, "X-Tenant-ID: a", "X-Tenant-ID: b")
     yield "the same tenant twice", post(BODY, "X-Tenant-ID: a", "x-tenant-id: a")
@@ -161,6 +173,8 @@ def refused_publishes() -> Iterator[Case]:
         f'{{"topic":"{TOPIC}","data":NaN}}',
         f'{{"topic":"{TOPIC}","data":01}}',
         f'{{"topic":"{TOPIC}","data":"\t"}}',
+        f'{{"topic":"{TOPIC}","data":1,"headers":7}}',
+        f'{{"topic":"{TOPIC}","data":1,"headers":{{"a":"b"}}}}',
         BODY + "x",
         BODY + BODY,
         "\ufeff" + BODY,
@@ -209,6 +223,8 @@ def paths_and_methods() -> Iterator[Case]:
         "POST /subscribe HTTP/1.1",
     ):
         yield line, post(BODY, line=line)
+    for line in ("POST /topics/TOPIC/messages HTTP/1.1", "POST /topics/%zz/messages HTTP/1.1"):
+        yield line, post("1", line=line.replace("TOPIC", TOPIC))
     yield "batch", post(f"[{BODY},{{}}]", line="POST /publish/batch HTTP/1.1")
     for target in (
         "*",

@@ -27,7 +27,7 @@ _VOLATILE = re.compile(
 # The home page's list of the topics that there are now, and the page's length.
 _LISTED_TOPICS = re.compile(rb"\nTopics of [^\n]*\n(?:    [^\n]*\n)*")
 _PAGE_LENGTH = re.compile(
-    rb"(?<=\r\nCache-Control: no-store\r\nServer: clevrd\r\nContent-Length: )2\d{3}(?=\r)"
+    rb"(?<=\r\nCache-Control: no-store\r\nServer: clevrd\r\nContent-Length: )[23]\d{3}(?=\r)"
 )
 
 

@@ -10,7 +10,6 @@ import atexit
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -25,6 +24,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from daemons import ROOT
 from ports import free_port
+from server_process import ServerProcess
 from tls import make_pair
 
 LIBS: Final = Path(os.environ.get("KAFKA_LIBS") or ROOT / "build" / "kafka")
@@ -67,7 +67,7 @@ def need() -> None:
     pytest.skip(reason)
 
 
-class KafkaServer:
+class KafkaServer(ServerProcess):
     """One process with a folder; it can be killed, paused and started again.
 
     By itself it is a broker and its own controller.
@@ -96,7 +96,6 @@ class KafkaServer:
         folder.mkdir(parents=True, exist_ok=True)
         self.port, self.secured_port = free_port(), free_port()
         self.ca_file = str(folder / "localhost.pem")
-        self._process: subprocess.Popen[bytes] | None = None
         self._config = folder / "server.properties"
         control = free_port()
         self.voter = controller or f"{node}@127.0.0.1:{control}"
@@ -230,27 +229,6 @@ class KafkaServer:
             done.result(10)
         while wait and set(names) & set(admin.list_topics(timeout=5).topics):
             time.sleep(0.02)
-
-    @property
-    def process(self) -> subprocess.Popen[bytes]:
-        """The running process."""
-        assert self._process is not None
-        return self._process
-
-    def kill(self) -> None:
-        """Kill it, as the kernel does."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.kill()
-            self._process.wait(10)
-
-    def pause(self) -> None:
-        """Stop it, so that connections stay and nothing is answered."""
-        self.process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        """Let it go on after `pause`."""
-        self.process.send_signal(signal.SIGCONT)
 
     def log_file(self, topic: str, partition: int = 0) -> Path:
         """Return the file that has a partition's records."""

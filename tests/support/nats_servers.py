@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import nats
 import pytest
 from nats.aio.client import Client
 from ports import free_port
+from server_process import ServerProcess
 
 START_S = 10.0
 
@@ -41,7 +41,7 @@ def need() -> str:
     pytest.skip(reason)
 
 
-class NatsServer:
+class NatsServer(ServerProcess):
     """One nats-server with a folder of its own; it can be killed, paused and started again."""
 
     def __init__(
@@ -60,7 +60,6 @@ class NatsServer:
         self.config = config
         self.jetstream = jetstream
         self.has_jetstream = has_jetstream
-        self._process: subprocess.Popen[bytes] | None = None
         # How the test's own client connects.
         self.client_options: dict[str, Any] = {}
 
@@ -102,32 +101,15 @@ class NatsServer:
         except OSError:
             return False
 
-    @property
-    def process(self) -> subprocess.Popen[bytes]:
-        """The running process."""
-        assert self._process is not None
-        return self._process
-
-    def kill(self) -> None:
-        """Kill it, as the kernel does."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.kill()
-            self._process.wait(10)
-
     def pause(self) -> None:
         """Stop it, so that connections stay and nothing is answered."""
-        self.process.send_signal(signal.SIGSTOP)
+        super().pause()
         # Its threads stop one by one, some after the call.
         threads = Path(f"/proc/{self.process.pid}/task")
         until_s = time.monotonic() + START_S
         while any(") T" not in (each / "stat").read_text() for each in threads.iterdir()):
             assert time.monotonic() < until_s
             time.sleep(0.001)
-
-    def go_on(self) -> None:
-        """Let it go on after `pause`."""
-        self.process.send_signal(signal.SIGCONT)
 
     def forget(self) -> None:
         """Remove its data, when it does not run."""

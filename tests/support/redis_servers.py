@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import pytest
 from ports import free_port
 from redis import Redis
 from redis.exceptions import RedisError
+from server_process import ServerProcess
 
 START_S = 10.0
 
@@ -49,7 +49,7 @@ def need_waitaof() -> None:
         pytest.skip(f"{said.split(' sha')[0]} has no WAITAOF; REDIS_SERVER names another one")
 
 
-class RedisServer:
+class RedisServer(ServerProcess):
     """One redis-server with a folder of its own; it can be killed, paused and started again."""
 
     def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
@@ -63,7 +63,6 @@ class RedisServer:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = port or free_port()
         self.options = options
-        self._process: subprocess.Popen[bytes] | None = None
         # How the test's own client connects.
         self.client_options: dict[str, Any] = {}
 
@@ -113,27 +112,6 @@ class RedisServer:
                     )
                     raise AssertionError(f"redis-server does not answer\n{log[-2000:]}") from None
                 time.sleep(0.02)
-
-    @property
-    def process(self) -> subprocess.Popen[bytes]:
-        """The running process."""
-        assert self._process is not None
-        return self._process
-
-    def kill(self) -> None:
-        """Kill it, as the kernel does."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.kill()
-            self._process.wait(10)
-
-    def pause(self) -> None:
-        """Stop it, so that connections stay and nothing is answered."""
-        self.process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        """Let it go on after `pause`."""
-        self.process.send_signal(signal.SIGCONT)
 
     def forget(self) -> None:
         """Remove its data, when it does not run."""

@@ -23,9 +23,9 @@ async def nodes(url: str, count: int = 2, **table: Any) -> AsyncIterator[list[Da
         ]
 
 
-async def received(reader: ClientConnection, count: int) -> list[Any]:
+async def received(reader: ClientConnection, count: int, within_s: float = 20.0) -> list[Any]:
     """Return the next frames."""
-    async with asyncio.timeout(25):
+    async with asyncio.timeout(within_s):
         return [json.loads(await reader.recv()) for _ in range(count)]
 
 

@@ -12,9 +12,11 @@ from typing import NamedTuple
 import pytest
 from daemons import DaemonProcess, daemon_process, running
 from keys import ADMIN, WEB, access, bearer
+from tls import make_pair
 
 from clevrd.cli import main
 from clevrd.config import SETTINGS, Config, Loaded
+from clevrd.fingerprints import fingerprint
 from clevrd.tenants.keys import NewKey, new_key
 
 KEY = new_key()
@@ -180,6 +182,8 @@ def test_what_can_not_be_compared_is_one_clear_line(compare: Compare, tmp_path: 
         (compare("--key-file", str(tmp_path / "no")), 78, "No such file"),
         (compare("--config", str(bad)), 78, "did you mean ring_messages?"),
         (compare("--max-topics", "5"), 2, "leave --max-topics out"),
+        (compare("--ca-file", str(tmp_path / "no")), 2, "No such file"),
+        (compare("--ca-file", str(bad)), 2, "holds no certificate in PEM"),
         (compare("--url", "nonsense"), 2, "The URL must be like"),
         (compare("--url", "127.0.0.1:1"), 69, "Nobody answers at http://127.0.0.1:1"),
     ]
@@ -190,3 +194,48 @@ def test_what_can_not_be_compared_is_one_clear_line(compare: Compare, tmp_path: 
         assert KEY.secret not in finished.errors
         assert wrong not in finished.errors
         assert "two words" not in finished.errors
+
+
+def test_checkconfig_asks_over_tls_and_compares_webhooks(
+    file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A certificate that the system does not trust is named; nobody is shown a webhook's path."""
+    pair = make_pair(tmp_path)
+    secret = tmp_path / "hook.key"
+    secret.write_text("0123456789abcdef")
+    secret.chmod(0o600)
+    hook = (
+        '[[webhooks]]\nid = "billing"\nurl = "https://b.example/hidden"\n'
+        'secret_file = "hook.key"\ntenant = "acme"\n'
+    )
+    write(file, more=hook)
+    for name in [name for name in os.environ if name.startswith("CLEVRD_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CLEVRD_KEY", KEY.secret)
+    variables = {
+        "CLEVRD_CONFIG": str(file),
+        "CLEVRD_TLS_CERT_FILE": str(pair.cert),
+        "CLEVRD_TLS_KEY_FILE": str(pair.key),
+    }
+    with daemon_process(**variables) as daemon:
+        asks = ["checkconfig", "--url", f"https://localhost:{daemon.port}"]
+        codes = [main(asks), main([*asks, "--ca-file", str(pair.cert)])]
+        untrusted = capfd.readouterr()
+        write(file, more=f'{hook}events = ["vacated"]\n{hook.replace("billing", "new")}')
+        codes.append(main([*asks, "--ca-file", str(pair.cert)]))
+        differs = capfd.readouterr()
+    plain = [main(["checkconfig", *more]) for more in (["--config", str(file)], ["--ca-file", "x"])]
+    shown = capfd.readouterr()
+
+    assert codes == [69, 0, 1]
+    assert "certificate" in untrusted.err
+    assert differs.out.splitlines() == [
+        'webhooks.billing.events: running ["joined", "left", "occupied", "vacated"], file'
+        ' ["vacated"] (restart)',
+        "webhooks.new: only in the file (restart)",
+    ]
+    assert plain == [0, 2]
+    mark = fingerprint("https://b.example/hidden")
+    assert f"webhook          billing (https://b.example#{mark}, events of tenant" in shown.out
+    assert "name the daemon by --url, too" in shown.err
+    assert "hidden" not in shown.out + differs.out + untrusted.out

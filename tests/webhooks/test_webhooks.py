@@ -20,6 +20,7 @@ from daemons import FakeStats, until
 
 from clevrd.config import Config
 from clevrd.errors import ConfigError
+from clevrd.fingerprints import fingerprint
 from clevrd.hub import lifecycle
 from clevrd.server import Server
 from clevrd.tenants.settings import read_access
@@ -315,10 +316,22 @@ def test_mistake_in_the_table_has_a_sentence(
 
 def test_secret_is_kept_secret(tmp_path: Path) -> None:
     """A file that others may read, or a secret that is too short, is refused; none is shown."""
-    (made,) = webhook_to("https://x.example/?token=hidden", tmp_path)
+    (made,) = webhook_to("https://x.example/hidden?token=hidden", tmp_path)
+    (plain,) = webhook_to("https://x.example:8443/", tmp_path)
     assert made.secret == SECRET
-    assert "hidden" not in repr(made)
-    assert SECRET.decode() not in repr(made)
+    for shown in (repr(made), str(made.view())):
+        assert "hidden" not in shown
+        assert SECRET.decode() not in shown
+    assert made.view() == {
+        "id": "hook",
+        "url": f"https://x.example#{fingerprint(made.url)}",
+        "secret_file": "secret",
+        "tenant": "default-tenant",
+        "topics": ["**"],
+        "events": ["joined", "left", "occupied", "vacated"],
+        "allowed_targets": ["127.0.0.1/32"],
+    }
+    assert plain.shown_url == "https://x.example:8443"
 
     entry = {"id": "h", "url": "https://x/", "secret_file": "secret", "tenant": "t"}
     (tmp_path / "secret").chmod(0o644)

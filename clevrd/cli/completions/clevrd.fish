@@ -50,8 +50,8 @@ function _shtab_clevrd_using
   test "$_shtab_clevrd_cmdpath" = "$argv"
 end
 
-set -g _shtab_clevrd_commands serve publish subscribe health top checkconfig doctor cert key 'key new' 'key digest' token 'token new' 'token show' journal 'journal stat' 'journal verify' 'journal export' 'journal import' 'journal backup' completion version help
-set -g _shtab_clevrd_opts_with_value --address --admin-address --allowed-origins --audience --buffer --ca-file --catch-up-messages --cert --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --clear --config --count --drain-s --id --idempotency-s --interval --issuer --journal --keepalive-timeout-s --key --key-file --kid --last --lifetime --log-format --log-level --match-all-patterns --max-batch-bytes --max-connections --max-connections-per-address --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --pattern --ping-interval-s --policy --pong-timeout-s --private-key --proxy-protocol --publish --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --rows --secret-file --send-buffer-bytes --shutdown-timeout-s --since --state-dir --sub --subscribe --tenant --throttle-scope --timeout --tls-cert-file --tls-key-file --topic --topic-idle-s --url --write-high-bytes --write-low-bytes
+set -g _shtab_clevrd_commands serve publish subscribe history health top checkconfig doctor cert key 'key new' 'key digest' token 'token new' 'token show' journal 'journal stat' 'journal verify' 'journal export' 'journal import' 'journal backup' completion version help
+set -g _shtab_clevrd_opts_with_value --address --admin-address --allowed-origins --audience --buffer --ca-file --catch-up-messages --cert --circuit-breaker-open-s --circuit-breaker-openings --circuit-breaker-period-s --circuit-breaker-threshold --clear --config --count --drain-s --header --id --idempotency-s --interval --issuer --journal --keepalive-timeout-s --key --key-file --kid --last --lifetime --limit --log-format --log-level --match-all-patterns --max-batch-bytes --max-connections --max-connections-per-address --max-idempotency-keys --max-memory-mb --max-message-bytes --max-topics --max-topics-per-connection --max-topics-per-tenant --otel-endpoint --otel-sample-ratio --pattern --ping-interval-s --policy --pong-timeout-s --position --private-key --proxy-protocol --publish --publish-burst --publish-rate --raw-paths --request-timeout-s --retry-for --ring-bytes --ring-messages --rows --secret-file --send-buffer-bytes --shutdown-timeout-s --since --state-dir --sub --subscribe --tenant --throttle-scope --timeout --tls-cert-file --tls-key-file --topic --topic-idle-s --ttl --url --write-high-bytes --write-low-bytes
 
 complete -c clevrd -e
 complete -c clevrd -f
@@ -102,6 +102,8 @@ complete -c clevrd -n '_shtab_clevrd_using serve' -l journal -x -d 'Directory of
 complete -c clevrd -n '_shtab_clevrd_using serve' -l throttle-scope -xka "topic global" -d 'Whose publishes wait under overload: those to topics whose subscribers are slow, or all. One of topic, global; default topic; CLEVRD_THROTTLE_SCOPE'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l log-level -xka "debug info warning error" -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l log-format -xka "text json" -d 'Form of the log'"'"'s lines: for people, or an object of JSON each. One of text, json; default text; CLEVRD_LOG_FORMAT'
+complete -c clevrd -n '_shtab_clevrd_using serve' -l otel-endpoint -x -d 'Where to send traces: the URL of an OpenTelemetry collector (OTLP over HTTP), or env for what OTEL_EXPORTER_OTLP_ENDPOINT says; empty for no tracing. Like http://localhost:4318 or env; default none; CLEVRD_OTEL_ENDPOINT'
+complete -c clevrd -n '_shtab_clevrd_using serve' -l otel-sample-ratio -x -d 'Share of publishes that are traced, where the publisher'"'"'s own traceparent does not say. A number from 0 to 1; default 0.01; CLEVRD_OTEL_SAMPLE_RATIO'
 complete -c clevrd -n '_shtab_clevrd_using serve' -l raw-paths -xka "true false" -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a publish -d 'Publish one message, or one for each line.'
 complete -c clevrd -n '_shtab_clevrd_using publish' -s h -l help -d 'show this help message and exit'
@@ -111,6 +113,8 @@ complete -c clevrd -n '_shtab_clevrd_using publish' -l ca-file -xka "(__fish_com
 complete -c clevrd -n '_shtab_clevrd_using publish' -l key-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file with the key or token to send; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with'
 complete -c clevrd -n '_shtab_clevrd_using publish' -l text -d 'the data is text as it is, without quotes; with - each line of standard input, empty ones too'
 complete -c clevrd -n '_shtab_clevrd_using publish' -l key -x -d 'what the message is about, for readers with --policy latest; with - that of all messages'
+complete -c clevrd -n '_shtab_clevrd_using publish' -l ttl -x -d 'for how long the message is worth reading; who comes later is told a gap instead'
+complete -c clevrd -n '_shtab_clevrd_using publish' -l header -x -d 'carry this to readers that ask for headers: traceparent, tracestate, ce-type and the like; may be given several times'
 complete -c clevrd -n '_shtab_clevrd_using publish' -l retry-for -x -d 'how long one message is tried again when the server is busy or restarts; it is there at least once, and may be there twice when a connection broke before the answer (default 60)'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a subscribe -d 'Print topics'"'"' messages, one JSON line each.'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -s h -l help -d 'show this help message and exit'
@@ -123,9 +127,23 @@ complete -c clevrd -n '_shtab_clevrd_using subscribe' -l policy -xka "drop_oldes
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l buffer -x -d 'messages this reader may lag behind'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l last -x -d 'recent messages wanted first'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l since -x -d 'begin in the past: 90s, 5m, 2h, a time (RFC 3339 or unix), a message'"'"'s id, or all'
+complete -c clevrd -n '_shtab_clevrd_using subscribe' -l id -x -d 'the name by which others see this reader among those of its topics'
+complete -c clevrd -n '_shtab_clevrd_using subscribe' -l headers -d 'print the headers of messages too, where they have any: traces, attributes of events'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l raw -d 'print each message'"'"'s data alone: a text as it is, without quotes, anything else as JSON on one line'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l count -x -d 'stop after N messages'
 complete -c clevrd -n '_shtab_clevrd_using subscribe' -l no-reconnect -d 'stop when the connection is lost'
+complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a history -d 'Print the messages that a topic has had, and end.'
+complete -c clevrd -n '_shtab_clevrd_using history' -s h -l help -d 'show this help message and exit'
+complete -c clevrd -n '_shtab_clevrd_using history' -l url -x -d 'the server: http://host:port, host:port, https://host or unix:/path (CLEVRD_URL; default http://127.0.0.1:8080)'
+complete -c clevrd -n '_shtab_clevrd_using history' -l tenant -x -d 'sent as X-Tenant-ID (CLEVRD_TENANT)'
+complete -c clevrd -n '_shtab_clevrd_using history' -l ca-file -xka "(__fish_complete_path (commandline -ct))" -d 'trust the certificates in FILE (PEM) for https://, instead of the system'"'"'s (SSL_CERT_FILE)'
+complete -c clevrd -n '_shtab_clevrd_using history' -l key-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file with the key or token to send; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with'
+complete -c clevrd -n '_shtab_clevrd_using history' -l last -x -d 'the last N messages alone'
+complete -c clevrd -n '_shtab_clevrd_using history' -l since -x -d 'begin there: 90s, 5m, 2h, a time (RFC 3339 or unix), a message'"'"'s id; default: all'
+complete -c clevrd -n '_shtab_clevrd_using history' -l position -x -d 'begin behind this position, as this command tells it at its end'
+complete -c clevrd -n '_shtab_clevrd_using history' -l limit -x -d 'end after N messages'
+complete -c clevrd -n '_shtab_clevrd_using history' -l headers -d 'print the headers of messages too, where they have any: traces, attributes of events'
+complete -c clevrd -n '_shtab_clevrd_using history' -l raw -d 'print each message'"'"'s data alone: a text as it is, without quotes, anything else as JSON on one line'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a health -d 'Ask the daemon of these settings whether it is well; for health checks.'
 complete -c clevrd -n '_shtab_clevrd_using health' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using health' -l address -x -d 'where it listens, as for serve'
@@ -187,8 +205,11 @@ complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l journal -x -d 'Direct
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l throttle-scope -xka "topic global" -d 'Whose publishes wait under overload: those to topics whose subscribers are slow, or all. One of topic, global; default topic; CLEVRD_THROTTLE_SCOPE'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l log-level -xka "debug info warning error" -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l log-format -xka "text json" -d 'Form of the log'"'"'s lines: for people, or an object of JSON each. One of text, json; default text; CLEVRD_LOG_FORMAT'
+complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l otel-endpoint -x -d 'Where to send traces: the URL of an OpenTelemetry collector (OTLP over HTTP), or env for what OTEL_EXPORTER_OTLP_ENDPOINT says; empty for no tracing. Like http://localhost:4318 or env; default none; CLEVRD_OTEL_ENDPOINT'
+complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l otel-sample-ratio -x -d 'Share of publishes that are traced, where the publisher'"'"'s own traceparent does not say. A number from 0 to 1; default 0.01; CLEVRD_OTEL_SAMPLE_RATIO'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l raw-paths -xka "true false" -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l url -x -d 'a running daemon, such as http://127.0.0.1:8080: print what differs between what it works with and the file, and end with 1 where something does. The file is --config'"'"'s, or else the one that the daemon names'
+complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l ca-file -xka "(__fish_complete_path (commandline -ct))" -d 'trust the certificates in FILE (PEM) for https://, instead of the system'"'"'s (SSL_CERT_FILE)'
 complete -c clevrd -n '_shtab_clevrd_using checkconfig' -l key-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file with the key or token to send; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a doctor -d 'Look at the machine and the settings, and say what to change.'
 complete -c clevrd -n '_shtab_clevrd_using doctor' -s h -l help -d 'show this help message and exit'
@@ -234,6 +255,8 @@ complete -c clevrd -n '_shtab_clevrd_using doctor' -l journal -x -d 'Directory o
 complete -c clevrd -n '_shtab_clevrd_using doctor' -l throttle-scope -xka "topic global" -d 'Whose publishes wait under overload: those to topics whose subscribers are slow, or all. One of topic, global; default topic; CLEVRD_THROTTLE_SCOPE'
 complete -c clevrd -n '_shtab_clevrd_using doctor' -l log-level -xka "debug info warning error" -d 'Least severe event that is logged. One of debug, info, warning, error; default info; CLEVRD_LOG_LEVEL'
 complete -c clevrd -n '_shtab_clevrd_using doctor' -l log-format -xka "text json" -d 'Form of the log'"'"'s lines: for people, or an object of JSON each. One of text, json; default text; CLEVRD_LOG_FORMAT'
+complete -c clevrd -n '_shtab_clevrd_using doctor' -l otel-endpoint -x -d 'Where to send traces: the URL of an OpenTelemetry collector (OTLP over HTTP), or env for what OTEL_EXPORTER_OTLP_ENDPOINT says; empty for no tracing. Like http://localhost:4318 or env; default none; CLEVRD_OTEL_ENDPOINT'
+complete -c clevrd -n '_shtab_clevrd_using doctor' -l otel-sample-ratio -x -d 'Share of publishes that are traced, where the publisher'"'"'s own traceparent does not say. A number from 0 to 1; default 0.01; CLEVRD_OTEL_SAMPLE_RATIO'
 complete -c clevrd -n '_shtab_clevrd_using doctor' -l raw-paths -xka "true false" -d 'Answer plain publishes and subscribes below aiohttp, which is faster. True or false; default true; CLEVRD_RAW_PATHS'
 complete -c clevrd -n '_shtab_clevrd_using doctor' -l json -d 'print the findings as JSON'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a cert -d 'Make a certificate for a try of TLS.'
@@ -300,4 +323,4 @@ complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' 
 complete -c clevrd -n '_shtab_clevrd_using version' -s h -l help -d 'show this help message and exit'
 complete -c clevrd -n '_shtab_clevrd_using; and test $_shtab_clevrd_npos -eq 0' -a help -d 'Show what a command takes.'
 complete -c clevrd -n '_shtab_clevrd_using help' -s h -l help -d 'show this help message and exit'
-complete -c clevrd -n '_shtab_clevrd_using help; and test $_shtab_clevrd_npos -eq 0' -ka "serve publish subscribe health top checkconfig doctor cert key token journal completion version help" -d 'the command to explain'
+complete -c clevrd -n '_shtab_clevrd_using help; and test $_shtab_clevrd_npos -eq 0' -ka "serve publish subscribe history health top checkconfig doctor cert key token journal completion version help" -d 'the command to explain'

@@ -16,6 +16,7 @@ _shtab_clevrd_commands() {
     doctor:'Look at the machine and the settings, and say what to change.'
     health:'Ask the daemon of these settings whether it is well; for health checks.'
     help:'Show what a command takes.'
+    history:'Print the messages that a topic has had, and end.'
     journal:'Look at a journal, check it, copy it, and take messages out or in.'
     key:'Make an API key, or the digest of one.'
     publish:'Publish one message, or one for each line.'
@@ -118,8 +119,11 @@ _shtab_clevrd_checkconfig_options=(
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
   "--log-format[Form of the log\'s lines\: for people, or an object of JSON each. One of text, json\; default text\; CLEVRD_LOG_FORMAT]:VALUE:(text json)"
+  "--otel-endpoint[Where to send traces\: the URL of an OpenTelemetry collector (OTLP over HTTP), or env for what OTEL_EXPORTER_OTLP_ENDPOINT says\; empty for no tracing. Like http\:\/\/localhost\:4318 or env\; default none\; CLEVRD_OTEL_ENDPOINT]:VALUE:"
+  "--otel-sample-ratio[Share of publishes that are traced, where the publisher\'s own traceparent does not say. A number from 0 to 1\; default 0.01\; CLEVRD_OTEL_SAMPLE_RATIO]:VALUE:"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
   "--url[a running daemon, such as http\:\/\/127.0.0.1\:8080\: print what differs between what it works with and the file, and end with 1 where something does. The file is --config\'s, or else the one that the daemon names]:url:"
+  "--ca-file[trust the certificates in FILE (PEM) for https\:\/\/, instead of the system\'s (SSL_CERT_FILE)]:FILE:_files"
   "--key-file[a file with the key or token to send\; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with]:FILE:_files"
 )
 
@@ -178,6 +182,8 @@ _shtab_clevrd_doctor_options=(
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
   "--log-format[Form of the log\'s lines\: for people, or an object of JSON each. One of text, json\; default text\; CLEVRD_LOG_FORMAT]:VALUE:(text json)"
+  "--otel-endpoint[Where to send traces\: the URL of an OpenTelemetry collector (OTLP over HTTP), or env for what OTEL_EXPORTER_OTLP_ENDPOINT says\; empty for no tracing. Like http\:\/\/localhost\:4318 or env\; default none\; CLEVRD_OTEL_ENDPOINT]:VALUE:"
+  "--otel-sample-ratio[Share of publishes that are traced, where the publisher\'s own traceparent does not say. A number from 0 to 1\; default 0.01\; CLEVRD_OTEL_SAMPLE_RATIO]:VALUE:"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
   "--json[print the findings as JSON]"
 )
@@ -198,11 +204,29 @@ _shtab_clevrd_health_defaults_added=0
 
 _shtab_clevrd_help_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  ":the command to explain:(serve publish subscribe health top checkconfig doctor cert key token journal completion version help)"
+  ":the command to explain:(serve publish subscribe history health top checkconfig doctor cert key token journal completion version help)"
 )
 
 # guard to ensure default positional specs are added only once per session
 _shtab_clevrd_help_defaults_added=0
+
+_shtab_clevrd_history_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--url[the server\: http\:\/\/host\:port, host\:port, https\:\/\/host or unix\:\/path (CLEVRD_URL\; default http\:\/\/127.0.0.1\:8080)]:url:"
+  "--tenant[sent as X-Tenant-ID (CLEVRD_TENANT)]:NAME:"
+  "--ca-file[trust the certificates in FILE (PEM) for https\:\/\/, instead of the system\'s (SSL_CERT_FILE)]:FILE:_files"
+  "--key-file[a file with the key or token to send\; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with]:FILE:_files"
+  "--last[the last N messages alone]:N:"
+  "--since[begin there\: 90s, 5m, 2h, a time (RFC 3339 or unix), a message\'s id\; default\: all]:WHEN:"
+  "--position[begin behind this position, as this command tells it at its end]:EPOCH:OFFSET:"
+  "--limit[end after N messages]:N:"
+  "--headers[print the headers of messages too, where they have any\: traces, attributes of events]"
+  "--raw[print each message\'s data alone\: a text as it is, without quotes, anything else as JSON on one line]"
+  ":TOPIC:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_clevrd_history_defaults_added=0
 
 _shtab_clevrd_journal_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -292,6 +316,8 @@ _shtab_clevrd_publish_options=(
   "--key-file[a file with the key or token to send\; without it the one in the variable CLEVRD_KEY, if any. No option takes the secret itself, since all users see what processes are started with]:FILE:_files"
   "--text[the data is text as it is, without quotes\; with - each line of standard input, empty ones too]"
   "--key[what the message is about, for readers with --policy latest\; with - that of all messages]:KEY:"
+  "--ttl[for how long the message is worth reading\; who comes later is told a gap instead]:SECONDS:"
+  "*--header[carry this to readers that ask for headers\: traceparent, tracestate, ce-type and the like\; may be given several times]:'NAME: VALUE':"
   "--retry-for[how long one message is tried again when the server is busy or restarts\; it is there at least once, and may be there twice when a connection broke before the answer (default 60)]:SECONDS:"
   ":TOPIC:"
   ":the message\'s data\; a single - reads one JSON value per line from standard input, in order:"
@@ -344,6 +370,8 @@ _shtab_clevrd_serve_options=(
   "--throttle-scope[Whose publishes wait under overload\: those to topics whose subscribers are slow, or all. One of topic, global\; default topic\; CLEVRD_THROTTLE_SCOPE]:VALUE:(topic global)"
   "--log-level[Least severe event that is logged. One of debug, info, warning, error\; default info\; CLEVRD_LOG_LEVEL]:VALUE:(debug info warning error)"
   "--log-format[Form of the log\'s lines\: for people, or an object of JSON each. One of text, json\; default text\; CLEVRD_LOG_FORMAT]:VALUE:(text json)"
+  "--otel-endpoint[Where to send traces\: the URL of an OpenTelemetry collector (OTLP over HTTP), or env for what OTEL_EXPORTER_OTLP_ENDPOINT says\; empty for no tracing. Like http\:\/\/localhost\:4318 or env\; default none\; CLEVRD_OTEL_ENDPOINT]:VALUE:"
+  "--otel-sample-ratio[Share of publishes that are traced, where the publisher\'s own traceparent does not say. A number from 0 to 1\; default 0.01\; CLEVRD_OTEL_SAMPLE_RATIO]:VALUE:"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
 )
 
@@ -361,6 +389,8 @@ _shtab_clevrd_subscribe_options=(
   "--buffer[messages this reader may lag behind]:N:"
   "--last[recent messages wanted first]:N:"
   "--since[begin in the past\: 90s, 5m, 2h, a time (RFC 3339 or unix), a message\'s id, or all]:WHEN:"
+  "--id[the name by which others see this reader among those of its topics]:ID:"
+  "--headers[print the headers of messages too, where they have any\: traces, attributes of events]"
   "--raw[print each message\'s data alone\: a text as it is, without quotes, anything else as JSON on one line]"
   "--count[stop after N messages]:N:"
   "--no-reconnect[stop when the connection is lost]"
@@ -451,6 +481,7 @@ _shtab_clevrd() {
         doctor) _arguments -C -s $_shtab_clevrd_doctor_options ;;
         health) _arguments -C -s $_shtab_clevrd_health_options ;;
         help) _arguments -C -s $_shtab_clevrd_help_options ;;
+        history) _arguments -C -s $_shtab_clevrd_history_options ;;
         journal) _shtab_clevrd_journal ;;
         key) _shtab_clevrd_key ;;
         publish) _arguments -C -s $_shtab_clevrd_publish_options ;;

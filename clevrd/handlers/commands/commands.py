@@ -70,6 +70,8 @@ class Subscribe(
     offset: int | None = None
     positions: dict[str, Position] | None = None
     subscriber_id: str | None = None
+    # Whether its messages have their headers.
+    headers: bool = False
 
 
 class Unsubscribe(
@@ -302,6 +304,7 @@ class Commands(SocketOutcomes):
             _number(command.buffer, "buffer", least=1),
             True,
             read_subscriber_id(command.subscriber_id),
+            command.headers,
         )
         beginning = self._beginning(command)
         subscriptions = self._connection.subscription

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 
 from clevrd.admission import Admitted, Gate
@@ -27,8 +28,17 @@ class CommandEndpoint:
 
     serves_while_draining = False
 
-    def __init__(self, gate: Gate, hub: Hub, connections: Connections, config: Config) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        hub: Hub,
+        connections: Connections,
+        config: Config,
+        make_commands: Callable[..., Commands] = Commands,
+    ) -> None:
+        """Args: make_commands: makes what carries out a socket's commands, from the same."""
         self._gate = gate
+        self._make_commands = make_commands
         self._hub = hub
         self._connections = connections
         self._config = config
@@ -62,7 +72,7 @@ class CommandEndpoint:
                 config.max_topics_per_connection,
                 config.max_message_bytes,
                 partial(
-                    Commands,
+                    self._make_commands,
                     self._gate,
                     self._hub,
                     tenant,

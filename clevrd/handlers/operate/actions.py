@@ -13,12 +13,13 @@ import msgspec
 
 from clevrd.admission import Admitted, Operators
 from clevrd.connections.registry import DISCONNECTED, DISCONNECTED_REASON, Connections
-from clevrd.core.server_frames import payload_of
+from clevrd.core.server_frames import plain_payload_of
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest, NotFound
 from clevrd.handlers.operate.admin_options import AdminOptions
 from clevrd.http_values import Request, Response, json_answer, json_view
 from clevrd.hub import Hub
+from clevrd.hub.clearing import Cleared
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +88,20 @@ class Operator:
         decisions.begin("operator", code, f"An operator, {who}, {what}.", tenant, topic, who)
         return True
 
-    def topic(self, admitted: Admitted) -> Topic:
-        """Return the topic that is meant; raises InvalidRequest or NotFound."""
+    def topic(self, admitted: Admitted, *, in_use: bool = True) -> Topic:
+        """Return the topic that is meant.
+
+        Args:
+            in_use: a topic that has messages in the journal alone is not found.
+
+        Raises:
+            InvalidRequest: no topic can have the name.
+            NotFound: there is no such topic.
+        """
         options = admitted.options
         name, tenant = _TOPIC.topic(options), _TOPIC.tenant(options)
-        topic = self.hub.topics.find(tenant, name)
+        find = self.hub.topics.find if in_use else self.hub.catalogue.find
+        topic = find(tenant, name)
         if topic is None:
             raise NotFound(
                 f"Tenant {tenant} has no topic of this name in use; /admin/top and /metrics list"
@@ -130,27 +140,6 @@ class DisconnectEndpoint:
         return json_answer(Disconnected(str(number), tenant, address))
 
 
-class DropEndpoint:
-    """Drops a topic: its messages go, its readers by patterns too, and its name once unused."""
-
-    serves_while_draining = False
-
-    def __init__(self, operator: Operator) -> None:
-        self._operator = operator
-
-    def admit(self, head: Request) -> Admitted:
-        """Refuse who may not operate the daemon."""
-        return self._operator.admit(head, _TOPIC)
-
-    def answer(self, admitted: Admitted, body: bytes) -> Response:
-        """Drop it; raises NotFound and Conflict."""
-        topic = self._operator.topic(admitted)
-        dropped = self._operator.hub.clearing.drop(topic)
-        what = f"dropped a topic with {dropped.messages} messages"
-        self._operator.note_change(admitted, "dropped", what, topic.tenant, topic.name)
-        return json_answer(dropped)
-
-
 class MessagesEndpoint:
     """The newest messages of a topic, as they were sent; nothing counts as delivered."""
 
@@ -174,24 +163,40 @@ class MessagesEndpoint:
 
 
 class ClearEndpoint:
-    """Clears a topic: its messages go, its readers stay."""
+    """Takes a topic's messages: its readers stay, or by patterns go too where it is dropped."""
 
     serves_while_draining = False
 
-    def __init__(self, operator: Operator) -> None:
+    def __init__(self, operator: Operator, *, drops: bool = False) -> None:
+        """Args: drops: the topic's name goes as well, once it is unused."""
         self._operator = operator
+        self._drops = drops
 
     def admit(self, head: Request) -> Admitted:
         """Refuse who may not operate the daemon."""
         return self._operator.admit(head, _TOPIC)
 
-    def answer(self, admitted: Admitted, body: bytes) -> Response:
-        """Clear it; raises NotFound and Conflict."""
-        topic = self._operator.topic(admitted)
-        cleared = self._operator.hub.clearing.clear(topic)
-        what = f"cleared a topic of {cleared.messages} messages"
-        self._operator.note_change(admitted, "cleared", what, topic.tenant, topic.name)
-        return json_answer(cleared)
+    async def answer(self, admitted: Admitted, body: bytes) -> Response:
+        """Clear or drop it, and answer when all nodes that read the same log will have it cleared.
+
+        Raises:
+            NotFound: there is no such topic.
+            Conflict: a topic in a journal can't be dropped.
+            JournalUnavailable: the journal does not answer; the topic may be cleared.
+            Unavailable: the journal has as many cleared topics as it may have.
+        """
+        topic = self._operator.topic(admitted, in_use=False)
+        clearing = self._operator.hub.clearing
+        answer = clearing.drop(topic) if self._drops else clearing.clear(topic)
+        code = "dropped" if self._drops else "cleared"
+        if isinstance(answer, Cleared):
+            of = "with" if self._drops else "of"
+            what = f"{code} a topic {of} {answer.messages} messages"
+        else:
+            # It is in the log before it is done: whoever asked may not wait for the answer.
+            what = f"had a topic of the journal cleared on every node, at offset {topic.head}"
+        self._operator.note_change(admitted, code, what, topic.tenant, topic.name)
+        return json_answer(answer if isinstance(answer, Cleared) else await answer)
 
 
 def tail_of(topic: Topic, last: int) -> TailView:
@@ -201,7 +206,7 @@ def tail_of(topic: Topic, last: int) -> TailView:
     left_bytes = MAX_TAIL_BYTES
     for offset in range(head, max(topic.first - 1, head - last), -1):
         (frame,) = topic.frames(offset - 1, offset)
-        payload = payload_of(frame)
+        payload = plain_payload_of(frame)
         left_bytes -= len(payload)
         if messages and left_bytes < 0:
             break

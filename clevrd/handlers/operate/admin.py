@@ -7,7 +7,6 @@ from clevrd.connections.registry import Connections
 from clevrd.handlers.operate.actions import (
     ClearEndpoint,
     DisconnectEndpoint,
-    DropEndpoint,
     MessagesEndpoint,
     Operator,
 )
@@ -34,7 +33,7 @@ def admin_routes(
             "GET": SubscribersEndpoint(gate, hub, connections),
             "DELETE": DisconnectEndpoint(operator, connections),
         },
-        "/admin/topics": {"DELETE": DropEndpoint(operator)},
+        "/admin/topics": {"DELETE": ClearEndpoint(operator, drops=True)},
         "/admin/messages": {
             "GET": MessagesEndpoint(operator),
             "DELETE": ClearEndpoint(operator),

@@ -137,7 +137,7 @@ def _view_of(decision: Decision, now_s: float, moment: Callable[[float], str]) -
         began_at=moment(decision.began_s),
         last_at=moment(decision.last_s),
         ends_at=None if ends_s is None else moment(ends_s),
-        is_on=ends_s is not None and ends_s > now_s,
+        is_on=decision.is_open or (ends_s is not None and ends_s > now_s),
         count=decision.count,
     )
 

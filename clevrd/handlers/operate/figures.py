@@ -39,6 +39,7 @@ from clevrd.metrics.snapshot import (
 )
 from clevrd.metrics.sources import SourceFigures
 from clevrd.metrics.tenants import TenantsView, tenant_figures
+from clevrd.metrics.tracing import TracingFigures
 
 # Shares of the memory that are shown, those with the most bytes; each is a label of Prometheus's.
 MAX_SHARES: Final = 100
@@ -75,6 +76,7 @@ class Figures:
         certificate_ends_in_s: Callable[[], float | None] = lambda: None,
         sources: Callable[[], list[SourceFigures]] = list,
         webhooks: Mapping[str, int] = _NO_WEBHOOKS,
+        tracing: Callable[[], TracingFigures | None] = lambda: None,
     ) -> None:
         """Take figures of ``hub``.
 
@@ -85,7 +87,9 @@ class Figures:
                 where the daemon speaks no TLS.
             sources: returns the figures of each source.
             webhooks: by outcome, events that were posted.
+            tracing: returns the figures of the spans; None where nothing is traced.
         """
+        self._tracing = tracing
         self._webhooks = webhooks
         self._hub = hub
         self._sources = sources
@@ -133,6 +137,7 @@ class Figures:
             tls=self._tls(),
             journal=None if hub.journal is None else hub.journal.node.view(),
             sources=self._sources(),
+            tracing=self._tracing(),
             traffic=traffic_of(hub.counters, hub.input_budget.received_bytes, waits),
             log_lines_dropped=logs.stderr.dropped,
             process=process,

@@ -2,30 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
 from clevrd.admission import Admitted, Gate, Later
 from clevrd.config import Config
 from clevrd.core.idempotency import key_of_header
+from clevrd.core.message_headers import headers_of_head
 from clevrd.core.near_names import TENANT_OPTION
-from clevrd.core.publish_request import PublishRequest, decode_publish
+from clevrd.core.publish_request import PublishRequest, decode_publish, with_head
 from clevrd.core.topic import Topic
 from clevrd.errors import InvalidRequest, MessageTooLarge, UnsupportedMediaType
 from clevrd.http_values import Request, Response, json_answer
-from clevrd.hub import Hub, PublishAnswer, Published, with_warnings
+from clevrd.hub import PublishAnswer, Published, with_warnings
 from clevrd.scheduling.due_answers import Due
 from clevrd.tenants.tenant import NO_LIMITS, Tenant
 
 KEY_HEADER: Final = "idempotency-key"
 
 
+class PublishHub(Protocol):
+    """The part of the hub that one publish needs; each method is the hub's of that name."""
+
+    @property
+    def serves_publishers(self) -> bool:
+        """Whether publishers are served while readers are sent away."""
+
+    def check_rate(self, tenant: Tenant, /) -> None:
+        """Take a message from the budget of the tenant, and of its key."""
+
+    def topic(self, tenant: Tenant, name: str, /) -> Topic:
+        """Return the topic to publish to."""
+
+    def must_wait(self, topic: Topic, /) -> bool:
+        """Whether a publish to ``topic`` has to wait."""
+
+    def publish(self, topic: Topic, request: PublishRequest, /) -> PublishAnswer:
+        """Append the message."""
+
+    def publish_later(
+        self, tenant: Tenant, topic: Topic, request: PublishRequest, /
+    ) -> Awaitable[PublishAnswer]:
+        """Append it when its time has come."""
+
+    def publish_once(
+        self, tenant: Tenant, request: PublishRequest, key: str, /
+    ) -> PublishAnswer | None:
+        """Append it unless its key is known; None where it has to wait."""
+
+    def publish_once_later(
+        self, tenant: Tenant, request: PublishRequest, key: str, /
+    ) -> Awaitable[PublishAnswer]:
+        """Append it when its time has come, unless its key is known."""
+
+
 class PublishEndpoint:
     """Answers a publish: refuse what is wrong, cheapest first, then append and say where."""
 
-    def __init__(self, gate: Gate, hub: Hub, config: Config) -> None:
+    def __init__(self, gate: Gate, hub: PublishHub, config: Config) -> None:
         self._gate = gate
         self._hub = hub
         self._max_body_bytes = config.max_message_bytes
@@ -36,11 +73,12 @@ class PublishEndpoint:
         return self._hub.serves_publishers
 
     def admit(self, head: Request) -> Admitted:
-        """Refuse by the head alone: a coded body, one declared too large, or no tenant's name."""
+        """Refuse by the head alone: a body that is coded or too large, no tenant, half an event."""
         check_body_head(head, self._max_body_bytes)
         admitted = self._gate.admit_tenant(head, self._max_body_bytes)
         declared = head.headers.get("content-length", "0")
         check_size(admitted.tenant, int(declared) if declared.isdecimal() else 0)
+        admitted.headers = headers_of_head(head.headers)
         return admitted
 
     def answer(self, admitted: Admitted, body: bytes) -> Response | Later:
@@ -54,6 +92,8 @@ class PublishEndpoint:
             check_size(tenant, len(body))
         self._hub.check_rate(tenant)
         publish = decode_publish(body)
+        if admitted.headers is not None:
+            publish = with_head(publish, admitted.headers)
         warnings = publish.warnings()
         if query:
             warnings += TENANT_OPTION.warnings(query)
@@ -81,13 +121,13 @@ class PublishEndpoint:
         published = self._hub.publish_once(tenant, publish, key)
         if published is None:
             return self._once_later(tenant, publish, key, warnings)
-        return _answer_or_due(warnings, published)
+        return answer_or_due(warnings, published)
 
     async def _once_later(
         self, tenant: Tenant, publish: PublishRequest, key: str, warnings: tuple[str, ...]
     ) -> Response | Due[Response]:
         published = await self._hub.publish_once_later(tenant, publish, key)
-        return _answer_or_due(warnings, published)
+        return answer_or_due(warnings, published)
 
 
 def idempotency_key(request: Request, publish: PublishRequest) -> str:
@@ -112,7 +152,7 @@ def _answer(warnings: tuple[str, ...], published: Published) -> Response:
     return json_answer(with_warnings(published, warnings))
 
 
-def _answer_or_due(warnings: tuple[str, ...], published: PublishAnswer) -> Response | Due[Response]:
+def answer_or_due(warnings: tuple[str, ...], published: PublishAnswer) -> Response | Due[Response]:
     """Return what a publish with a key is answered, or what will be that."""
     if isinstance(published, Published):
         return _answer_once(warnings, published)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from itertools import islice
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic
@@ -16,6 +15,14 @@ from clevrd.tenants import Tenant
 
 RequestT = TypeVar("RequestT", bound=PublishRequest)
 ToldT = TypeVar("ToldT", bound=PublishRequest, contravariant=True)
+
+
+# Items that are decoded at once at most, and at first.
+_MOST_PLAIN: Final = 64
+_FIRST_PLAIN: Final = 4
+
+# Decodes the first of several items, which are to the topic that is named.
+DecodePlain = Callable[[Sequence[bytes], str], list[RequestT]]
 
 
 class HasToWait(Exception):
@@ -54,7 +61,7 @@ class RunPublisher(Generic[RequestT]):
     idempotency key goes by itself, so that a repeat finds the answer even to the one before it.
     """
 
-    __slots__ = ("_decode", "_hub", "_outcomes", "_tenant")
+    __slots__ = ("_decode", "_decode_plain", "_hub", "_max_plain_bytes", "_outcomes", "_tenant")
 
     def __init__(
         self,
@@ -62,10 +69,22 @@ class RunPublisher(Generic[RequestT]):
         tenant: Tenant,
         decode: Callable[[bytes], RequestT],
         outcomes: Outcomes[RequestT],
+        decode_plain: DecodePlain[RequestT] | None = None,
+        max_bytes: int | None = None,
     ) -> None:
+        """Publish for ``tenant``, and tell ``outcomes``.
+
+        Args:
+            decode: returns the request in an item, or raises a ClevrdError.
+            decode_plain: returns those in the first of several items, all to the same topic, as far
+                as there is nothing to say of them; None where one at a time is decoded.
+            max_bytes: an item that ``decode_plain`` is given has no more; None for no bound.
+        """
         self._hub = hub
         self._tenant = tenant
         self._decode = decode
+        self._decode_plain = decode_plain
+        self._max_plain_bytes = max_bytes
         self._outcomes = outcomes
 
     def take_tenant(self, tenant: Tenant) -> None:
@@ -139,7 +158,25 @@ class RunPublisher(Generic[RequestT]):
         limit_bytes = self._tenant.limits.max_message_bytes
         run: list[RequestT] = []
         run_bytes = 0
-        for item in islice(items, start, start + most):
+        # How many are decoded at once next: more from time to time, since those of another topic
+        # are decoded again, and none where topics alternate. From the first item on that is not
+        # plain it is 0.
+        at_once = 0 if self._decode_plain is None else _FIRST_PLAIN
+        place, end = start, min(start + most, len(items))
+        while place < end:
+            if len(run) > 1 and at_once:
+                some = items[place : min(place + at_once, end)]
+                plain = self._plain(some, run[0].topic, RUN_MAX_BYTES - run_bytes)
+                run += plain
+                place += len(plain)
+                if len(plain) == len(some):
+                    run_bytes += sum(map(len, some))
+                    at_once = min(2 * at_once, _MOST_PLAIN)
+                    continue
+                run_bytes += sum(map(len, some[: len(plain)]))
+                at_once = 0
+            item = items[place]
+            place += 1
             try:
                 request = decode(item)
                 if limit_bytes is not None:
@@ -154,6 +191,15 @@ class RunPublisher(Generic[RequestT]):
             if has_key:
                 break
         return run, None
+
+    def _plain(self, items: Sequence[bytes], topic: str, room_bytes: int) -> list[RequestT]:
+        """Return the requests of the first of ``items`` that are plain and to ``topic``."""
+        if self._decode_plain is None or sum(map(len, items)) > room_bytes:
+            return []
+        for bound in (self._max_plain_bytes, self._tenant.limits.max_message_bytes):
+            if bound is not None and max(map(len, items)) > bound:
+                return []
+        return self._decode_plain(items, topic)
 
     def _append(self, items: Sequence[bytes], run: Sequence[RequestT]) -> bool:
         """Append ``run``, or refuse all of it; return False if it has to wait."""

@@ -6,14 +6,18 @@ The answers to frames are made in `outcomes`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from clevrd.admission import Admitted, Gate
 from clevrd.config import Config
 from clevrd.connections.publish_websocket import PublishConnection
 from clevrd.connections.registry import Connections
 from clevrd.core.near_names import TENANT_OPTION
-from clevrd.core.publish_request import decode_socket_publish
+from clevrd.core.publish_request import (
+    SocketPublish,
+    decode_plain_socket,
+    decode_socket_publish,
+)
 from clevrd.errors import Unavailable
 from clevrd.handlers.handshake import check_handshake, handshake_head
 from clevrd.handlers.publish.outcomes import SocketOutcomes
@@ -28,8 +32,17 @@ class PublishSocketEndpoint:
 
     serves_while_draining = False
 
-    def __init__(self, gate: Gate, hub: Hub, connections: Connections, config: Config) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        hub: Hub,
+        connections: Connections,
+        config: Config,
+        make_publisher: Callable[[Hub, Tenant], FramePublisher] | None = None,
+    ) -> None:
+        """Args: make_publisher: makes what publishes a socket's frames; None: FramePublisher."""
         self._gate = gate
+        self._make_publisher = make_publisher or FramePublisher
         self._hub = hub
         self._connections = connections
         self._max_message_bytes = config.max_message_bytes
@@ -49,7 +62,7 @@ class PublishSocketEndpoint:
                 self._connections,
                 transport,
                 tenant,
-                FramePublisher(self._hub, tenant),
+                self._make_publisher(self._hub, tenant),
                 self._max_message_bytes,
             )
             connection.begin(early_data)
@@ -63,9 +76,15 @@ class FramePublisher(SocketOutcomes):
 
     __slots__ = ("_runs", "take_tenant", "wait_for")
 
-    def __init__(self, hub: Hub, tenant: Tenant) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        tenant: Tenant,
+        decode: Callable[[bytes], SocketPublish] = decode_socket_publish,
+    ) -> None:
         super().__init__(hub)
-        self._runs = RunPublisher(hub, tenant, decode_socket_publish, self)
+        several = decode_plain_socket if decode is decode_socket_publish else None
+        self._runs = RunPublisher(hub, tenant, decode, self, several)
         self.wait_for = self._runs.wait_for
         self.take_tenant = self._runs.take_tenant
 

@@ -40,6 +40,8 @@ Publish to it:
     with "key":"EUR/USD" beside them, policy=latest keeps the newest of each key;
     with "idempotency_key":"..." a repetition is known, and not published again
     with "ttl_s":60 nobody gets it who comes more than 60 seconds later
+    with "headers":{{"traceparent":"...","ce-type":"..."}}, who asks for them gets them
+    the data alone, as of a CloudEvent in binary mode: POST to {url}/topics/orders/messages
     many at once: POST NDJSON or a JSON array of these to {url}/publish/batch
     a stream of them: WebSocket text frames to {ws_url}/publish
     many topics, both ways, over one WebSocket: {ws_url}/ws
@@ -62,6 +64,7 @@ Options of /subscribe:
     policy=P        drop_oldest (default), drop_newest, circuit_breaker or latest: what you lose
     buffer=N        when you lag by more than N messages (at most 100 to 1000, by memory)
     control=1       be told of gaps, over WebSocket and NDJSON
+    headers=true    be given the traceparent and the ce-* of each message as well
     subscriber_id=ID  what /topics and events of who reads call you
     poll=1, timeout=S  one JSON answer, after S seconds at most (25)
     tenant=NAME     whose topic; the header X-Tenant-ID does the same, for /publish too

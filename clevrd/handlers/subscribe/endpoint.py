@@ -13,7 +13,7 @@ import msgspec
 from clevrd.admission import Admitted, Gate
 from clevrd.config import Config
 from clevrd.connections.many_subscriptions import ManySubscriptions, check_room
-from clevrd.connections.one_subscription import OneSubscription, Subscription
+from clevrd.connections.one_subscription import OneSubscription, Subscription, frames_form
 from clevrd.connections.poll import POLL_HEAD, Polls
 from clevrd.connections.registry import Connections
 from clevrd.connections.stream import SubscriberStream, stream_head
@@ -23,7 +23,7 @@ from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.event_ids import event_ids_for
 from clevrd.core.names import check_subscriber_id, check_topic
 from clevrd.core.patterns import is_narrow, parse_pattern
-from clevrd.core.stream_forms import StreamForm
+from clevrd.core.stream_forms import StreamForm, with_headers
 from clevrd.core.subscription import DeliveryOptions, SubscribeRequest
 from clevrd.core.topic import Topic
 from clevrd.errors import Forbidden, InvalidRequest, RetryLater, UpgradeRequired
@@ -33,7 +33,7 @@ from clevrd.handlers.handshake import (
     handshake_head,
     offers_notices,
 )
-from clevrd.handlers.subscribe.options import number_option, single_option
+from clevrd.handlers.subscribe.options import flag_option, number_option, single_option
 from clevrd.handlers.subscribe.resume import SubscribeUrl, read_beginnings
 from clevrd.handlers.subscribe.transports import (
     events_refusal,
@@ -116,7 +116,8 @@ class SubscribeEndpoint:
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
             connection = SubscriberWebSocket(self._connections, transport, opened.tenant)
-            self._attach(connection, opened, early_data, form=None)
+            form = frames_form(opened.request.options)
+            self._attach(connection, opened, early_data, form=form)
             self._connections.note_page(connection, head)
 
         protocol = NOTICES_PROTOCOL if offers_notices(head) else ""
@@ -130,6 +131,7 @@ class SubscribeEndpoint:
             raise UpgradeRequired(NO_TRANSPORT)
         # Checked on a stream as well, where it means nothing.
         read_timeout(admitted.options)
+        wanted = with_headers(form) if request.options.has_headers else form
         self._hub.check_memory_for_subscriber()
         self._connections.check_arrival(admitted.tenant)
         opened = self._open(admitted.tenant, request)
@@ -138,8 +140,8 @@ class SubscribeEndpoint:
             return Upgrade(head, lambda transport, early_data: transport.close())
 
         def attach(transport: asyncio.Transport, early_data: bytes) -> None:
-            connection = SubscriberStream(self._connections, transport, opened.tenant, form)
-            self._attach(connection, opened, early_data, form=form)
+            connection = SubscriberStream(self._connections, transport, opened.tenant, wanted)
+            self._attach(connection, opened, early_data, form=wanted)
             self._connections.note_page(connection, admitted.head)
 
         retry = form.retry(retry_ms())
@@ -159,7 +161,8 @@ class SubscribeEndpoint:
         if request.is_for_one_topic:
             (topic,) = opened.topics
             reply = self._polls.answer_one(
-                admitted.tenant, topic, request.topics[topic.name], timeout_s
+                *(admitted.tenant, topic, request.topics[topic.name], timeout_s),
+                has_headers=request.options.has_headers,
             )
         else:
             reply = self._polls.answer_many(admitted.tenant, request, self._max_topics, timeout_s)
@@ -277,6 +280,7 @@ def read_request(
         number_option(query, "buffer", least=1),
         control == "1" or is_events or offers_notices(request),
         read_subscriber_id(single_option(query, "subscriber_id")),
+        flag_option(query, "headers"),
     )
     warnings = subscribe_warnings(query) or msgspec.UNSET
     return SubscribeRequest(begin.topics, begin.patterns, options, warnings)

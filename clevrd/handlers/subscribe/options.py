@@ -25,6 +25,18 @@ def single_option(query: dict[str, list[str]], name: str) -> str | None:
     return values[0]
 
 
+def flag_option(query: dict[str, list[str]], name: str) -> bool:
+    """Return whether the option is true; it is false where it is not given.
+
+    Raises:
+        InvalidRequest: it is neither true nor false, or given twice.
+    """
+    text = single_option(query, name)
+    if text not in (None, "true", "false"):
+        raise InvalidRequest(f"The option {name} must be true or false.")
+    return text == "true"
+
+
 def number_option(query: dict[str, list[str]], name: str, least: int) -> int | None:
     """Return the option's value as a number of messages, None when it is not given.
 

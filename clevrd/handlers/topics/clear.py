@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
+
 from clevrd.admission import Admitted, Gate
-from clevrd.errors import NotFound, Unavailable
+from clevrd.errors import NotFound
 from clevrd.handlers.topics.endpoint import NO_TOPIC
 from clevrd.handlers.topics.path import topic_in
 from clevrd.http_values import Request, Response, json_answer
 from clevrd.hub import Hub
-from clevrd.hub.clearing import ClearedTopic
+from clevrd.hub.clearing import Cleared
 from clevrd.tenants import Tenant
 
 log = logging.getLogger(__name__)
 
-# Topics come to be cleared too often when a log's epoch ends, or never: the client is told so long.
-_RETRY_S = 60.0
+
+class ClearedTopic(msgspec.Struct, frozen=True):
+    """The answer to a client that has cleared a topic."""
+
+    success: bool
+    topic: str
+    # The position behind which its messages come now.
+    epoch: str
+    offset: int
 
 
 class ClearEndpoint:
@@ -40,6 +49,7 @@ class ClearEndpoint:
             RateLimited: the tenant, or its key, publishes or clears too often.
             NotFound: there is no such topic.
             JournalUnavailable: the journal does not answer; the topic may be cleared.
+            Unavailable: the journal has as many cleared topics as it may have.
         """
         tenant, name = admitted.tenant, topic_in(admitted.head.path)
         tenant.check_clear(name)
@@ -48,18 +58,12 @@ class ClearEndpoint:
         topic = self._hub.catalogue.find(tenant.name, name)
         if topic is None:
             raise NotFound(NO_TOPIC)
-        head = topic.head
-        answer = self._hub.clearing.clear_for_all(topic)
-        cleared = answer if isinstance(answer, ClearedTopic) else await answer
-        if topic.journal is not None and cleared.offset < head:
-            raise Unavailable(
-                "The journal has as many cleared topics as it may have; publish to another topic.",
-                _RETRY_S,
-            )
+        answer = self._hub.clearing.clear(topic)
+        cleared = answer if isinstance(answer, Cleared) else await answer
         self._log(tenant, name, cleared)
-        return json_answer(cleared)
+        return json_answer(ClearedTopic(True, name, cleared.epoch, cleared.offset))
 
-    def _log(self, tenant: Tenant, name: str, cleared: ClearedTopic) -> None:
+    def _log(self, tenant: Tenant, name: str, cleared: Cleared) -> None:
         log.info(
             "topic cleared tenant=%s topic=%r credential=%s epoch=%s offset=%d",
             *(tenant.name, name, tenant.credential_id or "-", cleared.epoch, cleared.offset),

@@ -14,10 +14,10 @@ import msgspec
 from clevrd.admission import Admitted, Gate
 from clevrd.connections.poll import POLL_HEAD, POLL_MAX_BYTES, answer_of_one
 from clevrd.core.beginning import Beginning, Last, check_beginning
-from clevrd.core.server_frames import payload_of
+from clevrd.core.server_frames import payload_of, plain_payload_of
 from clevrd.errors import InvalidRequest, NotFound
 from clevrd.handlers.site.assets import MAX_IF_NONE_MATCH_CHARS
-from clevrd.handlers.subscribe.options import number_option
+from clevrd.handlers.subscribe.options import flag_option, number_option
 from clevrd.handlers.subscribe.resume import read_resume
 from clevrd.handlers.topics.endpoint import NO_TOPIC, limit_option
 from clevrd.handlers.topics.path import topic_in
@@ -51,6 +51,7 @@ class MessagesEndpoint:
         name = topic_in(head.path)
         tenant.check_subscribe(name)
         limit = limit_option(options)
+        has_headers = flag_option(options, "headers")
         beginning = _beginning(options, limit, self._hub.wall_us())
         topic = self._hub.catalogue.find(tenant.name, name)
         if topic is None:
@@ -62,7 +63,7 @@ class MessagesEndpoint:
             # It holds memory while it waits for a disk, as a poll does, and is counted as one.
             self._hub.connection_counts.check(tenant)
         reading = read_messages(self._hub, topic, beginning, limit, POLL_MAX_BYTES)
-        return self._answer(reading, head, tenant, beginning, limit)
+        return self._answer(reading, head, tenant, beginning, limit, has_headers=has_headers)
 
     async def _answer(
         self,
@@ -71,6 +72,8 @@ class MessagesEndpoint:
         tenant: Tenant,
         beginning: Beginning,
         limit: int,
+        *,
+        has_headers: bool,
     ) -> Response:
         counts = self._hub.connection_counts
         counts.take(tenant)
@@ -80,11 +83,12 @@ class MessagesEndpoint:
             counts.give_back(tenant)
         fields: tuple[tuple[str, str], ...] = NOT_STORED
         if found.is_fixed(beginning, limit):
-            tag = _tag(tenant.name, found)
+            tag = _tag(tenant.name, found, has_headers=has_headers)
             fields = (("ETag", tag), ("Cache-Control", _KEPT), ("Vary", _VARY))
             if _has_tag(head.headers.get("if-none-match", ""), tag):
                 return Response(304, b"", headers=fields)
-        answer = answer_of_one(found.topic, found.start, found.upto, map(payload_of, found.frames))
+        payloads = map(payload_of if has_headers else plain_payload_of, found.frames)
+        answer = answer_of_one(found.topic, found.start, found.upto, payloads)
         return msgspec.structs.replace(answer, headers=fields)
 
 
@@ -103,11 +107,12 @@ def _beginning(options: dict[str, list[str]], limit: int, now_us: int) -> Beginn
     return resume or Last(limit if last is None else last)
 
 
-def _tag(tenant: str, found: ReadMessages) -> str:
+def _tag(tenant: str, found: ReadMessages, *, has_headers: bool) -> str:
     """Return the name of a page: these messages of this epoch of this tenant's topic."""
     place = f"{tenant}\0{found.topic.name}\0{found.topic.epoch}"
     digest = hashlib.sha256(place.encode()).hexdigest()[:16]
-    return f'"{digest}-{found.start.after}-{found.upto}"'
+    form = "-h" if has_headers else ""
+    return f'"{digest}-{found.start.after}-{found.upto}{form}"'
 
 
 def _has_tag(given: str, tag: str) -> bool:

@@ -43,6 +43,7 @@ from clevrd.journal.kafka.topic_state import (
 )
 from clevrd.journal.kept_checkpoints import FILL_BYTES
 from clevrd.journal.records import is_foreign
+from clevrd.journal.unseen_append import UnseenAppend
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +76,8 @@ class _Partition:
         self.proven_stamp = ""
         self.proven_end = 0
         self.proving = asyncio.Lock()
-        # The offset behind the last record of this engine that was taken, and looks since then.
-        self.appended = 0
-        self.deaf_looks = 0
+        # The offset behind the last record of this engine that was taken.
+        self.unseen = UnseenAppend(_DEAF_LOOKS)
         # Records and bytes that were read, for their mean.
         self.records = 0
         self.bytes = 0
@@ -190,7 +190,7 @@ class KafkaEngine:
             raise JournalUnavailable(
                 f"The topic at {self._settings.shown} is shorter than it was; it is looked at anew."
             )
-        each.appended = max(each.appended, offset + 1)
+        each.unseen.position = max(each.unseen.position, offset + 1)
         is_slow = loop.time() - sent_s >= _SLOW_S
         if not await self._counts(each, offset, stamp, is_slow=is_slow):
             raise Fenced
@@ -310,7 +310,7 @@ class KafkaEngine:
             if each.proven_stamp == stamp and offset < each.proven_end:
                 return True
             # Leaders' epochs rise with offsets, so one record shows it for all before it.
-            end = each.appended
+            end = each.unseen.position
             if await self._is_proof(each, end - 1, stamp):
                 each.proven_stamp, each.proven_end = stamp, end
                 return True
@@ -442,7 +442,8 @@ class KafkaEngine:
         self._topic_id = state.topic_id
         appender.renew(state.max_record_bytes)
         for each in self._partitions:
-            each.leader_epoch = each.appended = each.deaf_looks = 0
+            each.leader_epoch = 0
+            each.unseen.forget()
             each.proven_stamp = ""
         reader.renew(KafkaFault("OFFSET_OUT_OF_RANGE", "the topic was made again"))
 
@@ -467,7 +468,7 @@ class KafkaEngine:
         questions, _, _ = self._opened()
         state = await self._look()
         for warning in warnings_of(state, self._settings):
-            log.warning("journal: %s", warning)
+            log.warning("look at the journal's service why=%r", warning)
         for each in self._partitions:
             found = await questions.last_record(self._topic, each.number)
             if found is None:
@@ -523,11 +524,9 @@ class KafkaEngine:
     def _look_for_deaf(self) -> None:
         _, _, reader = self._opened()
         for each in self._partitions:
-            is_deaf = reader.is_reading(each.number) and reader.end_of(each.number) < each.appended
-            each.deaf_looks = each.deaf_looks + 1 if is_deaf else 0
-            if each.deaf_looks >= _DEAF_LOOKS:
+            is_waiting = reader.is_reading(each.number)
+            if each.unseen.is_deaf(reader.end_of(each.number), is_waiting=is_waiting):
                 log.warning("kafka consumer made again partition=%d", each.number)
-                each.deaf_looks = each.appended = 0
                 reader.renew()
                 return
 

@@ -24,7 +24,7 @@ import msgspec
 
 from clevrd.errors import JournalFull, JournalUnavailable, MessageTooLarge
 from clevrd.journal.base import Checkpoint, Fenced, Placed, Trimmed
-from clevrd.journal.kept_checkpoints import FILL_BYTES, FRESH_MS
+from clevrd.journal.kept_checkpoints import FILL_BYTES, will_do
 from clevrd.journal.nats.checkpoints import CheckpointStore
 from clevrd.journal.nats.connection import TICK_S, Connection, Link, fault_in
 from clevrd.journal.nats.library import (
@@ -242,12 +242,8 @@ class NatsEngine:
         info = await self._look_at(self._partitions[partition])
         store = self._store(partition)
         entries = await store.entries()
-        if entries:
-            newest = entries[0]
-            is_fresh = newest.saved_ms > info.now_ms - FRESH_MS
-            is_same = newest.epoch == checkpoint.partition_epoch
-            if is_fresh and is_same and newest.saver != self._name:
-                return
+        if entries and will_do(entries[0], checkpoint, self._name, info.now_ms):
+            return
         reach = FILL_BYTES * info.state.messages // max(info.state.bytes, 1)
         await store.save(checkpoint, info, info.now_ms, reach)
 

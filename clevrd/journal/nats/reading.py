@@ -17,6 +17,7 @@ from typing import Any, Final
 from clevrd.journal.base import Trimmed
 from clevrd.journal.nats.connection import TICK_S, Connection
 from clevrd.journal.nats.library import LOST, NatsFault
+from clevrd.journal.unseen_append import UnseenAppend
 
 _NS: Final = 1_000_000_000
 # Records that are asked for at once, and their bytes: at least one record of any size.
@@ -234,17 +235,15 @@ class LogReader:
         self._last: bytes | None = None
         # Records that have come, behind a place where some are missing.
         self._rest: list[tuple[int, bytes]] = []
-        # The newest record that this engine has appended, and the ticks that it has not been read.
-        self._appended = 0
-        self._deaf_ticks = 0
+        self._unseen = UnseenAppend(_DEAF_TICKS)
 
     def note_append(self, position: int) -> None:
         """Expect the record at ``position``."""
-        self._appended = position
+        self._unseen.position = position
 
     def restart(self) -> None:
         """Have the next read look at the stream again: it may not be what it was."""
-        self._appended = 0
+        self._unseen.forget()
         self._rest = []
         if self._feed is not None:
             self._feed.drop(NatsFault(LOST, "the log has begun anew"))
@@ -252,13 +251,8 @@ class LogReader:
     def tick(self) -> None:
         """End a consumer that does not bring what was appended; called each TICK_S."""
         feed = self._feed
-        if self._appended <= self.at or feed is None or not feed.is_waiting:
-            self._deaf_ticks = 0
-            return
-        self._deaf_ticks += 1
-        if self._deaf_ticks >= _DEAF_TICKS:
-            self._deaf_ticks = 0
-            self._appended = 0
+        is_waiting = feed is not None and feed.is_waiting
+        if self._unseen.is_deaf(self.at, is_waiting=is_waiting) and feed is not None:
             seconds = _DEAF_TICKS * TICK_S
             feed.end(NatsFault(LOST, f"a record was not seen within {seconds:.0f} s"))
 

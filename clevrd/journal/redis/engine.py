@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from clevrd.errors import JournalUnavailable
 from clevrd.journal.base import Checkpoint, Fenced, Placed
-from clevrd.journal.kept_checkpoints import FILL_BYTES, FRESH_MS
+from clevrd.journal.kept_checkpoints import FILL_BYTES, will_do
 from clevrd.journal.redis.checkpoints import CheckpointStore
 from clevrd.journal.redis.connections import APPENDS, QUESTIONS, Connections
 from clevrd.journal.redis.library import (
@@ -214,12 +214,8 @@ class RedisEngine:
         now_ms = int(seconds) * 1000
         store = self._store(partition)
         entries = await store.entries()
-        if entries:
-            newest = entries[0][0]
-            is_fresh = newest.saved_ms > now_ms - FRESH_MS
-            is_same = newest.epoch == checkpoint.partition_epoch
-            if is_fresh and is_same and newest.saver != self._name:
-                return
+        if entries and will_do(entries[0][0], checkpoint, self._name, now_ms):
+            return
         _, added, length, _ = await self._extent(partition)
         size_bytes = await self._size(partition)
         reach = kept_entries(FILL_BYTES, length, size_bytes)
@@ -397,7 +393,7 @@ class RedisEngine:
         if refusal is not None:
             raise JournalUnavailable(refusal)
         for warning in warnings_of(info, settings):
-            log.warning("journal: %s", warning)
+            log.warning("look at the journal's service why=%r", warning)
         for script in ALL:
             await self._call(partition, QUESTIONS, "SCRIPT", "LOAD", script.text)
 

@@ -11,6 +11,7 @@ from clevrd.journal.redis.connections import QUESTIONS, Connections
 from clevrd.journal.redis.library import LOST, RedisFault
 from clevrd.journal.redis.pipeline import TICK_S
 from clevrd.journal.redis.scripts import PartitionKeys, entry_of, position_of
+from clevrd.journal.unseen_append import UnseenAppend
 
 # How long Redis waits for a record before it says that there is none, and how long the answer may
 # take then: a connection that has died is found within 5 s.
@@ -49,9 +50,7 @@ class LogReader:
         self._unchecked = 0
         self._answered_s = 0.0
         self._is_waiting = False
-        # The newest record that this engine has appended, and the ticks that it has not been read.
-        self._appended = 0
-        self._deaf_ticks = 0
+        self._unseen = UnseenAppend(_DEAF_TICKS)
 
     def note_first(self, position: int) -> None:
         """Note where the log begins: what was before that can't be checked."""
@@ -59,24 +58,15 @@ class LogReader:
 
     def note_append(self, position: int) -> None:
         """Expect the record at ``position``."""
-        self._appended = position
+        self._unseen.position = position
 
     def forget_append(self) -> None:
         """Expect nothing: the log may have lost what was appended."""
-        self._appended = 0
+        self._unseen.forget()
 
     def tick(self) -> None:
-        """Break a connection that does not bring what was appended; called each TICK_S.
-
-        It may lead to a server that was the primary, and answers that there is nothing new.
-        """
-        if self._appended <= self._at or not self._is_waiting:
-            self._deaf_ticks = 0
-            return
-        self._deaf_ticks += 1
-        if self._deaf_ticks >= _DEAF_TICKS:
-            self._deaf_ticks = 0
-            self._appended = 0
+        """Break a connection that does not bring what was appended; called each TICK_S."""
+        if self._unseen.is_deaf(self._at, is_waiting=self._is_waiting):
             fault = RedisFault(LOST, f"a record was not seen within {_DEAF_TICKS * TICK_S:.0f} s")
             self._connections.drop(fault, self._role)
 

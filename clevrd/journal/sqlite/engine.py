@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 import apsw
 
 from clevrd.errors import JournalFull, JournalUnavailable
-from clevrd.journal.base import Checkpoint, Extent, Fenced, History, Placed, StoredMessage
+from clevrd.journal.base import Checkpoint, Extent, Fenced, History, Placed, StoredRun
 from clevrd.journal.sqlite.directory import JournalDirectory
 from clevrd.journal.sqlite.figures import SqliteFigures
 from clevrd.journal.sqlite.heads import BadCheckpoint, CheckpointFile
@@ -282,7 +282,7 @@ class SqliteEngine:
         after: int,
         max_messages: int,
         max_bytes: int,
-    ) -> list[StoredMessage]:
+    ) -> list[StoredRun]:
         """Return messages behind offset ``after``, in order: see `History.page`."""
         names = (partition_epoch, tenant, topic)
         return await self._read(self._page, names, after, max_messages, max_bytes)
@@ -305,7 +305,7 @@ class SqliteEngine:
 
     def _page(
         self, names: tuple[str, str, str], after: int, max_messages: int, max_bytes: int
-    ) -> list[StoredMessage]:
+    ) -> list[StoredRun]:
         if self._settings.retention_messages:
             extent = self._extent(names)
             if extent is not None:

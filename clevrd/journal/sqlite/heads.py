@@ -17,6 +17,7 @@ import msgspec
 from clevrd.journal.base import Checkpoint, TopicHead
 from clevrd.journal.sqlite.directory import CHECKPOINT, FORMAT, JournalDirectory
 from clevrd.journal.sqlite.library import APPLICATION_ID, DAMAGE, number, open_to_write, words_of
+from clevrd.plurals import noun_for
 
 _SCHEMA: Final = """
 CREATE TABLE checkpoint (
@@ -208,7 +209,7 @@ def read_checkpoint(connection: apsw.Connection) -> Checkpoint | None:
     except DAMAGE as error:
         raise BadCheckpoint(words_of(error)) from error
     if count != len(topics):
-        raise BadCheckpoint(f"it has {len(topics)} topics of {count}")
+        raise BadCheckpoint(f"it has {len(topics)} of {count} {noun_for(count, 'topic')}")
     return msgspec.structs.replace(checkpoint, topics=topics)
 
 

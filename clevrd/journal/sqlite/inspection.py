@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -12,6 +12,8 @@ import apsw
 import msgspec
 
 from clevrd.errors import JournalUnavailable
+from clevrd.journal.checkpoints import BadCheckpoint as BadState
+from clevrd.journal.checkpoints import read_state
 from clevrd.journal.sqlite.directory import (
     CHECKPOINT,
     LOCK,
@@ -20,11 +22,13 @@ from clevrd.journal.sqlite.directory import (
     segment_name,
 )
 from clevrd.journal.sqlite.finding import BadFile, find_segments
+from clevrd.journal.sqlite.heads import BadCheckpoint, read_checkpoint
 from clevrd.journal.sqlite.library import check_library, open_to_read, words_of
 from clevrd.journal.sqlite.segments import (
     RunRow,
     Segment,
     file_bytes,
+    has_wal,
     is_sound_record,
     names_crc,
     read_runs,
@@ -159,6 +163,26 @@ class Inspection:
                     damaged(f"the record at position {missing} is missing")
                 return
             after = slice_end
+
+    def cleared(self) -> tuple[str, Sequence[tuple[str, str, int]]]:
+        """Return the newest checkpoint's partition epoch, and the topics that were cleared in it.
+
+        Each topic has its tenant, its name, and the offset up to which it was cleared. Without a
+        checkpoint that can be read there are none.
+        """
+        path = self.directory.inside(CHECKPOINT)
+        try:
+            connection = open_to_read(path, None, is_final=not (self.is_open or has_wal(path)))
+            try:
+                checkpoint = read_checkpoint(connection)
+            finally:
+                connection.close(True)
+            if checkpoint is None:
+                return "", ()
+            state, _ = read_state(checkpoint.state)
+        except (BadCheckpoint, BadState, apsw.Error):
+            return "", ()
+        return state.epoch, state.cleared
 
     def missing(self) -> Iterator[str]:
         """Yield a line for each file that was set aside, and for records between two segments."""

@@ -150,7 +150,8 @@ class _Opening:
         for end in ("", "-wal", "-shm"):
             if os.path.exists(bad.path + end):
                 os.replace(bad.path + end, f"{bad.path}.damaged{end}")
-        log.error("journal file set aside reason=%r kept_as=%s.damaged", bad.why, bad.path)
+        kept_as = f"{bad.path}.damaged"
+        log.error("journal file set aside reason=%r kept_as=%s", bad.why, kept_as)
 
     def _open(self, segment: Segment) -> apsw.Connection | None:
         try:

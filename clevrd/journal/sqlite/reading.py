@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from typing import Any, Final, TypeVar
 
 import apsw
 import msgspec
 
-from clevrd.journal.base import Extent, StoredMessage
+from clevrd.journal.base import Extent, StoredRun
 from clevrd.journal.records import digest_of
 from clevrd.journal.sqlite.library import Fault, fault_of, open_to_read, words_of
 from clevrd.journal.sqlite.segments import (
@@ -82,16 +84,15 @@ class Run(msgspec.Struct, frozen=True, gc=False):
         """Its newest message's offset."""
         return self.first + self.count - 1
 
-    def messages(self, after: int) -> list[StoredMessage]:
-        """Return its messages behind offset ``after``."""
-        first, id_us, step, time_us = self.first, self.id_us, self.id_step, self.time_us
-        lines = self.lines.split(b"\n")[self.skip :]
-        if self.count == 1:
-            return [StoredMessage(first, id_us, time_us, lines[0])]
-        return [
-            StoredMessage(first + index, id_us + index * step, time_us, lines[index])
-            for index in range(max(0, after + 1 - first), self.count)
-        ]
+    def behind(self, after: int) -> StoredRun:
+        """Return its messages behind offset ``after``, of which there is one at least."""
+        passed = max(0, after + 1 - self.first)
+        count, lines = self.count - passed, self.lines
+        if self.skip or lines.count(b"\n") != count:
+            begin = self.skip + passed
+            lines = b"\n".join((*lines.split(b"\n")[begin : begin + count], b""))
+        id_us = self.id_us + passed * self.id_step
+        return StoredRun(self.first + passed, count, id_us, self.id_step, self.time_us, lines)
 
 
 class Span(msgspec.Struct, frozen=True, gc=False):
@@ -103,6 +104,8 @@ class Span(msgspec.Struct, frozen=True, gc=False):
     first: int
     last: int
     first_id_us: int
+    # The segment was not written to any more: there is no newer one behind ``last``.
+    is_final: bool
 
 
 class SegmentReaders:
@@ -118,7 +121,7 @@ class SegmentReaders:
         self._idle: OrderedDict[Segment, list[apsw.Connection]] = OrderedDict()
         self._idle_count = 0
         self._is_closed = False
-        # Topic -> number of a segment that is not written to any more -> what it has of the topic.
+        # Topic -> number of a segment -> what it has of the topic, or had while it was written to.
         self._spans: OrderedDict[Names, dict[int, Span | None]] = OrderedDict()
         # All that are in it.
         self._spans_count = 0
@@ -226,34 +229,30 @@ class SegmentReaders:
         newest = next(self._spans_of(reversed(segments), names), None)
         return None if oldest is None or newest is None else Extent(oldest.first, newest.last)
 
-    def page(
-        self, names: Names, after: int, max_messages: int, max_bytes: int
-    ) -> list[StoredMessage]:
+    def page(self, names: Names, after: int, max_messages: int, max_bytes: int) -> list[StoredRun]:
         """Return messages behind offset ``after``: see `History.page`."""
-        found: list[StoredMessage] = []
-        room_bytes = max_bytes
+        found: list[StoredRun] = []
+        room, room_bytes = max_messages, max_bytes
         segments = self._catalog.segments
-        begin = self._count_while(segments, names, lambda span: span.last <= after)
-        for span in self._spans_of(segments[begin:], names):
+        begin = self._count_while(segments, names, lambda span: span.last <= after, after)
+        for span in self._spans_of(segments[begin:], names, after):
             if span.last <= after:
                 continue
             for run in self._runs(span, names, after):
-                if run.first + run.count - 1 <= after:
+                if run.last <= after:
                     # The last run of the table, while those behind it are not in it yet.
                     continue
-                messages = run.messages(after)
-                # The lines before them, and all line feeds, are reckoned too.
-                if len(run.lines) <= room_bytes and len(found) + len(messages) < max_messages:
-                    room_bytes -= len(run.lines)
-                    found += messages
-                    continue
-                for message in messages:
-                    room_bytes -= len(message.line)
-                    if found and room_bytes < 0:
-                        return found
-                    found.append(message)
-                    if len(found) >= max_messages:
-                        return found
+                part = run.behind(after)
+                if len(part.lines) > room_bytes or part.count > room:
+                    fitting = _first_of(part, room, room_bytes, at_least=0 if found else 1)
+                    if fitting.count:
+                        found.append(fitting)
+                    return found
+                found.append(part)
+                room -= part.count
+                room_bytes -= len(part.lines)
+                if not room:
+                    return found
         return found
 
     def last_before(self, names: Names, id_us: int) -> int:
@@ -270,7 +269,11 @@ class SegmentReaders:
         return 0
 
     def _count_while(
-        self, segments: Sequence[Segment], names: Names, is_before: Callable[[Span], bool]
+        self,
+        segments: Sequence[Segment],
+        names: Names,
+        is_before: Callable[[Span], bool],
+        after: int = _LARGEST,
     ) -> int:
         """Return how many segments, the oldest ones, are before a place, by a binary search.
 
@@ -278,12 +281,13 @@ class SegmentReaders:
 
         Args:
             is_before: true of the older segments that have the topic, and false of the others.
+            after: as for `_span`.
         """
         low, high = 0, len(segments)
         while low < high:
             middle = (low + high) // 2
             at = middle
-            while at < high and (span := self._span(segments[at], names)) is None:
+            while at < high and (span := self._span(segments[at], names, after)) is None:
                 at += 1
             if at < high and span is not None and is_before(span):
                 low = at + 1
@@ -291,24 +295,36 @@ class SegmentReaders:
                 high = middle
         return low
 
-    def _spans_of(self, segments: Iterable[Segment], names: Names) -> Iterator[Span]:
-        """Yield what each segment has of a topic; each is looked into when it is asked for."""
+    def _spans_of(
+        self, segments: Iterable[Segment], names: Names, after: int = _LARGEST
+    ) -> Iterator[Span]:
+        """Yield what each segment has of a topic; each is looked into when it is asked for.
+
+        Args:
+            after: as for `_span`.
+        """
         for segment in segments:
-            span = self._span(segment, names)
+            span = self._span(segment, names, after)
             if span is not None:
                 yield span
 
-    def _span(self, segment: Segment, names: Names) -> Span | None:
-        """Return what a segment has of a topic; that is remembered if it can't change any more."""
+    def _span(self, segment: Segment, names: Names, after: int = _LARGEST) -> Span | None:
+        """Return what a segment has of a topic; that is remembered.
+
+        Args:
+            after: what is remembered of a segment that was written to will do if it has messages
+                behind this offset: a reader that catches up asks for the same with each page.
+        """
         is_final, number = segment.is_final, segment.number
-        if is_final:
-            with self._lock:
-                known = self._spans.get(names)
-                if known is not None and number in known:
+        with self._lock:
+            known = self._spans.get(names)
+            if known is not None and number in known:
+                span = known[number]
+                if span is None or span.is_final or span.last > after:
                     self._spans.move_to_end(names)
-                    return known[number]
+                    return span
         span = next(self._guarded(segment, partial(self._spans_in, segment, names)), None)
-        if is_final:
+        if is_final or span is not None:
             with self._lock:
                 self._remember(names, number, span)
         return span
@@ -326,13 +342,14 @@ class SegmentReaders:
         self, segment: Segment, names: Names, connection: apsw.Connection
     ) -> Iterator[Span]:
         """Yield what a segment has of a topic, if it has anything that can be read."""
+        is_final = segment.is_final
         row: Any = connection.execute(_TOPIC, names).fetchone()
         if row is not None:
-            whole = Span(segment, row[0], 0, _LARGEST, 0)
+            whole = Span(segment, row[0], 0, _LARGEST, 0, is_final)
             first = next(self._runs_from(whole, names, 0, connection), None)
             last = next(self._runs_back_from(whole, names, _LARGEST, connection), None)
             if first is not None and last is not None:
-                yield Span(segment, row[0], first.first, last.last, first.id_us)
+                yield Span(segment, row[0], first.first, last.last, first.id_us, is_final)
 
     def _runs(self, span: Span, names: Names, after: int) -> Iterator[Run]:
         """Yield the runs of a segment that have messages behind offset ``after``."""
@@ -491,3 +508,13 @@ class SegmentReaders:
                 segment.path,
                 what,
             )
+
+
+def _first_of(run: StoredRun, most: int, max_bytes: int, *, at_least: int) -> StoredRun:
+    """Return the first messages of ``run``: ``most``, or as many as have ``max_bytes``."""
+    lines = run.lines.split(b"\n")[: min(run.count, most)]
+    ends = list(accumulate(map(len, lines)))
+    count = max(at_least, bisect_right(ends, max_bytes))
+    # With the line feeds, which are no bytes of messages.
+    upto = ends[count - 1] + count if count else 0
+    return msgspec.structs.replace(run, count=count, lines=run.lines[:upto])

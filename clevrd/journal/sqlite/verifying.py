@@ -14,6 +14,7 @@ from clevrd.journal.sqlite.inspection import Inspection, is_sound
 from clevrd.journal.sqlite.library import open_to_read, words_of
 from clevrd.journal.sqlite.opening import missing_behind
 from clevrd.journal.sqlite.segments import RunRow, Segment, has_wal
+from clevrd.plurals import noun_for
 
 # Rows of the table for one record's runs, by their topics and first offsets.
 _ROW: Final = "SELECT * FROM runs WHERE topic_id = ? AND first = ?"
@@ -75,7 +76,8 @@ def _surplus(connection: apsw.Connection, segment: Segment, expected: int) -> li
     rows: Any = connection.execute(_ROWS, (segment.last_position,)).fetchone()
     if rows[0] <= expected:
         return []
-    return [f"it has {rows[0] - expected} rows of messages that are in no record"]
+    surplus = rows[0] - expected
+    return [f"it has {surplus} {noun_for(surplus, 'row')} of messages that are in no record"]
 
 
 def _damage_of_checkpoint(inspection: Inspection) -> Iterator[str]:
