@@ -359,20 +359,31 @@ class _Draft:
         if id_us < self._time_us:
             # The first of this partition's ids that is not before the time.
             id_us = self._time_us + (self._partition - self._time_us) % self._id_step
+        offset, first_us, line = head + 1, id_us, first
+        last = self.placed[-1] if self.placed else None
+        if (
+            last is not None
+            and (last.at_bytes, last.line + last.count) == (at_bytes, first)
+            and last.id_us + last.count * self._id_step == id_us
+        ):
+            # Messages with keys are counted one by one. Messages of a run that follow each other
+            # have one place all the same, since each place has a checksum over the whole run.
+            offset, first_us, line = last.offset, last.id_us, last.line
+            del self.placed[-1]
         self.placed.append(
             Placed(
                 run.tenant,
                 run.topic,
                 self.epoch.name,
-                head + 1,
-                count,
-                id_us,
+                offset,
+                head + 1 + count - offset,
+                first_us,
                 self._id_step,
                 self._time_us,
-                first,
+                line,
                 at_bytes,
                 run.size_bytes,
-                first - run_line,
+                line - run_line,
             )
         )
         self._heads[slot] = head + count

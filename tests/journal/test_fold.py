@@ -338,6 +338,21 @@ def test_repeat_in_the_same_record_gets_the_place_of_the_first() -> None:
     ]
 
 
+def test_messages_with_keys_that_follow_each_other_are_placed_together() -> None:
+    """An engine keeps a checksum over the whole run for each place; one for each key is a lot."""
+    log = Log()
+
+    folded = log.add(
+        *[("t", f"k{number}", "x") for number in range(50)], ("u", "k", "x"), ("u", "l", "x")
+    )
+
+    assert offsets(folded.placed) == [("t", 1, 50), ("u", 1, 2)]
+    ids = [each.id_us for each in folded.placed]
+    assert ids[1] - ids[0] == 50 * folded.placed[0].id_step
+    (repeat,) = log.add(("t", "k49", "x")).repeats
+    assert (repeat.offset, repeat.id_us) == (50, ids[0] + 49 * folded.placed[0].id_step)
+
+
 def test_key_of_another_topic_or_tenant_is_another_key() -> None:
     """A key counts within its tenant and topic."""
     log = Log()
