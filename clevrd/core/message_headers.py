@@ -175,14 +175,18 @@ def headers_of_head(fields: Mapping[str, str]) -> Headers | None:
     trace = trace_of_head(fields)
     if SPECVERSION not in fields:
         return trace
-    headers = {**(trace or {}), **_event_of(fields)}
-    if len(headers) > MAX_HEADERS:
+    event = _event_of(fields)
+    headers = {**(trace or {}), **event}
+    if _have_room(headers):
+        return headers
+    # A trace for which there is no room is none, and the event goes without it.
+    if len(event) > MAX_HEADERS:
         raise InvalidRequest(
-            f"The request has {len(headers)} headers of an event and a trace, and {MAX_HEADERS} are"
-            " allowed; send fewer ce-* headers."
+            f"The request has {len(event)} headers of an event, and {MAX_HEADERS} are allowed; send"
+            " fewer ce-* headers."
         )
-    _check_size(headers)
-    return headers
+    _check_size(event)
+    return event
 
 
 def trace_of_head(fields: Mapping[str, str]) -> Headers | None:
@@ -209,7 +213,7 @@ def together(of_head: Headers, own: Headers | None) -> Headers:
     if TRACEPARENT in own:
         of_head = _without_trace(of_head)
     headers = {**of_head, **own}
-    if len(headers) <= MAX_HEADERS and len(_encode(headers)) <= MAX_HEADERS_BYTES:
+    if _have_room(headers):
         return headers
     headers = {**_without_trace(of_head), **own}
     if len(headers) > MAX_HEADERS:
@@ -219,6 +223,10 @@ def together(of_head: Headers, own: Headers | None) -> Headers:
         )
     _check_size(headers)
     return headers
+
+
+def _have_room(headers: Headers) -> bool:
+    return len(headers) <= MAX_HEADERS and len(_encode(headers)) <= MAX_HEADERS_BYTES
 
 
 def _without_trace(headers: Headers) -> Headers:

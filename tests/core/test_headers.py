@@ -183,7 +183,7 @@ def test_ce_fields_of_no_event_are_nobodys() -> None:
         ({"ce-subject": "caf\udce9"}, "ce-subject is not UTF-8 once percent-decoded"),
         ({"ce-subject": "a%0Ab"}, "ce-subject holds a control character"),
         ({"ce-subject": "v" * 4_096}, "bytes as JSON, and 4096 are allowed"),
-        (many(29), "has 33 headers of an event and a trace, and 32 are allowed"),
+        (many(29), "has 33 headers of an event, and 32 are allowed"),
     ],
     ids=[
         *("no id", "version", "no version", "name", "no name", "overlong", "latin", "lf"),
@@ -194,6 +194,24 @@ def test_half_an_event_is_refused_with_a_sentence(fields: dict[str, str], senten
     """A request that says it has an event, and has not a right one, is told what to do."""
     with pytest.raises(InvalidRequest, match=sentence):
         headers_of_head({**EVENT, **fields})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {f"ce-x{number}": "1" for number in range(MAX_HEADERS - len(EVENT))},
+        {"ce-x": "x" * (MAX_HEADERS_BYTES - 120)},
+    ],
+    ids=["many", "large"],
+)
+def test_event_is_carried_without_a_trace_for_which_there_is_no_room(
+    fields: dict[str, str],
+) -> None:
+    """A library that adds a trace to each request has no event refused that is right."""
+    event = {**EVENT, **fields}
+    assert headers_of_head(event) == event
+
+    assert headers_of_head({**event, "traceparent": PARENT}) == event
 
 
 def test_event_without_a_required_attribute_is_refused() -> None:
