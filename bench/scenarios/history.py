@@ -3,6 +3,7 @@
 import subprocess
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Final
 
@@ -96,7 +97,13 @@ def journal_start(_settings: runs.Settings) -> Outcome:
 
 
 def _start(journal: str) -> tuple[float, int]:
-    """Start a daemon; return the seconds until it listens, and its resident set then."""
+    """Start a daemon; return the seconds until it serves, and its resident set then.
+
+    Its address is taken before the journal is read, so that clients wait and are not refused.
+    """
     begun = time.perf_counter()
     with servers.serving(node_kind(journal), _START_TIMEOUT_S) as server:
+        url = f"http://127.0.0.1:{server.port}/health/ready"
+        with urllib.request.urlopen(url, timeout=_START_TIMEOUT_S) as response:
+            response.read()
         return time.perf_counter() - begun, server.rss_bytes()

@@ -382,6 +382,7 @@ async def test_append_waits_for_the_disks_of_replicas(
                 with replica.client as client:
                     client.config_set("appendonly", "yes")
                     await until(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0)
+                monkeypatch.setattr(engine_module, "_SYNC_MS", 3_000)
                 await append(engine, writer, "2")
             assert engine.durability == "fsync"
         finally:

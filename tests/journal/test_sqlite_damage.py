@@ -259,3 +259,21 @@ async def test_a_record_that_the_fold_misses_makes_the_log_begin_anew(
         assert await engine.stamp(0) != stamp
         await append(engine, LogWriter(await engine.stamp(0), "ffff"), "begins anew")
         assert engine.figures.new_stamps == 1
+
+
+async def test_first_start_that_was_killed_is_begun_again(tmp_path: Path) -> None:
+    """The file of checkpoints is made first; alone it is no journal of others."""
+    directory = tmp_path / "journal"
+    async with opened(directory) as engine:
+        await engine.stamp(0)
+    for file in directory.iterdir():
+        if file.name == "meta" or file.name.startswith("segment-"):
+            file.unlink()
+    assert (directory / "checkpoint.db").exists()
+
+    async with opened(directory) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        (record,) = await append(engine, writer, "1")
+        ((_, found),) = await read_all(engine, 1)
+
+    assert found == record

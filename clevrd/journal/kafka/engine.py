@@ -512,8 +512,8 @@ class KafkaEngine:
         if self._state is None:
             await self._known_state()
             return
-        # What is known stays until there is an answer: appends need it, and no answer may come for
-        # as long as a broker is away.
+        # The state that is known stays until there is an answer: appends need it, and no answer may
+        # come for as long as a broker is away.
         async with self._looking:
             try:
                 await self._look()

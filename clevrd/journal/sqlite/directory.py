@@ -24,8 +24,11 @@ META: Final = "meta"
 CHECKPOINT: Final = "checkpoint.db"
 # Rises when files get another layout; a later one is refused.
 FORMAT: Final = 1
-# Files that a directory may have which is to become a journal.
-_NO_CONTENT: Final = frozenset({LOCK, META + ".new", "lost+found"})
+# Files that a directory may have which is to become a journal: also those that a first start which
+# was killed has left.
+_NO_CONTENT: Final = frozenset(
+    {LOCK, META + ".new", "lost+found", *(CHECKPOINT + end for end in ("", "-wal", "-shm"))}
+)
 _SEGMENT: Final = re.compile(r"segment-(\d{10})\.db")
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
