@@ -79,6 +79,8 @@ _OTHER_NAMES: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("--offset", "--after", "--from"), ("--position", "--since")),
     **dict.fromkeys(("--count", "--max"), ("--limit",)),
 }
+# Flags by which other programs wait for what comes; clevrd history ends.
+_FOLLOWING: Final = frozenset({"--follow", "-f", "--tail"})
 # Flags by which other programs take a secret.
 _SECRETS: Final = frozenset({"--token", "--api-key", "--apikey", "--secret", "--bearer"})
 
@@ -136,6 +138,8 @@ def _unrecognized(words: Sequence[str], flags: Iterable[str]) -> str:
     name = words[0].partition("=")[0]
     if name == "--topic":
         return f"{sentence}; a topic stands without a flag"
+    if name in _FOLLOWING and "--position" in known:
+        return f"{sentence}; clevrd subscribe follows a topic"
     meant: list[str] = [flag for flag in _OTHER_NAMES.get(name, ()) if flag in known]
     meant += difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if name in _SECRETS and "--key-file" in known:

@@ -75,5 +75,6 @@ async def _print(
 ) -> int:
     async with client:
         printed = await print_items(items, output, is_raw=options.raw)
-    logs.say(f"printed {printed} messages up to position={items.position}")
+    messages = "message" if printed == 1 else "messages"
+    logs.say(f"printed {printed} {messages} up to position={items.position}")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from calendar import monthrange
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,18 @@ _FIRST_YEAR: Final = 1970
 _NO_PUNCTUATION: Final = str.maketrans("", "", "-T:.Z")
 
 _encode: Final = msgspec.json.Encoder().encode
+
+
+class AlikeStamps(NamedTuple):
+    """The stamps of messages within one second."""
+
+    # Each id is this and six digits.
+    id_prefix: str
+    # The timestamp of all; or what stands before the same digits and a Z where ``is_near``.
+    time: str
+    digits: list[str]
+    # The ids are near enough to the clock to be the times as well.
+    is_near: bool
 
 
 class MessageIds:
@@ -84,30 +96,35 @@ class MessageIds:
 
     def spell_run(self, us: int, count: int, step: int, wall_us: int) -> list[tuple[str, str]]:
         """Return what `spell` would for ``count`` ids from ``us`` on, ``step`` apart."""
-        parts = self.spell_parts(us, count, step, wall_us)
-        if parts is None:
-            return [self.spell(each, wall_us) for each in range(us, us + count * step, step)]
-        id_prefix, time_prefix, digits = parts
-        return [(id_prefix + each, f"{time_prefix}{each}Z") for each in digits]
+        stamps: list[tuple[str, str]] = []
+        while count > 0:
+            id_prefix, time, digits, is_near = self.spell_alike(us, count, step, wall_us)
+            if is_near:
+                stamps += [(id_prefix + each, f"{time}{each}Z") for each in digits]
+            else:
+                stamps += [(id_prefix + each, time) for each in digits]
+            us += len(digits) * step
+            count -= len(digits)
+        return stamps
 
-    def spell_parts(
-        self, us: int, count: int, step: int, wall_us: int
-    ) -> tuple[str, str, list[str]] | None:
-        """Return the parts of what `spell_run` does: an id is the first one and its six digits.
+    def spell_alike(self, us: int, count: int, step: int, wall_us: int) -> AlikeStamps:
+        """Return the parts of what `spell_run` does, for the first ids that are spelled alike.
 
-        A timestamp is the second one, the same digits and a Z. None where that is not so: where the
-        ids go on in the next second, or run ahead of the clock.
+        Others follow in the next second, or run ahead of the clock.
         """
         micro = us - self._second_us
         if not 0 <= micro < _SECOND_US:
             micro = self._spell_second(us)
-        last = (count - 1) * step
-        if micro + last >= _SECOND_US or us + last - wall_us > _MAX_TIE_US:
-            return None
+        count = min(count, (_SECOND_US - 1 - micro) // step + 1)
+        near = (wall_us + _MAX_TIE_US - us) // step + 1
+        if near > 0:
+            count = min(count, near)
         begin = _SECOND_US + micro
         # A JSON array of all, cut behind each one's first digit: a fifth of a call each.
-        together = _encode(list(range(begin, begin + last + 1, step)))
-        return self._id_prefix, self._time_prefix, together[2:-1].decode().split(",1")
+        together = _encode(list(range(begin, begin + count * step, step)))
+        digits = together[2:-1].decode().split(",1")
+        time = self._time_prefix if near > 0 else rfc3339(wall_us)
+        return AlikeStamps(self._id_prefix, time, digits, near > 0)
 
     def _spell_second(self, us: int) -> int:
         """Make the prefixes those of ``us``; return the microseconds beyond its second."""

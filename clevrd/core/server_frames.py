@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from clevrd.core.message import Message
+from clevrd.core.message_ids import AlikeStamps
 
 MAX_CONTROL_PAYLOAD_BYTES: Final = 125
 
@@ -119,7 +120,7 @@ class FrameEncoder:
         tenant: str,
         data: Sequence[bytes],
         offset: int,
-        stamps: tuple[str, str, list[str]],
+        stamps: AlikeStamps,
     ) -> list[bytes]:
         """Return the frames of messages that have no key and no time to live, from ``offset`` on.
 
@@ -128,16 +129,18 @@ class FrameEncoder:
 
         Args:
             data: each one's, without a line feed.
-            stamps: what `MessageIds.spell_parts` returns of them.
         """
-        id_prefix, time_prefix, digits = stamps
+        id_prefix, time, digits, is_near = stamps
+        timestamp = f"{time}{_MARK}Z" if is_near else time
         around = self._encode(
-            Message(id_prefix + _MARK, topic, tenant, BLANK, f"{time_prefix}{_MARK}Z", 0)
-        )
-        first, middle, last = around.decode().removesuffix("0}").split(_MARK)
-        second, third = middle.split(BLANK_BYTES.decode())
-        heads = _each_between(first, digits, second)
-        tails = _each_between(third, digits, last)
+            Message(id_prefix + _MARK, topic, tenant, BLANK, timestamp, 0)
+        ).decode()
+        before, behind = around.removesuffix("0}").split(BLANK_BYTES.decode())
+        heads = _each_between(digits, *before.split(_MARK))
+        if is_near:
+            tails = _each_between(digits, *behind.split(_MARK))
+        else:
+            tails = [behind.encode()] * len(digits)
         offsets = self._encode(list(range(offset, offset + len(data))))[1:-1].split(b",")
         bare = len(heads[0]) + len(tails[0]) + 1
         sizes = [bare + len(each) + len(number) for each, number in zip(data, offsets, strict=True)]
@@ -153,8 +156,8 @@ class FrameEncoder:
         return b"".join((header, before, message.data, after))
 
 
-def _each_between(before: str, texts: Sequence[str], after: str) -> list[bytes]:
-    """Return each of ``texts``, which have no line feed, between the two others."""
+def _each_between(texts: Sequence[str], before: str, after: str) -> list[bytes]:
+    """Return each of ``texts``, which have no line feed, between ``before`` and ``after``."""
     together = f"{after}\n{before}".join(texts)
     return f"{before}{together}{after}".encode().split(b"\n")
 

@@ -19,7 +19,7 @@ import msgspec
 
 from clevrd.core.message import ExpiringMessage, KeyedMessage, Message, message_of
 from clevrd.core.message_headers import headers_json, known_headers
-from clevrd.core.message_ids import MessageIds
+from clevrd.core.message_ids import AlikeStamps, MessageIds
 from clevrd.core.notices import DAMAGED, EXPIRED, RETENTION, Gap, GapReason
 from clevrd.core.portions import Portion
 from clevrd.core.recent_cache import FRAME_OVERHEAD_BYTES
@@ -284,21 +284,19 @@ class _Making:
             self._data = plain_data(run.lines, run.count, self.request.topic.name)
             self._lines = [] if self._data else _read_lines(run)
         count = min(_MADE_AT_ONCE, run.count - at)
-        first_us = run.id_us + at * run.id_step
-        stamps = self._ids.spell_parts(first_us, count, run.id_step, run.time_us)
-        if self._data and stamps is not None:
+        if self._data:
+            first_us = run.id_us + at * run.id_step
+            stamps = self._ids.spell_alike(first_us, count, run.id_step, run.time_us)
+            count = len(stamps.digits)
             self._make_plain(run.offset + at, self._data[at : at + count], stamps)
         else:
-            self._lines = self._lines or _read_lines(run)
             self._make(run, at, self._lines[at : at + count])
         self._at += count
         if self._at == run.count:
             self._place, self._at = self._place + 1, 0
         return count
 
-    def _make_plain(
-        self, first: int, data: list[bytes], stamps: tuple[str, str, list[str]]
-    ) -> None:
+    def _make_plain(self, first: int, data: list[bytes], stamps: AlikeStamps) -> None:
         """Make frames of messages that have nothing but ``data``, from offset ``first`` on."""
         topic = self.request.topic
         self._offsets += range(first, first + len(data))

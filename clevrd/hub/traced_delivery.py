@@ -131,6 +131,8 @@ class TracedDelivery(Delivery):
             # Nobody reads it.
             return
         for number, request in enumerate(requests):
+            if not request.headers:
+                continue
             context = read_context(request.headers)
             if context is not None and context.is_sampled:
                 self.rounds.note(topic, context, stamps[number][0], offset + number)

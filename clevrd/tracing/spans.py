@@ -55,16 +55,13 @@ class Span(msgspec.Struct, frozen=True, gc=False):
     link: TraceContext | None = None
 
 
-def read_context(headers: Mapping[str, str] | None) -> TraceContext | None:
+def read_context(headers: Mapping[str, str]) -> TraceContext | None:
     """Return what ``traceparent`` and ``tracestate`` say; None without a traceparent that is one.
 
     Args:
         headers: by name, in lower case.
     """
-    given = None if headers is None else headers.get(TRACEPARENT)
-    if headers is None or given is None:
-        return None
-    parent = parse_traceparent(given)
+    parent = parse_traceparent(headers.get(TRACEPARENT, ""))
     if parent is None:
         return None
     tracestate = headers.get(TRACESTATE, "")

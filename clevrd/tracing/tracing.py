@@ -59,7 +59,7 @@ class Tracing:
             headers: those of the request or the message, which may name a parent.
             protocol: how the publish came.
         """
-        parent = read_context(headers)
+        parent = read_context(headers) if headers else None
         context = self._sampler.begin(parent)
         if context is None:
             return None

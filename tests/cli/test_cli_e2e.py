@@ -151,6 +151,7 @@ def test_history_prints_what_there_is_and_ends(daemon: DaemonProcess) -> None:
     ]
     assert texts.stdout == "x\ny\n"
     assert [json.loads(line)["offset"] for line in next_one.stdout.splitlines()] == [4]
+    assert next_one.stderr.startswith("clevrd: printed 1 message up to position=")
     assert limited.stdout == "".join(whole.stdout.splitlines(keepends=True)[:2])
     assert {each.returncode for each in (whole, texts, next_one, limited)} == {0}
     assert_one_clear_line(clevrd("history", "none", *at), 1, "There is no such topic")
@@ -457,6 +458,8 @@ def test_bad_configuration_is_a_clear_line_for_each_setting(command: str) -> Non
         (["subscribe", "t", "--client-id", "a"], "did you mean --id?"),
         (["history", "t", "--last", "1", "--since", "5m"], "give one of them"),
         (["history", "t", "--position", "41"], "'41' is no position; it is like f7502dc3:41"),
+        (["history", "t", "--follow"], "clevrd subscribe follows a topic"),
+        (["subscribe", "t", "--follow"], "did you mean --last?"),
         (["history", "t", "--limit", "0"], "whole number of 1 or more"),
         (["history", ".."], "can be no part of a URL"),
         (["help", "nonsense"], "invalid choice"),

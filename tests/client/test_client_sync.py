@@ -183,6 +183,19 @@ def test_threads_share_a_history(client: Client) -> None:
     assert sorted(item.data for item in taken) == list(range(3000))
 
 
+def test_history_of_a_forked_processs_parent_is_not_read(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of the parent may have held its lock for ever."""
+    items = client.history("t")
+    assert client._running is not None
+    monkeypatch.setattr(client._running.thread, "is_forked", True)
+
+    with pytest.raises(Misuse, match="made before a fork; make another one in the child"):
+        next(items)
+    monkeypatch.undo()
+
+
 def test_stream_of_publishes_waits_for_its_answers(client: Client) -> None:
     """A receipt's answer can be waited for; the others are by the end of the block."""
     with client.publisher(max_in_flight=4) as publisher:

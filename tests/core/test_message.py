@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clevrd.core import message_ids
 from clevrd.core.message_ids import MessageIds, id_at, rfc3339, us_of_id
 from clevrd.core.names import MAX_TOPIC_BYTES, check_topic
 from clevrd.core.publish_request import (
@@ -371,6 +372,24 @@ def test_run_that_was_counted_is_spelled_as_each(
 
     spell = MessageIds().spell
     assert found == [spell(us, wall_us) for us in ids]
+
+
+def test_ids_ahead_of_the_clock_have_their_time_spelled_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A large record's ids run ahead; a time costs as much as the rest of many messages."""
+    spelled: list[int] = []
+
+    def counted(wall_us: int) -> str:
+        spelled.append(wall_us)
+        return rfc3339(wall_us)
+
+    monkeypatch.setattr(message_ids, "rfc3339", counted)
+
+    stamps = MessageIds().spell_run(NOON_US, 4_000, 1, NOON_US)
+
+    assert len(stamps) == 4_000
+    assert spelled == [NOON_US]
 
 
 @given(steps=st.lists(st.one_of(st.integers(-3, 3), st.integers(-2 * HOUR_US, 2 * HOUR_US))))

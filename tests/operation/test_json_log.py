@@ -141,6 +141,8 @@ def test_each_event_of_the_daemon_has_fields() -> None:
 # commands to copy.
 WORDS = {
     "%s",
+    "%s refused status=%d delay_s=%.2f",
+    "%s interrupted delay_s=%.2f why=%s",
     "operator %s by=%r tenant=%s topic=%r",
     "source %s name=%s",
     "source %s name=%s why=%s",

@@ -12,6 +12,7 @@ from functools import partial
 from types import FrameType
 from typing import Any, cast
 
+import msgspec
 import pytest
 from daemons import until
 from fakes import FakeSink
@@ -20,13 +21,15 @@ from clevrd.admission import Gate
 from clevrd.config import Config, load
 from clevrd.connections.registry import Connections
 from clevrd.core.beginning import Last
+from clevrd.core.publish_request import PublishRequest
 from clevrd.core.subscriber import Subscriber
 from clevrd.errors import ConfigError
 from clevrd.handlers.publish.endpoint import PublishEndpoint
 from clevrd.handlers.publishers import publishers
 from clevrd.http_values import Request
-from clevrd.hub import Hub
-from clevrd.hub.traced_delivery import delivery_maker
+from clevrd.hub import Hub, traced_delivery
+from clevrd.hub.rounds import WRITES_PER_SLICE
+from clevrd.hub.traced_delivery import TracedRounds, delivery_maker
 from clevrd.tenants import Tenant
 from clevrd.tenants.authenticator import Authenticator
 from clevrd.tenants.settings import OPEN
@@ -187,6 +190,91 @@ def test_wrong_traceparent_is_none(traceparent: str) -> None:
     assert read_context({"traceparent": traceparent}) is None
 
 
+# --- deliveries ----------------------------------------------------------------------------------
+
+
+class KeptSpans(SpanSender):
+    """A sender that keeps what it is offered."""
+
+    def __init__(self) -> None:
+        super().__init__(FakeExporter(), "", cast("asyncio.AbstractEventLoop", Turns()))
+        self.spans: list[Span] = []
+
+    def offer(self, span: Span) -> None:
+        """Keep it."""
+        self.spans.append(span)
+
+
+class TracedHub:
+    """A hub that traces, whose turns the test takes."""
+
+    def __init__(self) -> None:
+        self.turns = Turns()
+        self.sender = KeptSpans()
+        maker = delivery_maker(Tracing(Sampler(0.0), self.sender))
+        loop = cast("asyncio.AbstractEventLoop", self.turns)
+        self.hub = Hub(Config(), loop, make_delivery=maker)
+        self.topic = self.hub.topic(Tenant("default-tenant"), "t")
+        rounds = self.hub.delivery.rounds
+        assert isinstance(rounds, TracedRounds)
+        self.rounds = rounds
+
+    def subscribe(self, readers: int) -> None:
+        """Add readers that keep up."""
+        for _ in range(readers):
+            self.hub.subscribe(self.topic, Subscriber(FakeSink()), Last(0))
+        self.turns.run()
+
+    def publish(self, flags: str = "01") -> None:
+        """Publish a message with a trace, as a source or another node of a journal does."""
+        headers = {"traceparent": f"00-{TRACE_ID}-{SPAN_ID}-{flags}"}
+        request = PublishRequest("t", msgspec.Raw(b"1"), headers=headers)
+        self.hub.publish(self.topic, request)
+
+
+def test_delivery_has_one_span_over_all_slices_of_a_round() -> None:
+    """The readers of each slice count, and the span ends with the last of them."""
+    traced = TracedHub()
+    traced.subscribe(2 * WRITES_PER_SLICE + 1)
+    traced.publish()
+
+    traced.turns.run()
+
+    (span,) = traced.sender.spans
+    assert span.attributes["clevrd.subscribers"] == 2 * WRITES_PER_SLICE + 1
+    assert span.link == span.parent == TraceContext(TRACE_ID, SPAN_ID, True)
+    assert (span.context.trace_id, traced.rounds.noted_messages) == (TRACE_ID, 0)
+
+
+def test_message_without_a_reader_or_a_sampled_trace_has_no_span() -> None:
+    """Nobody is given the one, and nobody records the trace of the other."""
+    traced = TracedHub()
+    traced.publish()
+    traced.subscribe(1)
+    traced.publish("00")
+
+    traced.turns.run()
+
+    assert traced.sender.spans == []
+    assert traced.rounds.noted_messages == 0
+
+
+def test_messages_that_no_round_will_offer_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A topic that is over does not keep others from being traced for ever."""
+    monkeypatch.setattr(traced_delivery, "MAX_NOTED", 2)
+    traced = TracedHub()
+    over = traced.hub.topic(Tenant("default-tenant"), "over")
+    for offset in (1, 2):
+        traced.rounds.note(over, TraceContext(TRACE_ID, SPAN_ID, True), "id", offset)
+    traced.subscribe(1)
+
+    traced.publish()
+    traced.turns.run()
+
+    assert [span.attributes["messaging.destination.name"] for span in traced.sender.spans] == ["t"]
+    assert traced.rounds.noted_messages == 0
+
+
 # --- the cost where it is off --------------------------------------------------------------------
 
 
@@ -203,6 +291,11 @@ class Turns:
     def call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
         """Keep the callback for the next turn."""
         self.ready.append(partial(callback, *arguments))
+
+    def run(self) -> None:
+        """Run until nothing is left to do."""
+        while self.ready:
+            self.ready.pop(0)()
 
 
 def bytecodes_of_a_publish(tracing: Tracing | None, turns: Turns, *, is_plain: bool = False) -> int:
@@ -228,8 +321,7 @@ def bytecodes_of_a_publish(tracing: Tracing | None, turns: Turns, *, is_plain: b
     for _ in range(2):
         with counting_bytecodes(counts):
             endpoint.answer(admitted, body)
-            while turns.ready:
-                turns.ready.pop(0)()
+            turns.run()
     return counts[1]
 
 

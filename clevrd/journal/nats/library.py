@@ -197,7 +197,7 @@ class OwnClient(Client):
     def __init__(self) -> None:
         super().__init__()
         self._ps = _OwnParser(self)
-        # Functions that take the messages of a subscription, by its number.
+        # A subscription's number -> the function that takes its messages.
         self._takers: dict[int, Take] = {}
 
     async def listen(self, subject: str, take: Take) -> Any:

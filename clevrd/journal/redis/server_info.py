@@ -16,7 +16,7 @@ WAITAOF_VERSION: Final = (7, 2)
 class ServerInfo(msgspec.Struct, frozen=True):
     """The parts of INFO that matter, and of the server's settings where they may be asked."""
 
-    # The version of Redis, or that which Valkey is compatible with.
+    # The version of Redis, or the one that a Valkey is compatible with.
     version: tuple[int, ...]
     # Its name and its own version.
     product: str

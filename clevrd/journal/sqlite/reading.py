@@ -84,13 +84,14 @@ class Run(msgspec.Struct, frozen=True, gc=False):
         """Its newest message's offset."""
         return self.first + self.count - 1
 
-    def behind(self, after: int) -> StoredRun:
-        """Return its messages behind offset ``after``, of which there is one at least."""
+    def behind(self, after: int, most: int) -> StoredRun:
+        """Return its messages behind offset ``after``, of which there is one; ``most`` at most."""
         passed = max(0, after + 1 - self.first)
-        count, lines = self.count - passed, self.lines
+        count, lines = min(self.count - passed, most), self.lines
         if self.skip or lines.count(b"\n") != count:
             begin = self.skip + passed
-            lines = b"\n".join((*lines.split(b"\n")[begin : begin + count], b""))
+            end = begin + count
+            lines = b"\n".join((*lines.split(b"\n", end)[begin:end], b""))
         id_us = self.id_us + passed * self.id_step
         return StoredRun(self.first + passed, count, id_us, self.id_step, self.time_us, lines)
 
@@ -242,9 +243,9 @@ class SegmentReaders:
                 if run.last <= after:
                     # The last run of the table, while those behind it are not in it yet.
                     continue
-                part = run.behind(after)
-                if len(part.lines) > room_bytes or part.count > room:
-                    fitting = _first_of(part, room, room_bytes, at_least=0 if found else 1)
+                part = run.behind(after, room)
+                if len(part.lines) > room_bytes:
+                    fitting = _first_of(part, room_bytes, at_least=0 if found else 1)
                     if fitting.count:
                         found.append(fitting)
                     return found
@@ -510,10 +511,9 @@ class SegmentReaders:
             )
 
 
-def _first_of(run: StoredRun, most: int, max_bytes: int, *, at_least: int) -> StoredRun:
-    """Return the first messages of ``run``: ``most``, or as many as have ``max_bytes``."""
-    lines = run.lines.split(b"\n")[: min(run.count, most)]
-    ends = list(accumulate(map(len, lines)))
+def _first_of(run: StoredRun, max_bytes: int, *, at_least: int) -> StoredRun:
+    """Return the first messages of ``run``: as many as have ``max_bytes`` together."""
+    ends = list(accumulate(map(len, run.lines.split(b"\n")[:-1])))
     count = max(at_least, bisect_right(ends, max_bytes))
     # With the line feeds, which are no bytes of messages.
     upto = ends[count - 1] + count if count else 0
