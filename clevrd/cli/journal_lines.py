@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from clevrd.core.message_headers import known_headers
 from clevrd.core.message_ids import MessageIds, us_of_id
 from clevrd.core.nesting import SHALLOW_BYTES, TOO_DEEP, is_too_deep
 from clevrd.core.publish_request import PublishRequest, check_publish, check_utf8
@@ -40,8 +41,19 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     data: msgspec.Raw = msgspec.Raw(b"null")
 
 
+class _Stored(msgspec.Struct, frozen=True, gc=False):
+    """A message as its line in a record has it, but for fields of a later clevrd."""
+
+    data: msgspec.Raw
+    key: str | None = None
+    idempotency_key: str | None = None
+    ttl_s: int | float | None = None
+    headers: msgspec.Raw = msgspec.Raw(b"null")
+
+
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(Line)
+_stored_decoder: Final = msgspec.json.Decoder(_Stored)
 _ids: Final = MessageIds()
 
 
@@ -60,7 +72,7 @@ def lines_of(
     _, first, count, _, _, _, skip, id_us, id_step, _ = run
     found = []
     for index in range(count):
-        message = msgspec.json.decode(lines[skip + index], type=PublishRequest)
+        message = _stored_decoder.decode(lines[skip + index])
         spelled_id, timestamp = _ids.spell(id_us + index * id_step, time_us)
         line = Line(
             topic,
@@ -72,7 +84,7 @@ def lines_of(
             message.key,
             message.idempotency_key,
             message.ttl_s,
-            message.headers,
+            known_headers(bytes(message.headers)),
             message.data,
         )
         found.append(_encoder.encode(line) + b"\n")

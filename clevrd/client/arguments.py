@@ -163,6 +163,9 @@ def check_items(items: object) -> None:
         )
 
 
+_TRACE: Final = ("traceparent", "tracestate")
+
+
 def publish_fields(
     topic: str,
     key: str | None,
@@ -200,7 +203,7 @@ def publish_fields(
 
 
 def _message_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the headers that a message is published with; the server says which there can be."""
+    """Return the headers that a message is published with; the server says what they can hold."""
     if headers is None:
         return {}
     if not isinstance(headers, Mapping):
@@ -209,6 +212,11 @@ def _message_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
         if not all(isinstance(each, str) for each in (name, value)):
             raise TypeError(f"Names and values of headers are text; {name!r} is not.")
         _check_utf_8("A header's name", name)
+        if name not in _TRACE and not name.startswith("ce-"):
+            # The server ignores it, as it does fields that it does not know.
+            raise ValueError(
+                f"The header {name!r} can't be carried; traceparent, tracestate and ce-* can."
+            )
         _check_utf_8(f"The header {short(name)}", value)
     return dict(headers)
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from clevrd.core.json_faults import json_kind
-from clevrd.core.near_names import quoted
+from clevrd.core.near_names import MAX_WARNINGS, quoted
 from clevrd.core.trace_context import (
     TRACEPARENT,
     TRACESTATE,
@@ -43,11 +43,14 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
+_NAMES: Final = (
+    "traceparent, tracestate and names like ce-type are, of lower-case letters and digits"
+    " behind ce-"
+)
 EXPECTED_HEADERS: Final = "send an object of strings, with names traceparent, tracestate and ce-*"
 
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(dict[str, object]).decode
-_values_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def headers_json(headers: Mapping[str, str]) -> bytes:
@@ -70,22 +73,41 @@ def check_headers(headers: Headers) -> None:
     _check_size(headers)
 
 
-def headers_fault(raw: bytes) -> str | None:
-    """Return the sentence about a field ``headers`` that is no object of strings; None if it is.
+def has_foreign(headers: Mapping[str, str]) -> bool:
+    """Whether a name is among ``headers`` that is none of a message's headers."""
+    return not all(map(_is_name, headers))
+
+
+def sift(value: object) -> tuple[Headers | None, tuple[str, ...]]:
+    """Return what of a field ``headers`` is a message's headers, and what to say of the rest.
+
+    A publisher may have a field of its own with that name, as with any name that is not known; so
+    what is none of a message's headers is ignored and told. A header that is known has to be right.
 
     Args:
-        raw: the JSON of the field, which msgspec has passed over; empty without the field.
+        value: the field's JSON, decoded.
+
+    Raises:
+        InvalidRequest: a header that is known can't be carried.
     """
-    kind = json_kind(raw)
-    if kind in ("null", ""):
-        return None
-    if kind != "an object":
-        return f"The field headers is {kind}; {EXPECTED_HEADERS}."
-    for name, value in _values_decoder.decode(raw).items():
-        kind = json_kind(bytes(value))
-        if kind != "a string":
-            return f"The header {quoted(name)} is {kind}; {EXPECTED_HEADERS}."
-    return None
+    if value is None:
+        return None, ()
+    if not isinstance(value, dict):
+        kind = json_kind(_encode(value))
+        return None, (f"The field headers is {kind} and is ignored; {EXPECTED_HEADERS}.",)
+    headers: Headers = {}
+    for name in filter(_is_name, value):
+        text = value[name]
+        if not isinstance(text, str):
+            kind = json_kind(_encode(text))
+            raise InvalidRequest(f"The header {quoted(name)} is {kind}; {EXPECTED_HEADERS}.")
+        headers[name] = text
+    check_headers(headers)
+    foreign = islice((name for name in value if not _is_name(name)), MAX_WARNINGS)
+    told = (
+        f"The header {quoted(name)} is not carried and is ignored; {_NAMES}." for name in foreign
+    )
+    return headers or None, tuple(told)
 
 
 def known_headers(raw: bytes) -> Headers | None:
@@ -133,8 +155,8 @@ def _known_of(found: Mapping[str, object]) -> Headers | None:
     """Return what of ``found`` can be a message's headers; None for none."""
     known = {
         name: value
-        for name, value in islice(found.items(), MAX_HEADERS)
-        if isinstance(value, str) and _is_known(name, value)
+        for name in islice(filter(_is_name, found), MAX_HEADERS)
+        if isinstance(value := found[name], str) and _is_known(name, value)
     }
     if TRACEPARENT not in known:
         known.pop(TRACESTATE, None)
@@ -153,14 +175,18 @@ def headers_of_head(fields: Mapping[str, str]) -> Headers | None:
     trace = trace_of_head(fields)
     if SPECVERSION not in fields:
         return trace
-    headers = {**(trace or {}), **_event_of(fields)}
-    if len(headers) > MAX_HEADERS:
+    event = _event_of(fields)
+    headers = {**(trace or {}), **event}
+    if _have_room(headers):
+        return headers
+    # A trace for which there is no room is none, and the event goes without it.
+    if len(event) > MAX_HEADERS:
         raise InvalidRequest(
-            f"The request has {len(headers)} headers of an event and a trace, and {MAX_HEADERS} are"
-            " allowed; send fewer ce-* headers."
+            f"The request has {len(event)} headers of an event, and {MAX_HEADERS} are allowed; send"
+            " fewer ce-* headers."
         )
-    _check_size(headers)
-    return headers
+    _check_size(event)
+    return event
 
 
 def trace_of_head(fields: Mapping[str, str]) -> Headers | None:
@@ -187,7 +213,7 @@ def together(of_head: Headers, own: Headers | None) -> Headers:
     if TRACEPARENT in own:
         of_head = _without_trace(of_head)
     headers = {**of_head, **own}
-    if len(headers) <= MAX_HEADERS and len(_encode(headers)) <= MAX_HEADERS_BYTES:
+    if _have_room(headers):
         return headers
     headers = {**_without_trace(of_head), **own}
     if len(headers) > MAX_HEADERS:
@@ -197,6 +223,10 @@ def together(of_head: Headers, own: Headers | None) -> Headers:
         )
     _check_size(headers)
     return headers
+
+
+def _have_room(headers: Headers) -> bool:
+    return len(headers) <= MAX_HEADERS and len(_encode(headers)) <= MAX_HEADERS_BYTES
 
 
 def _without_trace(headers: Headers) -> Headers:
@@ -219,10 +249,11 @@ def _check_header(name: str, value: str) -> None:
     elif _ATTRIBUTE.fullmatch(name):
         _check_value(name, value)
     else:
-        raise InvalidRequest(
-            f"The header {quoted(name)} can't be carried; traceparent, tracestate and names like"
-            " ce-type can, of lower-case letters and digits behind ce-."
-        )
+        raise InvalidRequest(f"The header {quoted(name)} can't be carried; {_NAMES}.")
+
+
+def _is_name(name: str) -> bool:
+    return name in (TRACEPARENT, TRACESTATE) or _ATTRIBUTE.fullmatch(name) is not None
 
 
 def _is_known(name: str, value: str) -> bool:

@@ -16,12 +16,13 @@ from clevrd.core.json_faults import json_fault, json_kind
 from clevrd.core.message_headers import (
     Headers,
     check_headers,
-    headers_fault,
+    has_foreign,
     known_headers,
+    sift,
     together,
 )
 from clevrd.core.names import check_key, check_topic
-from clevrd.core.near_names import PUBLISH_FIELDS, SOCKET_FIELDS, Vocabulary
+from clevrd.core.near_names import MAX_WARNINGS, PUBLISH_FIELDS, SOCKET_FIELDS, Vocabulary
 from clevrd.core.nesting import SHALLOW_BYTES, TOO_DEEP, is_too_deep
 from clevrd.core.ttl import MAX_TTL_S, MIN_TTL_S, TTL_ADVICE
 from clevrd.errors import InvalidRequest
@@ -66,8 +67,9 @@ _told: Final = msgspec.field(name="", default=())
 
 
 class LenientPublish(PublishRequest, frozen=True, gc=False, forbid_unknown_fields=False):
-    """A publish with fields that are not known."""
+    """A publish with fields that are not known, or with headers that are none of a message's."""
 
+    headers: Any = None
     told: Any = _told
 
     def warnings(self) -> tuple[str, ...]:
@@ -76,8 +78,9 @@ class LenientPublish(PublishRequest, frozen=True, gc=False, forbid_unknown_field
 
 
 class LenientSocketPublish(SocketPublish, frozen=True, gc=False, forbid_unknown_fields=False):
-    """A publish on a publish socket with fields that are not known."""
+    """A publish on a publish socket with fields that are not known, or with such headers."""
 
+    headers: Any = None
     told: Any = _told
 
     def warnings(self) -> tuple[str, ...]:
@@ -107,7 +110,6 @@ class _Fields(msgspec.Struct, frozen=True):
     topic: msgspec.Raw = msgspec.Raw(b"")
     idempotency_key: msgspec.Raw = msgspec.Raw(b"")
     ttl_s: msgspec.Raw = msgspec.Raw(b"")
-    headers: msgspec.Raw = msgspec.Raw(b"")
     ref: msgspec.Raw = msgspec.Raw(b"")
 
 
@@ -249,8 +251,21 @@ def _decode(
         request = decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         request = _decode_again(body, lenient_decoder, names, error)
+    else:
+        if request.headers and has_foreign(request.headers):
+            request = with_warnings(lenient_decoder.decode(body), field_warnings(body, names))
     check_publish(request)
     return request
+
+
+def with_warnings(request: RequestT, told: tuple[str, ...]) -> RequestT:
+    """Return a lenient ``request`` with its message's headers alone, and with what is to be told.
+
+    Raises:
+        InvalidRequest: a header that is known can't be carried.
+    """
+    headers, more = sift(request.headers)
+    return msgspec.structs.replace(request, headers=headers, told=(*told, *more)[:MAX_WARNINGS])
 
 
 def _decode_again(
@@ -264,8 +279,7 @@ def _decode_again(
     try:
         if not isinstance(error, msgspec.ValidationError):
             raise error
-        request = decoder.decode(body)
-        return msgspec.structs.replace(request, told=field_warnings(body, names))
+        return with_warnings(decoder.decode(body), field_warnings(body, names))
     except UnicodeDecodeError as fault:
         raise InvalidRequest(
             f"The body is not valid UTF-8 at byte {fault.start}; {EXPECTED_BODY} in UTF-8."
@@ -336,8 +350,6 @@ def _wrong_shape(body: bytes) -> str:
         return " ".join((f"The topic is missing; {EXPECTED_BODY}.", *told))
     if json_kind(bytes(fields.ttl_s)) not in ("a number", "null", ""):
         return TTL_ADVICE
-    if fault := headers_fault(bytes(fields.headers)):
-        return fault
     for name, advice in _ADVICE.items():
         kind = json_kind(bytes(getattr(fields, name)))
         if kind not in ("a string", ""):

@@ -119,6 +119,8 @@ _decoder: Final = msgspec.json.Decoder(Header)
 
 
 class _Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    # A field that a later version adds has to stand before the data: `plain_data` of this version
+    # would take one behind them for a part of them.
     topic: str
     data: msgspec.Raw
     key: str | None = None

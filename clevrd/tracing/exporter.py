@@ -7,12 +7,15 @@ variables for them.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
-from typing import Final
+from io import BytesIO
+from typing import Any, Final
 
+import requests
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -36,6 +39,13 @@ from clevrd.tracing.spans import SYSTEM, Span, SpanName, TraceContext
 _LIBRARY_LOG: Final = "opentelemetry"
 _REASONS_LOG: Final = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 _MAX_REASON: Final = 300
+# Bytes of an answer that are read; a collector's has less than a hundred.
+_MAX_ANSWER_BYTES: Final = 65_536
+# Variables that have the library make a session of its own, with credentials.
+_PROVIDERS: Final = (
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER",
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
+)
 
 _KINDS: Final[dict[SpanName, SpanKind]] = {
     "publish": SpanKind.PRODUCER,
@@ -47,6 +57,7 @@ _SCOPE: Final = InstrumentationScope(SYSTEM, __version__)
 
 # The parts that are worth telling of the library's sentences, which show objects and a URL.
 _ANSWERED: Final = re.compile(r"code: (\d+), reason: (.*)")
+_REDIRECTED: Final = re.compile(r"it was answered 3\d\d .*", re.DOTALL)
 _ERRNO: Final = re.compile(r"\[Errno -?\d+\] ([A-Za-z ,']+)")
 _TIMED_OUT: Final = re.compile(r"timed out|timeout=|Timeout")
 
@@ -65,6 +76,8 @@ class _Reasons(logging.Handler):
 
 def short_reason(said: str) -> str:
     """Return in a few words why a request failed, of which the library has ``said`` something."""
+    if redirected := _REDIRECTED.search(said):
+        return redirected[0][:_MAX_REASON]
     if answered := _ANSWERED.search(said):
         return f"it was answered {answered[1]} {answered[2]}"[:_MAX_REASON]
     if failed := _ERRNO.search(said):
@@ -72,6 +85,33 @@ def short_reason(said: str) -> str:
     if _TIMED_OUT.search(said):
         return "no answer in time"
     return said[:_MAX_REASON] or "they were not taken"
+
+
+class _Session(requests.Session):
+    """Reads a bounded part of each answer, and takes a redirect for a refusal.
+
+    The library reads all of an answer, and counts spans as taken that were only sent elsewhere.
+    """
+
+    def send(self, request: requests.PreparedRequest, **more: Any) -> requests.Response:
+        """Send ``request``.
+
+        Raises:
+            requests.RequestException: it was not answered, or with a redirect.
+        """
+        # Where a redirect was followed, the request would become a GET without the spans.
+        more.update(stream=True, allow_redirects=False)
+        with super().send(request, **more) as answer:
+            status, body = answer.status_code, answer.raw.read(_MAX_ANSWER_BYTES)
+        if 300 <= status < 400:
+            raise requests.RequestException(
+                f"it was answered {status} {answer.reason}, and redirects are not followed; set"
+                " otel_endpoint to the address that takes spans"
+            )
+        read = requests.Response()
+        read.status_code, read.reason, read.headers = status, answer.reason, answer.headers
+        read.raw = BytesIO(body)
+        return read
 
 
 class OtlpExporter:
@@ -86,7 +126,8 @@ class OtlpExporter:
         reasons.propagate = False
         reasons.addHandler(self._reasons)
         self._resource = _resource()
-        self._exporter = OTLPSpanExporter(endpoint=settings.endpoint)
+        session = None if any(map(os.environ.get, _PROVIDERS)) else _Session()
+        self._exporter = OTLPSpanExporter(endpoint=settings.endpoint, session=session)
         self._hint = ""
         if f":{GRPC_PORT}/" in settings.endpoint:
             self._hint = f" ({GRPC_PORT} is as a rule the port of gRPC, and 4318 that of HTTP)"

@@ -710,8 +710,10 @@ const OPTIONS = {
 	key: text,
 	idempotencyKey: text,
 	headers: [
-		(value) => isObject(value) && Object.values(value).every((each) => typeof each === "string"),
-		'an object of texts, as { "ce-type": "order.paid" }',
+		(value) =>
+			isObject(value) &&
+			Object.entries(value).every(([name, each]) => /^(trace(parent|state)$|ce-)/.test(name) && typeof each === "string"),
+		'an object of texts with names traceparent, tracestate and ce-*, as { "ce-type": "order.paid" }',
 	],
 	ttlS: [
 		(value) => typeof value === "number" && value >= 0.001 && value <= 1e8,

@@ -18,6 +18,7 @@ from journal_log import EPOCH, LogWriter, append
 from stored_messages import page_of
 
 from clevrd.cli import main
+from clevrd.journal import importing, records
 from clevrd.journal.clear_points import ClearPoints
 from clevrd.journal.fold import topic_epoch
 from clevrd.journal.records import Clear, Header
@@ -109,6 +110,29 @@ def test_export_takes_what_is_asked_for(
 
     assert code == 0
     assert [each["data"] for each in exported(output)] == [MESSAGES[at]["data"] for at in wanted]
+
+
+def test_export_leaves_out_what_a_later_clevrd_says_of_a_message(
+    run: Run, tmp_path: Path, lines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fields that this one does not know, and headers that it can't carry, cost no message."""
+    said = (b',"later":{"a":1}}\n', b',"headers":[1]}\n', b',"headers":{"ce-id":"3","l":"1"}}\n')
+    more = iter((*said, b"}\n"))
+    monkeypatch.setattr(
+        importing,
+        "line_of",
+        lambda request: (
+            records.line_of(msgspec.structs.replace(request, headers=None))[:-2] + next(more)
+        ),
+    )
+    assert run("import", tmp_path / "journal", lines)[0] == 0
+
+    code, output, errors = run("export", tmp_path / "journal")
+    assert (code, errors) == (0, "")
+    assert [(each["data"], each.get("headers")) for each in exported(output)] == [
+        (each["data"], each.get("headers")) for each in MESSAGES
+    ]
+    assert "later" not in output
 
 
 async def published_and_cleared(journal: Path) -> list[dict[str, Any]]:

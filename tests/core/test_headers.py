@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -24,8 +25,11 @@ from clevrd.core.message_headers import (
     trace_of_head,
 )
 from clevrd.core.publish_request import (
+    PublishRequest,
     decode_logged,
+    decode_plain,
     decode_publish,
+    decode_socket_publish,
     with_head,
 )
 from clevrd.core.server_frames import (
@@ -52,6 +56,7 @@ from clevrd.core.stream_forms import (
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.trace_context import TraceParent, is_tracestate, parse_traceparent
 from clevrd.errors import InvalidRequest
+from clevrd.handlers.commands.commands import decode_command
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -178,7 +183,7 @@ def test_ce_fields_of_no_event_are_nobodys() -> None:
         ({"ce-subject": "caf\udce9"}, "ce-subject is not UTF-8 once percent-decoded"),
         ({"ce-subject": "a%0Ab"}, "ce-subject holds a control character"),
         ({"ce-subject": "v" * 4_096}, "bytes as JSON, and 4096 are allowed"),
-        (many(29), "has 33 headers of an event and a trace, and 32 are allowed"),
+        (many(29), "has 33 headers of an event, and 32 are allowed"),
     ],
     ids=[
         *("no id", "version", "no version", "name", "no name", "overlong", "latin", "lf"),
@@ -189,6 +194,24 @@ def test_half_an_event_is_refused_with_a_sentence(fields: dict[str, str], senten
     """A request that says it has an event, and has not a right one, is told what to do."""
     with pytest.raises(InvalidRequest, match=sentence):
         headers_of_head({**EVENT, **fields})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {f"ce-x{number}": "1" for number in range(MAX_HEADERS - len(EVENT))},
+        {"ce-x": "x" * (MAX_HEADERS_BYTES - 120)},
+    ],
+    ids=["many", "large"],
+)
+def test_event_is_carried_without_a_trace_for_which_there_is_no_room(
+    fields: dict[str, str],
+) -> None:
+    """A library that adds a trace to each request has no event refused that is right."""
+    event = {**EVENT, **fields}
+    assert headers_of_head(event) == event
+
+    assert headers_of_head({**event, "traceparent": PARENT}) == event
 
 
 def test_event_without_a_required_attribute_is_refused() -> None:
@@ -215,12 +238,8 @@ def test_field_is_read_and_none_is_none() -> None:
 @pytest.mark.parametrize(
     ("headers", "sentence"),
     [
-        ("5", "The field headers is a number; send an object of strings"),
-        ("[]", "The field headers is an array; send an object of strings"),
         ('{"ce-id":5}', "The header 'ce-id' is a number; send an object of strings"),
         ('{"ce-id":null}', "The header 'ce-id' is null; send an object of strings"),
-        ('{"baggage":"a"}', "The header 'baggage' can't be carried; traceparent, tracestate"),
-        ('{"CE-ID":"a"}', "The header 'CE-ID' can't be carried"),
         ('{"ce-id":"a\\u0000"}', "The header ce-id holds a control character; remove it."),
         ('{"traceparent":"x"}', "The traceparent in headers is not valid; send one as W3C"),
         ('{"tracestate":"a=1"}', "have a tracestate without a traceparent; send both, or neither"),
@@ -228,7 +247,7 @@ def test_field_is_read_and_none_is_none() -> None:
         (msgspec.json.encode(many(8, 600)).decode(), "bytes as JSON, and 4096 are allowed"),
     ],
     ids=[
-        *("number", "array", "value", "null", "name", "case", "nul", "parent", "state"),
+        *("value", "null", "nul", "parent", "state"),
         *("many", "large"),
     ],
 )
@@ -239,6 +258,42 @@ def test_wrong_field_is_refused_with_a_sentence(headers: str, sentence: str) -> 
 
     logged = decode_logged(body_of(headers))
     assert (logged.topic, bytes(logged.data)) == ("t", b"1")
+
+
+@pytest.mark.parametrize(
+    ("headers", "kept", "sentence"),
+    [
+        ("5", None, "The field headers is a number and is ignored; send an object of strings"),
+        ("[1]", None, "The field headers is an array and is ignored; send an object of strings"),
+        ('{"X-Mine":{"a":[1]}}', None, "The header 'X-Mine' is not carried and is ignored; trace"),
+        ('{"CE-ID":"a"}', None, "The header 'CE-ID' is not carried and is ignored"),
+        ('{"baggage":"a","ce-id":"1"}', {"ce-id": "1"}, "The header 'baggage' is not carried"),
+        ('{"baggage":7,"ce-id":"1"}', {"ce-id": "1"}, "The header 'baggage' is not carried"),
+    ],
+    ids=["number", "array", "object", "case", "strings", "mixed"],
+)
+def test_field_of_a_publishers_own_is_ignored_and_told(
+    headers: str, kept: dict[str, str] | None, sentence: str
+) -> None:
+    """As other fields are that are not known: publishers had them before there were headers."""
+    body = body_of(headers)
+    command = json.dumps({"type": "publish", **json.loads(body)}).encode()
+
+    for request in (decode_publish(body), decode_socket_publish(body), decode_command(command)):
+        assert isinstance(request, PublishRequest)
+        assert request.headers == kept
+        (told,) = request.warnings()
+        assert told.startswith(sentence)
+    assert decode_logged(body).headers == kept
+    assert known_headers(headers.encode()) == kept
+    assert decode_plain([body, body], "t") == []
+
+
+def test_what_is_told_of_headers_is_bounded() -> None:
+    """A field with a thousand names is no answer of a thousand sentences."""
+    names = json.dumps({f"X-{number}": "" for number in range(1_000)})
+
+    assert len(decode_publish(body_of(names)).warnings()) == 4
 
 
 def test_log_keeps_the_headers_that_are_known() -> None:

@@ -286,6 +286,21 @@ async def test_wrong_topics_are_told(server: KafkaServer) -> None:
     )
 
 
+async def test_topic_of_publishes_with_headers_of_another_program_is_taken(
+    server: KafkaServer,
+) -> None:
+    """Its newest record counts for the fold, so it does not tell of a topic that is no journal."""
+    settings = kafka_settings(server, new_topic(), partitions=1)
+    await asyncio.to_thread(server.make_topic, settings.address.topic, 1, {})
+    async with opened(kafka_settings(server, new_topic(), partitions=1)) as engine:
+        _, appender, _ = engine._opened()
+        record = b'{"topic":"a","data":1,"headers":{"x-region":"eu"}}'
+        await appender.append(settings.address.topic, 0, record)
+
+    async with opened(settings) as engine:
+        assert [each for _, each in await engine.read(0, 0)] == [record]
+
+
 async def test_what_is_not_kafka_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody there, a web server, and a name that no resolver knows."""
     monkeypatch.setattr(engine_module, "START_S", 0.0)

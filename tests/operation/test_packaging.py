@@ -132,7 +132,7 @@ def test_links_of_the_page_lead_to_files_of_the_repository(dist: Path) -> None:
     for match in own:
         name = match[2].partition("#")[0]
         assert (ROOT / name).exists(), name
-        assert match[1] == ("raw" if name.endswith(".svg") else "blob")
+        assert match[1] == ("raw" if name.endswith((".svg", ".png")) else "blob")
 
 
 def test_workflow_runs_what_a_developer_runs() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from aiohttp import web
@@ -73,6 +73,8 @@ class Collector:
         self.headers: dict[str, str] = {}
         # The status that a request is answered; 200 takes its spans.
         self.status = 200
+        # Whether an answer goes on until its connection breaks.
+        self.is_endless = False
         # Requests are not answered before it is set.
         self.answers = asyncio.Event()
         self.answers.set()
@@ -89,10 +91,20 @@ class Collector:
             resource = attributes_of(part.resource.attributes)
             for scope in part.scope_spans:
                 self.spans += [ReceivedSpan(span, resource) for span in scope.spans]
+        if self.is_endless:
+            return await self._answer_on(request)
         return web.Response(
             body=ExportTraceServiceResponse().SerializeToString(),
             content_type="application/x-protobuf",
         )
+
+    async def _answer_on(self, request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        with suppress(ConnectionError):
+            while True:
+                await answer.write(bytes(65_536))
+        return answer
 
     def named(self, name: str) -> list[ReceivedSpan]:
         """Return the spans that have come of this name."""

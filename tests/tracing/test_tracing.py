@@ -376,6 +376,35 @@ async def test_collector_that_refuses_is_told_of_once_and_counted(
     ]
 
 
+async def test_redirect_is_no_collector(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Spans that are sent elsewhere are dropped, and the log says what to set."""
+    collector.status = 307
+    async with traced(collector) as daemon:
+        assert daemon.server.tracing is not None
+        counts = daemon.server.tracing.sender.counts
+        with caplog.at_level(logging.WARNING):
+            await daemon.publish("t", 1)
+            await until(lambda: sum(counts().values()) == 1)
+
+    assert counts() == {"sent": 0, "dropped": 1}
+    assert (
+        "why='it was answered 307 Temporary Redirect, and redirects are not followed; set"
+        " otel_endpoint to the address that takes spans'" in caplog.text
+    )
+
+
+async def test_answer_without_an_end_is_read_no_further_than_a_bound(collector: Collector) -> None:
+    """What the collector answers takes no memory of the daemon."""
+    collector.is_endless = True
+    async with traced(collector) as daemon:
+        assert daemon.server.tracing is not None
+        counts = daemon.server.tracing.sender.counts
+        await daemon.publish("t", 1)
+        await until(lambda: counts()["sent"] == 1)
+
+
 async def test_stop_does_not_wait_for_a_collector_that_hangs(
     collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,6 +17,7 @@ from clevrd.connections.command_websocket import CommandWebSocket
 from clevrd.core.beginning import After, Beginning, Last
 from clevrd.core.event_ids import read_position
 from clevrd.core.json_faults import json_fault
+from clevrd.core.message_headers import has_foreign
 from clevrd.core.near_names import AUTHENTICATE_COMMAND, PUBLISH_COMMAND, SUBSCRIBE_COMMAND
 from clevrd.core.nesting import TOO_DEEP, is_too_deep
 from clevrd.core.notices import Authenticated, Pong, Position, Ref, Unsubscribed
@@ -26,6 +27,7 @@ from clevrd.core.publish_request import (
     check_ref,
     check_utf8,
     field_warnings,
+    with_warnings,
 )
 from clevrd.core.subscription import FROM_THE_START, DeliveryOptions, PatternBeginning
 from clevrd.errors import ClevrdError, InvalidRequest
@@ -111,6 +113,7 @@ _told: Final = msgspec.field(name="", default=())
 class _LenientPublish(
     Publish, frozen=True, gc=False, tag_field="type", tag="publish", forbid_unknown_fields=False
 ):
+    headers: Any = None
     told: Any = _told
 
     def warnings(self) -> tuple[str, ...]:
@@ -208,12 +211,16 @@ def _misspelt_publish(payload: bytes) -> tuple[str, ...]:
 def _read(payload: bytes) -> Command:
     """Decode ``payload``, again without complaint about unknown fields where it has some."""
     try:
-        return _decoder.decode(payload)
+        command = _decoder.decode(payload)
+        if not isinstance(command, Publish) or not has_foreign(command.headers or {}):
+            return command
     except msgspec.ValidationError:
-        command = _lenient_decoder.decode(payload)
-        names = _VOCABULARIES.get(type(command), SUBSCRIBE_COMMAND)
-        told = field_warnings(payload, names)
-        return msgspec.structs.replace(command, told=told)
+        pass
+    command = _lenient_decoder.decode(payload)
+    told = field_warnings(payload, _VOCABULARIES.get(type(command), SUBSCRIBE_COMMAND))
+    if isinstance(command, Publish):
+        return with_warnings(command, told)
+    return msgspec.structs.replace(command, told=told)
 
 
 class Commands(SocketOutcomes):

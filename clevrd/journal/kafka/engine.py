@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from clevrd.core.publish_request import decode_publish
+from clevrd.core.publish_request import decode_logged
 from clevrd.errors import InvalidRequest, JournalUnavailable
 from clevrd.journal.base import Checkpoint, Fenced, Placed, TailLost, Trimmed
 from clevrd.journal.kafka.appending import Appender
@@ -536,7 +536,7 @@ def _is_publish(record: bytes) -> bool:
     if not is_foreign(record):
         return True
     try:
-        decode_publish(record)
+        decode_logged(record)
     except InvalidRequest:
         return False
     return True
