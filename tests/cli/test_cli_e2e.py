@@ -568,7 +568,9 @@ def test_second_signal_ends_a_subscriber_at_once_and_quietly(first: signal.Signa
                 subscriber.send_signal(signal.SIGTERM)
                 _, told = subscriber.communicate(timeout=10)
 
-    assert (subscriber.returncode, told) == (128 + first, "")
+    # Python takes its handlers away at the very end.
+    assert subscriber.returncode in (128 + first, -signal.SIGTERM)
+    assert told == ""
 
 
 def test_second_signal_ends_a_publisher_at_once_and_quietly() -> None:

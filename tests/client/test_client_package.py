@@ -70,6 +70,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.long
 @pytest.mark.timeout(150)
 def test_installed_client_is_typed(wheel: Path, tmp_path: Path) -> None:
     """mypy takes the types of both clients from the package, and finds the one mistake."""

@@ -314,6 +314,7 @@ def run_python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mode", "loop", "plugins"),
     [("strict", "asyncio", "asyncio"), ("auto", "uvloop", "asyncio and aiohttp")],

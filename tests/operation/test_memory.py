@@ -156,6 +156,7 @@ def publish(connection: http.client.HTTPConnection, path: str, body: bytes) -> i
     return response.status
 
 
+@pytest.mark.long
 @needs_proc
 @pytest.mark.skipif(find_trim() is None, reason="the C library gives memory back by itself")
 @pytest.mark.timeout(60)
@@ -181,6 +182,7 @@ def test_memory_comes_back_when_topics_are_forgotten() -> None:
         assert rss_bytes(process) <= 1.2 * before_bytes
 
 
+@pytest.mark.long
 @needs_proc
 @pytest.mark.timeout(60)
 def test_little_address_space_is_not_overdrawn() -> None:

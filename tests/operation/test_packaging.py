@@ -74,6 +74,7 @@ def _metadata(folder: Path) -> Message:
         return message_from_bytes(wheel.read(name))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(150)
 def test_source_distribution_is_what_a_clone_has(dist: Path, tmp_path: Path) -> None:
     """So its tests run: those that look at service files and use helpers do so here."""
