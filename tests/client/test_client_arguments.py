@@ -283,7 +283,7 @@ async def test_counts_are_whole_numbers(number: Any) -> None:
         ({"headers": [("a", "b")]}, "headers are a dict of names and values, not a list"),
         ({"headers": {"a": 5}}, "Names and values of headers are text; 'a' is not"),
         ({"headers": {"\udfff": "b"}}, "A header's name holds half a surrogate pair"),
-        ({"headers": {"a": "\ud800"}}, "The header 'a' holds half a surrogate pair"),
+        ({"headers": {"ce-a": "\ud800"}}, "The header 'ce-a' holds half a surrogate pair"),
         ({"ttl_s": "60"}, "ttl_s is a number of seconds, not a str"),
         ({"ttl_s": True}, "ttl_s is a number of seconds, not a bool"),
         ({"ttl_s": timedelta(1)}, "ttl_s is a number of seconds, not a timedelta"),
