@@ -35,7 +35,7 @@ KAFKA_READY := $(KAFKA)/.ready
 NODE_TOOLS := tests/javascript
 NODE_READY := $(NODE_TOOLS)/node_modules/.package-lock.json
 
-.PHONY: help run test test-long lint types check fmt bench mutants completions screenshot browser node proxies prometheus redis kafka \
+.PHONY: help run test test-long lint types check fmt bench mutants completions screenshot servers browser node proxies prometheus redis kafka \
   systemd dist lock image-test clean
 .DEFAULT_GOAL := help
 
@@ -50,7 +50,7 @@ run: $(RUN_READY) ## Start the daemon with its defaults
 WAITING := $(addprefix tests/,client journal operation sources)
 WORKING := $(filter-out $(WAITING),$(patsubst %/,%,$(wildcard tests/*/)))
 
-test: $(DEV_READY) browser node proxies prometheus redis kafka systemd ## Run the tests
+test: $(DEV_READY) servers ## Run the tests
 ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
 else
@@ -58,8 +58,10 @@ else
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(WAITING) && exit $$worked
 endif
 
-test-long: $(DEV_READY) browser node proxies prometheus redis kafka systemd ## Run the tests that take long
+test-long: $(DEV_READY) servers ## Run the tests that take long
 	@LONG_TESTS=1 $(BIN)/python -m pytest -m long $(ARGS)
+
+servers: browser node proxies prometheus redis kafka systemd ## Install what the tests talk to
 
 # The JavaScript client is tested in it. Who may install it gets it; without it those tests are
 # skipped, and fail where CI=true.

@@ -465,6 +465,8 @@ async def test_made_up_tenants_leave_room_for_known_ones() -> None:
             made_up = {"X-Tenant-ID": f"made-up-{number}"}
             await stack.enter_async_context(socket_at(daemon, "/ws", made_up))
         refused = await refusal_of(daemon, "commands", {"X-Tenant-ID": "made-up-9"})
+        # The client would keep its connection for another request.
+        daemon.server.raw_server.close_idle()
         await until(lambda: not daemon.server.raw_server.open)
         known = [await refusal_of(daemon, "commands", each) for each in ({}, ACME)]
 
