@@ -288,6 +288,11 @@ class FrontConnection(RequestHandler):
             self._start_limit()
 
     @property
+    def is_first(self) -> bool:
+        """Whether no request of it has been answered that came before the one under way."""
+        return self._handled <= 1
+
+    @property
     def _is_full(self) -> bool:
         """Whether aiohttp holds as many requests as it may."""
         return self._framing.requests - self._handled > MAX_QUEUED_REQUESTS
@@ -320,7 +325,9 @@ class FrontConnection(RequestHandler):
         if self._is_full:
             self._awaits_room = True
         else:
-            self._server.turns.wait(self._take_turn, len(data), has_begun=has_begun)
+            self._server.turns.wait(
+                self._take_turn, len(data), has_begun=has_begun, is_first=self.is_first
+            )
 
     def _take_turn(self) -> None:
         unread = self.take_unread()

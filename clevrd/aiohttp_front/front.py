@@ -146,7 +146,7 @@ class AiohttpFront:
         # `begin` is asked here, and not only in `turn`, because a coroutine that need not wait
         # costs 1 us.
         if len(body) > LARGE_BYTES or not self._turns.begin():
-            await self._turns.turn(len(body))
+            await self._turns.turn(len(body), is_first=connection.is_first)
         try:
             if self._gate.is_void(admitted, generation):
                 # The rules changed while it waited, or its credential ended. Connections that were

@@ -54,6 +54,7 @@ class RawConnection(asyncio.Protocol):
         "_is_busy",
         "_is_closing",
         "_is_last",
+        "_is_new",
         "_is_probe",
         "_is_write_paused",
         "_last_word",
@@ -90,6 +91,8 @@ class RawConnection(asyncio.Protocol):
         self._steady_at_bytes = NEVER
         # Bytes that the client had taken at the last look, which is for unread answers only.
         self._taken_bytes = 0
+        # No request of it has been served yet.
+        self._is_new = True
         # The daemon is draining: close once nothing is under way.
         self._is_last = False
         # It came over the limit and may ask one thing.
@@ -390,6 +393,7 @@ class RawConnection(asyncio.Protocol):
 
     def _await_request(self) -> None:
         """Give the client the time that may pass between two requests."""
+        self._is_new = False
         server = self._server
         deadline_s = server.now_s() + server.keepalive_timeout_s
         # Later than before, as a rule, which costs nothing.
@@ -497,7 +501,9 @@ class RawConnection(asyncio.Protocol):
         self._buffer += rest
         if has_begun:
             self.transport.pause_reading()
-        self._server.turns.wait(self._take_turn, len(self._buffer), has_begun=has_begun)
+        self._server.turns.wait(
+            self._take_turn, len(self._buffer), has_begun=has_begun, is_first=self._is_new
+        )
 
     def _take_turn(self) -> None:
         self._awaits_turn = False

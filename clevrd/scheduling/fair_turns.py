@@ -3,9 +3,9 @@
 Bytes arrive faster than they can be parsed, and a socket with much to read is read many times in
 one turn of the loop. So a connection's input is worked off in shares of SHARE_S. The rest waits in
 a queue for the next turns, and the connection is not read meanwhile. Input that has just arrived
-has its own part of a turn. Small new work that does not fit waits in a second queue, and the two
-queues are served alternately. So a quiet connection's request does not wait behind the requests of
-busy ones.
+has its own part of a turn. Small new work that does not fit waits in a second queue, and the first
+requests of connections in a third one. The queues are served in turns, so a quiet connection's
+request does not wait behind the requests of busy ones, nor behind thousands that connect at once.
 
 Time is measured, not bytes or requests: a client whose input is expensive to parse pays for it
 itself.
@@ -58,6 +58,7 @@ class FairTurns:
     """
 
     __slots__ = (
+        "_arrivals",
         "_began_s",
         "_clock_s",
         "_fresh_s",
@@ -87,17 +88,19 @@ class FairTurns:
         self._fresh_s = 0.0
         # True while `_next_turn` is scheduled.
         self._has_turn = False
-        # Work that has begun, or is large, and waits; and small work that has not begun. Each
-        # callback stands in one of the two, once.
+        # Work that has begun, or is large, and waits; small work that has not begun; and the same
+        # of connections that have not been served yet. Each callback stands in one of the three,
+        # once.
         self._queue: deque[Callable[[], None]] = deque()
         self._newcomers: deque[Callable[[], None]] = deque()
-        # When the two queues' part of the turn under way ends, on _clock_s; set by _next_turn, and
+        self._arrivals: deque[Callable[[], None]] = deque()
+        # When the queues' part of the turn under way ends, on _clock_s; set by _next_turn, and
         # moved to an earlier time by _wake.
         self._queue_until_s = 0.0
 
     def __len__(self) -> int:
         """Return how many callbacks wait for a turn."""
-        return len(self._queue) + len(self._newcomers)
+        return len(self._queue) + len(self._newcomers) + len(self._arrivals)
 
     # --- fresh work ------------------------------------------------------------------------------
 
@@ -127,19 +130,29 @@ class FairTurns:
     # --- waiting ---------------------------------------------------------------------------------
 
     def wait(
-        self, work: Callable[[], None], size_bytes: int = 0, *, has_begun: bool = True
+        self,
+        work: Callable[[], None],
+        size_bytes: int = 0,
+        *,
+        has_begun: bool = True,
+        is_first: bool = False,
     ) -> None:
         """Call ``work`` with a share in one of the next turns.
 
         Args:
             size_bytes: bytes of input to work off; used only where ``has_begun`` is false.
             has_begun: the work has had a share already. Small work that has had none comes sooner.
+            is_first: the work is a connection's first; used only where ``has_begun`` is false.
         """
-        is_newcomer = not has_begun and size_bytes <= QUIET_BYTES
-        (self._newcomers if is_newcomer else self._queue).append(work)
+        if has_begun or size_bytes > QUIET_BYTES:
+            self._queue.append(work)
+        else:
+            (self._arrivals if is_first else self._newcomers).append(work)
         self._ask_for_turn()
 
-    async def turn(self, size_bytes: int = 0, *, has_begun: bool = False) -> None:
+    async def turn(
+        self, size_bytes: int = 0, *, has_begun: bool = False, is_first: bool = False
+    ) -> None:
         """Wait until a coroutine may work for a share, not at all where the turn has time left.
 
         The work runs between this call and `end`, without an await. A coroutine that was woken
@@ -149,13 +162,14 @@ class FairTurns:
         Args:
             size_bytes: bytes of input to work off.
             has_begun: the work has had a share already.
+            is_first: the work is a connection's first.
         """
         is_large = size_bytes > LARGE_BYTES
         if not (is_large or (has_begun and self._queue)) and self.begin():
             return
         woken: asyncio.Future[None] = self._loop.create_future()
         wake = partial(self._wake, woken, QUEUE_S if is_large else SHARE_S)
-        self.wait(wake, size_bytes, has_begun=has_begun)
+        self.wait(wake, size_bytes, has_begun=has_begun, is_first=is_first)
         await woken
         self._began_s = self._clock_s()
 
@@ -202,11 +216,17 @@ class FairTurns:
         self._has_turn = False
         overdrawn_s = max(0.0, self._fresh_s - FRESH_S)
         self._queue_until_s = self._clock_s() + QUEUE_S - overdrawn_s
-        first, second = self._newcomers, self._queue
-        while (first or second) and (now_s := self._clock_s()) < self._queue_until_s:
+        first, second, third = self._newcomers, self._queue, self._arrivals
+        while (first or second or third) and (now_s := self._clock_s()) < self._queue_until_s:
             self._began_s = now_s
-            work = (first or second).popleft()
-            first, second = second, first
+            # The queue that is served goes behind the others, and an empty one stays.
+            if first:
+                served, first, second, third = first, second, third, first
+            elif second:
+                served, second, third = second, third, second
+            else:
+                served = third
+            work = served.popleft()
             try:
                 work()
             except Exception:
@@ -214,5 +234,5 @@ class FairTurns:
                 log.exception("work failed in its turn")
         overdrawn_s = max(0.0, self._clock_s() - self._queue_until_s)
         self._fresh_s = overdrawn_s
-        if first or second or overdrawn_s >= FRESH_BESIDE_QUEUE_S:
+        if first or second or third or overdrawn_s >= FRESH_BESIDE_QUEUE_S:
             self._ask_for_turn()

@@ -193,6 +193,48 @@ def test_newcomers_take_turns_with_those_that_go_on() -> None:
     assert world.worked[:6] == ["first", "loud 0", "second", "loud 1", "third", "loud 2"]
 
 
+def test_who_is_connected_does_not_wait_for_all_who_connect() -> None:
+    """First requests have a queue of their own, and it is served in turns with the others."""
+    world = World()
+    for number in range(1_000):
+        first = partial(world.worked.append, f"first {number}")
+        world.turns.wait(first, QUIET_BYTES, has_begun=False, is_first=True)
+    world.queue("loud", 1)
+    for name in ("a", "b"):
+        world.turns.wait(partial(world.worked.append, name), QUIET_BYTES, has_begun=False)
+    assert len(world.turns) == 1_003
+
+    while world.turns:
+        world.loop.turn()
+
+    assert world.worked[:5] == ["a", "loud", "first 0", "b", "first 1"]
+    assert world.worked[5:] == [f"first {number}" for number in range(2, 1_000)]
+
+
+async def test_requests_behind_the_first_are_told_from_it() -> None:
+    """On both paths: a connection is new until a request of it has been served."""
+    kinds: list[tuple[str, bool]] = []
+
+    class Watching(FairTurns):
+        def begin(self) -> bool:
+            return False
+
+        def wait(self, work: Any, size_bytes: int = 0, **how: bool) -> None:
+            kinds.append((work.__qualname__.partition(".")[0], how.get("is_first", False)))
+            super().wait(work, size_bytes, **how)
+
+    async with running() as daemon:
+        turns = Watching(asyncio.get_running_loop(), lambda: None)
+        daemon.server.raw_server.turns = turns
+        reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+        for _ in range(3):
+            writer.write(post(b'{"topic":"t","data":1}'))
+            await reader.readuntil(b"}")
+        writer.close()
+
+    assert kinds == [("RawConnection", True), ("RawConnection", False), ("RawConnection", False)]
+
+
 async def test_coroutines_wait_behind_those_that_wait_already() -> None:
     """And are let in as many a turn as there are shares in the queue's part of it."""
     loop = asyncio.get_running_loop()
