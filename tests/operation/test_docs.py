@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import collector  # noqa: F401  # what tracing imports would hold a test's loop
 import msgspec
 import pytest
+import redis.asyncio  # noqa: F401  # as what a source imports would
 from daemons import running
 from fakes import at_once
 from prometheus_client.metrics_core import Metric
