@@ -161,6 +161,7 @@ async def previewing(folder: Path, daemon_url: str) -> AsyncIterator[str]:
         await process.wait()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(90)
 async def test_application_with_the_package_works(project: Path) -> None:
     """Built by Vite, in Chromium: strict mode mounts twice, and one subscription is left."""

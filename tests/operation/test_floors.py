@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -137,32 +136,10 @@ def test_core_is_pure() -> None:
 @pytest.mark.timeout(300)
 def test_each_module_can_be_imported_first(tmp_path: Path) -> None:
     """No module relies on another having been imported before it."""
-    import_each_alone(IMPORTS, tmp_path)
-
-
-@pytest.mark.timeout(60)
-def test_packages_can_be_imported_by_any_module(tmp_path: Path) -> None:
-    """Where imports have no cycle, only those of an `__init__` can ask for a half-made module.
-
-    So one module of each such package is imported first; the long run imports each.
-    """
-    packages = [
-        package
-        for package, names in IMPORTS.items()
-        if any(name.startswith(f"{package}.") for name in names)
-    ]
-    modules = [next(each for each in IMPORTS if each.startswith(f"{name}.")) for name in packages]
-
-    assert {"clevrd.hub", "clevrd.client"} <= set(packages)
-    import_each_alone(modules, tmp_path)
-
-
-def import_each_alone(modules: Iterable[str], tmp_path: Path) -> None:
-    """Import each of ``modules`` as the first of clevrd, in one process of its own."""
     # Compiled once, not for each import, whatever the environment says about bytecode.
     bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", IMPORT_EACH_ALONE, *modules],
+        [sys.executable, "-c", IMPORT_EACH_ALONE, *IMPORTS],
         cwd=PACKAGE.parent,
         env={**os.environ, **bytecode},
         capture_output=True,
