@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 import pytest
 import websockets
 from daemons import Daemon, running, until
+from held_turns import HeldTurns
 from http_wire import Response as Answer
 from http_wire import ask, get, post, read_response, responses, talk
 from websockets.typing import Origin, Subprotocol
@@ -716,25 +717,6 @@ async def test_page_that_was_own_by_a_proxys_word_is_closed_with_the_proxy() -> 
                 await socket.wait_closed()
 
     assert (closed, socket.close_code) == (1, 4003)
-
-
-class HeldTurns:
-    """Turns of the loop that come when the test says so."""
-
-    def __init__(self) -> None:
-        self.waits, self.come = asyncio.Event(), asyncio.Event()
-
-    def begin(self) -> bool:
-        """Say that the turn has no share left."""
-        return False
-
-    async def turn(self, _: int) -> None:
-        """Wait for the next one."""
-        self.waits.set()
-        await self.come.wait()
-
-    def end(self) -> None:
-        """Do nothing."""
 
 
 async def test_page_that_waits_for_its_turn_is_judged_by_the_new_list() -> None:

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 import websockets
 from daemons import Daemon, running, until
+from held_turns import HeldTurns
 from keys import OTHER, READER, WEB, WRITER, access, bearer, rules, subprotocol
 from websockets.typing import Subprotocol
 
@@ -130,25 +131,6 @@ async def test_remembered_head_of_a_revoked_key_is_refused(daemon: Daemon) -> No
 
     assert first.startswith(b"HTTP/1.1 200")
     assert b"HTTP/1.1 401" in rest
-
-
-class HeldTurns:
-    """Turns of the loop that come when the test says so."""
-
-    def __init__(self) -> None:
-        self.waits, self.come = asyncio.Event(), asyncio.Event()
-
-    def begin(self) -> bool:
-        """Say that the turn has no share left."""
-        return False
-
-    async def turn(self, _: int) -> None:
-        """Wait for the next one."""
-        self.waits.set()
-        await self.come.wait()
-
-    def end(self) -> None:
-        """Do nothing."""
 
 
 @pytest.mark.parametrize("form", ["text/event-stream", "application/x-ndjson"])
