@@ -14,8 +14,11 @@ import msgspec
 # core takes, so that its other clients don't notice. There are more where the drain is shorter.
 CLOSES_PER_S: Final = 1_000.0
 # When clients are asked to come back, each at a time of its own: not before a process could have
-# been replaced, and at 2,000 a second where all have to wait for the same moment.
+# been replaced, and at 2,000 a second where all have to wait for the same moment. A process takes up
+# to two seconds to start, in which the first of many would pile up; few may try before.
 RECONNECT_FIRST_MS: Final = 200
+START_MS: Final = 2_000
+CLIENTS_PER_START_MS: Final = 4
 RECONNECT_SPREAD_MS: Final = 1_000
 RECONNECTS_PER_MS: Final = 2
 
@@ -59,4 +62,5 @@ class Returns(msgspec.Struct, frozen=True):
         wait_ms = 0
         if self.is_alone:
             wait_ms = max(0, int(1000 * (self.over_s - elapsed_s)))
+            wait_ms += min(START_MS, self.count // CLIENTS_PER_START_MS)
         return RECONNECT_FIRST_MS + wait_ms + int(self.spread_ms * share)

@@ -65,8 +65,10 @@ def test_clients_come_back_when_there_is_something_to_come_back_to() -> None:
     alone = Returns(10_000, 10.0, is_alone=True)
     among_others = Returns(10_000, 10.0, is_alone=False)
 
-    assert [alone.delay_ms(at_s, 0.0) for at_s in (0.0, 4.0, 10.0)] == [10_200, 6_200, 200]
-    assert alone.delay_ms(10.0, 0.999999) == 5_199
+    assert [alone.delay_ms(at_s, 0.0) for at_s in (0.0, 4.0, 10.0)] == [12_200, 8_200, 2_200]
+    assert alone.delay_ms(10.0, 0.999999) == 7_199
+    # Few come back as soon as a process can have been replaced.
+    assert Returns(10, 0.0, is_alone=True).delay_ms(0.0, 0.0) == 202
     assert [among_others.delay_ms(at_s, 0.0) for at_s in (0.0, 10.0)] == [200, 200]
     assert among_others.delay_ms(0.0, 0.999999) == 1_199
 
