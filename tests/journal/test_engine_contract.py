@@ -15,6 +15,9 @@ from clevrd.errors import JournalUnavailable
 from clevrd.journal.base import Checkpoint, Engine, Fenced, TopicHead
 from clevrd.journal.records import digest_of
 
+# The first test with Kafka starts it, which takes a busy machine half a minute.
+pytestmark = pytest.mark.timeout(90)
+
 
 @pytest.fixture(params=sorted(LOGS))
 def the_log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Log]:
