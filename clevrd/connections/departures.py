@@ -14,8 +14,8 @@ import msgspec
 # core takes, so that its other clients don't notice. There are more where the drain is shorter.
 CLOSES_PER_S: Final = 1_000.0
 # When clients are asked to come back, each at a time of its own: not before a process could have
-# been replaced, and at 2,000 a second where all have to wait for the same moment. A process takes up
-# to two seconds to start, in which the first of many would pile up; few may try before.
+# been replaced, and at 2,000 a second where all have to wait for the same moment. A process takes
+# up to two seconds to start, in which the first of many would pile up; few may try before.
 RECONNECT_FIRST_MS: Final = 200
 START_MS: Final = 2_000
 CLIENTS_PER_START_MS: Final = 4
