@@ -14,6 +14,7 @@ from clevrd.cli.server_options import add_server, client_failures, client_of
 from clevrd.cli.values import count, count_or_zero
 from clevrd.client import Client, History, Position
 from clevrd.core.names import check_topic
+from clevrd.plurals import noun_for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +76,6 @@ async def _print(
 ) -> int:
     async with client:
         printed = await print_items(items, output, is_raw=options.raw)
-    messages = "message" if printed == 1 else "messages"
+    messages = noun_for(printed, "message")
     logs.say(f"printed {printed} {messages} up to position={items.position}")
     return 0

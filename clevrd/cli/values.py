@@ -30,9 +30,16 @@ def ttl_seconds(text: str) -> float:
 
 def header(text: str) -> tuple[str, str]:
     """Return the name and the value of a message's header."""
+    # Commands that publish import the client anyway, and others are not to.
+    from clevrd.client.arguments import check_header_name
+
     name, colon, value = text.partition(":")
     if not (colon and name.strip() and value.strip()):
         raise argparse.ArgumentTypeError(f"{text!r} is no header; it is like 'ce-type: paid'")
+    try:
+        check_header_name(name.strip())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return name.strip(), value.strip()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from math import inf
 from typing import Final, TypeVar
@@ -71,18 +71,24 @@ def short(text: str) -> str:
 
 def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     """Return the headers to send; raises TypeError, ValueError."""
+    for name, value in _texts_of(headers):
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} can't be the name of a header.")
+        if _CONTROLS.search(value) or not is_utf_8(value):
+            raise ValueError(f"The value of the header {name} holds what no header can.")
+    return dict(headers or {})
+
+
+def _texts_of(headers: Mapping[str, str] | None) -> Iterator[tuple[str, str]]:
+    """Yield the names and values of ``headers``; raises TypeError for what is none."""
     if headers is None:
-        return {}
+        return
     if not isinstance(headers, Mapping):
         raise TypeError(f"headers are a dict of names and values, not {type_name(headers)}.")
     for name, value in headers.items():
         if not all(isinstance(each, str) for each in (name, value)):
             raise TypeError(f"Names and values of headers are text; {name!r} is not.")
-        if not _TOKEN.fullmatch(name):
-            raise ValueError(f"{name!r} can't be the name of a header.")
-        if _CONTROLS.search(value) or not is_utf_8(value):
-            raise ValueError(f"The value of the header {name} holds what no header can.")
-    return dict(headers)
+        yield name, value
 
 
 def check_tenant(tenant: str | None) -> str | None:
@@ -204,21 +210,19 @@ def publish_fields(
 
 def _message_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     """Return the headers that a message is published with; the server says what they can hold."""
-    if headers is None:
-        return {}
-    if not isinstance(headers, Mapping):
-        raise TypeError(f"headers are a dict of names and values, not {type_name(headers)}.")
-    for name, value in headers.items():
-        if not all(isinstance(each, str) for each in (name, value)):
-            raise TypeError(f"Names and values of headers are text; {name!r} is not.")
+    for name, value in _texts_of(headers):
         _check_utf_8("A header's name", name)
-        if name not in _TRACE and not name.startswith("ce-"):
-            # The server ignores it, as it does fields that it does not know.
-            raise ValueError(
-                f"The header {name!r} can't be carried; traceparent, tracestate and ce-* can."
-            )
+        check_header_name(name)
         _check_utf_8(f"The header {short(name)}", value)
-    return dict(headers)
+    return dict(headers or {})
+
+
+def check_header_name(name: str) -> None:
+    """Raise ValueError for a name that a server ignores, as it does fields that it has none of."""
+    if name not in _TRACE and not name.startswith("ce-"):
+        raise ValueError(
+            f"The header {short(name)} can't be carried; traceparent, tracestate and ce-* can."
+        )
 
 
 def check_ttl(ttl_s: float) -> None:

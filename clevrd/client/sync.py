@@ -330,7 +330,7 @@ class Client:
         """
         running = self._opened()
         items = running.client.history(
-            topic, last=last, since=since, position=position, limit=limit
+            topic, last=last, since=since, position=position, limit=limit, headers=headers
         )
         return History(self, running, items)
 

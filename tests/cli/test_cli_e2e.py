@@ -453,6 +453,7 @@ def test_bad_configuration_is_a_clear_line_for_each_setting(command: str) -> Non
         (["subscribe", "--topic", "t"], "a topic stands without a flag"),
         (["publish", "t", "1", "--ttl", "0"], "a number of seconds from 0.001 to 100000000"),
         (["publish", "t", "1", "--header", "ce-type"], "is no header; it is like 'ce-type: paid'"),
+        (["publish", "t", "1", "--header", "X-A: b"], "The header 'X-A' can't be carried; trace"),
         (["publish", "t", "1", "--expires", "5"], "did you mean --ttl?"),
         (["subscribe", "t", "--id", "a\n"], "The subscriber_id holds a control character"),
         (["subscribe", "t", "--client-id", "a"], "did you mean --id?"),

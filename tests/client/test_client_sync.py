@@ -172,6 +172,17 @@ def test_questions_about_topics_are_those_of_the_client_for_asyncio(client: Clie
         client.topic("v")
 
 
+@pytest.mark.parametrize("headers", [True, False])
+def test_headers_of_a_history_are_those_that_were_asked_for(client: Client, headers: bool) -> None:
+    """As in the client for asyncio."""
+    client.publish("t", 1, headers={"ce-type": "paid"})
+
+    (message,) = client.history("t", headers=headers)
+
+    assert isinstance(message, Message)
+    assert message.headers == ({"ce-type": "paid"} if headers else {})
+
+
 def test_threads_share_a_history(client: Client) -> None:
     """Each item comes to one of them."""
     client.publish_batch([("t", number) for number in range(3000)])
