@@ -254,6 +254,7 @@ class Server:
             self.hub.connection_counts,
             pages,
             self.hub.refusals,
+            self.hub.decisions,
             wall_s,
             self.hub.arrivals,
         )
