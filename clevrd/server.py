@@ -112,6 +112,7 @@ from clevrd.tenants.topic_permissions import TopicPermissions
 from clevrd.tls import TlsConnection, TlsContexts, TlsServer, TlsSettings, plain_tls_of, tls_of
 from clevrd.tls.server import MAX_BEYOND
 from clevrd.tls.server import MAX_LINGERING as MAX_LINGERING_TLS
+from clevrd.tls.settings import NO_TLS
 from clevrd.tracing.settings import TracingSettings, tracing_of
 from clevrd.tracing.tracing import make_tracing
 from clevrd.webhooks.settings import Webhook, webhooks_of
@@ -254,6 +255,7 @@ class Server:
             self.hub.connection_counts,
             pages,
             self.hub.refusals,
+            self.hub.decisions,
             wall_s,
             self.hub.arrivals,
         )
@@ -264,6 +266,7 @@ class Server:
             *(configured, sources or {}, file, access, wall_s, journal),
             [each.view() for each in read],
             [each.view() for each in webhooks],
+            self._tls_view,
         )
         self.access = AccessControl(
             *(maker, authenticator, gate, origins, config.allowed_origins),
@@ -537,6 +540,9 @@ class Server:
             self._warn_of_certificates()
 
         return swap_and_warn
+
+    def _tls_view(self) -> dict[str, Any]:
+        return NO_TLS.view() if self._tls is None else self._tls.contexts.view()
 
     def _warn_of_certificates(self) -> None:
         if self._tls is not None:

@@ -158,6 +158,7 @@ def _view_of(loaded: Loaded, access: Access) -> ConfigView:
         *(loaded.config, loaded.sources, loaded.path, access, time.time, journal_of(loaded)),
         [each.view() for each in sources_of(loaded, access)],
         [each.view() for each in webhooks_of(loaded)],
+        tls_of(loaded).view,
     )
     return _result_of(in_force.view())
 

@@ -24,8 +24,10 @@ from clevrd.control.arrivals import Arrivals
 from clevrd.core.stream_forms import SlottedWrites
 from clevrd.errors import OriginNotAllowed
 from clevrd.http_values import Request
+from clevrd.hub.explanations import note_pings_unanswered
 from clevrd.input_budget import InputBudget, Sender
 from clevrd.metrics.counters import Counters
+from clevrd.metrics.decisions import Decisions
 from clevrd.pace import sent_step_bytes
 from clevrd.page_check import PageCheck
 from clevrd.progress import reset
@@ -135,6 +137,7 @@ class Connections:
         counts: ConnectionCounts,
         pages: PageCheck,
         refusals: Refusals,
+        decisions: Decisions,
         wall_s: Callable[[], float] = time.time,
         arrivals: Arrivals | None = None,
     ) -> None:
@@ -145,6 +148,11 @@ class Connections:
         # How many each tenant has; endpoints ask it before a connection is taken over.
         self.counts = counts
         self.refusals = refusals
+        self._decisions = decisions
+        self._ping_times = {
+            "ping_interval_s": config.ping_interval_s,
+            "pong_timeout_s": config.pong_timeout_s,
+        }
         self.loop = loop
         self.now_s = loop.time
         self._high_bytes = config.write_high_bytes
@@ -384,8 +392,22 @@ class Connections:
     def _give_up(self, peer: Peer) -> None:
         connection = cast(Connection, peer)
         self.counters.pings_cut += 1
+        self._explain_cut(connection)
         connection.stop_delivery()
         reset(connection.transport)
+
+    def _explain_cut(self, connection: Connection) -> None:
+        note_pings_unanswered(
+            self._decisions,
+            connection.tenant.name,
+            connection.tenant.credential_id,
+            self.address_of(connection),
+            {
+                "open_s": round(self.now_s() - self.opened_s(connection), 3),
+                "unsent_bytes": connection.unsent_bytes(),
+            },
+            self._ping_times,
+        )
 
     async def send_away(self, code: int, reason: str, over_s: float, *, is_alone: bool) -> int:
         """Say goodbye, over ``over_s``, to the readers that have everything; return how many left.

@@ -13,7 +13,9 @@ from typing import Final, Literal
 
 from clevrd.errors import ClevrdError, RetryLater
 
-Kind = Literal["throttle", "window", "refusal", "eviction", "circuit", "memory", "operator"]
+Kind = Literal[
+    "throttle", "window", "refusal", "eviction", "circuit", "memory", "disconnect", "operator"
+]
 Figures = Mapping[str, float]
 NO_FIGURES: Final[Figures] = {}
 

@@ -56,6 +56,15 @@ class TlsSettings(
         """Whether TLS is spoken at all."""
         return bool(self.certificates)
 
+    def view(self) -> dict[str, Any]:
+        """Return all fields as operators may see them: of keys the names of their files."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        certificates = [
+            {name: getattr(each, name) for name in each.__struct_fields__}
+            for each in self.certificates
+        ]
+        return {**fields, "certificates": certificates}
+
 
 NO_TLS: Final = TlsSettings()
 

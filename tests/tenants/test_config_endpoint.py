@@ -47,6 +47,11 @@ async def test_operator_sees_every_setting_and_no_digest(raw_paths: bool) -> Non
         "needs_restart": True,
     }
     assert shown["reloads"] == 0
+    assert shown["tls"] == {
+        "certificates": [],
+        "client_ca_file": "",
+        "client_certificates": "none",
+    }
     assert [tenant["name"] for tenant in shown["tenants"]] == ["acme", "other"]
     assert shown["tenants"][0]["keys"][0]["publish"] == ["orders.*"]
     assert WEB.sha256 not in text
