@@ -23,7 +23,7 @@ from clevrd.journal.redis.scripts import Script
 from clevrd.journal.redis.settings import RedisSettings
 from clevrd.metrics.sources import SourceState
 from clevrd.sources.progress import Progress
-from clevrd.sources.reading import READING, SourceTrouble
+from clevrd.sources.reading import READING, SourceTrouble, Status
 from clevrd.sources.records import Record
 from clevrd.sources.redis_scripts import (
     GIVE_BACK,
@@ -93,7 +93,7 @@ class RedisReader:
         # The value of the lease while this process has it: its name, and its connection's number.
         self._owner = ""
         # A process without the lease has no open reader.
-        self.status = READING
+        self.status: Status | None = READING
         # Set by open, None after close.
         self._connections: Connections | None = None
         self._pipeline: Pipeline | None = None
