@@ -129,6 +129,7 @@ class RecordReader:
         while True:
             try:
                 records = await engine.read(partition.number, partition.fold.position)
+                partition.read_trouble = None
                 await self._fold(records)
                 wait_s = RETRY_S
             except TailLost:
@@ -141,6 +142,7 @@ class RecordReader:
                 log.warning("records are gone unread partition=%d", partition.number)
                 await self._rewind_until_done()
             except ClevrdError as error:
+                partition.read_trouble = error
                 log.debug("journal can't be read partition=%d reason=%s", partition.number, error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, MAX_RETRY_S)

@@ -101,7 +101,7 @@ def sentence_of(fault: RedisFault, shown: str) -> str:
             f"Redis at {shown} refuses the user or the password ({text}); give them in the URL, or"
             " the password in a file (password_file)."
         )
-    if code == "NOPERM":
+    if code == "NOPERM" or "can't run this command" in text:
         return (
             f"Redis at {shown} does not allow its user what the journal needs ({text}); an ACL for"
             f" it is: {ACL_RULES}."
