@@ -18,6 +18,7 @@ from clevrd.journal.base import Checkpoint, Engine, Placed, TailLost, Trimmed
 from clevrd.journal.batches import Batch, Pending, PendingClear, Stamp, give_answer
 from clevrd.journal.checkpoints import BadCheckpoint
 from clevrd.journal.fold import Confirmed, Folded, topic_epoch
+from clevrd.journal.left_out import LeftOut
 from clevrd.journal.partition import MAX_RETRY_S, RETRY_S, Counters, Partition, unsure
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class RecordReader:
         # Messages that no history keeps are kept in rings, whether anybody uses their topic or not.
         self._makes_topics = engine.history() is None
         self._ids = MessageIds()
+        self._left_out = LeftOut(partition.number, now_s)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -303,12 +305,7 @@ class RecordReader:
             partition.nodes.note(folded.writer, folded.version, self._now_s())
         if folded.bad is not None:
             self._counters.unreadable += 1
-            log.error(
-                "record left out partition=%d position=%d reason=%s",
-                partition.number,
-                fold.position,
-                folded.bad,
-            )
+            self._left_out.note(fold.position, folded.bad)
         elif folded.foreign:
             self._counters.foreign += 1
             if partition.batch is None:
