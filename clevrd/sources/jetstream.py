@@ -224,6 +224,13 @@ class JetStreamReader:
             found = await self._stream_info(connection, names[0])
         if found is None:
             raise NatsFault(LOST, "the stream is gone")
+        if found["config"].get("retention") == "workqueue":
+            raise SourceTrouble(
+                "refused",
+                f"The stream {found['config']['name']} in NATS at {self._shown} is a work queue,"
+                " which gives each message to one consumer and deletes it; make a stream that is"
+                " none and copies it, and write the name of that.",
+            )
         self._stream = found["config"]["name"]
         created = str(found["created"])
         if self._created not in ("", created):
