@@ -34,6 +34,7 @@ from clevrd.journal.logged_keys import LoggedKey, LoggedKeys
 from clevrd.journal.read_again import ReadAgain
 from clevrd.journal.records import (
     FOREIGN_TENANT,
+    MAX_FOREIGN_BYTES,
     BadRecord,
     Header,
     Keyed,
@@ -902,6 +903,12 @@ class Fold:
         It has no stamp. If it were counted at once, it could be given the place of a message that
         was lost just before it, and that some nodes have delivered.
         """
+        if len(record) > MAX_FOREIGN_BYTES:
+            large = (
+                f"{len(record)} bytes of another program, which may write {MAX_FOREIGN_BYTES} at"
+                " once; send less, or publish it by clevrd"
+            )
+            return self._pass_over(BadRecord(large), foreign=True)
         try:
             request = decode_logged(record)
         except InvalidRequest as error:

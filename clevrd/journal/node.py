@@ -49,6 +49,10 @@ SEEN_S: Final = 60.0
 NAMES_PER_STEP: Final = 1_000
 # How long a start waits for the end of the log.
 START_S: Final = 600.0
+# Looks at a start for which the engine says that it can't be used, until the log says so, and until
+# the start is given up. Leaders of Kafka and NATS are chosen within 20 s.
+TROUBLED_LOOKS: Final = 5
+REFUSED_LOOKS: Final = 30
 
 
 class Silence:
@@ -312,7 +316,7 @@ class Node:
             self._tasks = [self._spawn(writer.run()) for writer in self._writers]
             # An empty record begins the log's epoch, if it is new, and shows where the log ends.
             async with asyncio.timeout(START_S):
-                await asyncio.gather(*map(self._find_end, self._partitions, self._writers))
+                await self._find_ends()
         except TimeoutError as error:
             await self.crash()
             raise JournalUnavailable(
@@ -359,6 +363,35 @@ class Node:
         for partition in self._partitions:
             Batch(tuple(partition.pending)).fail(ShuttingDown())
             partition.pending.clear()
+
+    async def _find_ends(self) -> None:
+        """Find the ends of all partitions; raise why the engine can't be used, if it says so."""
+        ends = asyncio.gather(*map(self._find_end, self._partitions, self._writers))
+        refusal = self._loop.create_task(self._refusal())
+        try:
+            await asyncio.wait((ends, refusal), return_when=asyncio.FIRST_COMPLETED)
+            if not ends.done():
+                raise refusal.result()
+            ends.result()
+        finally:
+            ends.cancel()
+            refusal.cancel()
+            await asyncio.gather(ends, refusal, return_exceptions=True)
+
+    async def _refusal(self) -> Exception:
+        """Return why the engine takes or gives no record, once it has said so for long enough."""
+        troubled_looks = 0
+        while True:
+            await asyncio.sleep(LOOK_S)
+            troubles = [each.trouble or each.read_trouble for each in self._partitions]
+            trouble = next(filter(None, troubles), None)
+            troubled_looks = 0 if trouble is None else troubled_looks + 1
+            if trouble is None:
+                continue
+            if troubled_looks == TROUBLED_LOOKS:
+                log.warning("waiting for the journal reason=%s", trouble)
+            if troubled_looks >= REFUSED_LOOKS:
+                return trouble
 
     async def _find_end(self, partition: Partition, writer: RecordWriter) -> None:
         """Read the partition to its end, and see that messages can be counted from there on."""

@@ -18,6 +18,7 @@ from clevrd.journal.base import Checkpoint, Engine, Placed, TailLost, Trimmed
 from clevrd.journal.batches import Batch, Pending, PendingClear, Stamp, give_answer
 from clevrd.journal.checkpoints import BadCheckpoint
 from clevrd.journal.fold import Confirmed, Folded, topic_epoch
+from clevrd.journal.left_out import LeftOut
 from clevrd.journal.partition import MAX_RETRY_S, RETRY_S, Counters, Partition, unsure
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class RecordReader:
         # Messages that no history keeps are kept in rings, whether anybody uses their topic or not.
         self._makes_topics = engine.history() is None
         self._ids = MessageIds()
+        self._left_out = LeftOut(partition.number, now_s)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -129,6 +131,7 @@ class RecordReader:
         while True:
             try:
                 records = await engine.read(partition.number, partition.fold.position)
+                partition.read_trouble = None
                 await self._fold(records)
                 wait_s = RETRY_S
             except TailLost:
@@ -141,6 +144,7 @@ class RecordReader:
                 log.warning("records are gone unread partition=%d", partition.number)
                 await self._rewind_until_done()
             except ClevrdError as error:
+                partition.read_trouble = error
                 log.debug("journal can't be read partition=%d reason=%s", partition.number, error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, MAX_RETRY_S)
@@ -301,12 +305,7 @@ class RecordReader:
             partition.nodes.note(folded.writer, folded.version, self._now_s())
         if folded.bad is not None:
             self._counters.unreadable += 1
-            log.error(
-                "record left out partition=%d position=%d reason=%s",
-                partition.number,
-                fold.position,
-                folded.bad,
-            )
+            self._left_out.note(fold.position, folded.bad)
         elif folded.foreign:
             self._counters.foreign += 1
             if partition.batch is None:

@@ -23,7 +23,7 @@ from clevrd.journal.nats.library import DENIED, LOST, Connector, NatsFault, sent
 from clevrd.journal.nats.settings import NatsSettings
 from clevrd.metrics.sources import SourceState
 from clevrd.sources.progress import Progress
-from clevrd.sources.reading import READING, STANDBY, SourceTrouble
+from clevrd.sources.reading import READING, STANDBY, SourceTrouble, Status
 from clevrd.sources.records import Record
 from clevrd.sources.settings import SourceEntry
 from clevrd.sources.starts import EARLIEST, LATEST
@@ -91,7 +91,7 @@ class JetStreamReader:
         # The server's name for this client while it is the pinned one; empty before that.
         self._pin = ""
         self._has_lost_pin = False
-        self.status = READING
+        self.status: Status | None = READING
         # Messages up to this number may have been sent to another client, and are read from the
         # stream itself; 0 for none. Their acknowledgement is sent to this subject.
         self._catch_up_to = 0
@@ -224,6 +224,13 @@ class JetStreamReader:
             found = await self._stream_info(connection, names[0])
         if found is None:
             raise NatsFault(LOST, "the stream is gone")
+        if found["config"].get("retention") == "workqueue":
+            raise SourceTrouble(
+                "refused",
+                f"The stream {found['config']['name']} in NATS at {self._shown} is a work queue,"
+                " which gives each message to one consumer and deletes it; make a stream that is"
+                " none and copies it, and write the name of that.",
+            )
         self._stream = found["config"]["name"]
         created = str(found["created"])
         if self._created not in ("", created):

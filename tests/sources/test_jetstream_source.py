@@ -334,3 +334,12 @@ async def test_consumer_of_others_is_refused(server: NatsServer, stream: JetStre
     async with running(sources=[table(server)]) as daemon:
         await until(lambda: figures(daemon).state == "refused")
         assert "was made for something else" in figures(daemon).last_error
+
+
+async def test_work_queue_is_refused(server: NatsServer, stream: JetStreamContext) -> None:
+    """It gives each message to one consumer alone, and a source says what to do."""
+    await stream.add_stream(name="QUEUE", subjects=["queue.>"], retention="workqueue")
+    async with running(sources=[table(server, "QUEUE")]) as daemon:
+        await until(lambda: figures(daemon).state == "refused")
+        assert "is a work queue" in figures(daemon).last_error
+        assert "copies it" in figures(daemon).last_error
