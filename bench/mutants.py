@@ -38,6 +38,7 @@ MODULES: Final = (
     "clevrd/core/*.py",
     "clevrd/hub/*.py",
     "clevrd/restart/*.py",
+    "clevrd/journal/epoch_names.py",
     "clevrd/journal/fold.py",
     "clevrd/journal/records.py",
     "clevrd/journal/logged_keys.py",

@@ -13,11 +13,8 @@ from __future__ import annotations
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from hashlib import blake2b
 from sys import intern
 from typing import Final, NamedTuple
-
-import msgspec
 
 from clevrd.core.publish_request import PublishRequest, decode_logged
 from clevrd.errors import InvalidRequest
@@ -30,6 +27,8 @@ from clevrd.journal.checkpoints import (
     spell_keys,
     spell_state,
 )
+from clevrd.journal.epoch_names import partition_epoch_name
+from clevrd.journal.folded import Cleared, Confirmed, Folded, Refused, Repeat
 from clevrd.journal.logged_keys import LoggedKey, LoggedKeys
 from clevrd.journal.read_again import ReadAgain
 from clevrd.journal.records import (
@@ -68,92 +67,6 @@ MAX_CLEARED: Final = 10_000
 _PER_STEP: Final = 1_000
 
 _TopicSlot = tuple[str, str]
-
-
-def topic_epoch(partition_epoch: str, tenant: str, topic: str, cleared: int = 0) -> str:
-    """Return the name of a topic's epoch: 12 hexadecimal digits, known before its first message.
-
-    Args:
-        cleared: the offset up to which the topic was cleared; 0 if it never was.
-    """
-    after = f"\0{cleared}" if cleared else ""
-    name = f"{partition_epoch}\0{tenant}\0{topic}{after}".encode("utf-8", "surrogatepass")
-    return blake2b(name, digest_size=6).hexdigest()
-
-
-class Repeat(msgspec.Struct, frozen=True, gc=False):
-    """A message whose idempotency key is that of one before it; it is not counted."""
-
-    line: int
-    tenant: str
-    topic: str
-    # The first one's, in the partition's epoch of the record.
-    offset: int
-    id_us: int
-    time_us: int
-
-
-class Refused(msgspec.Struct, frozen=True, gc=False):
-    """A message whose idempotency key was used for another message; it is not counted."""
-
-    line: int
-    tenant: str
-    topic: str
-
-
-class Cleared(msgspec.Struct, frozen=True, gc=False):
-    """A topic that has lost its messages up to an offset, and has another epoch now."""
-
-    tenant: str
-    topic: str
-    upto: int
-
-
-class Confirmed(msgspec.Struct, frozen=True):
-    """A foreign record that was waiting, and has its place now."""
-
-    position: int
-    record: bytes
-    request: PublishRequest
-    placed: Placed
-
-
-class Folded(msgspec.Struct, frozen=True):
-    """The changes that a record has made.
-
-    Each place has the epoch that it is in: `confirmed` come before the new epoch that a record
-    with `is_reset` begins, and behind the one that another stamp begins.
-    """
-
-    # The places of the record's own messages, in their order.
-    placed: tuple[Placed, ...] = ()
-    repeats: tuple[Repeat, ...] = ()
-    refused: tuple[Refused, ...] = ()
-    # Foreign records before this one, in their order; their messages come before `placed`. Without
-    # those that readers must not be given.
-    confirmed: tuple[Confirmed, ...] = ()
-    # The partition's epoch behind the record; empty as long as it is not known.
-    partition_epoch: str = ""
-    is_new_epoch: bool = False
-    # Readers must not be given `placed`: they are in another epoch than the one that is read again.
-    is_again: bool = False
-    # The record's writer and its number; empty and 0 for a foreign or bad one.
-    writer: str = ""
-    sequence: int = 0
-    # The record was there before: its messages have the places that they were given then.
-    is_retry: bool = False
-    # A publish of a foreign producer: it waits for the next record of a node.
-    foreign: bool = False
-    # The writer has counted otherwise: one of both has not read what the log has.
-    contradicts: bool = False
-    # The writer's version of clevrd, where the record says it.
-    version: str = ""
-    # Why nothing of it was counted, as a sentence without a full stop.
-    bad: str | None = None
-    # It is bad since a later clevrd wrote it, which may have counted it: positions may differ.
-    is_later: bool = False
-    # Topics that it has cleared, behind `placed`.
-    cleared: tuple[Cleared, ...] = ()
 
 
 class _Waiting(NamedTuple):
@@ -858,9 +771,8 @@ class Fold:
 
     def _new_epoch(self, header: Header, position: int, reason: str) -> _Epoch:
         """Return the epoch that a record begins; it depends on nothing before that record."""
-        name = f"{header.stamp} {position} {header.writer} {header.sequence} {reason}"
-        digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-        return _Epoch(digest, header.time_us, self._keeps_topics)
+        name = partition_epoch_name(header, position, reason)
+        return _Epoch(name, header.time_us, self._keeps_topics)
 
     def _is_retry(self, header: Header, epoch: _Epoch) -> bool:
         """Return whether a writer's record, or one behind it, was counted before."""

@@ -18,7 +18,9 @@ from clevrd.core.publish_request import PublishRequest
 from clevrd.journal import fold as fold_module
 from clevrd.journal.base import Checkpoint, Placed, TopicHead
 from clevrd.journal.checkpoints import BadCheckpoint, FoldState, spell_state
-from clevrd.journal.fold import MAX_WRITERS, Fold, Folded, Refused, topic_epoch
+from clevrd.journal.epoch_names import topic_epoch
+from clevrd.journal.fold import MAX_WRITERS, Fold
+from clevrd.journal.folded import Folded, Refused
 from clevrd.journal.logged_keys import LoggedKey, LoggedKeys
 from clevrd.journal.read_again import ReadAgain
 from clevrd.journal.records import (

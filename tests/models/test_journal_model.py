@@ -38,7 +38,9 @@ from journal_world import (
 )
 
 from clevrd.core.publish_request import decode_publish
-from clevrd.journal.fold import Fold, Folded, topic_epoch
+from clevrd.journal.epoch_names import partition_epoch_name, topic_epoch
+from clevrd.journal.fold import Fold
+from clevrd.journal.folded import Folded
 from clevrd.journal.records import FOREIGN_TENANT, Header, is_foreign
 
 NODES = 3
@@ -62,8 +64,7 @@ class Counted:
         return max((place[1] for place, _ in self.places if place[0] == epoch), default=0)
 
     def _begin(self, header: Header, position: int, reason: str) -> None:
-        fold = Fold(0, 3)
-        self.epoch = fold._new_epoch(header, position, reason).name
+        self.epoch = partition_epoch_name(header, position, reason)
         self._time_us = header.time_us
         self._last_id_us = 0
         self._heads: dict[str, int] = {}
