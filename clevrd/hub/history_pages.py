@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from clevrd.core.message import ExpiringMessage, KeyedMessage, Message, message_of
+from clevrd.core.message import ExpiringMessage, Message, message_of
 from clevrd.core.message_headers import headers_json, known_headers
 from clevrd.core.message_ids import AlikeStamps, MessageIds
 from clevrd.core.notices import DAMAGED, EXPIRED, RETENTION, Gap, GapReason
@@ -28,7 +28,7 @@ from clevrd.core.stream_forms import PLAIN_FRAMES, StreamForm, plain_message
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, JournalUnavailable
 from clevrd.journal.base import History, StoredRun
-from clevrd.journal.records import plain_data
+from clevrd.journal.records import StoredLine, plain_data
 from clevrd.scheduling.turn_queue import TurnQueue
 
 log = logging.getLogger(__name__)
@@ -235,14 +235,6 @@ class _LookUp:
         self.waiters: list[Callable[[int | ClevrdError], None]] = []
 
 
-class _Line(msgspec.Struct, frozen=True, gc=False):
-    data: msgspec.Raw
-    key: str | None = None
-    ttl_s: int | float | None = None
-    # Empty for none.
-    headers: msgspec.Raw = msgspec.Raw(b"")
-
-
 class _Making:
     """A page whose frames are being made."""
 
@@ -268,7 +260,7 @@ class _Making:
         self._at = 0
         # Its messages' data where they have nothing else, and otherwise its lines.
         self._data: list[bytes] = []
-        self._lines: list[_Line | None] = []
+        self._lines: list[StoredLine | None] = []
         self._offsets: list[int] = []
         self._frames: list[bytes] = []
         self._until_us: dict[int, int] = {}
@@ -302,7 +294,7 @@ class _Making:
         self._offsets += range(first, first + len(data))
         self._frames += self._encoder.plain_frames(topic.name, topic.tenant, data, first, stamps)
 
-    def _make(self, run: StoredRun, at: int, lines: list[_Line | None]) -> None:
+    def _make(self, run: StoredRun, at: int, lines: list[StoredLine | None]) -> None:
         """Make frames of the messages ``lines``, the first of which is the run's ``at``."""
         topic, first = self.request.topic, run.offset + at
         name, tenant = topic.name, topic.tenant
@@ -311,7 +303,7 @@ class _Making:
         messages = [
             Message(stamp[0], name, tenant, line.data, stamp[1], offset)
             if line.key is None and line.ttl_s is None
-            else _message(stamp, name, tenant, line, offset)
+            else message_of(stamp, name, tenant, line.data, offset, line.key, line.ttl_s)
             for offset, (line, stamp) in enumerate(zip(lines, stamps, strict=True), first)
             if line is not None
         ]
@@ -345,10 +337,10 @@ class _Making:
         )
 
 
-def _read_lines(run: StoredRun) -> list[_Line | None]:
+def _read_lines(run: StoredRun) -> list[StoredLine | None]:
     """Return the lines of ``run``, with None for one that is damaged."""
     try:
-        lines: list[_Line | None] = [*_line_decoder.decode_lines(run.lines)]
+        lines: list[StoredLine | None] = [*_line_decoder.decode_lines(run.lines)]
     except msgspec.MsgspecError:
         lines = []
     # A line that is damaged may look like several, or like a part of one.
@@ -359,22 +351,14 @@ def _read_lines(run: StoredRun) -> list[_Line | None]:
     )
 
 
-def _read_line(line: bytes) -> _Line | None:
+def _read_line(line: bytes) -> StoredLine | None:
     try:
         return _line_decoder.decode(line)
     except msgspec.MsgspecError:
         return None
 
 
-def _message(stamp: tuple[str, str], topic: str, tenant: str, line: _Line, offset: int) -> Message:
-    """Return a message with a key, a time to live, or both."""
-    if line.ttl_s is not None:
-        return message_of(stamp, topic, tenant, line.data, offset, line.key, line.ttl_s)
-    message_id, timestamp = stamp
-    return KeyedMessage(message_id, topic, tenant, line.data, timestamp, offset, line.key or "")
-
-
-_line_decoder: Final = msgspec.json.Decoder(_Line)
+_line_decoder: Final = msgspec.json.Decoder(StoredLine)
 
 
 class HistoryPages:

@@ -168,6 +168,7 @@ class RecordWriter:
                 if partition.come_back.done() and partition.held is None:
                     return
                 self._counters.retries += 1
+                log.debug("record sent again partition=%d reason=%r", partition.number, error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, MAX_RETRY_S)
 

@@ -129,6 +129,17 @@ class _Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     headers: dict[str, str] | None = None
 
 
+class StoredLine(msgspec.Struct, frozen=True, gc=False):
+    """A message as its line in a record has it, but for fields of a later clevrd."""
+
+    data: msgspec.Raw
+    key: str | None = None
+    idempotency_key: str | None = None
+    ttl_s: int | float | None = None
+    # The JSON of its headers, which another program may have written; empty for none.
+    headers: msgspec.Raw = msgspec.Raw(b"")
+
+
 # Ends of the fields that a line may have behind these two, as the encoder spells them; the end of
 # key's is that of idempotency_key's too.
 _MORE_FIELDS: Final = tuple(
