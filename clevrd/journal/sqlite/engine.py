@@ -21,6 +21,7 @@ import apsw
 
 from clevrd.errors import JournalFull, JournalUnavailable
 from clevrd.journal.base import Checkpoint, Extent, Fenced, History, Placed, StoredRun
+from clevrd.journal.sqlite.appends import Append, Commit
 from clevrd.journal.sqlite.directory import JournalDirectory
 from clevrd.journal.sqlite.figures import SqliteFigures
 from clevrd.journal.sqlite.heads import BadCheckpoint, CheckpointFile
@@ -46,7 +47,7 @@ from clevrd.journal.sqlite.segments import (
     missing_file,
 )
 from clevrd.journal.sqlite.settings import SqliteSettings
-from clevrd.journal.sqlite.writing import Append, Commit, Told, Writer
+from clevrd.journal.sqlite.writing import Told, Writer
 from clevrd.metrics.histograms import times_view
 from clevrd.metrics.journal import JournalStorage
 
