@@ -20,7 +20,8 @@ from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, JournalFull, JournalUnavailable, ShuttingDown
 from clevrd.journal.base import Checkpoint, Engine
 from clevrd.journal.batches import Batch, MakeAnswer, MakeCleared, Pending, PendingClear
-from clevrd.journal.fold import Fold, topic_epoch
+from clevrd.journal.epoch_names import topic_epoch
+from clevrd.journal.fold import Fold
 from clevrd.journal.pace import Pace
 from clevrd.journal.partition import MAX_PENDING_BYTES, OK, Counters, Partition
 from clevrd.journal.record_reader import Deliverer, RecordReader, Topics, in_turns

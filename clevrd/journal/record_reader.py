@@ -17,7 +17,8 @@ from clevrd.errors import ClevrdError, InvalidRequest, Unavailable
 from clevrd.journal.base import Checkpoint, Engine, Placed, TailLost, Trimmed
 from clevrd.journal.batches import Batch, Pending, PendingClear, Stamp, give_answer
 from clevrd.journal.checkpoints import BadCheckpoint
-from clevrd.journal.fold import Confirmed, Folded, topic_epoch
+from clevrd.journal.epoch_names import topic_epoch
+from clevrd.journal.folded import Confirmed, Folded
 from clevrd.journal.left_out import LeftOut
 from clevrd.journal.partition import MAX_RETRY_S, RETRY_S, Counters, Partition, unsure
 
