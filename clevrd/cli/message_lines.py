@@ -102,7 +102,9 @@ def _raw_line(*, is_shown: bool) -> Callable[[bytes], bytes]:
 def _gap_sentence(gap: Gap) -> str:
     """Return a line about the gap, for people and for grep."""
     if gap.reason == "epoch":
-        return f"topic restarted, some messages may be missing topic={gap.topic}"
+        return (
+            f"messages may be missing: the topic began anew, or later than asked topic={gap.topic}"
+        )
     values = {"from": gap.first, "to": gap.last, "count": gap.count, "reason": gap.reason}
     told = " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
     return f"messages missed topic={gap.topic} {told}"
