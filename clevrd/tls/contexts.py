@@ -24,7 +24,8 @@ from clevrd.tls.certificates import (
 )
 from clevrd.tls.settings import CertificateEntry, TlsSettings
 
-# A certificate that ends sooner is warned of: who renews them by a program does it 30 days before.
+# A certificate that ends sooner is warned of: programs that renew certificates do it 30 days
+# before.
 WARN_S: Final = 14 * 86_400.0
 
 _VERIFY: Final = {
@@ -125,7 +126,7 @@ def _load(settings: TlsSettings, now_s: float) -> _Loaded:
         contexts.append(context)
         shown.append(Shown(entry.cert_file, ends_s))
         for name in names:
-            # The certificate that stands first has a name that several have.
+            # The first of several certificates with a name is shown for it.
             by_name.setdefault(name, context)
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
