@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 # A checkpoint is made after so long, or so many records.
 CHECKPOINT_S: Final = 10.0
 CHECKPOINT_RECORDS: Final = 10_000
-# The same where records came that have changed nothing: the log may lose old ones, and a checkpoint
-# with them.
+# The same where records came that have changed nothing: the log gives up old records, and a
+# checkpoint among them.
 IDLE_CHECKPOINT_S: Final = 300.0
 # How long a record may take to come back before its publishers hear of it.
 GIVE_UP_S: Final = 5.0
-# How often it is looked whether one is due, and whether anything comes from the log.
+# Seconds between two looks: whether a checkpoint is due, and whether anything comes from the log.
 LOOK_S: Final = 1.0
-# After so many looks without a record an own one is sent.
+# After so many looks without a record the node sends one of its own.
 SILENT_LOOKS: Final = 5
 # A node shows itself to the others so often, and counts those that it has seen for so long.
 SHOW_S: Final = 20.0
@@ -108,7 +108,7 @@ class Node:
         self.counters = Counters()
         self._jitter_s = secrets.randbelow(1000) / 1000
         self._has_history = engine.history() is not None
-        # One of each for each partition of the log.
+        # Each list has an entry for each partition of the log.
         self._partitions: list[Partition] = []
         self._readers: list[RecordReader] = []
         self._writers: list[RecordWriter] = []

@@ -29,8 +29,8 @@ StepT = TypeVar("StepT")
 # Topics, or keys, are restored in steps; the loop is given to others after so many.
 STEPS_PER_TURN: Final = 5
 
-# Fewer topics are cleared when a log's epoch ends, or never: who would clear one more is told so
-# long.
+# At the bound on cleared topics a client is told to come back after so long: there are fewer when a
+# log's epoch ends, or never.
 _CLEARED_RETRY_S: Final = 60.0
 
 
@@ -211,7 +211,8 @@ class RecordReader:
             read_upto = 0 if is_start else fold.position
             if await self._restore([each for each in candidates if each.position <= read_upto]):
                 return True
-            # The others hold messages that this node has not delivered, and its own ones too.
+            # The other checkpoints hold messages that this node has not delivered, and its own ones
+            # too.
             candidates = () if await engine.is_short(number) else candidates[::-1]
         if await self._restore(candidates):
             return True
@@ -427,7 +428,7 @@ class RecordReader:
         for each in placed:
             topic = self._topic_of(each)
             if topic is None:
-                # Nobody uses it here; the history has its messages.
+                # Nobody uses the topic here; the history has its messages.
                 continue
             lines = record[each.at_bytes : each.at_bytes + each.size_bytes].split(b"\n")
             lines = lines[each.skip : each.skip + each.count]

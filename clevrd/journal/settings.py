@@ -235,6 +235,7 @@ def _shape_mistake(message: str, source: str) -> str:
     if what.startswith("Invalid enum value"):
         allowed = get_args(get_type_hints(JournalSettings)[place])
         what = f"is not allowed: write {', or '.join(map(_shown_value, allowed))}"
+    what = what.replace("Object missing required field", "lacks the setting")
     return f"{'.'.join(filter(None, (TABLE, place)))} ({source}) {what}."
 
 

@@ -14,7 +14,7 @@ from clevrd.sources.taking import Taker
 
 log = logging.getLogger(__name__)
 
-# How long a source waits at first that can't be read, and at most.
+# Seconds that a source which can't be read waits at first, and at most.
 RETRY_S: Final = 0.25
 MAX_RETRY_S: Final = 10.0
 # The same where nothing has failed, as while another process reads.
@@ -97,7 +97,7 @@ class Source:
             self._wait_s = RETRY_S
 
     async def _finish(self) -> None:
-        """Wait for what is under way, but at a stop not for what is refused."""
+        """Wait for records under way, but at a stop not for refused ones."""
         while self._taker.under_way:
             done = await self._taker.take((), self._reader.hold)
             self._reader.done(done)
