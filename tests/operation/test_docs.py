@@ -19,7 +19,7 @@ from daemons import running
 from fakes import at_once
 from prometheus_client.metrics_core import Metric
 
-import clevrd.server  # noqa: F401  # it imports every module, so that all errors are known
+import clevrd.server.process  # noqa: F401  # it imports every module, so that all errors are known
 from clevrd.cli import main
 from clevrd.config import SETTINGS, Setting
 from clevrd.connections.poll import PollView
@@ -175,7 +175,7 @@ def routes() -> set[str]:
 
     A segment that may be any topic's name is a T.
     """
-    tree = ast.parse((PACKAGE / "server.py").read_text())
+    tree = ast.parse((PACKAGE / "server" / "server.py").read_text())
     tables = [
         node.args[0]
         for node in ast.walk(tree)

@@ -222,11 +222,12 @@ async def test_own_client_reads_on_across_restarts_without_a_gap(restarts: Resta
 # A daemon that comes no further than ``where`` in its start, until it is told to stop.
 HELD_START = """
 import sys, time
-from clevrd import server
+from clevrd import daemon_signals as signals
+from clevrd.server import server
 from clevrd.restart import directory as state_dir
 told = []
-install = server.DaemonSignals.install
-server.DaemonSignals.install = lambda self: (told.append(self), install(self))
+install = signals.DaemonSignals.install
+signals.DaemonSignals.install = lambda self: (told.append(self), install(self))
 def held(whole):
     def call(*arguments):
         if {after}:

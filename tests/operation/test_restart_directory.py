@@ -592,7 +592,7 @@ async def test_disk_that_hangs_does_not_hold_the_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The process says that nothing was saved, and ends without the disk."""
-    monkeypatch.setattr("clevrd.server.SAVE_GRACE_S", 0.1)
+    monkeypatch.setattr("clevrd.server.server.SAVE_GRACE_S", 0.1)
     server = Server(Config(address="127.0.0.1:0", state_dir=str(tmp_path), shutdown_timeout_s=0.1))
     await server.start()
     assert server._state is not None

@@ -444,7 +444,9 @@ async def test_daemon_without_tracing_has_nothing_of_it() -> None:
 
 def test_opentelemetry_is_imported_where_it_is_used_alone() -> None:
     """A daemon without tracing does not pay for the import."""
-    program = "import sys, clevrd.server; print([n for n in sys.modules if 'opentelemetry' in n])"
+    program = (
+        "import sys, clevrd.server.process; print([n for n in sys.modules if 'opentelemetry' in n])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
     )

@@ -11,25 +11,15 @@ it was; a stop after that saves a new one.
 from __future__ import annotations
 
 import asyncio
-import faulthandler
-import gc
 import logging
-import os
-import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import uvloop
-from aiohttp import http_parser
-
-from clevrd import __version__, logs
 from clevrd.access.control import AccessControl
 from clevrd.access.reading import FileReading
-from clevrd.access.reloading import Reloading
 from clevrd.address_limit import AddressLimit
 from clevrd.addresses import parse_address
 from clevrd.admin_listener import MAX_DESCRIPTORS as ADMIN_DESCRIPTORS
@@ -37,14 +27,13 @@ from clevrd.admin_listener import AdminListener
 from clevrd.admission import Endpoint, EverybodyOperates, Gate
 from clevrd.aiohttp_front.front import AiohttpFront
 from clevrd.client_addresses import AskedFor, TrustedProxies
-from clevrd.config import Config, Loaded
+from clevrd.config import Config
 from clevrd.config_view import ConfigInForce
 from clevrd.connections.departures import pace_s
 from clevrd.connections.poll import Polls
 from clevrd.connections.registry import RESTARTING, Connections
 from clevrd.core.patterns import REST
-from clevrd.daemon_signals import EXIT_FORCED, DaemonSignals, exit_at_once
-from clevrd.descriptors import connections_allowed, raise_limit
+from clevrd.descriptors import connections_allowed
 from clevrd.errors import (
     CannotStart,
     ClevrdError,
@@ -81,7 +70,7 @@ from clevrd.hub.memory_shares import weights_of, with_bodies_that_fit
 from clevrd.hub.traced_delivery import delivery_maker
 from clevrd.journal.engines import MAX_DESCRIPTORS as JOURNAL_DESCRIPTORS
 from clevrd.journal.engines import engine_of
-from clevrd.journal.settings import JournalSettings, journal_of, plain_journal_of
+from clevrd.journal.settings import JournalSettings, plain_journal_of
 from clevrd.listeners import Listeners
 from clevrd.metrics.tracing import TracingFigures
 from clevrd.page_check import PageCheck
@@ -98,23 +87,22 @@ from clevrd.refusals import Refusals
 from clevrd.restart.directory import StateDir
 from clevrd.scheduling.beside_loop import in_daemon_thread
 from clevrd.scheduling.timers import Timers
-from clevrd.service.given_sockets import GivenSockets, given_sockets
-from clevrd.service.manager import STATUS_EVERY_S, ServiceManager
-from clevrd.sources.settings import SourceEntry, sources_of
+from clevrd.service.given_sockets import GivenSockets
+from clevrd.sources.settings import SourceEntry
 from clevrd.sources.sources import DESCRIPTORS as SOURCE_DESCRIPTORS
 from clevrd.sources.sources import Sources
 from clevrd.tenants import DEFAULT_TENANT
-from clevrd.tenants.from_settings import AuthenticatorMaker, Surroundings, access_of, folder_of
+from clevrd.tenants.from_settings import AuthenticatorMaker, Surroundings
 from clevrd.tenants.origin_rule import OriginRule
 from clevrd.tenants.origins import read_allowed_origins
 from clevrd.tenants.settings import OPEN, Access
 from clevrd.tenants.topic_permissions import TopicPermissions
-from clevrd.tls import TlsConnection, TlsContexts, TlsServer, TlsSettings, plain_tls_of, tls_of
+from clevrd.tls import TlsConnection, TlsContexts, TlsServer, TlsSettings, plain_tls_of
 from clevrd.tls.server import MAX_BEYOND
 from clevrd.tls.server import MAX_LINGERING as MAX_LINGERING_TLS
 from clevrd.tracing.settings import TracingSettings, tracing_of
 from clevrd.tracing.tracing import make_tracing
-from clevrd.webhooks.settings import Webhook, webhooks_of
+from clevrd.webhooks.settings import Webhook
 from clevrd.webhooks.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
@@ -128,13 +116,6 @@ CERTIFICATE_WATCH_S: Final = 86_400.0
 # How long subscribers get to answer the close frame at shutdown.
 CLOSE_ALL_TIMEOUT_S: Final = 5.0
 
-# A full collection takes 20 ms in a daemon without a reader, all of it for imported objects, and 15
-# ms more with 10,000 readers (measured with gc.collect()). Freezing the imported objects saves the
-# first part. Messages are free of cycles, so full collections are made rare to save the second, one
-# for 50 million objects (CPython's own thresholds: 700, 10, 10). A collection of 50,000 young
-# objects took 34 ms, so there is one for each 5,000: 2 to 4 ms.
-GC_THRESHOLDS: Final = (5_000, 5, 2_000)
-
 # Estimate of the time that saving the state takes: a slow disk's 100 MB/s, 20 us for each topic,
 # and a second for the positions of topics whose messages no longer fit and for the last flush.
 SAVE_BYTES_PER_S: Final = 100_000_000
@@ -147,10 +128,6 @@ SAVE_GRACE_S: Final = 5.0
 NO_SOCKETS: Final = GivenSockets()
 
 _POLL_S: Final = 0.02
-# The time that systemd is asked to wait for a stop, beyond the one that the daemon takes at most,
-# and for a stop of a daemon that has not served yet.
-_STOP_BEYOND_S: Final = 5.0
-_STOP_BEFORE_SERVING_S: Final = 5.0
 # How long a client that has just connected has to send its request.
 _NEWCOMERS_S: Final = 0.05
 # How long connections that have nothing left to receive get to close.
@@ -925,20 +902,6 @@ def check_certificates_are_asked_for(access: Access, tls: TlsSettings) -> None:
             )
 
 
-def _prepare_reload(server: Server, loaded: Loaded, access: Access) -> Callable[[], None]:
-    tls = tls_of(loaded)
-    check_certificates_are_asked_for(access, tls)
-    read = sources_of(loaded, access)
-    put_into_force = server.prepare_tls(tls)
-
-    def put_and_warn() -> None:
-        put_into_force()
-        if read != server.sources.entries:
-            log.warning("setting changed, which a restart puts into force setting=sources")
-
-    return put_and_warn
-
-
 def _seconds_of(wall_ns: Callable[[], int]) -> Callable[[], float]:
     return lambda: wall_ns() / 1e9
 
@@ -949,205 +912,3 @@ def _open_and_read(state: StateDir, hub: Hub) -> None:
 
 
 _beside_loop = partial(in_daemon_thread, name="clevrd-state")
-
-
-# --- the process ---------------------------------------------------------------------------------
-
-
-def run(loaded: Loaded, load: Callable[[], Loaded]) -> int:
-    """Run the daemon until a signal ends it; return the exit code.
-
-    Args:
-        loaded: the configuration.
-        load: returns the configuration as it is at a SIGHUP.
-
-    Raises:
-        ConfigError: the configuration is wrong.
-        CannotStart: the address can't be listened on, or aiohttp lacks its C parser.
-    """
-    # The descriptors that are handed over are looked at before others are opened.
-    given = given_sockets(os.environ, os.getpid())
-    access = access_of(loaded)
-    logs.log_what_python_says()
-    faulthandler.enable()
-    _check_parser()
-    raise_limit()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve_and_tell(loaded, access, load, given))
-
-
-async def _serve_and_tell(
-    loaded: Loaded, access: Access, load: Callable[[], Loaded], given: GivenSockets
-) -> int:
-    """Serve until a signal, and tell systemd about it, also why the daemon can't."""
-    service = ServiceManager.from_environ(os.environ, os.getpid(), asyncio.get_running_loop())
-    try:
-        return await _serve(loaded, access, load, given, service)
-    except (CannotStart, ConfigError) as error:
-        service.status(str(error))
-        raise
-    finally:
-        service.close()
-
-
-async def _serve(
-    loaded: Loaded,
-    access: Access,
-    load: Callable[[], Loaded],
-    given: GivenSockets,
-    service: ServiceManager,
-) -> int:
-    loop = asyncio.get_running_loop()
-    # Without a file there is nothing to read again, and SIGHUP stops the daemon.
-    tls = tls_of(loaded)
-    signals = DaemonSignals(loop, reloads=bool(loaded.path) or tls.is_on)
-    signals.install()
-    server = Server(
-        *(loaded.config, access, folder_of(loaded)),
-        tls=tls,
-        journal=journal_of(loaded),
-        read=sources_of(loaded, access),
-        webhooks=webhooks_of(loaded),
-        tracing=tracing_of(loaded.config, os.environ),
-        sources=loaded.sources,
-        file=loaded.path,
-        given=given,
-    )
-    reloading = Reloading(
-        server.access,
-        loaded,
-        load,
-        partial(_prepare_reload, server),
-        server.reading,
-        server.hub.tasks,
-        server.hub.counters,
-        service,
-    )
-    loop.set_exception_handler(server.on_loop_error)
-    # The thresholds are set before `prepare`: with CPython's own, 100,000 restored topics would be
-    # scanned again and again.
-    gc.set_threshold(*GC_THRESHOLDS)
-    with service.extending("Starting: what was saved is read."):
-        is_prepared = await _unless(signals.stopping, server.prepare())
-        if is_prepared:
-            await server.serve()
-    if not is_prepared:
-        service.stopping(_STOP_BEFORE_SERVING_S)
-        server.abandon()
-        log.info("stopped before it served; what was saved is as it was")
-    else:
-        _quiet_collector()
-        _greet(server, access)
-        if loaded.sources.get("drain_s") != "default":
-            _warn_of_drain(server.config)
-        signals.on_reload = reloading.begin
-        with _telling_status(server, service):
-            await signals.stopping.wait()
-        await _stop(server, service)
-    signals.finish(0)
-    return 0
-
-
-@contextmanager
-def _telling_status(server: Server, service: ServiceManager) -> Iterator[None]:
-    """Say that the daemon is ready, and then now and then what it does."""
-    service.ready(server.sentence())
-    timers = Timers(asyncio.get_running_loop(), server.hub.counters.count_background_error)
-    if service.is_told:
-        timers.every(STATUS_EVERY_S, lambda: service.status(server.sentence()))
-    try:
-        yield
-    finally:
-        timers.stop()
-
-
-async def _stop(server: Server, service: ServiceManager) -> None:
-    within_s = server.config.shutdown_timeout_s + SAVE_GRACE_S + _STOP_BEYOND_S
-    service.stopping(within_s)
-    with service.extending("Stopping: readers are sent away, topics are saved.", within_s):
-        await server.stop()
-    if server.is_cut_short:
-        # A thread that hangs would hold the interpreter's own end up as well.
-        exit_at_once(EXIT_FORCED)
-    log.info("stopped")
-
-
-async def _unless(stopping: asyncio.Event, preparing: Coroutine[Any, Any, None]) -> bool:
-    """Run ``preparing`` until it ends or ``stopping`` is set; return whether to go on."""
-    task = asyncio.ensure_future(preparing)
-    told = asyncio.ensure_future(stopping.wait())
-    try:
-        await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        told.cancel()
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-    return not stopping.is_set()
-
-
-def _greet(server: Server, access: Access) -> None:
-    for url in server.addresses:
-        log.info("listening version=%s address=%s pid=%d", __version__, url, os.getpid())
-    if server.are_sockets_given:
-        log.info("sockets are from systemd; the setting address does not count")
-    has_terminal = os.isatty(logs.STDERR)
-    if has_terminal:
-        url = server.addresses[0]
-        command = _own_command()
-        log.info("try subscribe:  %s subscribe demo --url %s", command, url)
-        log.info("try publish:    %s publish demo '{\"hello\":1}' --url %s", command, url)
-    for admin_url in server.admin_addresses:
-        log.info("for operators address=%s", admin_url)
-    if server.is_operated_from_afar():
-        log.warning(
-            "admin_address is reached from other machines: everyone who reaches it sees all tenants"
-            " hint=%r",
-            "keep it on a private network",
-        )
-    reached = [*server.admin_addresses, *server.addresses]
-    urls = [each for each in reached if not each.startswith("unix:")]
-    if has_terminal and urls:
-        log.info("try look:       curl %s/metrics", urls[0])
-    if access.auth.mode == "open":
-        if server.is_reached_from_afar():
-            log.warning(
-                "open: everyone who reaches the address may publish and subscribe as any tenant"
-                " hint=%r",
-                'set mode = "required" in [auth], or listen on 127.0.0.1',
-            )
-        else:
-            log.info("open: every program of this machine may publish and subscribe as any tenant")
-
-
-def _warn_of_drain(config: Config) -> None:
-    """Say that a drain which was asked for does not fit into the time of a stop."""
-    fits_s = max(0.0, config.shutdown_timeout_s - CLOSE_ALL_TIMEOUT_S)
-    if config.drain_s > fits_s:
-        log.warning(
-            "drain_s is more than fits into shutdown_timeout_s wanted=%g taken=%g hint=%r",
-            config.drain_s,
-            fits_s,
-            f"raise shutdown_timeout_s to {config.drain_s + CLOSE_ALL_TIMEOUT_S:g} or more",
-        )
-
-
-def _own_command() -> str:
-    """Return the command that started this program, for examples that can be copied."""
-    name = sys.argv[0]
-    return name if os.path.basename(name) == "clevrd" else f"{sys.executable} -m clevrd"
-
-
-def _check_parser() -> None:
-    """Refuse to run on aiohttp's Python parser: slower, and laxer about what is HTTP."""
-    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
-        raise CannotStart(
-            "aiohttp's C parser is missing; install aiohttp from a wheel, without"
-            " AIOHTTP_NO_EXTENSIONS."
-        )
-
-
-def _quiet_collector() -> None:
-    """Keep the collector from scanning objects that live as long as the process."""
-    gc.collect()
-    gc.freeze()

@@ -1,0 +1,5 @@
+"""The daemon as a whole: it is built of its parts, it serves, and it ends in order."""
+
+from clevrd.server.server import Server
+
+__all__ = ["Server"]
