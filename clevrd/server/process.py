@@ -25,8 +25,9 @@ from clevrd.journal.settings import journal_of
 from clevrd.scheduling.timers import Timers
 from clevrd.server.collector import collect_rarely, leave_out_what_is_there
 from clevrd.server.greeting import greet, warn_of_drain
+from clevrd.server.planned_restart import SAVE_GRACE_S
 from clevrd.server.reload import reloading_of
-from clevrd.server.server import SAVE_GRACE_S, Server
+from clevrd.server.server import Server
 from clevrd.service.given_sockets import GivenSockets, given_sockets
 from clevrd.service.manager import STATUS_EVERY_S, ServiceManager
 from clevrd.sources.settings import sources_of

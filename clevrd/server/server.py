@@ -39,8 +39,6 @@ from clevrd.errors import (
     ClevrdError,
     ConfigError,
     InvalidRequest,
-    JournalFull,
-    JournalUnavailable,
 )
 from clevrd.handlers.operate.admin import admin_routes
 from clevrd.handlers.operate.configuration import ConfigurationEndpoint
@@ -84,9 +82,9 @@ from clevrd.raw_http import (
     RawServer,
 )
 from clevrd.refusals import Refusals
-from clevrd.restart.directory import StateDir
-from clevrd.scheduling.beside_loop import in_daemon_thread
 from clevrd.scheduling.timers import Timers
+from clevrd.server.journal import close_journal, read_journal
+from clevrd.server.planned_restart import PlannedRestart
 from clevrd.service.given_sockets import GivenSockets
 from clevrd.sources.settings import SourceEntry
 from clevrd.sources.sources import DESCRIPTORS as SOURCE_DESCRIPTORS
@@ -116,15 +114,6 @@ CERTIFICATE_WATCH_S: Final = 86_400.0
 # How long subscribers get to answer the close frame at shutdown.
 CLOSE_ALL_TIMEOUT_S: Final = 5.0
 
-# Estimate of the time that saving the state takes: a slow disk's 100 MB/s, 20 us for each topic,
-# and a second for the positions of topics whose messages no longer fit and for the last flush.
-SAVE_BYTES_PER_S: Final = 100_000_000
-SAVE_TOPIC_S: Final = 20e-6
-SAVE_FINISH_S: Final = 1.0
-# Time that saving may take beyond `shutdown_timeout_s`; the systemd unit allows 10 s beyond it
-# (systemd/clevrd.service).
-SAVE_GRACE_S: Final = 5.0
-
 NO_SOCKETS: Final = GivenSockets()
 
 _POLL_S: Final = 0.02
@@ -132,8 +121,6 @@ _POLL_S: Final = 0.02
 _NEWCOMERS_S: Final = 0.05
 # How long connections that have nothing left to receive get to close.
 _CUT_TIMEOUT_S: Final = 0.1
-# How long the journal may take to close at least, whatever the stop has taken before.
-JOURNAL_STOP_S: Final = 8.0
 
 
 class Server:
@@ -401,7 +388,9 @@ class Server:
         self._timers = Timers(self._loop, self.hub.counters.count_background_error)
         # The stop has left something that did not end; set by `stop`.
         self.is_cut_short = False
-        self._state = StateDir(config.state_dir, self._loop.time) if config.state_dir else None
+        self.restart = PlannedRestart(
+            config.state_dir, self.hub, config.shutdown_timeout_s, self._loop
+        )
 
     def _asked_for(self, headers: Mapping[str, str], peer: str) -> AskedFor | None:
         """Return what a proxy that is listed now says that its client asked for."""
@@ -541,56 +530,16 @@ class Server:
         try:
             if self._admin is not None:
                 await self._admin.listeners.bind()
-            if self._state is not None:
-                await self._restore_state(self._state)
-            await self._start_journal()
+            await self.restart.restore()
+            await read_journal(self.hub, self._loop)
         except BaseException:
             self.abandon()
             raise
 
-    async def _start_journal(self) -> None:
-        """Read the journal to its end.
-
-        Raises:
-            CannotStart: it can't be used.
-        """
-        journal = self.hub.journal
-        if journal is None:
-            return
-        began_s = self._loop.time()
-        try:
-            await journal.node.start()
-        except (JournalUnavailable, JournalFull) as error:
-            raise CannotStart(str(error)) from error
-        log.info(
-            "journal read engine=%s topics=%d took_s=%.3f",
-            journal.engine.name,
-            journal.node.topics,
-            self._loop.time() - began_s,
-        )
-
-    async def _stop_journal(self, end_s: float) -> None:
-        """Close the journal; leave it as a kill does if its disk or its server holds that up."""
-        if self.hub.journal is None:
-            return
-        self.hub.seal()
-        closing = self._loop.create_task(self.hub.journal.node.stop())
-        timeout_s = max(JOURNAL_STOP_S, end_s - self._loop.time())
-        if (await asyncio.wait({closing}, timeout=timeout_s))[0]:
-            await closing
-            return
-        self.is_cut_short = True
-        log.error(
-            "journal not closed waited_s=%g; the process ends without it, as if it were killed:"
-            " see whether its disk or its server hangs",
-            timeout_s,
-        )
-
     def abandon(self) -> None:
         """Undo `prepare`; the saved state stays for the next process."""
         self._close_listeners()
-        if self._state is not None:
-            self._state.close()
+        self.restart.leave()
 
     async def serve(self) -> None:
         """Serve, after `prepare`; the saved state is removed here, and `stop` saves it again.
@@ -598,14 +547,11 @@ class Server:
         Raises:
             CannotStart: the saved state can't be removed, or the address not be listened on.
         """
-        # The saved state is removed before a message can be accepted: read again after a crash, the
-        # state would give out offsets a second time.
-        if self._state is not None:
-            try:
-                await _beside_loop(self._state.use_up, self._loop)
-            except CannotStart:
-                self.abandon()
-                raise
+        try:
+            await self.restart.use_up()
+        except CannotStart:
+            self.abandon()
+            raise
         self._bound_connections()
         try:
             await self._listeners.open()
@@ -613,9 +559,7 @@ class Server:
                 await self._admin.listeners.open()
         except CannotStart:
             self._close_listeners()
-            if self._state is not None:
-                end_s = self._loop.time() + self.config.shutdown_timeout_s
-                await self._save_state(end_s)
+            await self.restart.save(self._loop.time() + self.config.shutdown_timeout_s)
             raise
         self._timers.every(WATCH_S, self.watch_listeners)
         if self._tls is not None:
@@ -650,7 +594,7 @@ class Server:
         """Stop in order, within `shutdown_timeout_s`; acknowledged messages reach their readers."""
         now_s = self._loop.time()
         end_s = now_s + self.config.shutdown_timeout_s
-        deadline_s = end_s - self._saving_takes_s()
+        deadline_s = end_s - self.restart.saving_takes_s()
         # The answers to the last goodbyes have their time within the deadline.
         drained_by_s = min(now_s + self.config.drain_s, deadline_s - CLOSE_ALL_TIMEOUT_S)
         over_s = pace_s(len(self.connections), drained_by_s - now_s)
@@ -688,7 +632,7 @@ class Server:
             self.hub.stop,
             self.webhooks.stop,
             lambda: self._stop_journal(end_s),
-            lambda: self._save_state(end_s),
+            lambda: self.restart.save(end_s),
             self._stop_tracing,
         ):
             await self._take_step(step)
@@ -697,6 +641,10 @@ class Server:
         """Let clients ask that have connected just now, where a restart is to refuse none."""
         if self._listeners.are_given:
             await asyncio.sleep(_NEWCOMERS_S)
+
+    async def _stop_journal(self, end_s: float) -> None:
+        if not await close_journal(self.hub, end_s, self._loop):
+            self.is_cut_short = True
 
     async def _stop_tracing(self) -> None:
         if self.tracing is not None:
@@ -753,7 +701,7 @@ class Server:
 
     def _keeps_what_is_published(self) -> bool:
         """Whether what is accepted now is there for readers that come back after the stop."""
-        return self._keeps_all_topics or (self._state is not None and self._state.is_open)
+        return self._keeps_all_topics or self.restart.keeps_topics
 
     def _is_alone(self) -> bool:
         """Whether no other daemon has this one's topics, so that nobody can go on elsewhere."""
@@ -779,9 +727,8 @@ class Server:
             self.tracing.sender.abandon()
         if self.hub.journal is not None:
             await self.hub.journal.node.crash()
-        if self._state is not None:
-            # The kernel releases the lock of a killed process in the same way; no state was saved.
-            self._state.close()
+        # The kernel releases the lock of a killed process in the same way; no state was saved.
+        self.restart.leave()
 
     def on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Count and log an error in a callback, or in a task that no one awaits."""
@@ -804,64 +751,6 @@ class Server:
         except CannotStart as error:
             # The next check is a second away; until then /health/ready says no.
             log.error("listener can't be opened again reason=%s", error)
-
-    # --- over a planned restart ------------------------------------------------------------------
-
-    async def _restore_state(self, state: StateDir) -> None:
-        """Take over the topics of the process before.
-
-        Raises:
-            CannotStart: the directory can't be used.
-        """
-        began_s = self._loop.time()
-        # The file is read beside the loop, so that a stop signal works meanwhile, in a thread that
-        # a stop need not wait for.
-        await _beside_loop(lambda: _open_and_read(state, self.hub), self._loop)
-        log.info(
-            "state restored topics=%d ring_bytes=%d took_s=%.3f",
-            len(self.hub.topics),
-            self.hub.topics.ring_bytes,
-            self._loop.time() - began_s,
-        )
-
-    def _saving_takes_s(self) -> float:
-        """Return the seconds of the shutdown kept for saving: an estimate, at most half of all."""
-        if self._state is None or not self._state.is_open:
-            return 0.0
-        topics = self.hub.topics
-        wanted_s = SAVE_FINISH_S + topics.ring_bytes / SAVE_BYTES_PER_S
-        return min(self.config.shutdown_timeout_s / 2, wanted_s + len(topics) * SAVE_TOPIC_S)
-
-    async def _save_state(self, end_s: float) -> None:
-        """Save every topic's position, and as many messages as there is time for."""
-        state = self._state
-        if state is None or not state.is_open:
-            return
-        # A publish that the stop cut off may not add a message after its topic's position was
-        # saved.
-        self.hub.seal()
-        began_s = self._loop.time()
-        until_s = end_s - min(SAVE_FINISH_S, self.config.shutdown_timeout_s / 4)
-        try:
-            report = await asyncio.wait_for(
-                _beside_loop(
-                    lambda: state.save(self.hub.last_id_us, self.hub.saved(), until_s), self._loop
-                ),
-                max(end_s - began_s, 0.0) + SAVE_GRACE_S,
-            )
-        except (OSError, TimeoutError) as error:
-            reason = str(error) or "the disk took too long"
-            log.error("state not saved reason=%r; every topic begins a new epoch", reason)
-            # The thread may still be writing, so the lock is kept until the process ends.
-            return
-        log.info(
-            "state saved topics=%d without_messages=%d bytes=%d took_s=%.3f",
-            report.topics,
-            report.without_messages,
-            report.size_bytes,
-            self._loop.time() - began_s,
-        )
-        state.close()
 
     async def _close_http(self, deadline_s: float) -> None:
         """Close HTTP connections, once requests that came meanwhile are answered.
@@ -904,11 +793,3 @@ def check_certificates_are_asked_for(access: Access, tls: TlsSettings) -> None:
 
 def _seconds_of(wall_ns: Callable[[], int]) -> Callable[[], float]:
     return lambda: wall_ns() / 1e9
-
-
-def _open_and_read(state: StateDir, hub: Hub) -> None:
-    state.open()
-    state.read(hub.restore)
-
-
-_beside_loop = partial(in_daemon_thread, name="clevrd-state")

@@ -557,7 +557,7 @@ async def test_save_is_given_a_part_of_the_time_to_stop(tmp_path: Path) -> None:
         )
         await server.start()
 
-        assert server._saving_takes_s() == expected
+        assert server.restart.saving_takes_s() == expected
 
         await server.stop()
 
@@ -569,7 +569,7 @@ async def test_nothing_can_be_published_while_it_is_written_down(
     server = Server(Config(address="127.0.0.1:0", state_dir=str(tmp_path), shutdown_timeout_s=2.0))
     await server.start()
     topic = server.hub.topic(ACME, "t")
-    state = server._state
+    state = server.restart.directory
     assert state is not None
     refused: list[Exception] = []
 
@@ -592,17 +592,17 @@ async def test_disk_that_hangs_does_not_hold_the_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The process says that nothing was saved, and ends without the disk."""
-    monkeypatch.setattr("clevrd.server.server.SAVE_GRACE_S", 0.1)
+    monkeypatch.setattr("clevrd.server.planned_restart.SAVE_GRACE_S", 0.1)
     server = Server(Config(address="127.0.0.1:0", state_dir=str(tmp_path), shutdown_timeout_s=0.1))
     await server.start()
-    assert server._state is not None
+    assert server.restart.directory is not None
     reading, writing = os.pipe()
 
     def hang(*_: object) -> SaveReport:
         os.read(reading, 1)
         return SaveReport(0, 0, 0)
 
-    monkeypatch.setattr(server._state, "save", hang)
+    monkeypatch.setattr(server.restart.directory, "save", hang)
 
     async with asyncio.timeout(5):
         await server.stop()
