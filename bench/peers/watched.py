@@ -15,7 +15,7 @@ import uvloop
 
 from clevrd.config import Config
 from clevrd.descriptors import raise_limit
-from clevrd.server import Server
+from clevrd.server import Server, Setup
 from clevrd.server.collector import collect_rarely, leave_out_what_is_there
 
 
@@ -46,7 +46,7 @@ class Watch:
 
 async def serve(port: int, target: Path) -> None:
     """Serve until killed."""
-    server = Server(Config(address=f"127.0.0.1:{port}"))
+    server = Server(Setup(Config(address=f"127.0.0.1:{port}")))
     collect_rarely()
     await server.start()
     leave_out_what_is_there()

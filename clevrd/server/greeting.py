@@ -8,7 +8,8 @@ import sys
 
 from clevrd import __version__, logs
 from clevrd.config import Config
-from clevrd.server.server import CLOSE_ALL_TIMEOUT_S, Server
+from clevrd.server.server import Server
+from clevrd.server.stop import CLOSE_ALL_TIMEOUT_S
 
 log = logging.getLogger(__name__)
 

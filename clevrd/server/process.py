@@ -21,21 +21,18 @@ from clevrd.config import Loaded
 from clevrd.daemon_signals import EXIT_FORCED, DaemonSignals, exit_at_once
 from clevrd.descriptors import raise_limit
 from clevrd.errors import CannotStart, ConfigError
-from clevrd.journal.settings import journal_of
 from clevrd.scheduling.timers import Timers
 from clevrd.server.collector import collect_rarely, leave_out_what_is_there
 from clevrd.server.greeting import greet, warn_of_drain
 from clevrd.server.planned_restart import SAVE_GRACE_S
 from clevrd.server.reload import reloading_of
 from clevrd.server.server import Server
+from clevrd.server.setup import setup_of
 from clevrd.service.given_sockets import GivenSockets, given_sockets
 from clevrd.service.manager import STATUS_EVERY_S, ServiceManager
-from clevrd.sources.settings import sources_of
-from clevrd.tenants.from_settings import access_of, folder_of
+from clevrd.tenants.from_settings import access_of
 from clevrd.tenants.settings import Access
 from clevrd.tls import tls_of
-from clevrd.tracing.settings import tracing_of
-from clevrd.webhooks.settings import webhooks_of
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +99,7 @@ async def _serve(
     # Without a file there is nothing to read again, and SIGHUP stops the daemon.
     signals = DaemonSignals(loop, reloads=bool(loaded.path) or tls_of(loaded).is_on)
     signals.install()
-    server = _server_of(loaded, access, given)
+    server = Server(setup_of(loaded, access, os.environ, given))
     reloading = reloading_of(server, loaded, load, service)
     loop.set_exception_handler(server.on_loop_error)
     # The thresholds are set before `prepare`: with CPython's own, 100,000 restored topics would be
@@ -119,20 +116,6 @@ async def _serve(
         await _stop(server, service)
     signals.finish(0)
     return 0
-
-
-def _server_of(loaded: Loaded, access: Access, given: GivenSockets) -> Server:
-    return Server(
-        *(loaded.config, access, folder_of(loaded)),
-        tls=tls_of(loaded),
-        journal=journal_of(loaded),
-        read=sources_of(loaded, access),
-        webhooks=webhooks_of(loaded),
-        tracing=tracing_of(loaded.config, os.environ),
-        sources=loaded.sources,
-        file=loaded.path,
-        given=given,
-    )
 
 
 async def _start(server: Server, stopping: asyncio.Event, service: ServiceManager) -> bool:

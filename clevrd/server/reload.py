@@ -8,7 +8,8 @@ from functools import partial
 
 from clevrd.access.reloading import Reloading
 from clevrd.config import Loaded
-from clevrd.server.server import Server, check_certificates_are_asked_for
+from clevrd.server.server import Server
+from clevrd.server.setup import check_certificates_are_asked_for
 from clevrd.service.manager import ServiceManager
 from clevrd.sources.settings import sources_of
 from clevrd.tenants.settings import Access
@@ -32,7 +33,7 @@ def reloading_of(
         loaded,
         load,
         partial(_prepare, server),
-        server.reading,
+        server.parts.clients.reading,
         server.hub.tasks,
         server.hub.counters,
         service,
@@ -48,11 +49,11 @@ def _prepare(server: Server, loaded: Loaded, access: Access) -> Callable[[], Non
     tls = tls_of(loaded)
     check_certificates_are_asked_for(access, tls)
     read = sources_of(loaded, access)
-    put_into_force = server.prepare_tls(tls)
+    put_into_force = server.parts.certificates.prepare(tls)
 
     def put_and_warn() -> None:
         put_into_force()
-        if read != server.sources.entries:
+        if read != server.parts.messaging.sources.entries:
             log.warning("setting changed, which a restart puts into force setting=sources")
 
     return put_and_warn

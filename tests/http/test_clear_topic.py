@@ -141,7 +141,7 @@ async def test_new_epoch_of_the_log_is_no_want_of_room(
 ) -> None:
     """Where the log loses its end meanwhile, the topic has nothing of before, and that is said."""
     log = MemoryLog()
-    monkeypatch.setattr("clevrd.server.server.engine_of", lambda *_: MemoryEngine(log))
+    monkeypatch.setattr("clevrd.server.messaging.engine_of", lambda *_: MemoryEngine(log))
     async with running(journal_table={"directory": str(tmp_path / "journal")}) as daemon:
         for data in range(3):
             await daemon.publish("t", data)
