@@ -269,7 +269,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         configs.append(loaded.config)
         return 0
 
-    monkeypatch.setitem(sys.modules, "clevrd.server", SimpleNamespace(run=run_server))
+    monkeypatch.setitem(sys.modules, "clevrd.server.process", SimpleNamespace(run=run_server))
     return configs
 
 
@@ -302,7 +302,7 @@ def test_server_that_fails_ends_with_its_code(
     def fail(*_: Any) -> int:
         raise error
 
-    monkeypatch.setitem(sys.modules, "clevrd.server", SimpleNamespace(run=fail))
+    monkeypatch.setitem(sys.modules, "clevrd.server.process", SimpleNamespace(run=fail))
 
     assert main(["serve"]) == code
     assert "Traceback" not in capfd.readouterr().err

@@ -60,7 +60,7 @@ def table(server: NatsServer, place: str = "ORDERS", **fields: Any) -> dict[str,
 
 def figures(daemon: Daemon) -> Any:
     """Return the figures of the source, as /metrics has them."""
-    return daemon.server.sources.figures()[0]
+    return daemon.server.parts.messaging.sources.figures()[0]
 
 
 async def received(reader: ClientConnection, count: int) -> list[Any]:

@@ -57,7 +57,7 @@ def table(server: KafkaServer, place: str, **fields: Any) -> dict[str, Any]:
 
 def figures(daemon: Daemon) -> Any:
     """Return the figures of the source, as /metrics has them."""
-    return daemon.server.sources.figures()[0]
+    return daemon.server.parts.messaging.sources.figures()[0]
 
 
 async def received(reader: ClientConnection, count: int) -> list[Any]:

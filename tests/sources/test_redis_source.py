@@ -54,7 +54,7 @@ def table(server: RedisServer, stream: str = "orders", **fields: Any) -> dict[st
 
 def figures(daemon: Daemon, index: int = 0) -> Any:
     """Return the figures of a source, as /metrics has them."""
-    return daemon.server.sources.figures()[index]
+    return daemon.server.parts.messaging.sources.figures()[index]
 
 
 async def received(reader: ClientConnection, count: int) -> list[Any]:
