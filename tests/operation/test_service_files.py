@@ -345,6 +345,15 @@ def test_build_is_given_every_module_and_names_no_folder_that_is_gone() -> None:
     assert sorted(named) == sorted(map(str, folders))
 
 
+def test_build_is_given_each_page_by_its_name() -> None:
+    """A pattern would let in what lies beside them."""
+    served = {f"clevrd/web/{path.name}" for path in (ROOT / "clevrd" / "web").iterdir()}
+
+    named = re.findall(r"^!(clevrd/web/\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+
+    assert sorted(named) == sorted(name for name in served if not name.endswith("__pycache__"))
+
+
 def test_example_shows_every_setting_with_its_default() -> None:
     """`#name = value` is a setting as it is; `# ` begins prose."""
     text = EXAMPLE.read_text()
