@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-# Later versions may have more behind the flags; ff is none, nor is an id of zeros.
+# Later versions may have more behind the flags; ff is no version, and zeros are no id.
 _TRACEPARENT: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-[!-~]{0,64})?"
 )

@@ -266,7 +266,7 @@ class _Making:
         # The run that is next, and the place in it.
         self._place = 0
         self._at = 0
-        # Its messages' data where they have nothing else, and otherwise its lines.
+        # The data of the run's messages where they have nothing else, and otherwise its lines.
         self._data: list[bytes] = []
         self._lines: list[_Line | None] = []
         self._offsets: list[int] = []

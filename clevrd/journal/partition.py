@@ -137,9 +137,9 @@ class Partition:
         self.woken: asyncio.Future[None] | None = None
         # The record that is on its way: its publishes, its sequence, and whether it came back.
         self.batch: Batch | None = None
-        # Since when it is, on the loop's clock.
+        # When that record was sent, on the loop's clock.
         self.sent_at_s = 0.0
-        # How long the last one that came back was on its way.
+        # Seconds for which the newest record that came back was on its way.
         self.took_s = 0.0
         self.sequence = 0
         self.come_back: asyncio.Future[None] = loop.create_future()
@@ -163,7 +163,7 @@ class Partition:
         # Records that were folded, and how many of them the last checkpoint has.
         self.records_folded = 0
         self.records_at_checkpoint = 0
-        # The same of records that have changed anything but who has written.
+        # The same numbers of records that have changed more than the writers that were seen.
         self.changes = 0
         self.changes_at_checkpoint = 0
         # Answers that wait until the engine has said that it has the record for good; None where

@@ -68,7 +68,7 @@ class SourceEntry(
     password_file: str = ""
     sentinel_user: str = ""
     sentinel_password_file: str = ""
-    # The same of credentials of NATS.
+    # Files with the credentials of NATS.
     nkey_seed_file: str = ""
     creds_file: str = ""
     # Properties of Kafka's client library, by name.

@@ -130,7 +130,7 @@ class SqliteEngine:
         self._skip_to = 0
         # Calls of `read` that wait for the next record.
         self._waiting: list[asyncio.Future[None]] = []
-        # When it was logged last that something can't be read, on the loop's clock.
+        # When the log was told last that something can't be read, on the loop's clock.
         self._read_told_s = -_TELL_READ_S
 
     # --- Engine ----------------------------------------------------------------------------------
@@ -434,7 +434,7 @@ class SqliteEngine:
             connection.close()
             segment.is_final = not has_wal(segment.path)
         except apsw.Error as error:
-            # Its records are in its WAL, where readers find it.
+            # The segment's records are in its WAL, where readers find them.
             self._tell_error(words_of(error))
             if connection is not None:
                 with suppress(apsw.Error):
