@@ -121,7 +121,7 @@ class PublishConnection(WebSocketConnection):
         return super().take_tenant(tenant)
 
     def ping(self) -> None:
-        """Ask whether the publisher is there, unless it is we who don't read."""
+        """Ask whether the publisher is there, unless the daemon itself reads nothing now."""
         if not self._is_held:
             super().ping()
 
@@ -132,7 +132,7 @@ class PublishConnection(WebSocketConnection):
         self.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """The publisher reads its answers again."""
         self._is_write_paused = False
         self._connections.moved(self)
         self._go_on()
@@ -164,7 +164,7 @@ class PublishConnection(WebSocketConnection):
         self._go_on()
 
     def end_unfinished(self) -> None:
-        """Close because a message did not arrive in time, unless it is we who don't read."""
+        """Close because a message did not arrive in time, unless the daemon itself read nothing."""
         if self._is_held or self._is_write_paused:
             self._connections.settle_unfinished(self, self._held_bytes, has_progress=True)
         else:

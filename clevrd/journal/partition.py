@@ -226,8 +226,8 @@ class Partition:
     def fail_pending(self, error: ClevrdError) -> int:
         """Answer all publishes that are in no record yet with ``error``; return their messages.
 
-        Behind a record that was not taken none is sent before its publisher knows: whoever sends
-        several, one behind the other, would find them in another order.
+        Behind a record that was not taken none is sent before its publisher knows: a publisher of
+        several messages, one behind the other, would find them in another order.
         """
         if not self.pending:
             return 0
