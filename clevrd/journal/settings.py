@@ -260,7 +260,12 @@ def _mistakes(settings: JournalSettings, written: Collection[str]) -> Iterator[t
         yield "url", "a journal has a directory or a URL, and not both."
     engine = settings.engine
     if not engine:
-        yield "url", f"write a URL that begins with one of {', '.join(sorted(ENGINES))}."
+        schemes = ", ".join(sorted(ENGINES))
+        yield (
+            "url",
+            f"write a URL that begins with one of {schemes}; a journal on this machine is a"
+            " directory.",
+        )
         return
     for name, engines in ENGINES_WITH.items():
         if engine not in engines and getattr(settings, name) != getattr(NO_JOURNAL, name):
