@@ -274,7 +274,7 @@ class Gate:
 
     @property
     def is_required(self) -> bool:
-        """Whether a credential is required of who publishes or subscribes."""
+        """Whether a credential is required of publishers and subscribers."""
         return self._authenticator.is_required
 
     def name_of(self, admitted: Admitted) -> str:

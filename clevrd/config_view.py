@@ -48,9 +48,9 @@ class ConfigView(msgspec.Struct, frozen=True):
     tenants: list[dict[str, Any]]
     # The table that the daemon started with; a reload does not change it.
     journal: dict[str, Any]
-    # The same of the sources.
+    # The sources that the daemon started with.
     sources: list[dict[str, Any]] = []
-    # The same of the webhooks; none from a daemon that does not show them.
+    # The webhooks that the daemon started with; None from a daemon that does not show them.
     webhooks: list[dict[str, Any]] | None = None
     # The certificates in force; a reload changes them. None from a daemon that does not show it.
     tls: dict[str, Any] | None = None

@@ -191,7 +191,7 @@ def flags_of_first_process() -> dict[str, str]:
 
 
 class CertificateWanted(Exception):
-    """The daemon speaks to those alone who show a certificate."""
+    """The daemon serves nobody without a client certificate."""
 
 
 def _ask(

@@ -181,10 +181,10 @@ def attach_upgrade(
 
 
 class AbortOnError:
-    """A block of a connection's work that no answer may be missing of.
+    """A block of a connection's work, behind which the client has an answer or is cut off.
 
     If it raises, as where memory has run out even for a refusal, the transport is aborted, and the
-    error goes on to whoever counts and logs it.
+    error goes on to the code that counts and logs it.
     """
 
     __slots__ = ("_transport",)

@@ -13,7 +13,7 @@ class Sender(NamedTuple):
 
     # The portion of its tenant; None before its head was admitted.
     portion: str | None
-    # Its address, or the network that counts as one; empty on a Unix socket.
+    # The client's address, or the network that counts as one; empty on a Unix socket.
     address: str
 
 

@@ -62,7 +62,7 @@ class Listeners:
 
     @property
     def are_given(self) -> bool:
-        """Whether the sockets are somebody else's, who keeps connections that wait in them."""
+        """Whether the sockets are a supervisor's, which keeps connections that wait in them."""
         return bool(self._given)
 
     @property

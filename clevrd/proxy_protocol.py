@@ -15,7 +15,7 @@ from clevrd.errors import ClevrdError
 
 SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 _V1_BEGIN: Final = b"PROXY "
-# With its line end (§2.1).
+# The longest header of version 1, with its line end (§2.1).
 _V1_MAX_BYTES: Final = 107
 _V1_LINE: Final = re.compile(
     rb"PROXY (?:UNKNOWN(?: [^\r\n]*)?|TCP([46]) ([^ \r\n]+) ([^ \r\n]+)"
@@ -59,10 +59,10 @@ class UnexpectedProxyHeader(ClevrdError):
 class ProxyHeader(NamedTuple):
     """A whole header."""
 
-    # Its own bytes; what follows is the client's.
+    # Bytes of the header itself; those behind it are the client's.
     size_bytes: int
-    # The client's; empty for a Unix socket's. None where the connection is the proxy's own, as its
-    # health checks are.
+    # The client's address; empty for a Unix socket's. None where the connection is the proxy's own,
+    # as its health checks are.
     address: str | None
 
 

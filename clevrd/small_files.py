@@ -17,7 +17,7 @@ def read_small(path: str | Path, max_bytes: int) -> bytes:
         OSError: it can't be read, or is a pipe.
         ValueError: its name has a zero byte.
     """
-    # Not to wait for a pipe's other end, nor for a terminal.
+    # The open waits neither for a pipe's other end nor for a terminal.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     with open(descriptor, "rb") as file:
         if stat.S_ISFIFO(os.fstat(descriptor).st_mode):

@@ -59,7 +59,7 @@ class _Connection(HTTPConnection):
 
 
 class _SecureConnection(_Connection):
-    """The same with TLS.
+    """A connection with TLS to an address as the settings have it.
 
     The certificate is for other names than this machine's, so it is not checked, and no secret is
     sent.

@@ -76,7 +76,7 @@ class CommandWebSocket(DeliveringWebSocket, PublishConnection):
         """The client reads again: its subscriptions go on first, then its commands."""
         self._is_write_paused = False
         super().resume_writing()
-        # Its subscriptions may have filled the transport anew.
+        # The subscriptions may have filled the transport anew.
         if not self._is_write_paused:
             self._go_on()
 

@@ -115,7 +115,7 @@ class OneSubscription(Subscriber):
         pattern: str | msgspec.UnsetType = msgspec.UNSET,
     ) -> None:
         """Read from ``beginning`` on; the first notice holds the other arguments."""
-        # It may have been found before the topic began a new epoch.
+        # The topic may have been found before its name began a new epoch.
         self.topic = newest_epoch_of(self.topic)
         self._hub.subscribe(
             self.topic, self, beginning, pattern=pattern, ref=ref, warnings=warnings

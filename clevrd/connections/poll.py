@@ -434,11 +434,11 @@ class Poll:
         self._topics: tuple[PolledTopic, ...] = ()
         # None for a poll of one topic.
         self._ids: EventIds | None = None
-        # It said where it is, be it that nothing had begun there.
+        # Whether the client said where it is, be it that nothing had begun there.
         self._is_resumed = False
-        # It has looked at what there is.
+        # Whether the poll has looked at the messages that there are.
         self.has_looked = False
-        # It waits for its turn to be answered; set by `Polls.settle`.
+        # Whether the poll waits for its turn to be answered; set by `Polls.settle`.
         self.is_due = False
         # False answers with nothing at once, as soon as it has looked.
         self._may_wait = timeout_s > 0
@@ -652,7 +652,7 @@ class Poll:
 
     def _end(self, _: asyncio.Future[Response]) -> None:
         self._unsubscribe()
-        # They know the poll, and it them: see `PolledTopic`.
+        # The topics and the poll hold each other (`PolledTopic`), and would be freed late.
         self._topics = ()
         if self._timer is not None:
             self._timer.cancel()

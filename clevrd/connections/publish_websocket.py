@@ -93,18 +93,18 @@ class PublishConnection(WebSocketConnection):
         self._waiting: list[tuple[int, bytes]] = []
         # Received behind that and not yet parsed: what one read brought, at most.
         self._unread = b""
-        # For whom these bytes are counted; NOBODY while there are none.
+        # The sender for whom the budget counts these bytes; NOBODY while there are none.
         self._sender = NOBODY
         # Something is being waited for before the next of _waiting: a publish, a turn, or answers
         # that are due, which alone set _is_blocked as well.
         self._is_held = False
         self._is_blocked = False
-        # Its answers from the first one on that is due; None while none is.
+        # The answers behind, and with, the first one that is due; None while none is due.
         self._due: DueAnswers | None = None
         # The close code and reason of a goodbye that is to follow them.
         self._farewell: tuple[int, str] | None = None
         self._is_write_paused = False
-        # It sends nothing more, and may still wait for answers.
+        # Whether the client has shut its side down; it may still wait for answers.
         self._has_eof = False
         # The close code and reason for a rule that it broke behind what is held back.
         self._fault: tuple[int, str] | None = None
@@ -121,7 +121,7 @@ class PublishConnection(WebSocketConnection):
         return super().take_tenant(tenant)
 
     def ping(self) -> None:
-        """Ask whether the publisher is there, unless it is we who don't read."""
+        """Ask whether the publisher is there, unless the daemon itself reads nothing now."""
         if not self._is_held:
             super().ping()
 
@@ -132,7 +132,7 @@ class PublishConnection(WebSocketConnection):
         self.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """The publisher reads its answers again."""
         self._is_write_paused = False
         self._connections.moved(self)
         self._go_on()
@@ -164,7 +164,7 @@ class PublishConnection(WebSocketConnection):
         self._go_on()
 
     def end_unfinished(self) -> None:
-        """Close because a message did not arrive in time, unless it is we who don't read."""
+        """Close because a message did not arrive in time, unless the daemon itself read nothing."""
         if self._is_held or self._is_write_paused:
             self._connections.settle_unfinished(self, self._held_bytes, has_progress=True)
         else:
@@ -293,7 +293,7 @@ class PublishConnection(WebSocketConnection):
 
     def _hold(self) -> None:
         self._is_held = True
-        # Its pong can't be read meanwhile, so it owes none.
+        # A pong could not be read meanwhile, so none is expected.
         self.awaits_pong = False
         self.transport.pause_reading()
 

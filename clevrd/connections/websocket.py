@@ -281,7 +281,7 @@ class WebSocketConnection(asyncio.Protocol):
 
 
 class DeliveringWebSocket(WebSocketConnection):
-    """A WebSocket that is written what its Subscription brings; also the Sink of that."""
+    """A WebSocket to which its Subscription writes; also the Sink of that Subscription."""
 
     __slots__ = ()
 

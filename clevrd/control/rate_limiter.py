@@ -252,7 +252,7 @@ class RateLimiter:
         if bucket is None:
             return self._admit(tenant, newcomers, now_s)
         if bucket.rate_per_s != self.rate_per_s or bucket.burst != self.burst:
-            # It had a rate of its own before.
+            # The tenant had a rate of its own before.
             bucket.change(self.rate_per_s, self.burst, now_s)
         return bucket
 

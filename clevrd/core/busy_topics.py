@@ -66,7 +66,8 @@ class BusyTopics:
             if len(known) < count:
                 known.update(islice(((topic, None) for topic in everything), count))
             yield
-            # As many as are read may be active: 10,000 at once held the loop for 4 ms.
+            # The active topics may be as many as those that are read: 10,000 at once held the loop
+            # for 4 ms.
             return (yield from busiest_of(list(known), count))
         return (yield from busiest_of(list(everything), count))
 

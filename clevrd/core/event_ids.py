@@ -144,7 +144,8 @@ class EventIds:
         """Return what follows the position of a topic that moves now, where another moved last."""
         self._note_last()
         self.last_moved = slot
-        # Its own text is not among the others; the topic keeps its place in the order.
+        # The text of the topic that moves is not among the others'; the topic keeps its place in
+        # the order.
         self._texts[slot.name] = b""
         return slot.label + b"".join(self._texts.values())
 

@@ -124,7 +124,7 @@ class RememberedAnswers(Generic[AnswerT]):
         self.keep_s = keep_s
         # Oldest first, which is also the order in which their time is up.
         self._answers: OrderedDict[Slot, _Remembered[AnswerT]] = OrderedDict()
-        # The same slots by tenant.
+        # The slots of each tenant, in the same order.
         self._of_tenant: dict[str, OrderedDict[Slot, None]] = {}
         # The portions that have keys, by name, and the one that was found furthest over its part.
         self._portions: dict[str, _KeysOfPortion] = {}

@@ -142,7 +142,7 @@ class RingSizes:
             freed_bytes = topic.trim(level, now_s)
             self.total_bytes -= freed_bytes
             portion.ring_bytes -= freed_bytes
-            # Also when it remains of its order: others come first the next time.
+            # The ring is filed again even in the same class: others come first the next time.
             _reclass(portion, topic)
         return len(largest)
 

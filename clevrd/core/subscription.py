@@ -29,7 +29,7 @@ class DeliveryOptions(msgspec.Struct, frozen=True):
     has_notices: bool
     # The name by which it wants to be known among the topic's readers; None for none.
     subscriber_id: str | None = None
-    # Its messages have their headers.
+    # Whether the subscriber is given the headers of messages.
     has_headers: bool = False
 
 
@@ -50,7 +50,7 @@ class SubscribeRequest(msgspec.Struct, frozen=True):
     # Pattern -> where to begin.
     patterns: dict[str, PatternBeginning]
     options: DeliveryOptions
-    # Its client is told these with the first notice.
+    # The warnings that the client is told with the first notice.
     warnings: Warnings = msgspec.UNSET
 
     @property

@@ -321,7 +321,7 @@ class Topic:
         return self.expiring.end_of_expired(after, self.ring.head)
 
     def note_expired(self, messages: int) -> None:
-        """Count messages that somebody asked for who does not stay, and that have expired."""
+        """Count expired messages that were asked for by a reader that does not stay."""
         self.offered += messages
         self.losses.expired += messages
         self._active[self] = None

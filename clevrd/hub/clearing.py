@@ -112,6 +112,6 @@ class Clearing:
         )
 
     def _let_patterns_go(self, begun: Topic) -> None:
-        # With a first message it is a topic again, which the patterns match.
+        # A topic that has a message by now is matched by patterns, and stays with them.
         if not begun.head:
             self._delivery.patterns.topic_forgotten(begun)

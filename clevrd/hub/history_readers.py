@@ -89,7 +89,7 @@ class _Reading:
         self.page_bytes = MIN_PAGE_BYTES
         # The last page did not reach the reader: the next one has to begin there.
         self.is_exact = False
-        # It waits for a page, or for what was looked up.
+        # Whether it waits for a page, or for the result of a look-up.
         self.is_waiting = False
         # Since when the history can't be read, on the loop's clock; None while it can.
         self.failing_since_s: float | None = None
@@ -115,7 +115,7 @@ class _Reading:
             self._owner.failed(self, result)
             return
         if not self.reader.is_blocked:
-            # So that it is still there when it is the reader's turn.
+            # The page is held, so that it is still there when it is the reader's turn.
             self.hold(result)
         self._owner.go_on(self)
 

@@ -236,7 +236,8 @@ class Hub:
             self.decisions,
             loop,
         )
-        # Not by the loop's clock, which counts milliseconds and stands still within a turn.
+        # The loop's own clock is of no use here: it counts milliseconds and stands still within a
+        # turn.
         self._loop_lag = LoopLag(self.counters.loop_lag_s.record, time.monotonic)
         self._timers = Timers(loop, self.counters.count_background_error)
         # Tasks that run beside requests and rounds, mostly publishes that wait.

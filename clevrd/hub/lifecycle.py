@@ -133,7 +133,7 @@ class Lifecycle:
         self._by_tenant = {
             name: each for name, each in by_tenant.items() if each.topics or each.ids
         }
-        # Nobody would take what is kept for other tenants out again.
+        # Entries of other tenants are removed here, since no code would remove them later.
         self._told = {slot for slot in self._told if slot[0] in self._by_tenant}
         self._pending = OrderedDict(
             entry for entry in self._pending.items() if entry[0][0] in self._by_tenant

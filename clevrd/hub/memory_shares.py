@@ -57,10 +57,10 @@ def max_keys(config: Config, max_memory_bytes: int) -> int:
 def input_bytes(config: Config, max_memory_bytes: int, empty_bytes: int) -> int:
     """Return the bytes of unfinished input: a tenth of memory, or three of the largest bodies.
 
-    One of these fits into the half that is whoever's comes first. With little memory it is what
-    lies between an empty daemon and the first rung of the memory ladder: bodies that arrive slowly,
-    and stay for minutes, must not have publishers refused. Connections take what follows it, up to
-    the rung where publishers are.
+    One such body fits into the half that is given to the first client that comes. With little
+    memory it is the part between an empty daemon and the first rung of the memory ladder: bodies
+    that arrive slowly, and stay for minutes, must not have publishers refused. Connections take the
+    part behind it, up to the rung where publishers are refused.
 
     Args:
         empty_bytes: the resident set of a daemon with nothing in it.

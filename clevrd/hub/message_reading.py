@@ -74,8 +74,8 @@ class ReadMessages(msgspec.Struct, frozen=True):
 def past_expired(topic: Topic, start: ResolvedBeginning, now_s: float) -> ResolvedBeginning:
     """Return ``start`` behind messages that have expired, for a reader that does not stay.
 
-    They are told as a gap, and counted, unless another gap is to be told first. Nothing is missing
-    for that: who published them did not want them to be read any more.
+    They are told as a gap, and counted, unless another gap is to be told first. The answer is whole
+    all the same: their publishers did not want them to be read any more.
     """
     if start.gap is not None:
         return start

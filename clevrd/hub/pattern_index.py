@@ -112,7 +112,8 @@ class PatternIndex:
         if subscriber not in self._subscribers:
             return
         if self.stored is not None:
-            # Before the list is made: a topic that is brought into use meanwhile is in it then.
+            # This comes before the list is made, so that topics brought into use meanwhile are in
+            # it.
             for _ in self.stored.bring_into_use(tenant, words):
                 yield _UNITS_PER_STEP
                 if subscriber not in self._subscribers:

@@ -128,7 +128,7 @@ class TracedDelivery(Delivery):
         """Append ``topic``'s messages from ``offset`` on, and have them offered to its readers."""
         super().deliver(topic, offset, requests, stamps)
         if topic.ring.head == topic.edge:
-            # Nobody reads it.
+            # Nobody reads the topic, so nothing is delivered.
             return
         for number, request in enumerate(requests):
             if not request.headers:

@@ -14,7 +14,7 @@ import msgspec
 
 from clevrd.journal.logged_keys import LoggedKey
 
-# It rises when a state means something else than before.
+# The version rises when a state means something else than before.
 VERSION: Final = 1
 
 

@@ -63,7 +63,8 @@ class ClearPoints:
         last = self._last.get((tenant, topic), 0) if partition_epoch == self._partition_epoch else 0
         if known is None or known.partition_epoch != partition_epoch:
             is_cleared = known is not None and known.is_cleared_next
-            # With offset 1 all that the topic had in this epoch of the partition is there.
+            # If the first offset is 1 nothing of the topic in this epoch of the partition is
+            # missing.
             is_unknown = (last or self._is_unsure) and first > 1
             known = _Topic(partition_epoch, _UNKNOWN if is_unknown else 0)
             known.is_cleared_next = is_cleared

@@ -30,7 +30,8 @@ def refuse_older(extra: str) -> None:
         try:
             version = metadata.version(package)
         except metadata.PackageNotFoundError:
-            # It is missing, which its import tells, or it is there without a word of its version.
+            # The package is missing, which its import tells, or it is there and does not tell its
+            # version.
             continue
         if _numbers(version) < _numbers(least):
             raise ConfigError(

@@ -11,7 +11,7 @@ from typing import Final
 
 # Records of a few publishes are so far apart in a partition.
 APART_S: Final = 0.001
-# The same when messages come fast, in more partitions than one.
+# Records are so far apart when messages come fast, in more partitions than one.
 MAX_APART_S: Final = 0.008
 # Messages a second in all up to which APART_S holds; it grows with them.
 _UNHURRIED_PER_S: Final = 2_500.0

@@ -140,9 +140,9 @@ class Partition:
         self.woken: asyncio.Future[None] | None = None
         # The record that is on its way: its publishes, its sequence, and whether it came back.
         self.batch: Batch | None = None
-        # Since when it is, on the loop's clock.
+        # When that record was sent, on the loop's clock.
         self.sent_at_s = 0.0
-        # How long the last one that came back was on its way.
+        # Seconds for which the newest record that came back was on its way.
         self.took_s = 0.0
         self.sequence = 0
         self.come_back: asyncio.Future[None] = loop.create_future()
@@ -166,7 +166,7 @@ class Partition:
         # Records that were folded, and how many of them the last checkpoint has.
         self.records_folded = 0
         self.records_at_checkpoint = 0
-        # The same of records that have changed anything but who has written.
+        # The same numbers of records that have changed more than the writers that were seen.
         self.changes = 0
         self.changes_at_checkpoint = 0
         # Answers that wait until the engine has said that it has the record for good; None where
@@ -229,8 +229,8 @@ class Partition:
     def fail_pending(self, error: ClevrdError) -> int:
         """Answer all publishes that are in no record yet with ``error``; return their messages.
 
-        Behind a record that was not taken none is sent before its publisher knows: whoever sends
-        several, one behind the other, would find them in another order.
+        Behind a record that was not taken none is sent before its publisher knows: a publisher of
+        several messages, one behind the other, would find them in another order.
         """
         if not self.pending:
             return 0

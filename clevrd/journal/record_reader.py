@@ -186,7 +186,7 @@ class RecordReader:
                 if partition.batch is not None and not folded.foreign:
                     partition.batch.fail(error)
             is_back = folded.writer == self._writer and folded.sequence == partition.sequence
-            # Until here it counts as on its way, for a stop too.
+            # The batch counts as on its way until here, for a stop too.
             if is_back and not partition.come_back.done():
                 partition.come_back.set_result(None)
             if folded.contradicts and not await self._settle_contradiction(position):
@@ -337,7 +337,7 @@ class RecordReader:
             self._counters.failed += batch.fail(unsure())
             return
         if not folded.partition_epoch:
-            # It was passed over: positions are not known before a new epoch begins.
+            # The record was passed over: positions are not known before a new epoch begins.
             self._counters.failed += batch.fail(unsure())
             return
         self._counters.records += 1

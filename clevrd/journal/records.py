@@ -197,8 +197,8 @@ def lines_of(requests: Sequence[PublishRequest], idempotency_key: str | None) ->
 def plain_data(lines: bytes, count: int, topic: str) -> list[bytes]:
     """Return the data of ``count`` messages of ``topic`` whose lines say nothing else of them.
 
-    The lines are not parsed for it. There is none where any may say more, as one of which the data
-    have a field of that name.
+    The lines are not parsed for it. The list is empty where a line may say more, which is so, too,
+    where the data of one have a field with such a name.
     """
     begin = b'{"topic":%b,"data":' % _encoder.encode(topic)
     if not (lines.startswith(begin) and lines.endswith(b"}\n")):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -26,6 +26,7 @@ from clevrd.journal.nats.url import parse_nats_url
 from clevrd.journal.redis.url import SCHEMES as REDIS_SCHEMES
 from clevrd.journal.redis.url import parse_redis_url
 from clevrd.journal.url_parts import BadUrl, password_mistakes, scheme_of, shown_url
+from clevrd.table_faults import table_fault
 
 TABLE: Final = "journal"
 
@@ -77,9 +78,6 @@ ENGINES_WITH: Final[Mapping[str, tuple[str, ...]]] = {
 _STREAM_NAME: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
 # Anything that is no path.
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
-# msgspec's way to say where in a value it is: `$.topics[1]`.
-_PLACE: Final = re.compile(r" - at `\$\.?(.*)`\Z")
 
 _DAY_S: Final = 86_400.0
 
@@ -186,7 +184,7 @@ def read_journal(tables: Mapping[str, Any], directory: str, path: str = "") -> J
     try:
         settings = msgspec.convert(tables.get(TABLE, {}), JournalSettings, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(_shape_mistake(str(error), source)) from error
+        raise ConfigError(_shape_mistake(error, source)) from error
     if _URL.match(directory):
         settings = msgspec.structs.replace(settings, url=directory, directory="")
     elif directory:
@@ -228,19 +226,9 @@ def _words(text: str) -> Words:
     return tuple(text.split("."))
 
 
-def _shape_mistake(message: str, source: str) -> str:
-    place = match[1] if (match := _PLACE.search(message)) else ""
-    what = _PLACE.sub("", message)
-    what = what.replace("Object contains unknown field", "has no setting called")
-    if what.startswith("Invalid enum value"):
-        allowed = get_args(get_type_hints(JournalSettings)[place])
-        what = f"is not allowed: write {', or '.join(map(_shown_value, allowed))}"
-    what = what.replace("Object missing required field", "lacks the setting")
-    return f"{'.'.join(filter(None, (TABLE, place)))} ({source}) {what}."
-
-
-def _shown_value(value: str | int) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
+def _shape_mistake(error: msgspec.ValidationError, source: str) -> str:
+    fault = table_fault(error, JournalSettings)
+    return f"{'.'.join(filter(None, (TABLE, fault.place)))} ({source}) {fault.what}."
 
 
 def _with_fitting_segments(settings: JournalSettings, written: Collection[str]) -> JournalSettings:
@@ -272,7 +260,12 @@ def _mistakes(settings: JournalSettings, written: Collection[str]) -> Iterator[t
         yield "url", "a journal has a directory or a URL, and not both."
     engine = settings.engine
     if not engine:
-        yield "url", f"write a URL that begins with one of {', '.join(sorted(ENGINES))}."
+        schemes = ", ".join(sorted(ENGINES))
+        yield (
+            "url",
+            f"write a URL that begins with one of {schemes}; a journal on this machine is a"
+            " directory.",
+        )
         return
     for name, engines in ENGINES_WITH.items():
         if engine not in engines and getattr(settings, name) != getattr(NO_JOURNAL, name):

@@ -21,7 +21,7 @@ class BadUrl(ValueError):
 
 
 class Account(Protocol):
-    """As much of an address as says who asks; empty where the URL does not say it."""
+    """The part of an address that says who asks; empty where the URL does not say it."""
 
     @property
     def user(self) -> str:

@@ -35,7 +35,7 @@ class PartitionFigures(msgspec.Struct, frozen=True, kw_only=True):
     time_s: float
     # How far behind the log's end reading is: see `Partition.lag_s`.
     lag_s: float
-    # As in JournalFigures.
+    # The state, as in JournalFigures.
     state: str
 
 

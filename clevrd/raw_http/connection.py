@@ -278,7 +278,7 @@ class RawConnection(asyncio.Protocol):
             reply: Response | Upgrade | Later
             if isinstance(admitted, Response):
                 if plain.content_length:
-                    # Its body is not worth reading.
+                    # The body of a refused request is not worth reading.
                     self._flush(answers)
                     self._say_last(admitted)
                     return
@@ -532,7 +532,7 @@ class RawConnection(asyncio.Protocol):
             self.transport.resume_reading()
         data = bytes(self._buffer)
         self._buffer.clear()
-        # With nothing held back it only begins the time until the next request.
+        # If nothing is held back this call only begins the time until the next request.
         self._serve(data)
         self._account()
         if self._is_closing:

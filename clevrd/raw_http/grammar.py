@@ -17,7 +17,7 @@ from clevrd.http_values import HOST, Request
 
 # Request line and header fields together; longer heads are aiohttp's, whose limits are per field.
 MAX_HEAD_BYTES: Final = 8_192
-# As aiohttp's: a head must not have more on one way than on the other.
+# The bound is aiohttp's, so that a head may have as many fields on either way.
 MAX_FIELDS: Final = 128
 
 # How each plain request begins, and what none holds: a line end that is not CR LF, or a NUL.

@@ -77,7 +77,7 @@ class ProxiedConnection(asyncio.Protocol):
         protocol = self._make_next()
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
-        # It may have been handed on or refused by now.
+        # The connection may have been handed on or refused by now.
         current = cast(asyncio.Protocol, self.transport.get_protocol())
         if rest and not self.transport.is_closing():
             current.data_received(rest)

@@ -98,7 +98,7 @@ def _listening(descriptor: int) -> socket.socket | None:
     if is_stream and is_known and listens:
         given.set_inheritable(False)
         return given
-    # It may be anything of the process's own; it is left open as it was.
+    # The descriptor may be anything of the process's own, so it is left open as it was.
     given.detach()
     log.warning(
         "socket not taken fd=%d reason=%s", descriptor, "it is no TCP or Unix socket that listens"

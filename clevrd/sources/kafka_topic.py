@@ -280,7 +280,8 @@ class KafkaReader:
             self._next[each.partition] = each.offset
         consumer.assign(found)
         if fresh:
-            # So that a restart before the first record goes on here.
+            # Positions of new partitions are kept at once, so that a restart before their first
+            # record goes on here.
             self._dirty.update(each.partition for each in fresh)
             self._commit(consumer, waits=True)
         if found:

@@ -140,7 +140,7 @@ class RedisReader:
             if self._under_way:
                 return await self._read_ahead()
             if self._is_at_end:
-                # It wakes up with the first record, which is read with those behind it below.
+                # The answer comes with the first record, which is read below with those behind it.
                 await self._ask(
                     *("XREAD", "COUNT", 1, "BLOCK", _WAIT_MS),
                     *("STREAMS", self._stream, self._position),
@@ -470,7 +470,7 @@ def _record_of(entry: bytes, fields: Sequence[bytes], field: bytes) -> Record:
         pairs = zip(fields[::2], fields[1::2], strict=False)
         whole = {name.decode(): value.decode() for name, value in pairs}
     except UnicodeDecodeError:
-        # It can't be taken, and is shown as it is.
+        # The entry can't be taken, and is shown as it is.
         return Record(entry.decode(), b"\xff".join(fields), headers=headers)
     return Record(entry.decode(), msgspec.json.encode(whole), headers=headers)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final
 
@@ -23,6 +22,7 @@ from clevrd.sources.parts import KEY, parse_part
 from clevrd.sources.places import Kind, Place, parse_place, shown_place
 from clevrd.sources.starts import LATEST, Start, parse_start
 from clevrd.sources.templates import Template
+from clevrd.table_faults import table_fault
 from clevrd.tenants.settings import Access
 from clevrd.tenants.tenant import DEFAULT_TENANT, check_tenant_name
 
@@ -30,9 +30,6 @@ TABLE: Final = "sources"
 # Sources of one daemon; each has a task and some connections.
 MAX_SOURCES: Final = 64
 MAX_CONDITIONS: Final = 32
-
-# msgspec's way to say where in a value it is: `$[1].topic`.
-_PLACE: Final = re.compile(r" - at `\$\.?(.*)`\Z")
 
 
 class FilterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,7 +68,7 @@ class SourceEntry(
     password_file: str = ""
     sentinel_user: str = ""
     sentinel_password_file: str = ""
-    # The same of credentials of NATS.
+    # Files with the credentials of NATS.
     nkey_seed_file: str = ""
     creds_file: str = ""
     # Properties of Kafka's client library, by name.
@@ -137,7 +134,7 @@ def read_sources(
     try:
         entries = msgspec.convert(tables.get(TABLE, ()), tuple[SourceEntry, ...], strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(_shape_mistake(str(error), where)) from error
+        raise ConfigError(_shape_mistake(error, where)) from error
     mistakes = [
         f"{TABLE}{at} ({where}) is not allowed: {why}" for at, why in _mistakes(entries, access)
     ]
@@ -146,11 +143,8 @@ def read_sources(
     return entries
 
 
-def _shape_mistake(message: str, where: str) -> str:
-    place = match[1] if (match := _PLACE.search(message)) else ""
-    what = _PLACE.sub("", message)
-    what = what.replace("Object contains unknown field", "has no setting called")
-    what = what.replace("Object missing required field", "lacks the setting")
+def _shape_mistake(error: msgspec.ValidationError, where: str) -> str:
+    place, what = table_fault(error, tuple[SourceEntry, ...])
     if place.endswith("url"):
         # Never with the value, which may hold a password.
         what = "must be the URL of a stream, a text of at most 4,096 characters"

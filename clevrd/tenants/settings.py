@@ -5,7 +5,6 @@ Their meaning for a request is `authenticator`'s. Files that they name are not r
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -15,6 +14,7 @@ from msgspec import Meta
 from clevrd.client_addresses import TrustedProxies
 from clevrd.client_certificates import Subject, parse_san, parse_subject
 from clevrd.errors import ConfigError, InvalidRequest
+from clevrd.table_faults import table_fault
 from clevrd.tenants.origins import AllowedOrigins
 from clevrd.tenants.tenant import check_tenant_name
 from clevrd.tenants.topic_permissions import TopicPermissions
@@ -129,9 +129,6 @@ class Access(Table, frozen=True):
 
 OPEN: Final = Access()
 
-# msgspec's way to say where in a value it is: `$.tenants[0].keys[1].sha256`.
-_PLACE: Final = re.compile(r" - at `\$\.?(.*)`\Z")
-
 
 def read_access(tables: Mapping[str, Any], source: str) -> Access:
     """Return what the tables ``auth`` and ``tenants`` say.
@@ -149,20 +146,16 @@ def read_access(tables: Mapping[str, Any], source: str) -> Access:
             {name: tables[name] for name in TABLES if name in tables}, Access, strict=True
         )
     except msgspec.ValidationError as error:
-        raise ConfigError(_shape_mistake(str(error), source)) from error
+        raise ConfigError(_shape_mistake(error, source)) from error
     mistakes = [f"{place} ({source}) is not allowed: {why}" for place, why in _mistakes(access)]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return access
 
 
-def _shape_mistake(message: str, source: str) -> str:
-    place = match[1] if (match := _PLACE.search(message)) else ""
-    what = _PLACE.sub("", message)
-    if what.startswith("Object "):
-        what = what.replace("Object contains unknown field", "has no setting called")
-        what = what.replace("Object missing required field", "lacks the setting")
-    elif place.endswith("sha256"):
+def _shape_mistake(error: msgspec.ValidationError, source: str) -> str:
+    place, what = table_fault(error, Access)
+    if place.endswith("sha256"):
         # Never with the value: an operator may have pasted the secret itself.
         what = "must be the 64 hexadecimal digits that `clevrd key new` prints, not the secret"
     return f"{place or 'the file'} ({source}) {what}."

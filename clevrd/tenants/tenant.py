@@ -93,7 +93,7 @@ class Tenant(msgspec.Struct, frozen=True):
     expires_at_s: float | None = None
     # The proof that was presented, by which it can be judged again; None where none was.
     proof: Proof | None = None
-    # It came by a ticket of the holder of ``proof``, who may subscribe to more than this.
+    # Whether the request came by a ticket of the holder of ``proof``, who may subscribe to more.
     has_ticket: bool = False
 
     def check_publish(self, topic: str) -> None:

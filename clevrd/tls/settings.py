@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from clevrd.config import Config, Loaded
 from clevrd.errors import ConfigError
+from clevrd.table_faults import table_fault
 
 TABLE: Final = "tls"
 
@@ -23,9 +24,6 @@ TABLE: Final = "tls"
 _NAME: Final = re.compile(
     r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 )
-# msgspec's way to say where in a value it is: `$.certificates[1].key_file`.
-_PLACE: Final = re.compile(r" - at `\$\.?(.*)`\Z")
-
 _FileName = Annotated[str, Meta(min_length=1, max_length=4_096)]
 
 
@@ -89,7 +87,7 @@ def read_tls(
     try:
         read = msgspec.convert(tables.get(TABLE, {}), TlsSettings, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(_shape_mistake(str(error), source)) from error
+        raise ConfigError(_shape_mistake(error, source)) from error
     base = Path(path).absolute().parent
     certificates = [
         msgspec.structs.replace(
@@ -131,12 +129,9 @@ def _with_plain(config: Config, tables: Mapping[str, Any], path: str) -> TlsSett
     return settings
 
 
-def _shape_mistake(message: str, source: str) -> str:
-    place = match[1] if (match := _PLACE.search(message)) else ""
-    what = _PLACE.sub("", message)
-    what = what.replace("Object contains unknown field", "has no setting called")
-    what = what.replace("Object missing required field", "lacks the setting")
-    return f"{'.'.join(filter(None, (TABLE, place)))} ({source}) {what}."
+def _shape_mistake(error: msgspec.ValidationError, source: str) -> str:
+    fault = table_fault(error, TlsSettings)
+    return f"{'.'.join(filter(None, (TABLE, fault.place)))} ({source}) {fault.what}."
 
 
 def _pair(cert_file: str, key_file: str) -> Iterator[tuple[str, str]]:

@@ -142,7 +142,7 @@ class OtlpExporter:
     def end(self) -> None:
         """Send nothing more, and cut short what waits to be tried again."""
         shutdown: Callable[[], object] = self._exporter.shutdown
-        # Its connections are closed under a request that may be under way.
+        # The exporter's connections are closed, also under a request that is under way.
         with suppress(Exception):
             shutdown()
         logging.getLogger(_REASONS_LOG).removeHandler(self._reasons)

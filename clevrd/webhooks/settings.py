@@ -17,6 +17,7 @@ from clevrd.fingerprints import fingerprint
 from clevrd.plurals import noun_for
 from clevrd.private_files import check_private
 from clevrd.small_files import read_small
+from clevrd.table_faults import table_fault
 from clevrd.tenants.tenant import check_tenant_name
 from clevrd.tenants.topic_permissions import TopicPermissions
 
@@ -106,7 +107,8 @@ def read_webhooks(tables: Mapping[str, Any], path: str = "") -> tuple[Webhook, .
     try:
         entries = msgspec.convert(tables.get(TABLE, []), tuple[WebhookEntry, ...], strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{TABLE} (file {path}) is not allowed: {error}.") from error
+        fault = table_fault(error, tuple[WebhookEntry, ...])
+        raise ConfigError(f"{TABLE}{fault.place} (file {path}) {fault.what}.") from error
     mistakes = [f"{place} (file {path}) is not allowed: {why}" for place, why in _mistakes(entries)]
     if mistakes:
         raise ConfigError("\n".join(mistakes))

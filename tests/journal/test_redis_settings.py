@@ -98,7 +98,7 @@ def test_wrong_url_is_told_without_its_secret(url: str, sentence: str) -> None:
         ({"url": "redis://h", "retention_bytes": 1000}, "at least 1 MiB"),
         ({"url": "redis://h", "partitions": 0}, "partitions"),
         ({"url": "redis://h", "prefix": "a b"}, "prefix"),
-        ({"url": "http://h"}, "begins with one of"),
+        ({"url": "http://h"}, "a journal on this machine is a directory"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

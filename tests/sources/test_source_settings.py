@@ -99,7 +99,7 @@ def test_right_settings_are_taken(fields: dict[str, Any]) -> None:
             {"url": "rediss://host/orders", "client_key_file": "/k"},
             "name its certificate too (client_cert_file).",
         ),
-        ({"topic": ""}, "[0].topic (file f) Expected `str` of length >= 1."),
+        ({"topic": ""}, "[0].topic (file f) must be text of length >= 1."),
         ({"topic": "a{b"}, "a brace is not closed, or not opened"),
         ({"topic": "{colour}"}, "'colour' is none of key, header:NAME and a JSON pointer"),
         ({"topic": "{header:}"}, "name the header: header:region."),

@@ -67,10 +67,16 @@ def test_nothing_is_open() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (changed('"required"', '"closed"'), "auth.mode (file clevrd.toml)"),
+        (
+            changed('"required"', '"closed"'),
+            "auth.mode (file clevrd.toml) must be one of open, required, and is 'closed'.",
+        ),
         (changed("mode =", "modus ="), "auth (file clevrd.toml) has no setting called `modus`"),
         (changed("max_topics = 1000", "max_topics = 0"), "tenants[0].max_topics"),
-        (changed("max_topics = 1000", 'max_topics = "1000"'), "tenants[0].max_topics"),
+        (
+            changed("max_topics = 1000", 'max_topics = "1000"'),
+            "must be a whole number, and is text.",
+        ),
         (changed('name = "acme"', 'name = ".acme"'), "tenants[0].name (file clevrd.toml)"),
         (changed('name = "acme"', 'title = "acme"'), "tenants[0] (file clevrd.toml) has no"),
         (changed('name = "acme"', ""), "tenants[0] (file clevrd.toml) lacks the setting `name`"),

@@ -193,7 +193,8 @@ class ClearEndpoint:
             of = "with" if self._drops else "of"
             what = f"{code} a topic {of} {answer.messages} messages"
         else:
-            # It is in the log before it is done: whoever asked may not wait for the answer.
+            # The line is logged before the topic is cleared: the client may not wait for the
+            # answer.
             what = f"had a topic of the journal cleared on every node, at offset {topic.head}"
         self._operator.note_change(admitted, code, what, topic.tenant, topic.name)
         return json_answer(answer if isinstance(answer, Cleared) else await answer)

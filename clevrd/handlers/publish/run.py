@@ -215,7 +215,7 @@ class RunPublisher(Generic[RequestT]):
             self._refuse(error, items)
             return True
         published = hub.publish_run(topic, run)
-        # As in `_publish`, whose call would cost each run 50 ns.
+        # This is `_publish` written out, since the call would cost each run 50 ns.
         if isinstance(published, tuple):
             self._outcomes.run_published(topic, run, *published)
         else:

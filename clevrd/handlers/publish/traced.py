@@ -136,7 +136,7 @@ class SpanHub:
 
     @property
     def serves_publishers(self) -> bool:
-        """As the hub's."""
+        """Whether the hub serves publishers while readers are sent away."""
         return self._hub.serves_publishers
 
     def topic(self, tenant: Tenant, name: str) -> Topic:

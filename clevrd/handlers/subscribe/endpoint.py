@@ -259,7 +259,7 @@ def read_request(
     """Return the subscription that ``request`` with this ``query`` asks for.
 
     Args:
-        default_last: recent messages for who does not say where to begin.
+        default_last: recent messages for a client that does not say where to begin.
         now_us: wall clock, which durations are reckoned from.
         is_events: it is for server-sent events, so perhaps an EventSource's.
         takes_any_id: an event's id is no reason to refuse it (`read_beginnings`).

@@ -48,7 +48,7 @@ class TicketEndpoint:
         self._tickets = tickets
 
     def admit(self, head: Request) -> Admitted:
-        """Refuse who may not ask for anything, and who came by a ticket."""
+        """Refuse clients that may not ask for anything, and those that came by a ticket."""
         check_body_head(head, MAX_BODY_BYTES)
         admitted = self._gate.admit_tenant(head, MAX_BODY_BYTES)
         if admitted.tenant.has_ticket:

@@ -53,7 +53,7 @@ class ClearEndpoint:
         """
         tenant, name = admitted.tenant, topic_in(admitted.head.path)
         tenant.check_clear(name)
-        # It costs each reader what a message costs, and more.
+        # A clear counts as a publish: it costs each reader what a message costs, and more.
         self._hub.check_rate(tenant)
         topic = self._hub.catalogue.find(tenant.name, name)
         if topic is None:

@@ -157,7 +157,7 @@ class TopicEndpoint(_TopicReadEndpoint):
         self, topic: Topic, slow: int, after: str, limit: int
     ) -> Generator[None, None, Response]:
         """Return the topic's figures, and who of its readers gave an id."""
-        # As they are now: readers that come and go meanwhile are not seen.
+        # The ids are those of now: readers that come and go meanwhile are not seen.
         present = dict(self._hub.subscriber_ids.of(topic.tenant, topic.name))
         found = list(present)
         ids: list[str] = []

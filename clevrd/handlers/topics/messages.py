@@ -60,7 +60,8 @@ class MessagesEndpoint:
         if head.method == "HEAD":
             return POLL_HEAD
         if self._hub.in_history(topic, beginning) is not None:
-            # It holds memory while it waits for a disk, as a poll does, and is counted as one.
+            # The request holds memory while it waits for a disk, as a poll does, and is counted as
+            # one.
             self._hub.connection_counts.check(tenant)
         reading = read_messages(self._hub, topic, beginning, limit, POLL_MAX_BYTES)
         return self._answer(reading, head, tenant, beginning, limit, has_headers=has_headers)

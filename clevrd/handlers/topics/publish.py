@@ -33,7 +33,7 @@ from clevrd.tenants.tenant import NO_LIMITS
 EXPECTED_DATA: Final = "send the data alone, any JSON value but null"
 _JSON: Final = "application/json"
 _STRUCTURED: Final = "application/cloudevents"
-# As JSON spells it, within the bounds that `check_publish` knows.
+# A time to live as JSON spells it, within the bounds that `check_publish` knows.
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII)
 
 _NULL: Final = msgspec.Raw(b"null")

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 # The thread looks so often whether it is to end.
 _POLL_S: Final = 0.1
-# How long it leaves answers where they are, unless somebody waits for one.
+# How long the thread leaves answers unread, unless somebody waits for one.
 _LAZY_S: Final = 0.01
 # How long a producer that is not needed any more may take to end.
 _END_S: Final = 5.0
@@ -168,7 +168,7 @@ class Appender:
         if serving is not None:
             serving.end()
         if max_record_bytes is not None:
-            # It asks for its id at once, which takes a second.
+            # The producer is made now, since it asks for its id, which takes a second.
             self._serving = self._made()
 
     def append(

@@ -102,7 +102,7 @@ class KafkaEngine:
     def __init__(self, settings: KafkaSettings) -> None:
         """Make an engine; `open` connects it."""
         self.partitions = settings.partitions
-        # As the topic was seen last.
+        # The durability of the topic as it was seen last.
         self.durability = "memory"
         self._settings = settings
         self._topic = settings.address.topic
@@ -185,7 +185,8 @@ class KafkaEngine:
         except KafkaFault as fault:
             raise self._append_error(fault, len(record)) from fault
         if offset < read_end:
-            # It is in a place that was read before: the topic is another one, or has lost its end.
+            # The record is in a place that was read before: the topic is another one, or has lost
+            # its end.
             self._state = None
             raise JournalUnavailable(
                 f"The topic at {self._settings.shown} is shorter than it was; it is looked at anew."
@@ -338,7 +339,7 @@ class KafkaEngine:
         if not is_void(arrived.value, self._topic_id, epoch):
             return True
         if not is_of_topic(arrived.value, self._topic_id):
-            # It may be of the topic that has taken the place of the one that is read.
+            # The record may be of a topic that has taken the place of the one that is read.
             self._state = None
         log.debug("void record partition=%d offset=%d", arrived.partition, arrived.offset)
         return False
@@ -400,7 +401,8 @@ class KafkaEngine:
         state = await self._ensure(self._topic, self.partitions, settings.replicas, config)
         refusal = refusal_of(state, settings)
         if refusal is None:
-            # As many copies as the topic has, whoever made that: a start needs both.
+            # The topic of checkpoints has as many copies as the log's, whoever made that: a start
+            # needs both.
             replicas = settings.replicas or state.replicas
             config = checkpoints_config(settings, state)
             beside = await self._ensure(checkpoints, partitions, replicas, config)

@@ -55,7 +55,7 @@ _FINAL: Final = frozenset(
         "UNSUPPORTED_VERSION",
     }
 )
-# How long what a connection said of its fault is the reason for a question without an answer.
+# How long the fault of a connection is taken for the reason why a question has no answer.
 _TELLING_S: Final = 15.0
 
 

@@ -50,8 +50,8 @@ _MOVING: Final = frozenset(
 )
 # An answer is fetched with what follows it, which nobody wants.
 _QUEUED_KBYTES: Final = 1_024
-# It is asked for records that are there. The library asks on behind the last one, and the next
-# question waits until the broker has answered that.
+# The broker is asked for records that are there. The library asks on behind the last one, and the
+# next question waits until the broker has answered that.
 _FETCH_MS: Final = 10
 # The names of errors that say that a record is not there.
 OUT_OF_RANGE: Final = frozenset({"_AUTO_OFFSET_RESET", "OFFSET_OUT_OF_RANGE", "_NO_OFFSET"})
@@ -153,7 +153,7 @@ class Questions:
         # The library asks again and again, also where a password is refused.
         while not answer.done() and troubles.now_s() - since_s < ASK_S:
             await asyncio.wait((answer,), timeout=_GLANCE_S)
-            # Its own callbacks are called here alone.
+            # The library calls its callbacks within this call alone.
             admin.poll(0)
             if not answer.done() and (fault := troubles.final_since(since_s)) is not None:
                 raise fault

@@ -283,7 +283,7 @@ class LogReader:
         return found
 
     def renew(self, fault: KafkaFault | None = None) -> None:
-        """Read on with a new consumer; with ``fault`` all who wait are told that instead."""
+        """Read on with a new consumer; with ``fault`` tell that to all readers that wait."""
         consuming, self._consuming = self._consuming, None
         if consuming is not None:
             consuming.end()
@@ -299,7 +299,7 @@ class LogReader:
                 self._ask_for(number, slot.at)
 
     async def close(self) -> None:
-        """End reading; who waits is told, and the thread is waited for, but not for long."""
+        """End reading: tell the readers that wait, and wait for the thread, but not for long."""
         self._is_closed = True
         consuming = self._consuming
         self.renew(KafkaFault(LOST, "the journal is closed"))

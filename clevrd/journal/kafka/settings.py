@@ -11,7 +11,7 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the brokers are, how a topic is made in them, and what is promised."""
 
     address: KafkaAddress
-    # As it may be shown: without a secret.
+    # The URL as it may be shown: without a secret.
     shown: str
     # Partitions of the topic; fixed when it is made.
     partitions: int = 8

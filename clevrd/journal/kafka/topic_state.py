@@ -16,7 +16,7 @@ from clevrd.journal.records import MAX_RECORD_BYTES
 # Bytes of a record beyond its lines, and of Kafka's own batch around it.
 _FRAMING_BYTES: Final = 64 << 10
 LEAST_MAX_BYTES: Final = MAX_RECORD_BYTES + _FRAMING_BYTES
-# The same of topics that are made here, so that a single large message has room too.
+# The largest batch of topics that are made here, so that a single large message has room too.
 MADE_MAX_BYTES: Final = 8 << 20
 # Kafka's own default.
 DEFAULT_MAX_BYTES: Final = 1_048_588

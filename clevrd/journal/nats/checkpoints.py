@@ -38,7 +38,8 @@ Put = Callable[[str, bytes], Awaitable[object]]
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """An entry in the list of checkpoints."""
 
-    # Its first 12 digits are the milliseconds since 1970 at which it was begun, in hexadecimal.
+    # The first 12 digits of the name are the milliseconds since 1970 at which the checkpoint was
+    # begun, in hexadecimal.
     name: str
     position: int
     digest: str

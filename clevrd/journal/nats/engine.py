@@ -460,7 +460,7 @@ class NatsEngine:
         each.reading = each.log_id, each.created
         if is_lost:
             if is_read_before:
-                # Nobody has noticed yet that it is another log by now.
+                # No other code has noticed yet that this is another log by now.
                 await self._begin_anew(each)
             raise Trimmed
         if info.first > after + 1:

@@ -199,7 +199,7 @@ class ConsumerFeed:
         elif _COMPLETED in word:
             return
         elif status == _TIMEOUT or _ENOUGH in word:
-            # It is asked again by who waits.
+            # The code that waits asks for records again.
             self._asked = 0
             self._wake()
         else:

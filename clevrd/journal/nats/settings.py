@@ -11,7 +11,7 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the servers are, how a log is laid out in them, and what is promised."""
 
     address: NatsAddress
-    # As it may be shown: without a secret.
+    # The URL as it may be shown: without a secret.
     shown: str
     # Streams and subjects begin with it, so that several logs may share an account.
     prefix: str = "clevrd"

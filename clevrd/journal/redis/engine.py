@@ -58,7 +58,7 @@ START_S: Final = 10.0
 _START_RETRY_S: Final = 0.2
 # Each log is cut, and the Sentinels are asked, so often.
 _LOOK_OVER_S: Final = 5.0
-# How long the replicas have for a record, and how long disks have that are synced each second.
+# How long the replicas have for a record, and how long disks have, which are synced each second.
 _WAIT_MS: Final = 1_000
 _SYNC_MS: Final = 3_000
 

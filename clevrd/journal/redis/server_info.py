@@ -18,7 +18,7 @@ class ServerInfo(msgspec.Struct, frozen=True):
 
     # The version of Redis, or the one that a Valkey is compatible with.
     version: tuple[int, ...]
-    # Its name and its own version.
+    # The server's name and its own version.
     product: str
     is_cluster: bool
     replicas: int
@@ -39,7 +39,7 @@ def is_synced(settings: Sequence[bytes]) -> bool:
     return (
         given.get(b"appendonly") == b"yes"
         and given.get(b"appendfsync") == b"always"
-        # With it nothing is synced while the file is written anew.
+        # With "yes" nothing is synced while the file is written anew.
         and given.get(b"no-appendfsync-on-rewrite") != b"yes"
     )
 

@@ -11,7 +11,7 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the servers are, how a log is laid out in them, and what is promised."""
 
     address: RedisAddress
-    # As it may be shown: without a secret.
+    # The URL as it may be shown: without a secret.
     shown: str
     # All keys begin with it, so that several logs may share a Redis.
     prefix: str = "clevrd"
@@ -19,7 +19,7 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
     partitions: int = 8
     # Replicas that have a message before its publisher is answered.
     min_replicas: int = 0
-    # It is on the primary's disk, and on those of as many replicas, before that.
+    # Whether a message is on the primary's disk, and on those of as many replicas, before that.
     must_sync: bool = False
     # Files of the CA, and of a certificate that the server asks for; empty for none.
     ca_file: str = ""

@@ -57,7 +57,7 @@ def _copy_all(inspection: Inspection, target: JournalDirectory, told: Callable[[
     total_bytes = 0
     for bad in inspection.bad:
         told(f"left out: {bad.path}: {bad.why}")
-    # It comes first, so that the copy has no checkpoint of records that it does not have.
+    # The checkpoint is copied first, so that it is of no records that the copy does not have.
     with suppress(apsw.CantOpenError):
         path = inspection.directory.inside(CHECKPOINT)
         connection = open_to_read(path, None, is_final=False)

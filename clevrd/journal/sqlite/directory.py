@@ -61,7 +61,7 @@ class Meta(msgspec.Struct, frozen=True):
     boot_id: str
     # The daemon has closed the journal, and nothing was written since.
     is_clean: bool
-    # As in the settings, while it was open last.
+    # The durability in the settings with which the journal was open last.
     durability: str = "fsync"
     # The newest segment's number, or that of one before it.
     newest: int = 0

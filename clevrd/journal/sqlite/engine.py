@@ -123,7 +123,7 @@ class SqliteEngine:
         self._skip_to = 0
         # Calls of `read` that wait for the next record.
         self._waiting: list[asyncio.Future[None]] = []
-        # When it was logged last that something can't be read, on the loop's clock.
+        # When the log was told last that something can't be read, on the loop's clock.
         self._read_told_s = -_TELL_READ_S
 
     # --- Engine ----------------------------------------------------------------------------------

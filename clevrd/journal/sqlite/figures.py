@@ -58,7 +58,7 @@ class SqliteFigures:
         self.removed_segments = 0
         # The last thing that went wrong, in a few words; empty while all is well.
         self.last_error = ""
-        # The same for the last read; empty if it found what it looked for.
+        # The error of the last read, in a few words; empty if it found what it looked for.
         self.read_error = ""
 
     def note_commit(self, records: int, took_ns: int) -> None:

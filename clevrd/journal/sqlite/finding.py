@@ -62,7 +62,7 @@ def find_segments(
         except apsw.CantOpenError:
             if not is_in_use or path in {directory.inside(each) for each in directory.names()}:
                 raise
-            # It was too old, and is gone.
+            # The segment was too old, and is gone.
         except apsw.Error as error:
             if fault_of(error) is not Fault.DAMAGED and not isinstance(error, apsw.SQLError):
                 raise

@@ -365,7 +365,8 @@ class SegmentReaders:
     ) -> Iterator[Run]:
         segment, topic_id = span.segment, span.topic_id
         crc, last_position = names_crc(*names), segment.last_position
-        # They are taken first: what moves to the table meanwhile is seen twice, and not missed.
+        # The pending runs are taken first: a run that moves to the table meanwhile is seen twice,
+        # and not missed.
         pending = tuple(segment.pending.get(topic_id, ()))
         row = connection.execute(_FIRST_AT, (topic_id, after + 1, last_position)).fetchone()
         begin = 0 if row is None else row[0]
@@ -449,7 +450,7 @@ class SegmentReaders:
                 yield from found(connection)
         except apsw.Error as error:
             if segment not in self._catalog.segments:
-                # It was too old, and has just been removed.
+                # The segment was too old, and has just been removed.
                 return
             if fault_of(error) is not Fault.DAMAGED:
                 raise
@@ -515,6 +516,6 @@ def _first_of(run: StoredRun, max_bytes: int, *, at_least: int) -> StoredRun:
     """Return the first messages of ``run``: as many as have ``max_bytes`` together."""
     ends = list(accumulate(map(len, run.lines.split(b"\n")[:-1])))
     count = max(at_least, bisect_right(ends, max_bytes))
-    # With the line feeds, which are no bytes of messages.
+    # The line feeds are added, which are no bytes of messages.
     upto = ends[count - 1] + count if count else 0
     return msgspec.structs.replace(run, count=count, lines=run.lines[:upto])

@@ -124,9 +124,10 @@ class Segment:
     def __init__(self, path: str, info: SegmentInfo) -> None:
         self.path = path
         self.info = info
-        # Its newest record that was committed; one before its first while it has none.
+        # The newest record of the segment that was committed; one before its first while it has
+        # none.
         self.last_position = info.after_position
-        # Its records' times, microseconds since 1970; 0 without a record.
+        # Times of its oldest and newest record, microseconds since 1970; 0 without a record.
         self.oldest_us = 0
         self.newest_us = 0
         # Inode numbers of its files (see FILES) when they were opened to be written to; 0 for one

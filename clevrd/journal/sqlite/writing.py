@@ -149,8 +149,8 @@ class Writer:
         self._next = max(self._next, after_position + 1)
         self._last_digest, self._last_record = digest, b""
         stamp = new_stamp()
-        # It stands on the disk before any record is accepted with it, and no record is accepted
-        # with the old one any more.
+        # The new stamp is on the disk before any record is accepted with it, and no record is
+        # accepted with the old one any more.
         self._write_meta(stamp, is_clean=False)
         self.stamp = stamp
         segment = self._make(begins_stamp=True)
@@ -234,7 +234,8 @@ class Writer:
         try:
             self._write_meta(self.stamp, is_clean=False)
         except OSError as error:
-            # It names an older segment as the newest one, of which there may be newer ones.
+            # The file on the disk then names an older segment as the newest one, which readers
+            # allow for.
             self._told.error(words_of(error))
 
     # --- the thread ------------------------------------------------------------------------------
