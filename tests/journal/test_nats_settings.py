@@ -92,7 +92,7 @@ def test_wrong_url_is_told_without_its_secret(url: str, sentence: str) -> None:
         ({"url": "nats://h", "retention_s": 60.0}, "900 or more"),
         ({"url": "nats://h", "retention_bytes": 1000}, "at least 1 MiB"),
         ({"url": "nats://h", "prefix": "a.b"}, "letters, digits"),
-        ({"url": "nats://h", "replicas": 2}, "write 1, or 3, or 5"),
+        ({"url": "nats://h", "replicas": 2}, "must be one of 1, 3, 5, and is 2"),
         ({"url": "nats://h", "replicas": 3}, "sync_interval: always"),
         ({"url": "nats://h", "durability": "fsync"}, "sync_interval: always"),
     ],

@@ -87,7 +87,10 @@ def test_wrong_url_is_told_without_its_secret(url: str, sentence: str) -> None:
     [
         ({"url": "redis://h", "directory": "/j"}, "not both"),
         ({"url": "redis://h", "segment_s": 60.0}, "journal in a directory"),
-        ({"url": "redis://h", "durability": "memory"}, 'durability .* write "fsync", or "os"'),
+        (
+            {"url": "redis://h", "durability": "memory"},
+            "durability .* must be one of fsync, os, and is 'memory'",
+        ),
         ({"directory": "/j", "min_replicas": 1}, "journal in Redis"),
         ({"url": "redis://:p@h", "password_file": "/f"}, "has a password already"),
         ({"url": "redis://me:@h"}, "a user and no password"),
