@@ -111,7 +111,7 @@ class Delivery:
         # Offset, id and time to live of each message that expires.
         expiring: list[tuple[int, str, float]] = []
         if len(requests) == 1 and requests[0].ttl_s is None:
-            # A lone one is most of what is published, and takes fewer steps without a loop.
+            # Most messages are published alone, and one takes fewer steps without a loop.
             (request,), ((message_id, timestamp),) = requests, stamps
             data, key = request.data, request.key
             message = (

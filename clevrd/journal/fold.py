@@ -37,6 +37,7 @@ from clevrd.journal.foreign_records import ForeignRecord, ForeignRecords
 from clevrd.journal.partition_epoch import PartitionEpoch
 from clevrd.journal.read_again import ReadAgain
 from clevrd.journal.records import (
+    MAX_FOREIGN_BYTES,
     BadRecord,
     Header,
     LaterVersion,
@@ -461,7 +462,17 @@ class Fold:
         self._epoch = epoch
 
     def _wait(self, position: int, record: bytes) -> Folded:
-        """Keep a foreign record until a record of a node confirms it."""
+        """Keep a foreign record until a record of a node confirms it.
+
+        It has no stamp. If it were counted at once, it could be given the place of a message that
+        was lost just before it, and that some nodes have delivered.
+        """
+        if len(record) > MAX_FOREIGN_BYTES:
+            large = (
+                f"{len(record)} bytes of another program, which may write {MAX_FOREIGN_BYTES} at"
+                " once; send less, or publish it by clevrd"
+            )
+            return self._pass_over(BadRecord(large), foreign=True)
         try:
             request = decode_logged(record)
         except InvalidRequest as error:

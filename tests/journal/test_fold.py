@@ -26,6 +26,7 @@ from clevrd.journal.read_again import ReadAgain
 from clevrd.journal.record_chain import REMEMBERED
 from clevrd.journal.records import (
     FOREIGN_TENANT,
+    MAX_FOREIGN_BYTES,
     Header,
     Keyed,
     Run,
@@ -644,6 +645,12 @@ def test_foreign_records_wait_within_a_bound(bound: str, monkeypatch: pytest.Mon
         pytest.param(b'{"topic":"t"}', "data is missing", True, id="no data"),
         pytest.param(b'{"topic":"","data":1}', "topic is empty", True, id="no topic"),
         pytest.param(b"\xff", "not valid UTF-8", True, id="bytes"),
+        pytest.param(
+            b'{"topic":"t","data":"%b"}' % (b"x" * MAX_FOREIGN_BYTES),
+            "send less",
+            True,
+            id="too large",
+        ),
         pytest.param(b"clevrd2 anything", "version 2", False, id="a later version"),
         pytest.param(b"clevrd1 ", "damaged", False, id="a beginning"),
         pytest.param(record_of(plain())[:-1], "damaged", False, id="an end that is missing"),
