@@ -430,6 +430,20 @@ def test_key_that_was_used_again_is_not_forgotten_with_the_first_use() -> None:
     assert len(keys) == 2
 
 
+def test_keys_whose_time_is_up_go_two_for_each_new_one() -> None:
+    """All nodes forget the same ones at the same record, and none holds the loop for it."""
+    keys = LoggedKeys()
+    for number in range(6):
+        keys.add(LoggedKey("a", "t", f"old{number}", "x", number, number, 0, 10), 0, 99)
+
+    sizes = []
+    for number in range(4):
+        keys.add(LoggedKey("a", "t", f"new{number}", "x", number, number, 10, 99), 10, 99)
+        sizes.append(len(keys))
+
+    assert sizes == [5, 4, 3, 4]
+
+
 def test_same_content_has_the_same_digest() -> None:
     """The message's key counts, and the data as it is spelled."""
     data, key = msgspec.Raw(b"[1]"), "k"
@@ -615,10 +629,11 @@ def test_foreign_records_wait_within_a_bound(bound: str, monkeypatch: pytest.Mon
     log = Log()
     log.add(plain())
 
-    folded = [log.add_record(b'{"topic":"t","data":1}') for _ in range(4)]
+    folded = [log.add_record(b'{"topic":"t","data":%d}' % number) for number in range(4)]
 
     assert [len(each.confirmed) for each in folded] == [0, 0, 3, 0]
     assert log.fold.settled_position == 4
+    assert log.fold.settled_digest == digest_of(b'{"topic":"t","data":2}')
     assert (log.fold.waiting, log.fold.is_settled) == (1, False)
     assert [each.position for each in folded[2].confirmed] == [2, 3, 4]
 
@@ -921,6 +936,31 @@ def test_records_that_wait_are_behind_a_checkpoint() -> None:
 
     assert (checkpoint.position, checkpoint.digest) == (1, digest_of(record_of(plain())))
     assert (fold.position, fold.waiting, fold.is_settled) == (1, 0, True)
+
+
+# A checkpoint of a log of two records. Nodes of all versions spell it and count the same.
+SPELLED: list[bytes] = [
+    b'07377dfe {"version":1,"partition":1,"partitions":3,"stamp":"51","epoch":"e0d5a0c6644f2744",'
+    b'"epoch_began_us":1790000000000000,"time_us":1790000000000000,"last_id_us":1790000000000008,'
+    b'"chain_position":2,"chain":1351812418,"writers":[["aa",2]],"keys":1,"cleared":[]}',
+    b'31e0d499 [["acme","t","k","x",1,1790000000000002,1790000000000000,1790000060000000]]',
+]
+
+
+def test_checkpoint_is_spelled_as_ever() -> None:
+    """Names of epochs, ids, the chain and each byte are part of the format."""
+    log = Log(Fold(1, 3))
+    log.add(("t", "k", "x"), plain("u"))
+    log.add(plain("t"))
+
+    checkpoint = checkpoint_of(log.fold)
+    again = summary(restored(checkpoint, Fold(1, 3)))
+
+    assert checkpoint.state.split(b"\n") == SPELLED
+    assert checkpoint.topics == [TopicHead("acme", "t", 2), TopicHead("acme", "u", 1)]
+    assert again == summary(log.fold)
+    assert topic_epoch("0f", "acme", "t") == "7efe2ff9d339"
+    assert topic_epoch("0f", "acme", "t", 7) == "f19de4d748ba"
 
 
 def spoilt(checkpoint: Checkpoint, how: str) -> Checkpoint:

@@ -16,6 +16,7 @@ from clevrd.journal.records import (
     encode_record,
     line_of,
     lines_of,
+    partition_of,
     plain_data,
 )
 
@@ -150,3 +151,11 @@ def _with_checksum(record: bytes) -> bytes:
     """Return a record whose header was changed by hand."""
     magic, _, rest = record.partition(b" ")
     return b"%b %08x%b" % (magic, zlib.crc32(rest[8:]), rest[8:])
+
+
+def test_topic_has_its_partition_for_good() -> None:
+    """Another number would give a topic of a log that is there a second partition."""
+    names = [("acme", "a"), ("acme", "b"), ("acme", "c"), ("default-tenant", "a")]
+
+    assert [partition_of(*each, 8) for each in names] == [2, 0, 6, 1]
+    assert partition_of("acme", "\u00e9", 8) in range(8)

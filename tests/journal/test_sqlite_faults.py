@@ -158,7 +158,7 @@ async def test_a_history_that_can_not_be_read_is_told(
             await append(engine, writer, "x" * 4_000)
         await looked_over(engine)
         (journal / "segment-0000000001.db").unlink()
-        engine._segment_readers.forget(engine._catalog.segments[0])
+        engine._connections.forget(engine._catalog.segments[0])
 
         for _ in range(3):
             with pytest.raises(JournalUnavailable):

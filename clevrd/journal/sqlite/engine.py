@@ -1,9 +1,9 @@
 """SqliteEngine: the journal of one machine, as the node sees it.
 
 It has one partition, and is the only writer. Appends are committed by the writer's thread
-(`writing`), what is read is read in others (`reading`), and a keeper's thread does what may take
-long: checkpoints, and segments that are full or too old (`upkeep`). The loop never waits for the
-disk.
+(`writing`), what is read is read in others (`log_reading` and `reading`), and a keeper's thread
+does what may take long: checkpoints, and segments that are full or too old (`upkeep`). The loop
+never waits for the disk.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ import apsw
 from clevrd.errors import JournalFull, JournalUnavailable
 from clevrd.journal.base import Checkpoint, Extent, Fenced, History, Placed, StoredRun
 from clevrd.journal.sqlite.appends import Append, Commit
+from clevrd.journal.sqlite.connections import SegmentConnections
 from clevrd.journal.sqlite.directory import JournalDirectory
 from clevrd.journal.sqlite.figures import SqliteFigures
 from clevrd.journal.sqlite.heads import BadCheckpoint, CheckpointFile
 from clevrd.journal.sqlite.kept_messages import KeptMessages
 from clevrd.journal.sqlite.library import Fault, check_library, fault_of, words_of
+from clevrd.journal.sqlite.log_reading import LogReader
 from clevrd.journal.sqlite.opening import Opened, open_journal
-from clevrd.journal.sqlite.reading import SegmentReaders
+from clevrd.journal.sqlite.reading import HistoryReader
 from clevrd.journal.sqlite.segments import Catalog, Segment
 from clevrd.journal.sqlite.settings import SqliteSettings
 from clevrd.journal.sqlite.tail import Tail
@@ -82,9 +84,12 @@ class SqliteEngine:
             self._directory, vfs, is_durable=settings.durability == "fsync"
         )
         self._catalog = Catalog()
-        self._segment_readers = SegmentReaders(self._catalog, vfs, self._note_damage)
+        self._connections = SegmentConnections(self._catalog, vfs, self._note_damage)
+        self._log = LogReader(self._catalog, self._connections)
         self._kept = KeptMessages(
-            self._segment_readers, self._checkpoint, settings.retention_messages
+            HistoryReader(self._catalog, self._connections),
+            self._checkpoint,
+            settings.retention_messages,
         )
         self._writer = Writer(
             settings,
@@ -103,7 +108,7 @@ class SqliteEngine:
         self._upkeep = Upkeep(
             settings,
             self._catalog,
-            self._segment_readers,
+            self._connections,
             self._writer,
             self._checkpoint,
             vfs,
@@ -177,7 +182,7 @@ class SqliteEngine:
             after = max(after, self._skip_to)
             if after < self._tail.floor:
                 floor = self._tail.floor
-                found, damaged_stamp = await self._read(self._segment_readers.records, after)
+                found, damaged_stamp = await self._read(self._log.records, after)
                 if damaged_stamp == self._writer.stamp:
                     # Without the record nobody can count on: its topics begin a new epoch.
                     self._writer.do(lambda: self._writer.renew("a record can't be read"))
@@ -203,7 +208,7 @@ class SqliteEngine:
 
     async def digest(self, partition: int, position: int) -> str | None:
         """Return the CRC-32 of the record at ``position``; None if it is gone."""
-        return await self._read(self._segment_readers.digest, position)
+        return await self._read(self._log.digest, position)
 
     async def load_checkpoints(self, partition: int) -> list[Checkpoint]:
         """Return the checkpoint, if there is one."""
@@ -305,7 +310,7 @@ class SqliteEngine:
         So the writer is the last one to close its file, and SQLite removes the WAL.
         """
         self._readers.shutdown()
-        self._segment_readers.close()
+        self._connections.close()
         # An opening that nobody waits for any more ends first.
         self._keeper.submit(lambda: None).result()
         self._writer.stop()

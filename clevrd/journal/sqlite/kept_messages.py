@@ -7,23 +7,24 @@ from __future__ import annotations
 
 from clevrd.journal.base import Extent, StoredRun
 from clevrd.journal.sqlite.heads import CheckpointFile
-from clevrd.journal.sqlite.reading import Names, SegmentReaders
+from clevrd.journal.sqlite.reading import HistoryReader
+from clevrd.journal.sqlite.segments import Names
 
 
 class KeptMessages:
     """The messages that segments have, within the bound of messages for each topic."""
 
     def __init__(
-        self, readers: SegmentReaders, checkpoint: CheckpointFile, max_messages: int
+        self, reader: HistoryReader, checkpoint: CheckpointFile, max_messages: int
     ) -> None:
         """Args: max_messages: how many of a topic are shown; 0 for all."""
-        self._readers = readers
+        self._reader = reader
         self._checkpoint = checkpoint
         self._max_messages = max_messages
 
     def extent(self, names: Names) -> Extent | None:
         """Return what is kept of a topic; None if nothing ever was."""
-        found = self._readers.extent(names)
+        found = self._reader.extent(names)
         if found is None:
             head = self._checkpoint.head(*names)
             return Extent(head + 1, head) if head else None
@@ -36,11 +37,11 @@ class KeptMessages:
         extent = self.extent(names) if self._max_messages else None
         if extent is not None:
             after = max(after, extent.first - 1)
-        return self._readers.page(names, after, max_messages, max_bytes)
+        return self._reader.page(names, after, max_messages, max_bytes)
 
     def last_before(self, names: Names, id_us: int) -> int:
         """Return the offset of the newest message whose id is below ``id_us``; 0 without."""
-        found = self._readers.last_before(names, id_us)
+        found = self._reader.last_before(names, id_us)
         if found and self._max_messages:
             extent = self.extent(names)
             if extent is None or found < extent.first:

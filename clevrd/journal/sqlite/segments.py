@@ -69,6 +69,8 @@ _NEWEST: Final = "SELECT time_us FROM records WHERE time_us > 0 ORDER BY positio
 _ADD_RUN: Final = "INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 # Ends of the names of a database's files: itself, its WAL, and the WAL's index.
 FILES: Final = ("", "-wal", "-shm")
+# Partition epoch, tenant and topic.
+Names = tuple[str, str, str]
 # A row of runs, by its columns.
 RunRow = tuple[int, int, int, int, int, int, int, int, int, int]
 

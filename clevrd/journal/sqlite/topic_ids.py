@@ -7,7 +7,7 @@ from typing import Final
 import apsw
 
 from clevrd.journal.sqlite.library import number
-from clevrd.journal.sqlite.segments import names_crc
+from clevrd.journal.sqlite.segments import Names, names_crc
 
 # Ids of topics that are remembered, so that they need not be looked up: 100 bytes each.
 MAX_TOPICS: Final = 50_000
@@ -15,9 +15,6 @@ MAX_TOPICS: Final = 50_000
 _FIND: Final = "SELECT id FROM topics WHERE partition_epoch = ? AND tenant = ? AND topic = ?"
 _ADD: Final = "INSERT INTO topics VALUES (?, ?, ?, ?)"
 _LAST: Final = "SELECT max(id) FROM topics"
-
-# Partition epoch, tenant and topic.
-Names = tuple[str, str, str]
 
 
 class TopicIds:

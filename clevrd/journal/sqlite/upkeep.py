@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import apsw
 
+from clevrd.journal.sqlite.connections import SegmentConnections
 from clevrd.journal.sqlite.heads import CheckpointFile
 from clevrd.journal.sqlite.library import give_up, open_to_write, words_of
-from clevrd.journal.sqlite.reading import SegmentReaders
 from clevrd.journal.sqlite.retention import segments_to_remove
 from clevrd.journal.sqlite.segments import (
     FILES,
@@ -61,7 +61,7 @@ class Upkeep:
         self,
         settings: SqliteSettings,
         catalog: Catalog,
-        readers: SegmentReaders,
+        connections: SegmentConnections,
         writer: Writer,
         checkpoint: CheckpointFile,
         vfs: str | None,
@@ -71,7 +71,7 @@ class Upkeep:
         """Do nothing until a method is called."""
         self._settings = settings
         self._catalog = catalog
-        self._readers = readers
+        self._connections = connections
         self._writer = writer
         self._checkpoint = checkpoint
         self._vfs = vfs
@@ -121,7 +121,7 @@ class Upkeep:
                 with connection:
                     index_pending(segment, connection)
                 segment.pending = {}
-            self._readers.forget(segment)
+            self._connections.forget(segment)
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             connection.close()
             segment.is_final = not has_wal(segment.path)
@@ -191,4 +191,4 @@ class Upkeep:
 
     def _forget(self, segment: Segment) -> None:
         self._catalog.remove(segment)
-        self._readers.forget(segment)
+        self._connections.forget(segment)
