@@ -111,11 +111,11 @@ class FrontConnection(RequestHandler):
         self.received_bytes = 0
         # Bytes received and not yet given to aiohttp; a callback in `turns` will give them.
         self._unread = b""
-        # For whom these bytes are counted; NOBODY while there are none.
+        # The sender for whom the budget counts these bytes; NOBODY while there are none.
         self._sender = NOBODY
         # True while _unread waits until aiohttp has handled requests that it holds.
         self._awaits_room = False
-        # While reading is paused here: whether aiohttp itself wanted to be read on.
+        # Whether aiohttp itself wants more input, while reading is paused here.
         self._wants_more = True
         # True when the client has shut its side down behind bytes that are still in _unread.
         self._is_eof_held = False
@@ -191,7 +191,7 @@ class FrontConnection(RequestHandler):
         self._server.addresses.left(transport)
 
     def uncount(self, data: bytes) -> None:
-        """Leave the counting of ``data``, which was read, to whoever is given it next."""
+        """Leave the counting of ``data``, which was read, to its next owner."""
         self._server.budget.received_bytes -= len(data)
 
     def begin(self, http_request: web.BaseRequest) -> None:
@@ -291,7 +291,7 @@ class FrontConnection(RequestHandler):
 
     @property
     def is_first(self) -> bool:
-        """Whether no request of it has been answered that came before the one under way."""
+        """Whether the request under way is the connection's first: none was answered before it."""
         return self._handled <= 1
 
     @property

@@ -140,7 +140,7 @@ def _compare(options: argparse.Namespace) -> int:
         print_line(line)
     if lines:
         return EXIT_DIFFERS
-    print_line(f"The daemon works with what {path or 'the defaults'} has.")
+    print_line(f"The daemon works with {f'what {path} has' if path else 'the defaults'}.")
     return 0
 
 

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _wanted(topic: str | None) -> Callable[[str], bool]:
-    """Return what says whether a topic is asked for.
+    """Return a function that says whether a topic is asked for.
 
     Raises:
         InvalidRequest: it is no topic, and no pattern.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from clevrd.journal.fold import topic_epoch
+from clevrd.journal.epoch_names import topic_epoch
 from clevrd.journal.records import Header
 
 _Slot = tuple[str, str]

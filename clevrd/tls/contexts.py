@@ -25,7 +25,8 @@ from clevrd.tls.certificates import (
 )
 from clevrd.tls.settings import CertificateEntry, TlsSettings
 
-# A certificate that ends sooner is warned of: who renews them by a program does it 30 days before.
+# A certificate that ends sooner is warned of: programs that renew certificates do it 30 days
+# before.
 WARN_S: Final = 14 * 86_400.0
 
 # RFC 8996 takes the versions before it out of use.
@@ -136,7 +137,7 @@ def _load(settings: TlsSettings, now_s: float) -> _Loaded:
         contexts.append(context)
         shown.append(Shown(entry.cert_file, ends_s))
         for name in names:
-            # The certificate that stands first has a name that several have.
+            # The first of several certificates with a name is shown for it.
             by_name.setdefault(name, context)
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))

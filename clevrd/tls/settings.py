@@ -135,6 +135,7 @@ def _shape_mistake(message: str, source: str) -> str:
     place = match[1] if (match := _PLACE.search(message)) else ""
     what = _PLACE.sub("", message)
     what = what.replace("Object contains unknown field", "has no setting called")
+    what = what.replace("Object missing required field", "lacks the setting")
     return f"{'.'.join(filter(None, (TABLE, place)))} ({source}) {what}."
 
 

@@ -20,7 +20,7 @@ from stored_messages import page_of
 from clevrd.cli import main
 from clevrd.journal import importing, records
 from clevrd.journal.clear_points import ClearPoints
-from clevrd.journal.fold import topic_epoch
+from clevrd.journal.epoch_names import topic_epoch
 from clevrd.journal.records import Clear, Header
 from clevrd.journal.sqlite import segments
 from clevrd.journal.sqlite.engine import SqliteEngine

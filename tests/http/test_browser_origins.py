@@ -392,7 +392,7 @@ async def test_full_daemon_asks_too() -> None:
     """Beyond the limit a page that may not learns nothing; one that may is told to come back."""
     async with running(max_connections=1, allowed_origins=LISTED) as daemon:
         _, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
-        await until(lambda: len(daemon.server.raw_server.open) == 1)
+        await until(lambda: len(daemon.listener.raw.open) == 1)
         events = "/subscribe?topic=t"
         answers = {
             (path, origin): await answer_to(
@@ -696,7 +696,7 @@ async def test_poll_of_a_page_that_is_listed_no_more_is_refused(topics: str) -> 
         url = f"{daemon.url}/subscribe?{topics}&poll=1&timeout=30"
         of_page = asyncio.ensure_future(daemon.http.get(url, headers={"Origin": LISTED}))
         of_program = asyncio.ensure_future(daemon.http.get(url))
-        await until(lambda: len(daemon.server._polls) == 2)
+        await until(lambda: len(daemon.polls) == 2)
 
         await daemon.server.access.apply(allowing(), Path())
 
@@ -750,7 +750,7 @@ async def test_page_that_waits_for_its_turn_is_judged_by_the_new_list() -> None:
     """It would become a connection that nobody judges again."""
     async with running(access=allowing(LISTED)) as daemon:
         turns = HeldTurns()
-        daemon.server._front._turns = cast(Any, turns)
+        daemon.listener.front._turns = cast(Any, turns)
         url = f"{daemon.url}/subscribe?topic=t"
         headers = {"Accept": "text/event-stream", "Origin": LISTED}
         asking = asyncio.ensure_future(daemon.http.get(url, headers=headers))

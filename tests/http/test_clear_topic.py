@@ -14,8 +14,7 @@ from keys import ADMIN, WEB, bearer, key, rules
 from memory_log import MemoryEngine, MemoryLog
 from streams import EVENTS, LINES, open_stream
 
-from clevrd import server
-from clevrd.journal import fold
+from clevrd.journal import cleared_topics
 from clevrd.tenants.keys import new_key
 from clevrd.tenants.settings import read_access
 
@@ -194,7 +193,7 @@ async def test_new_epoch_of_the_log_is_no_want_of_room(
 ) -> None:
     """Where the log loses its end meanwhile, the topic has nothing of before, and that is said."""
     log = MemoryLog()
-    monkeypatch.setattr(server, "engine_of", lambda *_: MemoryEngine(log))
+    monkeypatch.setattr("clevrd.server.messaging.engine_of", lambda *_: MemoryEngine(log))
     async with running(journal_table={"directory": str(tmp_path / "journal")}) as daemon:
         for data in range(3):
             await daemon.publish("t", data)
@@ -219,7 +218,7 @@ async def test_topic_beyond_the_bound_stays_as_it_is(
 ) -> None:
     """A log has a number of cleared topics at most; one that is cleared may be so again."""
     pytest.importorskip("apsw")
-    monkeypatch.setattr(fold, "MAX_CLEARED", 1)
+    monkeypatch.setattr(cleared_topics, "MAX_CLEARED", 1)
     async with running(journal_table={"directory": str(tmp_path / "journal")}) as daemon:
         for topic in ("t", "u"):
             await daemon.publish(topic, 1)

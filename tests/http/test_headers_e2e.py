@@ -265,7 +265,7 @@ async def test_only_heads_that_come_again_are_kept() -> None:
 
 def grammar_of(server: Server) -> PlainGrammar:
     """Return what recognises the daemon's plain requests."""
-    grammar = server.raw_server.grammar
+    grammar = server.parts.ways_in.for_clients.raw.grammar
     assert grammar is not None
     return grammar
 

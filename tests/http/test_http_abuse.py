@@ -89,7 +89,7 @@ async def test_refused_connections_leave_nothing_behind(daemon: Daemon) -> None:
 
     await until(lambda: len(asyncio.all_tasks()) <= tasks)
     await until(lambda: process.num_fds() <= descriptors)
-    assert not daemon.server.raw_server.open | daemon.server.raw_server.lingering
+    assert not daemon.listener.raw.open | daemon.listener.raw.lingering
     assert (await ask(daemon.port, OK)).status == 200
 
 
@@ -645,12 +645,12 @@ async def test_refusals_of_connections_are_bounded() -> None:
         ]
         await until(lambda: daemon.hub.counters.connections == len(streams))
 
-        lingering = len(daemon.server.raw_server.lingering)
+        lingering = len(daemon.listener.raw.lingering)
 
         for _, writer in streams:
             writer.close()
         assert lingering == MAX_LINGERING
-        await until(lambda: not daemon.server.raw_server.lingering)
+        await until(lambda: not daemon.listener.raw.lingering)
 
 
 @pytest.mark.parametrize("raw_paths", [True, False], ids=["raw", "aiohttp"])
@@ -670,7 +670,7 @@ async def test_full_daemon_still_says_how_it_is(raw_paths: bool, path: str) -> N
         assert full.json["status"] in ("ok", "healthy")
         assert full.headers["connection"] == "close"
         assert daemon.hub.counters.refused == {}
-        assert daemon.server.raw_server.probing == {}
+        assert daemon.listener.raw.probing == {}
         holder.close()
 
 
@@ -754,7 +754,7 @@ async def test_event_source_over_the_limit_is_told_to_come_back(
             f"{EVENTS}; charset=utf-8"
         ] * 2
         assert daemon.hub.counters.refused == {"unavailable": 3}
-        assert daemon.server.raw_server.probing == {}
+        assert daemon.listener.raw.probing == {}
         assert len(daemon.hub.topics) == 0
         holder.close()
 
@@ -767,11 +767,11 @@ async def test_half_asked_for_events_over_the_limit_are_bounded() -> None:
         await until(lambda: daemon.hub.counters.connections)
         talks = [asyncio.ensure_future(talk(daemon.port, [begun])) for _ in range(MAX_PROBES + 1)]
         done, _ = await asyncio.wait(talks, return_when=asyncio.FIRST_COMPLETED)
-        probing = list(daemon.server.raw_server.probing)
+        probing = list(daemon.listener.raw.probing)
 
         for connection in probing:
-            daemon.server.raw_server.deadlines.set(connection, 0.0)
-        daemon.server.raw_server.deadlines.run_due()
+            daemon.listener.raw.deadlines.set(connection, 0.0)
+        daemon.listener.raw.deadlines.run_due()
         answers = [responses(transcript)[0] for transcript in await asyncio.gather(*talks)]
 
         assert (len(done), len(probing)) == (1, MAX_PROBES)
@@ -786,18 +786,18 @@ async def test_silent_crowd_does_not_keep_a_probe_out() -> None:
             await asyncio.open_connection("127.0.0.1", daemon.port) for _ in range(3 * MAX_PROBES)
         ]
         await until(lambda: daemon.hub.counters.connections == len(streams))
-        probing = len(daemon.server.raw_server.probing)
+        probing = len(daemon.listener.raw.probing)
 
         (answer,) = responses(await talk(daemon.port, [get("/health/live")]))
 
         assert probing == MAX_PROBES
         assert answer.status == 200
-        daemon.server.raw_server.deadlines.run_due()
-        assert len(daemon.server.raw_server.probing) == MAX_PROBES - 1
-        for connection in daemon.server.raw_server.probing:
-            daemon.server.raw_server.deadlines.set(connection, 0.0)
-        daemon.server.raw_server.deadlines.run_due()
-        assert daemon.server.raw_server.probing == {}
+        daemon.listener.raw.deadlines.run_due()
+        assert len(daemon.listener.raw.probing) == MAX_PROBES - 1
+        for connection in daemon.listener.raw.probing:
+            daemon.listener.raw.deadlines.set(connection, 0.0)
+        daemon.listener.raw.deadlines.run_due()
+        assert daemon.listener.raw.probing == {}
         for _, writer in streams:
             writer.close()
 
@@ -894,7 +894,7 @@ async def test_awaited_answer_begins_the_keepalive_time_anew() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
         writer.write(publish)
         await reader.readuntil(b"}")
-        (connection,) = daemon.server.raw_server.open
+        (connection,) = daemon.listener.raw.open
 
         assert connection.deadline_s > daemon.server._loop.time() + 30
         writer.close()
@@ -911,7 +911,7 @@ async def test_reset_behind_a_pipeline_leaves_no_error(caplog: pytest.LogCapture
             writer.write(publish + get("/health"))
             writer.transport.abort()
         await daemon.get_json("/health")
-        await until(lambda: not daemon.server.raw_server.open)
+        await until(lambda: not daemon.listener.raw.open)
 
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 

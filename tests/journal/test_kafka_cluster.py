@@ -206,7 +206,7 @@ async def test_source_goes_on_behind_a_time_without_a_leader(cluster: KafkaClust
     async with running(sources=[source]) as daemon:
 
         def figures() -> Any:
-            return daemon.server.sources.figures()[0]
+            return daemon.server.parts.messaging.sources.figures()[0]
 
         await until(lambda: "has no leader" in figures().last_error, timeout_s=60)
         assert figures().state == "away"

@@ -180,7 +180,7 @@ def test_what_can_not_be_compared_is_one_clear_line(compare: Compare, tmp_path: 
     bad = tmp_path / "bad.toml"
     bad.write_text("ring_mesages = 1\n")
     cases = [
-        (compare(key=None), 69, "(401): A credential is required"),
+        (compare(key=None), 69, "Authorization: Bearer or X-API-Key. Give a key"),
         (compare(key=wrong), 69, "(401): The credential is not known here"),
         (compare(key="two words"), 78, "The variable CLEVRD_KEY has no key and no token"),
         (compare("--key-file", str(shared)), 78, "chmod 640"),
