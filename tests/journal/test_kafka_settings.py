@@ -399,6 +399,7 @@ def test_topic_that_is_too_weak_is_told(
         ("NOT_ENOUGH_REPLICAS", "min.insync.replicas"),
         ("KAFKA_STORAGE_ERROR", "disk"),
         ("INVALID_REPLICATION_FACTOR", "see replicas|replication_factor"),
+        ("LEADER_NOT_AVAILABLE", "a partition without a leader"),
         ("_UNSUPPORTED_FEATURE", "too old"),
         ("_RESOLVE", "hosts' names"),
         (LOST, "can't be reached: words of the broker; see whether its brokers run"),

@@ -471,7 +471,7 @@ async def test_partition_without_a_leader_is_no_missing_topic(
     with pytest.raises(SourceTrouble) as raised:
         await reader.read()
     assert raised.value.state == "away"
-    assert "a partition has no leader" in str(raised.value)
+    assert str(raised.value).startswith("Kafka at kafka://127.0.0.1:1/x has a partition without")
     monkeypatch.setattr(LeaderlessConsumer, "looks_needed", 0)
     await reader.open()
     await reader.read()

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaException, TopicPartition
 
-from clevrd.journal.kafka.library import MISSING, KafkaFault, fault_of
+from clevrd.journal.kafka.library import LEADERLESS, MISSING, KafkaFault, fault_of
 
 AnswerT = TypeVar("AnswerT")
 
@@ -24,7 +24,7 @@ _MOVING: Final = frozenset(
     {
         MISSING,
         "NOT_LEADER_FOR_PARTITION",
-        "LEADER_NOT_AVAILABLE",
+        LEADERLESS,
         "FENCED_LEADER_EPOCH",
         "_DESTROY_BROKER",
     }
@@ -57,8 +57,7 @@ def ask_leader(
             if time.monotonic() > until_s:
                 if not is_there:
                     raise
-                words = "a partition has no leader, since none of its brokers is there"
-                raise KafkaFault("LEADER_NOT_AVAILABLE", words) from error
+                raise KafkaFault(LEADERLESS, "") from error
             time.sleep(_RETRY_S)
 
 
