@@ -348,6 +348,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             " does not say.",
         ),
     ] = 0.01
+    carry_trace: Annotated[
+        bool,
+        Meta(
+            description="Carry the traceparent and tracestate in a publish's head to subscribers"
+            " that ask for headers."
+        ),
+    ] = True
     raw_paths: Annotated[
         bool,
         Meta(description="Answer plain publishes and subscribes below aiohttp, which is faster."),

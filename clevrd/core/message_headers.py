@@ -164,16 +164,17 @@ def _known_of(found: Mapping[str, object]) -> Headers | None:
     return known if known and len(_encode(known)) <= MAX_HEADERS_BYTES else None
 
 
-def headers_of_head(fields: Mapping[str, str]) -> Headers | None:
+def headers_of_head(fields: Mapping[str, str], *, has_trace: bool = True) -> Headers | None:
     """Return what is carried of a request's head: its trace and its event; None for neither.
 
     Args:
         fields: by lower-case name.
+        has_trace: whether its trace is carried.
 
     Raises:
         InvalidRequest: it says that it has an event, and that can't be one.
     """
-    trace = trace_of_head(fields)
+    trace = trace_of_head(fields) if has_trace else None
     if SPECVERSION not in fields:
         return trace
     event = _event_of(fields)

@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from clevrd.core.message_headers import headers_of_record
 from clevrd.errors import ConfigError
+from clevrd.journal.kafka.leaders import ask_leader, extent_of
 from clevrd.journal.kafka.library import (
     LOST,
     MISSING,
@@ -271,7 +272,7 @@ class KafkaReader:
         for each in found:
             if each.error is not None:
                 raise KafkaException(each.error)
-            low, high = consumer.get_watermark_offsets(each, timeout=_ASK_S)
+            low, high = extent_of(consumer, each, _ASK_S)
             if each.offset < 0:
                 each.offset = self._first_offset(consumer, each, low, high)
                 fresh.append(each)
@@ -308,7 +309,14 @@ class KafkaReader:
             return high
         if start.since_ms is not None:
             asked = TopicPartition(self._topic, place.partition, start.since_ms)
-            (found,) = consumer.offsets_for_times([asked], timeout=_ASK_S)
+            (found,) = ask_leader(
+                consumer,
+                self._topic,
+                lambda: consumer.offsets_for_times([asked], timeout=_ASK_S),
+                _ASK_S,
+            )
+            if found.error is not None:
+                raise KafkaException(found.error)
             return high if found.offset < 0 else int(found.offset)
         return min(max(int(start.position), low), high)
 
@@ -328,7 +336,7 @@ class KafkaReader:
     def _find_again(self, consumer: Any, partition: int) -> None:
         """Go on where the topic has records, since it has none at the position."""
         place = TopicPartition(self._topic, partition)
-        low, high = consumer.get_watermark_offsets(place, timeout=_ASK_S)
+        low, high = extent_of(consumer, place, _ASK_S)
         # Records that are under way there move the position when they are done with.
         offsets = self._ahead if partition in self._ahead else self._next
         place.offset = offsets[partition] = self._within(offsets[partition], low, high)

@@ -122,6 +122,28 @@ async def test_every_way_to_publish_carries_headers(daemon: Daemon) -> None:
     assert "The header 'a' is not carried" in told["warnings"][0]
 
 
+async def test_trace_of_a_head_is_left_out_where_nobody_wants_it() -> None:
+    """carry_trace = false: a mesh's trace costs nothing; events and own headers are carried."""
+    item, own = {"topic": "t", "data": 1}, {"traceparent": OTHER}
+    body, own_body = msgspec.json.encode(item), msgspec.json.encode({**item, "headers": own})
+    batch, alone = "POST /publish/batch HTTP/1.1", "POST /topics/t/messages HTTP/1.1"
+    async with running(carry_trace=False) as daemon:
+        for content, line, headers in (
+            (body, "", TRACED),
+            (body, "", {**TRACED, **EVENT}),
+            (own_body, "", TRACED),
+            (body + b"\n" + own_body, batch, TRACED),
+            (b"1", alone, TRACED),
+            (b"1", alone, {**TRACED, **EVENT}),
+        ):
+            named = {"line": line} if line else {}
+            answer = await ask(daemon.port, post(content, *lines_of(headers), **named))
+            assert answer.status == 200, answer.body
+        found = await carried(daemon)
+
+    assert found == [None, EVENT, own, None, own, None, EVENT]
+
+
 async def test_body_alone_is_published_to_the_topic_in_the_path(daemon: Daemon) -> None:
     """Binary mode: the body is the data, byte for byte, and everything else is in the head."""
     line = "POST /topics/t/messages?key=k&ttl_s=60.5 HTTP/1.1"

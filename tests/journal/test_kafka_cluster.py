@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from daemons import Daemon, until
+from confluent_kafka import Producer
+from daemons import Daemon, running, until
 from journal_engines import new_topic
 from kafka_servers import KafkaCluster
 from shared_journal import nodes, published, received, refused, resume
@@ -188,3 +190,42 @@ async def test_leader_that_was_not_in_sync_loses_a_tail_and_that_is_told(
     ]
     assert greeting["recovered"] is False
     assert (gap["type"], gap["reason"]) == ("gap", "epoch")
+
+
+async def test_source_goes_on_behind_a_time_without_a_leader(cluster: KafkaCluster) -> None:
+    """A topic with one copy, whose broker dies: it is away and not missing, and comes back alone.
+
+    The source begins with the latest record, so nothing of before comes, and all that comes later.
+    """
+    topic = new_topic()
+    await asyncio.to_thread(cluster.brokers[0].make_topic, topic, 1, {}, 1)
+    leader = await asyncio.to_thread(cluster.leader_of, topic)
+    await asyncio.to_thread(produce, cluster, topic, "before")
+    leader.kill()
+    source = {"name": "s", "url": cluster.url(topic), "topic": "t", "start": "latest"}
+    async with running(sources=[source]) as daemon:
+
+        def figures() -> Any:
+            return daemon.server.parts.messaging.sources.figures()[0]
+
+        await until(lambda: "without a leader" in figures().last_error, timeout_s=60)
+        assert figures().state == "away"
+        await asyncio.to_thread(leader.start)
+        await until(lambda: figures().state == "reading", timeout_s=60)
+        async with connect(f"{daemon.ws_url}/subscribe?topic=t&last=9") as reader:
+            number = 0
+            # Until the group has given the partition what comes is before the latest record.
+            while not figures().taken:
+                await asyncio.to_thread(produce, cluster, topic, number)
+                number += 1
+            (first,) = await received(reader, 1)
+
+    assert first["data"] in range(number)
+
+
+def produce(cluster: KafkaCluster, topic: str, data: Any) -> None:
+    """Produce a record by a client that this project did not write."""
+    brokers = ",".join(each.address for each in cluster.brokers)
+    producer = Producer({"bootstrap.servers": brokers, "acks": "all", "log_level": 0})
+    producer.produce(topic, json.dumps(data).encode())
+    assert producer.flush(30) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -398,6 +399,7 @@ def test_topic_that_is_too_weak_is_told(
         ("NOT_ENOUGH_REPLICAS", "min.insync.replicas"),
         ("KAFKA_STORAGE_ERROR", "disk"),
         ("INVALID_REPLICATION_FACTOR", "see replicas|replication_factor"),
+        ("LEADER_NOT_AVAILABLE", "a partition without a leader"),
         ("_UNSUPPORTED_FEATURE", "too old"),
         ("_RESOLVE", "hosts' names"),
         (LOST, "can't be reached: words of the broker; see whether its brokers run"),
@@ -446,9 +448,10 @@ class LeaderlessConsumer:
             return 3, 9
         raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
 
-    def list_topics(self, _topic: str, timeout: float) -> None:
+    def list_topics(self, _topic: str, timeout: float) -> Any:
         """Ask who leads."""
         self.knows = True
+        return SimpleNamespace(topics={})
 
 
 async def test_leader_that_came_later_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

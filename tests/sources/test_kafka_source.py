@@ -10,10 +10,17 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
 from daemons import Daemon, running, until
 from held_journals import hold_journal, under_way
 from journal_engines import new_topic
@@ -21,6 +28,12 @@ from kafka_servers import KafkaServer, shared_server
 from websockets.asyncio.client import ClientConnection, connect
 
 from clevrd.sources import kafka_topic
+from clevrd.sources.kafka_topic import KafkaReader
+from clevrd.sources.kinds import reader_of
+from clevrd.sources.progress import Progress
+from clevrd.sources.reading import SourceTrouble
+from clevrd.sources.settings import read_sources
+from clevrd.tenants.settings import read_access
 
 # A broker is a JVM, which a busy machine starts in half a minute.
 pytestmark = pytest.mark.timeout(90)
@@ -354,3 +367,112 @@ async def test_user_and_tls_are_used(server: KafkaServer, topic: str) -> None:
     await add(server, topic, 1)
     async with running(sources=[source]) as daemon, reading(daemon) as reader:
         assert (await received(reader, 1))[0]["data"] == 1
+
+
+# --- partitions without a leader -----------------------------------------------------------------
+
+
+class LeaderlessConsumer:
+    """A consumer whose partition has no leader until somebody has asked so often who leads."""
+
+    # Set by each test.
+    looks_needed = 0
+
+    def __init__(self, _properties: object) -> None:
+        self._looks = 0
+        self._place: TopicPartition | None = None
+        self._on_assign: Any = None
+        # What the reader goes on with.
+        self.assigned: list[int] = []
+
+    def subscribe(self, topics: list[str], on_assign: Any, on_revoke: Any) -> None:
+        """Join the group."""
+        self._place = TopicPartition(topics[0], 0)
+        self._on_assign = on_assign
+
+    def consume(self, _count: int, _timeout_s: float) -> list[Any]:
+        """Give the partition, and no record."""
+        if not self.assigned:
+            self._on_assign(self, [self._place])
+        return []
+
+    def committed(self, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        """Say that the group has read nothing."""
+        return [TopicPartition(each.topic, each.partition, -1001) for each in places]
+
+    def get_watermark_offsets(
+        self, _place: object, timeout: float = 0, *, cached: bool = False
+    ) -> tuple[int, int]:
+        """Return the extent, once the leader is known."""
+        if not cached:
+            self._need_leader()
+        return 3, 9
+
+    def offsets_for_times(
+        self, places: list[TopicPartition], timeout: float
+    ) -> list[TopicPartition]:
+        """Return the sixth record's place, once the leader is known."""
+        self._need_leader()
+        return [TopicPartition(each.topic, each.partition, 6) for each in places]
+
+    def _need_leader(self) -> None:
+        if self._looks < self.looks_needed:
+            raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
+
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        """Ask who leads; the topic is there."""
+        self._looks += 1
+        return SimpleNamespace(topics={topic: SimpleNamespace(error=None)})
+
+    def assign(self, places: list[TopicPartition]) -> None:
+        """Note where the reader goes on."""
+        self.assigned = [each.offset for each in places]
+
+    def commit(self, **_: object) -> None:
+        """Keep what is read."""
+
+    def close(self) -> None:
+        """Leave the group."""
+
+
+def leaderless_reader(monkeypatch: pytest.MonkeyPatch, start: str, looks: int) -> KafkaReader:
+    """Return a reader of a partition whose leader is known behind so many looks."""
+    monkeypatch.setattr(kafka_topic, "Consumer", LeaderlessConsumer)
+    monkeypatch.setattr(LeaderlessConsumer, "looks_needed", looks)
+    source = {"name": "a", "url": "kafka://127.0.0.1:1/x", "topic": "t", "start": start}
+    (entry,) = read_sources({"sources": [source]}, read_access({}, "file f"), "f")
+    reader = reader_of(entry, Progress(entry))
+    assert isinstance(reader, KafkaReader)
+    return reader
+
+
+@pytest.mark.parametrize(
+    ("start", "offset"), [("earliest", 3), ("latest", 9), ("2026-01-31T08:00:00Z", 6)]
+)
+async def test_leader_that_came_later_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, start: str, offset: int
+) -> None:
+    """The library keeps for 15 minutes that there is none, and asks again only if it is told to."""
+    reader = leaderless_reader(monkeypatch, start, looks=1)
+    await reader.open()
+
+    assert await reader.read() == []
+    assert reader._consumer.assigned == [offset]
+
+
+async def test_partition_without_a_leader_is_no_missing_topic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a source that begins with the latest record would read all of a topic afterwards."""
+    monkeypatch.setattr(kafka_topic, "_ASK_S", 0.0)
+    reader = leaderless_reader(monkeypatch, "latest", looks=9)
+    await reader.open()
+
+    with pytest.raises(SourceTrouble) as raised:
+        await reader.read()
+    assert raised.value.state == "away"
+    assert str(raised.value).startswith("Kafka at kafka://127.0.0.1:1/x has a partition without")
+    monkeypatch.setattr(LeaderlessConsumer, "looks_needed", 0)
+    await reader.open()
+    await reader.read()
+    assert reader._consumer.assigned == [9]

@@ -107,6 +107,31 @@ async def test_publish_is_a_child_of_the_publishers_span(
     assert message["headers"] == {"traceparent": publish.traceparent, "tracestate": "vendor=x"}
 
 
+async def test_trace_that_is_not_carried_is_the_parent_all_the_same(
+    collector: Collector,
+) -> None:
+    """carry_trace = false leaves the trace of a head out, and not that of the daemon's own span."""
+    other = NOT_SAMPLED.replace(TRACE_ID, "a" * 32)
+    async with (
+        traced(collector, carry_trace=False) as daemon,
+        subscribe(daemon.ws_url, headers="true") as reader,
+    ):
+        for traceparent in (other, SAMPLED):
+            await daemon.publish("t", 1, traceparent=traceparent)
+        url = f"{daemon.url}/publish/batch"
+        item = b'{"topic":"t","data":1}'
+        async with daemon.http.post(url, data=item, headers={"traceparent": SAMPLED}) as answer:
+            assert answer.status == 200
+        messages = [json.loads(await reader.recv()) for _ in range(3)]
+
+    spans = await collector.wait_for("publish", 2)
+    assert [(each.trace_id, each.parent_id) for each in spans] == [(TRACE_ID, PARENT_ID)] * 2
+    assert [each.get("headers") for each in messages] == [
+        None,
+        *({"traceparent": each.traceparent} for each in spans),
+    ]
+
+
 async def test_trace_of_opentelemetrys_own_clients_goes_through(
     daemon: Daemon, collector: Collector
 ) -> None:

@@ -121,6 +121,7 @@ _shtab_clevrd_checkconfig_options=(
   "--log-format[Form of the log\'s lines\: for people, or an object of JSON each. One of text, json\; default text\; CLEVRD_LOG_FORMAT]:VALUE:(text json)"
   "--otel-endpoint[Where to send traces\: the URL of an OpenTelemetry collector (OTLP over HTTP), or env for what OTEL_EXPORTER_OTLP_ENDPOINT says\; empty for no tracing. Like http\:\/\/localhost\:4318 or env\; default none\; CLEVRD_OTEL_ENDPOINT]:VALUE:"
   "--otel-sample-ratio[Share of publishes that are traced, where the publisher\'s own traceparent does not say. A number from 0 to 1\; default 0.01\; CLEVRD_OTEL_SAMPLE_RATIO]:VALUE:"
+  "--carry-trace[Carry the traceparent and tracestate in a publish\'s head to subscribers that ask for headers. True or false\; default true\; CLEVRD_CARRY_TRACE]:VALUE:(true false)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
   "--url[a running daemon, such as http\:\/\/127.0.0.1\:8080\: print what differs between what it works with and the file, and end with 1 where something does. The file is --config\'s, or else the one that the daemon names]:url:"
   "--ca-file[trust the certificates in FILE (PEM) for https\:\/\/, instead of the system\'s (SSL_CERT_FILE)]:FILE:_files"
@@ -184,6 +185,7 @@ _shtab_clevrd_doctor_options=(
   "--log-format[Form of the log\'s lines\: for people, or an object of JSON each. One of text, json\; default text\; CLEVRD_LOG_FORMAT]:VALUE:(text json)"
   "--otel-endpoint[Where to send traces\: the URL of an OpenTelemetry collector (OTLP over HTTP), or env for what OTEL_EXPORTER_OTLP_ENDPOINT says\; empty for no tracing. Like http\:\/\/localhost\:4318 or env\; default none\; CLEVRD_OTEL_ENDPOINT]:VALUE:"
   "--otel-sample-ratio[Share of publishes that are traced, where the publisher\'s own traceparent does not say. A number from 0 to 1\; default 0.01\; CLEVRD_OTEL_SAMPLE_RATIO]:VALUE:"
+  "--carry-trace[Carry the traceparent and tracestate in a publish\'s head to subscribers that ask for headers. True or false\; default true\; CLEVRD_CARRY_TRACE]:VALUE:(true false)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
   "--json[print the findings as JSON]"
 )
@@ -372,6 +374,7 @@ _shtab_clevrd_serve_options=(
   "--log-format[Form of the log\'s lines\: for people, or an object of JSON each. One of text, json\; default text\; CLEVRD_LOG_FORMAT]:VALUE:(text json)"
   "--otel-endpoint[Where to send traces\: the URL of an OpenTelemetry collector (OTLP over HTTP), or env for what OTEL_EXPORTER_OTLP_ENDPOINT says\; empty for no tracing. Like http\:\/\/localhost\:4318 or env\; default none\; CLEVRD_OTEL_ENDPOINT]:VALUE:"
   "--otel-sample-ratio[Share of publishes that are traced, where the publisher\'s own traceparent does not say. A number from 0 to 1\; default 0.01\; CLEVRD_OTEL_SAMPLE_RATIO]:VALUE:"
+  "--carry-trace[Carry the traceparent and tracestate in a publish\'s head to subscribers that ask for headers. True or false\; default true\; CLEVRD_CARRY_TRACE]:VALUE:(true false)"
   "--raw-paths[Answer plain publishes and subscribes below aiohttp, which is faster. True or false\; default true\; CLEVRD_RAW_PATHS]:VALUE:(true false)"
 )
 

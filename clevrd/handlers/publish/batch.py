@@ -85,6 +85,7 @@ class BatchEndpoint:
         self._hub = hub
         self._max_body_bytes = config.max_batch_bytes
         self._max_message_bytes = config.max_message_bytes
+        self._carries_trace = config.carry_trace
 
     @property
     def serves_while_draining(self) -> bool:
@@ -100,7 +101,8 @@ class BatchEndpoint:
             )
         check_body_head(head, self._max_body_bytes)
         admitted = self._gate.admit_tenant(head, self._max_body_bytes)
-        admitted.headers = trace_of_head(head.headers)
+        if self._carries_trace:
+            admitted.headers = trace_of_head(head.headers)
         return admitted
 
     def answer(self, admitted: Admitted, body: bytes) -> Awaitable[Response]:

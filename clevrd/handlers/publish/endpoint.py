@@ -66,6 +66,7 @@ class PublishEndpoint:
         self._gate = gate
         self._hub = hub
         self._max_body_bytes = config.max_message_bytes
+        self._carries_trace = config.carry_trace
 
     @property
     def serves_while_draining(self) -> bool:
@@ -78,7 +79,7 @@ class PublishEndpoint:
         admitted = self._gate.admit_tenant(head, self._max_body_bytes)
         declared = head.headers.get("content-length", "0")
         check_size(admitted.tenant, int(declared) if declared.isdecimal() else 0)
-        admitted.headers = headers_of_head(head.headers)
+        admitted.headers = headers_of_head(head.headers, has_trace=self._carries_trace)
         return admitted
 
     def answer(self, admitted: Admitted, body: bytes) -> Response | Later:

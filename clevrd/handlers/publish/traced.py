@@ -16,6 +16,7 @@ import msgspec
 
 from clevrd.admission import Admitted, Gate, Later
 from clevrd.config import Config
+from clevrd.core.message_headers import trace_of_head
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.topic import Topic
 from clevrd.core.trace_context import TRACEPARENT
@@ -62,9 +63,9 @@ class TracedPublishEndpoint:
     def answer(self, admitted: Admitted, body: bytes) -> Response | Later:
         """Publish ``body``; return an awaitable when the publisher has to wait."""
         headers = _own_headers(body) if self._is_enveloped and _NAMED in body else None
-        span = self._tracing.begin_publish(
-            headers or admitted.headers, admitted.tenant.name, "http"
-        )
+        # The trace in the head may not be carried, and is the publish's all the same.
+        trace = headers or trace_of_head(admitted.head.headers)
+        span = self._tracing.begin_publish(trace, admitted.tenant.name, "http")
         if span is None:
             return self._untraced.answer(admitted, body)
         with _ends_on_error(span):
@@ -91,7 +92,8 @@ class TracedBatchEndpoint(BatchEndpoint):
 
     def answer(self, admitted: Admitted, body: bytes) -> Awaitable[Response]:
         """Return the work to await."""
-        span = self._tracing.begin_publish(admitted.headers, admitted.tenant.name, "http")
+        trace = trace_of_head(admitted.head.headers)
+        span = self._tracing.begin_publish(trace, admitted.tenant.name, "http")
         if span is None:
             return super().answer(admitted, body)
         traced = _SpanBatch(self._gate, self._hub, self._config, span)

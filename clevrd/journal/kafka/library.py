@@ -36,6 +36,7 @@ RIGHTS: Final = (
 LOST: Final = "LOST"
 MISSING: Final = "UNKNOWN_TOPIC_OR_PART"
 TOO_LARGE: Final = "MSG_SIZE_TOO_LARGE"
+LEADERLESS: Final = "LEADER_NOT_AVAILABLE"
 
 # Faults that no waiting mends.
 _FINAL: Final = frozenset(
@@ -164,6 +165,11 @@ def sentence_of(fault: KafkaFault, shown: str) -> str:
         return (
             f"Kafka at {shown} has no such topic, or none of the brokers that have it is there; see"
             " to them, and let the daemon's user make it (Create), or make it yourself."
+        )
+    if code == LEADERLESS:
+        return (
+            f"Kafka at {shown} has a partition without a leader, since no broker is there that has"
+            " it; see to its brokers."
         )
     if code in ("NOT_ENOUGH_REPLICAS", "NOT_ENOUGH_REPLICAS_AFTER_APPEND"):
         return (

@@ -18,6 +18,7 @@ import msgspec
 from confluent_kafka import KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
 
+from clevrd.journal.kafka.leaders import extent_of
 from clevrd.journal.kafka.library import (
     LOST,
     MISSING,
@@ -36,18 +37,6 @@ ResultT = TypeVar("ResultT")
 # How long a question may take.
 ASK_S: Final = 4.0
 _GLANCE_S: Final = 0.2
-_RETRY_S: Final = 0.1
-# How long a broker may take to say who leads.
-_RELOOK_S: Final = 1.0
-_MOVING: Final = frozenset(
-    {
-        MISSING,
-        "NOT_LEADER_FOR_PARTITION",
-        "LEADER_NOT_AVAILABLE",
-        "FENCED_LEADER_EPOCH",
-        "_DESTROY_BROKER",
-    }
-)
 # An answer is fetched with what follows it, which nobody wants.
 _QUEUED_KBYTES: Final = 1_024
 # The broker is asked for records that are there. The library asks on behind the last one, and the
@@ -207,22 +196,7 @@ class Questions:
         return self._consumer
 
     def _extent(self, topic: str, partition: int) -> tuple[int, int]:
-        consumer = self._opened_consumer()
-        until_s = time.monotonic() + ASK_S
-        while True:
-            try:
-                place = TopicPartition(topic, partition)
-                low, high = consumer.get_watermark_offsets(place, timeout=ASK_S)
-                return low, high
-            except KafkaException as error:
-                # A topic that was just made, or a leader that moves, is known a moment later.
-                if fault_of(error).code not in _MOVING or time.monotonic() > until_s:
-                    raise
-                # The library keeps what a broker says while there is no leader for 15 minutes, and
-                # asks none before that, unless it is told to.
-                with suppress(KafkaException):
-                    consumer.list_topics(topic, timeout=_RELOOK_S)
-                time.sleep(_RETRY_S)
+        return extent_of(self._opened_consumer(), TopicPartition(topic, partition), ASK_S)
 
     def _records(
         self, topic: str, partition: int, offsets: Sequence[int]
