@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from clevrd.errors import ConfigError
 from clevrd.tls import TlsContexts, TlsSettings
+from clevrd.tls.settings import NO_TLS
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,10 @@ class Certificates:
         """
         # None where the daemon speaks no TLS.
         self.contexts = TlsContexts(settings) if settings.is_on else None
+
+    def view(self) -> dict[str, Any]:
+        """Return what operators may see of the settings in force."""
+        return NO_TLS.view() if self.contexts is None else self.contexts.view()
 
     def ends_in_s(self) -> float | None:
         """Return the seconds until the first of them ends; None where there are none."""

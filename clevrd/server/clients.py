@@ -17,6 +17,7 @@ from clevrd.connections.registry import Connections
 from clevrd.hub.lifecycle import Told
 from clevrd.hub.memory_shares import weights_of
 from clevrd.page_check import PageCheck
+from clevrd.server.certificates import Certificates
 from clevrd.server.messaging import Messaging
 from clevrd.server.setup import Setup
 from clevrd.tenants import DEFAULT_TENANT
@@ -32,7 +33,13 @@ log = logging.getLogger(__name__)
 class Clients:
     """The parts that know clients, and what has to change in others when the rules change."""
 
-    def __init__(self, setup: Setup, messaging: Messaging, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        messaging: Messaging,
+        certificates: Certificates,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         """Put the rules of ``setup`` into force.
 
         Raises:
@@ -55,7 +62,7 @@ class Clients:
         self.polls = Polls(hub, loop)
         # Reads the files that a reload needs.
         self.reading = FileReading()
-        self.in_force = _config_in_force(setup)
+        self.in_force = _config_in_force(setup, certificates)
         self.access = AccessControl(
             *(maker, authenticator, self.gate, origins, config.allowed_origins),
             *(self.connections, self.polls, hub.tasks),
@@ -80,6 +87,7 @@ class Clients:
             hub.connection_counts,
             self.pages,
             hub.refusals,
+            hub.decisions,
             setup.wall_s,
             hub.arrivals,
         )
@@ -108,10 +116,11 @@ class Clients:
         )
 
 
-def _config_in_force(setup: Setup) -> ConfigInForce:
+def _config_in_force(setup: Setup, certificates: Certificates) -> ConfigInForce:
     return ConfigInForce(
         *(setup.config, setup.sources, setup.file, setup.access, setup.wall_s),
         setup.journal_in_force(),
         [each.view() for each in setup.read],
         [each.view() for each in setup.webhooks],
+        certificates.view,
     )

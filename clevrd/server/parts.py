@@ -40,8 +40,8 @@ class Parts:
         # On the monotonic clock.
         self.started_s = time.monotonic()
         self.messaging = Messaging(setup, loop)
-        self.clients = Clients(setup, self.messaging, loop)
         self.certificates = Certificates(setup.tls_in_force())
+        self.clients = Clients(setup, self.messaging, self.certificates, loop)
         views = Views(
             self.messaging, self.clients, self, self.certificates.ends_in_s, now_s=loop.time
         )

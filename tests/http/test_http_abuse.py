@@ -141,17 +141,79 @@ async def test_body_that_ends_early_is_400_at_once(daemon: Daemon) -> None:
     assert len(daemon.hub.topics) == 0
 
 
-@pytest.mark.parametrize("broken", [b"zz\r\n", b"2\r\n{}X", b"-1\r\n"])
-async def test_chunk_that_breaks_late_is_refused(impatient: Daemon, broken: bytes) -> None:
-    """Its head was fine and is being waited on: refused when the time is up at the latest."""
+SIZE, END, TRAILER = "hexadecimal", "must follow its data", "follows the last chunk"
+# What may stand between chunks, the byte that may not follow it, and a word of the refusal.
+BROKEN_CHUNKS = [
+    (b"", b"z", SIZE),
+    (b"", b"\r", SIZE),
+    (b"1", b"-", SIZE),
+    (b"1", b"\n", SIZE),
+    (b"1\r", b"x", SIZE),
+    (b"1" * 16, b"1", SIZE),
+    (b"1;a", b" ", SIZE),
+    (b"1;a=b", b"=", SIZE),
+    (b'1;a="b\\', b"\x01", SIZE),
+    (b'1;a="b', b"\r", SIZE),
+    (b"1\r\n{", b"X", END),
+    (b"1\r\n{\r", b"X", END),
+    (b"0\r\n", b"\n", TRAILER),
+    (b"0\r\n\r", b"X", TRAILER),
+    (b"0\r\nA", b" ", TRAILER),
+    (b"0\r\nA: b\r", b"C", TRAILER),
+    (b"0\r\nA: b", b"\x00", TRAILER),
+    (b"0\r\nA: b\r\n", b" ", TRAILER),
+    (b"0\r\nContent-Length: 3\r", b"\n", TRAILER),
+    (b"1;a=" + b"b" * 8_186, b"b", "over 8190 bytes"),
+    (b"0\r\n" + b"A: b\r\n" * 10_922 + b"A: b", b"b", "over 65536 bytes"),
+]
+
+
+@pytest.mark.parametrize(("before", "broken", "word"), BROKEN_CHUNKS)
+async def test_chunk_that_breaks_late_is_400_at_once(
+    daemon: Daemon, before: bytes, broken: bytes, word: str
+) -> None:
+    """Its head was fine and its body is being read: nobody waits for what can never be whole."""
     head = post(b"", CHUNKED, length=None)
 
-    transcript = await talk(impatient.port, [head, chunked(BODY, 9)[:-5], broken + OK])
+    for pieces in (
+        [head, chunked(BODY, 9)[:-5], before, broken],
+        [head, before + broken + OK],
+        [OK + head + before + broken + OK],
+    ):
+        transcript = await talk(daemon.port, pieces, timeout_s=5)
 
-    answers = responses(transcript)
-    assert {answer.status for answer in answers} <= {400, 408}
-    assert len(answers) >= 1
-    assert len(impatient.hub.topics) == 0
+        answer = responses(transcript)[-1]
+        assert (answer.status, answer.code) == (400, "invalid_request")
+        assert word in answer.json["error"]
+        assert answer.headers["connection"] == "close"
+    assert [topic.head for topic in daemon.hub.topics] == [1]
+
+
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
+async def test_chunk_breaks_in_a_request_with_upgrade_as_in_others(
+    daemon: Daemon, upgrade: str
+) -> None:
+    """Some clients offer an upgrade with whatever they ask first; chunks are followed as well."""
+    head = post(b"", CHUNKED, f"Upgrade: {upgrade}", length=None)
+
+    broken = await talk(daemon.port, [head, b"1\r\n{", b"X"], timeout_s=5)
+    whole = await ask(daemon.port, head + chunked(BODY, 9))
+
+    [answer] = responses(broken)
+    assert answer.status == 400
+    assert END in answer.json["error"]
+    assert whole.status == 200
+
+
+async def test_trailers_are_ignored(daemon: Daemon) -> None:
+    """RFC 9110 §6.5.1: they are no fields of the head, in whatever reads they come."""
+    sent = post(chunked(BODY, 9, trailer=b"X-Tenant-ID: evil\r\nHost: x\r\n"), CHUNKED, length=None)
+
+    for pieces in ([sent], [sent[:-25], sent[-25:-3], sent[-3:]], [sent[:-2], sent[-2:]]):
+        [answer] = responses(await talk(daemon.port, [*pieces, b""], shut=True, timeout_s=5))
+        assert answer.status == 200
+
+    assert {topic.tenant for topic in daemon.hub.topics} == {"default-tenant"}
 
 
 # --- expectations --------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from clients import needs_curl
 from daemons import Daemon, FakeStats, daemon_process, until
 from http_corpus import CORPUS, numbered
 from http_wire import get, post, responses, settled
-from tls import Pair, TlsStream, make_pair, tunnel
+from tls import DAY, Pair, TlsStream, make_pair, tunnel
 from websockets.asyncio.client import connect
 
 from clevrd.cli.command_line import main
@@ -436,6 +436,38 @@ async def test_new_certificate_is_for_new_handshakes_alone(tmp_path: Path) -> No
         with pytest.raises(ConfigError, match="by a restart"):
             daemon.server.parts.certificates.prepare(TlsSettings())
         assert await common_name(daemon.port, "localhost") == "new"
+
+
+async def test_config_shows_the_certificates_in_force(tmp_path: Path) -> None:
+    """With their ends, as they are after a change; of a key there is a file's name and no more."""
+    old, new = make_pair(tmp_path, "old"), make_pair(tmp_path, "new", ends=30 * DAY)
+    authority = make_pair(tmp_path, "ca", sans=(), is_authority=True)
+    async with secure(old) as daemon:
+        asked = [get("/config", "Connection: close")]
+        (before,) = responses(await talk(daemon.port, asked, old.client()))
+        later = TlsSettings(
+            certificates=(entry(new, "new.example"),),
+            client_ca_file=str(authority.cert),
+            client_certificates="optional",
+        )
+        daemon.server.parts.certificates.prepare(later)()
+        (after,) = responses(await talk(daemon.port, asked, new.client()))
+
+    assert [each["cert_file"] for each in before.json["tls"]["certificates"]] == [str(old.cert)]
+    assert before.json["tls"]["client_certificates"] == "none"
+    assert after.json["tls"] == {
+        "certificates": [
+            {
+                "cert_file": str(new.cert),
+                "key_file": str(new.key),
+                "names": ["new.example"],
+                "ends_at": f"{new.certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%S}.000000Z",
+            }
+        ],
+        "client_ca_file": str(authority.cert),
+        "client_certificates": "optional",
+        "minimum_version": "TLSv1.2",
+    }
 
 
 async def test_client_certificates_are_asked_for_and_checked(tmp_path: Path) -> None:
