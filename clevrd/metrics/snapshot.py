@@ -1,7 +1,7 @@
 """Snapshot: all figures of a daemon as one value, from which every form of /metrics is made.
 
 Times are in seconds, sizes in bytes, shares 0..1. handlers/operate/figures takes it, `json` and
-`exposition` show it.
+`prometheus` show it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The figures of tenants: values, and their JSON. As Prometheus reads them: `exposition`.
+"""The figures of tenants: values, and their JSON. As Prometheus reads them: `prometheus/tenants`.
 
 Tenants are a label here and nowhere else, so whoever scrapes this decides to have one series for
 each. Clients can't make more of them: a tenant that is not configured is in the row of all others.

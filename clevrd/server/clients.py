@@ -58,7 +58,7 @@ class Clients:
         allowed = read_allowed_origins(config.allowed_origins, access.auth.allowed_origins)
         origins = OriginRule(allowed, loop.time)
         self.pages = PageCheck(origins, self.addresses.asked_for)
-        self.connections = self._connections(setup, loop)
+        self.connections = self._registry(setup, loop)
         self.polls = Polls(hub, loop)
         # Reads the files that a reload needs.
         self.reading = FileReading()
@@ -74,7 +74,7 @@ class Clients:
         """Return what a proxy that is listed now says that its client asked for."""
         return self.addresses.proxies.asked_for(headers, peer)
 
-    def _connections(self, setup: Setup, loop: asyncio.AbstractEventLoop) -> Connections:
+    def _registry(self, setup: Setup, loop: asyncio.AbstractEventLoop) -> Connections:
         hub = self._messaging.hub
         return Connections(
             hub.counters,

@@ -25,9 +25,11 @@ from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.handlers.operate.figures import Figures
 from clevrd.hub import Hub
-from clevrd.metrics import exposition, json
-from clevrd.metrics.exposition import families, render_openmetrics, render_text
+from clevrd.metrics import json
 from clevrd.metrics.json import render_json
+from clevrd.metrics.prometheus import exposition
+from clevrd.metrics.prometheus.exposition import render_openmetrics, render_text
+from clevrd.metrics.prometheus.families import families
 from clevrd.metrics.snapshot import Snapshot, topic_view
 from clevrd.tenants import Tenant
 

@@ -47,9 +47,10 @@ from clevrd.handlers.operate.health import HealthView, MemoryView
 from clevrd.handlers.operate.subscriber_rows import SubscribersView
 from clevrd.hub import Published
 from clevrd.hub.clearing import Cleared
-from clevrd.metrics.exposition import families, families_of_tenants
 from clevrd.metrics.histograms import HistogramView
 from clevrd.metrics.json import MetricsView, ThrottlerView
+from clevrd.metrics.prometheus.families import families
+from clevrd.metrics.prometheus.tenants import families_of_tenants
 from clevrd.metrics.snapshot import IdempotencyView, MessageTotals, TopicView, Traffic
 from clevrd.metrics.tenants import TenantFigures, TenantsView
 from clevrd.metrics.top import LimitedRow, SubscriberRow, TopicRow, TopView

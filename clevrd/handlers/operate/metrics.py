@@ -10,16 +10,16 @@ from clevrd.errors import Forbidden, InvalidRequest
 from clevrd.handlers.operate.accept import Form, wanted_form
 from clevrd.handlers.operate.figures import Figures
 from clevrd.http_values import JSON, NOT_STORED, Request, Response, json_view
-from clevrd.metrics.exposition import (
+from clevrd.metrics.json import render_json, render_tenant_json
+from clevrd.metrics.prometheus.exposition import (
     OPENMETRICS_TYPE,
     TEXT_TYPE,
-    families_of_tenants,
     openmetrics_of,
     render_openmetrics,
     render_text,
     text_of,
 )
-from clevrd.metrics.json import render_json, render_tenant_json
+from clevrd.metrics.prometheus.tenants import families_of_tenants
 from clevrd.scheduling.fair_turns import FairTurns
 from clevrd.tenants import Tenant
 

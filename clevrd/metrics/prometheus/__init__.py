@@ -1,0 +1,1 @@
+"""Figures as Prometheus reads them: families of metrics, by their subjects, and the spelling."""
