@@ -13,8 +13,20 @@ from clevrd.errors import JournalFull, JournalUnavailable
 def add_directory(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names the journal."""
     parser.add_argument(
-        "directory", metavar="DIR", help="the journal's directory, as in clevrd serve --journal"
+        "directory",
+        metavar="DIR",
+        type=_directory,
+        help="the journal's directory, as in clevrd serve --journal",
     )
+
+
+def _directory(text: str) -> str:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            "it is a URL, and these commands are for a journal in a directory; docs/journal.md"
+            " (Moving to another engine) says how messages are read from the servers"
+        )
+    return text
 
 
 @contextmanager

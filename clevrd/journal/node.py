@@ -131,6 +131,8 @@ class Node:
             self._readers.append(reader)
             self._writers.append(writer)
         self._tasks: list[asyncio.Task[None]] = []
+        # Partitions whose last checkpoint was not saved, as the log says already.
+        self._unsaved: set[int] = set()
         # When a checkpoint was saved last, on the loop's clock; None before the first.
         self._checkpoint_saved_s: float | None = None
         # True once no message is accepted any more; set by seal, for good.
@@ -483,9 +485,12 @@ class Node:
             if isinstance(checkpoint, Checkpoint):
                 await self._engine.save_checkpoint(partition.number, checkpoint)
                 partition.needs_whole_checkpoint = False
+                self._unsaved.discard(partition.number)
                 self._checkpoint_saved_s = self._loop.time()
         except ClevrdError as error:
-            log.warning("checkpoint not saved partition=%d reason=%s", partition.number, error)
+            if partition.number not in self._unsaved:
+                log.warning("checkpoint not saved partition=%d reason=%s", partition.number, error)
+            self._unsaved.add(partition.number)
             return
         partition.records_at_checkpoint = records
         partition.changes_at_checkpoint = changes

@@ -21,6 +21,7 @@ from clevrd.core.message_headers import headers_of_record
 from clevrd.journal.nats.connection import TICK_S, Connection, Link
 from clevrd.journal.nats.library import DENIED, LOST, Connector, NatsFault, sentence_of
 from clevrd.journal.nats.settings import NatsSettings
+from clevrd.journal.nats.streams import version_of
 from clevrd.metrics.sources import SourceState
 from clevrd.sources.progress import Progress
 from clevrd.sources.reading import READING, STANDBY, SourceTrouble, Status
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 # The rights that a user has to have, as they stand in a server's configuration.
 PERMISSIONS: Final = 'permissions { publish: ["$JS.API.>", "$JS.ACK.>"], subscribe: ["_INBOX.>"] }'
+
+# Consumers know a pinned client since then (nats-server, ADR-42).
+MIN_VERSION: Final = (2, 11)
 
 # Seconds after which the server lets go of a client that asks for nothing.
 _PIN_S: Final = 10
@@ -120,6 +124,7 @@ class JetStreamReader:
         self._under_way = 0
         try:
             connection = await link.connection()
+            self._check_version(str(connection.server.get("version", "")))
             await self._find_stream(connection)
             await self._find_consumer(connection)
             self._inbox = connection.new_inbox()
@@ -201,6 +206,16 @@ class JetStreamReader:
             await link.close()
 
     # --- the stream and its consumer -------------------------------------------------------------
+
+    def _check_version(self, version: str) -> None:
+        """Raise SourceTrouble for a server that would make a consumer without what was asked."""
+        if version_of(version) < MIN_VERSION:
+            wanted = ".".join(map(str, MIN_VERSION))
+            raise SourceTrouble(
+                "refused",
+                f"NATS at {self._shown} is {version}, and a source needs {wanted} or newer; update"
+                " it.",
+            )
 
     async def _find_stream(self, connection: Connection) -> None:
         """Find the stream, by its name or by a subject of it."""

@@ -254,7 +254,10 @@ class RedisReader:
             raise
         fields = _fields_of(found)
         if b"entries-added" not in fields:
-            raise RedisFault("ERR", "it is older than 7.0, which sources need")
+            raise SourceTrouble(
+                "refused",
+                f"Redis at {self._shown} is older than 7.0, which a source needs; update it.",
+            )
         return _Extent(
             fields[b"entries-added"], fields[b"length"], fields[b"last-generated-id"].decode()
         )

@@ -466,6 +466,19 @@ def test_what_is_no_journal_is_refused(run: Run, tmp_path: Path, command: str) -
     assert [each.name for each in (tmp_path / "other").iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("command", ["stat", "verify", "export", "import", "backup"])
+def test_a_journal_of_servers_is_refused(run: Run, tmp_path: Path, command: str) -> None:
+    """One line says where it is told how to read one, and has nothing of the URL's password."""
+    rest = [tmp_path / "copy"] if command == "backup" else []
+
+    code, output, errors = run(command, "redis://me:secret@h", *rest)
+
+    assert (code, output) == (2, "")
+    assert "Moving to another engine" in errors
+    assert "secret" not in errors
+    assert errors.count("\n") == 1
+
+
 @pytest.mark.holds_loop("the commands run in threads of this process, and import modules there")
 async def test_messages_of_a_record_that_was_sent_again_are_exported_once(
     run: Run, tmp_path: Path

@@ -114,6 +114,42 @@ async def test_deleted_stream_has_another_stamp(server: NatsServer, sync_always:
         assert await read_on(engine, 0) == [(1, record)]
 
 
+async def test_stream_that_was_changed_takes_nothing_until_it_is_set_back(
+    server: NatsServer,
+) -> None:
+    """It would lose records; publishers are refused, with what to do as the reason."""
+    async with opened(nats_settings(server, partitions=1)) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        await append(engine, writer, "1")
+        config = (await server.api("STREAM.INFO.clevrd-p0"))["config"]
+        await server.api("STREAM.UPDATE.clevrd-p0", {**config, "max_msgs": 5})
+        await engine._look_at_all()
+
+        with pytest.raises(JournalUnavailable, match=r"max_msgs 5.*; set them back"):
+            await append(engine, writer, "2")
+        await server.api("STREAM.UPDATE.clevrd-p0", config)
+        record = await append(engine, writer, "3")
+
+        assert (await read_on(engine, 1))[-1] == (2, record)
+
+
+async def test_stream_of_others_in_the_place_of_a_log_is_left_as_it_is(server: NatsServer) -> None:
+    """It takes the record that finds it out, and no other one; its settings stay."""
+    async with opened(nats_settings(server, partitions=1)) as engine:
+        writer = LogWriter(await engine.stamp(0))
+        await append(engine, writer, "1")
+        await server.api("STREAM.DELETE.clevrd-p0")
+        others = {"name": "clevrd-p0", "subjects": ["clevrd.p0.>"], "max_msgs": 2}
+        made = await server.api("STREAM.CREATE.clevrd-p0", others)
+
+        with pytest.raises(JournalUnavailable, match="not a journal's"):
+            await append(engine, writer, "2")
+        with pytest.raises(JournalUnavailable, match="not a journal's"):
+            await engine.stamp(0)
+
+        assert (await server.api("STREAM.INFO.clevrd-p0"))["config"] == made["config"]
+
+
 async def make_again(
     server: NatsServer, engine: NatsEngine, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from clevrd.hub import Hub, Published, audience_of
 from clevrd.journal import node as node_module
 from clevrd.journal import partition as partition_module
 from clevrd.journal import record_writer
-from clevrd.journal.base import Placed
+from clevrd.journal.base import Checkpoint, Placed
 from clevrd.journal.records import MAX_RECORD_BYTES, Header, Run, encode_record
 from clevrd.tenants import Tenant
 
@@ -595,3 +595,30 @@ async def test_start_is_given_up_where_the_engine_says_that_it_cannot_be_used(
     told = [each.getMessage() for each in caplog.records if "waiting" in each.getMessage()]
     assert len(told) == 1
     assert why in told[0]
+
+
+async def test_checkpoints_that_are_not_saved_are_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One is due each 10 s for each partition, for as long as the server is away."""
+    save = MemoryEngine.save_checkpoint
+    # Of each checkpoint whether the server is away; it is there for the last one, at the stop.
+    aways = [True, True, False, True, True, False]
+
+    async def save_or_not(engine: MemoryEngine, partition: int, checkpoint: Checkpoint) -> None:
+        if aways.pop(0):
+            raise UNAVAILABLE
+        await save(engine, partition, checkpoint)
+
+    monkeypatch.setattr(MemoryEngine, "save_checkpoint", save_or_not)
+    async with hub_on(MemoryLog()) as hub:
+        assert hub.journal is not None
+        node = hub.journal.node
+        while len(aways) > 1:
+            await publish(hub, "a")
+            await node._save_checkpoint(node._partitions[0])
+    told = [each.getMessage() for each in caplog.records]
+
+    assert [each for each in told if "not saved" in each] == [
+        "checkpoint not saved partition=0 reason=The log does not answer."
+    ] * 2

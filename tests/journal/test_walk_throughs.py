@@ -1,7 +1,8 @@
-"""The walk-throughs of docs/journal.md, run as they are written there, on free ports."""
+"""What docs/journal.md has to be typed, run as it is written there, on free ports."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import kafka_servers
 import nats_servers
 import pytest
 import redis_servers
-from daemons import ROOT
+from daemons import ROOT, running
 from journal_engines import new_topic
 from ports import free_port
 from redis import Redis
@@ -26,9 +27,9 @@ pytestmark = pytest.mark.timeout(120)
 
 
 def written_under(heading: str) -> str:
-    """Return the shell's lines under a heading."""
+    """Return the shell's first lines under a heading, or behind any other words."""
     text = (ROOT / "docs" / "journal.md").read_text()
-    below = text[text.index(f"### {heading}\n") :]
+    below = text[text.index(f"{heading}\n" if heading.startswith("#") else heading) :]
     return below[below.index("```sh\n") + 6 : below.index("\n```\n")]
 
 
@@ -77,7 +78,8 @@ def test_two_nodes_on_redis(tmp_path: Path) -> None:
     port = free_port()
     try:
         check(
-            typed(written_under("Two nodes to try").replace("6390", str(port)), tmp_path), tmp_path
+            typed(written_under("### Two nodes to try").replace("6390", str(port)), tmp_path),
+            tmp_path,
         )
     finally:
         # The walk-through has stopped it, if it came to its end.
@@ -88,7 +90,7 @@ def test_two_nodes_on_redis(tmp_path: Path) -> None:
 def test_two_nodes_on_nats(tmp_path: Path) -> None:
     """A newcomer who types it sees what the comments say."""
     tools = (str(Path(nats_servers.need()).parent),)
-    lines = written_under("Two nodes on NATS to try").replace("4333", str(free_port()))
+    lines = written_under("### Two nodes on NATS to try").replace("4333", str(free_port()))
 
     check(typed(lines, tmp_path, tools=tools), tmp_path)
 
@@ -96,7 +98,37 @@ def test_two_nodes_on_nats(tmp_path: Path) -> None:
 def test_two_nodes_on_kafka(tmp_path: Path) -> None:
     """A newcomer who types it sees what the comments say."""
     server = kafka_servers.shared_server()
-    lines = written_under("Two nodes to try with Kafka")
+    lines = written_under("### Two nodes to try with Kafka")
     lines = lines.replace("kafka://127.0.0.1:9092/clevrd", server.url(new_topic()))
 
     check(typed(lines, tmp_path), tmp_path)
+
+
+@pytest.mark.holds_loop("a server is started, and commands are waited for")
+async def test_messages_move_to_another_engine_and_back(tmp_path: Path) -> None:
+    """From SQLite to Redis, and from Redis to SQLite: data and keys, in the order of each topic."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    async with running(journal_table={"directory": str(old)}) as daemon:
+        for number in range(6):
+            await daemon.publish(f"t.{number % 2}", number, **{"Idempotency-Key": f"k{number}"})
+    with redis_servers.redis_server(tmp_path / "redis") as server:
+        async with running(journal_table={"url": server.url}) as daemon:
+            lines = written_under("**From SQLite to a journal that nodes share:**")
+            lines = lines.replace("http://127.0.0.1:8080", daemon.url)
+            lines = lines.replace("/var/lib/clevrd/journal", str(old))
+            # The daemon answers it meanwhile.
+            told = await asyncio.to_thread(typed, lines, tmp_path)
+        lines = written_under("**From Redis to SQLite:**")
+        lines = lines.replace("redis-cli", f"redis-cli -p {server.port}")
+        lines = lines.replace("/var/lib/clevrd/journal", str(new))
+        typed(lines, tmp_path)
+    exported = typed(f"clevrd journal export {new}", tmp_path).splitlines()
+
+    assert told == '"published":6,"refused":0\n'
+    found = [json.loads(line) for line in exported]
+    for topic in range(2):
+        of_topic = [each for each in found if each["topic"] == f"t.{topic}"]
+        assert [each["data"] for each in of_topic] == list(range(topic, 6, 2))
+        assert [each["idempotency_key"] for each in of_topic] == [
+            f"k{number}" for number in range(topic, 6, 2)
+        ]

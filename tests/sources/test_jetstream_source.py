@@ -343,3 +343,15 @@ async def test_work_queue_is_refused(server: NatsServer, stream: JetStreamContex
         await until(lambda: figures(daemon).state == "refused")
         assert "is a work queue" in figures(daemon).last_error
         assert "copies it" in figures(daemon).last_error
+
+
+async def test_server_that_is_too_old_is_refused(
+    server: NatsServer, stream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would make a consumer that is not what was asked for; none is made."""
+    monkeypatch.setattr(jetstream, "MIN_VERSION", (99, 1))
+    async with running(sources=[table(server)]) as daemon:
+        await until(lambda: figures(daemon).state == "refused")
+        assert "a source needs 99.1 or newer; update it." in figures(daemon).last_error
+
+    assert await stream.consumers_info("ORDERS") == []

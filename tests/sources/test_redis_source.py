@@ -19,6 +19,7 @@ from redis import Redis
 from redis_servers import RedisServer
 from websockets.asyncio.client import ClientConnection, connect
 
+from clevrd.sources import redis_stream
 from clevrd.sources.taking import MAX_UNDER_WAY
 
 
@@ -382,6 +383,22 @@ async def test_server_that_refuses_says_why(
     assert "the number of one that it has" in errors[3]
     assert "secret" not in caplog.text
     assert ":wrong" not in caplog.text
+
+
+async def test_server_that_is_too_old_is_refused(
+    server: RedisServer, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis 6 does not say how many entries a stream ever had."""
+    fields_of = redis_stream._fields_of
+
+    def of_redis_6(flat: Any) -> dict[bytes, Any]:
+        return {name: each for name, each in fields_of(flat).items() if name != b"entries-added"}
+
+    monkeypatch.setattr(redis_stream, "_fields_of", of_redis_6)
+    add(redis, 1)
+    async with running(sources=[table(server)]) as daemon:
+        await until(lambda: figures(daemon).state == "refused")
+        assert "older than 7.0, which a source needs; update it." in figures(daemon).last_error
 
 
 async def test_documented_rights_are_enough(server: RedisServer, redis: Redis) -> None:

@@ -429,8 +429,11 @@ class NatsEngine:
         From then on the stream takes nothing that was made for the log that it was.
 
         Raises:
+            JournalUnavailable: it is not one of this journal.
             NatsFault: the server refuses, or can't be reached.
         """
+        # Another's stream, which somebody has put in its place, is not changed.
+        await self._info(each)
         log.warning("the log has lost records, and begins anew partition=%d", each.number)
         config = log_config(self._settings, self._names, each.number, secrets.token_hex(8))
         await self._api(f"STREAM.UPDATE.{each.stream}", config)
@@ -440,6 +443,7 @@ class NatsEngine:
     async def _begin_anew(self, each: _Partition) -> None:
         """Let all nodes begin a new epoch: raises JournalUnavailable."""
         async with each.lock:
+            each.stamp = ""
             try:
                 self._note(each, *await self._renamed(each))
             except NatsFault as fault:
@@ -530,11 +534,18 @@ class NatsEngine:
         """Notice a log that was made again, or has lost records, or has another leader."""
         while True:
             await asyncio.sleep(_LOOK_OVER_S + secrets.randbelow(1000) / 1000)
-            for each in self._partitions:
-                try:
-                    await self._look_at(each)
-                except (JournalUnavailable, JournalFull) as error:
-                    log.debug("log not looked at partition=%d reason=%s", each.number, error)
-                except Exception:
-                    # The next round is to come in any case.
-                    log.exception("log not looked at")
+            await self._look_at_all()
+
+    async def _look_at_all(self) -> None:
+        for each in self._partitions:
+            try:
+                await self._look_at(each)
+            except (JournalUnavailable, JournalFull) as error:
+                if not isinstance(error.__cause__, NatsFault):
+                    # Somebody has changed the stream, and it would lose records. The next append
+                    # asks for the stamp, and its publishers are refused for this reason.
+                    each.stamp = ""
+                log.debug("log not looked at partition=%d reason=%s", each.number, error)
+            except Exception:
+                # The next round is to come in any case.
+                log.exception("log not looked at")
