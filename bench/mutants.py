@@ -66,6 +66,9 @@ MODULES: Final = (
     "clevrd/page_check.py",
     "clevrd/proxy_protocol.py",
     "clevrd/scheduling/beside_loop.py",
+    "clevrd/server/journal.py",
+    "clevrd/server/planned_restart.py",
+    "clevrd/server/stop.py",
     "clevrd/small_files.py",
 )
 # Parts of the tree that are copied: the modules, and everything that the tests need.
