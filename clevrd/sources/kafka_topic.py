@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from clevrd.core.message_headers import headers_of_record
 from clevrd.errors import ConfigError
-from clevrd.journal.kafka.leaders import ask_leader, extent_of
+from clevrd.journal.kafka.leaders import extent_of, fault_about
 from clevrd.journal.kafka.library import (
     LOST,
     MISSING,
@@ -228,7 +228,12 @@ class KafkaReader:
 
     def _consume(self, consumer: Any, count: int, timeout_s: float) -> list[Any]:
         messages = []
-        for message in consumer.consume(count, timeout_s):
+        try:
+            found = consumer.consume(count, timeout_s)
+        except KafkaFault as fault:
+            # It is of `_assigned`, in which the brokers can't be asked anew.
+            raise fault_about(consumer, self._topic, fault) from fault
+        for message in found:
             error = message.error()
             if error is None:
                 messages.append(message)
@@ -265,6 +270,17 @@ class KafkaReader:
     # --- partitions ------------------------------------------------------------------------------
 
     def _assigned(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
+        """Begin to read partitions, in a callback of the library's.
+
+        An exception of the library's own does not come through it whole: what `consume` raises then
+        is no exception to Python 3.11, which no `except` catches, and whose thread ends unheard.
+        """
+        try:
+            self._begin(consumer, partitions)
+        except KafkaException as error:
+            raise fault_of(error) from error
+
+    def _begin(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
         """Begin to read partitions where the group is; where it has not been, as it is told."""
         self._is_assigned = True
         found = consumer.committed(list(partitions), timeout=_ASK_S) if partitions else []
@@ -272,7 +288,7 @@ class KafkaReader:
         for each in found:
             if each.error is not None:
                 raise KafkaException(each.error)
-            low, high = extent_of(consumer, each, _ASK_S)
+            low, high = consumer.get_watermark_offsets(each, timeout=_ASK_S)
             if each.offset < 0:
                 each.offset = self._first_offset(consumer, each, low, high)
                 fresh.append(each)
@@ -309,12 +325,7 @@ class KafkaReader:
             return high
         if start.since_ms is not None:
             asked = TopicPartition(self._topic, place.partition, start.since_ms)
-            (found,) = ask_leader(
-                consumer,
-                self._topic,
-                lambda: consumer.offsets_for_times([asked], timeout=_ASK_S),
-                _ASK_S,
-            )
+            (found,) = consumer.offsets_for_times([asked], timeout=_ASK_S)
             if found.error is not None:
                 raise KafkaException(found.error)
             return high if found.offset < 0 else int(found.offset)

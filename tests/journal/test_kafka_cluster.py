@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from daemons import Daemon, running, until
 from journal_engines import new_topic
 from kafka_servers import KafkaCluster
@@ -201,6 +202,7 @@ async def test_source_goes_on_behind_a_time_without_a_leader(cluster: KafkaClust
     await asyncio.to_thread(cluster.brokers[0].make_topic, topic, 1, {}, 1)
     leader = await asyncio.to_thread(cluster.leader_of, topic)
     await asyncio.to_thread(produce, cluster, topic, "before")
+    await asyncio.to_thread(make_groups, cluster, topic)
     leader.kill()
     source = {"name": "s", "url": cluster.url(topic), "topic": "t", "start": "latest"}
     async with running(sources=[source]) as daemon:
@@ -221,6 +223,19 @@ async def test_source_goes_on_behind_a_time_without_a_leader(cluster: KafkaClust
             (first,) = await received(reader, 1)
 
     assert first["data"] in range(number)
+
+
+def make_groups(cluster: KafkaCluster, topic: str) -> None:
+    """Have the brokers make the topic in which they keep groups, which takes all three of them."""
+    brokers = ",".join(each.address for each in cluster.brokers)
+    consumer = Consumer({"bootstrap.servers": brokers, "group.id": "another", "log_level": 0})
+    are_there = False
+    while not are_there:
+        # For a moment its own brokers don't know yet which of them it is.
+        with suppress(KafkaException):
+            consumer.committed([TopicPartition(topic, 0)], timeout=30)
+            are_there = True
+    consumer.close()
 
 
 def produce(cluster: KafkaCluster, topic: str, data: Any) -> None:

@@ -1,21 +1,20 @@
-"""Questions to the leader of a partition, which are asked again while there is none or it moves.
+"""Questions about a partition that may have no leader, and the fault where it has none.
 
 The library keeps what a broker says of a topic for 15 minutes, so also that a partition has no
-leader, and asks none before that unless it is told to. Called in threads, since all of this waits.
+leader, and asks none before that unless it is told to. All of this waits, so it is called in
+threads; and never in a callback of the library's, where its `list_topics` has it abort the process
+at the next callback (confluent-kafka 2.16: the inner call ends the state of the outer one).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from confluent_kafka import KafkaException, TopicPartition
 
 from clevrd.journal.kafka.library import LEADERLESS, MISSING, KafkaFault, fault_of
-
-AnswerT = TypeVar("AnswerT")
 
 _RETRY_S: Final = 0.1
 # How long a broker may take to say who leads.
@@ -31,44 +30,38 @@ _MOVING: Final = frozenset(
 )
 
 
-def ask_leader(
-    consumer: Any, topic: str, question: Callable[[], AnswerT], timeout_s: float
-) -> AnswerT:
-    """Return the answer to ``question``, which is asked until a leader is known.
+def extent_of(consumer: Any, place: TopicPartition, timeout_s: float) -> tuple[int, int]:
+    """Return the first record's offset, and that which the next one will have.
 
     Args:
-        consumer: the client that asks it.
-        topic: what it is about.
-        timeout_s: how long it is asked again, seconds.
+        consumer: the client that asks.
+        place: the partition.
+        timeout_s: how long it is asked until a leader is known, seconds.
 
     Raises:
-        KafkaException: it is refused, or there is no such topic.
-        KafkaFault: the topic is there, and a partition of it has no leader.
+        KafkaException: it is refused.
+        KafkaFault: there is no such topic, or the partition has no leader.
     """
     until_s = time.monotonic() + timeout_s
     while True:
         try:
-            return question()
+            low, high = consumer.get_watermark_offsets(place, timeout=timeout_s)
+            return low, high
         except KafkaException as error:
             # A topic that was just made, or a leader that moves, is known a moment later.
             if fault_of(error).code not in _MOVING:
                 raise
-            is_there = _is_there(consumer, topic)
+            fault = fault_about(consumer, place.topic, error)
             if time.monotonic() > until_s:
-                if not is_there:
-                    raise
-                raise KafkaFault(LEADERLESS, "") from error
+                raise fault from error
             time.sleep(_RETRY_S)
 
 
-def extent_of(consumer: Any, place: TopicPartition, timeout_s: float) -> tuple[int, int]:
-    """Return the first record's offset, and that which the next one will have; see `ask_leader`."""
-
-    def extent() -> tuple[int, int]:
-        low, high = consumer.get_watermark_offsets(place, timeout=timeout_s)
-        return low, high
-
-    return ask_leader(consumer, place.topic, extent, timeout_s)
+def fault_about(consumer: Any, topic: str, error: KafkaException | KafkaFault) -> KafkaFault:
+    """Return the fault of a question about ``topic``; of a topic that is there, no missing one."""
+    fault = fault_of(error)
+    is_leaderless = fault.code == MISSING and _is_there(consumer, topic)
+    return KafkaFault(LEADERLESS, "") if is_leaderless else fault
 
 
 def _is_there(consumer: Any, topic: str) -> bool:
