@@ -28,6 +28,7 @@ from clevrd.journal.kafka.library import (
     fault_of,
     sentence_of,
 )
+from clevrd.journal.kafka.questions import Questions
 from clevrd.journal.kafka.settings import KafkaSettings
 from clevrd.scheduling.beside_loop import in_daemon_thread
 from clevrd.sources.progress import Progress
@@ -92,8 +93,13 @@ class KafkaReader:
         # Whether the group has said which partitions are this process's.
         self._is_assigned = False
         self._is_paused = False
-        # The topic was seen missing, so all its records are new.
-        self._was_missing = False
+        # The topic was seen missing, or is another one, so all its records are new; of another one
+        # the group knows nothing, whatever it has kept.
+        self._was_missing = self._is_another = False
+        # The topic's id, as it was seen last; empty before that, and where it was missing.
+        self._topic_id = ""
+        # Set by open, None after close.
+        self._questions: Questions | None = None
         # Records that came while others waited.
         self._held: list[Any] = []
         self._looked_s = 0.0
@@ -115,6 +121,7 @@ class KafkaReader:
         # group are there for this user.
         self.status, self._looked_s = None, 0.0
         self._consumer = self._make()
+        self._questions = Questions(self._settings, self._troubles)
         try:
             await self._in_thread(self._subscribe)
         except KafkaFault as fault:
@@ -158,6 +165,9 @@ class KafkaReader:
     async def close(self) -> None:
         """Commit what is done with, and leave the group."""
         consumer, self._consumer = self._consumer, None
+        questions, self._questions = self._questions, None
+        if questions is not None:
+            await questions.close()
         if consumer is None:
             return
 
@@ -289,7 +299,7 @@ class KafkaReader:
             if each.error is not None:
                 raise KafkaException(each.error)
             low, high = consumer.get_watermark_offsets(each, timeout=_ASK_S)
-            if each.offset < 0:
+            if each.offset < 0 or self._is_another:
                 each.offset = self._first_offset(consumer, each, low, high)
                 fresh.append(each)
             else:
@@ -302,7 +312,7 @@ class KafkaReader:
             self._dirty.update(each.partition for each in fresh)
             self._commit(consumer, waits=True)
         if found:
-            self._was_missing = False
+            self._was_missing = self._is_another = False
         log.info(
             "source has partitions group=%s topic=%s partitions=%s",
             self._group,
@@ -378,9 +388,7 @@ class KafkaReader:
             return
         self._looked_s = loop.time()
         try:
-            found = await self._in_thread(
-                lambda consumer: consumer.list_topics(self._topic, timeout=_LOOK_S)
-            )
+            found = None if self._questions is None else await self._questions.topic_id(self._topic)
         except KafkaFault as fault:
             trouble = self._trouble(fault)
             if trouble.state != "away":
@@ -389,11 +397,25 @@ class KafkaReader:
             self._progress.errors += 1
             self.status = (trouble.state, str(trouble))
             return
-        topic = found.topics.get(self._topic)
-        if topic is None or topic.error is not None:
-            raise KafkaFault(MISSING, "") if topic is None else fault_of(topic.error)
-        self._troubles.clear()
+        if found is None:
+            raise KafkaFault(MISSING, "")
+        self._note_topic(found)
         self.status = self._standing()
+
+    def _note_topic(self, topic_id: str) -> None:
+        """Raise SourceTrouble if the topic is another one, so that it is read from its beginning.
+
+        The consumer goes on at its offset, as if nothing had happened, if the topic has it.
+        """
+        known, self._topic_id = self._topic_id, topic_id
+        if known not in ("", topic_id):
+            self._was_missing = self._is_another = True
+            raise SourceTrouble(
+                "missing",
+                f"The topic in Kafka at {self._shown} was made anew; it is read from its"
+                " beginning.",
+                soon=True,
+            )
 
     def _standing(self) -> Status | None:
         """Return whether this process reads, where the group has said so."""
@@ -403,7 +425,7 @@ class KafkaReader:
 
     def _trouble(self, fault: KafkaFault) -> SourceTrouble:
         if fault.code == MISSING:
-            self._was_missing = True
+            self._was_missing, self._topic_id = True, ""
             return SourceTrouble(
                 "missing",
                 f"Kafka at {self._shown} has no such topic; it is read from its beginning as soon"

@@ -72,6 +72,7 @@ def check(printed: str, folder: Path) -> None:
     assert (messages[-1]["data"], messages[-1]["offset"]) == ("meanwhile", 3)
 
 
+@pytest.mark.long
 def test_two_nodes_on_redis(tmp_path: Path) -> None:
     """A newcomer who types it sees what the comments say."""
     redis_servers.need()
@@ -87,6 +88,7 @@ def test_two_nodes_on_redis(tmp_path: Path) -> None:
             client.shutdown(nosave=True)
 
 
+@pytest.mark.long
 def test_two_nodes_on_nats(tmp_path: Path) -> None:
     """A newcomer who types it sees what the comments say."""
     tools = (str(Path(nats_servers.need()).parent),)
@@ -95,6 +97,7 @@ def test_two_nodes_on_nats(tmp_path: Path) -> None:
     check(typed(lines, tmp_path, tools=tools), tmp_path)
 
 
+@pytest.mark.long
 def test_two_nodes_on_kafka(tmp_path: Path) -> None:
     """A newcomer who types it sees what the comments say."""
     server = kafka_servers.shared_server()

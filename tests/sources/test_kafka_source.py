@@ -274,6 +274,27 @@ async def test_topic_made_anew_is_read_from_its_beginning(server: KafkaServer, t
     assert [each["data"] for each in found] == [20, 21]
 
 
+async def test_topic_made_anew_at_once_is_read_from_its_beginning(
+    server: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody sees it missing, and it has the offset at which reading would go on."""
+    monkeypatch.setattr(kafka_topic, "_LOOK_S", 0.0)
+    source = table(server, topic, start="latest")
+    async with running(sources=[source]) as daemon, reading(daemon) as reader:
+        await until(lambda: figures(daemon).state == "reading", timeout_s=40)
+        await add(server, topic, 1, 2)
+        await received(reader, 2)
+        # The next looks are over before the topic goes, and behind those that come when it is back.
+        monkeypatch.setattr(kafka_topic, "_LOOK_S", 60.0)
+        await asyncio.to_thread(server.delete_topics, topic)
+        await asyncio.to_thread(server.make_topic, topic, 1, {})
+        await add(server, topic, 3, 4)
+        monkeypatch.setattr(kafka_topic, "_LOOK_S", 0.0)
+        found = await received(reader, 2)
+
+    assert [each["data"] for each in found] == [3, 4]
+
+
 async def test_broker_that_hangs_is_shown_and_told_once(
     server: KafkaServer, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:
