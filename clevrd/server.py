@@ -292,7 +292,7 @@ class Server:
         )
         metrics = MetricsEndpoint(gate, figures, self.hub.turns)
         configuration = ConfigurationEndpoint(gate, in_force, self.hub.turns)
-        whereabouts = Whereabouts(self._asked_for, is_secure=tls.is_on)
+        whereabouts = Whereabouts(self._asked_for, lambda: self.addresses, is_secure=tls.is_on)
         kept = kept_sentence(
             journal.engine if journal.is_on else "", journal.topics, config.state_dir
         )
@@ -393,7 +393,11 @@ class Server:
                 pages,
                 PathRouter(
                     {
-                        "/": {"GET": AdminHomeEndpoint(Whereabouts(self._asked_for))},
+                        "/": {
+                            "GET": AdminHomeEndpoint(
+                                Whereabouts(self._asked_for, lambda: self.admin_addresses)
+                            )
+                        },
                         "/dashboard": {"GET": dashboard},
                         "/health": {"GET": health},
                         "/health/live": {"GET": live},
