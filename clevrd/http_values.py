@@ -65,7 +65,7 @@ class Request:
     """
 
     __slots__ = (
-        *("certificate", "headers", "is_http_1_0", "is_local_peer"),
+        *("asker", "certificate", "headers", "is_http_1_0", "is_local_peer"),
         *("method", "path", "peer", "query"),
     )
 
@@ -76,6 +76,8 @@ class Request:
         self.method = method
         self.path, _, self.query = target.partition("?")
         self.headers = headers
+        # The tenant that asks, and its credential, for refusals; None until the gate has found out.
+        self.asker: tuple[str, str] | None = None
         # The connection comes over loopback or a Unix socket. Set on aiohttp's side alone: heads
         # that the raw path remembers are many connections', and no endpoint there asks.
         self.is_local_peer = False

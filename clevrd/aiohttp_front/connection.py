@@ -35,11 +35,9 @@ from clevrd.errors import (
     InvalidRequest,
     MessageTooLarge,
     RequestTimeout,
-    Unavailable,
 )
 from clevrd.http_values import (
     LINGER_S,
-    TOO_MUCH_INPUT,
     AbortOnError,
     Request,
     Response,
@@ -384,7 +382,7 @@ class FrontConnection(RequestHandler):
         if self._current is not None or self.transport is None:
             self.force_close()
             return
-        self.transport.write(self._server.last_word(Unavailable(TOO_MUCH_INPUT)))
+        self.transport.write(self._server.last_word(self._server.budget.refusal()))
         self.close()
         self.linger()
 

@@ -224,7 +224,7 @@ def note_rings_shrunk(
     found = decisions.repeated("eviction", "rings_shrunk", portion)
     if found is not None:
         freed = found.inputs["freed_bytes"] + freed_bytes
-        found.inputs = {"freed_bytes": freed, **_held_figures(held)}
+        found.inputs = {"freed_bytes": freed, **held_figures(held)}
         return
     decisions.begin(
         "eviction",
@@ -232,14 +232,14 @@ def note_rings_shrunk(
         "Messages that no subscriber waits for were given up, the largest rings first and those"
         " with more than their share of the memory before others: the memory runs out.",
         portion,
-        inputs={"freed_bytes": freed_bytes, **_held_figures(held)},
-        thresholds=_rung_limits(Rung.RINGS_SHRINK),
+        inputs={"freed_bytes": freed_bytes, **held_figures(held)},
+        thresholds=rung_limits(Rung.RINGS_SHRINK),
     )
 
 
 def note_rung(decisions: Decisions, rung: Rung, held: HeldMemory) -> Decision:
     """Note that the memory ladder has reached ``rung``; the decision holds until it is ended."""
-    limits, figures = _rung_limits(rung), _held_figures(held)
+    limits, figures = rung_limits(rung), held_figures(held)
     found = decisions.repeated("memory", rung.word)
     if found is None:
         found = decisions.begin(
@@ -256,7 +256,8 @@ def note_rung(decisions: Decisions, rung: Rung, held: HeldMemory) -> Decision:
     return found
 
 
-def _held_figures(held: HeldMemory) -> dict[str, float]:
+def held_figures(held: HeldMemory) -> dict[str, float]:
+    """Return how much of the tightest limit on memory is used, by name."""
     return {
         "used_share": round(held.share, 4),
         "used_bytes": held.used_bytes,
@@ -264,7 +265,8 @@ def _held_figures(held: HeldMemory) -> dict[str, float]:
     }
 
 
-def _rung_limits(rung: Rung) -> dict[str, float]:
+def rung_limits(rung: Rung) -> dict[str, float]:
+    """Return from where on and until where a rung of the memory ladder holds, by name."""
     begins_at = BEGINS_AT[rung]
     return {"begins_at": begins_at, "ends_below": round(begins_at - HYSTERESIS, 4)}
 

@@ -325,6 +325,61 @@ async def test_limited_keys_are_told(daemon: Daemon) -> None:
 # --- what is explained ---
 
 
+@pytest.mark.parametrize("raw_paths", [True, False])
+async def test_refusal_concerns_the_tenant_whose_request_it_is(raw_paths: bool) -> None:
+    """On each way to publish and to subscribe; without a valid credential it is the request's."""
+    rules = access()
+    async with running(access=rules, raw_paths=raw_paths, max_topics_per_connection=2) as daemon:
+        http, url, key = daemon.http, daemon.url, bearer(OTHER)
+        await http.post(f"{url}/publish", data=b"{", headers=key)
+        await http.post(f"{url}/publish/batch", data=b"[1]", headers=key)
+        await http.get(f"{url}/subscribe?topic=t&last=x", headers=key)
+        async with http.ws_connect(f"{url}/publish", headers=key) as publisher:
+            await publisher.send_str('{"ref":1}')
+            await publisher.receive_json()
+        async with http.ws_connect(f"{url}/ws", headers=key, protocols=("clevrd.v1",)) as both:
+            for topic in ("a", "b", "c"):
+                await both.send_json({"type": "subscribe", "topic": topic, "last": 0})
+            while (await both.receive_json())["type"] != "error":
+                pass
+        await http.post(f"{url}/publish", data=b"{")
+        explained = await seen(daemon, "/admin/explain", "GET", ADMIN)
+
+    found = {(each["code"], each["scope"]["kind"]): each for each in explained["decisions"]}
+    assert set(found) == {("invalid_request", "key"), ("unauthorized", "request")}
+    wrong = [each for each in explained["decisions"] if each["code"] == "invalid_request"]
+    assert {(each["scope"]["tenant_id"], each["scope"]["credential"]) for each in wrong} == {
+        ("other", "all")
+    }
+    assert sorted(each["count"] for each in wrong) == [1, 4]
+    assert [each["thresholds"] for each in wrong if each["count"] == 1] == [{"limit": 2}]
+
+
+async def test_each_bound_is_explained_with_its_figures() -> None:
+    """Also where several have one error code."""
+    bounds: dict[str, Any] = {"max_topics": 2, "max_topics_per_tenant": 1, "max_connections": 1}
+    async with running(admin_address="127.0.0.1:0", **bounds) as daemon:
+        (operators,) = daemon.server.admin_addresses
+        await daemon.publish("t", 1)
+        await daemon.publish("t", 1, **{"X-Tenant-ID": "b"})
+        for tenant in ("b", "c"):
+            body, whose = b'{"topic":"u","data":1}', {"X-Tenant-ID": tenant}
+            await daemon.http.post(f"{daemon.url}/publish", data=body, headers=whose)
+        async with daemon.http.ws_connect(f"{daemon.url}/subscribe?topic=t"):
+            refused = await daemon.send_raw(b"POST /publish HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            async with daemon.http.get(f"{operators}/admin/explain") as answer:
+                explained = await answer.json()
+
+    assert refused.startswith(b"HTTP/1.1 503 ")
+    found = {
+        name: (each["scope"]["tenant_id"], limit)
+        for each in explained["decisions"]
+        if each["code"] == "unavailable"
+        for name, limit in each["thresholds"].items()
+    }
+    assert found == {"max_connections": ("", 1), "max_topics": ("", 2), "limit": ("b", 1)}
+
+
 async def test_throttle_is_explained_by_topic() -> None:
     """The rule, what it was decided from, its limits, and when it ends."""
     stats = FakeStats(cpu=0.95)
@@ -365,10 +420,12 @@ async def test_windows_circuits_and_forgotten_topics_are_explained() -> None:
         async with client_of(url):
             stalled = daemon.only_subscriber()
             stalled.pause_writing()
-            lines = b"\n".join(
-                json.dumps({"topic": "t", "data": "x" * 60_000}).encode() for _ in range(130)
-            )
-            await daemon.http.post(f"{daemon.url}/publish/batch", data=io.BytesIO(lines))
+            line = json.dumps({"topic": "t", "data": "x" * 60_000}).encode()
+            for _ in range(2):
+                # A batch of all would be larger than so little memory allows.
+                lines = io.BytesIO(b"\n".join([line] * 65))
+                async with daemon.http.post(f"{daemon.url}/publish/batch", data=lines) as answer:
+                    assert answer.status == 200
             await until(lambda: daemon.hub.open_circuits == 1)
             stats.sample = lambda: FakeStats().sample()  # type: ignore[method-assign]
             daemon.hub.evaluate_buffers()
