@@ -55,6 +55,9 @@ NOT_STORED: Final = (("Cache-Control", "no-store"),)
 
 _encode = msgspec.json.Encoder().encode
 
+# Header fields by which a request is found in the logs of several programs.
+_NAMES: Final = ("x-request-id", "traceparent")
+
 
 class Request:
     """A request without its body.
@@ -87,6 +90,13 @@ class Request:
         # The client's certificate, which TLS has verified; None for none. Set on aiohttp's side
         # alone, where all connections with one are: see `is_local_peer`.
         self.certificate: ClientCertificate | None = None
+
+    def names(self) -> Request:
+        """Return a request with that alone by which a log names this one, to be kept for long."""
+        found = {name: self.headers[name] for name in _NAMES if name in self.headers}
+        kept = Request(self.method, self.path, found)
+        kept.asker = self.asker
+        return kept
 
     def options(self) -> dict[str, list[str]]:
         """Return the query's fields, decoded, each with all its values.
