@@ -214,10 +214,17 @@ async def test_page_is_readable_by_everybody(browser: Browser, scheme: Any, widt
         pytest.skip("axe-core is not installed: make node")
     async with running() as daemon:
         await daemon.publish("a.topic.with.a.long.name.that.does.not.fit.on.a.phone", 1)
+        await daemon.http.post(f"{daemon.url}/publish", data=b'{"topic":""}')
         async with looking(browser, daemon.url) as page:
             await page.emulate_media(color_scheme=scheme)
             await page.set_viewport_size({"width": width, "height": 800})
             await shows(page, "#tables", "a.topic.with")
+            # The rule of a decision is what an operator has to see without scrolling to a side.
+            left, right = await page.evaluate(
+                "(({ left, right }) => [left, right])"
+                "(document.querySelector('#tables td.text').getBoundingClientRect())"
+            )
+            assert 0 <= left < right <= width
 
             wide = await page.evaluate("document.documentElement.scrollWidth - innerWidth")
             await page.evaluate(AXE.read_text())
