@@ -39,7 +39,7 @@ COPY --from=build /opt/clevrd /opt/clevrd
 # standard library, 4 MB, which the base has none of and the daemon's user can't write: without it
 # each start compiles for a second, and each health check for a tenth of one.
 RUN install -d -m 0700 -o 10001 -g 10001 /var/lib/clevrd \
- && /opt/clevrd/bin/python -c 'import clevrd.server, clevrd.entry, clevrd.health_check, \
+ && /opt/clevrd/bin/python -c 'import clevrd.server.process, clevrd.entry, clevrd.health_check, \
 clevrd.cli.publish, clevrd.cli.subscribe, clevrd.cli.checkconfig, clevrd.cli.serve, tomllib'
 ENV PATH=/opt/clevrd/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -78,7 +78,7 @@ class AdminListener:
             config.send_buffer_bytes,
             partial(RawConnection, self._raw),
             loop,
-            variable="CLEVRD_ADMIN_ADDRESS",
+            named_by="--admin-address or CLEVRD_ADMIN_ADDRESS",
             given=given,
         )
 

@@ -91,7 +91,7 @@ class Router(Protocol):
     """Which endpoint answers a request."""
 
     def find(self, request: Request) -> Endpoint:
-        """Return it, or raise NotFound or MethodNotAllowed."""
+        """Return the endpoint, or raise NotFound or MethodNotAllowed."""
 
 
 class Identifies(Protocol):
@@ -104,13 +104,13 @@ class Identifies(Protocol):
         """Return whose request it is, by its head and its decoded query; raises ClevrdError."""
 
     def holder(self, head: Request, options: Mapping[str, list[str]]) -> Tenant | None:
-        """Return the same by a credential alone, None without one."""
+        """Return whose request it is by a credential alone, None without one."""
 
     def renew(self, tenant: Tenant, secret: str) -> Tenant:
         """Return ``tenant`` as the bearer of another credential; raises ClevrdError."""
 
     def current(self, tenant: Tenant) -> Tenant | None:
-        """Return what a tenant is now that was let in before; None where it would be no more."""
+        """Return ``tenant`` by the rules of now; None where it would not be let in any more."""
 
 
 class Operators(Protocol):

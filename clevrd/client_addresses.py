@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 # How a list of proxies names those that connect over a Unix socket, which have no address.
 UNIX: Final = "unix:"
 
-# Proxies that one request came through, at most; what is left of them in the field is not read.
+# Proxies that one request came through, at most; further entries of the field are not read.
 _MAX_HOPS: Final = 16
 # The longest text of an address: an IPv6 address with an IPv4 tail, in brackets and with a port.
 _MAX_CHARS: Final = 53

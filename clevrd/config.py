@@ -584,6 +584,8 @@ def _convert(setting: Setting, given: _Given) -> Any:
 # A file with every setting and its help is under 8 KiB; the bound is for a wrong path, such as
 # /dev/zero.
 MAX_FILE_BYTES: Final = 1 * MIB
+# tomllib's sentence about a table that is there twice, with a tuple of the words of its name.
+_TWICE: Final = re.compile(r"Cannot declare \(([^)]*)\) twice(.*)", re.DOTALL)
 
 
 def load(
@@ -673,7 +675,17 @@ def _read_toml(path: str) -> dict[str, object]:
     except RecursionError as error:
         raise ConfigError(f"The configuration file {path} is nested too deeply.") from error
     except ValueError as error:  # not TOML, not UTF-8, or a path with a NUL
-        raise ConfigError(f"The configuration file {path} is not TOML: {error}.") from error
+        raise ConfigError(
+            f"The configuration file {path} is not TOML: {_toml_mistake(error)}."
+        ) from error
+
+
+def _toml_mistake(error: ValueError) -> str:
+    """Return the parser's sentence; about a table that is there twice, one of clevrd's own."""
+    if not (found := _TWICE.match(str(error))):
+        return str(error)
+    table = ".".join(re.findall(r"'([^']*)'", found[1]))
+    return f"the table [{table}] is there twice; write it once, with the lines of both{found[2]}"
 
 
 def _read_bounded(path: str) -> bytes:

@@ -17,9 +17,10 @@ _TABLES: Final = {
     "journal": "restart",
     "sources": "restart",
     "webhooks": "restart",
+    "tls": "reload",
 }
 # The fields by which an entry of a list is recognised.
-_NAMES: Final = (("name",), ("id",), ("issuer", "audience"))
+_NAMES: Final = (("name",), ("id",), ("cert_file",), ("issuer", "audience"))
 _SECRET: Final = "fingerprint"  # noqa: S105  # the name of a field
 
 
@@ -52,7 +53,22 @@ def differences(running: ConfigView, file: ConfigView) -> Iterator[str]:
 def _plain(view: ConfigView) -> dict[str, Any]:
     """Return a view as JSON has it, however it was made."""
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(view))
+    tls = plain["tls"]
+    if tls is not None:
+        tls.pop("minimum_version", None)
+        if _are_entries(entries := tls.get("certificates")):
+            tls["certificates"] = list(_in_table(entries, plain["settings"]))
     return plain
+
+
+def _in_table(
+    certificates: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield the certificates of the table; that of the plain settings is one of these."""
+    plain = settings.get("tls_cert_file", {}).get("value")
+    for each in certificates:
+        if each.get("cert_file") != plain:
+            yield {name: value for name, value in each.items() if name != "ends_at"}
 
 
 def _between(place: str, running: Any, file: Any) -> Iterator[str]:

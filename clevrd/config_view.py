@@ -52,6 +52,8 @@ class ConfigView(msgspec.Struct, frozen=True):
     sources: list[dict[str, Any]] = []
     # The same of the webhooks; none from a daemon that does not show them.
     webhooks: list[dict[str, Any]] | None = None
+    # The certificates in force; a reload changes them. None from a daemon that does not show it.
+    tls: dict[str, Any] | None = None
 
 
 class ConfigInForce:
@@ -65,6 +67,7 @@ class ConfigInForce:
         journal: where messages are kept.
         read: the tables of the sources, without a secret.
         webhooks: the tables of the webhooks, without a secret.
+        tls: returns the table of TLS that is in force.
     """
 
     def __init__(
@@ -77,10 +80,12 @@ class ConfigInForce:
         journal: JournalSettings = NO_JOURNAL,
         read: Sequence[dict[str, Any]] = (),
         webhooks: Sequence[dict[str, Any]] = (),
+        tls: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._journal = journal
         self._read = list(read)
         self._webhooks = list(webhooks)
+        self._tls = tls
         self._config = config
         self._sources = dict(sources)
         self._file = abspath(file) if file else ""
@@ -132,6 +137,7 @@ class ConfigInForce:
             journal={**_fields(self._journal), "url": shown_journal(self._journal.url)},
             sources=self._read,
             webhooks=self._webhooks,
+            tls=self._tls(),
         )
 
 

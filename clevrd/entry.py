@@ -41,7 +41,7 @@ def main() -> int:
 def _print_version() -> bool:
     """Print the version, which scripts ask for often; return False where that fails.
 
-    The command of that name, which imports the command line, has a sentence about it.
+    The command `version` then says why: it imports the command line, which takes longer.
     """
     try:
         os.write(1, f"clevrd {__version__}\n".encode())

@@ -41,7 +41,7 @@ class ClevrdError(Exception):
         return {}
 
     def thresholds(self) -> dict[str, float]:
-        """Return the limits that these were compared with, by name, for operators."""
+        """Return the limits that the inputs were compared with, by name, for operators."""
         return {}
 
 
@@ -121,7 +121,7 @@ class Forbidden(ClevrdError):
 
 
 class OriginNotAllowed(Forbidden):
-    """A web page asks that may not: it is neither the daemon's own nor listed."""
+    """A web page asks, and is neither the daemon's own nor listed."""
 
     code = "origin_not_allowed"
 
@@ -135,7 +135,7 @@ class NotFound(ClevrdError):
 
 
 class Conflict(ClevrdError):
-    """A thing of this kind can't be treated so; the same request fails again."""
+    """A topic of this kind can't be changed in this way; the same request fails again."""
 
     status = 409
     code = "conflict"

@@ -80,7 +80,9 @@ def run(options: Options) -> int:
         reason = (error.strerror or str(error)).lower()
         return say(2, f"Nobody answers at {where}: {reason}.", EXIT_UNAVAILABLE)
     if status != 200:
-        answer = f"{where} answered {path} with {status or 'what is not HTTP'}."
+        # A daemon that speaks TLS answers 400 to a request in the clear.
+        hint = "; if it speaks TLS, name its settings: --config FILE" if status == 400 else ""
+        answer = f"{where} answered {path} with {status or 'what is not HTTP'}{hint}."
         return say(2, answer, EXIT_NOT_WELL)
     return say(1, f"{where} answered {path} with 200.", EXIT_WELL)
 

@@ -69,7 +69,7 @@ class Request:
 
     __slots__ = (
         *("asker", "certificate", "headers", "is_http_1_0", "is_local_peer"),
-        *("method", "path", "peer", "query"),
+        *("local_address", "method", "path", "peer", "query"),
     )
 
     def __init__(
@@ -87,6 +87,9 @@ class Request:
         # The address at the connection's other side, for logs; empty for none. Set on aiohttp's
         # side alone, too.
         self.peer = ""
+        # The daemon's own side of the connection: ``unix:`` with a path, or host and port. Set on
+        # aiohttp's side alone, too.
+        self.local_address = ""
         # The client's certificate, which TLS has verified; None for none. Set on aiohttp's side
         # alone, where all connections with one are: see `is_local_peer`.
         self.certificate: ClientCertificate | None = None

@@ -36,7 +36,7 @@ class Listeners:
         loop: asyncio.AbstractEventLoop,
         *,
         is_secure: bool = False,
-        variable: str = "ADDRESS",
+        named_by: str = "--address or ADDRESS",
         given: Sequence[socket.socket] = (),
     ) -> None:
         """Prepare to listen on ``address``, or at the sockets that are ``given``.
@@ -44,13 +44,13 @@ class Listeners:
         Args:
             make_protocol: makes the protocol of each connection that is accepted.
             is_secure: it speaks TLS; said in the URLs.
-            variable: the setting that the address is from, for error texts.
+            named_by: the flag and the variable of the setting that has the address, for errors.
             given: sockets that listen already, and go on when this process ends; they are closed
                 here, and their address is the one that counts.
         """
         self._given = list(given)
         self._scheme = "https" if is_secure else "http"
-        self._variable = variable
+        self._named_by = named_by
         self._address = address
         self._send_buffer_bytes = send_buffer_bytes
         self._make_protocol = make_protocol
@@ -101,7 +101,7 @@ class Listeners:
             self._bound = self._copies_of_given()
         else:
             self._bound = await open_sockets(
-                self._address, self._send_buffer_bytes, self._loop, self._variable
+                self._address, self._send_buffer_bytes, self._loop, self._named_by
             )
             self._pin_port(self._bound)
         for bound in self._bound:
@@ -192,7 +192,7 @@ async def open_sockets(
     address: TcpAddress | UnixAddress,
     send_buffer_bytes: int,
     loop: asyncio.AbstractEventLoop,
-    variable: str = "ADDRESS",
+    named_by: str = "--address or ADDRESS",
 ) -> list[socket.socket]:
     """Return bound sockets for ``address`` that do not accept connections yet.
 
@@ -201,7 +201,7 @@ async def open_sockets(
         send_buffer_bytes: SO_SNDBUF of accepted TCP connections, which inherit it; 0 keeps the
             kernel's default.
         loop: resolves a host's name in a thread.
-        variable: the setting that the address is from.
+        named_by: the flag and the variable of the setting that has the address.
 
     Raises:
         CannotStart: one line saying why not and what to do.
@@ -212,7 +212,7 @@ async def open_sockets(
         sockets = await _tcp_sockets(address, loop)
     except OSError as error:
         refusal = NotAllowedHere if error.errno == errno.EACCES else CannotStart
-        raise refusal(_why_not(address, error, variable)) from error
+        raise refusal(_why_not(address, error, named_by)) from error
     for each in sockets:
         _bound_send_buffer(each, send_buffer_bytes)
     return sockets
@@ -291,12 +291,12 @@ def _remove_socket(path: str) -> None:
         log.debug("socket file is gone already path=%s", path)
 
 
-def _why_not(address: TcpAddress | UnixAddress, error: OSError, variable: str) -> str:
+def _why_not(address: TcpAddress | UnixAddress, error: OSError, named_by: str) -> str:
     advice = {
-        errno.EADDRINUSE: f"stop what listens there, or choose another address ({variable})",
+        errno.EADDRINUSE: f"stop what listens there, or choose another address ({named_by})",
         errno.EACCES: "choose a port above 1023, or run with the permission",
-        errno.EADDRNOTAVAIL: f"choose an address of this machine ({variable})",
-    }.get(error.errno or 0, f"choose another address ({variable})")
+        errno.EADDRNOTAVAIL: f"choose an address of this machine ({named_by})",
+    }.get(error.errno or 0, f"choose another address ({named_by})")
     return f"Can't listen on {_text_of(address)}: {_reason(error)}; {advice}."
 
 

@@ -13,9 +13,10 @@ from http import HTTPStatus
 import msgspec
 
 from clevrd.core.notices import ErrorNotice, Ref
+from clevrd.core.trace_context import traceparent_of
 from clevrd.errors import ClevrdError, InternalError, RetryLater
 from clevrd.http_values import JSON, NOT_STORED, PROBLEM_JSON, Request, Response
-from clevrd.request_ids import request_id_of, traceparent_of
+from clevrd.request_ids import request_id_of
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ time: waiting for a CPU that others have is not counted.
 
 import argparse
 import asyncio
-import gc
 import signal
 import time
 from pathlib import Path
@@ -16,7 +15,8 @@ import uvloop
 
 from clevrd.config import Config
 from clevrd.descriptors import raise_limit
-from clevrd.server import GC_THRESHOLDS, Server
+from clevrd.server import Server, Setup
+from clevrd.server.collector import collect_rarely, leave_out_what_is_there
 
 
 class Watch:
@@ -46,11 +46,10 @@ class Watch:
 
 async def serve(port: int, target: Path) -> None:
     """Serve until killed."""
-    server = Server(Config(address=f"127.0.0.1:{port}"))
-    gc.set_threshold(*GC_THRESHOLDS)
+    server = Server(Setup(Config(address=f"127.0.0.1:{port}")))
+    collect_rarely()
     await server.start()
-    gc.collect()
-    gc.freeze()
+    leave_out_what_is_there()
     loop = asyncio.get_running_loop()
     watch = Watch(loop, target)
     loop.add_signal_handler(signal.SIGUSR1, watch.tell)

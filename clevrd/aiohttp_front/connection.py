@@ -18,11 +18,13 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from clevrd.address_limit import AddressLimit
+from clevrd.addresses import text_of_socket
 from clevrd.aiohttp_front.framing import (
     CUT_SHORT,
     MAX_LINE_BYTES,
     NOT_HTTP,
     TOO_LONG,
+    BrokenChunks,
     Framing,
     KnownHeads,
     WrongVersion,
@@ -93,6 +95,7 @@ class FrontConnection(RequestHandler):
         "certificate",
         "has_eof",
         "is_local",
+        "local_address",
         "peer",
         "received_bytes",
     )
@@ -108,11 +111,11 @@ class FrontConnection(RequestHandler):
         self.received_bytes = 0
         # Bytes received and not yet given to aiohttp; a callback in `turns` will give them.
         self._unread = b""
-        # For whom these bytes are counted; NOBODY while there are none.
+        # The sender for whom the budget counts these bytes; NOBODY while there are none.
         self._sender = NOBODY
         # True while _unread waits until aiohttp has handled requests that it holds.
         self._awaits_room = False
-        # While reading is paused here: whether aiohttp itself wanted to be read on.
+        # Whether aiohttp itself wants more input, while reading is paused here.
         self._wants_more = True
         # True when the client has shut its side down behind bytes that are still in _unread.
         self._is_eof_held = False
@@ -134,6 +137,8 @@ class FrontConnection(RequestHandler):
         self.is_local = False
         # The address of the client, or of a proxy that passes requests on; empty for none.
         self.peer = ""
+        # This side of it, as URLs name it; set in connection_made.
+        self.local_address = ""
         # The client's certificate, which TLS has verified; set in connection_made.
         self.certificate: ClientCertificate | None = None
         # True once the final answer was sent; input after that is ignored.
@@ -151,6 +156,7 @@ class FrontConnection(RequestHandler):
         self.is_local = found is not None and (
             is_local_peer((peer,), AF_INET) if peer else is_local_peer(None, found.family)
         )
+        self.local_address = text_of_socket(transport.get_extra_info("sockname"))
         self.certificate = read_certificate(transport.get_extra_info("peercert"))
         # The limit is set after aiohttp's own set-up, since bytes that the raw path left unsent
         # make the transport call `pause_writing` at once.
@@ -188,7 +194,7 @@ class FrontConnection(RequestHandler):
         self._server.addresses.left(transport)
 
     def uncount(self, data: bytes) -> None:
-        """Leave the counting of ``data``, which was read, to whoever is given it next."""
+        """Leave the counting of ``data``, which was read, to its next owner."""
         self._server.budget.received_bytes -= len(data)
 
     def begin(self, http_request: web.BaseRequest) -> None:
@@ -199,8 +205,9 @@ class FrontConnection(RequestHandler):
         if self._awaits_room and not self._is_full:
             self._awaits_room = False
             self._server.turns.wait(self._take_turn, len(self._unread))
+        self._fail_broken(http_request)
         if self.has_eof:
-            _cut_short(http_request)
+            _fail_body(http_request, _cut_short())
 
     async def unless_gone(self, reply: asyncio.Future[Response]) -> Response:
         """Return the reply to the request, or end the request when its client goes first.
@@ -287,7 +294,7 @@ class FrontConnection(RequestHandler):
 
     @property
     def is_first(self) -> bool:
-        """Whether no request of it has been answered that came before the one under way."""
+        """Whether the request under way is the connection's first: none was answered before it."""
         return self._handled <= 1
 
     @property
@@ -457,7 +464,7 @@ class FrontConnection(RequestHandler):
         elif self._current is None:
             self._close_when_idle(self._handled, TURNS_TO_BEGIN)
         else:
-            _cut_short(self._current)
+            _fail_body(self._current, _cut_short())
         return True
 
     def _close_when_idle(self, handled: int, turns: int) -> None:
@@ -472,9 +479,24 @@ class FrontConnection(RequestHandler):
     # --- last words ------------------------------------------------------------------------------
 
     def _refuse_next(self, fault: ClevrdError) -> None:
-        """Refuse the request that is arriving, after the answers to those before it."""
+        """Refuse the request that is arriving, after the answers to those before it.
+
+        The request may be under way already, and aiohttp does not tell the reader of its body that
+        the parser has given up.
+        """
         self._fault = fault
         super().data_received(_BREAK)
+        if self._current is not None:
+            self._fail_broken(self._current)
+
+    def _fail_broken(self, http_request: web.BaseRequest) -> None:
+        """Fail the body of the request being handled if its chunks are broken.
+
+        That request is the last that has begun to arrive. The bodies of those before it are whole,
+        although aiohttp may hold parts of them back.
+        """
+        if isinstance(self._fault, BrokenChunks) and self._handled == self._framing.requests:
+            _fail_body(http_request, self._fault)
 
     def handle_error(
         self,
@@ -543,10 +565,15 @@ class OwnVersion(web.StreamResponse):
         raise ConnectionResetError("refused")
 
 
-def _cut_short(http_request: web.BaseRequest) -> None:
-    """Make the reader of the body fail, since the body will never be whole."""
-    if not http_request.content.is_eof():
-        http_request.content.set_exception(web.RequestPayloadError("cut short"))
+def _fail_body(http_request: web.BaseRequest, fault: Exception) -> None:
+    """Make the reader of the body fail, unless the body is whole or has failed before."""
+    content = http_request.content
+    if not content.is_eof() and content.exception() is None:
+        content.set_exception(fault)
+
+
+def _cut_short() -> Exception:
+    return web.RequestPayloadError("cut short")
 
 
 class FrontServer(web.Server):

@@ -113,6 +113,7 @@ class AiohttpFront:
             request = to_request(http_request)
             request.is_local_peer = connection.is_local
             request.peer = connection.peer
+            request.local_address = connection.local_address
             request.certificate = connection.certificate
             self._pages.check(request, connection.transport)
             reply = await self._reply(request, http_request, connection)
@@ -149,8 +150,8 @@ class AiohttpFront:
             await self._turns.turn(len(body), is_first=connection.is_first)
         try:
             if self._gate.is_void(admitted, generation):
-                # The rules changed while it waited, or its credential ended. Connections that were
-                # open then have been judged, and this would become one that was not.
+                # The rules changed while the request waited, or its credential ended. Connections
+                # that were open then have been judged by the new rules, and this one has not.
                 self._pages.check(request, connection.transport)
                 admitted = self._gate.admit_again(endpoint, admitted)
             reply = endpoint.answer(admitted, body)
@@ -165,7 +166,8 @@ class AiohttpFront:
         if isinstance(reply, asyncio.Future):
             polled = await self._wait_for_poll(reply, request, connection)
             if self._gate.generation != generation:
-                # The rules changed while it waited, and a page's poll is no open connection.
+                # The rules changed while the request waited; a page's poll is no open connection,
+                # so nothing has judged it.
                 self._pages.check(request, connection.transport)
             return polled
         answer = await reply

@@ -140,7 +140,7 @@ def _compare(options: argparse.Namespace) -> int:
         print_line(line)
     if lines:
         return EXIT_DIFFERS
-    print_line(f"The daemon works with what {path or 'the defaults'} has.")
+    print_line(f"The daemon works with {f'what {path} has' if path else 'the defaults'}.")
     return 0
 
 
@@ -158,6 +158,7 @@ def _view_of(loaded: Loaded, access: Access) -> ConfigView:
         *(loaded.config, loaded.sources, loaded.path, access, time.time, journal_of(loaded)),
         [each.view() for each in sources_of(loaded, access)],
         [each.view() for each in webhooks_of(loaded)],
+        tls_of(loaded).view,
     )
     return _result_of(in_force.view())
 

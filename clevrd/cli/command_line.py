@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -81,6 +82,8 @@ _OTHER_NAMES: Final[dict[str, tuple[str, ...]]] = {
 }
 # Flags by which other programs wait for what comes; clevrd history ends.
 _FOLLOWING: Final = frozenset({"--follow", "-f", "--tail"})
+# argparse's sentence about a word that is none of its choices, which its versions quote or not.
+_CHOICES: Final = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 # Flags by which other programs take a secret.
 _SECRETS: Final = frozenset({"--token", "--api-key", "--apikey", "--secret", "--bearer"})
 
@@ -154,6 +157,14 @@ def _unrecognized(words: Sequence[str], flags: Iterable[str]) -> str:
     return f"{sentence}; did you mean {meant[0]}{example}?"
 
 
+def _meant_word(message: str) -> str:
+    """Return a suggestion behind argparse's sentence about a word that is none of its choices."""
+    if not (found := _CHOICES.search(message)):
+        return ""
+    close = difflib.get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 def _discard_stdout() -> None:
     """Discard the rest of the buffer, since Python would flush it again at exit, and fail."""
     with suppress(OSError, ValueError):
@@ -163,7 +174,7 @@ def _discard_stdout() -> None:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage: scripts and people read one line."""
-        raise UsageError(f"{message} (try: {self.prog} --help)")
+        raise UsageError(f"{message}{_meant_word(message)} (try: {self.prog} --help)")
 
     def print_help(self, file: Any = None) -> None:
         """Print the help; raise if that fails, which argparse's own method hides."""

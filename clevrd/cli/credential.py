@@ -15,6 +15,8 @@ from clevrd.errors import ConfigError
 from clevrd.private_files import check_private
 
 VARIABLE = "CLEVRD_KEY"
+# This sentence follows a refusal where the command had no credential to present.
+ADVICE = f"Give a key or token by --key-file FILE, or in the variable {VARIABLE}."
 
 
 def add_credential(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +41,11 @@ def credential_of(options: argparse.Namespace) -> str | None:
     if given := os.environ.get(VARIABLE):
         return _checked(os.fsencode(given), f"The variable {VARIABLE}")
     return None
+
+
+def has_credential(options: argparse.Namespace) -> bool:
+    """Return whether a file or the variable is there to hold a secret."""
+    return options.key_file is not None or bool(os.environ.get(VARIABLE))
 
 
 def read_file(name: str) -> str:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from clevrd.addresses import TcpAddress, UnixAddress, parse_address
+from clevrd.cli import credential, trust
 from clevrd.cli.credential import credential_of
 from clevrd.cli.failures import CommandFailed, NoServer, UsageError
 from clevrd.cli.trust import add_trust_and_credential, trust_of
@@ -101,10 +102,14 @@ class Daemon:
         except (OSError, HTTPException, UnicodeError) as error:
             self._connection.close()
             why = getattr(error, "strerror", None) or str(error) or "it closed the connection"
-            raise NoServer(f"Nobody answers at {self.name}: {why}.") from error
+            advice = f" {trust.ADVICE}" if isinstance(error, ssl.SSLCertVerificationError) else ""
+            raise NoServer(f"Nobody answers at {self.name}: {why}.{advice}") from error
         if status == 200:
             return body
-        raise CommandFailed(f"{self.name} refused to answer ({status}): {reason_of(status, body)}")
+        advice = f" {credential.ADVICE}" if status == 401 and not self._headers else ""
+        raise CommandFailed(
+            f"{self.name} refused to answer ({status}): {reason_of(status, body)}{advice}"
+        )
 
     def _get(self, target: str) -> tuple[int, bytes]:
         connection = self._connection

@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     if sum(each is not None for each in (options.last, options.since, options.position)) > 1:
         raise UsageError("--last, --since and --position each say where to begin; give one of them")
     logs.log_for_people()
-    with client_failures():
+    with client_failures(options):
         client = client_of(options)
         items = _history(client, options)
         return run_until_signal(until_gone(partial(_print, client, items, options)))

@@ -14,6 +14,7 @@ from clevrd.core.nesting import SHALLOW_BYTES, TOO_DEEP, is_too_deep
 from clevrd.core.publish_request import PublishRequest, check_publish, check_utf8
 from clevrd.errors import InvalidRequest
 from clevrd.journal.importing import Imported
+from clevrd.journal.records import StoredLine
 from clevrd.journal.sqlite.segments import RunRow
 from clevrd.tenants.tenant import check_tenant_name
 
@@ -41,19 +42,9 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     data: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class _Stored(msgspec.Struct, frozen=True, gc=False):
-    """A message as its line in a record has it, but for fields of a later clevrd."""
-
-    data: msgspec.Raw
-    key: str | None = None
-    idempotency_key: str | None = None
-    ttl_s: int | float | None = None
-    headers: msgspec.Raw = msgspec.Raw(b"null")
-
-
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(Line)
-_stored_decoder: Final = msgspec.json.Decoder(_Stored)
+_stored_decoder: Final = msgspec.json.Decoder(StoredLine)
 _ids: Final = MessageIds()
 
 

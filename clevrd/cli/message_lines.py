@@ -35,7 +35,7 @@ _decode_data = msgspec.json.Decoder(_WithData).decode
 
 
 def add_printing(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what of each message is printed."""
+    """Add the options that say which part of each message is printed."""
     parser.add_argument(
         "--headers",
         action="store_true",
@@ -50,7 +50,7 @@ def add_printing(parser: argparse.ArgumentParser) -> None:
 
 
 async def until_gone(printing_to: Callable[[Output], Awaitable[int]]) -> int:
-    """Return the exit code of what prints; end as soon as no program reads that any more."""
+    """Return the exit code of ``printing_to``; end it once no program reads the output."""
     output = Output()
     printing = asyncio.ensure_future(printing_to(output))
     output.watch(printing.cancel)
@@ -102,7 +102,9 @@ def _raw_line(*, is_shown: bool) -> Callable[[bytes], bytes]:
 def _gap_sentence(gap: Gap) -> str:
     """Return a line about the gap, for people and for grep."""
     if gap.reason == "epoch":
-        return f"topic restarted, some messages may be missing topic={gap.topic}"
+        return (
+            f"messages may be missing: the topic began anew, or later than asked topic={gap.topic}"
+        )
     values = {"from": gap.first, "to": gap.last, "count": gap.count, "reason": gap.reason}
     told = " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
     return f"messages missed topic={gap.topic} {told}"

@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
         )
     logs.log_for_people()
     read_line = text_line if options.text else json_line
-    with client_failures():
+    with client_failures(options):
         client = client_of(options, retry_for_s=options.retry_for)
         if options.json == "-":
             return run_until_signal(_publish_stdin(client, options, read_line))

@@ -8,11 +8,13 @@ from typing import Final
 import aiohttp
 import msgspec
 
+from clevrd.cli import credential, trust
 from clevrd.cli.daemon_asking import reason_of
 from clevrd.cli.failures import NoServer, UsageError
 from clevrd.cli.run_loop import run_until_signal
 from clevrd.client import BadUrl
 from clevrd.client.address import parse_url, without_password
+from clevrd.client.errors import reason_of as reason_of_failure
 from clevrd.config_view import ConfigView
 
 _TIMEOUT_S: Final = 10.0
@@ -39,15 +41,19 @@ def running_config(url: str, secret: str | None, tls: ssl.SSLContext | None = No
     try:
         status, body = run_until_signal(_get(f"{base}/config", unix_path, secret, tls))
     except (aiohttp.ClientError, TimeoutError, OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or str(error) or "no answer in time"
-        raise NoServer(f"Nobody answers at {name}: {why}.") from error
+        why = reason_of_failure(error) if str(error) else "no answer in time"
+        advice = (
+            f" {trust.ADVICE}" if isinstance(error, aiohttp.ClientConnectorCertificateError) else ""
+        )
+        raise NoServer(f"Nobody answers at {name}: {why}.{advice}") from error
     if status == 200:
         try:
             return msgspec.json.decode(body, type=ConfigView)
         except msgspec.DecodeError as error:
             raise NoServer(f"{name} answered, but not as clevrd does; check the URL.") from error
+    advice = f" {credential.ADVICE}" if status == 401 and secret is None else ""
     raise NoServer(
-        f"{name} refused to show its configuration ({status}): {reason_of(status, body)}"
+        f"{name} refused to show its configuration ({status}): {reason_of(status, body)}{advice}"
     )
 
 

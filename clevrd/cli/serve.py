@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         )
     # The import stands here so that a wrong setting is reported without waiting for the server's
     # modules.
-    from clevrd.server import run as run_server
+    from clevrd.server.process import run as run_server
 
     return run_server(loaded, partial(load_settings, options))
 

@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-from clevrd.cli.credential import credential_of, read_file
+import aiohttp
+
+from clevrd.cli import credential, trust
+from clevrd.cli.credential import credential_of, has_credential, read_file
 from clevrd.cli.failures import CommandFailed, NoServer, UsageError
 from clevrd.cli.trust import add_trust_and_credential, trust_of
-from clevrd.client import RETRY_FOR_S, BadUrl, Client, ClientError, Unreachable
+from clevrd.client import RETRY_FOR_S, BadUrl, Client, ClientError, Unauthorized, Unreachable
 from clevrd.client.credential import Token
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
@@ -57,13 +60,28 @@ def client_of(options: argparse.Namespace, *, retry_for_s: float = RETRY_FOR_S) 
 
 
 @contextmanager
-def client_failures() -> Iterator[None]:
-    """Turn the client's errors into the command's own failures."""
+def client_failures(options: argparse.Namespace) -> Iterator[None]:
+    """Turn the client's errors into the command's own, with the option that helps."""
     try:
         yield
     except BadUrl as error:
         raise UsageError(str(error)) from error
     except Unreachable as error:
-        raise NoServer(str(error)) from error
+        raise NoServer(f"{error}{_advice(error)}") from error
+    except Unauthorized as error:
+        advice = "" if has_credential(options) else f" {credential.ADVICE}"
+        raise CommandFailed(f"{error}{advice}") from error
     except ClientError as error:
         raise CommandFailed(str(error)) from error
+
+
+def _advice(error: Unreachable) -> str:
+    """Return what to do about a server to which there was no connection at all."""
+    match error.__cause__:
+        case aiohttp.ClientConnectorCertificateError():
+            return f" {trust.ADVICE}"
+        case aiohttp.ClientSSLError():
+            return ""
+        case aiohttp.ClientConnectorError():
+            return " Start the daemon by clevrd serve, or name another by --url."
+    return ""

@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     if options.last is not None and options.since is not None:
         raise UsageError("--last and --since each say where to begin; give one of them")
     logs.log_for_people()
-    with client_failures():
+    with client_failures(options):
         client = client_of(options)
         items = _subscription(client, options)
         return run_until_signal(until_gone(partial(_print, client, items, options)))

@@ -8,6 +8,9 @@ import ssl
 from clevrd.cli.credential import add_credential
 from clevrd.cli.failures import UsageError
 
+# This sentence follows the one about a certificate that the system does not trust.
+ADVICE = "Trust it by --ca-file FILE."
+
 
 def add_trust_and_credential(parser: argparse.ArgumentParser) -> None:
     """Add the options for the certificates and for the file with the credential."""

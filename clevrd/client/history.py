@@ -44,8 +44,8 @@ class Walk:
         self._held: deque[tuple[Message | Gap, Position]] = deque()
         # Position up to which items were handed out; None before a server has told one.
         self.position = position
-        # The newest message's position when reading began, or when a new epoch was found; what
-        # comes behind it is none of the history's. Set by the reader.
+        # The newest message's position when reading began, or when a new epoch was found; messages
+        # behind it are not the history's. Set by the reader.
         self.head: Position | None = None
         # True when no more pages follow.
         self.is_over = False

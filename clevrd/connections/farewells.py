@@ -36,9 +36,9 @@ class _Farewell:
         self, connection: Leaving, progress: Progress, moved_s: float, now_s: float
     ) -> None:
         self.connection = connection
-        # When it is looked at next, or over.
+        # Loop time at which it is looked at next, or is over.
         self.deadline_s = 0.0
-        # When it is over, whatever the peer takes.
+        # Loop time at which it is over, whatever the peer takes.
         self.ends_s = now_s + CLOSE_FLUSH_TIMEOUT_S
         # When the peer was last seen to take anything, and how much of it by then.
         self.moved_s = moved_s
@@ -72,7 +72,7 @@ class Farewells:
         now_s = self._loop.time()
         progress = progress_of(connection.transport)
         farewell = _Farewell(connection, progress, now_s - silent_s, now_s)
-        # With nothing in its way the last word is there in no time.
+        # The last word arrives at once where nothing waits before it.
         farewell.has_all = not progress.is_behind
         self._open[connection] = farewell
         wait_s = CLOSE_TIMEOUT_S if farewell.has_all else CLOSE_LOOK_S
@@ -85,7 +85,7 @@ class Farewells:
             self._deadlines.remove(farewell)
 
     def stop(self) -> None:
-        """Look at nobody any more."""
+        """Look at no connection any more."""
         self._deadlines.stop()
 
     def _look_at(self, farewell: _Farewell) -> None:

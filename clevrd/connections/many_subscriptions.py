@@ -38,7 +38,7 @@ from clevrd.errors import ClevrdError, InvalidRequest, TooManyTopics
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
 
-# How often it is looked whether all topics of a pattern have begun that a journal is asked about.
+# Seconds between two looks whether a journal has said where all topics of a pattern begin.
 _LOOK_AGAIN_S: Final = 0.01
 
 
@@ -85,8 +85,8 @@ TopicT_co = TypeVar("TopicT_co", bound=TopicSubscription, covariant=True)
 class ManyTransport(Protocol[TopicT_co]):
     """A transport, as many subscriptions see it."""
 
-    # A position is used up when its topic is joined, as the topic may come back in a new life.
-    # True where it counts then as well: the client has not been told where the first life ended.
+    # Whether a position counts again when its topic comes back in another epoch, because the client
+    # was not told where the first one ended. If not, it is used up as the topic is joined.
     keeps_positions: ClassVar[bool]
 
     def topic_subscription(
@@ -106,7 +106,7 @@ class ManyTransport(Protocol[TopicT_co]):
         """End for want of a topic that a pattern matches: the client takes no notices."""
 
     def found_all(self) -> None:
-        """Hear that all is joined that was there and was asked for on the URL."""
+        """Note that every topic that was there and was asked for on the URL is joined."""
 
 
 class PatternSubscription:
@@ -410,9 +410,9 @@ class ManySubscriptions(Generic[TopicT_co]):
         each = self.topics.get(topic.name)
         if each is not None:
             if newest_epoch_of(each.topic) is topic:
-                # Its reader is in this epoch, or goes over to it soon.
+                # The topic's reader is in this epoch, or goes over to it soon.
                 return
-            # The same name in a life before this one.
+            # The topic that is joined is an earlier epoch of this name.
             self._drop(topic.name)
         try:
             self._check_room()
@@ -424,12 +424,12 @@ class ManySubscriptions(Generic[TopicT_co]):
     def pattern_found_all(self, pattern: PatternSubscription) -> None:
         """Tell that every topic which was there and matches is joined, unless it has ended.
 
-        When it is so for all patterns, an id of an event from here on knows all topics.
+        When all patterns have found theirs, ids of events from here on have all topics.
         """
         if self._patterns.get(pattern.text) is not pattern:
             return
         if any(each.pattern is pattern and not each.has_begun for each in self.topics.values()):
-            # A journal is asked where they begin, and what is told of them comes first.
+            # A journal is asked where some of them begin, and their notices come first.
             later = asyncio.get_running_loop().call_later
             later(_LOOK_AGAIN_S, self.pattern_found_all, pattern)
             return
@@ -542,9 +542,10 @@ class ManySubscriptions(Generic[TopicT_co]):
             self._hub, topic, options, pattern, self._slot_of(topic)
         )
         if self.is_paused:
-            # It begins as blocked as the others are.
+            # The reader begins as blocked as the others are.
             each.pause_delivery()
-        # Before it is joined: the transport may pause while it catches up.
+        # The topic is noted before it is joined: the transport may pause while the reader catches
+        # up.
         self.topics[topic.name] = each
         if options.subscriber_id is not None and isinstance(each, Subscriber):
             self._hub.subscriber_ids.introduce(each, options.subscriber_id)

@@ -85,8 +85,8 @@ class _Stall:
     __slots__ = ("has_taken", "is_full", "is_over", "progress", "since")
 
     def __init__(self, since: int, progress: Progress | None, *, is_full: bool) -> None:
-        # Its transport takes no more. Otherwise its pong is overdue, or it is a stream's that its
-        # kernel has no room for.
+        # Whether its transport takes no more. If it takes more, its pong is overdue, or its stream
+        # is behind in a kernel without room.
         self.is_full = is_full
         # Number of the look at which it was last seen to take anything, or of the first one.
         self.since = since
@@ -181,7 +181,7 @@ class Presence:
     # --- pings -----------------------------------------------------------------------------------
 
     def ping_due(self) -> None:
-        """Ping who is due, and give up who neither answered in time nor took anything."""
+        """Ping the peers that are due, and give up those that are not there."""
         wheel = self._wheel
         to_ping, silent = wheel.tick()
         self._for_each(silent, self._judge)
@@ -230,7 +230,8 @@ class Presence:
         before = self._looks.get(peer)
         stall = self._stalls.get(peer)
         if stall is not None and not stall.is_over:
-            # It is judged by what it takes, unless its kernel had the ping before it was full.
+            # The peer is judged by what it takes, unless its kernel had the ping before it was
+            # full.
             had_ping = before is not None and not before.is_behind
             if not (had_ping and stall.is_full and peer.answers_pings) or stall.has_taken:
                 return
@@ -247,7 +248,7 @@ class Presence:
     # --- stalls ----------------------------------------------------------------------------------
 
     def look_at_stalls(self) -> None:
-        """Give up who has taken nothing for too long."""
+        """Give up the peers that have taken nothing for too long."""
         self._stall_looks += 1
         self._look_at_some(iter(list(self._stalls)))
 
@@ -262,12 +263,12 @@ class Presence:
         if stall is None:
             return
         if stall.is_over or peer not in self._wheel:
-            # Peers that say goodbye are full of that.
+            # A peer that was said goodbye to is the business of `farewells`.
             del self._stalls[peer]
             return
         is_overdue = peer.answers_pings and not stall.is_full
         if is_overdue and not peer.awaits_pong:
-            # It has answered.
+            # The peer has answered.
             del self._stalls[peer]
             return
         progress = progress_of(peer.transport)
@@ -281,7 +282,7 @@ class Presence:
             if not is_overdue:
                 self.moved(peer)
                 return
-            # So that its kernel says again how much room it offers.
+            # The ping makes the peer's kernel say again how much room it offers.
             peer.ping()
         # Without exact figures a stream is left to the kernel's own patience. Over a Unix socket
         # its peer is on this machine and can't vanish without a word.

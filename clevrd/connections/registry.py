@@ -24,8 +24,10 @@ from clevrd.control.arrivals import Arrivals
 from clevrd.core.stream_forms import SlottedWrites
 from clevrd.errors import OriginNotAllowed
 from clevrd.http_values import Request
+from clevrd.hub.explanations import note_pings_unanswered
 from clevrd.input_budget import InputBudget, Sender
 from clevrd.metrics.counters import Counters
+from clevrd.metrics.decisions import Decisions
 from clevrd.pace import sent_step_bytes
 from clevrd.page_check import PageCheck
 from clevrd.progress import reset
@@ -41,7 +43,7 @@ log = logging.getLogger(__name__)
 _CLOSE_POLL_S: Final = 0.02
 # A close is a write, so as many of them as a round writes between two turns of the loop.
 CLOSES_PER_BATCH: Final = 256
-# How long the loop is others' between two steps of closes that are paced.
+# Seconds that the loop has for others between two steps of paced closes.
 _PACE_STEP_S: Final = 0.01
 
 # The close code of a planned end; a stream has a sentence for it.
@@ -112,11 +114,11 @@ class _Unfinished:
 
     def __init__(self, connection: Connection, sender: Sender) -> None:
         self.connection = connection
-        # For whom it is counted.
+        # The sender for whom the budget counts it.
         self.sender = sender
         # How much of it has to be there for its time to begin anew.
         self.steady_at_bytes = 0
-        # When it has to be whole.
+        # Loop time by which it has to be whole.
         self.deadline_s = 0.0
 
 
@@ -135,6 +137,7 @@ class Connections:
         counts: ConnectionCounts,
         pages: PageCheck,
         refusals: Refusals,
+        decisions: Decisions,
         wall_s: Callable[[], float] = time.time,
         arrivals: Arrivals | None = None,
     ) -> None:
@@ -142,9 +145,15 @@ class Connections:
         self._arrivals = arrivals or Arrivals()
         self.counters = counters
         self._addresses = addresses
-        # How many each tenant has; endpoints ask it before a connection is taken over.
+        # The number of connections of each tenant; endpoints ask it before a connection is taken
+        # over.
         self.counts = counts
         self.refusals = refusals
+        self._decisions = decisions
+        self._ping_times = {
+            "ping_interval_s": config.ping_interval_s,
+            "pong_timeout_s": config.pong_timeout_s,
+        }
         self.loop = loop
         self.now_s = loop.time
         self._high_bytes = config.write_high_bytes
@@ -174,7 +183,7 @@ class Connections:
         # How many of the open connections are streams.
         self.streams = 0
         self._timers = Timers(loop, on_error)
-        # Publishes that wait.
+        # The tasks of publishes that wait.
         self.tasks = tasks
         # The shares of the loop's turns in which publishes and commands are carried out.
         self.turns = turns
@@ -236,7 +245,8 @@ class Connections:
             ConnectionLimit: the tenant, or its key, has as many as it may have.
             TooManyArrive: the loop is late, and others have connected just now.
         """
-        # First its own limit: a client that is over it must not use up what others may come by.
+        # The tenant's own limit is asked first: a client that is over it must not use up the
+        # arrivals of others.
         self.counts.check(tenant)
         if self._arrivals.is_limited:
             self._arrivals.check(self.now_s(), random.random())  # noqa: S311  # no secret
@@ -362,35 +372,49 @@ class Connections:
         unfinished.connection.end_unfinished()
 
     def start(self) -> None:
-        """Start asking who is there."""
+        """Start to ask whether peers are there."""
         self._timers.every(self._presence.tick_s, self.ping_due)
         self._timers.every(self._presence.look_s, self.look_at_stalls)
 
     def stop(self) -> None:
-        """Stop that, and end nothing any more."""
+        """Stop to ask, and end nothing any more."""
         self._timers.stop()
         self._messages.stop()
         self._farewells.stop()
         self._expiry.stop()
 
     def ping_due(self) -> None:
-        """Ping who is due, and cut who is not there."""
+        """Ping the peers that are due, and cut those that are not there."""
         self._presence.ping_due()
 
     def look_at_stalls(self) -> None:
-        """Cut who has taken nothing for too long."""
+        """Cut the peers that have taken nothing for too long."""
         self._presence.look_at_stalls()
 
     def _give_up(self, peer: Peer) -> None:
         connection = cast(Connection, peer)
         self.counters.pings_cut += 1
+        self._explain_cut(connection)
         connection.stop_delivery()
         reset(connection.transport)
+
+    def _explain_cut(self, connection: Connection) -> None:
+        note_pings_unanswered(
+            self._decisions,
+            connection.tenant.name,
+            connection.tenant.credential_id,
+            self.address_of(connection),
+            {
+                "open_s": round(self.now_s() - self.opened_s(connection), 3),
+                "unsent_bytes": connection.unsent_bytes(),
+            },
+            self._ping_times,
+        )
 
     async def send_away(self, code: int, reason: str, over_s: float, *, is_alone: bool) -> int:
         """Say goodbye, over ``over_s``, to the readers that have everything; return how many left.
 
-        The others, and who publishes, are left for `close_all`.
+        The others, and publishers, are left for `close_all`.
 
         Args:
             is_alone: no other daemon has their topics.

@@ -4,7 +4,8 @@ The texts are core/stream_forms.py's, and the sweep is that of all connections. 
 here: what a client sends behind its request means nothing.
 
 Lines are the same for all who read them. The id of an event of many topics says where its reader is
-in all of them, so it is the reader's own: the shared text has a hole for it, filled at each write.
+in all of them, so it is the reader's own: the shared text has a blank for it, which each write
+fills in.
 """
 
 from __future__ import annotations
@@ -108,18 +109,18 @@ class SubscriberStream(asyncio.Protocol):
         self.transport = transport
         # The tenant of its client; changed by take_tenant.
         self.tenant = tenant
-        # The transport's own, nothing in between.
+        # The transport's own method, with nothing in between.
         self.write: Callable[[bytes], None] = transport.write
         self._form = form
         self._ignored_bytes = 0
-        # The registry's own, as of every connection it sweeps. Nobody answers a keep-alive: the
-        # peer's kernel acknowledges it.
+        # The registry asks every connection that it sweeps for this. No client answers a
+        # keep-alive: its kernel acknowledges it.
         self.awaits_pong = False
         self.wheel_slot = 0
         self._held_bytes = 0
         # The last word was written, or the client has gone.
         self.is_closing = False
-        # It was told that, and when, to come back.
+        # The client was told to come back, and when.
         self._has_said_why = False
 
     answers_pings: ClassVar[bool] = False
@@ -307,7 +308,7 @@ class EventIdSink:
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """Return what takes events with holes in their ids."""
+        """Return the function that takes events with blanks in their ids."""
         return self._write
 
     def close(self, code: int, reason: str) -> None:
@@ -319,7 +320,7 @@ class EventIdSink:
         return self._stream.unsent_bytes()
 
     def _write(self, events: bytes) -> None:
-        # As few calls as can be: a microsecond more is a sixth of what a write costs.
+        # There are as few calls as can be: a microsecond more is a sixth of what a write costs.
         writes, form = self._writes, self._form
         if events is not writes.events:
             writes.begin(events)

@@ -82,9 +82,10 @@ class WebSocketConnection(asyncio.Protocol):
         self.transport = transport
         # The tenant of its client; changed by take_tenant.
         self.tenant = tenant
-        # The transport's own, nothing in between.
+        # The transport's own method, with nothing in between.
         self.write: Callable[[bytes], None] = transport.write
-        # Made when bytes come, dropped when none are held back: most peers are silent.
+        # The reader of frames, made when bytes come and dropped when none are held back: most peers
+        # are silent.
         self._frames: ClientFrames | None = None
         self._budget_until_s = 0.0
         self._budget_frames = 0
@@ -263,7 +264,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _receive_one(self, opcode: int, payload: bytes) -> None:
         if opcode == client_frames.PONG:
-            # The answer to a ping is none of what the peer says of its own accord.
+            # The pong that answers a ping is not counted against the budget.
             self._budget_frames -= self.awaits_pong
             self.awaits_pong = False
         elif opcode == client_frames.PING:

@@ -13,7 +13,7 @@ from clevrd.errors import Unavailable
 # The loop is late when it comes so late to a timer, twice in a row: a fan-out to 10,000 readers, a
 # storm of 10,000 handshakes and a garbage collection stay far below it.
 LATE_S: Final = 0.3
-# It is in time again below this.
+# The loop is in time again below this.
 IN_TIME_S: Final = 0.05
 # Handshakes a second when the loop is first late: what a core takes beside its other work. The rate
 # is halved at each look that finds the loop late, and never below the least.

@@ -19,7 +19,7 @@ from clevrd.control.system_stats import HeldMemory
 SHRINK_AT: Final = 0.85
 REFUSE_SUBSCRIBERS_AT: Final = 0.92
 REFUSE_PUBLISHES_AT: Final = 0.95
-# A rung is left so far below its begin.
+# A rung is left when the share is so much less than where the rung begins.
 HYSTERESIS: Final = 0.02
 
 # How often the timer's owner looks: what is published in that time at 100 MB/s is 4 % of 256 MB.

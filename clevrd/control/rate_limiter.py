@@ -24,7 +24,7 @@ SWEPT_PER_NEW_BUCKET = 2
 WAIT_MARGIN_S = 1e-6
 
 
-# Where the rates stand that are not a tenant's or a key's own.
+# The settings of the rates that are not a tenant's or a key's own.
 _SETTINGS: Final = "CLEVRD_PUBLISH_RATE, CLEVRD_PUBLISH_BURST"
 
 

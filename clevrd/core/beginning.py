@@ -26,8 +26,8 @@ class After(msgspec.Struct, frozen=True):
 
     offset: int
     epoch: str = ""
-    # The client can say nothing else, and must not be refused: in the topic's own epoch and ahead
-    # of it, this is a position of which nothing is known.
+    # Whether the offset may be ahead of the topic, in the topic's own epoch: the client can say
+    # nothing else, so it is not refused, and nothing is known of the position.
     may_be_ahead: bool = False
 
 
@@ -62,8 +62,8 @@ class HistoryBeginning(msgspec.Struct, frozen=True):
     # The offset that the first message follows, as it is asked for. The history may have begun to
     # forget later messages.
     after: int = 0
-    # The newest message with an id below this is to be found, and is the one that the first message
-    # follows; None where `after` is. Microseconds since 1970.
+    # The first message follows the newest one with an id below this, which is to be found; None
+    # where `after` says it. Microseconds since 1970.
     below_id_us: int | None = None
     # A position was asked for: what is missing behind it is told.
     is_resumed: bool = False
@@ -145,9 +145,10 @@ def _start_since(topic: Topic, beginning: Since) -> ResolvedBeginning:
     oldest = topic.first
     after = topic.last_before(beginning.message_id.encode(), or_at=not beginning.is_time)
     if beginning.message_id < id_of_timestamp(topic.created_at):
-        # Whether the topic had a life before this one, and what was in it, nobody knows.
+        # Nobody knows whether the topic had an epoch before this one, and what was in it.
         return ResolvedBeginning(after, gap=unknown_gap(topic.name))
     if oldest > _begins_behind(topic) + 1 and after < oldest:
-        # No message that is held lies before, so what was evicted may have been asked for.
+        # No message that is held lies before, so messages that were evicted may have been asked
+        # for.
         return ResolvedBeginning(after, gap=Gap(topic.name, None, oldest - 1, None, RETENTION))
     return ResolvedBeginning(after, is_recovered=True)

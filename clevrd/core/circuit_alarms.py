@@ -83,7 +83,8 @@ class CircuitAlarms:
             if reader is None:
                 continue
             reader.alarm = 0
-            # Not settled where the circuit opens: nothing is to be kept that is never given.
+            # A reader whose circuit opens is not settled: no frame is to be kept that is never
+            # given.
             if reader.drops_in_stall(view) >= self._opens_after(reader):
                 tripped.append(reader)
             else:

@@ -83,7 +83,7 @@ class GapLog:
         return Gap(self.topic, hole.first, hole.last, hole.count, hole.reason)
 
     def between(self, after: int, offset: int, reason: GapReason) -> Gap:
-        """Return what lies between two offsets that are told one after the other."""
+        """Return the gap between two offsets that are told one after the other."""
         return Gap(self.topic, after + 1, offset - 1, offset - after - 1, reason)
 
     def offset_before(self, delivered: int, decided: int, kept: int) -> int:

@@ -15,7 +15,7 @@ BOM: Final = b"\xef\xbb\xbf"
 BEGINS_WITH_BOM: Final = (
     "begins with a byte order mark (EF BB BF), which JSON has not; leave it out"
 )
-# All before the first escape of half a surrogate pair that stands without the other half.
+# All text before the first escape of half a surrogate pair that stands without the other half.
 _PAIRED: Final = re.compile(
     rb"(?s:[^\\]++|\\[^u]|\\u(?![Dd][89A-Fa-f])|\\u[Dd][89ABab]..\\u[Dd][C-Fc-f]..)*+"
 )

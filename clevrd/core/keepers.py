@@ -54,7 +54,7 @@ class Keepers:
             give_back(readers, view, last, now_s)
 
     def capture(self, view: TopicView, first: int, ring_messages: int, now_s: float) -> None:
-        """Keep for the keepers what they keep, before what precedes ``first`` leaves the ring.
+        """Keep the frames that keepers need, before the ring gives up those before ``first``.
 
         Messages that follow soon are kept as well, so that the next time is some way off. Keepers
         that lack the same messages, as most do that stall together, are served together. Messages
@@ -72,9 +72,9 @@ class Keepers:
                     refuse(reader, view, upto - paid, now_s)
 
     def _needs(self, view: TopicView, horizon: int) -> dict[tuple[int, int], list[Subscriber]]:
-        """Return runs of the ring and the keepers that keep them, of all that read before there.
+        """Return runs of the ring, each with the keepers that need it and read before ``horizon``.
 
-        Notes where the others begin to read.
+        The lowest offset that the other keepers read from is noted.
         """
         edge, cap = view.edge, view.window_cap
         needs: dict[tuple[int, int], list[Subscriber]] = {}

@@ -43,15 +43,19 @@ def message_of(
     tenant: str,
     data: msgspec.Raw,
     offset: int,
-    key: str | None,
-    ttl_s: float,
+    key: str | None = None,
+    ttl_s: float | None = None,
 ) -> Message:
-    """Return a message with a time to live.
+    """Return a message of the class that has what was published with it, and nothing else.
 
     Args:
         stamp: its id and its timestamp.
     """
     message_id, timestamp = stamp
+    if ttl_s is None:
+        if key is None:
+            return Message(message_id, topic, tenant, data, timestamp, offset)
+        return KeyedMessage(message_id, topic, tenant, data, timestamp, offset, key)
     if key is None:
         return ExpiringMessage(message_id, topic, tenant, data, timestamp, offset, ttl_s)
     return ExpiringKeyedMessage(message_id, topic, tenant, data, timestamp, offset, ttl_s, key)

@@ -22,6 +22,7 @@ from clevrd.core.trace_context import (
     TRACESTATE,
     is_tracestate,
     parse_traceparent,
+    traceparent_of,
 )
 from clevrd.errors import InvalidRequest
 
@@ -191,8 +192,8 @@ def headers_of_head(fields: Mapping[str, str]) -> Headers | None:
 
 def trace_of_head(fields: Mapping[str, str]) -> Headers | None:
     """Return the trace in a request's head; None without a valid one, which counts as none."""
-    traceparent = fields.get(TRACEPARENT)
-    if traceparent is None or parse_traceparent(traceparent) is None:
+    traceparent = traceparent_of(fields)
+    if not traceparent:
         return None
     tracestate = fields.get(TRACESTATE, "")
     if is_tracestate(tracestate):
@@ -211,11 +212,11 @@ def together(of_head: Headers, own: Headers | None) -> Headers:
     if not own:
         return of_head
     if TRACEPARENT in own:
-        of_head = _without_trace(of_head)
+        of_head = without_trace(of_head)
     headers = {**of_head, **own}
     if _have_room(headers):
         return headers
-    headers = {**_without_trace(of_head), **own}
+    headers = {**without_trace(of_head), **own}
     if len(headers) > MAX_HEADERS:
         raise InvalidRequest(
             f"The request's head and its field headers have {len(headers)} names together, and"
@@ -229,7 +230,8 @@ def _have_room(headers: Headers) -> bool:
     return len(headers) <= MAX_HEADERS and len(_encode(headers)) <= MAX_HEADERS_BYTES
 
 
-def _without_trace(headers: Headers) -> Headers:
+def without_trace(headers: Headers) -> Headers:
+    """Return the headers of a message but for those of its trace."""
     return {name: value for name, value in headers.items() if name not in (TRACEPARENT, TRACESTATE)}
 
 

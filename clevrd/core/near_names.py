@@ -9,23 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-# A request that has more of them is told of these only.
+# Warnings that one request is told, at most.
 MAX_WARNINGS: Final = 4
 # Names of a request that are looked at; a longer name is not taken for a misspelt one.
 MAX_NAMES: Final = 64
 MAX_NAME_CHARS: Final = 32
 # Combinations of names that are remembered, 2 KiB at most each.
 _MAX_SEEN: Final = 256
-# A known name that is shorter is one letter away from too much.
+# A known name that is shorter is one letter away from too many other words.
 _MIN_LETTERS: Final = 5
 
 
 def meant(name: str, known: Iterable[str], words: Mapping[str, str]) -> str | None:
     """Return the known name that ``name`` nearly is; None where it is near to none.
 
-    It is if the two differ in case, hyphens and underscores alone, if it is another word for it, or
-    if, of a name of five letters or more, one letter is wrong, missing, too many, or two stand the
-    wrong way round.
+    It is near if the two differ in case, hyphens and underscores alone, if it is another word for
+    it, or if, of a name of five letters or more, one letter is wrong, missing, too many, or two
+    stand the wrong way round.
     """
     if len(name) > MAX_NAME_CHARS:
         return None

@@ -43,7 +43,7 @@ class Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"
     recovered: bool
     # Messages it may lag, as of now.
     window: int
-    # The pattern by which the topic was found, and what the command that asked is called.
+    # The pattern by which the topic was found, and the ref of the command that asked.
     pattern: str | msgspec.UnsetType = msgspec.UNSET
     ref: Ref = msgspec.UNSET
     # Parts of the request that are ignored and were perhaps meant otherwise.

@@ -17,7 +17,7 @@ OTHERS: Final = ""
 
 
 class Weights:
-    """How what all tenants have in common is divided.
+    """The division of the bounds that all tenants have in common.
 
     Each tenant in ``by_tenant`` has a portion of its own. All other tenants together have one,
     with the weight ``others``, so that a client that makes up names gets no more by that.
@@ -128,7 +128,7 @@ class Portions:
         self._max_ring_bytes = max_ring_bytes
         self._kept = kept
         self._texts = texts
-        # Over all tenants, and for each.
+        # Topics that there may be: of all tenants together, and of each.
         self._max_topics = max_topics, max_topics_per_tenant
         self._by_name: dict[str, Portion] = {}
 

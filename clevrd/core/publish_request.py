@@ -216,7 +216,7 @@ def _decode_plain(
     if max(map(len, bodies)) > SHALLOW_BYTES:
         return []
     try:
-        # No character goes on behind a line feed.
+        # No character of UTF-8 has a line feed inside it, so all bodies are checked at once.
         check_utf8(b"\n".join(bodies))
         requests = list(map(decode, bodies))
     except (InvalidRequest, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -16,7 +16,7 @@ FRAME_OVERHEAD_BYTES: Final = 56
 # a short read from a long ring doesn't look at all of it.
 _MIN_FRAME_BYTES: Final = 64
 
-# Stands where an evicted frame was until the list is compacted.
+# The object in the place of an evicted frame, until the list is compacted.
 _EVICTED: Final = b""
 
 
@@ -90,7 +90,7 @@ class RecentMessageCache:
         self.first += count
         dead = index + count
         if count == 1:
-            # As for every message that is published alone to a full ring.
+            # One frame goes for every message that is published alone to a full ring.
             self.size_bytes -= len(frames[index]) + FRAME_OVERHEAD_BYTES
             frames[index] = _EVICTED
         else:

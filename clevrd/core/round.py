@@ -1,4 +1,4 @@
-"""Round: what one step forward of a topic brings its live readers. Writing it: hub/rounds."""
+"""Round: what one step forward of a topic brings its live readers. hub/rounds writes it."""
 
 from __future__ import annotations
 

@@ -17,10 +17,11 @@ from clevrd.core.message_ids import AlikeStamps
 
 MAX_CONTROL_PAYLOAD_BYTES: Final = 125
 
-# Stands in JSON for a part that is put in later: JSON text has no NUL.
+# The byte stands in JSON for a part that is put in later: JSON text has no NUL.
 BLANK_BYTES: Final = b"\0"
 BLANK: Final = msgspec.Raw(BLANK_BYTES)
-# The same within a string: JSON does not escape it, and no name of a topic or a tenant has it.
+# The character stands for such a part within a string: JSON does not escape it, and no name of a
+# topic or a tenant has it.
 _MARK: Final = "\x7f"
 # Size from which on data is put in its place after encoding: 1.6 us against 1.9 at this size, 31
 # against 54 at 500 KB. Besides, msgspec's encoder ends the process (SIGSEGV, 0.21.0) when its

@@ -125,12 +125,13 @@ class Subscriber:
         self.gaps = gaps
         # The object that decides what a lagging reader loses, and is given next; has no state.
         self.policy = _POLICIES[strategy]
-        # Messages; None takes whatever is allowed.
+        # The window that its client asked for, in messages; None for as much as is allowed.
         self.wanted_window = wanted_window
         # Highest offset that was decided: given to the sink, kept, or dropped. Set by join and
         # moved by the policy and by the hub's rounds; never passes the topic's edge.
         self.cursor = 0
-        # Such that offered = edge - start while it is joined and its circuit is not open.
+        # A number such that offered = edge - start while the reader is joined and its circuit is
+        # not open.
         self.start = 0
         # Messages handed to the sink; counted by the topic's `read` and by the hub's rounds.
         self.delivered = 0
@@ -157,7 +158,8 @@ class Subscriber:
         self.is_half_open = False
         # Catch-up that was asked for may exceed the window until the reader is first up to date.
         self.backlog_limit = 0
-        # In the topic's live set: the cursor equals the edge, or the running round's start.
+        # Whether it is in the topic's live set: the cursor equals the edge, or the running round's
+        # start.
         self.is_live = False
         # The transport is full; set and cleared by the hub only.
         self.is_blocked = False
@@ -287,7 +289,7 @@ class Subscriber:
     def suspend(self, position: int, edge: int) -> None:
         """Note that its circuit opened: it has its ``position`` and nothing else any more."""
         self.cursor = position
-        # With the cursor at which it goes on added, offered is edge - start again.
+        # The topic adds the cursor at which the reader goes on; then offered is edge - start again.
         self.start -= edge
         self.dropped_in_stall = 0
         if self.gaps is not None:
@@ -325,7 +327,7 @@ class Subscriber:
 
     def _write_behind_gap(self, data: bytes, /) -> None:
         """Stand in for the sink's ``write`` once: tell of the hole that ``data`` follows."""
-        # Before the write, in which the transport may pause this reader.
+        # The method is put back before the write, in which the transport may pause this reader.
         self.write = self.sink.write
         if self.gaps:
             gap = self.gaps.take()

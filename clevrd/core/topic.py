@@ -34,7 +34,7 @@ from clevrd.core.subscriber import NOT_BEGUN, Subscriber
 # handed no more than a few socket buffers at once.
 ROUND_MAX_BYTES: Final = 262_144
 
-# Stands for the newest messages of topics in which no LATEST lags; nothing is noted in it.
+# The map of all topics in which no LATEST reader lags; nothing is noted in it.
 _NOBODYS_NEWEST: Final = NewestByKey(0)
 
 
@@ -66,7 +66,7 @@ class TopicHistory:
         self.began_behind = began_behind
         # Joined readers whose next message is read from the history; changed by Topic only.
         self.readers: dict[Subscriber, None] = {}
-        # The topic of the same name in its next epoch, once that has begun; None before. Each that
+        # The topic of the same name in its next epoch, once that has begun; None before. Code that
         # still has this topic goes over to that one.
         self.successor: Topic | None = None
 
@@ -159,8 +159,8 @@ class Topic:
         # The counts that the sums over all topics contain; changed by TopicTotals only. A slot is
         # 8 bytes; the entry of a dict of topics would be 30 to 60.
         self.reported = NO_COUNTS
-        # Kept in mind as busy; changed by BusyTopics only. Asked at each append, where a look-up
-        # among the busy topics would take 20 ns more.
+        # Whether BusyTopics, which alone changes it, has noted the topic as busy. Asked at each
+        # append, where a look-up among the busy topics would take 20 ns more.
         self.is_noted = False
         # Messages published to it and delivered when operators last asked who is busy; changed by
         # handlers/operate/top only. The difference to now is a rate, of every topic there is.
@@ -242,7 +242,7 @@ class Topic:
         if not len(self.live) == self.subscribers == self.pattern_readers:
             return False
         # A topic that is kept in a journal is not gone when it is forgotten here, so its readers
-        # are not to be told that it is.
+        # are not to be told that it has gone.
         return self.history is None or not self.pattern_readers
 
     @property
@@ -484,7 +484,8 @@ class Topic:
     def let_go(self, reader: Subscriber, now_s: float) -> None:
         """Remove ``reader`` as `leave` does, so that it can join the topic's next epoch."""
         is_offered = reader.is_live or reader in self.lagging
-        # With the edge at which the reader joins again added, offered is edge - start again.
+        # The next join adds the offset at which the reader begins; then offered is edge - start
+        # again.
         edge = self.edge if is_offered else 0
         self.leave(reader, now_s)
         reader.begin_anew(edge)

@@ -33,8 +33,8 @@ _TEXTS_SHARE: Final = 0.05
 # Topics looked at in one sweep, about 0.3 us each and 2 us for one that is evicted: where there are
 # 100,000, one that is idle is found within as many seconds.
 TOPICS_PER_SWEEP: Final = 1_000
-# A sweep forgets no more topics once their rings had so much: what three sweeps forget takes 10 ms
-# to give back to the machine (memory.py).
+# A sweep forgets no more topics once their rings had so many bytes: memory of three such sweeps
+# takes 10 ms to give back to the machine (memory.py).
 FORGOTTEN_BYTES_PER_SWEEP: Final = 16 << 20
 
 # A topic without a message is nothing but a name that somebody reads. The topic is kept so long
@@ -42,13 +42,13 @@ FORGOTTEN_BYTES_PER_SWEEP: Final = 16 << 20
 UNMADE_S: Final = 5.0
 # Names that one sweep forgets, at about 2 us each.
 UNMADE_PER_SWEEP: Final = 2_500
-# Names whose epoch is remembered, so that a reader who comes back to one has missed nothing.
+# Names whose epoch is remembered, so that a reader that comes back to one has missed nothing.
 MAX_REMEMBERED: Final = 10_000
 
 # Topics that are moved to another portion in one sweep, at 3.5 us each.
 MOVED_PER_SWEEP: Final = 1_000
 
-# Idle topics go by the minute at best, so sooner is no use.
+# Room comes when idle topics go, a minute later or more: a client that asks sooner gains nothing.
 _LIMIT_RETRY_S: Final = 60.0
 
 
@@ -190,7 +190,7 @@ class TopicManager:
         return topic
 
     def detached(self, tenant: str, name: str, start: TopicStart, now_s: float) -> Topic:
-        """Return a topic that its journal has, as a value for one use: it is not kept here."""
+        """Return a topic that its journal has, for one use: it is not kept among the others."""
         limits = self.limits
         return Topic(
             tenant,
@@ -205,7 +205,7 @@ class TopicManager:
         )
 
     def ring_for(self, saved: SavedTopic) -> RecentMessageCache | None:
-        """Return an empty ring for what there was of a topic; None once memory is spent."""
+        """Return an empty ring for the messages of a saved topic; None once memory is spent."""
         left_bytes = self._ring_sizes.left_bytes
         if left_bytes <= 0:
             return None
@@ -241,7 +241,7 @@ class TopicManager:
         self._ring_sizes.add(topic)
         if topic.published > self._busy.bar:
             self._busy.note(topic)
-        # Its newest message alone may be more than there was room for.
+        # The newest message alone may be larger than the room that there was.
         self._ring_sizes.trim_largest(now_s)
 
     def begin_anew(self, topic: Topic, start: TopicStart, now_s: float, head: int = 0) -> Topic:
@@ -378,7 +378,7 @@ class TopicManager:
         for _ in range(min(len(self._unmade), UNMADE_PER_SWEEP)):
             topic = next(iter(self._unmade))
             if topic.subscribers:
-                # `note_left` adds it again.
+                # `note_left` adds the topic again.
                 del self._unmade[topic]
                 continue
             if now_s - topic.last_used_s < UNMADE_S:
@@ -409,7 +409,7 @@ class TopicManager:
                 break
             topic = self._to_sweep.popleft()
             if topic.history is not None and topic.history.successor is not None:
-                # Its next epoch has a topic of its own.
+                # The next epoch has a topic of its own.
                 continue
             # Nothing but the sweep forgets, so that what it leaves out is gone.
             if self._is_idle(topic, now_s):

@@ -6,13 +6,14 @@ Grammar: https://www.w3.org/TR/trace-context/ §3.2 (traceparent) and §3.3 (tra
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
 
 # A later version may add fields behind the flags; they are passed on within this bound.
-MAX_TRACEPARENT_CHARS: Final = 256
+MAX_TRACEPARENT_CHARS: Final = 120
 # As much as every participant should pass on, and the most members that a list may have.
 MAX_TRACESTATE_CHARS: Final = 512
 MAX_TRACESTATE_MEMBERS: Final = 32
@@ -54,6 +55,16 @@ def parse_traceparent(value: str) -> TraceParent | None:
     if trace_id == _NO_TRACE or parent_id == _NO_PARENT:
         return None
     return TraceParent(trace_id, parent_id, int(flags, 16))
+
+
+def traceparent_of(fields: Mapping[str, str]) -> str:
+    """Return the traceparent among header fields; empty where there is none, or none is valid.
+
+    Args:
+        fields: by lower-case name.
+    """
+    given = fields.get(TRACEPARENT, "")
+    return given if parse_traceparent(given) is not None else ""
 
 
 def is_tracestate(value: str) -> bool:

@@ -25,8 +25,8 @@ def subscribe_warnings(query: Mapping[str, list[str]]) -> tuple[str, ...]:
 def topic_warnings(names: Iterable[str]) -> tuple[str, ...]:
     """Return the warnings for topics that were perhaps meant as patterns."""
     return tuple(
-        f"The topic {quoted(name)} is taken as a name, star and all; what matches it is"
-        " subscribed as a pattern."
+        f"The topic {quoted(name)} is taken as a name that has a star; to read all topics that"
+        " match it, subscribe to a pattern."
         for name in names
         if _is_pattern(name)
     )[:MAX_WARNINGS]

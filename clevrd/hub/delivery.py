@@ -111,7 +111,7 @@ class Delivery:
         # Offset, id and time to live of each message that expires.
         expiring: list[tuple[int, str, float]] = []
         if len(requests) == 1 and requests[0].ttl_s is None:
-            # A lone one is most of what is published, and takes fewer steps without a loop.
+            # Most messages are published alone, and one takes fewer steps without a loop.
             (request,), ((message_id, timestamp),) = requests, stamps
             data, key = request.data, request.key
             message = (
@@ -126,7 +126,9 @@ class Delivery:
             messages = [
                 Message(stamp[0], name, tenant, request.data, stamp[1], number)
                 if request.key is None and request.ttl_s is None
-                else _message(stamp, name, tenant, request, number)
+                else message_of(
+                    stamp, name, tenant, request.data, number, request.key, request.ttl_s
+                )
                 for number, (request, stamp) in enumerate(
                     zip(requests, stamps, strict=True), offset
                 )
@@ -242,15 +244,6 @@ class Delivery:
             reader.sink.unsent_bytes() for topic in topics for reader in topic.lagging
         )
         return delivered, unsent_bytes
-
-
-def _message(stamp: Stamp, name: str, tenant: str, request: PublishRequest, offset: int) -> Message:
-    """Return a message with a key, a time to live, or both."""
-    data, key, ttl_s = request.data, request.key, request.ttl_s
-    if ttl_s is not None:
-        return message_of(stamp, name, tenant, data, offset, key, ttl_s)
-    message_id, timestamp = stamp
-    return KeyedMessage(message_id, name, tenant, data, timestamp, offset, key or "")
 
 
 def _with_headers(topic: Topic, frame: bytes, headers: Headers) -> bytes:

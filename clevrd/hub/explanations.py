@@ -1,6 +1,6 @@
-"""Decisions of the hub's own rules, as `metrics/decisions` keeps them: sentences and figures.
+"""Decisions of the hub and of connections, as `metrics/decisions` keeps them: sentences, figures.
 
-The rules are in `control` and `core`; nothing is decided here.
+The rules are in `control`, `core` and `connections`; nothing is decided here.
 """
 
 from __future__ import annotations
@@ -180,6 +180,38 @@ def note_circuit(
             "open_s": budget.open_s,
         },
         lasts_s=None if is_over else budget.open_s,
+    )
+
+
+def note_pings_unanswered(
+    decisions: Decisions,
+    tenant: str,
+    credential: str,
+    address: str,
+    inputs: Figures,
+    thresholds: Figures,
+) -> None:
+    """Note that a connection was cut whose peer is not there.
+
+    Args:
+        decisions: where it is noted.
+        tenant: the client's.
+        credential: the id of the client's key; empty for none.
+        address: the client's; empty over a Unix socket.
+        inputs: what is known of the connection.
+        thresholds: the times that a peer has.
+    """
+    if decisions.repeated("disconnect", "pings_unanswered", tenant, "", credential):
+        return
+    whose = f" The first was of {address}." if address else ""
+    decisions.begin(
+        *("disconnect", "pings_unanswered"),
+        "Connections were cut since their clients neither answered pings in time nor took what was"
+        " sent: the network on the way is gone, or a client's process stands still."
+        f"{whose}",
+        *(tenant, "", credential),
+        inputs=inputs,
+        thresholds=thresholds,
     )
 
 

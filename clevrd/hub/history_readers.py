@@ -20,7 +20,8 @@ from clevrd.core.notices import EXPIRED, RETENTION, Gap
 from clevrd.core.subscriber import NOT_BEGUN, Subscriber
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, JournalUnavailable
-from clevrd.hub.history_pages import MAX_PAGE_BYTES, MIN_PAGE_BYTES, HistoryPages, Page
+from clevrd.hub.history_page import Page
+from clevrd.hub.history_pages import MAX_PAGE_BYTES, MIN_PAGE_BYTES, HistoryPages
 from clevrd.hub.readers import Asked, Readers
 from clevrd.journal.base import History
 
@@ -262,7 +263,7 @@ class HistoryReaders:
                 return page
             # A reader that takes whole pages is given larger ones.
             reading.page_bytes = min(2 * reading.page_bytes, MAX_PAGE_BYTES)
-        page = self.pages.find(reading.topic, after)
+        page = self.pages.kept.find(reading.topic, after)
         reading.hold(page)
         if page is not None:
             reading.is_exact = False
@@ -324,7 +325,7 @@ class HistoryReaders:
 
     async def _page_behind(self, topic: Topic, after: int, max_bytes: int) -> Page:
         for is_exact in (False, True):
-            page = self.pages.find(topic, after)
+            page = self.pages.kept.find(topic, after)
             if page is None:
                 found: asyncio.Future[Page] = self._loop.create_future()
                 self.pages.request(

@@ -60,7 +60,7 @@ class Journaling:
         self._max_topics = max_topics
         self._wall_us = wall_us
         self._loop = loop
-        # Messages whose topics are not kept here, since there are too many.
+        # How many messages came for topics that are not kept here, since there are too many.
         self.topics_left_out = 0
         self._patterns = patterns
         self._topics = topics

@@ -106,12 +106,12 @@ class Publishing:
         self._rate_limiter = rate_limiter
         # Makes the refusal of every publish while memory is short; None otherwise. Set by shed.
         self._shed_refusal: Callable[[], MemoryShort] | None = None
-        # No tenant is limited that has no rate of its own, and nothing is shed. Changed by shed.
+        # Only tenants with a rate of their own are limited, and nothing is shed. Changed by shed.
         self._is_unlimited = rate_limiter.rate_per_s == 0.0
         self._loop = loop
         self._journal = journal
         self.waiting = waiting
-        # Whether a tenant's topic EVENTS_TOPIC is kept for events; set by the hub alone.
+        # Whether the topic EVENTS_TOPIC of a tenant is kept for events; set by the hub alone.
         self.reserves: Callable[[str], bool] = lambda tenant: False
         self.idempotent = IdempotentPublishes(answers, waiting, loop)
         # The deliverer's two methods, kept here because a call through their owner costs 50 ns
@@ -173,7 +173,8 @@ class Publishing:
                 f"The topic {EVENTS_TOPIC} has the daemon's own events; subscribe to it, and"
                 " publish to another one."
             )
-        # As in `_topic`, whose call would cost each publish 50 ns.
+        # This is `_topic` written out for a topic that is there, since the call would cost each
+        # publish 50 ns.
         topic = self._topics.find(tenant.name, name)
         return topic if topic is not None else self._topic(tenant, name)
 

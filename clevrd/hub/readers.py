@@ -37,7 +37,7 @@ _SPELLED_COSTS: Final = 8
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """The request of a joining reader, as far as its first notices are made of it."""
+    """The part of a joining reader's request that its first notices are made of."""
 
     beginning: Beginning
     pattern: str | msgspec.UnsetType
@@ -112,8 +112,8 @@ class Readers:
         self.lifecycle: NotesReaders | None = None
         # None where no topic has a history.
         self.history: ReadsHistory | None = None
-        # Readers that are catching up, and their topics, by portion. The reader that has waited
-        # longest is first, and so is the portion that has; each portion that is in here has some.
+        # Readers that are catching up, and their topics, by portion. Each portion in here has some,
+        # and the portion that has waited longest is first, as is its reader that has.
         self._catching_up: dict[Portion, dict[Subscriber, Topic]] = {}
         # Hands messages to the readers above; a unit is one byte.
         self.queue = TurnQueue(
@@ -145,7 +145,7 @@ class Readers:
             try:
                 reader.sink.write(_first_notices(topic, reader, start, pattern, ref, warnings))
             except Exception:
-                # It would wait for ever, since nothing lets it read on.
+                # The reader would wait for ever, since nothing lets it read on.
                 self.write_failed(topic, reader)
                 return
         self._catch_up(topic, reader)

@@ -19,7 +19,7 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
 
     tenant: str
     topic: str
-    # The partition's, by which the topic's is named: see `fold.topic_epoch`.
+    # The partition's, by which the topic's is named: see `epoch_names.topic_epoch`.
     partition_epoch: str
     # The first one's offset; the others follow it.
     offset: int

@@ -121,14 +121,14 @@ class Batch:
         # Publishes by the line at which each begins, topic by topic; of one topic in their order.
         # A clear has no line, and a number below 0.
         self.parts: dict[int, Pending] = {}
-        # As it was added up when they were submitted, clears too.
+        # The sum of the bytes as they were counted when submitted, clears too.
         self.cost_bytes = sum([each.cost_bytes for each in taken])
         clears = [each for each in taken if isinstance(each, PendingClear)]
         self.clears = tuple(Clear(each.topic.tenant, each.topic.name) for each in clears)
         self.parts.update((-1 - place, each) for place, each in enumerate(clears))
         if clears:
             taken = [each for each in taken if not isinstance(each, PendingClear)]
-        # The lines of each.
+        # The lines of each publish, in the order of the record.
         self.lines: list[bytes] = []
         runs: list[Run] = []
         keyed: list[Keyed] = []
@@ -145,7 +145,7 @@ class Batch:
             runs.append(Run(topic.tenant, topic.name, line - begin, size_bytes))
             all_bytes += size_bytes
         self.size_bytes = all_bytes
-        # How many messages it has.
+        # The number of messages in it.
         self.messages = line
         self.runs = tuple(runs)
         self.keyed = tuple(keyed)
@@ -210,7 +210,7 @@ def take_batch(pending: deque[Pending]) -> Batch:
     while pending and len(taken) < MAX_PUBLISHES:
         each = pending[0]
         if isinstance(each, PendingClear):
-            # A record of its own, so that the order is plain.
+            # A clear has a record of its own, so that the order is plain.
             return Batch(taken or (pending.popleft(),))
         topic = each.topic
         size_bytes += each.size_bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from clevrd.journal.fold import topic_epoch
+from clevrd.journal.epoch_names import topic_epoch
 from clevrd.journal.records import Header
 
 _Slot = tuple[str, str]
@@ -47,6 +47,8 @@ class ClearPoints:
         self._topics: dict[_Slot, _Topic] = {}
         # The last sequence of each writer: a record that was sent again clears nothing.
         self._writers: dict[str, int] = {}
+        # A record could not be read, which may have cleared topics.
+        self._is_unsure = False
 
     def epoch_of(self, names: tuple[str, str, str], first: int) -> str:
         """Return the epoch of a topic's next messages, which begin at offset ``first``.
@@ -62,16 +64,23 @@ class ClearPoints:
         if known is None or known.partition_epoch != partition_epoch:
             is_cleared = known is not None and known.is_cleared_next
             # With offset 1 all that the topic had in this epoch of the partition is there.
-            known = _Topic(partition_epoch, _UNKNOWN if last and first > 1 else 0)
+            is_unknown = (last or self._is_unsure) and first > 1
+            known = _Topic(partition_epoch, _UNKNOWN if is_unknown else 0)
             known.is_cleared_next = is_cleared
             self._topics[tenant, topic] = known
         if known.is_cleared_next:
             known.cleared, known.is_cleared_next = first - 1, False
-        elif last < first:
+        elif last < first and not self._is_unsure:
             known.cleared = max(known.cleared, last)
         if known.cleared == _UNKNOWN:
             return ""
         return topic_epoch(partition_epoch, tenant, topic, known.cleared)
+
+    def lose(self) -> None:
+        """Take in that a record can't be read: nobody knows which topics it has cleared."""
+        self._is_unsure = True
+        for topic in self._topics.values():
+            topic.cleared, topic.is_cleared_next = _UNKNOWN, False
 
     def note(self, header: Header) -> None:
         """Take in what a record clears, behind its own messages."""

@@ -153,7 +153,7 @@ def _nats_settings(settings: JournalSettings) -> NatsSettings:
 
 
 def _kafka_engine(settings: JournalSettings) -> Engine:
-    # It comes first, since it says in one line if its package is missing.
+    # The import comes first, since it says in one line if its package is missing.
     import clevrd.journal.kafka.library  # noqa: F401
     from clevrd.journal.kafka.engine import KafkaEngine
 

@@ -6,427 +6,54 @@ on nothing but the records: not on a clock, not on a setting, not on what a node
 A *stamp* names the incarnation of what accepts records. Another stamp means that records which some
 nodes have read may be gone, so all begin a new partition epoch and count from 1 again. No position
 of the old epoch is ever used for a second message: an engine takes no record with an old stamp.
+
+The rules for a record of a node, in this order (`Fold._fold`):
+
+1. If its stamp is another one than the last record's, it begins a new partition epoch.
+2. Foreign records that wait have their places now, before it, in that epoch (`foreign_records`).
+3. If it is a reset, it begins a new partition epoch, even if it is a retry.
+4. If its writer's sequence was counted in this epoch, it is a retry, and is skipped
+   (`writer_sequences`).
+5. Each message whose idempotency key is used is a repeat, or refused: it is not counted
+   (`logged_keys`). Each other one has the next offset of its topic, and the next id (`draft`).
+6. Topics that it names are cleared, behind its messages (`cleared_topics`).
+
+All that is counted in an epoch is a `partition_epoch`; what a record has changed is a `folded`.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from hashlib import blake2b
-from sys import intern
-from typing import Final, NamedTuple
 
-import msgspec
-
-from clevrd.core.publish_request import PublishRequest, decode_logged
+from clevrd.core.publish_request import decode_logged
 from clevrd.errors import InvalidRequest
-from clevrd.journal.base import Checkpoint, Placed, TopicHead
-from clevrd.journal.checkpoints import (
-    VERSION,
-    BadCheckpoint,
-    FoldState,
-    read_state,
-    spell_keys,
-    spell_state,
-)
-from clevrd.journal.logged_keys import LoggedKey, LoggedKeys
+from clevrd.journal.base import Checkpoint, Placed
+from clevrd.journal.checkpoints import BadCheckpoint, read_state
+from clevrd.journal.draft import Draft
+from clevrd.journal.epoch_checkpoint import epoch_of, fill_epoch, state_of, take_epoch
+from clevrd.journal.epoch_names import partition_epoch_name
+from clevrd.journal.folded import Cleared, Confirmed, Folded
+from clevrd.journal.foreign_records import ForeignRecord, ForeignRecords
+from clevrd.journal.partition_epoch import PartitionEpoch
 from clevrd.journal.read_again import ReadAgain
 from clevrd.journal.records import (
-    FOREIGN_TENANT,
+    MAX_FOREIGN_BYTES,
     BadRecord,
     Header,
-    Keyed,
     LaterVersion,
-    Run,
     Seen,
-    content_of,
     decode_header,
     digest_of,
     is_foreign,
 )
 
-# Writers whose last sequence is known. A writer is one start of a node, and retries within seconds.
-# It is part of the format: nodes with other numbers would count differently.
-MAX_WRITERS: Final = 1_024
-
-# Records whose chain is remembered, for what other nodes say they have seen. A node that is further
-# behind is not judged by its words, until it has caught up.
-_REMEMBERED_CHAINS: Final = 1_024
-
-# Foreign records that may wait for the next record of a node, which confirms them. Part of the
-# format. A node appends a record as soon as it sees a foreign one, so far fewer wait but for a time
-# without nodes.
-MAX_WAITING: Final = 4_096
-MAX_WAITING_BYTES: Final = 8 << 20
-
-# Topics of a partition that may be cleared in one of its epochs; one more stays as it is. It is a
-# part of the format.
-MAX_CLEARED: Final = 10_000
-
-# Topics, or entries of what is dropped, that are handled in one step: 0.2 ms.
-_PER_STEP: Final = 1_000
-
-_TopicSlot = tuple[str, str]
-
-
-def topic_epoch(partition_epoch: str, tenant: str, topic: str, cleared: int = 0) -> str:
-    """Return the name of a topic's epoch: 12 hexadecimal digits, known before its first message.
-
-    Args:
-        cleared: the offset up to which the topic was cleared; 0 if it never was.
-    """
-    after = f"\0{cleared}" if cleared else ""
-    name = f"{partition_epoch}\0{tenant}\0{topic}{after}".encode("utf-8", "surrogatepass")
-    return blake2b(name, digest_size=6).hexdigest()
-
-
-class Repeat(msgspec.Struct, frozen=True, gc=False):
-    """A message whose idempotency key is that of one before it; it is not counted."""
-
-    line: int
-    tenant: str
-    topic: str
-    # The first one's, in the partition's epoch of the record.
-    offset: int
-    id_us: int
-    time_us: int
-
-
-class Refused(msgspec.Struct, frozen=True, gc=False):
-    """A message whose idempotency key was used for another message; it is not counted."""
-
-    line: int
-    tenant: str
-    topic: str
-
-
-class Cleared(msgspec.Struct, frozen=True, gc=False):
-    """A topic that has lost its messages up to an offset, and has another epoch now."""
-
-    tenant: str
-    topic: str
-    upto: int
-
-
-class Confirmed(msgspec.Struct, frozen=True):
-    """A foreign record that was waiting, and has its place now."""
-
-    position: int
-    record: bytes
-    request: PublishRequest
-    placed: Placed
-
-
-class Folded(msgspec.Struct, frozen=True):
-    """The changes that a record has made.
-
-    Each place has the epoch that it is in: `confirmed` come before the new epoch that a record
-    with `is_reset` begins, and behind the one that another stamp begins.
-    """
-
-    # The places of the record's own messages, in their order.
-    placed: tuple[Placed, ...] = ()
-    repeats: tuple[Repeat, ...] = ()
-    refused: tuple[Refused, ...] = ()
-    # Foreign records before this one, in their order; their messages come before `placed`. Without
-    # those that readers must not be given.
-    confirmed: tuple[Confirmed, ...] = ()
-    # The partition's epoch behind the record; empty as long as it is not known.
-    partition_epoch: str = ""
-    is_new_epoch: bool = False
-    # Readers must not be given `placed`: they are in another epoch than the one that is read again.
-    is_again: bool = False
-    # The record's writer and its number; empty and 0 for a foreign or bad one.
-    writer: str = ""
-    sequence: int = 0
-    # The record was there before: its messages have the places that they were given then.
-    is_retry: bool = False
-    # A publish of a foreign producer: it waits for the next record of a node.
-    foreign: bool = False
-    # The writer has counted otherwise: one of both has not read what the log has.
-    contradicts: bool = False
-    # The writer's version of clevrd, where the record says it.
-    version: str = ""
-    # Why nothing of it was counted, as a sentence without a full stop.
-    bad: str | None = None
-    # It is bad since a later clevrd wrote it, which may have counted it: positions may differ.
-    is_later: bool = False
-    # Topics that it has cleared, behind `placed`.
-    cleared: tuple[Cleared, ...] = ()
-
-
-class _Waiting(NamedTuple):
-    """A foreign record until the next record of a node."""
-
-    position: int
-    record: bytes
-    request: PublishRequest
-
-
-class _Epoch:
-    """All that is counted since a partition's epoch began."""
-
-    __slots__ = (
-        "began_us",
-        "chain",
-        "chains",
-        "changed",
-        "cleared",
-        "heads",
-        "is_saved",
-        "keys",
-        "last_id_us",
-        "name",
-        "order",
-        "previous",
-        "time_us",
-        "writers",
-    )
-
-    def __init__(self, name: str, began_us: int, keeps_topics: bool) -> None:
-        self.name = name
-        self.began_us = began_us
-        # The log's time: that of the latest record, never counting back.
-        self.time_us = began_us
-        self.last_id_us = 0
-        # A digest of all that was counted in this epoch, in which order and how.
-        self.chain = zlib.crc32(name.encode())
-        # The same behind each of the last records, by their positions.
-        self.chains: OrderedDict[int, int] = OrderedDict()
-        # Topics' heads, and the topics in the order of their first messages.
-        self.heads: dict[_TopicSlot, int] = {}
-        self.order: list[_TopicSlot] = []
-        # Up to which offset topics were cleared, of those that ever were.
-        self.cleared: dict[_TopicSlot, int] = {}
-        # Heads that changed since the last checkpoint began; None unless the engine keeps topics.
-        self.changed: dict[_TopicSlot, int] | None = {} if keeps_topics else None
-        # Whether all topics were in a checkpoint of this epoch.
-        self.is_saved = False
-        # While a whole checkpoint is taken: heads as they were, of topics that changed meanwhile.
-        self.previous: dict[_TopicSlot, int] | None = None
-        # The last sequence of each writer, the latest writer last.
-        self.writers: dict[str, int] = {}
-        self.keys = LoggedKeys()
-
-    def note_record(self, position: int, digest: str) -> None:
-        """Add a record to the chain, when it is counted."""
-        link = f"{position} {digest} {self.last_id_us}"
-        self.chain = self.chains[position] = zlib.crc32(link.encode(), self.chain)
-        if len(self.chains) > _REMEMBERED_CHAINS:
-            self.chains.popitem(last=False)
-
-    def note_writer(self, writer: str, sequence: int) -> None:
-        """Note a writer's last record."""
-        writers = self.writers
-        writers.pop(writer, None)
-        writers[writer] = sequence
-        if len(writers) > MAX_WRITERS:
-            del writers[next(iter(writers))]
-
-    def clear_topics(self, header: Header) -> tuple[Cleared, ...]:
-        """Clear the topics that a record names, as far as they have messages."""
-        found = []
-        for each in header.clears:
-            slot = each.tenant, each.topic
-            head = self.heads.get(slot, 0)
-            is_known = slot in self.cleared
-            if head == self.cleared.get(slot, 0) or (
-                len(self.cleared) >= MAX_CLEARED and not is_known
-            ):
-                continue
-            self.cleared[slot] = head
-            found.append(Cleared(each.tenant, each.topic, head))
-        return tuple(found)
-
-    def has_seen(self, seen: Seen) -> bool:
-        """Return whether a writer may have counted as we have, by what it says it has seen."""
-        if not self.chains:
-            return True
-        position = int(seen.position)
-        if position < next(iter(self.chains)):
-            # It is of an epoch before, or too long ago.
-            return True
-        chain = self.chains.get(position)
-        return chain is not None and seen.digest == f"{chain:08x}"
-
-    def clear_some(self) -> bool:
-        """Let go of some of it, when it is over; return whether any is left."""
-        for each in (self.heads, self.changed, self.previous):
-            if each:
-                for _ in range(min(len(each), _PER_STEP)):
-                    each.popitem()
-                return True
-        if self.order:
-            del self.order[-_PER_STEP:]
-            return True
-        return self.keys.clear_some()
-
-
-class _Draft:
-    """The changes that a record makes in an epoch; nothing is changed before `commit`."""
-
-    __slots__ = (
-        "_header",
-        "_heads",
-        "_id_step",
-        "_keys",
-        "_last_id_us",
-        "_partition",
-        "_time_us",
-        "epoch",
-        "placed",
-        "refused",
-        "repeats",
-    )
-
-    def __init__(self, epoch: _Epoch, header: Header, partition: int, partitions: int) -> None:
-        self.epoch = epoch
-        self._header = header
-        self._partition = partition
-        self._id_step = partitions
-        time_us = header.time_us
-        self._time_us = time_us if time_us > epoch.time_us else epoch.time_us
-        self._last_id_us = epoch.last_id_us
-        # The changed heads, and the new keys.
-        self._heads: dict[_TopicSlot, int] = {}
-        self._keys: dict[tuple[str, str, str], LoggedKey] = {}
-        self.placed: list[Placed] = []
-        self.repeats: list[Repeat] = []
-        self.refused: list[Refused] = []
-
-    def is_of(self, epoch: _Epoch, header: Header) -> bool:
-        """Return whether this was made in ``epoch`` of the record with this very ``header``."""
-        return self.epoch is epoch and self._header is header
-
-    def count(self, runs: Sequence[Run], keyed: Sequence[Keyed], lines_at: int) -> None:
-        """Count the messages of ``runs``, whose lines begin at byte ``lines_at``."""
-        line = 0
-        if not keyed:
-            for run in runs:
-                self._place(run, line, line, run.count, lines_at)
-                line += run.count
-                lines_at += run.size_bytes
-            return
-        # The keys of the runs before.
-        used = 0
-        for run in runs:
-            end = line + run.count
-            first = line
-            while used < len(keyed) and keyed[used].line < end:
-                each = keyed[used]
-                used += 1
-                if self._is_new(run, each):
-                    # It is counted here, so that a repeat in the same record finds its place.
-                    self._place(run, line, first, each.line + 1 - first, lines_at)
-                    self._remember(run, each)
-                else:
-                    self._place(run, line, first, each.line - first, lines_at)
-                first = each.line + 1
-            self._place(run, line, first, end - first, lines_at)
-            line = end
-            lines_at += run.size_bytes
-
-    def commit(self) -> None:
-        """Make it the epoch's."""
-        epoch = self.epoch
-        epoch.time_us = self._time_us
-        epoch.last_id_us = self._last_id_us
-        heads, changed = epoch.heads, epoch.changed
-        for slot, head in self._heads.items():
-            before = heads.get(slot)
-            if before is None:
-                # The same tenant's topics have its name in common: 63 bytes of each.
-                slot = intern(slot[0]), slot[1]
-                epoch.order.append(slot)
-            elif epoch.previous is not None:
-                epoch.previous.setdefault(slot, before)
-            heads[slot] = head
-            if changed is not None:
-                changed[slot] = head
-        for entry in self._keys.values():
-            epoch.keys.add(entry, self._time_us, self._header.max_keys)
-
-    def _place(self, run: Run, run_line: int, first: int, count: int, at_bytes: int) -> None:
-        """Give ``count`` messages of ``run`` their places, from line ``first`` of the record on."""
-        if not count:
-            return
-        slot = run.tenant, run.topic
-        head = self._heads.get(slot)
-        if head is None:
-            head = self.epoch.heads.get(slot, 0)
-        id_us = self._last_id_us + self._id_step
-        if id_us < self._time_us:
-            # The first of this partition's ids that is not before the time.
-            id_us = self._time_us + (self._partition - self._time_us) % self._id_step
-        offset, first_us, line = head + 1, id_us, first
-        last = self.placed[-1] if self.placed else None
-        if (
-            last is not None
-            and (last.at_bytes, last.line + last.count) == (at_bytes, first)
-            and last.id_us + last.count * self._id_step == id_us
-        ):
-            # Messages with keys are counted one by one. Messages of a run that follow each other
-            # have one place all the same, since each place has a checksum over the whole run.
-            offset, first_us, line = last.offset, last.id_us, last.line
-            del self.placed[-1]
-        self.placed.append(
-            Placed(
-                run.tenant,
-                run.topic,
-                self.epoch.name,
-                offset,
-                head + 1 + count - offset,
-                first_us,
-                self._id_step,
-                self._time_us,
-                line,
-                at_bytes,
-                run.size_bytes,
-                line - run_line,
-            )
-        )
-        self._heads[slot] = head + count
-        self._last_id_us = id_us + (count - 1) * self._id_step
-
-    def _is_new(self, run: Run, keyed: Keyed) -> bool:
-        """Return whether the key is free; note a repeat, or a message that is refused."""
-        slot = run.tenant, run.topic, keyed.key
-        first = self._keys.get(slot) or self.epoch.keys.find(slot, self._time_us)
-        if first is None:
-            return True
-        if first.content != keyed.content:
-            self.refused.append(Refused(keyed.line, run.tenant, run.topic))
-        else:
-            self.repeats.append(
-                Repeat(keyed.line, run.tenant, run.topic, first.offset, first.id_us, first.time_us)
-            )
-        return False
-
-    def _remember(self, run: Run, keyed: Keyed) -> None:
-        """Keep the key of the message that was counted last."""
-        header = self._header
-        if header.keep_keys_ms <= 0 or header.max_keys <= 0:
-            return
-        entry = LoggedKey(
-            intern(run.tenant),
-            run.topic,
-            keyed.key,
-            keyed.content,
-            self._heads[run.tenant, run.topic],
-            self._last_id_us,
-            self._time_us,
-            self._time_us + header.keep_keys_ms * 1_000,
-        )
-        self._keys[entry.slot] = entry
-
 
 class Fold:
     """The positions of one partition's messages, record by record.
 
-    A record costs 11 us with one message, 24 with 20 of one topic, 39 with one of each of 20
-    topics, and 184 with 1,000 of one topic (240 bytes each), mostly for two checksums; a message
-    with a key 5 us more. A topic takes 190 bytes, or 240 if the engine keeps topics. (CPython 3.11,
+    A record costs 8 us with one message, 11 with 20 of one topic, 31 with one of each of 20
+    topics, and 124 with 1,000 of one topic (230 bytes each), mostly for two checksums; a message
+    with a key 2 us more. A topic takes 190 bytes, or 240 if the engine keeps topics. (CPython 3.11,
     CPU time.)
 
     How a node uses it:
@@ -480,20 +107,19 @@ class Fold:
         self.settled_position = 0
         self.settled_digest = ""
         self._note_stamp("")
-        self._epoch = self._no_epoch()
+        self._epoch = _no_epoch()
         # The record for which those that wait were read again; empty without.
         self._read_again_for = b""
-        self._waiting: list[_Waiting] = []
-        self._waiting_bytes = 0
+        self._foreign = ForeignRecords()
         # Whether a checkpoint is being taken.
         self._is_taken = False
         # The plan of the next record in this epoch, until any record is read.
-        self._planned: _Draft | None = None
+        self._planned: Draft | None = None
         # Whether the engine may have topics of another history than this fold's.
         self._has_taken = False
         self._again = ReadAgain(is_complete=is_complete)
         # Epochs that are over, and still to be let go: a million topics are freed in parts.
-        self._over: list[_Epoch] = []
+        self._over: list[PartitionEpoch] = []
         # Counters; they only rise.
         self.bad_records = 0
         self.retries = 0
@@ -531,20 +157,20 @@ class Fold:
     @property
     def waiting(self) -> int:
         """How many foreign records wait for the next record of a node; an empty one will do."""
-        return len(self._waiting)
+        return len(self._foreign.waiting)
 
     @property
     def topics(self) -> int:
         """How many topics have messages in this epoch."""
-        return len(self._epoch.heads)
+        return len(self._epoch.heads.by_slot)
 
     def head(self, tenant: str, topic: str) -> int:
         """Return the offset of the topic's newest message in this epoch; 0 before the first."""
-        return self._epoch.heads.get((tenant, topic), 0)
+        return self._epoch.heads.by_slot.get((tenant, topic), 0)
 
     def cleared(self, tenant: str, topic: str) -> int:
         """Return the offset up to which a topic was cleared in this epoch; 0 if it never was."""
-        return self._epoch.cleared.get((tenant, topic), 0)
+        return self._epoch.cleared.upto((tenant, topic))
 
     def names(self, start: int, count: int) -> Sequence[tuple[str, str]]:
         """Return tenants and names of topics that have messages, in the order of their first ones.
@@ -553,17 +179,14 @@ class Fold:
             start: how many topics to pass over.
             count: how many to return at most; a thousand take 3 us.
         """
-        return self._epoch.order[start : start + count]
+        return self._epoch.heads.order[start : start + count]
 
     def seen(self, stamp: str) -> Seen | None:
         """Return what the header of the next record with ``stamp`` says of this node.
 
         A node that has yet to learn of a new stamp says nothing: it knows the epoch before.
         """
-        if stamp != self.stamp or not self._epoch.chains:
-            return None
-        position = next(reversed(self._epoch.chains))
-        return Seen(str(position), f"{self._epoch.chains[position]:08x}")
+        return self._epoch.chain.seen() if stamp == self.stamp else None
 
     def time_after(self, stamp: str, clock_us: int, *, is_reset: bool = False) -> int:
         """Return the time for the next record's header: ``clock_us``, or later.
@@ -610,11 +233,12 @@ class Fold:
         else:
             draft = self._draft(epoch, header)
             if epoch.name:
-                self._confirm(draft)
-        if not draft.epoch.name or self._is_retry(header, draft.epoch):
+                self._foreign.count(draft)
+        epoch = draft.epoch
+        if not epoch.name or epoch.writers.have(header.writer, header.sequence):
             return ()
         draft.count(header.runs, header.keyed, lines_at)
-        if draft.epoch is self._epoch and not self._waiting:
+        if epoch is self._epoch and not self._foreign.waiting:
             self._planned = draft
         return tuple(draft.placed)
 
@@ -664,45 +288,13 @@ class Fold:
         if self._is_taken:
             raise RuntimeError("another checkpoint of this partition is being taken")
         position, digest = self.settled_position, self.settled_digest
-        state = FoldState(
-            VERSION,
-            self._partition,
-            self._partitions,
-            self.stamp,
-            epoch.name,
-            epoch.began_us,
-            epoch.time_us,
-            epoch.last_id_us,
-            next(reversed(epoch.chains)),
-            epoch.chain,
-            tuple(epoch.writers.items()),
-            len(epoch.keys),
-            tuple((*slot, upto) for slot, upto in epoch.cleared.items()),
-        )
-        key_lists = epoch.keys.snapshot()
-        is_whole = is_whole or not epoch.is_saved
-        changed = epoch.changed
-        if changed is not None:
-            epoch.changed = {}
-        topics: list[TopicHead] = []
+        state = state_of(epoch, self._partition, self._partitions, self.stamp)
         self._is_taken = self._has_taken = True
-        epoch.is_saved = False
         try:
-            yield from (
-                self._all_topics(epoch, topics)
-                if is_whole or changed is None
-                else self._changed_topics(changed, topics)
-            )
-            lines = [spell_state(state)]
-            for keys in key_lists:
-                lines.append(spell_keys(keys))
-                yield None
-            epoch.is_saved = changed is not None
+            taken = yield from take_epoch(epoch, state, is_whole=is_whole)
         finally:
             self._is_taken = False
-        yield Checkpoint(
-            position, digest, state.epoch, b"\n".join(lines), topics, is_whole or changed is None
-        )
+        yield Checkpoint(position, digest, state.epoch, taken.state, taken.topics, taken.is_whole)
 
     def restore(self, checkpoint: Checkpoint) -> Iterator[None]:
         """Go on from ``checkpoint``, in steps; what is given then is valid behind the last one.
@@ -717,25 +309,11 @@ class Fold:
             )
         if state.epoch != checkpoint.partition_epoch or not state.epoch or not checkpoint.is_whole:
             raise BadCheckpoint("its parts do not belong together")
-        epoch = _Epoch(state.epoch, state.epoch_began_us, self._keeps_topics)
-        epoch.time_us = state.time_us
-        epoch.last_id_us = state.last_id_us
-        epoch.chain = epoch.chains[state.chain_position] = state.chain
-        epoch.writers = dict(state.writers)
-        epoch.cleared = {(tenant, topic): upto for tenant, topic, upto in state.cleared}
-        for first in range(0, len(checkpoint.topics), _PER_STEP):
-            for topic in checkpoint.topics[first : first + _PER_STEP]:
-                slot = intern(topic.tenant), topic.topic
-                epoch.heads[slot] = topic.head
-                epoch.order.append(slot)
-            yield
-        for keys in key_lists:
-            for key in keys:
-                epoch.keys.put(key)
-            yield
+        epoch = epoch_of(state, keeps_topics=self._keeps_topics)
+        yield from fill_epoch(epoch, checkpoint.topics, key_lists)
         # A checkpoint that was taken may be saved after this one, and be of what was lost.
-        epoch.is_saved = self._keeps_topics and not self._has_taken
-        self._begin(epoch)
+        epoch.heads.is_saved = self._keeps_topics and not self._has_taken
+        self._leave_for(epoch)
         self._again.go_to(epoch.name, checkpoint.position)
         self._note_stamp(state.stamp)
         self._go_to(checkpoint.position, checkpoint.digest)
@@ -748,7 +326,7 @@ class Fold:
             is_complete: as in `__init__`.
         """
         self._is_complete = is_complete
-        self._begin(self._no_epoch())
+        self._leave_for(_no_epoch())
         self._again.go_to("", after)
         self._note_stamp("")
         self._go_to(after, "")
@@ -783,9 +361,9 @@ class Fold:
         digest: str,
         header: Header,
         lines_at: int,
-        planned: _Draft | None = None,
+        planned: Draft | None = None,
     ) -> Folded:
-        """Count a record of a node.
+        """Count a record of a node, by the six rules at the top.
 
         Args:
             planned: the last plan, if nothing was read since.
@@ -793,43 +371,34 @@ class Fold:
         epoch = self._epoch_for(header, position)
         is_new_epoch = epoch is not self._epoch
         contradicts = not (
-            is_new_epoch or header.is_reset or header.seen is None or epoch.has_seen(header.seen)
+            is_new_epoch or header.is_reset or header.seen is None or epoch.chain.has(header.seen)
         )
+        # Rule 1, another stamp.
         if is_new_epoch:
-            self._begin(epoch)
-            self._again.begin_epoch(epoch.name, position)
+            self._begin(epoch, position)
         if header.stamp != self.stamp:
             self._note_stamp(header.stamp)
-        is_planned = planned is not None and planned.is_of(epoch, header)
-        draft = planned if planned is not None and is_planned else self._draft(epoch, header)
-        confirmed: tuple[Confirmed, ...] = ()
-        if self._waiting:
-            # They are counted now that the stamp is known of what accepted them, or came later.
-            if epoch.name:
-                confirmed = self._confirm_all(draft)
-                draft = self._draft(epoch, header)
-            self._stop_waiting()
+        # Rule 2, foreign records.
+        confirmed = self._confirm_all(header) if self._foreign.waiting else ()
         if header.is_reset:
-            # Even if it is a retry: for a node that begins to read here it is the first one.
+            # Rule 3. For a node that begins to read here a retry is the first one.
             is_new_epoch = True
             epoch = self._new_epoch(header, position, "reset")
-            self._begin(epoch)
-            self._again.begin_epoch(epoch.name, position)
-            draft = self._draft(epoch, header)
-        is_retry = self._is_retry(header, epoch)
+            self._begin(epoch, position)
         cleared: tuple[Cleared, ...] = ()
+        is_retry = epoch.writers.have(header.writer, header.sequence)
         if is_retry:
+            # Rule 4. Its messages have the places that they were given then.
             self.retries += 1
+            draft = self._draft(epoch, header)
         else:
-            if epoch.name:
-                if not is_planned:
-                    draft.count(header.runs, header.keyed, lines_at)
-                draft.commit()
-            epoch.note_writer(header.writer, header.sequence)
+            # Rules 5 and 6.
+            draft = self._count(epoch, header, lines_at, planned)
+            epoch.writers.note(header.writer, header.sequence)
             if header.clears and epoch.name:
-                cleared = epoch.clear_topics(header)
+                cleared = epoch.cleared.clear(header.clears, epoch.heads.by_slot)
         if epoch.name:
-            epoch.note_record(position, digest)
+            epoch.chain.add(position, digest, epoch.last_id_us)
         self.settled_position = position
         self.settled_digest = digest
         self._read_again_for = b""
@@ -850,51 +419,47 @@ class Fold:
             cleared=cleared,
         )
 
-    def _epoch_for(self, header: Header, position: int) -> _Epoch:
+    def _epoch_for(self, header: Header, position: int) -> PartitionEpoch:
         """Return the epoch that a record belongs to by its stamp: the present one, or a new one."""
         if header.stamp == self.stamp or not (self.stamp or self._is_complete):
             return self._epoch
         return self._new_epoch(header, position, "stamp")
 
-    def _new_epoch(self, header: Header, position: int, reason: str) -> _Epoch:
+    def _new_epoch(self, header: Header, position: int, reason: str) -> PartitionEpoch:
         """Return the epoch that a record begins; it depends on nothing before that record."""
-        name = f"{header.stamp} {position} {header.writer} {header.sequence} {reason}"
-        digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-        return _Epoch(digest, header.time_us, self._keeps_topics)
+        name = partition_epoch_name(header, position, reason)
+        return PartitionEpoch(name, header.time_us, keeps_topics=self._keeps_topics)
 
-    def _is_retry(self, header: Header, epoch: _Epoch) -> bool:
-        """Return whether a writer's record, or one behind it, was counted before."""
-        return header.sequence <= epoch.writers.get(header.writer, 0)
+    def _count(
+        self, epoch: PartitionEpoch, header: Header, lines_at: int, planned: Draft | None
+    ) -> Draft:
+        """Give a record's messages their places, for good; none as long as positions are not known.
 
-    def _no_epoch(self) -> _Epoch:
-        return _Epoch("", 0, False)
+        Args:
+            planned: the last plan; it is taken if it is of this record.
+        """
+        if planned is not None and planned.is_of(epoch, header):
+            draft = planned
+        else:
+            draft = self._draft(epoch, header)
+            if not epoch.name:
+                return draft
+            draft.count(header.runs, header.keyed, lines_at)
+        draft.commit()
+        return draft
 
-    def _begin(self, epoch: _Epoch) -> None:
-        """Make ``epoch`` the present one."""
+    def _draft(self, epoch: PartitionEpoch, header: Header) -> Draft:
+        return Draft(epoch, header, self._partition, self._partitions)
+
+    def _begin(self, epoch: PartitionEpoch, position: int) -> None:
+        """Begin ``epoch`` with the record at ``position``."""
+        self._leave_for(epoch)
+        self._again.begin_epoch(epoch.name, position)
+
+    def _leave_for(self, epoch: PartitionEpoch) -> None:
+        """Make ``epoch`` the present one; the one before is let go in parts."""
         self._over.append(self._epoch)
         self._epoch = epoch
-
-    def _draft(self, epoch: _Epoch, header: Header) -> _Draft:
-        return _Draft(epoch, header, self._partition, self._partitions)
-
-    def _confirm(self, draft: _Draft) -> tuple[Confirmed, ...]:
-        """Count in ``draft`` the foreign records that wait."""
-        confirmed = []
-        for position, record, request in self._waiting:
-            draft.count(*_as_runs(record, request))
-            if draft.placed:
-                confirmed.append(Confirmed(position, record, request, draft.placed.pop()))
-        draft.repeats.clear()
-        draft.refused.clear()
-        return tuple(confirmed)
-
-    def _confirm_all(self, draft: _Draft) -> tuple[Confirmed, ...]:
-        """Count the foreign records that wait, for good; return those that readers are given."""
-        confirmed = self._confirm(draft)
-        draft.commit()
-        for each in self._waiting:
-            draft.epoch.note_record(each.position, digest_of(each.record))
-        return confirmed if draft.epoch.name == self.readers_epoch else ()
 
     def _wait(self, position: int, record: bytes) -> Folded:
         """Keep a foreign record until a record of a node confirms it.
@@ -902,28 +467,43 @@ class Fold:
         It has no stamp. If it were counted at once, it could be given the place of a message that
         was lost just before it, and that some nodes have delivered.
         """
+        if len(record) > MAX_FOREIGN_BYTES:
+            large = (
+                f"{len(record)} bytes of another program, which may write {MAX_FOREIGN_BYTES} at"
+                " once; send less, or publish it by clevrd"
+            )
+            return self._pass_over(BadRecord(large), foreign=True)
         try:
             request = decode_logged(record)
         except InvalidRequest as error:
             return self._pass_over(error, foreign=True)
-        self._waiting.append(_Waiting(position, record, request))
-        self._waiting_bytes += len(record)
-        confirmed: tuple[Confirmed, ...] = ()
-        if len(self._waiting) >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES:
-            confirmed = self._confirm_at_bound()
+        self._foreign.add(ForeignRecord(position, record, request))
+        confirmed = self._confirm_at_bound() if self._foreign.are_too_many else ()
         return Folded(confirmed=confirmed, partition_epoch=self._epoch.name, foreign=True)
 
     def _confirm_at_bound(self) -> tuple[Confirmed, ...]:
         """Count foreign records without waiting longer: no node has appended for a long time."""
+        newest = self._foreign.waiting[-1]
+        confirmed = self._confirm_all(Header(self.stamp, "", 0, self._epoch.time_us))
+        self.settled_position = self.position
+        self.settled_digest = digest_of(newest.record)
+        return confirmed
+
+    def _confirm_all(self, header: Header) -> tuple[Confirmed, ...]:
+        """Count the foreign records that wait, for good; return those that readers are given.
+
+        The stamp is known now of what accepted them, or came later.
+        """
         epoch = self._epoch
         confirmed: tuple[Confirmed, ...] = ()
         if epoch.name:
-            draft = self._draft(epoch, Header(self.stamp, "", 0, epoch.time_us))
-            confirmed = self._confirm_all(draft)
-        self.settled_position = self.position
-        self.settled_digest = digest_of(self._waiting[-1].record)
-        self._stop_waiting()
-        return confirmed
+            draft = self._draft(epoch, header)
+            confirmed = self._foreign.count(draft)
+            draft.commit()
+            for each in self._foreign.waiting:
+                epoch.chain.add(each.position, digest_of(each.record), epoch.last_id_us)
+        self._foreign.clear()
+        return confirmed if epoch.name == self.readers_epoch else ()
 
     def _note_stamp(self, stamp: str) -> None:
         """Go by the stamp of the last record of a node."""
@@ -936,11 +516,7 @@ class Fold:
         self.position = self.settled_position = position
         self.settled_digest = digest
         self._read_again_for = b""
-        self._stop_waiting()
-
-    def _stop_waiting(self) -> None:
-        self._waiting.clear()
-        self._waiting_bytes = 0
+        self._foreign.clear()
 
     def _pass_over(self, error: Exception, *, foreign: bool = False) -> Folded:
         """Count a record as bad; it is in nobody's chain, so a node that can read it differs."""
@@ -952,41 +528,13 @@ class Fold:
             is_later=isinstance(error, LaterVersion),
         )
 
-    def _all_topics(self, epoch: _Epoch, topics: list[TopicHead]) -> Iterator[None]:
-        """Add all topics to ``topics``, with their heads as they are at the first step."""
-        previous: dict[_TopicSlot, int] = {}
-        epoch.previous = previous
-        heads = epoch.heads
-        count = len(epoch.order)
-        try:
-            for first in range(0, count, _PER_STEP):
-                topics.extend(
-                    TopicHead(*slot, previous.get(slot) or heads[slot])
-                    for slot in epoch.order[first : min(first + _PER_STEP, count)]
-                )
-                yield
-        finally:
-            epoch.previous = None
-
-    def _changed_topics(
-        self, changed: dict[_TopicSlot, int], topics: list[TopicHead]
-    ) -> Iterator[None]:
-        while changed:
-            for _ in range(min(len(changed), _PER_STEP)):
-                slot, head = changed.popitem()
-                topics.append(TopicHead(*slot, head))
-            yield
-
     def _clear_some(self) -> None:
         """Let go of some of the epochs that are over; one of which a checkpoint is taken stays."""
         oldest = self._over[0]
-        if oldest.previous is None and not oldest.clear_some():
+        if not (oldest.heads.is_being_taken or oldest.clear_some()):
             del self._over[0]
 
 
-def _as_runs(record: bytes, request: PublishRequest) -> tuple[Sequence[Run], Sequence[Keyed], int]:
-    """Return a foreign record as a run of one message."""
-    run = Run(FOREIGN_TENANT, request.topic, 1, len(record))
-    if request.idempotency_key is None:
-        return (run,), (), 0
-    return (run,), (Keyed(0, request.idempotency_key, content_of(request)),), 0
+def _no_epoch() -> PartitionEpoch:
+    """Return the epoch of a fold that does not know positions yet."""
+    return PartitionEpoch("", 0, keeps_topics=False)

@@ -20,7 +20,8 @@ from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError, JournalFull, JournalUnavailable, ShuttingDown
 from clevrd.journal.base import Checkpoint, Engine
 from clevrd.journal.batches import Batch, MakeAnswer, MakeCleared, Pending, PendingClear
-from clevrd.journal.fold import Fold, topic_epoch
+from clevrd.journal.epoch_names import topic_epoch
+from clevrd.journal.fold import Fold
 from clevrd.journal.pace import Pace
 from clevrd.journal.partition import MAX_PENDING_BYTES, OK, Counters, Partition
 from clevrd.journal.record_reader import Deliverer, RecordReader, Topics, in_turns
@@ -33,14 +34,14 @@ log = logging.getLogger(__name__)
 # A checkpoint is made after so long, or so many records.
 CHECKPOINT_S: Final = 10.0
 CHECKPOINT_RECORDS: Final = 10_000
-# The same where records came that have changed nothing: the log may lose old ones, and a checkpoint
-# with them.
+# The same where records came that have changed nothing: the log gives up old records, and a
+# checkpoint among them.
 IDLE_CHECKPOINT_S: Final = 300.0
 # How long a record may take to come back before its publishers hear of it.
 GIVE_UP_S: Final = 5.0
-# How often it is looked whether one is due, and whether anything comes from the log.
+# Seconds between two looks: whether a checkpoint is due, and whether anything comes from the log.
 LOOK_S: Final = 1.0
-# After so many looks without a record an own one is sent.
+# After so many looks without a record the node sends one of its own.
 SILENT_LOOKS: Final = 5
 # A node shows itself to the others so often, and counts those that it has seen for so long.
 SHOW_S: Final = 20.0
@@ -49,6 +50,10 @@ SEEN_S: Final = 60.0
 NAMES_PER_STEP: Final = 1_000
 # How long a start waits for the end of the log.
 START_S: Final = 600.0
+# Looks at a start for which the engine says that it can't be used, until the log says so, and until
+# the start is given up. Leaders of Kafka and NATS are chosen within 20 s.
+TROUBLED_LOOKS: Final = 5
+REFUSED_LOOKS: Final = 30
 
 
 class Silence:
@@ -103,7 +108,7 @@ class Node:
         self.counters = Counters()
         self._jitter_s = secrets.randbelow(1000) / 1000
         self._has_history = engine.history() is not None
-        # One of each for each partition of the log.
+        # Each list has an entry for each partition of the log.
         self._partitions: list[Partition] = []
         self._readers: list[RecordReader] = []
         self._writers: list[RecordWriter] = []
@@ -312,7 +317,7 @@ class Node:
             self._tasks = [self._spawn(writer.run()) for writer in self._writers]
             # An empty record begins the log's epoch, if it is new, and shows where the log ends.
             async with asyncio.timeout(START_S):
-                await asyncio.gather(*map(self._find_end, self._partitions, self._writers))
+                await self._find_ends()
         except TimeoutError as error:
             await self.crash()
             raise JournalUnavailable(
@@ -359,6 +364,35 @@ class Node:
         for partition in self._partitions:
             Batch(tuple(partition.pending)).fail(ShuttingDown())
             partition.pending.clear()
+
+    async def _find_ends(self) -> None:
+        """Find the ends of all partitions; raise why the engine can't be used, if it says so."""
+        ends = asyncio.gather(*map(self._find_end, self._partitions, self._writers))
+        refusal = self._loop.create_task(self._refusal())
+        try:
+            await asyncio.wait((ends, refusal), return_when=asyncio.FIRST_COMPLETED)
+            if not ends.done():
+                raise refusal.result()
+            ends.result()
+        finally:
+            ends.cancel()
+            refusal.cancel()
+            await asyncio.gather(ends, refusal, return_exceptions=True)
+
+    async def _refusal(self) -> Exception:
+        """Return why the engine takes or gives no record, once it has said so for long enough."""
+        troubled_looks = 0
+        while True:
+            await asyncio.sleep(LOOK_S)
+            troubles = [each.trouble or each.read_trouble for each in self._partitions]
+            trouble = next(filter(None, troubles), None)
+            troubled_looks = 0 if trouble is None else troubled_looks + 1
+            if trouble is None:
+                continue
+            if troubled_looks == TROUBLED_LOOKS:
+                log.warning("waiting for the journal reason=%s", trouble)
+            if troubled_looks >= REFUSED_LOOKS:
+                return trouble
 
     async def _find_end(self, partition: Partition, writer: RecordWriter) -> None:
         """Read the partition to its end, and see that messages can be counted from there on."""

@@ -107,6 +107,7 @@ class Partition:
         "number",
         "pending",
         "pending_bytes",
+        "read_trouble",
         "records_at_checkpoint",
         "records_folded",
         "sent",
@@ -127,6 +128,8 @@ class Partition:
         self.state = OK
         # Why the record on its way was not taken at the last try; None if nothing was said.
         self.trouble: Exception | None = None
+        # Why the log could not be read at the last try; None if it could.
+        self.read_trouble: Exception | None = None
         # Publishes that are in no record yet, in the order of arrival.
         self.pending: deque[Pending] = deque()
         # Bytes of these, and of the record that is on its way.
@@ -220,7 +223,7 @@ class Partition:
         """
         failed = 0 if self.batch is None else self.batch.fail(unsure())
         failed += self.fail_pending(not_taken())
-        self.note_state(UNAVAILABLE, self.trouble or unsure())
+        self.note_state(UNAVAILABLE, self.trouble or self.read_trouble or unsure())
         return failed
 
     def fail_pending(self, error: ClevrdError) -> int:

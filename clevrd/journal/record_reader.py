@@ -17,7 +17,9 @@ from clevrd.errors import ClevrdError, InvalidRequest, Unavailable
 from clevrd.journal.base import Checkpoint, Engine, Placed, TailLost, Trimmed
 from clevrd.journal.batches import Batch, Pending, PendingClear, Stamp, give_answer
 from clevrd.journal.checkpoints import BadCheckpoint
-from clevrd.journal.fold import Confirmed, Folded, topic_epoch
+from clevrd.journal.epoch_names import topic_epoch
+from clevrd.journal.folded import Confirmed, Folded
+from clevrd.journal.left_out import LeftOut
 from clevrd.journal.partition import MAX_RETRY_S, RETRY_S, Counters, Partition, unsure
 
 log = logging.getLogger(__name__)
@@ -27,8 +29,8 @@ StepT = TypeVar("StepT")
 # Topics, or keys, are restored in steps; the loop is given to others after so many.
 STEPS_PER_TURN: Final = 5
 
-# Fewer topics are cleared when a log's epoch ends, or never: who would clear one more is told so
-# long.
+# At the bound on cleared topics a client is told to come back after so long: there are fewer when a
+# log's epoch ends, or never.
 _CLEARED_RETRY_S: Final = 60.0
 
 
@@ -110,6 +112,7 @@ class RecordReader:
         # Messages that no history keeps are kept in rings, whether anybody uses their topic or not.
         self._makes_topics = engine.history() is None
         self._ids = MessageIds()
+        self._left_out = LeftOut(partition.number, now_s)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -129,6 +132,7 @@ class RecordReader:
         while True:
             try:
                 records = await engine.read(partition.number, partition.fold.position)
+                partition.read_trouble = None
                 await self._fold(records)
                 wait_s = RETRY_S
             except TailLost:
@@ -141,6 +145,7 @@ class RecordReader:
                 log.warning("records are gone unread partition=%d", partition.number)
                 await self._rewind_until_done()
             except ClevrdError as error:
+                partition.read_trouble = error
                 log.debug("journal can't be read partition=%d reason=%s", partition.number, error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, MAX_RETRY_S)
@@ -206,7 +211,8 @@ class RecordReader:
             read_upto = 0 if is_start else fold.position
             if await self._restore([each for each in candidates if each.position <= read_upto]):
                 return True
-            # The others hold messages that this node has not delivered, and its own ones too.
+            # The other checkpoints hold messages that this node has not delivered, and its own ones
+            # too.
             candidates = () if await engine.is_short(number) else candidates[::-1]
         if await self._restore(candidates):
             return True
@@ -301,12 +307,7 @@ class RecordReader:
             partition.nodes.note(folded.writer, folded.version, self._now_s())
         if folded.bad is not None:
             self._counters.unreadable += 1
-            log.error(
-                "record left out partition=%d position=%d reason=%s",
-                partition.number,
-                fold.position,
-                folded.bad,
-            )
+            self._left_out.note(fold.position, folded.bad)
         elif folded.foreign:
             self._counters.foreign += 1
             if partition.batch is None:
@@ -428,7 +429,7 @@ class RecordReader:
         for each in placed:
             topic = self._topic_of(each)
             if topic is None:
-                # Nobody uses it here; the history has its messages.
+                # Nobody uses the topic here; the history has its messages.
                 continue
             lines = record[each.at_bytes : each.at_bytes + each.size_bytes].split(b"\n")
             lines = lines[each.skip : each.skip + each.count]

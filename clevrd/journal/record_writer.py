@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 # How long a record that was taken is waited for before it is sent again.
 AGAIN_S: Final = 5.0
-# Publishes that are a few: their record is sent behind another one only as `Pace` says. A record
+# So many messages are a few: their record is sent behind another one only as `Pace` says. A record
 # costs 150 us here and in the engine: at 20,000 messages a second records that follow each other at
 # once, of 6 messages each, would cost three times as much for each message as those of 20.
 FEW: Final = 16
@@ -75,7 +75,7 @@ class RecordWriter:
         self._max_keys = max_keys
         # When the last record with messages was sent, by a clock that counts within a turn.
         self._sent_s = 0.0
-        # When it last began a new epoch, on the loop's clock.
+        # When this writer last began a new epoch, on the loop's clock.
         self._reset_at_s = -RESET_EVERY_S
 
     async def run(self) -> None:
@@ -87,7 +87,8 @@ class RecordWriter:
                 await partition.woken
             if partition.must_send:
                 partition.must_send = False
-                # It confirms foreign records, or shows where the log ends, or begins a new epoch.
+                # An empty record confirms foreign ones, or shows where the log ends, or begins a
+                # new epoch.
                 with suppress(ClevrdError):
                     await self.send(Batch((), is_reset=self._may_reset()))
             # Where a new epoch has to begin, messages before it would be passed over.
@@ -152,7 +153,7 @@ class RecordWriter:
                     record, placed = self._record_of(batch, stamp)
                 await engine.append(partition.number, record, stamp, placed)
                 if not partition.come_back.done():
-                    # Not by `wait_for`, which in Python 3.11 can lose a cancellation.
+                    # `wait_for` is not used: in Python 3.11 it can lose a cancellation.
                     async with asyncio.timeout(AGAIN_S):
                         await asyncio.shield(partition.come_back)
                 return
@@ -168,6 +169,7 @@ class RecordWriter:
                 if partition.come_back.done() and partition.held is None:
                     return
                 self._counters.retries += 1
+                log.debug("record sent again partition=%d reason=%r", partition.number, error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, MAX_RETRY_S)
 

@@ -32,6 +32,11 @@ _HEADER_AT: Final = _CRC_END + 1
 MAX_RECORD_BYTES: Final = 512 << 10
 
 
+# Bytes of a foreign producer's record at most, as of a publish by default (`max_message_bytes`).
+# Many clients take no message above 1 MiB, and would be cut by it each time they come back. It is a
+# part of the format, since nodes with other bounds would count differently.
+MAX_FOREIGN_BYTES: Final = (1 << 20) - (8 << 10)
+
 # A foreign producer names no tenant, so its messages are this one's: `tenants.DEFAULT_TENANT`.
 FOREIGN_TENANT: Final = "default-tenant"
 
@@ -129,6 +134,17 @@ class _Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     headers: dict[str, str] | None = None
 
 
+class StoredLine(msgspec.Struct, frozen=True, gc=False):
+    """A message as its line in a record has it, but for fields of a later clevrd."""
+
+    data: msgspec.Raw
+    key: str | None = None
+    idempotency_key: str | None = None
+    ttl_s: int | float | None = None
+    # The JSON of its headers, which another program may have written; empty for none.
+    headers: msgspec.Raw = msgspec.Raw(b"")
+
+
 # Ends of the fields that a line may have behind these two, as the encoder spells them; the end of
 # key's is that of idempotency_key's too.
 _MORE_FIELDS: Final = tuple(
@@ -216,7 +232,10 @@ def decode_header(record: bytes) -> tuple[Header, int]:
     """
     if not record.startswith(MAGIC):
         version = record[len(ANY_VERSION) : len(MAGIC)].decode("ascii", "replace").strip()
-        raise LaterVersion(f"a record of version {version}, which this clevrd does not know")
+        raise LaterVersion(
+            f"a record of version {version}, which this clevrd does not know; give all nodes the"
+            " newest version"
+        )
     end = record.find(b"\n", _HEADER_AT)
     if end < 0 or record[len(MAGIC) : _CRC_END] != b"%08x" % zlib.crc32(
         memoryview(record)[_CRC_END:]

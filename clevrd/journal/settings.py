@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -232,7 +232,15 @@ def _shape_mistake(message: str, source: str) -> str:
     place = match[1] if (match := _PLACE.search(message)) else ""
     what = _PLACE.sub("", message)
     what = what.replace("Object contains unknown field", "has no setting called")
+    if what.startswith("Invalid enum value"):
+        allowed = get_args(get_type_hints(JournalSettings)[place])
+        what = f"is not allowed: write {', or '.join(map(_shown_value, allowed))}"
+    what = what.replace("Object missing required field", "lacks the setting")
     return f"{'.'.join(filter(None, (TABLE, place)))} ({source}) {what}."
+
+
+def _shown_value(value: str | int) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def _with_fitting_segments(settings: JournalSettings, written: Collection[str]) -> JournalSettings:

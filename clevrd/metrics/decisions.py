@@ -13,7 +13,9 @@ from typing import Final, Literal
 
 from clevrd.errors import ClevrdError, RetryLater
 
-Kind = Literal["throttle", "window", "refusal", "eviction", "circuit", "memory", "operator"]
+Kind = Literal[
+    "throttle", "window", "refusal", "eviction", "circuit", "memory", "disconnect", "operator"
+]
 Figures = Mapping[str, float]
 NO_FIGURES: Final[Figures] = {}
 
@@ -79,7 +81,7 @@ class Decisions:
         """
         self._now_s = now_s
         self._portion_of = portion_of
-        # The decision that goes on when the same happens again.
+        # Key -> the decision that goes on when the same happens again.
         self._by_key: dict[_Key, Decision] = {}
         # Each group's decisions, the oldest first; no group is empty.
         self._groups: dict[_Group, deque[Decision]] = {}

@@ -17,7 +17,7 @@ from clevrd.metrics.json import MetricsView
 class SubscriberRow(msgspec.Struct, frozen=True):
     """One subscription of a connection."""
 
-    # The connection's, by which it can be disconnected.
+    # The connection's number, by which an operator can end it.
     id: str
     tenant_id: str
     # The credential's name; empty where there is none.
@@ -25,7 +25,7 @@ class SubscriberRow(msgspec.Struct, frozen=True):
     topic: str
     # Topics that the connection has.
     topics: int
-    # The client's; empty over a Unix socket.
+    # The client's address; empty over a Unix socket.
     address: str
     transport: str
     policy: str
@@ -66,7 +66,7 @@ class LimitedRow(msgspec.Struct, frozen=True):
 
 
 class TopView(msgspec.Struct, frozen=True):
-    """All of it, of one moment but for what changed while it was taken."""
+    """All tables, of one moment but for changes while they were taken."""
 
     taken_at: str
     # Seconds since the view before, over which the rates are; None in the first one.
@@ -92,7 +92,7 @@ class TopView(msgspec.Struct, frozen=True):
 
 
 def most_limited(decisions: Iterable[Decision], now_s: float, count: int) -> list[LimitedRow]:
-    """Return who was refused most often by a limit, the most often first.
+    """Return the keys and addresses that a limit refused most often, the most refused first.
 
     Args:
         decisions: those that held last first.

@@ -73,32 +73,33 @@ class RawConnection(asyncio.Protocol):
         self._server = server
         # Received and not yet served; empty between whole requests.
         self._buffer = bytearray()
-        # Bytes the buffer must hold before looking at it again is worth the while.
+        # Bytes that the buffer must hold before it is worth looking at again.
         self._needed_bytes = 0
         # A publish waits for room, or for a throttle; what follows it waits too.
         self._is_busy = False
         # The content of the buffer is served in one of the next turns; nothing is read until then.
         self._awaits_turn = False
         self._is_write_paused = False
-        # The answers from the first one on that is due; None while none is.
+        # The answers behind, and with, the first one that is due; None while none is due.
         self._due: DueAnswers | None = None
         # The last response of the connection, which follows the due answers; nothing follows it.
         self._last_word = b""
         # How much of a request has begun to arrive, for which a deadline is set.
         self._stage = _NOTHING
-        # Bytes the buffer must hold for the request's time to begin anew; NEVER in its head.
+        # Bytes that the buffer must hold for the time of a body to begin anew; NEVER while its head
+        # arrives.
         self._steady_at_bytes = NEVER
         # Bytes that the client had taken at the last look, which is for unread answers only.
         self._taken_bytes = 0
-        # No request of it has been served yet.
+        # No request of this connection has been served yet.
         self._is_new = True
         # The daemon is draining: close once nothing is under way.
         self._is_last = False
-        # It came over the limit and may ask one thing.
+        # The connection came over the limit, and may ask one thing (see `probes`).
         self._is_probe = False
         # Bytes in the buffer, as the budget of all connections was told last.
         self._held_bytes = 0
-        # For whom they are counted there; NOBODY while there are none.
+        # The sender for whom the budget counts them; NOBODY while there are none.
         self._sender = NOBODY
         # The client has shut its side down.
         self._has_eof = False
@@ -124,12 +125,13 @@ class RawConnection(asyncio.Protocol):
             return
         server.open.add(self)
         server.deadlines.set(self, server.now_s() + server.request_timeout_s)
-        # Heads that are remembered here are many connections', and a certificate is one's.
+        # Heads are remembered for all connections together, and a certificate belongs to one:
+        # aiohttp's side serves such a connection.
         if server.grammar is None or transport.get_extra_info("peercert"):
             self._hand_over(b"")
 
     def data_received(self, data: bytes) -> None:
-        """Serve what is whole, keep the rest."""
+        """Serve the requests that are whole, and keep the rest."""
         server = self._server
         server.budget.received_bytes += len(data)
         if self._is_closing:
@@ -168,7 +170,8 @@ class RawConnection(asyncio.Protocol):
             return data
         buffer += data
         if self._awaits_turn:
-            # Until now it was read on, since most that wait have sent all they have to say.
+            # The connection was read on until now, since most clients that wait have sent
+            # everything.
             self.transport.pause_reading()
         if must_hold or len(buffer) < self._needed_bytes:
             self._account()
@@ -194,7 +197,7 @@ class RawConnection(asyncio.Protocol):
         if self._is_busy or self._awaits_turn or self._due is not None:
             return True
         if self._buffer:
-            # It will never be whole; aiohttp knows what to say to that.
+            # The request will never be whole; aiohttp answers such a one.
             self._hand_over(bytes(self._buffer))
             return True
         return False
@@ -380,8 +383,8 @@ class RawConnection(asyncio.Protocol):
         server = self._server
         self._buffer += rest
         if self._is_write_paused or (self._due is not None and self._due.is_full):
-            # It has the time that pause_writing set, or all that its answers take, and is not read
-            # meanwhile.
+            # The connection has the time that pause_writing set, or all that its answers take, and
+            # is not read meanwhile.
             self._stage = _NOTHING
         elif is_progress or self._stage < stage:
             self._stage = stage
@@ -395,7 +398,7 @@ class RawConnection(asyncio.Protocol):
         self._is_new = False
         server = self._server
         deadline_s = server.now_s() + server.keepalive_timeout_s
-        # Later than before, as a rule, which costs nothing.
+        # The deadline is later than before as a rule, and to move it later costs nothing.
         if deadline_s < self.deadline_s:
             server.deadlines.set(self, deadline_s)
         else:
@@ -420,7 +423,7 @@ class RawConnection(asyncio.Protocol):
     # --- over the limit --------------------------------------------------------------------------
 
     def _await_probe(self) -> None:
-        """Wait for what it asks, in the place of who has waited longest if there are too many."""
+        """Wait for a probe's request, and refuse the oldest probe if there are too many."""
         server = self._server
         self._is_probe = True
         if len(server.probing) >= MAX_PROBES:
@@ -524,7 +527,7 @@ class RawConnection(asyncio.Protocol):
         if self.transport.is_closing():
             return
         if not self._is_closing:
-            # First, because whoever takes the connection over expects it to be read.
+            # Reading begins first, because the next owner of the connection expects it to be read.
             self.transport.resume_reading()
         data = bytes(self._buffer)
         self._buffer.clear()
@@ -656,7 +659,7 @@ class RawConnection(asyncio.Protocol):
             self._await_reader(server.now_s())
             return
         if self._is_closing or self._is_write_paused or self.transport.is_closing():
-            # It does not even take what it was answered.
+            # The client does not even take its answers.
             self.transport.abort()
         elif self._is_probe:
             self.refuse_entry()
@@ -665,11 +668,11 @@ class RawConnection(asyncio.Protocol):
         else:
             self._is_closing = True
             self.transport.close()
-            # Unless it does not even take what it was answered.
+            # The deadline is for a client that does not even take its answers.
             server.deadlines.set(self, server.now_s() + LINGER_S)
 
     def close_when_idle(self) -> None:
-        """Close now, or after the request that is under way, which had better come soon."""
+        """Close now, or after the request that is under way, if that comes in LAST_REQUEST_S."""
         self._is_last = True
         server = self._server
         server.deadlines.set(self, min(self.deadline_s, server.now_s() + LAST_REQUEST_S))
@@ -679,7 +682,7 @@ class RawConnection(asyncio.Protocol):
     def _ends_on_error(self) -> AbortOnError:
         """A block that ends the connection if it raises, since nothing else would go on with it.
 
-        The transport itself does so where it called.
+        Where the transport has called, it ends the connection itself.
         """
         return AbortOnError(self.transport)
 
@@ -690,7 +693,7 @@ class RawConnection(asyncio.Protocol):
 
     @property
     def _waits_for_answers(self) -> bool:
-        """Whether nothing but answers of ours is waited for: no request, and no reader of them."""
+        """Whether the daemon's own answers alone are waited for, and neither side's bytes."""
         if self._due is None or self._is_write_paused:
             return False
         return self._is_closing or self._stage == _NOTHING

@@ -46,7 +46,8 @@ _FRAMING: Final = frozenset(
         "transfer-encoding",
     }
 )
-# Fields by which a head is that of one publish: its key, its span, its event.
+# Fields that only one publish has, so that its head does not come again: its key, its span, its
+# event.
 _COMES_ONCE: Final = frozenset({"idempotency-key", TRACEPARENT, SPECVERSION})
 
 

@@ -59,7 +59,7 @@ class ProxiedConnection(asyncio.Protocol):
             self._take(header)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody has heard of the client yet."""
+        """Forget the connection, of which no other part knows yet."""
         self._forget()
         self._server.addresses.left(self.transport)
 

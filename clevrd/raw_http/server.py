@@ -26,7 +26,7 @@ from clevrd.scheduling.timers import Tasks
 
 log = logging.getLogger(__name__)
 
-# The log says so often at most that PROXY headers are wrong.
+# Seconds between two log lines about wrong PROXY headers, at least.
 _TOLD_EVERY_S: Final = 60.0
 # Connections that linger at once, each for LINGER_S; more are closed right away.
 MAX_LINGERING: Final = 32
@@ -81,14 +81,14 @@ class RawServer:
     ) -> None:
         self._gate = gate
         self.pages = pages
-        # None hands every connection straight over.
+        # None: every connection is handed to aiohttp at once.
         self.grammar = grammar
         # Returns what a head asks; None when it is not for the raw path.
         self.read_head = _never_plain if grammar is None else grammar.read
         self._refusals = refusals
         # The client of each connection, and how many each client has.
         self.addresses = addresses
-        # When the log was told of wrong PROXY headers last.
+        # Loop time of the newest log line about wrong PROXY headers.
         self._told_at_s = -_TOLD_EVERY_S
         self.make_aiohttp_protocol = make_aiohttp_protocol
         self.counters = counters
@@ -113,7 +113,7 @@ class RawServer:
         self.deadlines: Deadlines[Connection] = Deadlines(
             loop, methodcaller("expire"), counters.count_background_error
         )
-        # Publishes that wait.
+        # The tasks of publishes that wait.
         self.tasks = tasks
         self.turns = turns
         self.budget = budget
@@ -135,7 +135,7 @@ class RawServer:
         """
         gate = self._gate
         admitted = plain.admitted
-        # As `Gate.is_void` says, whose call would cost each publish 0.1 us.
+        # This is `Gate.is_void` written out, since the call would cost each publish 0.1 us.
         if (
             admitted is None
             or plain.generation != gate.generation

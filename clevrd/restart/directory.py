@@ -263,7 +263,7 @@ class StateDir:
 
 
 def _refusal(error: OSError) -> type[CannotStart]:
-    """Return what ends the start: a full disk may have room again, no other fault heals itself."""
+    """Return the error of a start: a full disk may have room again, no other fault heals itself."""
     heals = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
     return CannotStart if heals else NotAllowedHere
 

@@ -63,7 +63,7 @@ def restore_topics(
 
 
 def _note_restored(topic: Topic | None, now_s: float, wall_us: int) -> None:
-    """Note which messages of a restored ring expire or have headers, as they say themselves."""
+    """Note which messages of a restored ring expire or have headers, by their frames."""
     if topic is None:
         return
     for offset in range(topic.first, topic.head + 1):

@@ -23,7 +23,7 @@ from clevrd.journal.nats.library import DENIED, LOST, Connector, NatsFault, sent
 from clevrd.journal.nats.settings import NatsSettings
 from clevrd.metrics.sources import SourceState
 from clevrd.sources.progress import Progress
-from clevrd.sources.reading import READING, STANDBY, SourceTrouble
+from clevrd.sources.reading import READING, STANDBY, SourceTrouble, Status
 from clevrd.sources.records import Record
 from clevrd.sources.settings import SourceEntry
 from clevrd.sources.starts import EARLIEST, LATEST
@@ -91,7 +91,7 @@ class JetStreamReader:
         # The server's name for this client while it is the pinned one; empty before that.
         self._pin = ""
         self._has_lost_pin = False
-        self.status = READING
+        self.status: Status | None = READING
         # Messages up to this number may have been sent to another client, and are read from the
         # stream itself; 0 for none. Their acknowledgement is sent to this subject.
         self._catch_up_to = 0
@@ -224,6 +224,13 @@ class JetStreamReader:
             found = await self._stream_info(connection, names[0])
         if found is None:
             raise NatsFault(LOST, "the stream is gone")
+        if found["config"].get("retention") == "workqueue":
+            raise SourceTrouble(
+                "refused",
+                f"The stream {found['config']['name']} in NATS at {self._shown} is a work queue,"
+                " which gives each message to one consumer and deletes it; make a stream that is"
+                " none and copies it, and write the name of that.",
+            )
         self._stream = found["config"]["name"]
         created = str(found["created"])
         if self._created not in ("", created):
@@ -308,11 +315,28 @@ class JetStreamReader:
         if now_s - self._looked_s < _LOOK_S:
             return
         self._looked_s = now_s
-        self._note_info(await self._consumer_info(connection))
+        info = await self._consumer_info(connection)
+        self._note_info(info)
+        if info["num_ack_pending"] and not (self._pin or self._came or _pinned(info)):
+            await self._have_sent_again(connection, info["delivered"])
+
+    async def _have_sent_again(self, connection: Connection, delivered: Any) -> None:
+        """Have the server send the last message again that it has sent to a client that is gone.
+
+        It is for whoever is pinned with it to read all before it from the stream. By itself the
+        server would send one after _ACK_WAIT_S, and where so many are not acknowledged as may be,
+        or the stream has no newer ones, nothing before that: nobody would be pinned.
+        """
+        log.info("source goes on for a client that is gone group=%s", self._durable)
+        await connection.publish(self._subject_of(delivered), b"-NAK")
+
+    def _subject_of(self, delivered: Any) -> str:
+        """Return where the last message that the consumer has sent is acknowledged."""
+        sequences = f"{delivered['stream_seq']}.{delivered['consumer_seq']}"
+        return f"$JS.ACK.{self._stream}.{self._durable}.1.{sequences}.0.0"
 
     def _note_info(self, info: Any) -> None:
-        groups = info.get("priority_groups") or ()
-        pinned = groups[0].get("pinned_client_id", "") if groups else ""
+        pinned = _pinned(info)
         is_standby = bool(pinned) and pinned != self._pin
         self.status = STANDBY if is_standby else READING
         self._progress.lag = None if is_standby else info["num_pending"] + len(self._came)
@@ -471,10 +495,7 @@ class JetStreamReader:
         delivered = info["delivered"]
         self._catch_up_to = max(0, delivered["stream_seq"])
         # AckAll: this one acknowledges all before it too.
-        self._catch_up_ack = (
-            f"$JS.ACK.{self._stream}.{self._durable}.1.{delivered['stream_seq']}"
-            f".{delivered['consumer_seq']}.0.0"
-        )
+        self._catch_up_ack = self._subject_of(delivered)
         sent_first = _place_of(self._came[0].reply)[2] if self._came else 0
         is_next = sent_first == info["ack_floor"]["consumer_seq"] + 1
         if is_next or self._catch_up_to <= self._position:
@@ -532,6 +553,12 @@ class JetStreamReader:
         return SourceTrouble(
             state, sentence.replace("The journal's", "The source's").replace("the journal", "it")
         )
+
+
+def _pinned(info: Any) -> str:
+    """Return the server's name for the client that a consumer's messages go to; empty for none."""
+    groups = info.get("priority_groups") or ()
+    return str(groups[0].get("pinned_client_id", "")) if groups else ""
 
 
 def _place_of(reply: str) -> tuple[int, int, int]:

@@ -30,7 +30,7 @@ from clevrd.journal.kafka.library import (
 from clevrd.journal.kafka.settings import KafkaSettings
 from clevrd.scheduling.beside_loop import in_daemon_thread
 from clevrd.sources.progress import Progress
-from clevrd.sources.reading import READING, STANDBY, SourceTrouble
+from clevrd.sources.reading import READING, STANDBY, SourceTrouble, Status
 from clevrd.sources.records import Record
 from clevrd.sources.settings import SourceEntry
 from clevrd.sources.starts import EARLIEST, LATEST
@@ -96,7 +96,7 @@ class KafkaReader:
         # Records that came while others waited.
         self._held: list[Any] = []
         self._looked_s = 0.0
-        self.status = READING
+        self.status: Status | None = None
         # A mistake in a property is one of the configuration, and told before the start.
         self._make().close()
 
@@ -110,13 +110,14 @@ class KafkaReader:
         self._ahead.clear()
         self._under_way = 0
         self._is_assigned = self._is_paused = False
-        self.status = READING
+        # Nothing is asked yet: the first read finds out whether the brokers, the topic and the
+        # group are there for this user.
+        self.status, self._looked_s = None, 0.0
         self._consumer = self._make()
         try:
             await self._in_thread(self._subscribe)
         except KafkaFault as fault:
             raise self._trouble(fault) from fault
-        self._looked_s = asyncio.get_running_loop().time()
 
     async def read(self) -> Sequence[Record]:
         """Return the next records; wait for one, at most about half a second."""
@@ -350,8 +351,8 @@ class KafkaReader:
 
     async def _look(self) -> None:
         """Ask now and then whether the brokers and the topic are there; raises KafkaFault."""
-        if self.status[0] != "away":
-            self.status = STANDBY if self._is_assigned and not self._next else READING
+        if self.status is None or self.status[0] != "away":
+            self.status = self._standing()
         loop = asyncio.get_running_loop()
         if loop.time() - self._looked_s < _LOOK_S:
             return
@@ -372,7 +373,13 @@ class KafkaReader:
         if topic is None or topic.error is not None:
             raise KafkaFault(MISSING, "") if topic is None else fault_of(topic.error)
         self._troubles.clear()
-        self.status = STANDBY if self._is_assigned and not self._next else READING
+        self.status = self._standing()
+
+    def _standing(self) -> Status | None:
+        """Return whether this process reads, where the group has said so."""
+        if not self._is_assigned:
+            return None
+        return READING if self._next else STANDBY
 
     def _trouble(self, fault: KafkaFault) -> SourceTrouble:
         if fault.code == MISSING:

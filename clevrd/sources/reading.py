@@ -8,8 +8,11 @@ from typing import Final, Protocol
 from clevrd.metrics.sources import SourceState
 from clevrd.sources.records import Record
 
-READING: Final[tuple[SourceState, str]] = ("reading", "")
-STANDBY: Final[tuple[SourceState, str]] = ("standby", "another process reads it")
+# The state that is shown of a reader, and a reason.
+Status = tuple[SourceState, str]
+
+READING: Final[Status] = ("reading", "")
+STANDBY: Final[Status] = ("standby", "another process reads it")
 
 
 class SourceTrouble(Exception):
@@ -34,9 +37,10 @@ class Reader(Protocol):
     with the state "standby" while another process reads.
     """
 
-    # The state of a reader that is open, and a reason: it reads; another process is sent the
-    # records, and this one waits; or its server is away, and it will come back by itself.
-    status: tuple[SourceState, str]
+    # The state of a reader that is open: it reads; another process is sent the records, and this
+    # one waits; or its server is away, and it will come back by itself. None while it is not known
+    # whether it can read at all: what was shown before is still so.
+    status: Status | None
 
     async def open(self) -> None:
         """Connect, and find the position."""

@@ -16,14 +16,14 @@ from typing import Any, Final
 import msgspec
 
 from clevrd.journal.redis.connections import Connections
-from clevrd.journal.redis.library import LOST, Connector, RedisFault, sentence_of
+from clevrd.journal.redis.library import LOST, Connector, RedisFault, is_denied, sentence_of
 from clevrd.journal.redis.locating import locator_of
 from clevrd.journal.redis.pipeline import TICK_S, Pipeline
 from clevrd.journal.redis.scripts import Script
 from clevrd.journal.redis.settings import RedisSettings
 from clevrd.metrics.sources import SourceState
 from clevrd.sources.progress import Progress
-from clevrd.sources.reading import READING, SourceTrouble
+from clevrd.sources.reading import READING, SourceTrouble, Status
 from clevrd.sources.records import Record
 from clevrd.sources.redis_scripts import (
     GIVE_BACK,
@@ -93,7 +93,7 @@ class RedisReader:
         # The value of the lease while this process has it: its name, and its connection's number.
         self._owner = ""
         # A process without the lease has no open reader.
-        self.status = READING
+        self.status: Status | None = READING
         # Set by open, None after close.
         self._connections: Connections | None = None
         self._pipeline: Pipeline | None = None
@@ -423,7 +423,7 @@ class RedisReader:
         return SourceTrouble(state, self._sentence(fault))
 
     def _sentence(self, fault: RedisFault) -> str:
-        if fault.code == "NOPERM":
+        if is_denied(fault):
             return (
                 f"Redis at {self._shown} does not allow its user what a source needs"
                 f" ({fault.text}); an ACL for it is: {ACL_RULES}."
@@ -432,9 +432,9 @@ class RedisReader:
             return (
                 f"The key {self._stream[:200]!a} in Redis at {self._shown} is no stream; name one."
             )
-        if fault.code == "ERR" and "AUTH" not in fault.text:
-            return f"Redis at {self._shown} refuses what a source asks: {fault.text}."
-        return sentence_of(fault, self._shown)
+        return sentence_of(fault, self._shown).replace(
+            "what the journal asks", "what a source asks"
+        )
 
 
 def _hash_tag(key: str) -> str:

@@ -9,12 +9,12 @@ from typing import Final
 
 from clevrd.scheduling.timers import pause
 from clevrd.sources.progress import Progress
-from clevrd.sources.reading import Reader, SourceTrouble
+from clevrd.sources.reading import READING, STANDBY, Reader, SourceTrouble
 from clevrd.sources.taking import Taker
 
 log = logging.getLogger(__name__)
 
-# How long a source waits at first that can't be read, and at most.
+# Seconds that a source which can't be read waits at first, and at most.
 RETRY_S: Final = 0.25
 MAX_RETRY_S: Final = 10.0
 # The same where nothing has failed, as while another process reads.
@@ -37,19 +37,19 @@ class Source:
         self.progress = progress
         self._stopping = stopping
         self._count_background_error = count_background_error
+        # How long it waits when it can't be read the next time.
+        self._wait_s = RETRY_S
 
     async def run(self) -> None:
         """Read until the stop; the position is kept at the end."""
-        wait_s = RETRY_S
         try:
             while not self._stopping.is_set():
                 try:
                     await self._reader.open()
-                    self.progress.note("reading")
-                    wait_s = RETRY_S
+                    self._note_status()
                     await self._read_on()
                 except SourceTrouble as trouble:
-                    pause_s = SOON_S if trouble.soon else wait_s
+                    pause_s = SOON_S if trouble.soon else self._wait_s
                     self.progress.errors += not trouble.soon
                     self.progress.note(trouble.state, str(trouble))
                 except Exception as error:
@@ -58,13 +58,13 @@ class Source:
                     self.progress.errors += 1
                     self.progress.note("failed", type(error).__name__)
                     log.exception("source failed; it is opened again")
-                    pause_s = wait_s
+                    pause_s = self._wait_s
                 else:
                     break
                 self._taker.forget()
                 await self._reader.close()
                 await pause(pause_s, self._stopping)
-                wait_s = min(2 * wait_s, MAX_RETRY_S)
+                self._wait_s = min(2 * self._wait_s, MAX_RETRY_S)
         finally:
             self._taker.forget()
             await self._reader.close()
@@ -78,7 +78,7 @@ class Source:
                 if records or taker.under_way:
                     reader.done(await taker.take(records, reader.hold))
                 if not self._stopping.is_set():
-                    self.progress.note(*reader.status)
+                    self._note_status()
         except SourceTrouble as trouble:
             # Records that were read are published, whatever becomes of their server; but not beside
             # another process.
@@ -87,8 +87,17 @@ class Source:
             raise
         await self._finish()
 
+    def _note_status(self) -> None:
+        """Show what the reader says of itself; if it reads, the next fault is a first one again."""
+        status = self._reader.status
+        if status is None:
+            return
+        self.progress.note(*status)
+        if status in (READING, STANDBY):
+            self._wait_s = RETRY_S
+
     async def _finish(self) -> None:
-        """Wait for what is under way, but at a stop not for what is refused."""
+        """Wait for records under way, but at a stop not for refused ones."""
         while self._taker.under_way:
             done = await self._taker.take((), self._reader.hold)
             self._reader.done(done)

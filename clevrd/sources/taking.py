@@ -220,10 +220,12 @@ class Taker:
         try:
             topic = hub.topic(tenant, request.topic)
             if topic.journal is not None:
-                # Only there a repeat after a crash could find the message, and be one.
+                # The journal alone remembers keys over a crash, after which the record is read
+                # again.
                 answer = hub.publish_once(tenant, request, item.key)
                 if answer is None:
-                    # It is not to go on by itself where one before it fails meanwhile.
+                    # The hub would publish it by itself later, also where one before it fails
+                    # meanwhile.
                     refusal = await self._settle(0)
                     if refusal is not None:
                         return refusal

@@ -81,7 +81,7 @@ class Authenticator:
                 for key in tenant.keys
             }
         )
-        # Limits hold for a tenant however it is named.
+        # Limits hold for a tenant whether a credential or a name says who it is.
         self._limits = {tenant.name: limits_of(tenant) for tenant in access.tenants}
         # Tenants that only the holder of a key is, in open mode too.
         self._with_keys = frozenset(
@@ -216,9 +216,9 @@ class Authenticator:
     # --- tenants that were let in before ---------------------------------------------------------
 
     def current(self, tenant: Tenant) -> Tenant | None:
-        """Return what a tenant is now that was let in before; None where it would be no more.
+        """Return ``tenant`` by the rules of now; None where it would not be let in any more.
 
-        It is no more, too, where its credential is another tenant's now. Whether the credential has
+        So it is, too, where its credential is another tenant's now. Whether the credential has
         expired is not asked.
         """
         holder = self._holder_now(tenant)

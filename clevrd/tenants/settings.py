@@ -159,8 +159,9 @@ def read_access(tables: Mapping[str, Any], source: str) -> Access:
 def _shape_mistake(message: str, source: str) -> str:
     place = match[1] if (match := _PLACE.search(message)) else ""
     what = _PLACE.sub("", message)
-    if "Object contains unknown field" in what:
+    if what.startswith("Object "):
         what = what.replace("Object contains unknown field", "has no setting called")
+        what = what.replace("Object missing required field", "lacks the setting")
     elif place.endswith("sha256"):
         # Never with the value: an operator may have pasted the secret itself.
         what = "must be the 64 hexadecimal digits that `clevrd key new` prints, not the secret"

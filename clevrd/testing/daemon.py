@@ -16,7 +16,7 @@ from clevrd.control.system_stats import NOTHING_HELD, HeldMemory, LoadSample
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
 from clevrd.hub import Hub
-from clevrd.server import Server
+from clevrd.server import Server, Setup
 from clevrd.tenants import Tenant
 from clevrd.tenants.settings import OPEN, read_access
 from clevrd.testing.faults import (
@@ -220,7 +220,7 @@ class RunningDaemon:
         """Start after a `stop`."""
         if self._server is not None:
             return
-        server = Server(self._config, self._access, stats=CalmMachine())
+        server = Server(Setup(self._config, self._access, stats=CalmMachine()))
         await server.start()
         self._server = server
         self.url = server.addresses[0]

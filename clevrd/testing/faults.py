@@ -77,7 +77,7 @@ async def lose(server: Server, tenant: str, name: str, count: int) -> None:
     topic = hub.topic(Tenant(tenant), name)
     await settle(topic)
     lost = PublishRequest(name, msgspec.Raw(b'"lost"'))
-    # The ring itself: no topic would let go of what it is yet to offer.
+    # The ring itself is cut, since no topic would let go of messages that it is yet to offer.
     room, topic.ring.max_messages = topic.ring.max_messages, 0
     try:
         hub.publish_run(topic, [lost] * count)

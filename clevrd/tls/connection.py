@@ -96,14 +96,15 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._encrypt: Callable[[Any], int] = self._session.write
         self._decrypt: Callable[[int], bytes] = self._session.read
         self._take_encrypted: Callable[[], bytes] = server.outgoing.read
-        # The owner is given what was decrypted; nobody until the hands are shaken, and at the end.
+        # The owner, which is given the decrypted bytes; _NOBODY until the handshake is over, and at
+        # the end.
         self._owner: asyncio.Protocol = _NOBODY
         self._state = _SHAKES_HANDS
         # Bytes received before the hands were shaken, which the budget of all connections knows of.
         self._handshake_bytes = 0
-        # For whom they are counted; NOBODY while there are none.
+        # The sender for whom the budget counts them; NOBODY while there are none.
         self._sender = NOBODY
-        # Received and not yet given to OpenSSL, whose buffer would keep its largest size.
+        # Bytes received and not yet given to OpenSSL, whose buffer would keep its largest size.
         self._unread = memoryview(b"")
         # The rest of what was received is decrypted in one of the next turns.
         self._awaits_turn = False
@@ -153,7 +154,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
             self._is_eof_held = True
             if not (self._awaits_turn or self._is_paused or self._has_rest):
                 self._end_input()
-        # The owner's answer was obeyed by then.
+        # TCP stays open: the owner's answer, to close or not, was carried out above or is later.
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -185,7 +186,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
     # --- handshake -------------------------------------------------------------------------------
 
     def _receive_handshake(self, data: bytes) -> None:
-        # As a request without TLS begins, or a PROXY header that is not taken from its sender.
+        # A request without TLS begins so, or a PROXY header that is not taken from its sender.
         is_plain = data[:1].isupper() or begins_with_header(data)
         if not self._handshake_bytes and data[0] != _HANDSHAKE_RECORD and is_plain:
             self._fail("plain_http", self._server.answer_plain(data))
@@ -271,7 +272,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._follow_reading()
 
     def expire(self) -> None:
-        """End, as a client that shakes hands too slowly, or one that had its last word."""
+        """End a connection whose client shakes hands too slowly, or has had its last word."""
         if self._state == _SHAKES_HANDS:
             self._fail("timeout")
         else:
@@ -359,7 +360,8 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
             if self._state == _IS_OPEN and not self._is_paused and not self.is_closing():
                 self._read()
         except BaseException:
-            # The loop aborts a connection whose protocol raises, and hears of this one from nobody.
+            # The loop aborts a connection when its protocol raises in a call of TCP's; this is no
+            # such call.
             self.abort()
             raise
         self._follow_reading()
@@ -393,7 +395,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         return True
 
     def write_eof(self) -> None:
-        """End our side behind what was written, and mean nothing by what still arrives."""
+        """End our side behind all that was written, and ignore what still arrives."""
         if self._is_shut:
             return
         self._say_end()
@@ -487,7 +489,8 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
             return
         self._is_shut = True
         if self._session is not None:
-            # It waits for the client's own end, or finds something else: ours is written.
+            # OpenSSL raises to wait for the client's own end, or for another reason: our end is
+            # written.
             with suppress(ssl.SSLError):
                 self._session.unwrap()
             self._send()

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from clevrd.core.message_ids import rfc3339
 from clevrd.errors import ConfigError
 from clevrd.tls.certificates import (
     check_key_file,
@@ -24,9 +25,12 @@ from clevrd.tls.certificates import (
 )
 from clevrd.tls.settings import CertificateEntry, TlsSettings
 
-# A certificate that ends sooner is warned of: who renews them by a program does it 30 days before.
+# A certificate that ends sooner is warned of: programs that renew certificates do it 30 days
+# before.
 WARN_S: Final = 14 * 86_400.0
 
+# RFC 8996 takes the versions before it out of use.
+_LEAST_VERSION: Final = ssl.TLSVersion.TLSv1_2
 _VERIFY: Final = {
     "none": ssl.CERT_NONE,
     "optional": ssl.CERT_OPTIONAL,
@@ -44,6 +48,7 @@ class Shown(msgspec.Struct, frozen=True):
 class _Loaded(msgspec.Struct, frozen=True):
     """All contexts of one configuration."""
 
+    settings: TlsSettings
     default: ssl.SSLContext
     # Name, or `*.` and what stands behind the first label -> the context for it.
     by_name: dict[str, ssl.SSLContext]
@@ -67,6 +72,13 @@ class TlsContexts:
     def shown(self) -> tuple[Shown, ...]:
         """The certificates, each with its end."""
         return self._loaded.shown
+
+    def view(self) -> dict[str, Any]:
+        """Return the settings in force as operators may see them, and what is shown by them."""
+        view = self._loaded.settings.view()
+        for entry, shown in zip(view["certificates"], self._loaded.shown, strict=True):
+            entry["ends_at"] = rfc3339(int(shown.ends_s * 1e6))
+        return {**view, "minimum_version": _LEAST_VERSION.name.replace("_", ".")}
 
     def ends_in_s(self) -> float:
         """Return the seconds until the first of the certificates ends; less than 0 behind it."""
@@ -125,7 +137,7 @@ def _load(settings: TlsSettings, now_s: float) -> _Loaded:
         contexts.append(context)
         shown.append(Shown(entry.cert_file, ends_s))
         for name in names:
-            # The certificate that stands first has a name that several have.
+            # The first of several certificates with a name is shown for it.
             by_name.setdefault(name, context)
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
@@ -138,7 +150,7 @@ def _load(settings: TlsSettings, now_s: float) -> _Loaded:
                 session.context = found
 
         default.sni_callback = choose
-    return _Loaded(default, by_name, tuple(shown))
+    return _Loaded(settings, default, by_name, tuple(shown))
 
 
 def _find(by_name: dict[str, ssl.SSLContext], name: str) -> ssl.SSLContext | None:
@@ -173,7 +185,7 @@ def _open(
 def new_context() -> ssl.SSLContext:
     """Return a server's context without a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.minimum_version = _LEAST_VERSION
     # A client could ask for new keys again and again, each time for the price of a handshake.
     context.options |= ssl.OP_NO_RENEGOTIATION
     # The server chooses the cipher, which matters to TLS 1.2: forward secrecy and AEAD alone.

@@ -56,6 +56,15 @@ class TlsSettings(
         """Whether TLS is spoken at all."""
         return bool(self.certificates)
 
+    def view(self) -> dict[str, Any]:
+        """Return all fields as operators may see them: of keys the names of their files."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        certificates = [
+            {name: getattr(each, name) for name in each.__struct_fields__}
+            for each in self.certificates
+        ]
+        return {**fields, "certificates": certificates}
+
 
 NO_TLS: Final = TlsSettings()
 
@@ -126,6 +135,7 @@ def _shape_mistake(message: str, source: str) -> str:
     place = match[1] if (match := _PLACE.search(message)) else ""
     what = _PLACE.sub("", message)
     what = what.replace("Object contains unknown field", "has no setting called")
+    what = what.replace("Object missing required field", "lacks the setting")
     return f"{'.'.join(filter(None, (TABLE, place)))} ({source}) {what}."
 
 

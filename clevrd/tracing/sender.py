@@ -127,7 +127,7 @@ class SpanSender:
 
     async def stop(self) -> None:
         """Send what waits, within FLUSH_S; without a wait where the collector is not there."""
-        # In this order, because the thread may end as soon as it is told.
+        # The future is made first, because the thread may end as soon as it is told.
         ended = self._ended = self._loop.create_future()
         self._is_stopping = True
         if self._thread is not None:
@@ -175,7 +175,8 @@ class SpanSender:
             # Without its thread the sender would send nothing any more.
             why = f"{type(error).__name__}: {error}"
         worked_s = self._thread_s() - worked_s
-        # In this order: a figure that is read in between counts a span twice rather than never.
+        # The sums change first: a figure that is read in between counts a span twice rather than
+        # never.
         if why is None:
             self._sent += len(batch)
         elif not self._is_abandoned:

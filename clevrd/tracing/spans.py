@@ -45,7 +45,7 @@ class Span(msgspec.Struct, frozen=True, gc=False):
     context: TraceContext
     # None for the root of a trace.
     parent: TraceContext | None
-    # Since 1970.
+    # Nanoseconds since 1970.
     start_ns: int
     end_ns: int
     attributes: dict[str, Attribute]

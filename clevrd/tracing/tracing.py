@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from msgspec import structs
 
-from clevrd.core.message_headers import together
+from clevrd.core.message_headers import together, without_trace
 from clevrd.core.publish_request import PublishRequest
 from clevrd.core.trace_context import TRACEPARENT, TRACESTATE
 from clevrd.errors import ClevrdError, InvalidRequest
@@ -119,9 +119,8 @@ class PublishSpan:
         own = request.headers
         if not own:
             return structs.replace(request, headers=self._headers)
-        rest = {name: value for name, value in own.items() if name not in (TRACEPARENT, TRACESTATE)}
         try:
-            return structs.replace(request, headers=together(self._headers, rest))
+            return structs.replace(request, headers=together(self._headers, without_trace(own)))
         except InvalidRequest:
             return request
 

@@ -44,7 +44,7 @@ _MAX_HEAD_BYTES: Final = 8_190
 class WebhookEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """One event as it is posted."""
 
-    # That of the message in `$events`.
+    # The id of the message in `$events`.
     message_id: str
     tenant_id: str
     type: str
@@ -124,7 +124,8 @@ class WebhookSender:
         self._queue.clear()
 
     async def _run(self) -> None:
-        # Without a cookie jar and without proxies of the environment; a connection for each batch.
+        # The session has no cookie jar and no proxies of the environment, and a connection for each
+        # batch.
         connector = aiohttp.TCPConnector(
             force_close=True,
             use_dns_cache=False,
@@ -150,7 +151,7 @@ class WebhookSender:
                         # One batch's fault must not keep all that follow from being sent.
                         log.exception("webhook failed id=%s", self.webhook.id)
                         self._drop(len(batch))
-                    # They stayed in the queue until now, so that they count as waiting.
+                    # The events stayed in the queue until now, so that they count as waiting.
                     for _ in batch:
                         self._queue.popleft()
                     self._is_dropping = False
@@ -158,7 +159,7 @@ class WebhookSender:
     async def _deliver(self, session: aiohttp.ClientSession, batch: list[WebhookEvent]) -> None:
         """Send a batch until it is taken, or given up."""
         body = _encode(_Body(batch))
-        # The same for each attempt: by it a receiver knows a batch that it has had.
+        # The id is the same for each attempt: by it a receiver knows a batch that it has had.
         batch_id = f"msg_{secrets.token_hex(16)}"
         wait_s = RETRY_S
         for attempt in range(1, MAX_ATTEMPTS + 1):

@@ -110,6 +110,8 @@ async def start(*argv: str, **options: Any) -> asyncio.subprocess.Process:
     ("argv", "code", "words"),
     [
         (["nonsense"], 2, "invalid choice: 'nonsense'"),
+        (["serv"], 2, "did you mean serve? (try"),
+        (["journal", "stats"], 2, "did you mean stat? (try"),
         (["--adress", ":9000"], 2, "unrecognized arguments: --adress"),
         (["--addr", ":9000"], 2, "unrecognized arguments: --addr"),
         (["serve", "--address"], 2, "expected one argument"),
@@ -139,7 +141,7 @@ async def start(*argv: str, **options: Any) -> asyncio.subprocess.Process:
         (["subscribe", "t", "--buffer", "0"], 2, "whole number of 1 or more"),
         (["subscribe", "t", "--last", "-1"], 2, "whole number of 0 or more"),
         (["subscribe", "t", "--count", "x"], 2, "whole number of 1 or more"),
-        (["subscribe", "t", "--url", "http://127.0.0.1:1"], 69, "connection refused"),
+        (["subscribe", "t", "--url", "http://127.0.0.1:1"], 69, "connection refused. Start the"),
         (["serve", "--config", "/nowhere"], 78, "Can't read the configuration file /nowhere"),
         (["--address", "nowhere"], 78, "(flag --address) is not allowed"),
         (["checkconfig", "--ring-messages", "5"], 78, "(flag --ring-messages) is not allowed"),
@@ -267,7 +269,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         configs.append(loaded.config)
         return 0
 
-    monkeypatch.setitem(sys.modules, "clevrd.server", SimpleNamespace(run=run_server))
+    monkeypatch.setitem(sys.modules, "clevrd.server.process", SimpleNamespace(run=run_server))
     return configs
 
 
@@ -300,7 +302,7 @@ def test_server_that_fails_ends_with_its_code(
     def fail(*_: Any) -> int:
         raise error
 
-    monkeypatch.setitem(sys.modules, "clevrd.server", SimpleNamespace(run=fail))
+    monkeypatch.setitem(sys.modules, "clevrd.server.process", SimpleNamespace(run=fail))
 
     assert main(["serve"]) == code
     assert "Traceback" not in capfd.readouterr().err
@@ -993,7 +995,7 @@ async def test_gaps_are_warned_of_on_standard_error(
     output = capfdbinary.readouterr()
     assert (code, output.out) == (0, message(4) + b"\n")
     assert output.err.splitlines() == [
-        b"clevrd: topic restarted, some messages may be missing topic=t",
+        b"clevrd: messages may be missing: the topic began anew, or later than asked topic=t",
         b"clevrd: messages missed topic=t from=1 to=3 count=3 reason=retention",
     ]
 

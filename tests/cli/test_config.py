@@ -479,6 +479,8 @@ def test_file_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
     [
         (b"ring_messages 500", "is not TOML"),
         (b"max_topics = 1\nmax_topics = 2", "is not TOML"),
+        (b"[auth]\n[auth]", "is not TOML: the table [auth] is there twice"),
+        (b"[auth.a]\n[auth.a]", "is not TOML: the table [auth.a] is there twice"),
         (b'log_level = "\xff"', "is not TOML"),
         (b"max_topics = " + b"9" * 5000, "is not TOML"),
         (b"x = " + b"[" * 100_000, "is nested too deeply"),

@@ -14,6 +14,7 @@ from clevrd.config_view import ConfigInForce, ConfigView
 from clevrd.fingerprints import fingerprint
 from clevrd.tenants.keys import new_key
 from clevrd.tenants.settings import read_access
+from clevrd.tls.settings import NO_TLS, TlsSettings, read_tls
 
 ISSUER = {"issuer": "me", "audience": "clevrd", "algorithms": ["HS256"], "secret_file": "s"}
 
@@ -22,12 +23,13 @@ def view(
     tables: dict[str, Any] | None = None,
     sources: dict[str, str] | None = None,
     webhooks: Sequence[dict[str, Any]] = (),
+    tls: TlsSettings = NO_TLS,
     **settings: Any,
 ) -> ConfigView:
     """Return the view of a configuration."""
     access = read_access(rules() if tables is None else tables, "a test")
     in_force = ConfigInForce(
-        Config(**settings), sources or {}, "", access, lambda: 0.0, webhooks=webhooks
+        Config(**settings), sources or {}, "", access, lambda: 0.0, webhooks=webhooks, tls=tls.view
     )
     steps = in_force.view()
     try:
@@ -130,17 +132,48 @@ def test_webhooks_take_a_restart() -> None:
     assert between(msgspec.structs.replace(running, webhooks=None), file) == []
 
 
+def test_certificate_is_compared_by_its_file_once() -> None:
+    """That of the plain settings is told as those; what follows from files is no difference."""
+
+    def tls(plain: str, listed: str, asks: str) -> TlsSettings:
+        entry = {"cert_file": listed, "key_file": "/k.pem"}
+        table = {"certificates": [entry], "client_certificates": asks, "client_ca_file": "/ca.pem"}
+        return read_tls({"tls": table}, "", cert_file=plain, key_file="/k.pem")
+
+    running = as_sent(view(tls=tls("/a.pem", "/b.pem", "optional"), tls_cert_file="/a.pem"))
+    assert running.tls is not None
+    running.tls["minimum_version"] = "TLSv1.2"
+    running.tls["certificates"][1]["ends_at"] = "2026-12-01T00:00:00.000000Z"
+    same = view(tls=tls("/a.pem", "/b.pem", "optional"), tls_cert_file="/a.pem")
+    other = view(tls=tls("/c.pem", "/d.pem", "required"), tls_cert_file="/c.pem")
+
+    assert between(running, same) == []
+    assert between(running, other) == [
+        'tls_cert_file: running "/a.pem", file "/c.pem" (reload)',
+        "tls.certificates./b.pem: only running (reload)",
+        "tls.certificates./d.pem: only in the file (reload)",
+        'tls.client_certificates: running "optional", file "required" (reload)',
+    ]
+    assert between(msgspec.structs.replace(running, tls=None), other) == [
+        'tls_cert_file: running "/a.pem", file "/c.pem" (reload)'
+    ]
+
+
 def test_difference_from_a_hostile_server_stays_on_its_line() -> None:
     """The URL may be anybody's, and a terminal obeys control characters."""
     running = as_sent(view({}))
     running.auth["mo\nde"] = "\x1b[2J"
     running.tenants.append({"name": "\x1b[31m\n"})
+    running = msgspec.structs.replace(running, tls={"certificates": ["\x1b[1m"]})
 
     lines = between(running, view({}))
 
     assert lines == [
         "auth.mo\\nde: only running (reload)",
         "tenants.\\x1b[31m\\n: only running (reload)",
+        'tls.certificates: running ["\\u001b[1m"], file [] (reload)',
+        "tls.client_ca_file: only in the file (reload)",
+        "tls.client_certificates: only in the file (reload)",
     ]
 
 

@@ -20,8 +20,9 @@ from stored_messages import page_of
 from clevrd.cli import main
 from clevrd.journal import importing, records
 from clevrd.journal.clear_points import ClearPoints
-from clevrd.journal.fold import topic_epoch
+from clevrd.journal.epoch_names import topic_epoch
 from clevrd.journal.records import Clear, Header
+from clevrd.journal.sqlite import segments
 from clevrd.journal.sqlite.engine import SqliteEngine
 from clevrd.journal.sqlite.settings import SqliteSettings
 
@@ -386,6 +387,66 @@ def test_export_leaves_out_what_is_damaged(run: Run, journal: Path) -> None:
         each["data"] for each in MESSAGES if each["data"] != "three"
     ]
     assert "Left out" in errors
+
+
+def rewrite(journal: Path, part: bytes, old: bytes, new: bytes, *, is_sound: bool = True) -> None:
+    """Replace ``old`` in the records of the first file that have ``part``."""
+    database = apsw.Connection(str(journal / "segment-0000000001.db"))
+    rows: Any = database.execute("SELECT position, time_us, runs, record, crc FROM records")
+    for position, time_us, runs, record, crc in rows.fetchall():
+        if part in record:
+            changed = record.replace(old, new)
+            sum_now = segments.record_crc(position, time_us, runs, changed) if is_sound else crc
+            database.execute(
+                "UPDATE records SET record = ?, crc = ? WHERE position = ?",
+                (changed, sum_now, position),
+            )
+    database.close()
+
+
+def test_export_leaves_out_records_of_a_later_clevrd(run: Run, journal: Path) -> None:
+    """One line says which and what to do, and it fails; the rest is printed."""
+    for part in (b"three", b"once"):
+        rewrite(journal, part, b"clevrd1 ", b"clevrd2 ")
+
+    code, output, errors = run("export", journal)
+
+    assert code == 1
+    assert [each["data"] for each in exported(output)] == [{"n": 1}, 4.5]
+    assert errors.count("\n") == 1
+    assert (
+        "2 records of a later clevrd, from position 3 in segment-0000000001.db to position 4 in"
+        in errors
+    )
+    assert "export the journal with that clevrd, or a later one" in errors
+
+
+@pytest.mark.parametrize("is_sound", [True, False], ids=["later", "damaged"])
+def test_no_epoch_is_wrong_behind_a_record_that_cannot_be_read(
+    run: Run, tmp_path: Path, is_sound: bool
+) -> None:
+    """It may have cleared the topic: then messages have no epoch until another clear is read."""
+    journal = tmp_path / "journal"
+    answers = asyncio.run(published_and_cleared(journal))
+    (journal / "checkpoint.db").unlink()
+    first_clear = b'[["default-tenant","t"]]]\n'
+    database = apsw.Connection(str(journal / "segment-0000000001.db"))
+    clears = "SELECT record FROM records WHERE instr(record, ?) ORDER BY position LIMIT 1"
+    rows: Any = database.execute(clears, (first_clear,))
+    ((record,),) = rows.fetchall()
+    database.close()
+    rewrite(journal, record, b"clevrd1 ", b"clevrd2 ", is_sound=is_sound)
+
+    code, output, errors = run("export", journal)
+
+    found = [(each.get("epoch"), each["offset"]) for each in exported(output)]
+    places = [(each["epoch"], each["offset"]) for each in answers]
+    # The fourth message of six stands behind the clear that can't be read.
+    assert (code, errors.count("\n"), len(found)) == (1, 1, len(places))
+    assert found[:3] == places[:3]
+    assert found[3] == (None, places[3][1])
+    assert found[4] == places[4]
+    assert found[5] == (None, places[5][1])
 
 
 @pytest.mark.parametrize("command", ["stat", "verify", "export", "backup"])

@@ -216,9 +216,20 @@ async def test_peer_that_never_answers_is_cut() -> None:
         goodbye = await silent.goodbye()
 
         figures = await daemon.get_json("/metrics")
+        explained = await daemon.get_json("/admin/explain?tenant=default-tenant")
     assert (goodbye.code, {frame.opcode for frame in goodbye.before}) == (None, {PING})
     assert figures["total_subscribers"] == 0
     assert figures["connections"]["pings_unanswered"] == 1
+    (decision,) = (each for each in explained["decisions"] if each["kind"] == "disconnect")
+    assert (decision["code"], decision["count"], decision["is_on"]) == (
+        "pings_unanswered",
+        1,
+        False,
+    )
+    assert decision["scope"]["tenant_id"] == "default-tenant"
+    assert decision["rule"].endswith("The first was of 127.0.0.1.")
+    assert decision["inputs"].keys() == {"open_s", "unsent_bytes"}
+    assert decision["thresholds"] == {"ping_interval_s": 0.2, "pong_timeout_s": 0.1}
 
 
 async def test_peer_that_sends_pongs_unasked_is_kept() -> None:

@@ -61,10 +61,10 @@ async def test_request_that_the_drain_finds_half_is_asked_who_it_is(
         reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
         sent = post(BODY, field)
         writer.write(sent[:30])
-        await until(lambda: daemon.server.raw_server.count_under_way() == 1)
+        await until(lambda: daemon.listener.raw.count_under_way() == 1)
 
         daemon.hub.is_draining = True
-        daemon.server.raw_server.close_idle()
+        daemon.listener.raw.close_idle()
         writer.write(sent[30:])
         async with asyncio.timeout(5):
             (answer,) = responses(await reader.read())

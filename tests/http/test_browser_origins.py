@@ -229,7 +229,8 @@ async def test_no_spelling_passes_for_another_origin(daemon: Daemon, origin: str
     host = f"test:{daemon.port}"
     socket = ("GET", "/subscribe?topic=t", *WS)
 
-    for method, path, *fields in (("POST", "/publish"), ("POST", "/publish/batch"), socket):
+    publishes = (("POST", path) for path in ("/publish", "/publish/batch", "/topics/t/messages"))
+    for method, path, *fields in (*publishes, socket):
         answer = await answer_to(daemon.port, request(method, path, field, *fields, host=host))
         assert (answer.status, answer.code) == (403, "origin_not_allowed")
 
@@ -278,6 +279,32 @@ async def test_without_a_list_only_own_pages_are_served() -> None:
 
     assert statuses == [200, 200, 403]
     assert "vary" not in answer.headers
+
+
+# What a browser sends of a page's form without asking first (Fetch, "CORS-safelisted
+# request-header"), curl -d too.
+FORMS: Final = [
+    "application/x-www-form-urlencoded",
+    "multipart/form-data; boundary=x",
+    "text/plain",
+]
+
+
+@pytest.mark.parametrize("content_type", FORMS)
+@pytest.mark.parametrize("path", ["/publish", "/publish/batch", "/topics/t/messages"])
+async def test_forms_of_foreign_pages_publish_nothing_and_curl_does(
+    daemon: Daemon, path: str, content_type: str
+) -> None:
+    """A Content-Type protects from nobody and refuses no operator: the Origin decides."""
+    form = (f"Content-Type: {content_type}",)
+    line = f"POST {path} HTTP/1.1"
+
+    for origin in (FOREIGN, "null"):
+        answer = await ask(daemon.port, post(BODY, *form, f"Origin: {origin}", line=line))
+        assert (answer.status, answer.code) == (403, "origin_not_allowed")
+    assert len(daemon.hub.topics) == 0
+
+    assert (await ask(daemon.port, post(BODY, *form, line=line))).status == 200
 
 
 async def test_two_origins_are_none(daemon: Daemon) -> None:
@@ -365,7 +392,7 @@ async def test_full_daemon_asks_too() -> None:
     """Beyond the limit a page that may not learns nothing; one that may is told to come back."""
     async with running(max_connections=1, allowed_origins=LISTED) as daemon:
         _, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
-        await until(lambda: len(daemon.server.raw_server.open) == 1)
+        await until(lambda: len(daemon.listener.raw.open) == 1)
         events = "/subscribe?topic=t"
         answers = {
             (path, origin): await answer_to(
@@ -669,7 +696,7 @@ async def test_poll_of_a_page_that_is_listed_no_more_is_refused(topics: str) -> 
         url = f"{daemon.url}/subscribe?{topics}&poll=1&timeout=30"
         of_page = asyncio.ensure_future(daemon.http.get(url, headers={"Origin": LISTED}))
         of_program = asyncio.ensure_future(daemon.http.get(url))
-        await until(lambda: len(daemon.server._polls) == 2)
+        await until(lambda: len(daemon.polls) == 2)
 
         await daemon.server.access.apply(allowing(), Path())
 
@@ -723,7 +750,7 @@ async def test_page_that_waits_for_its_turn_is_judged_by_the_new_list() -> None:
     """It would become a connection that nobody judges again."""
     async with running(access=allowing(LISTED)) as daemon:
         turns = HeldTurns()
-        daemon.server._front._turns = cast(Any, turns)
+        daemon.listener.front._turns = cast(Any, turns)
         url = f"{daemon.url}/subscribe?topic=t"
         headers = {"Accept": "text/event-stream", "Origin": LISTED}
         asking = asyncio.ensure_future(daemon.http.get(url, headers=headers))

@@ -12,9 +12,9 @@ from clients import subscribe
 from daemons import Daemon, running, until
 from keys import ADMIN, WEB, bearer, key, rules
 from memory_log import MemoryEngine, MemoryLog
+from streams import EVENTS, LINES, open_stream
 
-from clevrd import server
-from clevrd.journal import fold
+from clevrd.journal import cleared_topics
 from clevrd.tenants.keys import new_key
 from clevrd.tenants.settings import read_access
 
@@ -137,12 +137,63 @@ async def test_journal_clears_for_good(tmp_path: Path) -> None:
     assert again == twice == unused == (200, {**again[1]})
 
 
+async def told_behind(
+    daemon: Daemon, offset: int, epoch: str
+) -> list[tuple[bool, str | None, list[Any]]]:
+    """Resume topic t in each way; return what is recovered, the gap's reason, and the messages."""
+    position = f"offset={offset}&epoch={epoch}"
+    told = []
+    for path in ("/topics/t/messages?", "/subscribe?topic=t&poll=1&timeout=0&"):
+        page = await daemon.get_json(path + position)
+        reason = page["gap"] and page["gap"]["reason"]
+        told.append((page["recovered"], reason, kinds_of(page["messages"])))
+    async with subscribe(daemon.ws_url, control="1", offset=offset, epoch=epoch) as reader:
+        frames = [json.loads(await reader.recv())]
+        while frames[-1].get("data") != 7:
+            frames.append(json.loads(await reader.recv()))
+    told.append(begun_with(frames))
+    for accept in (EVENTS, LINES):
+        stream = await open_stream(daemon.port, accept, f"topic=t&control=1&{position}")
+        async with stream:
+            frames = [(await stream.item()).json]
+            while frames[-1].get("data") != 7:
+                frames.append((await stream.item()).json)
+        told.append(begun_with(frames))
+    return told
+
+
+def begun_with(frames: list[dict[str, Any]]) -> tuple[bool, str | None, list[Any]]:
+    """Return of a subscription's first frames what `told_behind` does."""
+    gaps = [frame["reason"] for frame in frames if frame.get("type") == "gap"]
+    messages = [frame["data"] for frame in frames if "data" in frame]
+    return frames[0]["recovered"], gaps[0] if gaps else None, messages
+
+
+@pytest.mark.parametrize("is_journaled", [False, True])
+async def test_resume_after_a_clear_is_told_alike_in_each_way(
+    tmp_path: Path, is_journaled: bool
+) -> None:
+    """The new epoch misses nothing, from wherever in it; of the old one a gap is told."""
+    pytest.importorskip("apsw")
+    table = {"directory": str(tmp_path / "journal")} if is_journaled else None
+    async with running(journal_table=table) as daemon:
+        before = [await daemon.publish("t", data) for data in range(1, 6)][-1]
+        _, cleared = await clear(daemon, "t")
+        after = [await daemon.publish("t", data) for data in (6, 7)][-1]
+        offsets = {0, cleared["offset"], max(0, cleared["offset"] - 2)}
+        new = [await told_behind(daemon, at, after["epoch"]) for at in offsets]
+        old = await told_behind(daemon, 2, before["epoch"])
+
+    assert new == [[(True, None, [6, 7])] * 5] * len(offsets)
+    assert old == [(False, "epoch", [6, 7])] * 5
+
+
 async def test_new_epoch_of_the_log_is_no_want_of_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the log loses its end meanwhile, the topic has nothing of before, and that is said."""
     log = MemoryLog()
-    monkeypatch.setattr(server, "engine_of", lambda *_: MemoryEngine(log))
+    monkeypatch.setattr("clevrd.server.messaging.engine_of", lambda *_: MemoryEngine(log))
     async with running(journal_table={"directory": str(tmp_path / "journal")}) as daemon:
         for data in range(3):
             await daemon.publish("t", data)
@@ -167,7 +218,7 @@ async def test_topic_beyond_the_bound_stays_as_it_is(
 ) -> None:
     """A log has a number of cleared topics at most; one that is cleared may be so again."""
     pytest.importorskip("apsw")
-    monkeypatch.setattr(fold, "MAX_CLEARED", 1)
+    monkeypatch.setattr(cleared_topics, "MAX_CLEARED", 1)
     async with running(journal_table={"directory": str(tmp_path / "journal")}) as daemon:
         for topic in ("t", "u"):
             await daemon.publish(topic, 1)

@@ -149,7 +149,14 @@ async def test_body_alone_is_published_to_the_topic_in_the_path(daemon: Daemon) 
 
 # Requests, and the status and a part of the sentence that each is answered with.
 MISTAKES: list[tuple[bytes, int, str]] = [
-    (post(b"1", "Content-Type: text/plain", line=TO_TOPIC), 415, "The body must be JSON"),
+    (
+        post(b"1", "Content-Type: text/plain", *lines_of(EVENT), line=TO_TOPIC),
+        *(415, "The data of an event must be JSON; send Content-Type: application/json"),
+    ),
+    (
+        post(b"a=1", "Content-Type: application/x-www-form-urlencoded", line=TO_TOPIC),
+        *(400, "The body is not JSON at byte 0; send the data alone"),
+    ),
     (
         post(b"{}", "Content-Type: application/cloudevents+json", line=TO_TOPIC),
         *(415, "Events are taken in binary mode"),
@@ -236,7 +243,7 @@ async def test_only_heads_that_come_again_are_kept() -> None:
 
 def grammar_of(server: Server) -> PlainGrammar:
     """Return what recognises the daemon's plain requests."""
-    grammar = server.raw_server.grammar
+    grammar = server.parts.ways_in.for_clients.raw.grammar
     assert grammar is not None
     return grammar
 

@@ -17,14 +17,14 @@ from daemons import ROOT, FakeStats, running
 from http_wire import ask, get
 
 from clevrd.config import Config
-from clevrd.server import Server
+from clevrd.server import Server, Setup
 
 
 @asynccontextmanager
 async def at_a_socket(path: Path, admin_address: str = "") -> AsyncIterator[Server]:
     """Run a daemon at a Unix socket alone."""
     config = Config(address=f"unix:{path}", shutdown_timeout_s=2.0, admin_address=admin_address)
-    server = Server(config, stats=FakeStats())
+    server = Server(Setup(config, stats=FakeStats()))
     await server.start()
     try:
         yield server

@@ -89,7 +89,7 @@ async def test_refused_connections_leave_nothing_behind(daemon: Daemon) -> None:
 
     await until(lambda: len(asyncio.all_tasks()) <= tasks)
     await until(lambda: process.num_fds() <= descriptors)
-    assert not daemon.server.raw_server.open | daemon.server.raw_server.lingering
+    assert not daemon.listener.raw.open | daemon.listener.raw.lingering
     assert (await ask(daemon.port, OK)).status == 200
 
 
@@ -141,17 +141,79 @@ async def test_body_that_ends_early_is_400_at_once(daemon: Daemon) -> None:
     assert len(daemon.hub.topics) == 0
 
 
-@pytest.mark.parametrize("broken", [b"zz\r\n", b"2\r\n{}X", b"-1\r\n"])
-async def test_chunk_that_breaks_late_is_refused(impatient: Daemon, broken: bytes) -> None:
-    """Its head was fine and is being waited on: refused when the time is up at the latest."""
+SIZE, END, TRAILER = "hexadecimal", "must follow its data", "follows the last chunk"
+# What may stand between chunks, the byte that may not follow it, and a word of the refusal.
+BROKEN_CHUNKS = [
+    (b"", b"z", SIZE),
+    (b"", b"\r", SIZE),
+    (b"1", b"-", SIZE),
+    (b"1", b"\n", SIZE),
+    (b"1\r", b"x", SIZE),
+    (b"1" * 16, b"1", SIZE),
+    (b"1;a", b" ", SIZE),
+    (b"1;a=b", b"=", SIZE),
+    (b'1;a="b\\', b"\x01", SIZE),
+    (b'1;a="b', b"\r", SIZE),
+    (b"1\r\n{", b"X", END),
+    (b"1\r\n{\r", b"X", END),
+    (b"0\r\n", b"\n", TRAILER),
+    (b"0\r\n\r", b"X", TRAILER),
+    (b"0\r\nA", b" ", TRAILER),
+    (b"0\r\nA: b\r", b"C", TRAILER),
+    (b"0\r\nA: b", b"\x00", TRAILER),
+    (b"0\r\nA: b\r\n", b" ", TRAILER),
+    (b"0\r\nContent-Length: 3\r", b"\n", TRAILER),
+    (b"1;a=" + b"b" * 8_186, b"b", "over 8190 bytes"),
+    (b"0\r\n" + b"A: b\r\n" * 10_922 + b"A: b", b"b", "over 65536 bytes"),
+]
+
+
+@pytest.mark.parametrize(("before", "broken", "word"), BROKEN_CHUNKS)
+async def test_chunk_that_breaks_late_is_400_at_once(
+    daemon: Daemon, before: bytes, broken: bytes, word: str
+) -> None:
+    """Its head was fine and its body is being read: nobody waits for what can never be whole."""
     head = post(b"", CHUNKED, length=None)
 
-    transcript = await talk(impatient.port, [head, chunked(BODY, 9)[:-5], broken + OK])
+    for pieces in (
+        [head, chunked(BODY, 9)[:-5], before, broken],
+        [head, before + broken + OK],
+        [OK + head + before + broken + OK],
+    ):
+        transcript = await talk(daemon.port, pieces, timeout_s=5)
 
-    answers = responses(transcript)
-    assert {answer.status for answer in answers} <= {400, 408}
-    assert len(answers) >= 1
-    assert len(impatient.hub.topics) == 0
+        answer = responses(transcript)[-1]
+        assert (answer.status, answer.code) == (400, "invalid_request")
+        assert word in answer.json["error"]
+        assert answer.headers["connection"] == "close"
+    assert [topic.head for topic in daemon.hub.topics] == [1]
+
+
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
+async def test_chunk_breaks_in_a_request_with_upgrade_as_in_others(
+    daemon: Daemon, upgrade: str
+) -> None:
+    """Some clients offer an upgrade with whatever they ask first; chunks are followed as well."""
+    head = post(b"", CHUNKED, f"Upgrade: {upgrade}", length=None)
+
+    broken = await talk(daemon.port, [head, b"1\r\n{", b"X"], timeout_s=5)
+    whole = await ask(daemon.port, head + chunked(BODY, 9))
+
+    [answer] = responses(broken)
+    assert answer.status == 400
+    assert END in answer.json["error"]
+    assert whole.status == 200
+
+
+async def test_trailers_are_ignored(daemon: Daemon) -> None:
+    """RFC 9110 §6.5.1: they are no fields of the head, in whatever reads they come."""
+    sent = post(chunked(BODY, 9, trailer=b"X-Tenant-ID: evil\r\nHost: x\r\n"), CHUNKED, length=None)
+
+    for pieces in ([sent], [sent[:-25], sent[-25:-3], sent[-3:]], [sent[:-2], sent[-2:]]):
+        [answer] = responses(await talk(daemon.port, [*pieces, b""], shut=True, timeout_s=5))
+        assert answer.status == 200
+
+    assert {topic.tenant for topic in daemon.hub.topics} == {"default-tenant"}
 
 
 # --- expectations --------------------------------------------------------------------------------
@@ -583,12 +645,12 @@ async def test_refusals_of_connections_are_bounded() -> None:
         ]
         await until(lambda: daemon.hub.counters.connections == len(streams))
 
-        lingering = len(daemon.server.raw_server.lingering)
+        lingering = len(daemon.listener.raw.lingering)
 
         for _, writer in streams:
             writer.close()
         assert lingering == MAX_LINGERING
-        await until(lambda: not daemon.server.raw_server.lingering)
+        await until(lambda: not daemon.listener.raw.lingering)
 
 
 @pytest.mark.parametrize("raw_paths", [True, False], ids=["raw", "aiohttp"])
@@ -608,7 +670,7 @@ async def test_full_daemon_still_says_how_it_is(raw_paths: bool, path: str) -> N
         assert full.json["status"] in ("ok", "healthy")
         assert full.headers["connection"] == "close"
         assert daemon.hub.counters.refused == {}
-        assert daemon.server.raw_server.probing == {}
+        assert daemon.listener.raw.probing == {}
         holder.close()
 
 
@@ -692,7 +754,7 @@ async def test_event_source_over_the_limit_is_told_to_come_back(
             f"{EVENTS}; charset=utf-8"
         ] * 2
         assert daemon.hub.counters.refused == {"unavailable": 3}
-        assert daemon.server.raw_server.probing == {}
+        assert daemon.listener.raw.probing == {}
         assert len(daemon.hub.topics) == 0
         holder.close()
 
@@ -705,11 +767,11 @@ async def test_half_asked_for_events_over_the_limit_are_bounded() -> None:
         await until(lambda: daemon.hub.counters.connections)
         talks = [asyncio.ensure_future(talk(daemon.port, [begun])) for _ in range(MAX_PROBES + 1)]
         done, _ = await asyncio.wait(talks, return_when=asyncio.FIRST_COMPLETED)
-        probing = list(daemon.server.raw_server.probing)
+        probing = list(daemon.listener.raw.probing)
 
         for connection in probing:
-            daemon.server.raw_server.deadlines.set(connection, 0.0)
-        daemon.server.raw_server.deadlines.run_due()
+            daemon.listener.raw.deadlines.set(connection, 0.0)
+        daemon.listener.raw.deadlines.run_due()
         answers = [responses(transcript)[0] for transcript in await asyncio.gather(*talks)]
 
         assert (len(done), len(probing)) == (1, MAX_PROBES)
@@ -724,18 +786,18 @@ async def test_silent_crowd_does_not_keep_a_probe_out() -> None:
             await asyncio.open_connection("127.0.0.1", daemon.port) for _ in range(3 * MAX_PROBES)
         ]
         await until(lambda: daemon.hub.counters.connections == len(streams))
-        probing = len(daemon.server.raw_server.probing)
+        probing = len(daemon.listener.raw.probing)
 
         (answer,) = responses(await talk(daemon.port, [get("/health/live")]))
 
         assert probing == MAX_PROBES
         assert answer.status == 200
-        daemon.server.raw_server.deadlines.run_due()
-        assert len(daemon.server.raw_server.probing) == MAX_PROBES - 1
-        for connection in daemon.server.raw_server.probing:
-            daemon.server.raw_server.deadlines.set(connection, 0.0)
-        daemon.server.raw_server.deadlines.run_due()
-        assert daemon.server.raw_server.probing == {}
+        daemon.listener.raw.deadlines.run_due()
+        assert len(daemon.listener.raw.probing) == MAX_PROBES - 1
+        for connection in daemon.listener.raw.probing:
+            daemon.listener.raw.deadlines.set(connection, 0.0)
+        daemon.listener.raw.deadlines.run_due()
+        assert daemon.listener.raw.probing == {}
         for _, writer in streams:
             writer.close()
 
@@ -832,7 +894,7 @@ async def test_awaited_answer_begins_the_keepalive_time_anew() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
         writer.write(publish)
         await reader.readuntil(b"}")
-        (connection,) = daemon.server.raw_server.open
+        (connection,) = daemon.listener.raw.open
 
         assert connection.deadline_s > daemon.server._loop.time() + 30
         writer.close()
@@ -849,7 +911,7 @@ async def test_reset_behind_a_pipeline_leaves_no_error(caplog: pytest.LogCapture
             writer.write(publish + get("/health"))
             writer.transport.abort()
         await daemon.get_json("/health")
-        await until(lambda: not daemon.server.raw_server.open)
+        await until(lambda: not daemon.listener.raw.open)
 
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 

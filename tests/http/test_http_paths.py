@@ -25,7 +25,7 @@ from clevrd import __version__
 from clevrd.config import Config
 from clevrd.core.publish_request import PublishRequest
 from clevrd.handlers.site.pages import DOCS
-from clevrd.server import Server
+from clevrd.server import Server, Setup
 from clevrd.tenants.settings import Access, Auth
 
 WIRE = Path(__file__).parents[2] / "docs" / "wire.md"
@@ -468,7 +468,9 @@ async def test_aiohttp_client_publishes_in_every_way(daemon: Daemon) -> None:
 async def test_unix_socket_serves_publishers_and_subscribers(tmp_path: Path) -> None:
     """The same paths over a socket file, raw and through aiohttp; the file goes at the end."""
     path = tmp_path / "clevrd.sock"
-    server = Server(Config(address=f"unix:{path}", shutdown_timeout_s=2.0), stats=FakeStats())
+    server = Server(
+        Setup(Config(address=f"unix:{path}", shutdown_timeout_s=2.0), stats=FakeStats())
+    )
     await server.start()
     try:
         connector = aiohttp.UnixConnector(str(path))

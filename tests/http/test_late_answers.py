@@ -138,7 +138,7 @@ async def test_answer_to_who_has_gone_is_let_go(socket: bool) -> None:
         writer.write(sent)
         await until(lambda: late.held)
         reset_by_peer(writer)
-        await until(lambda: not daemon.server.raw_server.open and not daemon.server.connections)
+        await until(lambda: not daemon.listener.raw.open and not daemon.server.connections)
 
         late.answer()
         await asyncio.sleep(0)
@@ -157,7 +157,7 @@ async def test_time_goes_by_for_half_a_request_and_not_for_an_answer() -> None:
         waits_writer.write(OK)
         slow_writer.write(OK + b"POST /publish HTTP/1.1\r\n")
         await until(lambda: len(late.held) == 2)
-        raw = daemon.server.raw_server
+        raw = daemon.listener.raw
         for connection in list(raw.open):
             raw.deadlines.set(connection, 0.0)
         raw.deadlines.run_due()

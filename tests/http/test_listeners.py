@@ -17,15 +17,15 @@ from clevrd.listeners import Listeners, open_sockets
 async def test_listener_that_died_is_opened_on_the_same_port() -> None:
     """A loop closes a listener silently when accept fails oddly; clients must not notice long."""
     async with running() as daemon:
-        listeners = daemon.server._listeners
+        listeners = daemon.listener.listeners
         bound, _ = listeners._servers[0]
         bound.shutdown(socket.SHUT_RDWR)  # what a failing accept leaves behind
 
-        assert not daemon.server.is_ready()
+        assert not daemon.server.parts.is_ready()
         reopened = await listeners.reopen_if_dead()
 
         assert reopened
-        assert daemon.server.is_ready()
+        assert daemon.server.parts.is_ready()
         assert (await daemon.get_json("/health"))["status"] == "healthy"
 
 
@@ -68,7 +68,7 @@ async def test_bound_address_is_nobody_elses_until_it_is_served() -> None:
 async def test_healthy_listener_is_left_alone() -> None:
     """The watch opens nothing while all is well."""
     async with running() as daemon:
-        assert not await daemon.server._listeners.reopen_if_dead()
+        assert not await daemon.listener.listeners.reopen_if_dead()
 
 
 async def test_closed_listeners_stay_closed() -> None:

@@ -45,7 +45,7 @@ async def polled(daemon: Daemon, query: str = "") -> dict[str, Any]:
 
 def waiting(daemon: Daemon) -> int:
     """Return how many polls wait."""
-    return len(daemon.server._polls)
+    return len(daemon.polls)
 
 
 def offsets_of(answer: dict[str, Any]) -> list[int]:
@@ -229,7 +229,7 @@ async def test_poll_in_the_middle_of_a_round_is_not_given_what_it_has(
         assert isinstance(second, Published)
 
         behind = After(second.offset, second.epoch)
-        answer = daemon.server._polls.answer_one(TENANT, topic, behind, 5.0)
+        answer = daemon.polls.answer_one(TENANT, topic, behind, 5.0)
         assert isinstance(answer, asyncio.Future)
         await until(lambda: not topic.pending)
         assert not answer.done()
@@ -255,7 +255,7 @@ async def test_client_that_goes_leaves_no_poll_behind(
 
     await until(lambda: waiting(daemon) == 0)
     assert daemon.hub.subscribers == 0
-    await until(lambda: daemon.server._front.in_flight == 0)
+    await until(lambda: daemon.listener.front.in_flight == 0)
     assert caplog.text == ""
 
 
@@ -353,7 +353,7 @@ async def test_client_of_a_waiting_poll_that_vanishes_is_found_by_the_kernel() -
         _, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
         writer.write(get("/subscribe?topic=t&poll=1&timeout=60"))
         await until(lambda: daemon.hub.subscribers == 1)
-        (transport,) = daemon.server._http._transports.values()
+        (transport,) = daemon.listener.aiohttp._transports.values()
         sock = transport.get_extra_info("socket")
 
         asked = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)

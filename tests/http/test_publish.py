@@ -486,9 +486,9 @@ async def test_publisher_that_waits_is_not_read_meanwhile(
     await until(Steady(writer.transport.get_write_buffer_size), timeout_s=15)
     held_back_bytes = writer.transport.get_write_buffer_size()
 
-    for connection in list(daemon.server.raw_server.open):
-        daemon.server.raw_server.deadlines.set(connection, 0.0)
-    daemon.server.raw_server.deadlines.run_due()
+    for connection in list(daemon.listener.raw.open):
+        daemon.listener.raw.deadlines.set(connection, 0.0)
+    daemon.listener.raw.deadlines.run_due()
     waits.set()
     first = await read_response(reader)
 

@@ -225,7 +225,7 @@ async def test_requests_behind_the_first_are_told_from_it() -> None:
 
     async with running() as daemon:
         turns = Watching(asyncio.get_running_loop(), lambda: None)
-        daemon.server.raw_server.turns = turns
+        daemon.listener.raw.turns = turns
         reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
         for _ in range(3):
             writer.write(post(b'{"topic":"t","data":1}'))
@@ -280,7 +280,7 @@ async def test_large_input_has_the_queues_part_of_a_turn_for_itself() -> None:
 async def test_large_bodies_are_decoded_one_in_a_turn() -> None:
     """Those that have become whole in one turn: otherwise they would add up to a pause."""
     async with running() as daemon:
-        server = daemon.server.raw_server
+        server = daemon.listener.raw
         sent = post(b'{"topic":"t","data":"%b"}' % (b"x" * (LARGE_BYTES + 1)))
         writers = [(await asyncio.open_connection("127.0.0.1", daemon.port))[1] for _ in range(3)]
         for writer in writers:

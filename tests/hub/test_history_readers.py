@@ -308,7 +308,7 @@ async def test_retention_that_overtakes_a_reader_is_told_where_the_reader_is() -
     await settle()
     had = offsets(read(sink))[-1]
     world.history.forget(TENANT, "t", upto=4_000)
-    world.hub.delivery.history.pages.drop_unused()  # type: ignore[union-attr]
+    world.hub.delivery.history.pages.kept.drop_unused()  # type: ignore[union-attr]
     while sink.is_paused:
         sink.drain()
         await settle()
@@ -348,9 +348,9 @@ async def test_stalled_reader_holds_no_page() -> None:
 
     _, sink = world.subscribe(After(0, EPOCH), room_bytes=100)
     await settle()
-    history.pages.drop_unused()
+    history.pages.kept.drop_unused()
 
-    assert len(history.pages) == history.pages.size_bytes == 0
+    assert len(history.pages.kept) == history.pages.kept.size_bytes == 0
     sink.room_bytes = 1 << 60
     sink.drain()
     await settle()
@@ -388,13 +388,13 @@ async def test_reader_that_leaves_gives_its_page_back() -> None:
     history = world.hub.delivery.history
     assert history is not None
     reader, _ = world.subscribe(After(0, EPOCH))
-    while not any(page.users for page in history.pages._pages):  # noqa: ASYNC110  # turn by turn
+    while not any(page.users for page in history.pages.kept._topics):  # noqa: ASYNC110  # turn by turn
         await asyncio.sleep(0)
 
     world.hub.unsubscribe(world.topic, reader)
-    history.pages.drop_unused()
+    history.pages.kept.drop_unused()
 
-    assert len(history.pages) == 0
+    assert len(history.pages.kept) == 0
 
 
 async def test_thousand_readers_share_pages_and_few_ask_at_once() -> None:
@@ -523,7 +523,7 @@ async def test_every_reader_is_told_of_a_new_epoch_and_goes_on_in_it() -> None:
     await settle()
     world.history.is_open.clear()
     assert world.hub.delivery.history is not None
-    world.hub.delivery.history.pages.drop_unused()
+    world.hub.delivery.history.pages.kept.drop_unused()
     waiting, waiting_sink = follower(world, After(7, EPOCH))
     new, new_sink = follower(world, Last(5_000))
     old = world.topic

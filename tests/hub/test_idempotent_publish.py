@@ -184,8 +184,8 @@ async def test_keys_in_heads_leave_the_cache_of_heads_alone() -> None:
         for number in range(20):
             await ask(daemon.port, with_key(None, f"Idempotency-Key: {number}"))
 
-        assert daemon.server.raw_server.grammar is not None
-        assert len(daemon.server.raw_server.grammar._cache) == 1
+        assert daemon.listener.raw.grammar is not None
+        assert len(daemon.listener.raw.grammar._cache) == 1
 
 
 # --- publishes that wait -------------------------------------------------------------------------

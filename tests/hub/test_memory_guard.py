@@ -279,7 +279,8 @@ async def test_each_rung_is_explained_as_long_as_it_holds() -> None:
     assert shed["thresholds"] == {"begins_at": 0.95, "ends_below": 0.93}
     assert [code for code, each in publishing.items() if not each["is_on"]] == ["no_publishes"]
     ended = publishing["no_publishes"]
-    assert ended["ends_at"] == ended["last_at"] > ended["began_at"]
+    # The clock of decisions counts milliseconds, and all of this may take none.
+    assert ended["ends_at"] == ended["last_at"] >= ended["began_at"]
     assert not any(each["is_on"] for each in well.values())
     # It goes on with what was told of before.
     shrinks = again["rings_shrink"]

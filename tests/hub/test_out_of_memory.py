@@ -72,7 +72,7 @@ async def test_connection_ends_that_can_not_even_be_refused(
 ) -> None:
     """No client waits for an answer that does not come, and the daemon forgets the connection."""
     async with running() as daemon:
-        server = daemon.server.raw_server
+        server = daemon.listener.raw
         if place == "in a turn":
             monkeypatch.setattr(FairTurns, "begin", lambda _: False)
         if place == "after a wait":
@@ -103,7 +103,7 @@ async def until_end(reader: asyncio.StreamReader) -> bytes:
 async def test_time_that_is_up_ends_a_connection_without_a_word() -> None:
     """It has no deadline any more, so nothing else would end it."""
     async with running(request_timeout_s=0.3) as daemon:
-        server = daemon.server.raw_server
+        server = daemon.listener.raw
         server.render = Failing(server.render)
         streams, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
         writer.write(post(BODY)[:-1])

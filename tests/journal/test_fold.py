@@ -15,14 +15,18 @@ from hypothesis import strategies as st
 from journal_world import NOON_US, summary
 
 from clevrd.core.publish_request import PublishRequest
-from clevrd.journal import fold as fold_module
+from clevrd.journal import foreign_records
 from clevrd.journal.base import Checkpoint, Placed, TopicHead
 from clevrd.journal.checkpoints import BadCheckpoint, FoldState, spell_state
-from clevrd.journal.fold import MAX_WRITERS, Fold, Folded, Refused, topic_epoch
+from clevrd.journal.epoch_names import topic_epoch
+from clevrd.journal.fold import Fold
+from clevrd.journal.folded import Folded, Refused
 from clevrd.journal.logged_keys import LoggedKey, LoggedKeys
 from clevrd.journal.read_again import ReadAgain
+from clevrd.journal.record_chain import REMEMBERED
 from clevrd.journal.records import (
     FOREIGN_TENANT,
+    MAX_FOREIGN_BYTES,
     Header,
     Keyed,
     Run,
@@ -32,6 +36,7 @@ from clevrd.journal.records import (
     digest_of,
     encode_record,
 )
+from clevrd.journal.writer_sequences import MAX_WRITERS
 from clevrd.tenants import DEFAULT_TENANT
 
 SECOND_US = 1_000_000
@@ -504,7 +509,7 @@ def test_writer_far_behind_is_not_judged() -> None:
     """So many records are remembered; a writer that is back up to date is judged again."""
     log = Log()
     log.add(plain())
-    for _ in range(fold_module._REMEMBERED_CHAINS):
+    for _ in range(REMEMBERED):
         log.add(plain())
 
     assert not log.add(plain(), seen=Seen("1", "00000000")).contradicts
@@ -606,7 +611,7 @@ def test_foreign_record_counts_whatever_its_headers_are(headers: str) -> None:
 @pytest.mark.parametrize("bound", ["MAX_WAITING", "MAX_WAITING_BYTES"])
 def test_foreign_records_wait_within_a_bound(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that only foreign producers write is counted all the same, on all nodes alike."""
-    monkeypatch.setattr(fold_module, bound, {"MAX_WAITING": 3, "MAX_WAITING_BYTES": 60}[bound])
+    monkeypatch.setattr(foreign_records, bound, {"MAX_WAITING": 3, "MAX_WAITING_BYTES": 60}[bound])
     log = Log()
     log.add(plain())
 
@@ -625,6 +630,12 @@ def test_foreign_records_wait_within_a_bound(bound: str, monkeypatch: pytest.Mon
         pytest.param(b'{"topic":"t"}', "data is missing", True, id="no data"),
         pytest.param(b'{"topic":"","data":1}', "topic is empty", True, id="no topic"),
         pytest.param(b"\xff", "not valid UTF-8", True, id="bytes"),
+        pytest.param(
+            b'{"topic":"t","data":"%b"}' % (b"x" * MAX_FOREIGN_BYTES),
+            "send less",
+            True,
+            id="too large",
+        ),
         pytest.param(b"clevrd2 anything", "version 2", False, id="a later version"),
         pytest.param(b"clevrd1 ", "damaged", False, id="a beginning"),
         pytest.param(record_of(plain())[:-1], "damaged", False, id="an end that is missing"),
@@ -981,7 +992,7 @@ def test_epoch_that_is_over_is_let_go_in_parts() -> None:
     sizes = []
     while log.fold._over:
         log.add(stamp="52")
-        sizes.append(len(old.heads) + len(old.order) + len(old.keys._by_slot))
+        sizes.append(len(old.heads.by_slot) + len(old.heads.order) + len(old.keys._by_slot))
 
     assert len(sizes) >= 8
     assert sizes[-1] == 0

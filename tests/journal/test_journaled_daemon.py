@@ -20,7 +20,6 @@ from websockets.asyncio.client import connect
 from websockets.sync.client import connect as sync_connect
 
 from clevrd import __version__
-from clevrd import server as server_module
 from clevrd.cli.command_line import main
 from clevrd.errors import ConfigError
 from clevrd.journal.settings import read_journal
@@ -224,7 +223,7 @@ async def test_stop_does_not_wait_for_a_disk_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It says so, and the process ends as if it were killed; the next start has all messages."""
-    monkeypatch.setattr(server_module, "JOURNAL_STOP_S", 0.1)
+    monkeypatch.setattr("clevrd.server.journal.JOURNAL_STOP_S", 0.1)
     goes_on = asyncio.Event()
     close = SqliteEngine.close
 

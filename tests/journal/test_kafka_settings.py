@@ -400,7 +400,8 @@ def test_topic_that_is_too_weak_is_told(
         ("INVALID_REPLICATION_FACTOR", "see replicas|replication_factor"),
         ("_UNSUPPORTED_FEATURE", "too old"),
         ("_RESOLVE", "hosts' names"),
-        (LOST, "can't be reached"),
+        (LOST, "can't be reached: words of the broker; see whether its brokers run"),
+        ("_ALL_BROKERS_DOWN", "speak TLS (kafka+ssl) or ask for a user"),
     ],
 )
 def test_each_fault_has_a_sentence_that_says_what_to_do(code: str, sentence: str) -> None:

@@ -15,6 +15,7 @@ from nats_servers import nats_server
 from clevrd.cli.command_line import main
 from clevrd.errors import ConfigError
 from clevrd.journal.engines import _nats_settings
+from clevrd.journal.nats.library import LOST, NatsFault, sentence_of
 from clevrd.journal.nats.settings import NatsSettings
 from clevrd.journal.nats.streams import (
     Names,
@@ -91,7 +92,7 @@ def test_wrong_url_is_told_without_its_secret(url: str, sentence: str) -> None:
         ({"url": "nats://h", "retention_s": 60.0}, "900 or more"),
         ({"url": "nats://h", "retention_bytes": 1000}, "at least 1 MiB"),
         ({"url": "nats://h", "prefix": "a.b"}, "letters, digits"),
-        ({"url": "nats://h", "replicas": 2}, "replicas"),
+        ({"url": "nats://h", "replicas": 2}, "write 1, or 3, or 5"),
         ({"url": "nats://h", "replicas": 3}, "sync_interval: always"),
         ({"url": "nats://h", "durability": "fsync"}, "sync_interval: always"),
     ],
@@ -269,3 +270,27 @@ async def test_config_and_metrics_show_no_password(tmp_path: Path) -> None:
     assert "secret" not in shown
     assert f"{server.url}#" in shown
     assert "durable" not in answer
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        (LOST, "see whether it runs there"),
+        ("10074", "write replicas = 1"),
+        ("10065", "another prefix"),
+        ("10113", "give retention_bytes"),
+        ("10047", "max_file_store"),
+        ("REFUSED", "creds_file"),
+        ("DENIED", "_INBOX"),
+        ("NO_TLS", "write nats://"),
+        ("NOT_NATS", "look at host and port"),
+        ("NOBODY", "store_dir"),
+    ],
+)
+def test_each_fault_has_a_sentence_that_says_what_to_do(code: str, hint: str) -> None:
+    """It names where the NATS is."""
+    told = sentence_of(NatsFault(code, "words of the server"), "nats://h")
+
+    assert "nats://h" in told
+    assert hint in told
+    assert told.endswith(".")

@@ -556,3 +556,42 @@ async def test_foreign_record_counts_and_broken_one_is_left_out() -> None:
         assert hub.journal is not None
         assert (answer.offset, hub.journal.node.counters.unreadable) == (2, 3)
         assert data_of(topic) == [(1, "theirs"), (2, "ours")]
+
+
+class RefusingEngine(MemoryEngine):
+    """Opens, and refuses to take records, or to hand them out."""
+
+    def __init__(self, log: MemoryLog, *, takes: bool) -> None:
+        super().__init__(log)
+        self._takes = takes
+
+    async def append(
+        self, partition: int, record: bytes, stamp: str, placed: Sequence[Placed]
+    ) -> None:
+        """Append, or say why not."""
+        if not self._takes:
+            raise JournalUnavailable("Its user may not write; allow it.")
+        await super().append(partition, record, stamp, placed)
+
+    async def read(self, partition: int, after: int) -> list[tuple[int, bytes]]:
+        """Say why not."""
+        raise JournalUnavailable("Its user may not read; allow it.")
+
+
+@pytest.mark.parametrize(("takes", "why"), [(False, "may not write"), (True, "may not read")])
+async def test_start_is_given_up_where_the_engine_says_that_it_cannot_be_used(
+    takes: bool, why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has the reason soon, and so has who started it; it does not wait in silence."""
+    monkeypatch.setattr(node_module, "LOOK_S", 0.0)
+    log = MemoryLog()
+    engine = RefusingEngine(log, takes=takes)
+
+    with pytest.raises(JournalUnavailable, match=why):
+        async with hub_on(log, engine=engine):
+            pass
+
+    assert engine.is_closed
+    told = [each.getMessage() for each in caplog.records if "waiting" in each.getMessage()]
+    assert len(told) == 1
+    assert why in told[0]

@@ -61,6 +61,34 @@ async def test_reader_that_is_cut_from_one_node_resumes_on_the_other(server: Red
     assert [each["data"] for each in found] == [2, 3, 4]
 
 
+async def test_topic_beside_the_patterns_is_each_nodes_own(server: RedisServer) -> None:
+    """What is published on one node is heard there alone, also while Redis is away."""
+    async with (
+        nodes(server.url, topics=["orders.*"]) as (one, two),
+        connect(f"{two.ws_url}/subscribe?topic=orders.eu&topic=news") as reader,
+    ):
+        first = await one.publish("news", "of one")
+        shared = await one.publish("orders.eu", "of both")
+        (heard,) = await received(reader, 1)
+        server.pause()
+        try:
+            second = await two.publish("news", "of two")
+            (own,) = await received(reader, 1)
+        finally:
+            server.go_on()
+        async with connect(resume(two, first, "news")) as other:
+            told = await received(other, 2)
+
+    assert (heard["topic"], heard["data"]) == ("orders.eu", "of both")
+    assert (own["topic"], own["data"]) == ("news", "of two")
+    assert [first["offset"], second["offset"]] == [1, 1]
+    assert first["epoch"] != second["epoch"]
+    assert "subscribers_of" not in first
+    assert shared["subscribers_of"] == "node"
+    assert [each["type"] for each in told] == ["subscribed", "gap"]
+    assert told[1]["reason"] == "epoch"
+
+
 async def test_topic_is_cleared_on_all_nodes(server: RedisServer) -> None:
     """Readers of each node are told, later nodes have nothing of before, and offsets go on."""
     async with nodes(server.url) as (one, two):

@@ -14,6 +14,7 @@ from daemons import ROOT, running
 
 from clevrd.cli.command_line import main
 from clevrd.errors import ConfigError
+from clevrd.journal.redis.library import LOST, RedisFault, sentence_of
 from clevrd.journal.redis.server_info import ServerInfo, read_info, refusal_of, warnings_of
 from clevrd.journal.redis.settings import RedisSettings
 from clevrd.journal.redis.url import RedisAddress, parse_redis_url
@@ -86,7 +87,7 @@ def test_wrong_url_is_told_without_its_secret(url: str, sentence: str) -> None:
     [
         ({"url": "redis://h", "directory": "/j"}, "not both"),
         ({"url": "redis://h", "segment_s": 60.0}, "journal in a directory"),
-        ({"url": "redis://h", "durability": "memory"}, "durability"),
+        ({"url": "redis://h", "durability": "memory"}, 'durability .* write "fsync", or "os"'),
         ({"directory": "/j", "min_replicas": 1}, "journal in Redis"),
         ({"url": "redis://:p@h", "password_file": "/f"}, "has a password already"),
         ({"url": "redis://me:@h"}, "a user and no password"),
@@ -309,3 +310,35 @@ async def test_config_and_metrics_show_no_password(tmp_path: Path) -> None:
 
     assert "secret" not in shown
     assert f"{server_url}#" in shown
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "url", "hint"),
+    [
+        (LOST, "Connection refused.", "redis://h", "see whether it runs there"),
+        (LOST, "no answer within 4 s", "rediss://h", "runs there and speaks TLS"),
+        (LOST, "Connection reset by peer", "redis://h", "if it speaks TLS, write rediss"),
+        (LOST, "it is not trusted; name its CA", "rediss://h", "name its CA"),
+        ("ERR", "DB index is out of range", "redis://h/99", "the number of one that it has"),
+        (
+            "ERR",
+            "This instance has cluster support disabled",
+            "redis+cluster://h",
+            "write redis://",
+        ),
+        ("ERR", "Sentinel h:1: unknown command 'SENTINEL'", "redis+sentinel://h/m", "port 26379"),
+        ("ERR", "The user executing the script can't run this command", "redis://h", "an ACL"),
+        ("WRONGPASS", "invalid username-password pair", "redis://h", "password_file"),
+        ("OOM", "command not allowed", "redis://h", "retention_bytes"),
+    ],
+)
+def test_each_fault_has_a_sentence_that_says_what_to_do(
+    code: str, text: str, url: str, hint: str
+) -> None:
+    """It names where the Redis is, and ends like a sentence."""
+    told = sentence_of(RedisFault(code, text), url)
+
+    assert url in told
+    assert hint in told
+    assert told.endswith(".")
+    assert not told.endswith(("..", " ."))

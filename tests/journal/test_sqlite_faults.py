@@ -70,7 +70,7 @@ def remove(directory: Path, what: str) -> None:
 
 async def looked_over(engine: SqliteEngine) -> None:
     """Wait until the files were looked over, and the writer has done what follows from it."""
-    await engine._keep(engine._look_over)
+    await engine._keep(engine._upkeep.look_over)
     with suppress(JournalUnavailable):
         await engine.stamp(0)
     done = asyncio.Event()
@@ -152,7 +152,7 @@ async def test_a_history_that_can_not_be_read_is_told(
     """Of many reads that fail within a minute one is logged; the figures have the reason."""
     journal = tmp_path / "journal"
     async with opened(journal, segment_bytes=1 << 16) as engine:
-        monkeypatch.setattr(engine, "_forget_gone", lambda: None)
+        monkeypatch.setattr(engine._upkeep, "_forget_gone", lambda: None)
         writer = LogWriter(await engine.stamp(0))
         for _ in range(40):
             await append(engine, writer, "x" * 4_000)
@@ -172,7 +172,7 @@ async def test_a_history_that_can_not_be_read_is_told(
         assert engine.storage().last_error == ""
 
         monkeypatch.undo()
-        await engine._keep(engine._look_over)
+        await engine._keep(engine._upkeep.look_over)
         kept = await page_of(engine, writer.epoch, "default", "a", 0, 10, 1 << 20)
         extent = await engine.extent(writer.epoch, "default", "a")
 
@@ -193,7 +193,7 @@ async def test_old_files_are_not_forgotten_with_the_whole_directory(tmp_path: Pa
         await looked_over(engine)
         journal.rename(tmp_path / "away")
 
-        engine._forget_gone()
+        engine._upkeep._forget_gone()
 
         (tmp_path / "away").rename(journal)
         page = await page_of(engine, writer.epoch, "default", "a", 0, 10, 1 << 20)

@@ -138,7 +138,7 @@ async def test_nothing_goes_that_the_checkpoint_does_not_cover(tmp_path: Path) -
         await save(engine, writer)
         await an_hour(engine, writer, clock, "b")
         await an_hour(engine, writer, clock, "b")
-        await engine._keep(engine._look_over)
+        await engine._keep(engine._upkeep.look_over)
 
         assert files(engine) == [2, 3, 4]
         await save(engine, writer)
@@ -224,7 +224,7 @@ async def test_figures_are_there_when_the_journal_is_open(tmp_path: Path) -> Non
         assert engine.storage().size_bytes
         await an_hour(engine, writer, clock, "a")
     engine = SqliteEngine(SqliteSettings(str(tmp_path / "journal"), "os"), wall_us=clock)
-    engine._look_over = lambda: None  # type: ignore[method-assign]  # it is too late for this
+    engine._upkeep.look_over = lambda: None  # type: ignore[method-assign]  # it is too late for this
     await engine.open()
 
     found = engine.storage()

@@ -32,7 +32,7 @@ async def daemon_behind(
 ) -> AsyncIterator[Daemon]:
     """Run a daemon that believes ``proxies``."""
     async with running(max_connections_per_address=limit, raw_paths=is_raw, **settings) as daemon:
-        daemon.server.client_addresses.change_proxies(TrustedProxies(proxies))
+        daemon.server.parts.clients.addresses.change_proxies(TrustedProxies(proxies))
         yield daemon
 
 
@@ -73,7 +73,7 @@ async def connected(daemon: Daemon, first: bytes = b"") -> AsyncIterator[Wire]:
 
 def counted(daemon: Daemon) -> int:
     """Return how many connections are counted for an address."""
-    return len(daemon.server.client_addresses)
+    return len(daemon.server.parts.clients.addresses)
 
 
 def refused(daemon: Daemon, code: str) -> int:
@@ -167,7 +167,7 @@ async def test_listed_proxy_without_a_header_is_closed_and_counted(first: bytes)
     async with daemon_behind("127.0.0.1", proxy_protocol=True) as daemon:
         async with connected(daemon, first) as wire:
             said = await wire.end()
-        await until(lambda: not daemon.server.raw_server.open)
+        await until(lambda: not daemon.listener.raw.open)
 
     assert said == b""
     assert refused(daemon, "bad_proxy_header") == 1
@@ -266,9 +266,9 @@ async def test_forwarded_client_has_so_many_polls_that_wait(topics: str, is_raw:
             first.writer.write(poll_of("203.0.113.7", topics))
             await until(lambda: counted(daemon) == 1)
             answer = await second.ask(poll_of("203.0.113.7", topics))
-            left_over = len(daemon.server._polls)
+            left_over = len(daemon.polls)
             kept_for_others = (await second.ask(poll_of("203.0.113.8", topics, 0.01))).status
-            daemon.server._polls.end_all()
+            daemon.polls.end_all()
             waited = (await read_response(first.reader)).status
             free_again = counted(daemon)
             # Over the same connection of the proxy for another client, and for the same again.
@@ -278,7 +278,7 @@ async def test_forwarded_client_has_so_many_polls_that_wait(topics: str, is_raw:
             # A client that ends its side alone may still read the answer.
             reset_by_peer(first.writer)
             await until(lambda: counted(daemon) == 0)
-        assert len(daemon.server.client_addresses._holdings) == 0
+        assert len(daemon.server.parts.clients.addresses._holdings) == 0
 
     assert answer.status == 429
     assert b"203.0.113.7 has 1 connections of 1" in answer.body
@@ -435,5 +435,5 @@ async def test_no_way_to_end_leaves_a_connection_counted(seed: int, is_raw: bool
                 for _ in range(15):
                     visitors.create_task(visit(daemon))
         await until(lambda: counted(daemon) == 0)
-        addresses = daemon.server.client_addresses
+        addresses = daemon.server.parts.clients.addresses
         assert (len(addresses._holdings), len(addresses._addresses)) == (0, 0)

@@ -86,18 +86,18 @@ async def test_clients_behind_haproxy_have_their_own_address(send: str, tmp_path
         # when this one is.
         async with connect(url, proxy=None):
             pass
-        await until(lambda: len(daemon.server.client_addresses) == 0)
+        await until(lambda: len(daemon.server.parts.clients.addresses) == 0)
         readers = [await stack.enter_async_context(connect(url, proxy=None)) for _ in range(2)]
         # Not over a connection of this test's own, which would need a header, too.
         daemon.hub.publish(daemon.hub.topic(DEFAULT, "t"), PublishRequest("t", msgspec.Raw(b"1")))
         received = [await asyncio.wait_for(reader.recv(), 5) for reader in readers]
-        held = dict(daemon.server.client_addresses._holdings.items())
+        held = dict(daemon.server.parts.clients.addresses._holdings.items())
         with pytest.raises((InvalidStatus, InvalidMessage, ConnectionError)):
             async with connect(url, proxy=None):
                 pass
         async with aiohttp.ClientSession() as http:
             await readers[0].close()
-            await until(lambda: len(daemon.server.client_addresses) == 1)
+            await until(lambda: len(daemon.server.parts.clients.addresses) == 1)
             async with http.get(f"http://127.0.0.1:{port}/health") as answer:
                 status = answer.status
 
@@ -132,7 +132,7 @@ async def test_tls_that_haproxy_passes_on_ends_in_the_daemon(
         aiohttp.ClientSession() as http,
         AsyncExitStack() as stack,
     ):
-        await until(lambda: len(daemon.server.client_addresses) == 0)
+        await until(lambda: len(daemon.server.parts.clients.addresses) == 0)
         url = f"ws{scheme}://localhost:{port}/subscribe?topic=t"
         reader = await stack.enter_async_context(connect(url, proxy=None, ssl=context))
         publish = f"http{scheme}://localhost:{port}/publish"
@@ -140,7 +140,7 @@ async def test_tls_that_haproxy_passes_on_ends_in_the_daemon(
         async with http.post(publish, json=body, ssl=context or True) as answer:
             status = answer.status
         received = await asyncio.wait_for(reader.recv(), 5)
-        held = dict(daemon.server.client_addresses._holdings.items())
+        held = dict(daemon.server.parts.clients.addresses._holdings.items())
         refused = connect(url, proxy=None, ssl=context)
         with pytest.raises((InvalidStatus, InvalidMessage, ConnectionError, TimeoutError)):
             async with refused:

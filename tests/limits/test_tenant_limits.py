@@ -352,10 +352,10 @@ async def poll_at(daemon: Daemon, path: str, headers: dict[str, str]) -> AsyncIt
             if answer.status != 200:
                 raise Refusal(outcome(await answer.json(), answer.headers), answer.status)
 
-    waiting = len(daemon.server._polls)
+    waiting = len(daemon.polls)
     task = asyncio.create_task(ask())
     try:
-        await until(lambda: len(daemon.server._polls) > waiting or task.done())
+        await until(lambda: len(daemon.polls) > waiting or task.done())
         if task.done():
             await task
         yield task
@@ -466,8 +466,8 @@ async def test_made_up_tenants_leave_room_for_known_ones() -> None:
             await stack.enter_async_context(socket_at(daemon, "/ws", made_up))
         refused = await refusal_of(daemon, "commands", {"X-Tenant-ID": "made-up-9"})
         # The client would keep its connection for another request.
-        daemon.server.raw_server.close_idle()
-        await until(lambda: not daemon.server.raw_server.open)
+        daemon.listener.raw.close_idle()
+        await until(lambda: not daemon.listener.raw.open)
         known = [await refusal_of(daemon, "commands", each) for each in ({}, ACME)]
 
     assert refused == (429, "connection_limit")

@@ -207,9 +207,9 @@ async def test_connections_are_counted_by_kind_and_timed_when_they_end() -> None
         async with subscribe(daemon.ws_url), daemon.http.get(stream, headers=headers):
             writer.write(publish_request("t", b"1"))
             await reader.readuntil(b"}")
-            during = daemon.server.count_connections()
+            during = daemon.server.parts.count_connections()
         writer.close()
-        await until(lambda: not any(daemon.server.count_connections().values()))
+        await until(lambda: not any(daemon.server.parts.count_connections().values()))
         ended = daemon.hub.counters.connection_s.count
 
     assert during == {"http": 1, "websocket": 1, "stream": 1}
@@ -301,7 +301,7 @@ async def test_scrapes_that_are_cut_leave_nothing_behind() -> None:
         writer.write(request * 3)
         await reader.readexactly(2_000)
         writer.transport.abort()
-        await until(lambda: daemon.server.count_connections()["http"] == 0)
+        await until(lambda: daemon.server.parts.count_connections()["http"] == 0)
         answer = await ask(daemon.port, request)
 
     assert answer.status == 200

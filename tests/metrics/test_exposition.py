@@ -50,7 +50,7 @@ def figures_of(hub: Hub) -> Figures:
 
 def snapshot_of(daemon: Daemon, topics: int = 0) -> Snapshot:
     """Return the daemon's figures at this moment."""
-    figures = Figures(daemon.hub, daemon.server.count_connections, 0.0)
+    figures = Figures(daemon.hub, daemon.server.parts.count_connections, 0.0)
     return at_once(figures.snapshot(topics))
 
 

@@ -132,7 +132,7 @@ class World:
                     self.damaged[self.topic.epoch].add(offset)
             case "drop_pages", *_:
                 assert self.hub.delivery.history is not None
-                self.hub.delivery.history.pages.drop_unused()
+                self.hub.delivery.history.pages.kept.drop_unused()
             case "fail", fails:
                 self.history.error = away() if fails else None
             case "turns", count:

@@ -38,8 +38,11 @@ from journal_world import (
 )
 
 from clevrd.core.publish_request import decode_publish
-from clevrd.journal.fold import Fold, Folded, topic_epoch
+from clevrd.journal.epoch_names import partition_epoch_name, topic_epoch
+from clevrd.journal.fold import Fold
+from clevrd.journal.folded import Folded
 from clevrd.journal.records import FOREIGN_TENANT, Header, is_foreign
+from clevrd.journal.writer_sequences import WriterSequences
 
 NODES = 3
 TOPICS = ("a", "b", "c")
@@ -62,8 +65,7 @@ class Counted:
         return max((place[1] for place, _ in self.places if place[0] == epoch), default=0)
 
     def _begin(self, header: Header, position: int, reason: str) -> None:
-        fold = Fold(0, 3)
-        self.epoch = fold._new_epoch(header, position, reason).name
+        self.epoch = partition_epoch_name(header, position, reason)
         self._time_us = header.time_us
         self._last_id_us = 0
         self._heads: dict[str, int] = {}
@@ -362,7 +364,7 @@ class WithWriters(Fold):
 
     def _new_epoch(self, header: Header, position: int, reason: str) -> Any:
         epoch = super()._new_epoch(header, position, reason)
-        epoch.writers = dict(self._epoch.writers)
+        epoch.writers = WriterSequences(self._epoch.writers.rows())
         return epoch
 
 
@@ -380,7 +382,7 @@ class WithCounts(Fold):
 
     def _new_epoch(self, header: Header, position: int, reason: str) -> Any:
         epoch = super()._new_epoch(header, position, reason)
-        epoch.heads, epoch.order = dict(self._epoch.heads), [*self._epoch.order]
+        epoch.heads.update(self._epoch.heads.by_slot)
         return epoch
 
 
@@ -398,7 +400,7 @@ class WithForeignAtOnce(Fold):
 
     def _wait(self, position: int, record: bytes) -> Folded:
         folded = super()._wait(position, record)
-        if self._waiting and self.is_known:
+        if self._foreign.waiting and self.is_known:
             folded = msgspec.structs.replace(folded, confirmed=self._confirm_at_bound())
         return folded
 
@@ -436,7 +438,8 @@ class WithoutRepeatedResets(Fold):
     def _fold(
         self, position: int, digest: str, header: Header, lines_at: int, planned: Any = None
     ) -> Folded:
-        if header.stamp == self.stamp and self._is_retry(header, self._epoch):
+        is_retry = self._epoch.writers.have(header.writer, header.sequence)
+        if header.stamp == self.stamp and is_retry:
             header = msgspec.structs.replace(header, is_reset=False)
             planned = None
         return super()._fold(position, digest, header, lines_at, planned)

@@ -74,7 +74,7 @@ async def test_full_daemon_still_shows_its_figures() -> None:
     async with running(max_connections=1, **ON_LOOPBACK) as daemon:
         _, holder = await asyncio.open_connection("127.0.0.1", daemon.port)
         admin_port = int(daemon.server.admin_addresses[0].rsplit(":", 1)[1])
-        await until(lambda: daemon.server.count_connections()["http"] == 1)
+        await until(lambda: daemon.server.parts.count_connections()["http"] == 1)
 
         status, _ = await ask(daemon, "/metrics")
         others = [
@@ -95,12 +95,12 @@ async def test_dead_admin_listener_is_opened_again() -> None:
     """At the same port."""
     async with running(**ON_LOOPBACK) as daemon:
         (url,) = daemon.server.admin_addresses
-        admin = daemon.server._admin
+        admin = daemon.server.parts.ways_in.for_operators
         assert admin is not None
         for _, served in admin.listeners._servers:
             served.close()
 
-        daemon.server.watch_listeners()
+        daemon.server.parts.ways_in.reopen_dead()
         await until(admin.listeners.is_listening)
 
         assert daemon.server.admin_addresses == [url]
@@ -145,9 +145,9 @@ async def test_both_listeners_at_one_address_are_refused(tmp_path: Path) -> None
 async def test_descriptors_are_kept_for_it() -> None:
     """Clients can't take those that operators need."""
     async with running() as without:
-        allowed = without.server.raw_server.max_connections
+        allowed = without.listener.raw.max_connections
     async with running(**ON_LOOPBACK) as daemon:
-        left = daemon.server.raw_server.max_connections
+        left = daemon.listener.raw.max_connections
 
     assert left <= allowed - MAX_CONNECTIONS
 

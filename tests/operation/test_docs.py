@@ -19,7 +19,7 @@ from daemons import running
 from fakes import at_once
 from prometheus_client.metrics_core import Metric
 
-import clevrd.server  # noqa: F401  # it imports every module, so that all errors are known
+import clevrd.server.process  # noqa: F401  # it imports every module, so that all errors are known
 from clevrd.cli import main
 from clevrd.config import SETTINGS, Setting
 from clevrd.connections.poll import PollView
@@ -175,7 +175,7 @@ def routes() -> set[str]:
 
     A segment that may be any topic's name is a T.
     """
-    tree = ast.parse((PACKAGE / "server.py").read_text())
+    tree = ast.parse((PACKAGE / "server" / "routes.py").read_text())
     tables = [
         node.args[0]
         for node in ast.walk(tree)
@@ -343,7 +343,7 @@ async def test_metrics_to_watch_are_there(tmp_path: Path) -> None:
     source = {"name": "s", "url": "redis://127.0.0.1:9/s", "topic": "t"}
     settings: dict[str, Any] = {"journal": str(tmp_path / "journal"), "otel_endpoint": NOWHERE}
     async with running(sources=[source], **settings) as daemon:
-        daemon.server.sources._sources[0].progress.lag = 0
+        daemon.server.parts.messaging.sources._sources[0].progress.lag = 0
         await daemon.publish("demo", 1)
         daemon.hub.evaluate_buffers()
         assert daemon.hub.journal is not None
@@ -372,7 +372,7 @@ async def test_every_metric_is_documented() -> None:
         daemon.hub.counters.count_close(1012)
         daemon.hub.share_out(Weights({"acme": 1.0}, 1.0))
         daemon.hub.topic(Tenant("acme"), "t")
-        figures = Figures(daemon.hub, daemon.server.count_connections, 0.0)
+        figures = Figures(daemon.hub, daemon.server.parts.count_connections, 0.0)
         snapshot = at_once(figures.snapshot(0))
         tenants = at_once(figures.of_tenants())
 
@@ -389,7 +389,9 @@ async def test_every_metric_of_a_journal_is_documented(tmp_path: Path) -> None:
     async with running(journal=str(tmp_path / "journal")) as daemon:
         assert daemon.hub.journal is not None
         await daemon.hub.journal.node._save_checkpoint(daemon.hub.journal.node._partitions[0])
-        snapshot = at_once(Figures(daemon.hub, daemon.server.count_connections, 0.0).snapshot(0))
+        snapshot = at_once(
+            Figures(daemon.hub, daemon.server.parts.count_connections, 0.0).snapshot(0)
+        )
 
     assert rows_after(OPERATIONS, "Prometheus metric of the journal") == [
         metric_row(family)
@@ -402,8 +404,8 @@ async def test_every_metric_of_tracing_is_documented() -> None:
     """docs/operations.md has them in a table of their own."""
     async with running(otel_endpoint=NOWHERE) as daemon:
         figures = Figures(
-            *(daemon.hub, daemon.server.count_connections, 0.0),
-            tracing=daemon.server.tracing_figures,
+            *(daemon.hub, daemon.server.parts.count_connections, 0.0),
+            tracing=daemon.server.parts.messaging.tracing_figures,
         )
         snapshot = at_once(figures.snapshot(0))
 
@@ -417,7 +419,7 @@ async def test_every_metric_of_tracing_is_documented() -> None:
 async def test_kinds_of_connections_are_documented() -> None:
     """docs/operations.md says which values the label has."""
     async with running() as daemon:
-        counted = daemon.server.count_connections()
+        counted = daemon.server.parts.count_connections()
     (kinds,) = re.findall(r"`kind` is (.*?)\. ", OPERATIONS.read_text())
 
     assert code_spans(kinds) == counted.keys()

@@ -189,7 +189,7 @@ def test_little_address_space_is_not_overdrawn() -> None:
     """Rings give up their oldest in time: no publish fails for want of memory."""
     body = json.dumps({"topic": "t", "data": "x" * 500_000}).encode()
     # What it takes before anything is in it, and 150 MB.
-    setup = f'"{sys.executable}" -c "import clevrd.server" && ulimit -v 262144'
+    setup = f'"{sys.executable}" -c "import clevrd.server.process" && ulimit -v 262144'
     with (
         shell_daemon(setup, CLEVRD_MAX_MEMORY_MB="1024") as (process, port),
         closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection,
@@ -210,4 +210,4 @@ def test_fault_of_the_process_leaves_a_trace() -> None:
         said = process.stderr.read()
 
     assert "Segmentation fault" in said
-    assert "server.py" in said
+    assert "server/process.py" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import tomllib
 import zipfile
 from email import message_from_bytes
 from email.message import Message
+from importlib.metadata import distribution, packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,56 @@ def _metadata(folder: Path) -> Message:
     with _wheel(folder) as wheel:
         (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
         return message_from_bytes(wheel.read(name))
+
+
+def _imported() -> set[str]:
+    """Return the modules that clevrd imports and that are neither Python's nor its own."""
+    modules: set[str] = set()
+    for path in (ROOT / "clevrd").rglob("*.py"):
+        # The fixtures are a plug-in of pytest's, which is there when it loads them.
+        if path.match("clevrd/testing/fixtures.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules.update(each.name for each in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                modules.add(node.module)
+    own = {*sys.stdlib_module_names, "clevrd"}
+    return {each for each in modules if each.partition(".")[0] not in own}
+
+
+def _distribution_of(module: str) -> str:
+    """Return the name of what is installed and has ``module``; several share a top package."""
+    found = set(packages_distributions()[module.partition(".")[0]])
+    if len(found) > 1:
+        spec = find_spec(module)
+        assert spec is not None
+        origin = str(spec.origin)
+        found = {
+            name
+            for name in found
+            if any(str(each.locate()) == origin for each in distribution(name).files or ())
+        }
+    (name,) = found
+    return name.lower().replace("_", "-")
+
+
+def test_each_library_that_is_imported_is_named() -> None:
+    """In the dependencies or an extra: what another library needs today it may not tomorrow."""
+    extras = dict(PROJECT["optional-dependencies"])
+    of_dev = set(map(_name_of, extras.pop("dev")))
+    of_extras = {_name_of(each) for extra in extras.values() for each in extra}
+    needed = set(map(_name_of, PROJECT["dependencies"]))
+
+    imported = {_distribution_of(module) for module in _imported()}
+
+    assert imported - needed - of_extras == set()
+    # The tests run with all extras.
+    assert of_extras <= of_dev
+
+
+def _name_of(requirement: str) -> str:
+    return re.split(r"[\[<>=;~ ]", requirement)[0].lower()
 
 
 @pytest.mark.long

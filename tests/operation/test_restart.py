@@ -222,11 +222,12 @@ async def test_own_client_reads_on_across_restarts_without_a_gap(restarts: Resta
 # A daemon that comes no further than ``where`` in its start, until it is told to stop.
 HELD_START = """
 import sys, time
-from clevrd import server
+from clevrd import daemon_signals as signals
+from clevrd.server import planned_restart
 from clevrd.restart import directory as state_dir
 told = []
-install = server.DaemonSignals.install
-server.DaemonSignals.install = lambda self: (told.append(self), install(self))
+install = signals.DaemonSignals.install
+signals.DaemonSignals.install = lambda self: (told.append(self), install(self))
 def held(whole):
     def call(*arguments):
         if {after}:
@@ -270,7 +271,7 @@ async def stop_in_its_start(
         ("state_dir.StateDir.open", True),
         ("state_dir.StateDir.read", False),
         ("state_dir.StateDir.read", True),
-        ("server._open_and_read", True),
+        ("planned_restart._open_and_read", True),
     ],
 )
 async def test_stop_before_it_serves_leaves_what_was_saved(

@@ -29,7 +29,7 @@ from clevrd.hub import Hub, Published
 from clevrd.listeners import Listeners
 from clevrd.restart.directory import BAD, LOCK, NEW, STATE, SaveReport, StateDir
 from clevrd.restart.format import StateReader, end_record, file_head
-from clevrd.server import Server
+from clevrd.server import Server, Setup
 from clevrd.tenants import Tenant
 
 ACME = Tenant("acme")
@@ -485,7 +485,7 @@ async def test_directory_that_cannot_be_used_stops_the_start(
 ) -> None:
     """One line at the start, with what to do, instead of a surprise at the stop."""
     path = make_path(tmp_path)
-    server = Server(Config(address="127.0.0.1:0", state_dir=path))
+    server = Server(Setup(Config(address="127.0.0.1:0", state_dir=path)))
 
     with pytest.raises(CannotStart, match=why) as refusal:
         await server.start()
@@ -498,7 +498,7 @@ async def test_directory_that_cannot_be_used_stops_the_start(
 async def test_second_daemon_on_a_directory_is_refused(tmp_path: Path) -> None:
     """Two would take each other's topics; the sentence names the other one."""
     config = Config(address="127.0.0.1:0", state_dir=str(tmp_path), shutdown_timeout_s=2.0)
-    first, second = Server(config), Server(config)
+    first, second = Server(Setup(config)), Server(Setup(config))
     await first.start()
 
     with pytest.raises(CannotStart, match=rf"another clevrd's \(process {os.getpid()}\)"):
@@ -517,7 +517,7 @@ async def test_daemon_without_its_address_uses_nothing_up(tmp_path: Path) -> Non
     state.close()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        server = Server(Config(address=f"127.0.0.1:{port}", state_dir=str(tmp_path)))
+        server = Server(Setup(Config(address=f"127.0.0.1:{port}", state_dir=str(tmp_path))))
 
         with pytest.raises(CannotStart, match="in use"):
             await server.start()
@@ -535,7 +535,9 @@ async def test_daemon_that_cannot_listen_after_all_saves_it_again(
     state.open()
     save(state, hub)
     state.close()
-    server = Server(Config(address="127.0.0.1:0", state_dir=str(tmp_path)), stats=FakeStats())
+    server = Server(
+        Setup(Config(address="127.0.0.1:0", state_dir=str(tmp_path)), stats=FakeStats())
+    )
 
     async def refuse(_: Listeners) -> None:
         raise CannotStart("no")
@@ -553,11 +555,11 @@ async def test_save_is_given_a_part_of_the_time_to_stop(tmp_path: Path) -> None:
     """What it takes, half of all at most; nothing where no state is kept."""
     for state_dir, timeout_s, expected in (("", 30.0, 0.0), (str(tmp_path), 1.0, 0.5)):
         server = Server(
-            Config(address="127.0.0.1:0", state_dir=state_dir, shutdown_timeout_s=timeout_s)
+            Setup(Config(address="127.0.0.1:0", state_dir=state_dir, shutdown_timeout_s=timeout_s))
         )
         await server.start()
 
-        assert server._saving_takes_s() == expected
+        assert server.parts.restart.saving_takes_s() == expected
 
         await server.stop()
 
@@ -566,10 +568,12 @@ async def test_nothing_can_be_published_while_it_is_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A publish that was cut short and goes on meanwhile is refused: it would be forgotten."""
-    server = Server(Config(address="127.0.0.1:0", state_dir=str(tmp_path), shutdown_timeout_s=2.0))
+    server = Server(
+        Setup(Config(address="127.0.0.1:0", state_dir=str(tmp_path), shutdown_timeout_s=2.0))
+    )
     await server.start()
     topic = server.hub.topic(ACME, "t")
-    state = server._state
+    state = server.parts.restart.directory
     assert state is not None
     refused: list[Exception] = []
 
@@ -592,17 +596,19 @@ async def test_disk_that_hangs_does_not_hold_the_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The process says that nothing was saved, and ends without the disk."""
-    monkeypatch.setattr("clevrd.server.SAVE_GRACE_S", 0.1)
-    server = Server(Config(address="127.0.0.1:0", state_dir=str(tmp_path), shutdown_timeout_s=0.1))
+    monkeypatch.setattr("clevrd.server.planned_restart.SAVE_GRACE_S", 0.1)
+    server = Server(
+        Setup(Config(address="127.0.0.1:0", state_dir=str(tmp_path), shutdown_timeout_s=0.1))
+    )
     await server.start()
-    assert server._state is not None
+    assert server.parts.restart.directory is not None
     reading, writing = os.pipe()
 
     def hang(*_: object) -> SaveReport:
         os.read(reading, 1)
         return SaveReport(0, 0, 0)
 
-    monkeypatch.setattr(server._state, "save", hang)
+    monkeypatch.setattr(server.parts.restart.directory, "save", hang)
 
     async with asyncio.timeout(5):
         await server.stop()

@@ -28,7 +28,8 @@ from websockets.asyncio.client import unix_connect
 from clevrd.config import Config
 from clevrd.control.adaptive_throttler import ThrottleSample
 from clevrd.daemon_signals import EXIT_FORCED
-from clevrd.server import Server
+from clevrd.server import Server, Setup
+from clevrd.server.stop import StopTimes, times_of_stop
 
 
 @pytest.fixture
@@ -272,7 +273,7 @@ async def test_publishes_that_wait_are_finished_first(raw_paths: bool) -> None:
 async def test_unix_socket_is_served_and_removed(tmp_path: Path) -> None:
     """A daemon on a Unix socket takes its file along when it goes."""
     path = tmp_path / "clevrd.sock"
-    server = Server(Config(address=f"unix:{path}", shutdown_timeout_s=2.0))
+    server = Server(Setup(Config(address=f"unix:{path}", shutdown_timeout_s=2.0)))
     await server.start()
     assert stat.S_ISSOCK(path.stat().st_mode)
 
@@ -294,6 +295,18 @@ async def test_nothing_is_left_after_a_stop() -> None:
         await read_to_the_end(reader)
 
         assert len(daemon.server.connections) == 0
-        assert daemon.server.raw_server.open == set()
+        assert daemon.listener.raw.open == set()
         assert daemon.server.addresses == []
     await until(lambda: asyncio.all_tasks() == before)
+
+
+@pytest.mark.parametrize(("drain_s", "drained_by_s"), [(10.0, 110.0), (60.0, 121.0)])
+def test_drain_leaves_time_for_the_last_goodbyes_and_for_saving(
+    drain_s: float, drained_by_s: float
+) -> None:
+    """Each part of the stop has its end, and the last one is that of all."""
+    config = Config(shutdown_timeout_s=30.0, drain_s=drain_s)
+
+    times = times_of_stop(100.0, config, saving_takes_s=4.0)
+
+    assert times == StopTimes(100.0, drained_by_s, deadline_s=126.0, end_s=130.0)

@@ -171,7 +171,7 @@ async def test_quit_shows_every_stack_and_it_goes_on(daemon: DaemonProcess) -> N
 
     text = "".join(lines)
     assert re.search(r"stack thread=MainThread at=\S+:\d+ ", text)
-    assert re.search(r"stack tasks=1 at=locks\.py:\d+ wait < server\.py:\d+ _serve", text)
+    assert re.search(r"stack tasks=1 at=locks\.py:\d+ wait < process\.py:\d+ _serve", text)
     await assert_serves(daemon)
 
 

@@ -151,7 +151,7 @@ async def test_poll_pipelined_behind_other_requests_ends_with_its_connection(
     for data in (head % len(body) + body + poll, poll):
         # Not one that is closed in order: who only shuts its side down still waits for the answer.
         await send_and_leave(daemon.port, data, with_reset=True)
-    await until(lambda: not daemon.server._front.in_flight)
+    await until(lambda: not daemon.listener.front.in_flight)
     await everybody_gone(daemon)
 
     assert daemon.hub.subscribers == 0
@@ -222,7 +222,7 @@ async def test_fault_of_one_step_does_not_spoil_the_stop(
                 raise AttributeError("broken")
 
             monkeypatch.setattr(daemon.hub, "drain", fail)
-            monkeypatch.setattr(daemon.server._polls, "end_all", fail)
+            monkeypatch.setattr(daemon.polls, "end_all", fail)
             await daemon.server.stop()
             ending = await reader.goodbye()
 

@@ -354,9 +354,9 @@ async def test_client_that_leaves_while_the_history_is_slow_leaves_nothing(world
         )
         _, poll = await asyncio.open_connection("127.0.0.1", world.daemon.port)
         poll.write(get("/subscribe?topic=t&poll=1&last=50"))
-        await until(lambda: world.hub.reading_history == 2 and len(world.daemon.server._polls) == 1)
+        await until(lambda: world.hub.reading_history == 2 and len(world.daemon.polls) == 1)
         reset_by_peer(poll)
-    await until(lambda: world.hub.subscribers == 0 and len(world.daemon.server._polls) == 0)
+    await until(lambda: world.hub.subscribers == 0 and len(world.daemon.polls) == 0)
     world.history.is_open.set()
 
     assert world.hub.reading_history == 0
@@ -450,7 +450,7 @@ async def test_every_transport_goes_on_in_a_new_epoch(world: Fixture) -> None:
         await events.item()
         await lines.item()
         poll = asyncio.ensure_future(world.poll("last=0"))
-        await until(lambda: len(daemon.server._polls) == 1)
+        await until(lambda: len(daemon.polls) == 1)
 
         world.begin_anew()
         answer = await poll

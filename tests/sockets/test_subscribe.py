@@ -474,7 +474,7 @@ def belongings(daemon: Daemon) -> dict[str, int]:
         "connections": len(connections),
         "on the wheel": len(connections._presence),
         "closing": len(connections._farewells),
-        "raw": len(daemon.server.raw_server.open),
+        "raw": len(daemon.listener.raw.open),
         "readers": sum(topic.subscribers for topic in daemon.hub.topics),
         "subscribers": daemon.hub.subscribers,
     }

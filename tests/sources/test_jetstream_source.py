@@ -19,6 +19,8 @@ from nats.js import JetStreamContext
 from nats_servers import NatsServer
 from websockets.asyncio.client import ClientConnection, connect
 
+from clevrd.sources import jetstream
+
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -58,7 +60,7 @@ def table(server: NatsServer, place: str = "ORDERS", **fields: Any) -> dict[str,
 
 def figures(daemon: Daemon) -> Any:
     """Return the figures of the source, as /metrics has them."""
-    return daemon.server.sources.figures()[0]
+    return daemon.server.parts.messaging.sources.figures()[0]
 
 
 async def received(reader: ClientConnection, count: int) -> list[Any]:
@@ -278,6 +280,26 @@ async def test_one_node_reads_and_another_takes_over(
     assert [each["data"] for each in found] == list(range(300))
 
 
+async def test_what_a_killed_node_was_sent_is_read_as_soon_as_it_is_let_go(
+    server: NatsServer, stream: JetStreamContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing newer comes, by which another node would be noticed."""
+    monkeypatch.setattr(jetstream, "_PIN_S", 1)
+    monkeypatch.setattr(jetstream, "_LOOK_S", 0.2)
+    hold_journal(monkeypatch)
+    journal = {"directory": str(tmp_path / "journal")}
+    await add(stream, *range(10))
+    async with running(sources=[table(server)], journal_table=journal) as killed:
+        await until(lambda: under_way(killed) == 10)
+        await killed.server.crash()
+
+    async with running(sources=[table(server)]) as daemon, reading(daemon) as reader:
+        found = await received(reader, 10)
+        await until(lambda: figures(daemon).lag == 0)
+
+    assert [each["data"] for each in found] == list(range(10))
+
+
 async def test_server_that_is_away_is_shown_and_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -312,3 +334,12 @@ async def test_consumer_of_others_is_refused(server: NatsServer, stream: JetStre
     async with running(sources=[table(server)]) as daemon:
         await until(lambda: figures(daemon).state == "refused")
         assert "was made for something else" in figures(daemon).last_error
+
+
+async def test_work_queue_is_refused(server: NatsServer, stream: JetStreamContext) -> None:
+    """It gives each message to one consumer alone, and a source says what to do."""
+    await stream.add_stream(name="QUEUE", subjects=["queue.>"], retention="workqueue")
+    async with running(sources=[table(server, "QUEUE")]) as daemon:
+        await until(lambda: figures(daemon).state == "refused")
+        assert "is a work queue" in figures(daemon).last_error
+        assert "copies it" in figures(daemon).last_error

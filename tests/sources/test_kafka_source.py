@@ -57,7 +57,7 @@ def table(server: KafkaServer, place: str, **fields: Any) -> dict[str, Any]:
 
 def figures(daemon: Daemon) -> Any:
     """Return the figures of the source, as /metrics has them."""
-    return daemon.server.sources.figures()[0]
+    return daemon.server.parts.messaging.sources.figures()[0]
 
 
 async def received(reader: ClientConnection, count: int) -> list[Any]:
@@ -310,6 +310,41 @@ async def test_wrong_password_is_refused_and_shown(
         assert "refuses the user or the password" in figures(daemon).last_error
 
     assert "hush" not in caplog.text
+
+
+@pytest.mark.parametrize("state", ["missing", "refused"])
+async def test_source_that_cannot_be_read_does_not_seem_to_read_meanwhile(
+    state: str,
+    server: KafkaServer,
+    topic: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is tried again and again, and says once why it does not read."""
+    opened = 0
+    open_of = kafka_topic.KafkaReader.open
+
+    async def counted(reader: kafka_topic.KafkaReader) -> None:
+        nonlocal opened
+        opened += 1
+        await open_of(reader)
+
+    monkeypatch.setattr(kafka_topic.KafkaReader, "open", counted)
+    caplog.set_level("INFO")
+    url = server.url(f"{topic}-missing")
+    if state == "refused":
+        url = f"kafka+ssl://other:secret@localhost:{server.secured_port}/{topic}"
+    source = table(server, topic, url=url, ca_file=server.ca_file if state == "refused" else "")
+    async with running(sources=[source]) as daemon:
+        await until(lambda: opened > 3, timeout_s=40)
+        assert figures(daemon).state == state
+        assert figures(daemon).last_error
+
+    told = [each.getMessage().split(" name=")[0] for each in caplog.records]
+    assert [each for each in told if each.startswith("source ")] == [
+        f"source {state}",
+        "source stopped",
+    ]
 
 
 async def test_user_and_tls_are_used(server: KafkaServer, topic: str) -> None:

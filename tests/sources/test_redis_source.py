@@ -54,7 +54,7 @@ def table(server: RedisServer, stream: str = "orders", **fields: Any) -> dict[st
 
 def figures(daemon: Daemon, index: int = 0) -> Any:
     """Return the figures of a source, as /metrics has them."""
-    return daemon.server.sources.figures()[index]
+    return daemon.server.parts.messaging.sources.figures()[index]
 
 
 async def received(reader: ClientConnection, count: int) -> list[Any]:
@@ -368,16 +368,18 @@ async def test_server_that_refuses_says_why(
         "password": f"redis://nobody:wrong@127.0.0.1:{server.port}/orders",
         "rights": f"redis://few:secret@127.0.0.1:{server.port}/orders",
         "kind": f"{server.url}/text",
+        "database": f"{server.url}/99/orders",
     }
     sources = [table(server, name=name, url=url) for name, url in places.items()]
     async with running(sources=sources) as daemon:
-        await until(lambda: all(figures(daemon, index).state == "refused" for index in range(3)))
-        errors = [figures(daemon, index).last_error for index in range(3)]
+        await until(lambda: all(figures(daemon, index).state == "refused" for index in range(4)))
+        errors = [figures(daemon, index).last_error for index in range(4)]
 
     assert "refuses the user or the password" in errors[0]
     assert "an ACL for it is: ~clevrd:source:* ~STREAM" in errors[1]
     assert "The key 'text' in Redis" in errors[2]
     assert "is no stream" in errors[2]
+    assert "the number of one that it has" in errors[3]
     assert "secret" not in caplog.text
     assert ":wrong" not in caplog.text
 

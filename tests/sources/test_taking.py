@@ -19,7 +19,7 @@ from clevrd.journal import partition as partition_module
 from clevrd.journal.batches import MAX_PUBLISHES
 from clevrd.sources import taking
 from clevrd.sources.progress import Progress
-from clevrd.sources.reading import READING, SourceTrouble
+from clevrd.sources.reading import READING, SourceTrouble, Status
 from clevrd.sources.records import Record
 from clevrd.sources.settings import read_sources
 from clevrd.sources.source import Source
@@ -239,7 +239,7 @@ async def test_records_that_are_forgotten_are_not_told_of_again() -> None:
 class ScriptedReader:
     """A reader that returns, or raises, one thing after the other."""
 
-    status = READING
+    status: Status | None = READING
 
     def __init__(self, *steps: list[Record] | SourceTrouble) -> None:
         self._steps = list(steps)

@@ -786,7 +786,7 @@ async def test_poll_waits_for_any_of_its_topics_and_for_one_that_begins(daemon: 
         answer = await waiter
 
         assert [each["topic"] for each in answer["messages"]] == [topic]
-        assert len(daemon.server._polls) == daemon.hub.subscribers == len(daemon.hub.patterns) == 0
+        assert len(daemon.polls) == daemon.hub.subscribers == len(daemon.hub.patterns) == 0
 
 
 async def test_poll_has_all_of_one_turn_in_the_order_of_time(
@@ -890,7 +890,7 @@ async def test_poll_is_refused_whose_topic_was_forgotten_and_has_no_room_any_mor
         query = {"topic": ["a"], "pattern": ["p.*"]}
         wanted = read_request(request, query, 0, 0, is_events=False, takes_any_id=False)
 
-        answer = daemon.server._polls.answer_many(TENANT, wanted, 100, 60.0)
+        answer = daemon.polls.answer_many(TENANT, wanted, 100, 60.0)
         for topic in daemon.hub.topics.evict_idle(1e12):
             daemon.hub.patterns.topic_forgotten(topic)
         for number in range(21):
@@ -899,7 +899,7 @@ async def test_poll_is_refused_whose_topic_was_forgotten_and_has_no_room_any_mor
             with pytest.raises(Unavailable):
                 await answer
 
-        assert len(daemon.server._polls) == len(daemon.hub.patterns) == 0
+        assert len(daemon.polls) == len(daemon.hub.patterns) == 0
 
 
 @pytest.mark.parametrize(("messages", "per_turn"), [(1, POLLS_PER_TURN), (500, 4)])
@@ -911,10 +911,7 @@ async def test_many_polls_are_answered_by_turns(
     query = {"topic": ["a", "b"]}
     wanted = read_request(request, query, 0, 0, is_events=False, takes_any_id=False)
     topic = daemon.hub.topic(TENANT, "a")
-    polls = [
-        daemon.server._polls.answer_many(TENANT, wanted, 100, 60.0)
-        for _ in range(3 * POLLS_PER_TURN)
-    ]
+    polls = [daemon.polls.answer_many(TENANT, wanted, 100, 60.0) for _ in range(3 * POLLS_PER_TURN)]
     for _ in range(messages):
         daemon.hub.publish(topic, PublishRequest("a", msgspec.Raw(b"1")))
     answered = [0]
@@ -978,7 +975,7 @@ async def test_poller_that_goes_and_a_stop_leave_nothing_behind() -> None:
         writer.write(get(f"/subscribe?poll=1&{query}"))
         await until(lambda: daemon.hub.subscribers == 2)
         reset_by_peer(writer)
-        await until(lambda: len(daemon.server._polls) == 0)
+        await until(lambda: len(daemon.polls) == 0)
         assert (daemon.hub.subscribers, len(daemon.hub.patterns)) == (0, 0)
         staying = asyncio.create_task(poll(daemon, query))
         await until(lambda: daemon.hub.subscribers == 2)

@@ -23,7 +23,7 @@ from clevrd.config import Config
 from clevrd.connections.stream import MAX_IGNORED_BYTES
 from clevrd.errors import Unavailable
 from clevrd.hub import rounds
-from clevrd.server import Server
+from clevrd.server import Server, Setup
 from clevrd.tenants import Tenant
 
 FORMS = pytest.mark.parametrize("accept", [EVENTS, LINES])
@@ -260,7 +260,7 @@ async def test_client_that_leaves_is_no_subscriber(daemon: Daemon, accept: str) 
 async def test_unix_socket_serves_streams(tmp_path: Path) -> None:
     """Behind a proxy on the same machine, where the kernel has no timeout to set."""
     path = tmp_path / "clevrd.sock"
-    server = Server(Config(address=f"unix:{path}", shutdown_timeout_s=2.0))
+    server = Server(Setup(Config(address=f"unix:{path}", shutdown_timeout_s=2.0)))
     await server.start()
 
     reader, writer = await asyncio.open_unix_connection(str(path))

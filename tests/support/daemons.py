@@ -24,7 +24,7 @@ from clevrd.connections.one_subscription import OneSubscription
 from clevrd.connections.websocket import SubscriberWebSocket
 from clevrd.control.system_stats import NOTHING_HELD, HeldMemory, LoadSample
 from clevrd.journal.settings import read_journal
-from clevrd.server import Server
+from clevrd.server import Server, Setup
 from clevrd.sources.settings import read_sources
 from clevrd.tenants.settings import OPEN, Access
 
@@ -63,6 +63,8 @@ class Daemon:
         """Wrap ``server``, which is reached at ``url`` if not at its own address."""
         self.server = server
         self.hub = server.hub
+        self.listener = server.parts.ways_in.for_clients
+        self.polls = server.parts.clients.polls
         self.http = http
         self.url = url or server.addresses[0]
         self.port = int(self.url.rsplit(":", 1)[1])
@@ -137,7 +139,9 @@ async def running(
         journal_table = {"directory": tempfile.mkdtemp(prefix="clevrd-journal-")}
     journal = None if journal_table is None else read_journal({"journal": journal_table}, "")
     read = read_sources({"sources": list(sources)}, access)
-    server = Server(config, access, folder, stats=stats or FakeStats(), journal=journal, read=read)
+    server = Server(
+        Setup(config, access, folder, stats=stats or FakeStats(), journal=journal, read=read)
+    )
     await server.start()
     try:
         async with AsyncExitStack() as stack:

@@ -29,4 +29,4 @@ def hold_journal(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 def under_way(daemon: Daemon) -> int:
     """Return how many records of the only source are under way."""
-    return daemon.server.sources._sources[0]._taker.under_way
+    return daemon.server.parts.messaging.sources._sources[0]._taker.under_way

@@ -14,7 +14,9 @@ import msgspec
 
 from clevrd.core.publish_request import PublishRequest
 from clevrd.journal.base import Checkpoint, Placed, TopicHead
-from clevrd.journal.fold import Fold, Folded, topic_epoch
+from clevrd.journal.epoch_names import topic_epoch
+from clevrd.journal.fold import Fold
+from clevrd.journal.folded import Folded
 from clevrd.journal.records import (
     FOREIGN_TENANT,
     BadRecord,

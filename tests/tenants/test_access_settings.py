@@ -73,7 +73,7 @@ def test_nothing_is_open() -> None:
         (changed("max_topics = 1000", 'max_topics = "1000"'), "tenants[0].max_topics"),
         (changed('name = "acme"', 'name = ".acme"'), "tenants[0].name (file clevrd.toml)"),
         (changed('name = "acme"', 'title = "acme"'), "tenants[0] (file clevrd.toml) has no"),
-        (changed('name = "acme"', ""), "missing required field `name`"),
+        (changed('name = "acme"', ""), "tenants[0] (file clevrd.toml) lacks the setting `name`"),
         (changed('id = "web"', 'id = "we b"'), "tenants[0].keys[0].id"),
         (changed('"orders.*"', '"or*"'), 'keys[0].publish (file clevrd.toml) is not allowed: "'),
         (changed("publish_rate_per_s = 5000", ""), "publish_burst (file clevrd.toml) is not"),

@@ -78,7 +78,7 @@ def test_refused_key_is_one_line_without_the_key(
 ) -> None:
     """With and without one."""
     wrong = new_key().secret
-    for secret, words in ((wrong, "not known here"), ("", "A credential is required")):
+    for secret, words in ((wrong, "ask the operator for another.\n"), ("", "by --key-file")):
         monkeypatch.setenv("CLEVRD_KEY", secret)
 
         code = main([*argv, "--url", daemon.url])

@@ -47,6 +47,11 @@ async def test_operator_sees_every_setting_and_no_digest(raw_paths: bool) -> Non
         "needs_restart": True,
     }
     assert shown["reloads"] == 0
+    assert shown["tls"] == {
+        "certificates": [],
+        "client_ca_file": "",
+        "client_certificates": "none",
+    }
     assert [tenant["name"] for tenant in shown["tenants"]] == ["acme", "other"]
     assert shown["tenants"][0]["keys"][0]["publish"] == ["orders.*"]
     assert WEB.sha256 not in text
@@ -175,7 +180,7 @@ def test_what_can_not_be_compared_is_one_clear_line(compare: Compare, tmp_path: 
     bad = tmp_path / "bad.toml"
     bad.write_text("ring_mesages = 1\n")
     cases = [
-        (compare(key=None), 69, "(401): A credential is required"),
+        (compare(key=None), 69, "Authorization: Bearer or X-API-Key. Give a key"),
         (compare(key=wrong), 69, "(401): The credential is not known here"),
         (compare(key="two words"), 78, "The variable CLEVRD_KEY has no key and no token"),
         (compare("--key-file", str(shared)), 78, "chmod 640"),

@@ -104,7 +104,7 @@ async def test_poll_is_answered_and_asks_again(daemon: Daemon) -> None:
     """A poll that waits ends at once, and the next one is refused."""
     url = f"{daemon.url}/subscribe?topic=news&poll=1&timeout=30"
     poll = asyncio.ensure_future(daemon.http.get(url, headers=bearer(WEB)))
-    await until(lambda: len(daemon.server._polls) == 1)
+    await until(lambda: len(daemon.polls) == 1)
 
     await daemon.server.access.apply(without("web"), Path())
 
@@ -139,7 +139,7 @@ async def test_request_that_waits_for_its_turn_is_judged_by_the_new_rules(
 ) -> None:
     """It was admitted by the old ones, and would be a connection that nobody judges again."""
     turns = HeldTurns()
-    daemon.server._front._turns = cast(Any, turns)
+    daemon.listener.front._turns = cast(Any, turns)
     headers = {"Accept": form, **bearer(WEB)}
     asking = asyncio.ensure_future(
         daemon.http.get(f"{daemon.url}/subscribe?topic=news", headers=headers)
@@ -159,7 +159,7 @@ async def test_ticket_is_not_used_up_by_rules_that_change_meanwhile(daemon: Daem
     ask = daemon.http.post(f"{daemon.url}/ticket", data=b'{"topics":["news"]}', headers=bearer(WEB))
     ticket = (await (await ask).json())["ticket"]
     turns = HeldTurns()
-    daemon.server._front._turns = cast(Any, turns)
+    daemon.listener.front._turns = cast(Any, turns)
     url = f"{daemon.url}/subscribe?topic=news&ticket={ticket}"
     asking = asyncio.ensure_future(daemon.http.get(url, headers={"Accept": "text/event-stream"}))
     await turns.waits.wait()

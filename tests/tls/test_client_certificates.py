@@ -18,7 +18,7 @@ from clevrd.client_certificates import ClientCertificate, parse_san, parse_subje
 from clevrd.config import Config
 from clevrd.errors import ConfigError, Unauthorized
 from clevrd.http_values import Request
-from clevrd.server import Server
+from clevrd.server import Server, Setup
 from clevrd.tenants.authenticator import Authenticator
 from clevrd.tenants.settings import Access, read_access
 from clevrd.tls import TlsSettings
@@ -58,7 +58,9 @@ class World:
         self, rules: Access, shown: Pair | None, *requests: tuple[str, dict[str, str]]
     ) -> list[int]:
         """Publish to each topic with these headers over one connection."""
-        server = Server(Config(address="127.0.0.1:0"), rules, tls=self.tls, stats=FakeStats())
+        server = Server(
+            Setup(Config(address="127.0.0.1:0"), rules, tls=self.tls, stats=FakeStats())
+        )
         await server.start()
         try:
             connector = aiohttp.TCPConnector(ssl=self.own.client(shown=shown), limit=1)
@@ -127,7 +129,7 @@ async def test_connection_of_a_removed_certificate_is_cut(tmp_path: Path) -> Non
     """As one of a removed key is."""
     world = World(tmp_path)
     rules = access("required", holder(san=WEB))
-    server = Server(Config(address="127.0.0.1:0"), rules, tls=world.tls, stats=FakeStats())
+    server = Server(Setup(Config(address="127.0.0.1:0"), rules, tls=world.tls, stats=FakeStats()))
     await server.start()
     try:
         shown = world.client(sans=("spiffe://acme/web",))
@@ -174,7 +176,7 @@ def test_two_holders_of_one_certificate_are_told() -> None:
 async def test_holders_without_a_question_for_certificates_are_told() -> None:
     """No client would show one."""
     with pytest.raises(ConfigError, match="asked for none"):
-        Server(Config(address="127.0.0.1:0"), access("required", holder(san=WEB)))
+        Server(Setup(Config(address="127.0.0.1:0"), access("required", holder(san=WEB))))
 
 
 def test_names_are_written_as_people_do() -> None:

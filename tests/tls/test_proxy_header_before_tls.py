@@ -40,7 +40,7 @@ async def daemon_behind(pair: Pair, *proxies: str, **settings: Any) -> AsyncIter
     async with running(**{**own, "max_connections_per_address": 1, **settings}) as daemon:
         # Past the tunnel that all daemons of these tests may be reached through.
         daemon.port = int(daemon.server.addresses[0].rsplit(":", 1)[1])
-        daemon.server.client_addresses.change_proxies(TrustedProxies(proxies))
+        daemon.server.parts.clients.addresses.change_proxies(TrustedProxies(proxies))
         yield daemon
 
 
@@ -81,7 +81,7 @@ async def connected(daemon: Daemon, first: bytes = b"") -> AsyncIterator[Wire]:
 
 def held(daemon: Daemon) -> dict[str, int]:
     """Return how many connections are counted for each address."""
-    return dict(daemon.server.client_addresses._holdings.items())
+    return dict(daemon.server.parts.clients.addresses._holdings.items())
 
 
 @pytest.mark.parametrize("is_raw", [True, False])
@@ -105,7 +105,9 @@ async def test_client_is_the_one_in_the_header(pair: Pair, header: bytes, is_raw
             again.writer.write(upgrade_request())
             head = await asyncio.wait_for(again.reader.readuntil(b"\r\n\r\n"), 10)
             counted_socket = held(daemon)
-        await until(lambda: not held(daemon) and not daemon.server.client_addresses._addresses)
+        await until(
+            lambda: not held(daemon) and not daemon.server.parts.clients.addresses._addresses
+        )
 
     assert statuses == [200, 200]
     assert counted == counted_socket == {"203.0.113.7": 1}
@@ -162,7 +164,7 @@ async def test_listed_proxy_that_shakes_hands_at_once_is_closed_and_counted(pair
     async with daemon_behind(pair, "127.0.0.1") as daemon, connected(daemon) as wire:
         with pytest.raises((OSError, ConnectionError)):
             await wire.shake_hands(pair)
-        await until(lambda: not daemon.server.raw_server.open)
+        await until(lambda: not daemon.listener.raw.open)
 
     assert daemon.hub.counters.refused == {"bad_proxy_header": 1}
 
@@ -242,8 +244,8 @@ async def test_no_way_to_end_leaves_a_connection_counted(pair: Pair, is_raw: boo
             async with asyncio.TaskGroup() as visitors:
                 for _ in range(12):
                     visitors.create_task(visit(daemon))
-        addresses = daemon.server.client_addresses
+        addresses = daemon.server.parts.clients.addresses
         await until(lambda: not held(daemon) and not addresses._addresses)
-        tls = daemon.server._tls
+        tls = daemon.listener.tls
         assert tls is not None
-        await until(lambda: not tls.handshakes and not daemon.server.raw_server.open)
+        await until(lambda: not tls.handshakes and not daemon.listener.raw.open)

@@ -25,7 +25,7 @@ from clients import needs_curl
 from daemons import Daemon, FakeStats, daemon_process, until
 from http_corpus import CORPUS, numbered
 from http_wire import get, post, responses, settled
-from tls import Pair, TlsStream, make_pair, tunnel
+from tls import DAY, Pair, TlsStream, make_pair, tunnel
 from websockets.asyncio.client import connect
 
 from clevrd.cli.command_line import main
@@ -33,7 +33,7 @@ from clevrd.client import Client
 from clevrd.config import Config
 from clevrd.errors import ConfigError
 from clevrd.health_check import main as health
-from clevrd.server import Server
+from clevrd.server import Server, Setup
 from clevrd.tls import TlsSettings
 from clevrd.tls.connection import RECORDS_PER_SHARE, TlsConnection
 from clevrd.tls.server import MAX_BEYOND
@@ -57,7 +57,7 @@ async def secure(
     """Run a daemon that speaks TLS; its own URL begins with https."""
     plain = pair.settings if tls is None else {}
     fixed = {"address": "127.0.0.1:0", "shutdown_timeout_s": 2.0, **plain}
-    server = Server(Config(**{**fixed, **settings}), tls=tls, stats=FakeStats())
+    server = Server(Setup(Config(**{**fixed, **settings}), tls=tls, stats=FakeStats()))
     await server.start()
     try:
         connector = aiohttp.TCPConnector(ssl=pair.client())
@@ -318,7 +318,7 @@ async def test_bytes_that_are_no_tls_end_the_connection(pair: Pair) -> None:
             await asyncio.wait_for(reader.read(), 5)
             writer.close()
         assert failed(daemon).keys() <= {"protocol", "version", "plain_http", "timeout"}
-        tls = daemon.server._tls
+        tls = daemon.listener.tls
         assert tls is not None
         await until(lambda: not tls._lingering and not tls.handshakes)
 
@@ -340,7 +340,7 @@ async def test_handshakes_count_as_connections_and_probes_still_pass(pair: Pair)
     """Silent connections fill the limit and no more; health is answered beyond it."""
     async with secure(pair, max_connections=2) as daemon:
         silent = [await asyncio.open_connection("127.0.0.1", daemon.port) for _ in range(2)]
-        await until(lambda: daemon.server.count_connections().get("tls_handshake") == 2)
+        await until(lambda: daemon.server.parts.count_connections().get("tls_handshake") == 2)
 
         (live,) = responses(
             await talk(daemon.port, [get("/health/live", "Connection: close")], pair.client())
@@ -361,7 +361,7 @@ async def test_failed_handshakes_are_one_line_a_minute(
 ) -> None:
     """A scanner must not fill the log."""
     async with secure(pair) as daemon:
-        tls = daemon.server._tls
+        tls = daemon.listener.tls
         assert tls is not None
         for _ in range(5):
             tls.count_failure("protocol")
@@ -421,7 +421,7 @@ async def test_new_certificate_is_for_new_handshakes_alone(tmp_path: Path) -> No
     old, new = make_pair(tmp_path, "old"), make_pair(tmp_path, "new")
     async with secure(old) as daemon:
         stream = await TlsStream.open(daemon.port, old.client())
-        daemon.server.prepare_tls(TlsSettings(certificates=(entry(new),)))()
+        daemon.server.parts.certificates.prepare(TlsSettings(certificates=(entry(new),)))()
 
         assert await common_name(daemon.port, "localhost") == "new"
         stream.write(post())
@@ -432,10 +432,42 @@ async def test_new_certificate_is_for_new_handshakes_alone(tmp_path: Path) -> No
 
         new.cert.write_text("")
         with pytest.raises(ConfigError, match="is empty"):
-            daemon.server.prepare_tls(TlsSettings(certificates=(entry(new),)))
+            daemon.server.parts.certificates.prepare(TlsSettings(certificates=(entry(new),)))
         with pytest.raises(ConfigError, match="by a restart"):
-            daemon.server.prepare_tls(TlsSettings())
+            daemon.server.parts.certificates.prepare(TlsSettings())
         assert await common_name(daemon.port, "localhost") == "new"
+
+
+async def test_config_shows_the_certificates_in_force(tmp_path: Path) -> None:
+    """With their ends, as they are after a change; of a key there is a file's name and no more."""
+    old, new = make_pair(tmp_path, "old"), make_pair(tmp_path, "new", ends=30 * DAY)
+    authority = make_pair(tmp_path, "ca", sans=(), is_authority=True)
+    async with secure(old) as daemon:
+        asked = [get("/config", "Connection: close")]
+        (before,) = responses(await talk(daemon.port, asked, old.client()))
+        later = TlsSettings(
+            certificates=(entry(new, "new.example"),),
+            client_ca_file=str(authority.cert),
+            client_certificates="optional",
+        )
+        daemon.server.parts.certificates.prepare(later)()
+        (after,) = responses(await talk(daemon.port, asked, new.client()))
+
+    assert [each["cert_file"] for each in before.json["tls"]["certificates"]] == [str(old.cert)]
+    assert before.json["tls"]["client_certificates"] == "none"
+    assert after.json["tls"] == {
+        "certificates": [
+            {
+                "cert_file": str(new.cert),
+                "key_file": str(new.key),
+                "names": ["new.example"],
+                "ends_at": f"{new.certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%S}.000000Z",
+            }
+        ],
+        "client_ca_file": str(authority.cert),
+        "client_certificates": "optional",
+        "minimum_version": "TLSv1.2",
+    }
 
 
 async def test_client_certificates_are_asked_for_and_checked(tmp_path: Path) -> None:
@@ -570,7 +602,7 @@ async def test_ended_connection_lets_go_of_its_session(pair: Pair) -> None:
         try:
             for _ in range(20):
                 await talk(daemon.port, [post()], pair.client())
-            await until(lambda: not daemon.server.raw_server.open)
+            await until(lambda: not daemon.listener.raw.open)
             sessions = [
                 each
                 for each in gc.get_objects()
@@ -609,8 +641,8 @@ async def test_fault_of_the_owner_ends_its_connection(pair: Pair, at: int) -> No
             owners.append(Raising(at))
             return owners[-1]
 
-        assert daemon.server._tls is not None
-        daemon.server._tls.make_protocol = make
+        assert daemon.listener.tls is not None
+        daemon.listener.tls.make_protocol = make
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         session = pair.client().wrap_bio(incoming, outgoing, server_hostname="localhost")

@@ -206,8 +206,8 @@ async def test_publish_without_a_credential_has_no_span(collector: Collector) ->
         headers = {"traceparent": SAMPLED}
         async with daemon.http.post(f"{daemon.url}/publish", json=body, headers=headers) as answer:
             assert answer.status == 401
-        assert daemon.server.tracing is not None
-        assert daemon.server.tracing.sender.waiting() == 0
+        assert daemon.server.parts.messaging.tracing is not None
+        assert daemon.server.parts.messaging.tracing.sender.waiting() == 0
 
     assert collector.spans == []
 
@@ -333,8 +333,8 @@ async def test_many_messages_of_a_turn_have_a_bounded_number_of_spans(
     async with subscribe(daemon.ws_url):
         async with daemon.http.post(f"{daemon.url}/publish/batch", data=body) as answer:
             assert answer.status == 200
-        assert daemon.server.tracing is not None
-        counts = daemon.server.tracing.sender.counts
+        assert daemon.server.parts.messaging.tracing is not None
+        counts = daemon.server.parts.messaging.tracing.sender.counts
         await until(lambda: counts()["sent"] + counts()["dropped"] == count + 1)
         figures = (await daemon.get_json("/metrics"))["tracing"]
         async with daemon.http.get(
@@ -357,8 +357,8 @@ async def test_collector_that_refuses_is_told_of_once_and_counted(
     """Publishes go on; the log has a line when it begins, and one when it is over."""
     collector.status = 403
     async with traced(collector) as daemon:
-        assert daemon.server.tracing is not None
-        counts = daemon.server.tracing.sender.counts
+        assert daemon.server.parts.messaging.tracing is not None
+        counts = daemon.server.parts.messaging.tracing.sender.counts
         with caplog.at_level(logging.WARNING):
             for number in range(3):
                 await daemon.publish("t", number)
@@ -382,8 +382,8 @@ async def test_redirect_is_no_collector(
     """Spans that are sent elsewhere are dropped, and the log says what to set."""
     collector.status = 307
     async with traced(collector) as daemon:
-        assert daemon.server.tracing is not None
-        counts = daemon.server.tracing.sender.counts
+        assert daemon.server.parts.messaging.tracing is not None
+        counts = daemon.server.parts.messaging.tracing.sender.counts
         with caplog.at_level(logging.WARNING):
             await daemon.publish("t", 1)
             await until(lambda: sum(counts().values()) == 1)
@@ -399,8 +399,8 @@ async def test_answer_without_an_end_is_read_no_further_than_a_bound(collector: 
     """What the collector answers takes no memory of the daemon."""
     collector.is_endless = True
     async with traced(collector) as daemon:
-        assert daemon.server.tracing is not None
-        counts = daemon.server.tracing.sender.counts
+        assert daemon.server.parts.messaging.tracing is not None
+        counts = daemon.server.parts.messaging.tracing.sender.counts
         await daemon.publish("t", 1)
         await until(lambda: counts()["sent"] == 1)
 
@@ -435,16 +435,18 @@ async def test_daemon_without_tracing_has_nothing_of_it() -> None:
     async with running() as daemon:
         figures = await daemon.get_json("/metrics")
 
-        assert daemon.server.tracing is None
+        assert daemon.server.parts.messaging.tracing is None
         assert type(daemon.hub.delivery) is Delivery
         assert type(daemon.hub.delivery.rounds) is Rounds
-        assert type(daemon.server.raw_server.grammar._publish) is PublishEndpoint  # type: ignore[union-attr]
+        assert type(daemon.listener.raw.grammar._publish) is PublishEndpoint  # type: ignore[union-attr]
         assert "tracing" not in figures
 
 
 def test_opentelemetry_is_imported_where_it_is_used_alone() -> None:
     """A daemon without tracing does not pay for the import."""
-    program = "import sys, clevrd.server; print([n for n in sys.modules if 'opentelemetry' in n])"
+    program = (
+        "import sys, clevrd.server.process; print([n for n in sys.modules if 'opentelemetry' in n])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
     )

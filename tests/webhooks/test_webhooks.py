@@ -22,7 +22,7 @@ from clevrd.config import Config
 from clevrd.errors import ConfigError
 from clevrd.fingerprints import fingerprint
 from clevrd.hub import lifecycle
-from clevrd.server import Server
+from clevrd.server import Server, Setup
 from clevrd.tenants.settings import read_access
 from clevrd.tenants.topic_permissions import ALL_TOPICS
 from clevrd.webhooks import sender
@@ -107,7 +107,7 @@ async def posting(webhooks: tuple[Webhook, ...]) -> AsyncIterator[Server]:
     entry = {"name": "default-tenant", "lifecycle": ["room.*"], "presence": ["room.*"]}
     access = read_access({"tenants": [entry]}, "a test")
     config = Config(address="127.0.0.1:0", shutdown_timeout_s=2.0)
-    server = Server(config, access, webhooks=webhooks, stats=FakeStats())
+    server = Server(Setup(config, access, webhooks=webhooks, stats=FakeStats()))
     await server.start()
     try:
         yield server
@@ -143,7 +143,7 @@ async def test_events_are_posted_signed(target: Target, tmp_path: Path) -> None:
         async with subscribe(ws_of(server), "room.1", subscriber_id="ann"):
             await until(lambda: len(target.events) == 2)
         await until(lambda: len(target.events) == 4)
-        counts = dict(server.webhooks.counts)
+        counts = dict(server.parts.messaging.webhooks.counts)
 
     assert sorted(each["type"] for each in target.events) == [
         *("joined", "left", "occupied", "vacated")

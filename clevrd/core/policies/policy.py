@@ -190,7 +190,7 @@ class Policy:
         return beyond
 
     def pass_over(self, reader: Reader, view: TopicView) -> int:
-        """Skip what of a new backlog is not wanted, uncounted; return how much that is.
+        """Skip unwanted messages of a new backlog, uncounted; return how many they are.
 
         Skipped messages were never offered to the reader: a reader that joins is not slow.
         """

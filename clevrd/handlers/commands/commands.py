@@ -40,7 +40,7 @@ from clevrd.hub import Hub
 from clevrd.refusals import notice_of
 from clevrd.tenants import Tenant
 
-# As on a URL: nine digits.
+# The bound of numbers on a URL, too: nine digits.
 _MAX_MESSAGES: Final = 999_999_999
 _MAX_OFFSET: Final = 10**18 - 1
 
@@ -259,11 +259,11 @@ class Commands(SocketOutcomes):
         return command
 
     def refusal(self, error: ClevrdError, ref: Ref) -> msgspec.Struct:
-        """Return what a command is answered that was refused."""
+        """Return the answer to a command that was refused."""
         return notice_of(error, ref)
 
     def refused(self, error: ClevrdError, payload: bytes) -> None:
-        """Carry out what is no publish; answer what is refused."""
+        """Carry out a command that is no publish; answer one that is refused."""
         if isinstance(error, _Aside):
             try:
                 self._carry_out(error.command)
@@ -292,7 +292,7 @@ class Commands(SocketOutcomes):
             case Unsubscribe():
                 self._unsubscribe(command)
             case Authenticate():
-                # A close, where one follows, comes behind all answers.
+                # A close frame, where one follows, comes behind all answers.
                 if not self._connection.flush_answers():
                     raise HasToWait
                 self._authenticate(command)

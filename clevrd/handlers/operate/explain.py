@@ -74,13 +74,13 @@ class ExplainEndpoint:
         self._hub = hub
 
     def admit(self, head: Request) -> Admitted:
-        """Refuse who may not operate the daemon, and options that mean nothing here."""
+        """Refuse clients that may not operate the daemon, and options that mean nothing here."""
         admitted = self._gate.admit_admin(head)
         _OPTIONS.check(admitted.options)
         return admitted
 
     def answer(self, admitted: Admitted, body: bytes) -> Awaitable[Response]:
-        """Return what makes the answer, in shares of the loop's turns."""
+        """Return the work that makes the answer, in shares of the loop's turns."""
         options = admitted.options
         tenant = _OPTIONS.tenant(options) if "tenant" in options else None
         if tenant is not None:

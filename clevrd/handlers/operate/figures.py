@@ -46,8 +46,8 @@ MAX_SHARES: Final = 100
 # Throttled topics that are shown by name.
 _NAMED_TOPICS: Final = 10
 
-# Subscribers whose figures are brought up to date in one step, at up to 1 us each, and how many of
-# them a topic by itself costs as much as.
+# Subscribers whose figures are brought up to date in one step, at up to 1 us each. A topic by
+# itself costs as much as _TOPIC_COSTS of them.
 _SUBSCRIBERS_PER_STEP: Final = 512
 _TOPIC_COSTS: Final = 8
 
@@ -96,7 +96,7 @@ class Figures:
         self._count_connections = count_connections
         self._started_s = started_s
         self._certificate_ends_in_s = certificate_ends_in_s
-        # Since 1970; never reckoned again, so that it stands still when the clock is set.
+        # Seconds since 1970, reckoned once, so that the figure stands still when the clock is set.
         self._started_at_s = time.time() - (time.monotonic() - started_s)
 
     def snapshot(self, topics: int) -> Generator[None, None, Snapshot]:
@@ -106,7 +106,7 @@ class Figures:
         are read the last one's may be some 50 ms later than the first one's.
         """
         hub = self._hub
-        # At the moment at which `sum_up` reads how many were published.
+        # The waits are read at the moment at which `sum_up` reads how many were published.
         waits = hub.publish_waits()
         messages, slow_subscribers = yield from hub.sum_up()
         busiest = (yield from hub.topics.busiest(topics)) if topics else []

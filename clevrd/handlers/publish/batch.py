@@ -40,7 +40,7 @@ MAX_ITEMS: Final = 10_000
 # Items that a share of a turn is given to choose from: more than it can take, at 3 us for each.
 ITEMS_PER_SHARE: Final = 512
 
-# Lines, blank ones included, and commas of an array: what is over them is not even split.
+# Lines, blank ones included, and commas of an array: a body with more is not even split.
 MAX_LINES: Final = 2 * MAX_ITEMS
 MAX_ARRAY_COMMAS: Final = 65_536
 
@@ -49,10 +49,10 @@ _MAX_LEAD_BYTES: Final = 1_024
 
 # So many results of one run are made together, in half of the time of each by itself.
 _ALIKE: Final = 8
-# Stands in a result for its id.
+# The placeholder for the id in a result that is encoded once for many.
 _BLANK: Final = "?"
 
-# Where the results go in what was encoded without them.
+# The place of the results in an answer that was encoded without them.
 _NO_RESULTS: Final = b'"results":[]'
 
 _NO_EVENT: Final = (
@@ -94,7 +94,7 @@ class BatchEndpoint:
     def admit(self, head: Request) -> Admitted:
         """Refuse by the head alone: a coded body, one declared too large, or no tenant's name."""
         if KEY_HEADER in head.headers:
-            # Ignored, it would leave who sent it with less than they believe to have.
+            # Without a refusal the sender would believe that a repeat is known by this key.
             raise InvalidRequest(
                 "A batch has no Idempotency-Key header; put an idempotency_key into each item."
             )

@@ -153,7 +153,7 @@ def _answer(warnings: tuple[str, ...], published: Published) -> Response:
 
 
 def answer_or_due(warnings: tuple[str, ...], published: PublishAnswer) -> Response | Due[Response]:
-    """Return what a publish with a key is answered, or what will be that."""
+    """Return the answer to a publish with a key; a `Due` where it comes later."""
     if isinstance(published, Published):
         return _answer_once(warnings, published)
     return Due(published, partial(_answer_once, warnings))

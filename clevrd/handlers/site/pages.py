@@ -165,7 +165,6 @@ class Whereabouts:
     def __init__(
         self,
         asked_for: Callable[[Mapping[str, str], str], AskedFor | None],
-        addresses: Callable[[], Sequence[str]],
         *,
         is_secure: bool = False,
     ) -> None:
@@ -174,11 +173,9 @@ class Whereabouts:
         Args:
             asked_for: what a listed proxy says, in these header fields, that its client asked for;
                 None where the address is no listed proxy's.
-            addresses: returns where the listener is, as URLs and as ``unix:`` with a path.
             is_secure: the listener speaks TLS.
         """
         self._asked_for = asked_for
-        self._addresses = addresses
         self._scheme = "https" if is_secure else "http"
 
     def way(self, head: Request) -> Way:
@@ -186,20 +183,21 @@ class Whereabouts:
         said = self._asked_for(head.headers, head.peer) or AskedFor(None, None)
         scheme = said.scheme or self._scheme
         host = said.host if said.host and HOST.fullmatch(said.host) else head.headers.get("host")
-        url = f"{scheme}://{host or self._own_host()}{said.prefix}"
-        return Way(url, said.prefix, self._socket_path(head))
+        # A client of HTTP/1.0 need not name a host.
+        own_host = (
+            "localhost"
+            if head.local_address.startswith(UNIX)
+            else head.local_address or "localhost"
+        )
+        url = f"{scheme}://{host or own_host}{said.prefix}"
+        return Way(url, said.prefix, _socket_path(head))
 
-    def _own_host(self) -> str:
-        """Return the host of the listener, for a client of HTTP/1.0 that names none."""
-        urls = (each for each in self._addresses() if not each.startswith(UNIX))
-        return next(urls, "//localhost").partition("//")[2]
 
-    def _socket_path(self, head: Request) -> str:
-        """Return the path of a Unix socket if ``head`` came over one, and through no proxy."""
-        if head.peer or not is_local(head):
-            return ""
-        paths = (each.removeprefix(UNIX) for each in self._addresses() if each.startswith(UNIX))
-        return next(paths, "")
+def _socket_path(head: Request) -> str:
+    """Return the path of the Unix socket that ``head`` came over; empty for a proxy's, and TCP."""
+    if not head.local_address.startswith(UNIX) or not is_local(head):
+        return ""
+    return head.local_address.removeprefix(UNIX)
 
 
 def kept_sentence(journal: str, topics: Sequence[str], state_dir: str) -> str:

@@ -7,7 +7,7 @@ from typing import Final
 
 from clevrd.errors import InvalidRequest
 
-# Fits every bound there is; int() is quadratic in the length.
+# Nine digits fit every bound there is; int() is quadratic in the length.
 _NUMBER: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -43,17 +44,43 @@ _Answer = tuple[asyncio.Future[int], KafkaError | None, int]
 class _Serving:
     """One producer and its thread."""
 
-    def __init__(self, producer: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        producer: Any,
+        loop: asyncio.AbstractEventLoop,
+        on_fatal: Callable[[_Serving, KafkaException], None],
+    ) -> None:
+        """Args: on_fatal: called on the loop when the producer has ended by itself."""
         self.producer = producer
         self._loop = loop
+        self._on_fatal = on_fatal
         self._is_ending = False
         self._hurry = threading.Event()
+        # Records that are not answered yet; the loop's alone.
+        self._due: set[asyncio.Future[int]] = set()
         # Answers of one poll; the thread's alone.
         self._answers: list[_Answer] = []
         self.thread = threading.Thread(target=self._serve, name="clevrd-kafka-appends", daemon=True)
         self.thread.start()
 
-    def delivered(self, future: asyncio.Future[int], error: KafkaError | None, record: Any) -> None:
+    def produce(
+        self, topic: str, partition: int, value: bytes, future: asyncio.Future[int]
+    ) -> None:
+        """Send a record; ``future`` is done with its offset, or with a KafkaFault.
+
+        Raises:
+            KafkaException: the producer does not take it.
+            BufferError: too many wait.
+        """
+        self.producer.produce(
+            topic, value, partition=partition, on_delivery=partial(self._delivered, future)
+        )
+        self._due.add(future)
+        future.add_done_callback(self._due.discard)
+
+    def _delivered(
+        self, future: asyncio.Future[int], error: KafkaError | None, record: Any
+    ) -> None:
         """Take an answer; called by the thread, within a poll."""
         if error is not None or not future.done():
             self._answers.append((future, error, record.offset()))
@@ -69,22 +96,39 @@ class _Serving:
     def _serve(self) -> None:
         producer = self.producer
         while not self._is_ending:
-            producer.poll(_POLL_S)
+            self._poll(_POLL_S)
             self._hand_over()
             if self._hurry.wait(_LAZY_S):
                 self._hurry.clear()
         producer.purge()
-        producer.poll(0)
+        self._poll(0)
         self._hand_over()
+        self._tell(self._fail_due)
         # The last reference: what is left of it ends here, and not on the loop.
         self.producer = None
+
+    def _poll(self, timeout_s: float) -> None:
+        try:
+            self.producer.poll(timeout_s)
+        except KafkaException as error:
+            # An idempotent producer that can't go on says so here, and not by its records alone.
+            self._tell(self._on_fatal, self, error)
 
     def _hand_over(self) -> None:
         answers, self._answers = self._answers, []
         if answers:
-            # The loop may be closed by now; then nobody waits for an answer.
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(_give, answers)
+            self._tell(_give, answers)
+
+    def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
+        # The loop may be closed by now; then nobody waits for an answer.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+    def _fail_due(self) -> None:
+        """Fail what the library has not answered, and never will."""
+        for future in list(self._due):
+            if not future.done():
+                future.set_exception(KafkaFault(LOST, "the producer has ended"))
 
 
 def _give(answers: list[_Answer]) -> None:
@@ -149,12 +193,7 @@ class Appender:
         if serving is None:
             serving = self._serving = self._made()
         try:
-            serving.producer.produce(
-                topic,
-                value,
-                partition=partition,
-                on_delivery=partial(serving.delivered, future),
-            )
+            serving.produce(topic, partition, value, future)
             if not is_read:
                 serving.hurry()
         except (KafkaException, BufferError) as error:
@@ -174,7 +213,11 @@ class Appender:
 
     def _made(self) -> _Serving:
         producer = make_producer(self._settings, self._troubles, self._max_record_bytes)
-        return _Serving(producer, self._loop)
+        return _Serving(producer, self._loop, self._note_fatal)
+
+    def _note_fatal(self, serving: _Serving, error: KafkaException) -> None:
+        if serving is self._serving:
+            self.note_fault(fault_of(error), error)
 
     async def close(self) -> None:
         """End the producer, and wait for its thread, but not for long."""

@@ -460,7 +460,9 @@ class KafkaEngine:
                 if fault.is_final or loop.time() >= until_s:
                     raise JournalUnavailable(sentence_of(fault, self._settings.shown)) from fault
                 if not is_told:
-                    log.warning("waiting for kafka reason=%s", fault)
+                    log.warning(
+                        "waiting for kafka reason=%r", sentence_of(fault, self._settings.shown)
+                    )
                     is_told = True
             await asyncio.sleep(_START_RETRY_S)
 

@@ -181,7 +181,14 @@ def sentence_of(fault: KafkaFault, shown: str) -> str:
         return f"Kafka at {shown} is too old ({text}); the journal needs 3.0 or newer."
     if code == "_RESOLVE":
         return f"Kafka at {shown} can't be found: {text}; look at the hosts' names."
-    return f"Kafka at {shown} can't be reached: {text or code}."
+    if code == "_ALL_BROKERS_DOWN":
+        # The library's words count the address in the URL as a broker that is not down.
+        text = "no connection to a broker lasts"
+    where = "there" if shown.startswith("kafka+ssl") else "(kafka+ssl)"
+    return (
+        f"Kafka at {shown} can't be reached: {text or code}; see whether its brokers run, and"
+        f" whether they speak TLS {where} or ask for a user."
+    )
 
 
 def failed(fault: KafkaFault, shown: str) -> JournalUnavailable:

@@ -482,7 +482,9 @@ class NatsEngine:
                 if fault.code not in PASSING or fault.code == BAD_TLS or loop.time() >= until_s:
                     raise JournalUnavailable(sentence_of(fault, self._settings.shown)) from error
                 if not is_told:
-                    log.warning("waiting for nats reason=%s", fault)
+                    log.warning(
+                        "waiting for nats reason=%r", sentence_of(fault, self._settings.shown)
+                    )
                     is_told = True
             await asyncio.sleep(_START_RETRY_S)
 

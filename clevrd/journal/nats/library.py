@@ -130,7 +130,10 @@ def sentence_of(fault: NatsFault, shown: str) -> str:
             " the journal another prefix."
         )
     if code in _NO_PEERS:
-        return f"{at} has not enough servers for the copies that replicas asks for ({text})."
+        return (
+            f"{at} has not enough servers for the copies that replicas asks for ({text}); let more"
+            " servers join, or write replicas = 1."
+        )
     if code == _MAX_BYTES_WANTED:
         return f"{at} wants a bound for each stream; give retention_bytes."
     if is_full(fault):
@@ -139,7 +142,7 @@ def sentence_of(fault: NatsFault, shown: str) -> str:
             " account's limits), or keep less (retention_bytes, retention_s)."
         )
     if code == LOST:
-        return f"{at} can't be reached: {text}."
+        return f"{at} can't be reached: {text}; see whether it runs there."
     return f"{at} refuses what the journal asks: {text} (error {code})."
 
 

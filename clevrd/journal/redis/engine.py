@@ -360,7 +360,9 @@ class RedisEngine:
                 if fault.code not in _PASSING or _is_final(fault) or loop.time() >= until_s:
                     raise JournalUnavailable(sentence_of(fault, self._settings.shown)) from fault
                 if not is_told:
-                    log.warning("waiting for redis reason=%s", fault)
+                    log.warning(
+                        "waiting for redis reason=%r", sentence_of(fault, self._settings.shown)
+                    )
                     is_told = True
             await asyncio.sleep(_START_RETRY_S)
 

@@ -101,7 +101,7 @@ def sentence_of(fault: RedisFault, shown: str) -> str:
             f"Redis at {shown} refuses the user or the password ({text}); give them in the URL, or"
             " the password in a file (password_file)."
         )
-    if code == "NOPERM":
+    if is_denied(fault):
         return (
             f"Redis at {shown} does not allow its user what the journal needs ({text}); an ACL for"
             f" it is: {ACL_RULES}."
@@ -140,12 +140,33 @@ def sentence_of(fault: RedisFault, shown: str) -> str:
     if code == "PROTOCOL":
         return f"What answers at {shown} is not Redis ({text}); look at host and port."
     if code == LOST:
-        is_cut = "closed" in text.lower() or "reset" in text.lower()
-        hint = (
-            "; if it speaks TLS, write rediss" if is_cut and not shown.startswith("rediss") else ""
+        return f"Redis at {shown} can't be reached: {text.rstrip('.')}{_hint_of_lost(text, shown)}."
+    if "DB index is out of range" in text:
+        return f"Redis at {shown} has no such database; write the number of one that it has."
+    if "cluster support disabled" in text:
+        return f"Redis at {shown} is no cluster; write redis:// in place of redis+cluster://."
+    if "unknown command 'SENTINEL'" in text:
+        return (
+            f"What answers at {shown} is no Sentinel; write the addresses of the Sentinels (port"
+            " 26379), or redis:// for a server by itself."
         )
-        return f"Redis at {shown} can't be reached: {text.rstrip('.')}{hint}."
-    return f"Redis at {shown} refuses what the journal asks: {fault}."
+    return f"Redis at {shown} refuses what the journal asks: {str(fault).rstrip(' .')}."
+
+
+def _hint_of_lost(text: str, shown: str) -> str:
+    """Return what to look at where a connection broke or was not made, unless ``text`` says it."""
+    if ";" in text:
+        return ""
+    is_tls = shown.startswith("rediss")
+    is_cut = "closed" in text.lower() or "reset" in text.lower()
+    if is_cut and not is_tls:
+        return "; if it speaks TLS, write rediss"
+    return f"; see whether it runs there{' and speaks TLS' if is_tls else ''}"
+
+
+def is_denied(fault: RedisFault) -> bool:
+    """Return whether the user may not do this, by itself or in a script."""
+    return fault.code == "NOPERM" or "can't run this command" in fault.text
 
 
 def unavailable(fault: RedisFault, shown: str) -> JournalUnavailable | JournalFull:

@@ -2,16 +2,15 @@
 
 It has one partition, and is the only writer. Appends are committed by the writer's thread
 (`writing`), what is read is read in others (`reading`), and a keeper's thread does what may take
-long: checkpoints, and segments that are full or too old. The loop never waits for the disk.
+long: checkpoints, and segments that are full or too old (`upkeep`). The loop never waits for the
+disk.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,41 +20,25 @@ import apsw
 
 from clevrd.errors import JournalFull, JournalUnavailable
 from clevrd.journal.base import Checkpoint, Extent, Fenced, History, Placed, StoredRun
+from clevrd.journal.sqlite.appends import Append, Commit
 from clevrd.journal.sqlite.directory import JournalDirectory
 from clevrd.journal.sqlite.figures import SqliteFigures
 from clevrd.journal.sqlite.heads import BadCheckpoint, CheckpointFile
-from clevrd.journal.sqlite.library import (
-    Fault,
-    check_library,
-    fault_of,
-    give_up,
-    open_to_write,
-    words_of,
-)
+from clevrd.journal.sqlite.kept_messages import KeptMessages
+from clevrd.journal.sqlite.library import Fault, check_library, fault_of, words_of
 from clevrd.journal.sqlite.opening import Opened, open_journal
 from clevrd.journal.sqlite.reading import SegmentReaders
-from clevrd.journal.sqlite.retention import segments_to_remove
-from clevrd.journal.sqlite.segments import (
-    FILES,
-    Catalog,
-    Segment,
-    has_wal,
-    index_pending,
-    inodes_of,
-    is_gone,
-    missing_file,
-)
+from clevrd.journal.sqlite.segments import Catalog, Segment
 from clevrd.journal.sqlite.settings import SqliteSettings
-from clevrd.journal.sqlite.writing import Append, Commit, Told, Writer
-from clevrd.metrics.histograms import times_view
+from clevrd.journal.sqlite.tail import Tail
+from clevrd.journal.sqlite.upkeep import Measured, Upkeep, UpkeepTold
+from clevrd.journal.sqlite.writing import Told, Writer
 from clevrd.metrics.journal import JournalStorage
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Bytes of records that are kept for `read` at most; older ones are read from the file.
-TAIL_BYTES: Final = 16 << 20
 # How often files are looked for that are too old, or that were removed while they were open.
 LOOK_OVER_S: Final = 10.0
 # How often it is logged at most that a history can't be read.
@@ -93,7 +76,6 @@ class SqliteEngine:
         self.durability = settings.durability
         self.figures = SqliteFigures()
         self._settings = settings
-        self._wall_us = wall_us
         self._vfs = vfs
         self._directory = JournalDirectory(settings.directory)
         self._checkpoint = CheckpointFile(
@@ -101,6 +83,9 @@ class SqliteEngine:
         )
         self._catalog = Catalog()
         self._segment_readers = SegmentReaders(self._catalog, vfs, self._note_damage)
+        self._kept = KeptMessages(
+            self._segment_readers, self._checkpoint, settings.retention_messages
+        )
         self._writer = Writer(
             settings,
             self._directory,
@@ -115,16 +100,24 @@ class SqliteEngine:
                 self._tell_error,
             ),
         )
+        self._upkeep = Upkeep(
+            settings,
+            self._catalog,
+            self._segment_readers,
+            self._writer,
+            self._checkpoint,
+            vfs,
+            wall_us,
+            UpkeepTold(self._tell_measured, self._tell_error),
+        )
         self._readers = ThreadPoolExecutor(_READERS, "clevrd-journal-reader")
         self._keeper = ThreadPoolExecutor(1, "clevrd-journal-keeper")
         # Set by open, which runs in the loop that everything is called from.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
-        # Records that were committed and not read yet: all behind the position _floor.
-        self._tail: deque[tuple[int, bytes]] = deque()
-        self._tail_bytes = 0
-        self._floor = 0
+        # Records that were committed and not read yet.
+        self._tail = Tail()
         # Records up to this position are not read again: they have an older stamp, behind which all
         # is counted from the beginning.
         self._skip_to = 0
@@ -149,8 +142,8 @@ class SqliteEngine:
             await self.close()
             raise
         self.figures.damaged += opened.set_aside
-        await self._keep(self._measure)
-        self._floor = self._last_position()
+        await self._keep(self._upkeep.measure)
+        self._tail.floor = self._last_position()
         if self._checkpoint.position == 0:
             self._skip_to = self._begin_of_stamp()
         self._writer.start()
@@ -182,8 +175,8 @@ class SqliteEngine:
         while True:
             self._check_open()
             after = max(after, self._skip_to)
-            if after < self._floor:
-                floor = self._floor
+            if after < self._tail.floor:
+                floor = self._tail.floor
                 found, damaged_stamp = await self._read(self._segment_readers.records, after)
                 if damaged_stamp == self._writer.stamp:
                     # Without the record nobody can count on: its topics begin a new epoch.
@@ -191,8 +184,8 @@ class SqliteEngine:
                 if found:
                     return found
                 after = max(after, floor)
-            elif self._tail and self._tail[-1][0] > after:
-                return self._from_tail(after)
+            elif self._tail.has_any(after):
+                return self._tail.take(after)
             else:
                 waiter = self._future()
                 self._waiting.append(waiter)
@@ -242,17 +235,7 @@ class SqliteEngine:
 
     def storage(self) -> JournalStorage:
         """Return the figures of its files."""
-        counted = self.figures
-        return JournalStorage(
-            files=counted.segments,
-            size_bytes=counted.size_bytes,
-            oldest_at_s=counted.oldest_us / 1e6,
-            commits=counted.commits,
-            commit_s=times_view(counted.times, counted.commit_ns),
-            damaged=counted.damaged,
-            new_stamps=counted.new_stamps,
-            last_error=counted.last_error or counted.read_error,
-        )
+        return self.figures.storage()
 
     async def close(self) -> None:
         """Finish what was begun, and close; a second call does nothing."""
@@ -272,7 +255,7 @@ class SqliteEngine:
 
     async def extent(self, partition_epoch: str, tenant: str, topic: str) -> Extent | None:
         """Return what is kept of the topic in this epoch; None if nothing ever was."""
-        return await self._read(self._extent, (partition_epoch, tenant, topic))
+        return await self._read(self._kept.extent, (partition_epoch, tenant, topic))
 
     async def page(
         self,
@@ -285,40 +268,11 @@ class SqliteEngine:
     ) -> list[StoredRun]:
         """Return messages behind offset ``after``, in order: see `History.page`."""
         names = (partition_epoch, tenant, topic)
-        return await self._read(self._page, names, after, max_messages, max_bytes)
+        return await self._read(self._kept.page, names, after, max_messages, max_bytes)
 
     async def last_before(self, partition_epoch: str, tenant: str, topic: str, id_us: int) -> int:
         """Return the offset of the newest message kept whose id is below ``id_us``; 0 without."""
-        return await self._read(self._last_before, (partition_epoch, tenant, topic), id_us)
-
-    # --- in readers' threads ---------------------------------------------------------------------
-
-    def _extent(self, names: tuple[str, str, str]) -> Extent | None:
-        found = self._segment_readers.extent(names)
-        if found is None:
-            head = self._checkpoint.head(*names)
-            return Extent(head + 1, head) if head else None
-        reach = self._settings.retention_messages
-        if reach:
-            return Extent(max(found.first, found.head - reach + 1), found.head)
-        return found
-
-    def _page(
-        self, names: tuple[str, str, str], after: int, max_messages: int, max_bytes: int
-    ) -> list[StoredRun]:
-        if self._settings.retention_messages:
-            extent = self._extent(names)
-            if extent is not None:
-                after = max(after, extent.first - 1)
-        return self._segment_readers.page(names, after, max_messages, max_bytes)
-
-    def _last_before(self, names: tuple[str, str, str], id_us: int) -> int:
-        found = self._segment_readers.last_before(names, id_us)
-        if found and self._settings.retention_messages:
-            extent = self._extent(names)
-            if extent is None or found < extent.first:
-                return 0
-        return found
+        return await self._read(self._kept.last_before, (partition_epoch, tenant, topic), id_us)
 
     # --- in the keeper's thread ------------------------------------------------------------------
 
@@ -344,115 +298,6 @@ class SqliteEngine:
                 " to its disk, or name another directory (--journal)."
             ) from error
         return opened
-
-    def _look_over(self) -> None:
-        """Finish segments that are full, remove those that are too old, and measure the rest.
-
-        Begin with what may have been removed by others.
-        """
-        self._look_for_loss()
-        self._forget_gone()
-        for segment in self._catalog.segments[:-1]:
-            if not segment.is_final:
-                self._finish(segment)
-        segments = self._catalog.segments
-        sizes_bytes = [each.size_bytes() for each in segments]
-        going = segments_to_remove(
-            self._settings, segments, sizes_bytes, self._wall_us(), self._checkpoint.position
-        )
-        for segment in going:
-            self._remove(segment)
-        self._measure(removed=len(going))
-
-    def _measure(self, *, removed: int = 0) -> None:
-        """Note how much there is.
-
-        Args:
-            removed: segments that were removed since they were measured last.
-        """
-        left = self._catalog.segments
-        total_bytes = sum(each.size_bytes() for each in left)
-        oldest_us = next((each.oldest_us for each in left if each.oldest_us), 0)
-        self._tell(self._note_files, len(left), total_bytes, oldest_us, removed)
-
-    def _look_for_loss(self) -> None:
-        """Have the log begin anew if its newest file is not in the directory any more."""
-        newest = self._catalog.segments[-1] if self._catalog.segments else None
-        if newest is not None and (path := missing_file(newest)):
-            why = f"{path} was removed or replaced while it was open"
-            self._writer.do(lambda: self._leave(newest, why))
-
-    def _forget_gone(self) -> None:
-        """Forget old segments whose files somebody has removed: their messages are a gap then.
-
-        Not while the newest one is missing too: the whole directory may come back.
-        """
-        segments = self._catalog.segments
-        if not segments or missing_file(segments[-1]):
-            return
-        for segment in segments[:-1]:
-            if is_gone(segment.path):
-                log.error("journal file is gone file=%s; its messages are a gap", segment.path)
-                self._catalog.remove(segment)
-                self._segment_readers.forget(segment)
-
-    def _leave(self, newest: Segment, why: str) -> None:
-        """Leave the newest segment, and forget all whose files are gone. Called by the writer."""
-        if not self._writer.leave(newest, why):
-            return
-        for segment in self._catalog.segments:
-            if inodes_of(segment.path)[0] != segment.info.inode:
-                self._catalog.remove(segment)
-                self._segment_readers.forget(segment)
-
-    def _copy_wal(self, segment: Segment) -> None:
-        """Copy what the WAL has now into the segment's file, while records are appended."""
-        failed = None
-        try:
-            connection = open_to_write(segment.path, self._vfs, is_durable=True)
-            try:
-                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            finally:
-                give_up(connection)
-        except apsw.BusyError:
-            log.debug("journal's WAL in use file=%s", segment.path)
-        except apsw.Error as error:
-            failed = error
-        self._writer.do(lambda: self._writer.end_copy(segment, failed))
-
-    def _finish(self, segment: Segment, connection: apsw.Connection | None = None) -> None:
-        """Copy a segment's WAL into its file, so that it is one file that never changes again."""
-        try:
-            if connection is None:
-                connection = open_to_write(segment.path, self._vfs, is_durable=True)
-            if segment.pending:
-                with connection:
-                    index_pending(segment, connection)
-                segment.pending = {}
-            self._segment_readers.forget(segment)
-            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            connection.close()
-            segment.is_final = not has_wal(segment.path)
-        except apsw.Error as error:
-            # Its records are in its WAL, where readers find it.
-            self._tell_error(words_of(error))
-            if connection is not None:
-                with suppress(apsw.Error):
-                    connection.close(True)
-
-    def _remove(self, segment: Segment) -> None:
-        self._catalog.remove(segment)
-        self._segment_readers.forget(segment)
-        for end in FILES:
-            try:
-                os.unlink(segment.path + end)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                self._tell_error(words_of(error))
-        log.info(
-            "journal segment removed file=%s last_position=%d", segment.path, segment.last_position
-        )
 
     def _close(self) -> None:
         """Close everything, in any thread: readers first, and the lock last.
@@ -481,8 +326,8 @@ class SqliteEngine:
 
     def _tell_full_segment(self, segment: Segment, connection: apsw.Connection) -> None:
         try:
-            self._keeper.submit(self._finish, segment, connection)
-            self._keeper.submit(self._look_over)
+            self._keeper.submit(self._upkeep.finish, segment, connection)
+            self._keeper.submit(self._upkeep.look_over)
         except RuntimeError:
             # The keeper has ended; the next start finishes the segment.
             connection.close(True)
@@ -490,7 +335,10 @@ class SqliteEngine:
     def _tell_long_wal(self, segment: Segment) -> None:
         # If the keeper has ended, the end of the journal copies the WAL.
         with suppress(RuntimeError):
-            self._keeper.submit(self._copy_wal, segment)
+            self._keeper.submit(self._upkeep.copy_wal, segment)
+
+    def _tell_measured(self, measured: Measured) -> None:
+        self._tell(self._note_files, measured)
 
     def _tell_error(self, words: str) -> None:
         self._tell(self._note_error, words)
@@ -510,8 +358,7 @@ class SqliteEngine:
         taken = 0
         for append in commit.appends:
             if append.error is None:
-                self._tail.append((append.position, append.record))
-                self._tail_bytes += len(append.record)
+                self._tail.add(append.position, append.record)
                 taken += 1
             elif isinstance(append.error, JournalFull):
                 figures.full += 1
@@ -527,13 +374,13 @@ class SqliteEngine:
         figures.note_commit(taken, commit.took_ns)
         figures.is_full = False
         figures.last_error = ""
-        while self._tail_bytes > TAIL_BYTES and len(self._tail) > 1:
-            self._drop_oldest()
 
-    def _note_files(self, segments: int, size_bytes: int, oldest_us: int, removed: int) -> None:
+    def _note_files(self, measured: Measured) -> None:
         figures = self.figures
-        figures.segments, figures.size_bytes, figures.oldest_us = segments, size_bytes, oldest_us
-        figures.removed_segments += removed
+        figures.segments = measured.segments
+        figures.size_bytes = measured.size_bytes
+        figures.oldest_us = measured.oldest_us
+        figures.removed_segments += measured.removed
 
     def _note_error(self, words: str) -> None:
         self.figures.last_error = words
@@ -543,17 +390,6 @@ class SqliteEngine:
 
     def _count_damage(self) -> None:
         self.figures.damaged += 1
-
-    def _from_tail(self, after: int) -> list[tuple[int, bytes]]:
-        tail = self._tail
-        while tail[0][0] <= after:
-            self._drop_oldest()
-        return list(tail)
-
-    def _drop_oldest(self) -> None:
-        position, record = self._tail.popleft()
-        self._tail_bytes -= len(record)
-        self._floor = position
 
     def _last_position(self) -> int:
         segments = self._catalog.segments
@@ -586,7 +422,7 @@ class SqliteEngine:
 
     def _look_over_soon(self) -> None:
         with suppress(RuntimeError):
-            self._keeper.submit(self._look_over)
+            self._keeper.submit(self._upkeep.look_over)
 
     async def _read(self, read: Callable[..., T], *arguments: object) -> T:
         """Have ``read`` done in a reader's thread; log failures, once in _TELL_READ_S at most."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from clevrd.metrics.histograms import times_view
+from clevrd.metrics.journal import JournalStorage
+
 # Times of commits are counted by the bits of their microseconds: 40 of them are a fortnight.
 TIME_BITS: Final = 41
 
@@ -64,3 +67,16 @@ class SqliteFigures:
         self.records += records
         self.commit_ns += took_ns
         self.times[min((took_ns // 1000).bit_length(), TIME_BITS - 1)] += 1
+
+    def storage(self) -> JournalStorage:
+        """Return those of the files."""
+        return JournalStorage(
+            files=self.segments,
+            size_bytes=self.size_bytes,
+            oldest_at_s=self.oldest_us / 1e6,
+            commits=self.commits,
+            commit_s=times_view(self.times, self.commit_ns),
+            damaged=self.damaged,
+            new_stamps=self.new_stamps,
+            last_error=self.last_error or self.read_error,
+        )

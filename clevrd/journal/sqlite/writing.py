@@ -1,98 +1,45 @@
 """Writer: the thread that appends records, all that have come while it was committing in one go.
 
 A commit that fails in any way but for want of room ends the segment and the stamp with it: nobody
-can say what the disk has of it, so no record is ever acknowledged from that file again.
+can say what the disk has of it, so no record is ever acknowledged from that file again. How records
+are written to the segment's file is in `open_segment`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import apsw
 
 from clevrd.errors import JournalFull, JournalUnavailable
-from clevrd.journal.base import Fenced, Placed
+from clevrd.journal.base import Fenced
 from clevrd.journal.records import digest_of
+from clevrd.journal.sqlite.appends import Append, Commit
 from clevrd.journal.sqlite.directory import FORMAT, JournalDirectory, Meta, boot_id, new_stamp
 from clevrd.journal.sqlite.library import (
     Fault,
     fault_of,
     give_up,
     is_flush,
-    number,
     open_to_write,
     words_of,
 )
-from clevrd.journal.sqlite.segments import (
-    Catalog,
-    RunRow,
-    Segment,
-    add_pending,
-    index_pending,
-    inodes_of,
-    make_segment,
-    names_crc,
-    record_crc,
-    run_crc,
-    spell_runs,
-)
+from clevrd.journal.sqlite.open_segment import OpenSegment
+from clevrd.journal.sqlite.segments import Catalog, Segment, make_segment
 from clevrd.journal.sqlite.settings import SqliteSettings
 
 log = logging.getLogger(__name__)
 
 # Bytes of records that one commit has at most, unless one record alone is larger.
 COMMIT_BYTES: Final = 8 << 20
-# Pages in the WAL, 4 KiB each, after which it is copied into the file.
-WAL_PAGES: Final = 1_000
-# Runs that move to the table at once, in a commit of some milliseconds: when nothing else is to be
-# done, and at the latest. With 1,000 the 99th percentile of appends was 5.1 ms at 20,000 messages/s
-# in 10 topics, with 300 it was 3.6.
-PENDING_RUNS: Final = 300
-MAX_PENDING_RUNS: Final = 1_200
-# Ids of topics that are remembered, so that they need not be looked up: 100 bytes each.
-MAX_TOPICS: Final = 50_000
 # How often an idle writer looks at the clock.
 IDLE_S: Final = 10.0
-
-_BEGIN: Final = "BEGIN IMMEDIATE"
-_COMMIT: Final = "COMMIT"
-_RECORD: Final = "INSERT INTO records VALUES (?, ?, ?, ?, ?)"
-_FIND_TOPIC: Final = "SELECT id FROM topics WHERE partition_epoch = ? AND tenant = ? AND topic = ?"
-_NEW_TOPIC: Final = "INSERT INTO topics VALUES (?, ?, ?, ?)"
-_LAST_TOPIC: Final = "SELECT max(id) FROM topics"
-
-
-class Append:
-    """A record on its way into the log, and then what became of it."""
-
-    __slots__ = ("error", "placed", "position", "record", "stamp", "waiter")
-
-    def __init__(self, record: bytes, stamp: str, placed: Sequence[Placed], waiter: Any) -> None:
-        self.record = record
-        self.stamp = stamp
-        self.placed = placed
-        # The loop's own, which the writer does not look at.
-        self.waiter = waiter
-        # Set by the writer: its place, or why it has none.
-        self.position = 0
-        self.error: Exception | None = None
-
-
-class Commit:
-    """Appends that were looked at together, when it is known what became of them."""
-
-    __slots__ = ("appends", "took_ns")
-
-    def __init__(self, appends: list[Append], took_ns: int) -> None:
-        self.appends = appends
-        # 0 where nothing was committed.
-        self.took_ns = took_ns
 
 
 class Told(NamedTuple):
@@ -139,33 +86,25 @@ class Writer:
         self._thread = Thread(target=self._run, name="clevrd-journal-writer", daemon=True)
         # The stamp with which records are accepted now.
         self.stamp = ""
-        # True while there is no segment that takes records.
-        self.is_down = True
-        self._segment: Segment | None = None
-        self._connection: apsw.Connection | None = None
+        # The segment that takes records; None while there is none.
+        self._open: OpenSegment | None = None
         # The position that the next record gets, and the last record's digest; empty without one.
         self._next = 1
         self._last_digest = ""
         # The record that is to be digested for it, when a new segment asks; empty without one.
         self._last_record = b""
-        # Bytes of the segment's file when it was opened, and of what was appended since.
-        self._size_bytes = 0
-        # Pages in the WAL, as the last commit said; how many there may be before it is copied; and
-        # whether that is under way.
-        self._wal_pages = 0
-        self._copy_at_pages = WAL_PAGES
+        # Whether another thread copies the WAL.
         self._is_copying = False
-        # Runs that are not in the table yet, and how many there may be.
-        self._pending = 0
-        self._index_at = PENDING_RUNS
-        # Ids of the segment's topics, and the checksum of each one's names.
-        self._topics: dict[tuple[str, str, str], tuple[int, int]] = {}
-        self._last_topic = 0
         # The highest number of a segment so far. A number is not given again, even if its file was
         # removed, since readers remember segments by their numbers.
         self._newest = 0
 
     # --- from other threads ----------------------------------------------------------------------
+
+    @property
+    def is_down(self) -> bool:
+        """Whether there is no segment that takes records."""
+        return self._open is None
 
     def put(self, append: Append) -> None:
         """Have a record appended; `committed` is told what became of it."""
@@ -216,7 +155,7 @@ class Writer:
         self.stamp = stamp
         segment = self._make(begins_stamp=True)
         self._catalog.add(segment)
-        self._open(segment)
+        self._use_file(segment)
         self._told.new_stamp()
 
     def renew(self, why: str) -> None:
@@ -230,7 +169,7 @@ class Writer:
 
     def leave(self, segment: Segment, why: str) -> bool:
         """Leave ``segment`` and begin anew, as `renew`; return False if it was left already."""
-        if segment is not self._segment:
+        if self._open is None or segment is not self._open.segment:
             return False
         self._told.error(why)
         self.renew(why)
@@ -259,46 +198,24 @@ class Writer:
             made_us=self._wall_us(),
         )
 
-    def _open(self, segment: Segment) -> None:
+    def _use_file(self, segment: Segment) -> None:
         self._use(segment, open_to_write(segment.path, self._vfs, is_durable=self._is_durable))
 
     def _use(self, segment: Segment, connection: apsw.Connection) -> None:
-        segment.is_final = False
-        connection.set_wal_hook(self._note_wal)
-        self._topics.clear()
-        self._last_topic = number(connection, _LAST_TOPIC)
+        self._open = OpenSegment(segment, connection)
         self._newest = max(self._newest, segment.number)
-        # The WAL is there from the first look into the file on.
-        segment.inodes = inodes_of(segment.path)
-        self._size_bytes = segment.size_bytes()
-        self._wal_pages, self._copy_at_pages = 0, WAL_PAGES
-        self._pending = sum(map(len, segment.pending.values()))
-        self._index_at = PENDING_RUNS
-        self._segment = segment
-        self._connection = connection
-        self.is_down = False
-
-    def _note_wal(self, connection: apsw.Connection, name: str, pages: int) -> int:
-        self._wal_pages = pages
-        return apsw.SQLITE_OK
 
     def _leave(self) -> None:
         """Give the segment up: nothing more is written to it, and it keeps its WAL."""
-        self.is_down = True
-        self._segment = None
-        connection, self._connection = self._connection, None
-        if connection is not None:
+        left, self._open = self._open, None
+        if left is not None:
             with suppress(apsw.Error):
-                give_up(connection)
+                give_up(left.connection)
 
     def _roll_if_due(self) -> None:
-        segment, settings = self._segment, self._settings
-        if segment is None or segment.last_position == segment.info.after_position:
-            return
-        age_us = self._wall_us() - segment.info.made_us
-        if self._size_bytes < settings.segment_bytes and age_us < settings.segment_s * 1e6:
-            return
-        if not self._index():
+        """Go on in a new segment if this one is full."""
+        full = self._open
+        if full is None or not full.is_full(self._settings, self._wall_us()) or not self._index():
             return
         try:
             new = self._make(begins_stamp=False)
@@ -306,16 +223,14 @@ class Writer:
             # The old one still takes records, so this can wait for the next commit.
             self._told.error(words_of(error))
             return
-        old = self._connection
         self._catalog.add(new)
         try:
-            self._open(new)
+            self._use_file(new)
         except apsw.Error as error:
             self.renew(words_of(error))
             return
-        if old is not None:
-            old.set_wal_hook(None)
-            self._told.full_segment(segment, old)
+        full.connection.set_wal_hook(None)
+        self._told.full_segment(full.segment, full.connection)
         try:
             self._write_meta(self.stamp, is_clean=False)
         except OSError as error:
@@ -342,13 +257,13 @@ class Writer:
 
     def _tidy(self) -> None:
         """Do what is due between two commits."""
-        if self._pending >= self._index_at and (
-            self._pending >= MAX_PENDING_RUNS or self._queue.empty()
-        ):
+        if self._open is not None and self._open.is_index_due(is_idle=self._queue.empty()):
             self._index()
         self._roll_if_due()
-        if self._wal_pages >= self._copy_at_pages and not self._is_copying:
-            self._copy_wal()
+        if self._open is not None and self._open.is_wal_long and not self._is_copying:
+            # Most of it is copied by another thread, while this one goes on committing.
+            self._is_copying = True
+            self._told.long_wal(self._open.segment)
 
     def _take(self) -> tuple[list[Append], Callable[[], None] | None, bool]:
         """Wait for something to do; return appends for one commit, other work, and the end."""
@@ -368,131 +283,50 @@ class Writer:
 
     def _append_all(self, appends: list[Append]) -> Commit:
         began_ns = time.perf_counter_ns()
-        if self._connection is None:
+        if self._open is None:
             self._try_again()
         taken = []
         for append in appends:
-            if self._connection is None:
+            if self._open is None:
                 append.error = JournalUnavailable("The journal can't be written to; try again.")
             elif append.stamp != self.stamp:
                 append.error = Fenced(append.stamp)
             else:
                 taken.append(append)
-        if not taken or self._connection is None:
+        if not taken or self._open is None:
             return Commit(appends, 0)
         try:
-            self._commit(self._connection, taken)
+            self._open.commit(taken, self._next)
         except Exception as error:
             refusal = self._after(error)
             for append in taken:
                 append.error = refusal
             return Commit(appends, 0)
+        self._next += len(taken)
+        self._last_record = taken[-1].record
         return Commit(appends, time.perf_counter_ns() - began_ns)
-
-    def _commit(self, connection: apsw.Connection, appends: list[Append]) -> None:
-        segment = self._segment
-        assert segment is not None  # noqa: S101  # there is one while there is a connection
-        execute = connection.execute
-        all_rows: list[RunRow] = []
-        execute(_BEGIN)
-        position, newest_us, size_bytes = self._next, segment.newest_us, 0
-        for append in appends:
-            record, placed = append.record, append.placed
-            time_us = placed[0].time_us if placed else newest_us
-            rows = self._rows(connection, placed, position, time_us, record)
-            runs = spell_runs(rows)
-            crc = record_crc(position, time_us, runs, record)
-            execute(_RECORD, (position, time_us, crc, runs, record))
-            all_rows += rows
-            append.position = position
-            position += 1
-            newest_us = max(newest_us, time_us)
-            size_bytes += len(record) + 64 * (1 + len(placed))
-        execute(_COMMIT)
-        add_pending(segment, all_rows)
-        self._pending += len(all_rows)
-        self._next = position
-        self._last_record = appends[-1].record
-        self._size_bytes += size_bytes
-        segment.oldest_us = segment.oldest_us or newest_us
-        segment.newest_us = newest_us
-        segment.last_position = position - 1
-
-    def _rows(
-        self,
-        connection: apsw.Connection,
-        placed: Sequence[Placed],
-        position: int,
-        time_us: int,
-        record: bytes,
-    ) -> list[RunRow]:
-        lines = memoryview(record)
-        rows: list[RunRow] = []
-        for each in placed:
-            topic = (each.partition_epoch, each.tenant, each.topic)
-            topic_id, names = self._topics.get(topic) or self._topic(connection, topic)
-            at_bytes, size_bytes = each.at_bytes, each.size_bytes
-            row = (
-                each.offset,
-                each.count,
-                position,
-                at_bytes,
-                size_bytes,
-                each.skip,
-                each.id_us,
-                each.id_step,
-            )
-            crc = run_crc(names, row, time_us, lines[at_bytes : at_bytes + size_bytes])
-            rows.append((topic_id, *row, crc))
-        return rows
-
-    def _topic(self, connection: apsw.Connection, topic: tuple[str, str, str]) -> tuple[int, int]:
-        row = connection.execute(_FIND_TOPIC, topic).fetchone()
-        if row is not None:
-            topic_id = row[0]
-        else:
-            self._last_topic += 1
-            topic_id = self._last_topic
-            connection.execute(_NEW_TOPIC, (*topic, topic_id))
-        if len(self._topics) >= MAX_TOPICS:
-            self._topics.clear()
-        found = self._topics[topic] = (topic_id, names_crc(*topic))
-        return found
 
     def _index(self) -> bool:
         """Put runs into the table; return whether none is left."""
-        segment, connection = self._segment, self._connection
-        if segment is None or connection is None:
+        if self._open is None:
             return False
-        if not self._pending:
-            return True
         try:
-            connection.execute(_BEGIN)
-            index_pending(segment, connection)
-            connection.execute(_COMMIT)
+            self._open.index()
         except apsw.Error as error:
             self._after(error)
-            # On a full disk it is tried again when as many have come.
-            self._index_at = self._pending + PENDING_RUNS
             return False
-        segment.pending = {}
-        self._pending, self._index_at = 0, PENDING_RUNS
         return True
 
     def _after(self, error: Exception) -> Exception:
         """Undo a commit that failed, or leave the segment; return what the publishers are told."""
-        connection = self._connection
         self._told.error(words_of(error))
-        # Topics that were new are no more.
-        self._topics.clear()
-        if isinstance(error, apsw.Error) and connection is not None and not is_flush(error):
-            fault = fault_of(error, connection.system_errno)
-            if fault is Fault.FULL and _is_undone(connection):
+        if isinstance(error, apsw.Error):
+            if self._has_no_room(error) and self._is_undone():
                 return JournalFull(
                     "The journal's disk is full, so the message was not accepted; free some space,"
                     " or let the journal keep less, and send it again."
                 )
-        if not isinstance(error, apsw.Error) and connection is not None and _is_undone(connection):
+        elif self._is_undone():
             # A record that can't be written at all, such as one with a number of 65 bits.
             return error
         # The records may be in the file all the same. Their positions are used again, in the next
@@ -502,39 +336,36 @@ class Writer:
             "The journal could not be written, so the message may be lost; send it again."
         )
 
-    # --- the WAL ---------------------------------------------------------------------------------
+    def _has_no_room(self, error: apsw.Error) -> bool:
+        """Return whether a write failed for want of room alone; a flush that fails never does."""
+        if self._open is None or is_flush(error):
+            return False
+        return fault_of(error, self._open.connection.system_errno) is Fault.FULL
 
-    def _copy_wal(self) -> None:
-        """Have most of the WAL copied by another thread, while this one goes on committing."""
-        if self._segment is not None:
-            self._is_copying = True
-            self._told.long_wal(self._segment)
+    def _is_undone(self) -> bool:
+        return self._open is not None and self._open.is_undone()
 
     def end_copy(self, segment: Segment, error: apsw.Error | None) -> None:
-        """Copy the rest, which is little, so that the next commit begins the WAL anew.
+        """Copy the rest of the WAL, which is little, so that the next commit begins it anew.
 
         Args:
             segment: the one whose WAL was copied.
             error: why not, if it was not.
         """
         self._is_copying = False
-        connection = self._connection
-        if connection is None or segment is not self._segment:
+        if self._open is None or segment is not self._open.segment:
             return
-        self._copy_at_pages = self._wal_pages + WAL_PAGES
+        self._open.wait_to_copy()
         try:
             if error is not None:
                 raise error
-            pages, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._open.copy_rest()
         except apsw.BusyError:
             return
         except apsw.Error as found:
             self._told.error(words_of(found))
-            if is_flush(found) or fault_of(found, connection.system_errno) is not Fault.FULL:
+            if not self._has_no_room(found):
                 self.renew(words_of(found))
-            return
-        if pages == copied:
-            self._wal_pages, self._copy_at_pages = 0, WAL_PAGES
 
     def _write_meta(self, stamp: str, *, is_clean: bool, last_position: int = 0) -> None:
         segments = self._catalog.segments
@@ -546,30 +377,19 @@ class Writer:
 
     def _close(self) -> None:
         """Close the segment, and note that nothing is missing in it."""
-        segment, connection = self._segment, self._connection
-        if segment is None or connection is None:
+        if self._open is None:
             return
         if not self._index():
             # All records are in the WAL; the next start reads them there.
             log.warning("journal not closed cleanly")
             self._leave()
             return
-        self._connection = None
-        self.is_down = True
+        closed, self._open = self._open, None
         try:
-            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            connection.close()
-            self._write_meta(self.stamp, is_clean=True, last_position=segment.last_position)
+            closed.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            closed.connection.close()
+            last_position = closed.segment.last_position
+            self._write_meta(self.stamp, is_clean=True, last_position=last_position)
         except (apsw.Error, OSError) as error:
             # All records are in the WAL; the next start reads them there.
             log.warning("journal not closed cleanly reason=%s", words_of(error))
-
-
-def _is_undone(connection: apsw.Connection) -> bool:
-    """Return whether no part of the last transaction is left."""
-    try:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-    except apsw.Error:
-        return False
-    return not connection.in_transaction
