@@ -38,6 +38,22 @@ _THROTTLE_LIMITS: Final[Figures] = {
 }
 _WINDOW_LIMITS: Final[Figures] = {"least_messages": WINDOW_MIN, "most_messages": WINDOW_MAX}
 
+# Why the daemon closes a connection, by the code, and by the reason where the code has several; a
+# drain, an open circuit, an operator's word and what is counted as a refusal are told elsewhere.
+_CLOSES: Final = {
+    (1002, ""): "the client broke the WebSocket protocol",
+    (1003, ""): "the client sent a binary frame",
+    (1007, ""): "the client sent a text that is not UTF-8",
+    (1008, "message_too_slow"): "the client sent a message too slowly",
+    (1008, ""): "the client sent more frames or bytes than it may",
+    (1009, ""): "the client sent a larger message than it may",
+    (1011, "write_failed"): "writing to it failed, which the log explains",
+    (1013, "too_much_unfinished"): "all clients had sent too much that was not whole",
+    (4001, ""): "the client's credential is valid no more",
+    (4102, ""): "the client's token or certificate is over",
+    (4202, ""): "the client's permissions have changed",
+}
+
 # The measure that each rung of the memory ladder begins.
 _ON_RUNG: Final = {
     Rung.RINGS_SHRINK: "Rings give up messages that no subscriber waits for",
@@ -212,6 +228,26 @@ def note_pings_unanswered(
         *(tenant, "", credential),
         inputs=inputs,
         thresholds=thresholds,
+    )
+
+
+def note_closed(decisions: Decisions, code: int, reason: str, tenant: str, credential: str) -> None:
+    """Note that a connection was closed, unless that is told as something else.
+
+    Args:
+        decisions: where it is noted.
+        code: the close code; of a stream that which a WebSocket would have got.
+        reason: the reason beside it.
+        tenant: the client's.
+        credential: the id of the client's key; empty for none.
+    """
+    why = _CLOSES.get((code, reason)) or _CLOSES.get((code, ""))
+    if why is None or decisions.repeated("disconnect", reason, tenant, "", credential):
+        return
+    decisions.begin(
+        *("disconnect", reason),
+        f"Connections were closed with {code}: {why}.",
+        *(tenant, "", credential),
     )
 
 

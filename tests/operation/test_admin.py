@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from clients import client_of, subscribe
-from daemons import Daemon, FakeStats, running, until
+from daemons import ROOT, Daemon, FakeStats, running, until
 from keys import ADMIN, OTHER, READER, WEB, WRITER, access, bearer
 from websockets.exceptions import ConnectionClosed
 
+from clevrd.hub.explanations import note_closed
+from clevrd.metrics.decisions import Decisions
 from clevrd.tenants.keys import NewKey
 
 PATHS = [
@@ -353,6 +356,61 @@ async def test_refusal_concerns_the_tenant_whose_request_it_is(raw_paths: bool) 
     }
     assert sorted(each["count"] for each in wrong) == [1, 4]
     assert [each["thresholds"] for each in wrong if each["count"] == 1] == [{"limit": 2}]
+
+
+async def test_each_close_is_explained_once() -> None:
+    """By its reason, and whose it was; a stop, and what is explained as a refusal, are none."""
+    async with running(max_message_bytes=1_000) as daemon:
+        http, url = daemon.http, daemon.url
+        async with http.ws_connect(f"{url}/publish", headers={"X-Tenant-ID": "acme"}) as socket:
+            await socket.send_bytes(b"binary")
+            await socket.receive()
+        for _ in range(2):
+            async with http.ws_connect(f"{url}/publish") as socket:
+                await socket.send_str("x" * 2_000)
+                await socket.receive()
+        async with http.ws_connect(f"{url}/subscribe?topic=t") as socket:
+            await socket.send_str("x" * 5_000)
+            await socket.receive()
+        explained = await seen(daemon, "/admin/explain")
+
+    found = {
+        (each["code"], each["scope"]["tenant_id"], each["count"], each["rule"])
+        for each in explained["decisions"]
+    }
+    too_big = "Connections were closed with 1009: the client sent a larger message than it may."
+    assert found == {
+        (
+            *("text_frames_only", "acme", 1),
+            "Connections were closed with 1003: the client sent a binary frame.",
+        ),
+        ("message_too_big", "default-tenant", 3, too_big),
+    }
+    assert {each["kind"] for each in explained["decisions"]} == {"disconnect"}
+
+
+def test_each_close_that_is_no_refusal_has_its_words() -> None:
+    """One that is added later is explained, too, or is told elsewhere."""
+    told_elsewhere = {1012, 4003, 4004, 4101, 4104}
+    documented = {
+        int(code): re.findall(r"`(\w+)`", reasons)
+        for code, reasons in re.findall(
+            r"^\| (\d{4}) \| (.*?) \|", (ROOT / "docs" / "wire.md").read_text(), re.MULTILINE
+        )
+    }
+    as_refusals = {(1011, "internal_error"), (1013, "too_many_topics"), (1013, "unavailable")}
+    silent = [
+        (code, reason)
+        for code, reasons in documented.items()
+        for reason in reasons
+        if code not in told_elsewhere and (code, reason) not in as_refusals
+    ]
+    decisions = Decisions(lambda: 0.0, lambda _: "")
+    for code, reason in silent:
+        note_closed(decisions, code, reason, "t", "")
+
+    assert len(silent) > 15
+    assert len(decisions) == len(silent)
 
 
 async def test_each_bound_is_explained_with_its_figures() -> None:
