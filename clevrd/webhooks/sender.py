@@ -154,7 +154,9 @@ class WebhookSender:
                     # The events stayed in the queue until now, so that they count as waiting.
                     for _ in batch:
                         self._queue.popleft()
-                    self._is_dropping = False
+                    # A queue that stays at its bound, since the target is slow, is one line.
+                    if len(self._queue) <= MAX_QUEUED // 2:
+                        self._is_dropping = False
 
     async def _deliver(self, session: aiohttp.ClientSession, batch: list[WebhookEvent]) -> None:
         """Send a batch until it is taken, or given up."""

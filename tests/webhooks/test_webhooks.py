@@ -289,6 +289,35 @@ async def test_host_that_is_none_is_said_to_be_none(caplog: pytest.LogCaptureFix
     assert "its URL's host is no name and no address" in caplog.text
 
 
+async def test_target_that_is_too_slow_for_long_is_told_once(
+    target: Target, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each batch that it takes makes room, which is gone at once; the log is not told each time."""
+    monkeypatch.setattr(sender, "MAX_QUEUED", 4)
+    monkeypatch.setattr(sender, "MAX_BATCH", 1)
+    counts = new_counts()
+    post = sender_to(target.url, counts, *_networks("127.0.0.1"))
+
+    async def take_slowly(request: web.Request) -> web.StreamResponse:
+        if len(target.requests) <= 5:
+            for number in range(5):
+                post.offer(event(number))
+        return await target.take(request)
+
+    target.answer = take_slowly
+    post.offer(event(0))
+    await until(lambda: len(target.requests) > 5 and len(post) == 0)
+    said = [each for each in caplog.records if "events are dropped" in each.message]
+    dropped = counts["dropped"]
+    for number in range(6):
+        post.offer(event(number))
+    again = [each for each in caplog.records if "events are dropped" in each.message]
+    await post.stop()
+
+    assert dropped >= 5
+    assert (len(said), len(again)) == (1, 2)
+
+
 def _networks(*texts: str) -> tuple[Any, ...]:
     return tuple(map(ipaddress.ip_network, texts))
 
