@@ -459,7 +459,9 @@ async def test_throttle_is_explained_by_topic() -> None:
     assert (decision["is_on"], decision["count"]) == (True, 2)
 
 
-async def test_windows_circuits_and_forgotten_topics_are_explained() -> None:
+async def test_windows_circuits_and_forgotten_topics_are_explained(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Each by its own rule, the newest first."""
     stats = FakeStats()
     async with running(
