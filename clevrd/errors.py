@@ -36,6 +36,10 @@ class ClevrdError(Exception):
         """Return the response headers this refusal carries besides its body."""
         return ()
 
+    def for_operators(self) -> str:
+        """Return the sentence as operators see it."""
+        return str(self)
+
     def inputs(self) -> dict[str, float]:
         """Return the figures that it was decided from, by name, for operators."""
         return {}
@@ -99,6 +103,12 @@ class Unauthorized(ClevrdError):
         """Args: was_given: the request has a credential, which is not valid."""
         super().__init__(sentence)
         self.was_given = was_given
+        # The client's, where it is known; set on the way to the answer.
+        self.address = ""
+
+    def for_operators(self) -> str:
+        """Add the address, since nothing else says who asks."""
+        return f"{self} The first was from {self.address}." if self.address else str(self)
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """RFC 6750 §3: a challenge, with an error where a credential was given."""

@@ -177,7 +177,7 @@ class Decisions:
         found = self.repeated("refusal", code, tenant, "", credential, bound=bound, times=times)
         if found is None:
             decision = self.begin(
-                *("refusal", code, str(error), tenant, "", credential),
+                *("refusal", code, error.for_operators(), tenant, "", credential),
                 bound=bound,
                 inputs=error.inputs(),
                 thresholds=error.thresholds(),

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final, cast
 
 from clevrd.admission import Admitted, Later
-from clevrd.errors import ClevrdError, ConnectionLimit, RequestTimeout
+from clevrd.errors import ClevrdError, ConnectionLimit, RequestTimeout, Unauthorized
 from clevrd.http_values import (
     LINGER_S,
     AbortOnError,
@@ -358,6 +358,10 @@ class RawConnection(asyncio.Protocol):
                 # A publish with an Origin is not plain.
                 server.pages.check(plain.request, self.transport)
             return server.admit(plain, has_begun=self._is_last)
+        except Unauthorized as error:
+            peer = server.addresses.peer_of(self.transport)
+            error.address = server.addresses.proxies.client_of(plain.request.headers, peer)
+            return server.refusal(error, plain.request)
         except Exception as error:
             return server.refusal(error, plain.request)
 

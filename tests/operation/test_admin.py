@@ -358,6 +358,24 @@ async def test_refusal_concerns_the_tenant_whose_request_it_is(raw_paths: bool) 
     assert [each["thresholds"] for each in wrong if each["count"] == 1] == [{"limit": 2}]
 
 
+@pytest.mark.parametrize("raw_paths", [True, False])
+@pytest.mark.parametrize(("proxies", "client"), [([], "127.0.0.1"), (["127.0.0.1"], "192.0.2.7")])
+async def test_client_without_a_valid_credential_is_named_by_its_address(
+    raw_paths: bool, proxies: list[str], client: str
+) -> None:
+    """Nothing else tells whom to block; behind a listed proxy it is the client's own."""
+    rules = access(trusted_proxies=proxies)
+    async with running(access=rules, raw_paths=raw_paths) as daemon:
+        for _ in range(3):
+            wrong = {"Authorization": "Bearer wrong", "X-Forwarded-For": "192.0.2.7"}
+            await daemon.http.post(f"{daemon.url}/publish", data=b"{}", headers=wrong)
+        explained = await seen(daemon, "/admin/explain", "GET", ADMIN)
+
+    (decision,) = explained["decisions"]
+    assert (decision["code"], decision["count"]) == ("unauthorized", 3)
+    assert decision["rule"].endswith(f" The first was from {client}.")
+
+
 async def test_each_close_is_explained_once() -> None:
     """By its reason, and whose it was; a stop, and what is explained as a refusal, are none."""
     async with running(max_message_bytes=1_000) as daemon:
