@@ -64,6 +64,20 @@ class UnixAddress:
         return f"UnixAddress({self.path!r})"
 
 
+def text_of_socket(name: object) -> str:
+    """Return the address of a socket as URLs have it: ``unix:`` with a path, or host and port.
+
+    Args:
+        name: the address as sockets give it; None, or anything else, makes an empty text.
+    """
+    if isinstance(name, str) and name:
+        return f"unix:{name}"
+    if not isinstance(name, tuple) or len(name) < 2:
+        return ""
+    host, port = str(name[0]).partition("%")[0], name[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def parse_address(text: str) -> TcpAddress | UnixAddress:
     """Return the address that ``text`` names.
 

@@ -224,6 +224,7 @@ class Gate:
         """
         options = head.options()
         tenant = self._authenticator.identify(head, options)
+        head.asker = (tenant.name, tenant.credential_id)
         if tenant.expires_at_s is not None:
             self._refuse_if_over(tenant)
         return Admitted(head, tenant, options, max_body_bytes)

@@ -7,6 +7,7 @@ listed proxies only. The PROXY protocol is `proxy_protocol`'s.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -22,6 +23,9 @@ _MAX_CHARS: Final = 53
 # Addresses of which it is remembered whether they are listed; a look-up costs 0.1 us, a search 2.
 _MAX_REMEMBERED: Final = 4_096
 
+# A path that may stand in a text and a link as it is.
+_PREFIX: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+){1,16}", re.ASCII)
+
 _Address = IPv4Address | IPv6Address
 
 
@@ -30,6 +34,8 @@ class AskedFor(NamedTuple):
 
     scheme: str | None
     host: str | None
+    # The path below which the proxy has the daemon, as in "/clevrd"; empty for its root.
+    prefix: str = ""
 
 
 class TrustedProxies:
@@ -87,7 +93,12 @@ class TrustedProxies:
         # The last entry is the nearest proxy's; what stands before it may be the client's own word.
         scheme = _last(headers.get("x-forwarded-proto", "")).lower()
         host = _last(headers.get("x-forwarded-host", ""))
-        return AskedFor(scheme if scheme in ("http", "https") else None, host or None)
+        prefix = _last(headers.get("x-forwarded-prefix", "")).rstrip("/")
+        return AskedFor(
+            scheme if scheme in ("http", "https") else None,
+            host or None,
+            prefix if _PREFIX.fullmatch(prefix) else "",
+        )
 
     def _forwarded_for(self, value: str, peer: str) -> str:
         """Return the last address in ``value`` that is no listed proxy's.

@@ -23,10 +23,22 @@ class ClevrdError(Exception):
     # that is not known.
     tenant: str = ""
     credential: str = ""
+    # Which of the bounds that have this code it is; empty where there is only one. No client's word
+    # is in it.
+    bound: str = ""
+
+    def blame(self, tenant: str, credential: str) -> None:
+        """Note who asked, if nobody else is to blame and the fault is the request's own."""
+        if not self.tenant and not isinstance(self, RetryLater):
+            self.tenant, self.credential = tenant, credential
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """Return the response headers this refusal carries besides its body."""
         return ()
+
+    def for_operators(self) -> str:
+        """Return the sentence as operators see it."""
+        return str(self)
 
     def inputs(self) -> dict[str, float]:
         """Return the figures that it was decided from, by name, for operators."""
@@ -63,6 +75,21 @@ class TooManyTopics(InvalidRequest):
     """A connection would have more topics than it may; a later attempt may match fewer."""
 
     close_code = 1013
+    bound = "topics_per_connection"
+
+    def __init__(self, sentence: str, wanted: int, limit: int) -> None:
+        """Args: wanted, limit: topics, or bytes of their names, and how many there may be."""
+        super().__init__(sentence)
+        self.wanted = wanted
+        self.limit = limit
+
+    def inputs(self) -> dict[str, float]:
+        """Return how many it would have."""
+        return {"wanted": self.wanted}
+
+    def thresholds(self) -> dict[str, float]:
+        """Return how many it may have."""
+        return {"limit": self.limit}
 
 
 class Unauthorized(ClevrdError):
@@ -76,6 +103,12 @@ class Unauthorized(ClevrdError):
         """Args: was_given: the request has a credential, which is not valid."""
         super().__init__(sentence)
         self.was_given = was_given
+        # The client's, where it is known; set on the way to the answer.
+        self.address = ""
+
+    def for_operators(self) -> str:
+        """Add the address, since nothing else says who asks."""
+        return f"{self} The first was from {self.address}." if self.address else str(self)
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """RFC 6750 §3: a challenge, with an error where a credential was given."""
@@ -146,6 +179,10 @@ class RequestTimeout(ClevrdError):
         super().__init__(f"The request did not arrive within {limit_s:g} s.")
         self.limit_s = limit_s
 
+    def thresholds(self) -> dict[str, float]:
+        """Return the time that it had."""
+        return {"request_timeout_s": self.limit_s}
+
 
 class MessageTooLarge(ClevrdError):
     """The body is over the limit."""
@@ -192,6 +229,7 @@ class ChunksTooSmall(ClevrdError):
 
     status = 413
     code = "message_too_large"
+    bound = "chunks"
     close_code = 1009
 
     def __init__(self, limit_bytes: int) -> None:
@@ -200,6 +238,10 @@ class ChunksTooSmall(ClevrdError):
             f" {limit_bytes} bytes; send larger chunks, or a Content-Length."
         )
         self.limit_bytes = limit_bytes
+
+    def thresholds(self) -> dict[str, float]:
+        """Return the most that is taken with all chunks' sizes."""
+        return {"limit_bytes": self.limit_bytes}
 
 
 class UnsupportedMediaType(ClevrdError):
@@ -238,9 +280,39 @@ class RetryLater(ClevrdError):
 
     retryable = True
 
-    def __init__(self, sentence: str, retry_after_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        sentence: str,
+        retry_after_s: float = 1.0,
+        *,
+        tenant: str = "",
+        bound: str = "",
+        inputs: dict[str, float] | None = None,
+        thresholds: dict[str, float] | None = None,
+    ) -> None:
+        """Make the refusal.
+
+        Args:
+            retry_after_s: seconds after which the client may come back.
+            tenant: the tenant that it concerns; empty for the whole daemon.
+            bound: which of the bounds that have this code it is.
+            inputs: the figures that it was decided from.
+            thresholds: what these were compared with.
+        """
         super().__init__(sentence)
         self.retry_after_s = retry_after_s
+        self.tenant = tenant
+        self.bound = bound
+        self._inputs = inputs or {}
+        self._thresholds = thresholds or {}
+
+    def inputs(self) -> dict[str, float]:
+        """Return the figures that it was decided from."""
+        return self._inputs
+
+    def thresholds(self) -> dict[str, float]:
+        """Return what these were compared with."""
+        return self._thresholds
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """Return Retry-After, rounded up: RFC 9110 §10.2.3 wants whole seconds."""
@@ -285,6 +357,9 @@ class RateLimited(RetryLater):
             f" with a burst of {burst} ({setting}), of which {left} are left;"
             f" slow down and retry in {max(retry_after_s, 0.001):.3g} s.",
             retry_after_s,
+            bound="key" if key else "tenant",
+            inputs={"left": left},
+            thresholds={"rate_per_s": rate_per_s, "burst": burst},
         )
         self.tenant = tenant
         self.rate_per_s = rate_per_s
@@ -292,14 +367,6 @@ class RateLimited(RetryLater):
         self.left = left
         self.key = key
         self.credential = credential or key
-
-    def inputs(self) -> dict[str, float]:
-        """Return what was left of the budget."""
-        return {"left": self.left}
-
-    def thresholds(self) -> dict[str, float]:
-        """Return the budget."""
-        return {"rate_per_s": self.rate_per_s, "burst": self.burst}
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """Add the IETF draft's RateLimit fields (draft-ietf-httpapi-ratelimit-headers)."""
@@ -347,19 +414,14 @@ class ConnectionLimit(RetryLater):
             f"{who} has {open_now} connections of {limit} that it may have ({setting});"
             f" close some, or come back in {self.RETRY_S:g} s.",
             self.RETRY_S,
+            bound=setting,
+            inputs={"connections": open_now},
+            thresholds={"limit": limit},
         )
         self.open_now = open_now
         self.limit = limit
         self.tenant = tenant
         self.credential = credential
-
-    def inputs(self) -> dict[str, float]:
-        """Return the connections that are open."""
-        return {"connections": self.open_now}
-
-    def thresholds(self) -> dict[str, float]:
-        """Return how many there may be."""
-        return {"limit": self.limit}
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """Add the IETF draft's RateLimit fields, in connections at a time and not by time."""
@@ -376,34 +438,6 @@ class Throttled(RetryLater):
     status = 429
     code = "throttled"
     close_code = 1013
-
-    def __init__(
-        self,
-        sentence: str,
-        *,
-        tenant: str = "",
-        inputs: dict[str, float] | None = None,
-        thresholds: dict[str, float] | None = None,
-    ) -> None:
-        """Make the refusal.
-
-        Args:
-            tenant: whose publish is refused.
-            inputs: how much waits.
-            thresholds: how much may.
-        """
-        super().__init__(sentence)
-        self.tenant = tenant
-        self._inputs = inputs or {}
-        self._thresholds = thresholds or {}
-
-    def inputs(self) -> dict[str, float]:
-        """Return how much waits."""
-        return self._inputs
-
-    def thresholds(self) -> dict[str, float]:
-        """Return how much may wait."""
-        return self._thresholds
 
 
 class MemoryShort(RetryLater):
@@ -458,18 +492,13 @@ class TopicLimit(Unavailable):
             f"Tenant {tenant} has {topics} topics ({setting}), of {limit} that it may have;"
             f" use an existing one, or come back in {retry_after_s:g} s.",
             retry_after_s,
+            bound="topics_of_tenant",
+            inputs={"topics": topics},
+            thresholds={"limit": limit},
         )
         self.tenant = tenant
         self.topics = topics
         self.limit = limit
-
-    def inputs(self) -> dict[str, float]:
-        """Return the topics that there are."""
-        return {"topics": self.topics}
-
-    def thresholds(self) -> dict[str, float]:
-        """Return how many there may be."""
-        return {"limit": self.limit}
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """Add the IETF draft's RateLimit fields, in topics at a time."""
@@ -484,7 +513,9 @@ class ShuttingDown(Unavailable):
     """The daemon drains: work begun before is finished, and new work is refused."""
 
     def __init__(self, retry_after_s: float = 1.0) -> None:
-        super().__init__("The daemon is shutting down; come back in a moment.", retry_after_s)
+        super().__init__(
+            "The daemon is shutting down; come back in a moment.", retry_after_s, bound="draining"
+        )
 
 
 class ConfigError(ClevrdError):

@@ -55,6 +55,9 @@ NOT_STORED: Final = (("Cache-Control", "no-store"),)
 
 _encode = msgspec.json.Encoder().encode
 
+# Header fields by which a request is found in the logs of several programs.
+_NAMES: Final = ("x-request-id", "traceparent")
+
 
 class Request:
     """A request without its body.
@@ -65,8 +68,8 @@ class Request:
     """
 
     __slots__ = (
-        *("certificate", "headers", "is_http_1_0", "is_local_peer"),
-        *("method", "path", "peer", "query"),
+        *("asker", "certificate", "headers", "is_http_1_0", "is_local_peer"),
+        *("local_address", "method", "path", "peer", "query"),
     )
 
     def __init__(
@@ -76,15 +79,27 @@ class Request:
         self.method = method
         self.path, _, self.query = target.partition("?")
         self.headers = headers
+        # The tenant that asks, and its credential, for refusals; None until the gate has found out.
+        self.asker: tuple[str, str] | None = None
         # The connection comes over loopback or a Unix socket. Set on aiohttp's side alone: heads
         # that the raw path remembers are many connections', and no endpoint there asks.
         self.is_local_peer = False
         # The address at the connection's other side, for logs; empty for none. Set on aiohttp's
         # side alone, too.
         self.peer = ""
+        # The daemon's own side of the connection: ``unix:`` with a path, or host and port. Set on
+        # aiohttp's side alone, too.
+        self.local_address = ""
         # The client's certificate, which TLS has verified; None for none. Set on aiohttp's side
         # alone, where all connections with one are: see `is_local_peer`.
         self.certificate: ClientCertificate | None = None
+
+    def names(self) -> Request:
+        """Return a request with that alone by which a log names this one, to be kept for long."""
+        found = {name: self.headers[name] for name in _NAMES if name in self.headers}
+        kept = Request(self.method, self.path, found)
+        kept.asker = self.asker
+        return kept
 
     def options(self) -> dict[str, list[str]]:
         """Return the query's fields, decoded, each with all its values.

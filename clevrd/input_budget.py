@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from clevrd.core.portions import Weights
+from clevrd.errors import Unavailable
+from clevrd.http_values import TOO_MUCH_INPUT
 
 
 class Sender(NamedTuple):
@@ -86,6 +88,15 @@ class InputBudget:
         return (
             self.used_bytes <= self.max_bytes - quarter_bytes
             and by_address <= quarter_bytes // len(self._by_address)
+        )
+
+    def refusal(self) -> Unavailable:
+        """Return what a client is told whose input there is no room for."""
+        return Unavailable(
+            TOO_MUCH_INPUT,
+            bound="input",
+            inputs={"bytes": self.used_bytes},
+            thresholds={"max_bytes": self.max_bytes},
         )
 
 

@@ -13,15 +13,21 @@ from typing import Final
 from clevrd.client_addresses import is_loopback
 from clevrd.http_values import Request
 
-# Header fields that proxies add, each of which says that somebody else has asked.
-_SIGNS_OF_PROXY: Final = (
-    "forwarded",
-    "via",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-real-ip",
+# Header fields that proxies add, each of which says that somebody else has asked; and how the names
+# of most begin.
+_SIGNS_OF_PROXY: Final = frozenset(
+    {
+        "cf-connecting-ip",
+        "forwarded",
+        "true-client-ip",
+        "via",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-original-forwarded-for",
+        "x-real-ip",
+    }
 )
+_BEGINNINGS_OF_SIGNS: Final = ("x-forwarded-", "x-envoy-")
 
 
 def is_local_peer(peername: object, family: int) -> bool:
@@ -49,7 +55,7 @@ def is_local(request: Request) -> bool:
     return (
         request.is_local_peer
         and not request.is_http_1_0
-        and not any(sign in headers for sign in _SIGNS_OF_PROXY)
+        and not any(map(_is_sign_of_proxy, headers))
         and _is_local_host(headers.get("host", ""))
     )
 
@@ -58,6 +64,10 @@ def has_public_name(request: Request) -> bool:
     """Return whether ``request`` is for a name that can be looked up on the internet."""
     name = _without_port(request.headers.get("host", "")).lower()
     return not _is_address(name) and "." in name and not name.endswith(".localhost")
+
+
+def _is_sign_of_proxy(name: str) -> bool:
+    return name in _SIGNS_OF_PROXY or name.startswith(_BEGINNINGS_OF_SIGNS)
 
 
 def _is_local_host(host: str) -> bool:

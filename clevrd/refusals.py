@@ -79,6 +79,8 @@ class Refusals:
         """
         if not isinstance(error, ClevrdError):
             error = InternalError(_logged(error, request))
+        if request is not None and request.asker is not None:
+            error.blame(*request.asker)
         for _ in range(times):
             self._count(error.code)
         self._note(error, times)

@@ -17,9 +17,7 @@ from clevrd.errors import (
     InvalidRequest,
     MessageTooLarge,
     RequestTimeout,
-    Unavailable,
 )
-from clevrd.http_values import TOO_MUCH_INPUT
 from clevrd.input_budget import InputBudget
 from clevrd.pace import sent_step_bytes
 
@@ -89,7 +87,7 @@ class BodyReader:
                 if connection.received_bytes > most_bytes:
                     raise ChunksTooSmall(2 * max_bytes + CHUNKING_SLACK_BYTES)
                 if not fits:
-                    raise Unavailable(TOO_MUCH_INPUT)
+                    raise self._budget.refusal()
                 if len(collected) >= steady_at_bytes:
                     steady_at_bytes = len(collected) + step_bytes
                     limit.reschedule(asyncio.get_running_loop().time() + self._timeout_s)

@@ -18,6 +18,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from clevrd.address_limit import AddressLimit
+from clevrd.addresses import text_of_socket
 from clevrd.aiohttp_front.framing import (
     CUT_SHORT,
     MAX_LINE_BYTES,
@@ -36,11 +37,9 @@ from clevrd.errors import (
     InvalidRequest,
     MessageTooLarge,
     RequestTimeout,
-    Unavailable,
 )
 from clevrd.http_values import (
     LINGER_S,
-    TOO_MUCH_INPUT,
     AbortOnError,
     Request,
     Response,
@@ -96,6 +95,7 @@ class FrontConnection(RequestHandler):
         "certificate",
         "has_eof",
         "is_local",
+        "local_address",
         "peer",
         "received_bytes",
     )
@@ -137,6 +137,8 @@ class FrontConnection(RequestHandler):
         self.is_local = False
         # The address of the client, or of a proxy that passes requests on; empty for none.
         self.peer = ""
+        # This side of it, as URLs name it; set in connection_made.
+        self.local_address = ""
         # The client's certificate, which TLS has verified; set in connection_made.
         self.certificate: ClientCertificate | None = None
         # True once the final answer was sent; input after that is ignored.
@@ -154,6 +156,7 @@ class FrontConnection(RequestHandler):
         self.is_local = found is not None and (
             is_local_peer((peer,), AF_INET) if peer else is_local_peer(None, found.family)
         )
+        self.local_address = text_of_socket(transport.get_extra_info("sockname"))
         self.certificate = read_certificate(transport.get_extra_info("peercert"))
         # The limit is set after aiohttp's own set-up, since bytes that the raw path left unsent
         # make the transport call `pause_writing` at once.
@@ -386,7 +389,7 @@ class FrontConnection(RequestHandler):
         if self._current is not None or self.transport is None:
             self.force_close()
             return
-        self.transport.write(self._server.last_word(Unavailable(TOO_MUCH_INPUT)))
+        self.transport.write(self._server.last_word(self._server.budget.refusal()))
         self.close()
         self.linger()
 

@@ -21,7 +21,7 @@ from clevrd.aiohttp_front.body import BodyReader
 from clevrd.aiohttp_front.connection import FrontConnection, FrontServer, LastWord
 from clevrd.aiohttp_front.upgrade import check_upgrade, take_over
 from clevrd.config import Config
-from clevrd.errors import ConnectionLimit, InvalidRequest
+from clevrd.errors import ConnectionLimit, InvalidRequest, Unauthorized
 from clevrd.http_values import (
     HOST,
     WHOLE_SERVER,
@@ -91,6 +91,8 @@ class AiohttpFront:
 
     def refusal(self, error: Exception, request: Request | None) -> Response:
         """Return the answer to a request that raised ``error``; None for one that is not whole."""
+        if isinstance(error, Unauthorized) and request is not None:
+            error.address = self._addresses.proxies.client_of(request.headers, request.peer)
         answer = self._refusals.response(error, request)
         return answer if request is None else self._pages.marked(answer, request)
 
@@ -113,6 +115,7 @@ class AiohttpFront:
             request = to_request(http_request)
             request.is_local_peer = connection.is_local
             request.peer = connection.peer
+            request.local_address = connection.local_address
             request.certificate = connection.certificate
             self._pages.check(request, connection.transport)
             reply = await self._reply(request, http_request, connection)

@@ -14,6 +14,7 @@ from clevrd.connections.registry import Connections
 from clevrd.connections.websocket import DeliveringWebSocket
 from clevrd.core.client_frames import PING, PONG, TEXT
 from clevrd.core.notices import GoingAway, notice_frame
+from clevrd.http_values import Request
 from clevrd.hub import Hub
 from clevrd.tenants import Tenant
 
@@ -34,9 +35,13 @@ class CommandWebSocket(DeliveringWebSocket, PublishConnection):
         limit: int,
         max_message_bytes: int,
         make_commands: Callable[[CommandWebSocket], Publisher],
+        head: Request,
     ) -> None:
+        """Args: head: of the request that opened it."""
         self.subscription = ManySubscriptions(hub, tenant, self, limit, has_notices=True)
-        super().__init__(connections, transport, tenant, make_commands(self), max_message_bytes)
+        super().__init__(
+            connections, transport, tenant, make_commands(self), max_message_bytes, head
+        )
 
     def flush_answers(self) -> bool:
         """Write the answers so far, before something else is written.

@@ -456,6 +456,7 @@ class ManySubscriptions(Generic[TopicT_co]):
         if type(error) in pattern.refused:
             return
         pattern.refused.add(type(error))
+        error.blame(self._tenant.name, self._tenant.credential_id)
         if self.has_notices:
             self._tell(self._hub.refusals.notice(error))
         else:
@@ -598,5 +599,7 @@ def check_room(subscriptions: int, limit: int, tenant: Tenant) -> None:
     if subscriptions >= limit:
         raise TooManyTopics(
             f"A connection may have {limit} subscriptions ({setting}), and this one would have"
-            f" {subscriptions + 1}; open another one, or raise the limit."
+            f" {subscriptions + 1}; open another one, or raise the limit.",
+            subscriptions + 1,
+            limit,
         )

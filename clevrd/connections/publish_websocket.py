@@ -15,7 +15,7 @@ from clevrd.connections.registry import Connections
 from clevrd.connections.websocket import TRY_AGAIN_LATER, WebSocketConnection
 from clevrd.core.client_frames import PING, PONG, TEXT, ClientFrames
 from clevrd.core.server_frames import pong_frame, text_frame
-from clevrd.http_values import AbortOnError
+from clevrd.http_values import AbortOnError, Request
 from clevrd.input_budget import NOBODY
 from clevrd.scheduling.due_answers import Due, DueAnswers, Place
 from clevrd.tenants import Tenant
@@ -33,6 +33,7 @@ FRAMES_PER_TAKE: Final = 256
 BUDGET_FRAMES: Final = 2_000
 
 UNSUPPORTED_DATA: Final = 1003
+INTERNAL_ERROR: Final = 1011
 
 
 class Publisher(Protocol):
@@ -68,6 +69,7 @@ class PublishConnection(WebSocketConnection):
         "_farewell",
         "_fault",
         "_has_eof",
+        "_head",
         "_is_blocked",
         "_is_held",
         "_is_write_paused",
@@ -85,8 +87,12 @@ class PublishConnection(WebSocketConnection):
         tenant: Tenant,
         publisher: Publisher,
         max_message_bytes: int,
+        head: Request,
     ) -> None:
+        """Args: head: of the request that opened it."""
         super().__init__(connections, transport, tenant)
+        # By what a bug is found in logs.
+        self._head = head.names()
         self._max_message_bytes = max_message_bytes
         self._publisher = publisher
         # Parsed and not yet published: what one slice brought, at most. Reading is paused then.
@@ -148,6 +154,8 @@ class PublishConnection(WebSocketConnection):
             return
         try:
             self._read(data)
+        except Exception as error:
+            self._end_for_bug(error)
         finally:
             turns.end()
 
@@ -249,11 +257,24 @@ class PublishConnection(WebSocketConnection):
 
     async def _wait_for(self, payloads: Sequence[bytes]) -> None:
         """Have the first of what is held back published, of which ``payloads`` are the texts."""
-        with AbortOnError(self.transport):
+        try:
             taken = await self._publisher.wait_for(payloads)
             del self._waiting[:taken]
             self._write_answers()
             self._await_turn()
+        except Exception as error:
+            self._end_for_bug(error)
+
+    def _end_for_bug(self, error: Exception) -> None:
+        """Log ``error`` as one of the request that opened the socket, and close it."""
+        with AbortOnError(self.transport):
+            self._connections.refusals.count(error, self._head)
+            self._write_answers()
+            self._waiting.clear()
+            self._drop_unread()
+            self._is_held = self._is_blocked = False
+            self._fail(INTERNAL_ERROR, "internal_error")
+            self._read_on()
 
     def _receive_other(self, opcode: int, payload: bytes) -> None:
         if not self.spend_frames(1, BUDGET_FRAMES):
@@ -310,13 +331,15 @@ class PublishConnection(WebSocketConnection):
             # `resume_writing` goes on: who does not read answers is not given more of them.
             return
         waiting, self._waiting = self._waiting, []
-        with AbortOnError(self.transport):
+        try:
             self._serve(waiting)
             if self._unread and not self._is_held:
                 unread = self._drop_unread()
                 if not self._has_failed:
                     self._read(unread)
             self._read_on()
+        except Exception as error:
+            self._end_for_bug(error)
 
     def _go_on(self) -> None:
         """Go on where something was held back, in a turn of its own if that is a message."""

@@ -24,7 +24,7 @@ from clevrd.control.arrivals import Arrivals
 from clevrd.core.stream_forms import SlottedWrites
 from clevrd.errors import OriginNotAllowed
 from clevrd.http_values import Request
-from clevrd.hub.explanations import note_pings_unanswered
+from clevrd.hub.explanations import note_closed, note_pings_unanswered
 from clevrd.input_budget import InputBudget, Sender
 from clevrd.metrics.counters import Counters
 from clevrd.metrics.decisions import Decisions
@@ -397,6 +397,12 @@ class Connections:
         self._explain_cut(connection)
         connection.stop_delivery()
         reset(connection.transport)
+
+    def note_close(self, connection: Connection, code: int, reason: str) -> None:
+        """Count that the daemon closes ``connection``, and explain it to operators."""
+        self.counters.count_close(code)
+        tenant = connection.tenant
+        note_closed(self._decisions, code, reason, tenant.name, tenant.credential_id)
 
     def _explain_cut(self, connection: Connection) -> None:
         note_pings_unanswered(

@@ -234,7 +234,7 @@ class SubscriberStream(asyncio.Protocol):
         """
         if self.is_closing:
             return
-        self._connections.counters.count_close(code)
+        self._connections.note_close(self, code, last_word.code)
         last = b"" if self._has_said_why else self._spelled(last_word)
         self._begin_to_end()
         if last := last + self._form.end:

@@ -218,7 +218,7 @@ class WebSocketConnection(asyncio.Protocol):
         """Send a close frame and let the peer answer it; the sweep ends what takes too long."""
         if self.is_closing:
             return
-        self._connections.counters.count_close(code)
+        self._connections.note_close(self, code, reason)
         log.debug("closing websocket code=%d reason=%s", code, reason)
         self._say_goodbye(close_frame(code, reason))
 

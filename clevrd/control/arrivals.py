@@ -34,9 +34,13 @@ SPREAD_S: Final = 5.0
 class TooManyArrive(Unavailable):
     """The loop is late, and as many clients as it takes have connected within this second."""
 
-    def __init__(self, retry_after_s: float) -> None:
+    def __init__(self, retry_after_s: float, rate_per_s: float) -> None:
+        """Args: rate_per_s: handshakes that are taken in a second."""
         super().__init__(
-            "The daemon is busy, and many connect at once; come back in a moment.", retry_after_s
+            "The daemon is busy, and many connect at once; come back in a moment.",
+            retry_after_s,
+            bound="arrivals",
+            thresholds={"handshakes_per_s": rate_per_s, "late_s": LATE_S},
         )
 
 
@@ -87,5 +91,5 @@ class Arrivals:
         self._level, self._level_at_s = min(most, grown), now_s
         if self._level < 1.0:
             self.refused += 1
-            raise TooManyArrive(1.0 + SPREAD_S * share)
+            raise TooManyArrive(1.0 + SPREAD_S * share, self.rate_per_s)
         self._level -= 1.0

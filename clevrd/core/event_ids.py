@@ -111,7 +111,9 @@ class EventIds:
                 self.forget(name)
                 raise TooManyTopics(
                     "More topics match than an event's id has room for"
-                    f" ({MAX_EVENT_ID_BYTES} bytes); subscribe to so many over /ws."
+                    f" ({MAX_EVENT_ID_BYTES} bytes); subscribe to so many over /ws.",
+                    sum(self._costs.values()),
+                    MAX_EVENT_ID_BYTES,
                 )
             gone = next(iter(self._gone))
             self.forget(gone)

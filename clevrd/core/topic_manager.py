@@ -474,6 +474,9 @@ class TopicManager:
                 f"The daemon has {len(self._topics)} topics{kept_free} (CLEVRD_MAX_TOPICS);"
                 " use an existing one, or raise the limit.",
                 retry_after_s=_LIMIT_RETRY_S,
+                bound="topics",
+                inputs={"topics": len(self._topics), "reserved": reserved},
+                thresholds={"max_topics": limits.max_topics},
             )
 
     def _is_idle(self, topic: Topic, now_s: float) -> bool:

@@ -38,6 +38,22 @@ _THROTTLE_LIMITS: Final[Figures] = {
 }
 _WINDOW_LIMITS: Final[Figures] = {"least_messages": WINDOW_MIN, "most_messages": WINDOW_MAX}
 
+# Why the daemon closes a connection, by the code, and by the reason where the code has several; a
+# drain, an open circuit, an operator's word and what is counted as a refusal are told elsewhere.
+_CLOSES: Final = {
+    (1002, ""): "the client broke the WebSocket protocol",
+    (1003, ""): "the client sent a binary frame",
+    (1007, ""): "the client sent a text that is not UTF-8",
+    (1008, "message_too_slow"): "the client sent a message too slowly",
+    (1008, ""): "the client sent more frames or bytes than it may",
+    (1009, ""): "the client sent a larger message than it may",
+    (1011, "write_failed"): "writing to it failed, which the log explains",
+    (1013, "too_much_unfinished"): "all clients had sent too much that was not whole",
+    (4001, ""): "the client's credential is valid no more",
+    (4102, ""): "the client's token or certificate is over",
+    (4202, ""): "the client's permissions have changed",
+}
+
 # The measure that each rung of the memory ladder begins.
 _ON_RUNG: Final = {
     Rung.RINGS_SHRINK: "Rings give up messages that no subscriber waits for",
@@ -215,6 +231,26 @@ def note_pings_unanswered(
     )
 
 
+def note_closed(decisions: Decisions, code: int, reason: str, tenant: str, credential: str) -> None:
+    """Note that a connection was closed, unless that is told as something else.
+
+    Args:
+        decisions: where it is noted.
+        code: the close code; of a stream that which a WebSocket would have got.
+        reason: the reason beside it.
+        tenant: the client's.
+        credential: the id of the client's key; empty for none.
+    """
+    why = _CLOSES.get((code, reason)) or _CLOSES.get((code, ""))
+    if why is None or decisions.repeated("disconnect", reason, tenant, "", credential):
+        return
+    decisions.begin(
+        *("disconnect", reason),
+        f"Connections were closed with {code}: {why}.",
+        *(tenant, "", credential),
+    )
+
+
 def note_idle_topics(decisions: Decisions, topics: Sequence[Topic], idle_s: float) -> None:
     """Note that ``topics`` were forgotten because nobody used them."""
     for topic in topics:
@@ -256,7 +292,7 @@ def note_rings_shrunk(
     found = decisions.repeated("eviction", "rings_shrunk", portion)
     if found is not None:
         freed = found.inputs["freed_bytes"] + freed_bytes
-        found.inputs = {"freed_bytes": freed, **_held_figures(held)}
+        found.inputs = {"freed_bytes": freed, **held_figures(held)}
         return
     decisions.begin(
         "eviction",
@@ -264,14 +300,14 @@ def note_rings_shrunk(
         "Messages that no subscriber waits for were given up, the largest rings first and those"
         " with more than their share of the memory before others: the memory runs out.",
         portion,
-        inputs={"freed_bytes": freed_bytes, **_held_figures(held)},
-        thresholds=_rung_limits(Rung.RINGS_SHRINK),
+        inputs={"freed_bytes": freed_bytes, **held_figures(held)},
+        thresholds=rung_limits(Rung.RINGS_SHRINK),
     )
 
 
 def note_rung(decisions: Decisions, rung: Rung, held: HeldMemory) -> Decision:
     """Note that the memory ladder has reached ``rung``; the decision holds until it is ended."""
-    limits, figures = _rung_limits(rung), _held_figures(held)
+    limits, figures = rung_limits(rung), held_figures(held)
     found = decisions.repeated("memory", rung.word)
     if found is None:
         found = decisions.begin(
@@ -288,7 +324,8 @@ def note_rung(decisions: Decisions, rung: Rung, held: HeldMemory) -> Decision:
     return found
 
 
-def _held_figures(held: HeldMemory) -> dict[str, float]:
+def held_figures(held: HeldMemory) -> dict[str, float]:
+    """Return how much of the tightest limit on memory is used, by name."""
     return {
         "used_share": round(held.share, 4),
         "used_bytes": held.used_bytes,
@@ -296,7 +333,8 @@ def _held_figures(held: HeldMemory) -> dict[str, float]:
     }
 
 
-def _rung_limits(rung: Rung) -> dict[str, float]:
+def rung_limits(rung: Rung) -> dict[str, float]:
+    """Return from where on and until where a rung of the memory ladder holds, by name."""
     begins_at = BEGINS_AT[rung]
     return {"begins_at": begins_at, "ends_below": round(begins_at - HYSTERESIS, 4)}
 

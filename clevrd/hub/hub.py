@@ -395,7 +395,8 @@ class Hub:
         """Forget topics that had no reader and no publish for `topic_idle_s`."""
         forgotten = self.topics.evict_idle(self._loop.time())
         if forgotten:
-            log.info("idle topics evicted count=%d left=%d", len(forgotten), len(self.topics))
+            # Where topics come and go this is every second; operators see it explained and counted.
+            log.debug("idle topics evicted count=%d left=%d", len(forgotten), len(self.topics))
             note_idle_topics(self.decisions, forgotten, self.topics.limits.idle_s)
         for topic in forgotten:
             self.patterns.topic_forgotten(topic)

@@ -100,6 +100,8 @@ class Journaling:
                 f"The journal has {self.node.topics} topics (max_topics in [journal]); use an"
                 " existing one, or raise the limit.",
                 retry_after_s=_LIMIT_RETRY_S,
+                bound="topics_of_journal",
+                inputs={"topics": self.node.topics},
             )
         return start
 

@@ -26,7 +26,7 @@ from clevrd.control.memory_ladder import (
 from clevrd.control.system_stats import NOTHING_HELD, HeldMemory
 from clevrd.core.topic_manager import TopicManager
 from clevrd.errors import MemoryShort, NoMemoryForSubscribers
-from clevrd.hub.explanations import note_rings_shrunk, note_rung
+from clevrd.hub.explanations import held_figures, note_rings_shrunk, note_rung, rung_limits
 from clevrd.metrics.decisions import Decision, Decisions
 
 log = logging.getLogger(__name__)
@@ -124,6 +124,9 @@ class MemoryGuard:
                 _sentence(self.decision.held, "subscribers", REFUSE_SUBSCRIBERS_AT)
                 + f" come back in {SUBSCRIBER_RETRY_S:g} s.",
                 SUBSCRIBER_RETRY_S,
+                bound="subscribers",
+                inputs=held_figures(self.decision.held),
+                thresholds=rung_limits(Rung.NO_NEW_SUBSCRIBERS),
             )
 
     def _shrink(self, wanted_bytes: int) -> int:
@@ -149,6 +152,9 @@ class MemoryGuard:
             _sentence(self.decision.held, "messages", REFUSE_PUBLISHES_AT)
             + f" retry in {PUBLISHER_RETRY_S:g} s.",
             PUBLISHER_RETRY_S,
+            bound="publishes",
+            inputs=held_figures(self.decision.held),
+            thresholds=rung_limits(Rung.NO_PUBLISHES),
         )
 
 

@@ -188,7 +188,7 @@ class Publishing:
         """
         topic = self._topic(Tenant(tenant), request.topic)
         if self._has_no_room(topic):
-            raise Throttled(f"The topic {request.topic} takes no more now.")
+            raise Throttled(f"The topic {request.topic} takes no more now.", bound="room")
         return self.publish(topic, request)
 
     def find(self, tenant: str, name: str) -> Topic | None:

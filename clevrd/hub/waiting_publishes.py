@@ -68,6 +68,7 @@ class WaitingPublishes:
             raise Throttled(
                 "Too many publishes are waiting for slow readers; retry later.",
                 tenant=tenant,
+                bound="publishes",
                 inputs={"publishes": self.count, "own_publishes": own},
                 thresholds={"publishes": MAX_WAITING_PUBLISHES},
             )
@@ -78,6 +79,7 @@ class WaitingPublishes:
             raise Throttled(
                 "Publishes that are waiting for slow readers have too many bytes; retry later.",
                 tenant=tenant,
+                bound="bytes",
                 inputs={"bytes": self._size_bytes, "own_bytes": own_bytes},
                 thresholds={"bytes": self._max_bytes},
             )

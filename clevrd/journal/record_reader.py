@@ -373,6 +373,7 @@ class RecordReader:
                         "The journal has as many cleared topics as it may have, so this one stays"
                         " as it is; publish to another topic.",
                         _CLEARED_RETRY_S,
+                        bound="cleared_topics",
                     )
                 )
 

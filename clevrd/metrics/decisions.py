@@ -29,8 +29,8 @@ WINDOW_MERGE_S: Final = 30.0
 # Characters of a rule that are kept: a sentence may quote a client.
 _MAX_RULE: Final = 400
 
-# Kind, code, tenant, topic, credential: what makes two decisions the same.
-_Key = tuple[str, str, str, str, str]
+# Kind, code, tenant, topic, credential, bound: what makes two decisions the same.
+_Key = tuple[str, str, str, str, str, str]
 # A portion and a kind; no portion for what concerns the whole daemon.
 _Group = tuple[str | None, str]
 
@@ -39,14 +39,15 @@ class Decision:
     """One decision, which may still hold."""
 
     __slots__ = (
-        *("began_s", "code", "count", "credential", "inputs", "is_open", "kind", "last_s"),
-        *("lasts_s", "rule", "tenant", "thresholds", "topic"),
+        *("began_s", "code", "count", "credential", "inputs", "is_open", "key", "kind"),
+        *("last_s", "lasts_s", "rule", "tenant", "thresholds", "topic"),
     )
 
     def __init__(
         self, key: _Key, rule: str, inputs: Figures, thresholds: Figures, now_s: float
     ) -> None:
-        self.kind, self.code, self.tenant, self.topic, self.credential = key
+        self.key = key
+        self.kind, self.code, self.tenant, self.topic, self.credential, _ = key
         self.rule = rule[:_MAX_RULE]
         # The figures that it was decided from when it began, or last changed; and their limits.
         self.inputs = inputs
@@ -98,6 +99,7 @@ class Decisions:
         topic: str = "",
         credential: str = "",
         *,
+        bound: str = "",
         times: int = 1,
         within_s: float = MERGE_S,
     ) -> Decision | None:
@@ -105,7 +107,7 @@ class Decisions:
 
         The caller then makes the figures of the new one, for `begin`.
         """
-        found = self._by_key.get((kind, code, tenant, topic, credential))
+        found = self._by_key.get((kind, code, tenant, topic, credential, bound))
         if found is None:
             return None
         now_s = self._now_s()
@@ -124,6 +126,7 @@ class Decisions:
         topic: str = "",
         credential: str = "",
         *,
+        bound: str = "",
         inputs: Figures = NO_FIGURES,
         thresholds: Figures = NO_FIGURES,
         lasts_s: float | None = None,
@@ -137,12 +140,13 @@ class Decisions:
             tenant: whom it concerns; empty for the whole daemon.
             topic: the topic that it concerns alone; empty for none.
             credential: the key, or the address, that it concerns alone; empty for none.
+            bound: which of the bounds with this code it is; empty where there is one.
             inputs: the figures that it was decided from.
             thresholds: what they were compared with.
             lasts_s: seconds until it ends, if nothing repeats it.
         """
         now_s = self._now_s()
-        key = (kind, code, tenant, topic, credential)
+        key = (kind, code, tenant, topic, credential, bound)
         decision = Decision(key, rule, inputs, thresholds, now_s)
         decision.lasts_s = lasts_s
         name = (self._portion_of(tenant) if tenant else None, kind)
@@ -169,10 +173,12 @@ class Decisions:
 
     def note_refusal(self, error: ClevrdError, times: int = 1) -> None:
         """Note a refusal, so many times."""
-        code, tenant, credential = error.code, error.tenant, error.credential
-        if self.repeated("refusal", code, tenant, "", credential, times=times) is None:
+        code, tenant, credential, bound = error.code, error.tenant, error.credential, error.bound
+        found = self.repeated("refusal", code, tenant, "", credential, bound=bound, times=times)
+        if found is None:
             decision = self.begin(
-                *("refusal", code, str(error), tenant, "", credential),
+                *("refusal", code, error.for_operators(), tenant, "", credential),
+                bound=bound,
                 inputs=error.inputs(),
                 thresholds=error.thresholds(),
                 lasts_s=error.retry_after_s if isinstance(error, RetryLater) else None,
@@ -208,9 +214,8 @@ class Decisions:
         if not group:
             del self._groups[name]
         self._count -= 1
-        key = (gone.kind, gone.code, gone.tenant, gone.topic, gone.credential)
-        if self._by_key.get(key) is gone:
-            del self._by_key[key]
+        if self._by_key.get(gone.key) is gone:
+            del self._by_key[gone.key]
 
 
 def _last_s(decision: Decision) -> float:

@@ -11,10 +11,9 @@ from functools import partial
 from typing import Final, cast
 
 from clevrd.admission import Admitted, Later
-from clevrd.errors import ClevrdError, ConnectionLimit, RequestTimeout, Unavailable
+from clevrd.errors import ClevrdError, ConnectionLimit, RequestTimeout, Unauthorized
 from clevrd.http_values import (
     LINGER_S,
-    TOO_MUCH_INPUT,
     AbortOnError,
     Request,
     Response,
@@ -328,7 +327,7 @@ class RawConnection(asyncio.Protocol):
         if not held_bytes:
             self._sender = NOBODY
         if not fits and not self._is_busy and self in self._server.open:
-            self._end_with(Unavailable(TOO_MUCH_INPUT))
+            self._end_with(self._server.budget.refusal())
 
     def _count_for(self, tenant: str | None, headers: Mapping[str, str]) -> None:
         """Have the budget count what is held for this tenant, if it is known, and its address."""
@@ -359,6 +358,10 @@ class RawConnection(asyncio.Protocol):
                 # A publish with an Origin is not plain.
                 server.pages.check(plain.request, self.transport)
             return server.admit(plain, has_begun=self._is_last)
+        except Unauthorized as error:
+            peer = server.addresses.peer_of(self.transport)
+            error.address = server.addresses.proxies.client_of(plain.request.headers, peer)
+            return server.refusal(error, plain.request)
         except Exception as error:
             return server.refusal(error, plain.request)
 
@@ -457,7 +460,7 @@ class RawConnection(asyncio.Protocol):
             server.pages.check(request, self.transport)
             endpoint = server.probes.get(request.path)
             if endpoint is None:
-                raise no_room()
+                raise no_room(server.max_connections)
             answer = cast(Response, endpoint.answer(endpoint.admit(request), b""))
             return server.pages.marked(answer, request)
         except Exception as error:
@@ -465,7 +468,7 @@ class RawConnection(asyncio.Protocol):
 
     def refuse_entry(self) -> None:
         """Say that there is no room."""
-        self._end_with(no_room())
+        self._end_with(no_room(self._server.max_connections))
 
     # --- waiting, upgrading, handing over --------------------------------------------------------
 

@@ -34,6 +34,11 @@ def read_probe(head: bytes) -> Request | None:
     return Request("GET", match[1], fields, is_http_1_0=match[2] == "0")
 
 
-def no_room() -> Unavailable:
-    """Return the refusal of one more connection."""
-    return Unavailable("The daemon has as many connections as it may have; retry later.")
+def no_room(max_connections: int) -> Unavailable:
+    """Return the refusal of one more connection than there may be."""
+    return Unavailable(
+        "The daemon has as many connections as it may have; retry later.",
+        bound="connections",
+        inputs={"connections": max_connections + 1},
+        thresholds={"max_connections": max_connections},
+    )

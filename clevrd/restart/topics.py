@@ -49,7 +49,9 @@ def restore_topics(
     for saved, ring in reader.topics(topics.ring_for):
         try:
             if is_journaled(saved.name):
-                raise Unavailable("It is journaled now, and begins anew in the journal.")
+                raise Unavailable(
+                    "It is journaled now, and begins anew in the journal.", bound="restored_topics"
+                )
             topics.restore(saved, ring, now_s)
             if ring is not None:
                 _note_restored(topics.find(saved.tenant, saved.name), now_s, wall_us)

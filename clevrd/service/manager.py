@@ -25,6 +25,9 @@ EXTEND_EVERY_S: Final = 5.0
 EXTEND_BY_S: Final = 30.0
 # How long that goes on at most: a disk that hangs is no reason to wait for ever.
 EXTEND_AT_MOST_S: Final = 3600.0
+# The shortest time of a watchdog that is taken. A shorter one is a mistake: any pause would end the
+# daemon, which would do nothing else than to tell.
+LEAST_WATCHDOG_S: Final = 0.2
 # How soon lines that found systemd's queue full are sent again.
 RESEND_S: Final = 0.25
 # How often the sentence in `systemctl status` is renewed.
@@ -218,4 +221,10 @@ def _watchdog_s(environ: Mapping[str, str], pid: int) -> float:
     if not number:
         log.warning("no watchdog: WATCHDOG_USEC is no whole number above 0 value=%.100r", text)
         return 0.0
-    return number / 1_000_000
+    if number < LEAST_WATCHDOG_S * 1_000_000:
+        log.warning(
+            "watchdog is told less often: WATCHDOG_USEC is too short value=%d least=%d",
+            number,
+            LEAST_WATCHDOG_S * 1_000_000,
+        )
+    return max(number / 1_000_000, LEAST_WATCHDOG_S)

@@ -66,10 +66,16 @@ class FetchedKeys:
         if now_s - self._last_s >= AGAIN_S:
             self.fetch_soon()
         if self._is_fetching:
-            raise Unavailable("The keys of the token's issuer are being fetched; retry.")
+            raise Unavailable(
+                "The keys of the token's issuer are being fetched; retry.", bound="signing_keys"
+            )
         if self._keys is None:
             left_s = AGAIN_S - (now_s - self._last_s)
-            raise Unavailable("The keys of the token's issuer can't be fetched; retry.", left_s)
+            raise Unavailable(
+                "The keys of the token's issuer can't be fetched; retry.",
+                left_s,
+                bound="signing_keys",
+            )
         return None
 
     def fetch_soon(self) -> None:

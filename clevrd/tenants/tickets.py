@@ -68,6 +68,10 @@ class Tickets:
                 f"Tenant {tenant.name} has {count} unused tickets; it may have {MAX_PER_TENANT},"
                 f" and all tenants {MAX_TICKETS}. Use them, or wait {LIFE_S:g} s.",
                 LIFE_S,
+                tenant=tenant.name,
+                bound="tickets",
+                inputs={"tickets_of_tenant": count, "tickets": len(self._tickets)},
+                thresholds={"tickets_of_tenant": MAX_PER_TENANT, "tickets": MAX_TICKETS},
             )
         ticket = secrets.token_urlsafe(_SECRET_BYTES)
         bearer = msgspec.structs.replace(

@@ -154,7 +154,9 @@ class WebhookSender:
                     # The events stayed in the queue until now, so that they count as waiting.
                     for _ in batch:
                         self._queue.popleft()
-                    self._is_dropping = False
+                    # A queue that stays at its bound, since the target is slow, is one line.
+                    if len(self._queue) <= MAX_QUEUED // 2:
+                        self._is_dropping = False
 
     async def _deliver(self, session: aiohttp.ClientSession, batch: list[WebhookEvent]) -> None:
         """Send a batch until it is taken, or given up."""
@@ -221,6 +223,14 @@ def signature_of(secret: bytes, batch_id: str, timestamp: str, body: bytes) -> s
     return "v1," + base64.b64encode(hmac.digest(secret, signed, "sha256")).decode()
 
 
+# Errors without words that an operator could go by; the text of some has the URL in it.
+_REASONS: Final = (
+    (aiohttp.InvalidURL, "its URL's host is no name and no address"),
+    (aiohttp.ServerDisconnectedError, "it closed the connection without an answer"),
+    (aiohttp.ClientResponseError, "its answer is no HTTP, or its head is too large"),
+)
+
+
 def _why(error: BaseException) -> str:
     """Return why there was no answer, without the URL, which may hold a secret."""
     if isinstance(error, TimeoutError):
@@ -230,6 +240,9 @@ def _why(error: BaseException) -> str:
         refused = refused.__cause__ or refused.__context__
     if refused is not None:
         return str(refused)
+    for kind, why in _REASONS:
+        if isinstance(error, kind):
+            return why
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"it can't be reached: {error.os_error.strerror or type(error.os_error).__name__}"
     return f"it can't be reached: {type(error).__name__}"

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import pytest_asyncio
+from browsers import chromium, page_at
 from daemons import ROOT, Daemon, running, until
 from keys import ADMIN, OTHER, READER, WRITER, access, bearer, subprotocol
+from playwright.async_api import Browser, expect
 from ports import accepts, free_port
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
@@ -373,3 +376,52 @@ async def test_event_source_is_kept_while_the_daemon_is_away(name: str, tmp_path
 
     assert told == (200, "text/event-stream", "retry: 2000\n\n")
     assert status in (502, 503)
+
+
+@pytest_asyncio.fixture
+async def browser() -> AsyncIterator[Browser]:
+    """Return a Chromium."""
+    async with chromium() as found:
+        yield found
+
+
+# A proxy that has the daemon below a path, and says so.
+BELOW_A_PATH = """server {
+    listen 80;
+    location /events/ {
+        proxy_pass http://127.0.0.1:8080/;
+        proxy_http_version 1.1;
+        proxy_set_header Host $http_host;
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection $http_connection;
+        proxy_set_header X-Forwarded-For $remote_addr;
+        proxy_set_header X-Forwarded-Prefix /events;
+    }
+}
+"""
+
+
+async def test_pages_are_true_below_a_path_of_the_proxy(browser: Browser, tmp_path: Path) -> None:
+    """The home page names URLs that answer, and the live page finds its figures and topics."""
+    rules = access(trusted_proxies=["127.0.0.1"])
+    async with (
+        running(access=rules) as daemon,
+        proxy_of("nginx", daemon.port, tmp_path, BELOW_A_PATH) as port,
+        page_at(browser, f"http://127.0.0.1:{port}/events/dashboard") as page,
+    ):
+        url = f"http://127.0.0.1:{port}/events"
+        async with daemon.http.get(f"{url}/") as answer:
+            home = await answer.text()
+        assert f"{url}/publish -d" in home
+        assert f"ws://127.0.0.1:{port}/events/ws" in home
+        assert 'new EventSource("/events/subscribe?topic=orders")' in home
+
+        await page.fill("#key", ADMIN.secret)
+        await page.press("#key", "Enter")
+        await expect(page.locator("#state")).to_contain_text("healthy")
+        await page.fill("#tail-topic", "orders.*")
+        await page.press("#tail-topic", "Enter")
+        await expect(page.locator("#tail-state")).to_contain_text("reading orders.*")
+        await page.fill("#publish-topic", "orders.new")
+        await page.press("#publish-topic", "Enter")
+        await expect(page.locator("#messages")).to_contain_text("orders.new #1")

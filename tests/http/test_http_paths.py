@@ -322,10 +322,10 @@ async def test_home_says_whether_a_credential_is_required(daemon: Daemon) -> Non
     page = (await ask(daemon.port, get("/", "Accept: text/html"))).body.decode()
     assert "It asks for no credential" in page
     links = re.findall(r'<a href="([^"]*)"', page)
-    assert [link.removeprefix("http://test") for link in links[:5]] == [
-        *("/dashboard", "/topics", "/health", "/metrics", "/config")
+    assert [link.removeprefix("http://test") for link in links[:6]] == [
+        *("/dashboard", "/topics", "/health", "/metrics", "/config", "/admin/top")
     ]
-    assert links[5:] == [DOCS]
+    assert links[6:] == [DOCS]
 
 
 async def test_commands_on_the_home_page_work(daemon: Daemon) -> None:

@@ -70,7 +70,9 @@ def test_request_to_another_host_is_not_local(host: str) -> None:
     "field",
     [
         *("x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "forwarded"),
-        "via",
+        *("via", "x-forwarded-port", "x-forwarded-prefix", "x-forwarded-server", "x-client-ip"),
+        *("cf-connecting-ip", "true-client-ip", "x-envoy-external-address", "x-cluster-client-ip"),
+        "x-original-forwarded-for",
     ],
 )
 def test_request_through_a_proxy_is_not_local(field: str) -> None:

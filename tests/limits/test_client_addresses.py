@@ -122,8 +122,29 @@ def test_listed_proxy_says_how_its_client_reached_it(
     """The last of several is the nearest proxy's."""
     found = PROXIES.asked_for({"x-forwarded-proto": scheme, "x-forwarded-host": host}, "10.0.0.1")
 
-    assert found == seen
-    assert PROXIES.asked_for({}, "10.0.0.1") == (None, None)
+    assert found == (*seen, "")
+    assert PROXIES.asked_for({}, "10.0.0.1") == (None, None, "")
+
+
+@pytest.mark.parametrize(
+    ("said", "prefix"),
+    [
+        ("/clevrd", "/clevrd"),
+        ("/a/b-1/", "/a/b-1"),
+        ("/evil, /out", "/out"),
+        ("/", ""),
+        ("clevrd", ""),
+        ("//evil.example", ""),
+        ('/"><script>', ""),
+        ("/a" * 17, ""),
+    ],
+)
+def test_listed_proxy_says_below_which_path_it_has_the_daemon(said: str, prefix: str) -> None:
+    """A path that could not stand in a link is none."""
+    found = PROXIES.asked_for({"x-forwarded-prefix": said}, "10.0.0.1")
+
+    assert found is not None
+    assert found.prefix == prefix
 
 
 def test_proxies_on_unix_sockets_are_listed_by_a_word_of_their_own() -> None:

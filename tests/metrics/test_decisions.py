@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import FakeClock
 
-from clevrd.errors import Forbidden, RateLimited
+import clevrd
+from clevrd.errors import (
+    ConnectionLimit,
+    Forbidden,
+    RateLimited,
+    ShuttingDown,
+    TopicLimit,
+    Unavailable,
+)
 from clevrd.metrics.decisions import KEPT_S, MAX_DECISIONS, MERGE_S, Decisions
 
 CONFIGURED = ("acme", "other")
+PACKAGE = Path(clevrd.__file__).parent
 
 
 def portion_of(tenant: str) -> str:
@@ -81,6 +92,40 @@ def test_another_tenant_key_or_code_is_another_decision(decisions: Decisions) ->
         decisions.note_refusal(error)
 
     assert len(decisions) == 4
+
+
+def test_bounds_with_one_code_are_decisions_by_themselves(decisions: Decisions) -> None:
+    """The first of them must not hide the others."""
+    for error in (
+        limited(key=""),
+        limited(key="web"),
+        TopicLimit("acme", 5, 5, "max_topics of the tenant", 60.0),
+        ConnectionLimit("Tenant acme", 3, 3, "max_connections of the tenant", tenant="acme"),
+        ConnectionLimit("Tenant acme", 9, 9, "three quarters", tenant="acme"),
+        Unavailable("Full.", bound="connections", thresholds={"max_connections": 9}),
+        Unavailable("Full.", bound="topics", thresholds={"max_topics": 9}),
+        ShuttingDown(),
+    ):
+        error.credential = ""
+        decisions.note_refusal(error)
+        decisions.note_refusal(error)
+
+    assert [each.count for each in decisions.newest()] == [2] * 8
+
+
+def test_each_refusal_for_want_of_room_names_its_bound() -> None:
+    """Wherever one is made, so that one of them can't be taken for another."""
+    unnamed = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("MemoryShort", "NoMemoryForSubscribers", "Throttled", "Unavailable")
+        and "bound" not in [each.arg for each in node.keywords]
+    ]
+
+    assert unnamed == []
 
 
 def test_tenant_is_shown_its_own_and_the_daemons(decisions: Decisions) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from clients import client_of, subscribe
-from daemons import Daemon, FakeStats, running, until
+from daemons import ROOT, Daemon, FakeStats, running, until
 from keys import ADMIN, OTHER, READER, WEB, WRITER, access, bearer
 from websockets.exceptions import ConnectionClosed
 
+from clevrd.hub.explanations import note_closed
+from clevrd.metrics.decisions import Decisions
 from clevrd.tenants.keys import NewKey
 
 PATHS = [
@@ -325,6 +328,134 @@ async def test_limited_keys_are_told(daemon: Daemon) -> None:
 # --- what is explained ---
 
 
+@pytest.mark.parametrize("raw_paths", [True, False])
+async def test_refusal_concerns_the_tenant_whose_request_it_is(raw_paths: bool) -> None:
+    """On each way to publish and to subscribe; without a valid credential it is the request's."""
+    rules = access()
+    async with running(access=rules, raw_paths=raw_paths, max_topics_per_connection=2) as daemon:
+        http, url, key = daemon.http, daemon.url, bearer(OTHER)
+        await http.post(f"{url}/publish", data=b"{", headers=key)
+        await http.post(f"{url}/publish/batch", data=b"[1]", headers=key)
+        await http.get(f"{url}/subscribe?topic=t&last=x", headers=key)
+        async with http.ws_connect(f"{url}/publish", headers=key) as publisher:
+            await publisher.send_str('{"ref":1}')
+            await publisher.receive_json()
+        async with http.ws_connect(f"{url}/ws", headers=key, protocols=("clevrd.v1",)) as both:
+            for topic in ("a", "b", "c"):
+                await both.send_json({"type": "subscribe", "topic": topic, "last": 0})
+            while (await both.receive_json())["type"] != "error":
+                pass
+        await http.post(f"{url}/publish", data=b"{")
+        explained = await seen(daemon, "/admin/explain", "GET", ADMIN)
+
+    found = {(each["code"], each["scope"]["kind"]): each for each in explained["decisions"]}
+    assert set(found) == {("invalid_request", "key"), ("unauthorized", "request")}
+    wrong = [each for each in explained["decisions"] if each["code"] == "invalid_request"]
+    assert {(each["scope"]["tenant_id"], each["scope"]["credential"]) for each in wrong} == {
+        ("other", "all")
+    }
+    assert sorted(each["count"] for each in wrong) == [1, 4]
+    assert [each["thresholds"] for each in wrong if each["count"] == 1] == [{"limit": 2}]
+
+
+@pytest.mark.parametrize("raw_paths", [True, False])
+@pytest.mark.parametrize(("proxies", "client"), [([], "127.0.0.1"), (["127.0.0.1"], "192.0.2.7")])
+async def test_client_without_a_valid_credential_is_named_by_its_address(
+    raw_paths: bool, proxies: list[str], client: str
+) -> None:
+    """Nothing else tells whom to block; behind a listed proxy it is the client's own."""
+    rules = access(trusted_proxies=proxies)
+    async with running(access=rules, raw_paths=raw_paths) as daemon:
+        for _ in range(3):
+            wrong = {"Authorization": "Bearer wrong", "X-Forwarded-For": "192.0.2.7"}
+            await daemon.http.post(f"{daemon.url}/publish", data=b"{}", headers=wrong)
+        explained = await seen(daemon, "/admin/explain", "GET", ADMIN)
+
+    (decision,) = explained["decisions"]
+    assert (decision["code"], decision["count"]) == ("unauthorized", 3)
+    assert decision["rule"].endswith(f" The first was from {client}.")
+
+
+async def test_each_close_is_explained_once() -> None:
+    """By its reason, and whose it was; a stop, and what is explained as a refusal, are none."""
+    async with running(max_message_bytes=1_000) as daemon:
+        http, url = daemon.http, daemon.url
+        async with http.ws_connect(f"{url}/publish", headers={"X-Tenant-ID": "acme"}) as socket:
+            await socket.send_bytes(b"binary")
+            await socket.receive()
+        for _ in range(2):
+            async with http.ws_connect(f"{url}/publish") as socket:
+                await socket.send_str("x" * 2_000)
+                await socket.receive()
+        async with http.ws_connect(f"{url}/subscribe?topic=t") as socket:
+            await socket.send_str("x" * 5_000)
+            await socket.receive()
+        explained = await seen(daemon, "/admin/explain")
+
+    found = {
+        (each["code"], each["scope"]["tenant_id"], each["count"], each["rule"])
+        for each in explained["decisions"]
+    }
+    too_big = "Connections were closed with 1009: the client sent a larger message than it may."
+    assert found == {
+        (
+            *("text_frames_only", "acme", 1),
+            "Connections were closed with 1003: the client sent a binary frame.",
+        ),
+        ("message_too_big", "default-tenant", 3, too_big),
+    }
+    assert {each["kind"] for each in explained["decisions"]} == {"disconnect"}
+
+
+def test_each_close_that_is_no_refusal_has_its_words() -> None:
+    """One that is added later is explained, too, or is told elsewhere."""
+    told_elsewhere = {1012, 4003, 4004, 4101, 4104}
+    documented = {
+        int(code): re.findall(r"`(\w+)`", reasons)
+        for code, reasons in re.findall(
+            r"^\| (\d{4}) \| (.*?) \|", (ROOT / "docs" / "wire.md").read_text(), re.MULTILINE
+        )
+    }
+    as_refusals = {(1011, "internal_error"), (1013, "too_many_topics"), (1013, "unavailable")}
+    silent = [
+        (code, reason)
+        for code, reasons in documented.items()
+        for reason in reasons
+        if code not in told_elsewhere and (code, reason) not in as_refusals
+    ]
+    decisions = Decisions(lambda: 0.0, lambda _: "")
+    for code, reason in silent:
+        note_closed(decisions, code, reason, "t", "")
+
+    assert len(silent) > 15
+    assert len(decisions) == len(silent)
+
+
+async def test_each_bound_is_explained_with_its_figures() -> None:
+    """Also where several have one error code."""
+    bounds: dict[str, Any] = {"max_topics": 2, "max_topics_per_tenant": 1, "max_connections": 1}
+    async with running(admin_address="127.0.0.1:0", **bounds) as daemon:
+        (operators,) = daemon.server.admin_addresses
+        await daemon.publish("t", 1)
+        await daemon.publish("t", 1, **{"X-Tenant-ID": "b"})
+        for tenant in ("b", "c"):
+            body, whose = b'{"topic":"u","data":1}', {"X-Tenant-ID": tenant}
+            await daemon.http.post(f"{daemon.url}/publish", data=body, headers=whose)
+        async with daemon.http.ws_connect(f"{daemon.url}/subscribe?topic=t"):
+            refused = await daemon.send_raw(b"POST /publish HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            async with daemon.http.get(f"{operators}/admin/explain") as answer:
+                explained = await answer.json()
+
+    assert refused.startswith(b"HTTP/1.1 503 ")
+    found = {
+        name: (each["scope"]["tenant_id"], limit)
+        for each in explained["decisions"]
+        if each["code"] == "unavailable"
+        for name, limit in each["thresholds"].items()
+    }
+    assert found == {"max_connections": ("", 1), "max_topics": ("", 2), "limit": ("b", 1)}
+
+
 async def test_throttle_is_explained_by_topic() -> None:
     """The rule, what it was decided from, its limits, and when it ends."""
     stats = FakeStats(cpu=0.95)
@@ -346,7 +477,9 @@ async def test_throttle_is_explained_by_topic() -> None:
     assert (decision["is_on"], decision["count"]) == (True, 2)
 
 
-async def test_windows_circuits_and_forgotten_topics_are_explained() -> None:
+async def test_windows_circuits_and_forgotten_topics_are_explained(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Each by its own rule, the newest first."""
     stats = FakeStats()
     async with running(
@@ -365,14 +498,12 @@ async def test_windows_circuits_and_forgotten_topics_are_explained() -> None:
         async with client_of(url):
             stalled = daemon.only_subscriber()
             stalled.pause_writing()
-            # Each batch fits into the half of the input that so little memory leaves.
-            lines = b"\n".join(
-                json.dumps({"topic": "t", "data": "x" * 60_000}).encode() for _ in range(26)
-            )
-            for _ in range(5):
-                body = io.BytesIO(lines)
-                posted = await daemon.http.post(f"{daemon.url}/publish/batch", data=body)
-                assert posted.status == 200
+            line = json.dumps({"topic": "t", "data": "x" * 60_000}).encode()
+            for _ in range(2):
+                # A batch of all would be larger than so little memory allows.
+                lines = io.BytesIO(b"\n".join([line] * 65))
+                async with daemon.http.post(f"{daemon.url}/publish/batch", data=lines) as answer:
+                    assert answer.status == 200
             await until(lambda: daemon.hub.open_circuits == 1)
             stats.sample = lambda: FakeStats().sample()  # type: ignore[method-assign]
             daemon.hub.evaluate_buffers()

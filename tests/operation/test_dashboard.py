@@ -207,17 +207,24 @@ async def test_state_is_explained(browser: Browser) -> None:
         await page.unroute_all(behavior="wait")
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("dark", 360), ("light", 1280)])
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 360), ("light", 1280), ("light", 320)])
 async def test_page_is_readable_by_everybody(browser: Browser, scheme: Any, width: int) -> None:
     """On a phone nothing is cut off; labels, roles, order and contrast are as WCAG 2.2 AA wants."""
     if not AXE.exists():
         pytest.skip("axe-core is not installed: make node")
     async with running() as daemon:
         await daemon.publish("a.topic.with.a.long.name.that.does.not.fit.on.a.phone", 1)
+        await daemon.http.post(f"{daemon.url}/publish", data=b'{"topic":""}')
         async with looking(browser, daemon.url) as page:
             await page.emulate_media(color_scheme=scheme)
             await page.set_viewport_size({"width": width, "height": 800})
             await shows(page, "#tables", "a.topic.with")
+            # The rule of a decision is what an operator has to see without scrolling to a side.
+            left, right = await page.evaluate(
+                "(({ left, right }) => [left, right])"
+                "(document.querySelector('#tables td.text').getBoundingClientRect())"
+            )
+            assert 0 <= left < right <= width
 
             wide = await page.evaluate("document.documentElement.scrollWidth - innerWidth")
             await page.evaluate(AXE.read_text())
@@ -231,6 +238,52 @@ async def test_page_is_readable_by_everybody(browser: Browser, scheme: Any, widt
             for fault in found["violations"]
         ]
         assert (wide <= 0, faults) == (True, [])
+
+
+async def test_screen_reader_is_told_of_the_state_and_not_of_each_figure(browser: Browser) -> None:
+    """Figures change every two seconds; only what a person waits for is announced."""
+    async with running() as daemon, looking(browser, daemon.url) as page:
+        await shows(page, "#state", "healthy")
+
+        live = page.locator("[aria-live], output, [role=status], [role=alert], [role=log]")
+        told = [await each.get_attribute("id") for each in await live.all()]
+
+    assert told == ["state", "tail-state", "publish-state"]
+
+
+# The contrast of two colours, as WCAG 2.2 defines it.
+CONTRAST: Final = """([one, two]) => {
+    const light = (text) => {
+        const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map((each) => each / 255)
+            .map((each) => (each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const [low, high] = [light(one), light(two)].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+async def test_fields_and_their_hints_are_seen_by_everybody(browser: Browser, scheme: Any) -> None:
+    """WCAG 2.2 1.4.11 and 1.4.3, of which axe-core looks at neither edges nor placeholders."""
+    async with running() as daemon, looking(browser, daemon.url) as page:
+        await page.emulate_media(color_scheme=scheme)
+        await page.wait_for_selector("#try:not([hidden])")
+
+        edge, field, card, hint = await page.locator("#tail-tenant").evaluate(
+            "(field) => [getComputedStyle(field).borderTopColor,"
+            " getComputedStyle(field).backgroundColor,"
+            " getComputedStyle(field.closest('section')).backgroundColor,"
+            " getComputedStyle(field, '::placeholder').color]"
+        )
+        contrasts = [
+            await page.evaluate(CONTRAST, [one, two])
+            for one, two in ((edge, field), (edge, card), (hint, field))
+        ]
+
+    assert contrasts[0] >= 3
+    assert contrasts[1] >= 3
+    assert contrasts[2] >= 4.5
 
 
 async def test_page_is_at_the_address_for_operators_too(browser: Browser) -> None:

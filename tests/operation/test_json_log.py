@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import pytest
-from daemons import ROOT, running
+from daemons import ROOT, running, until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -262,3 +262,50 @@ async def test_bug_is_logged_with_what_names_its_request(
     assert (request_id == "order/42") is is_named
     assert fields["traceparent"] == (TRACEPARENT if is_named else "")
     assert "a bug" in str(failed.exc_info)
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "later"])
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/publish", ""), ("/ws", '"type":"publish",')], ids=["publish", "ws"]
+)
+async def test_bug_on_a_socket_is_logged_with_what_names_its_handshake(
+    path: str,
+    kind: str,
+    waits: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The client is told by the close code, is answered what went well, and is held by nothing."""
+    headers = {"X-Request-ID": "socket/42", "traceparent": TRACEPARENT}
+    async with running() as daemon:
+        good, bad = (f'{{{kind}"topic":"t","data":1,"ref":{ref}}}' for ref in (1, 2))
+        real = daemon.hub.publish_run
+
+        def fail(topic: Any, run: Any) -> Any:
+            if run[-1].ref == 2:
+                raise KeyError("a bug")
+            return real(topic, run)
+
+        monkeypatch.setattr(daemon.hub, "publish_run", fail)
+        url, protocols = f"{daemon.url}{path}", ("clevrd.v1",)
+        async with daemon.http.ws_connect(url, headers=headers, protocols=protocols) as socket:
+            await socket.send_str(good)
+            answered = await socket.receive_json()
+            if waits:
+                # What waits for its time is published by a task of its own.
+                monkeypatch.setattr(daemon.hub, "must_wait", lambda _: True)
+            await socket.send_str(bad)
+            await socket.receive()
+            closed = socket.close_code
+        counted = dict(daemon.hub.counters.refused)
+        await until(lambda: len(daemon.server.connections) == 0)
+        left_bytes = daemon.hub.input_budget.used_bytes
+
+    (failed,) = [each for each in caplog.records if each.message.startswith("request failed")]
+    fields = event_of(failed)
+    assert answered["ref"] == 1
+    assert closed == 1011
+    assert (fields["request_id"], fields["traceparent"]) == ("socket/42", TRACEPARENT)
+    assert fields["path"] == path
+    assert counted == {"internal_error": 1}
+    assert left_bytes == 0

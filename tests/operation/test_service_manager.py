@@ -19,7 +19,7 @@ import pytest
 from daemons import ROOT, until
 
 from clevrd.service.given_sockets import FIRST_FD, given_sockets
-from clevrd.service.manager import ServiceManager
+from clevrd.service.manager import LEAST_WATCHDOG_S, ServiceManager
 
 # Puts the socket argv[1] where systemd would, and becomes the daemon.
 HAND_OVER = """
@@ -184,6 +184,21 @@ def test_notify_socket_that_lies_changes_nothing(address: str, line: str) -> Non
 
     assert is_served == b"HTTP/1.1 200"
     assert log.count(line) == 1, log
+
+
+@pytest.mark.parametrize("given", ["1", "199999"])
+async def test_watchdog_that_is_too_short_takes_no_core(
+    given: str, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told at a pace that costs nothing, and the log says so."""
+    variables = {"NOTIFY_SOCKET": str(receiver.socket.getsockname()), "WATCHDOG_USEC": given}
+    manager = ServiceManager.from_environ(variables, 1, asyncio.get_running_loop())
+    manager.ready("serving")
+    assert receiver.next()["READY"] == "1"
+    manager.close()
+
+    assert manager._watchdog_s == LEAST_WATCHDOG_S
+    assert "WATCHDOG_USEC is too short value=" + given in caplog.text
 
 
 async def test_full_queue_holds_nothing_up_and_loses_no_state(receiver: Receiver) -> None:

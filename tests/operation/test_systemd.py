@@ -88,6 +88,21 @@ for folder, below, _ in os.walk("/"):
     os.unlink(path)
 print(json.dumps(ran))
 """
+# Makes system calls that nothing here needs, with arguments that no kernel takes, and prints what
+# became of each: EPERM is the filter's word, and a kernel's own is another one.
+CALL = """
+import ctypes, errno, json, platform
+other = platform.machine() == "aarch64"
+numbers = (425, 282, 217) if other else (425, 323, 248)
+calls = dict(zip(("io_uring_setup", "userfaultfd", "add_key"), numbers))
+libc = ctypes.CDLL(None, use_errno=True)
+ended = {}
+for name, number in calls.items():
+    ctypes.set_errno(0)
+    libc.syscall(number, -1, 0, 0, 0, 0)
+    ended[name] = errno.errorcode.get(ctypes.get_errno(), "done")
+print("calls ended", json.dumps(ended), flush=True)
+"""
 # Holds the port until it is killed.
 HOLD = """
 import socket, sys
@@ -306,3 +321,25 @@ def test_what_the_daemon_writes_it_cannot_run(machine: Machine) -> None:
 
     assert {"/run/clevrd", "/var/lib/private/clevrd"} <= ran.keys()
     assert set(ran.values()) == {"PermissionError"}
+
+
+@pytest.mark.timeout(120)
+def test_calls_that_open_what_the_unit_closes_are_refused(machine: Machine) -> None:
+    """A ring of io_uring would open sockets of any family; the daemon serves without one."""
+    machine.write("/run/call.py", CALL)
+    before = "[Service]\nExecStartPre=/opt/clevrd/bin/python3 /run/call.py\n"
+    drop_in(machine, before)
+    machine.run("systemctl", "start", SERVICE)
+    refused = machine.journal()
+    served = published(machine, "t", "a")[0]
+    machine.run("systemctl", "stop", SERVICE)
+    drop_in(machine, before + "SystemCallFilter=\n")
+    machine.run("systemctl", "start", SERVICE)
+    allowed = machine.journal().removeprefix(refused)
+
+    said = 'calls ended {"io_uring_setup": "EPERM", "userfaultfd": "EPERM", "add_key": "EPERM"}'
+    assert said in refused
+    assert served["success"]
+    # Without the filter it is the kernel that answers, so that this test can fail.
+    assert "calls ended" in allowed
+    assert said not in allowed

@@ -245,6 +245,79 @@ async def test_queue_is_bounded_and_a_batch_is_given_up(
     assert sum("events are dropped" in each.message for each in caplog.records) <= 3
 
 
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"no HTTP at all\r\n\r\n", "its answer is no HTTP, or its head is too large"),
+        (
+            b"HTTP/1.1 200 OK\r\nX: " + b"x" * 9_000,
+            "its answer is no HTTP, or its head is too large",
+        ),
+        (b"", "it closed the connection without an answer"),
+    ],
+    ids=["no HTTP", "large", "closed"],
+)
+async def test_reason_of_a_failure_is_in_words(
+    answer: bytes, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says what the target did, and not the name of an error in a library."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}]}")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    post = sender_to(f"http://127.0.0.1:{port}/hidden", new_counts(), *_networks("127.0.0.1"))
+    post.offer(event(1))
+    await until(lambda: bool(caplog.records))
+    await post.stop()
+    server.close()
+
+    assert f"id=hook why={says!r}" in caplog.text
+    assert "hidden" not in caplog.text
+
+
+async def test_host_that_is_none_is_said_to_be_none(caplog: pytest.LogCaptureFixture) -> None:
+    """A number is an address to some programs, and not to this one."""
+    post = sender_to("http://2130706433/", new_counts(), *_networks("0.0.0.0/0"))
+    post.offer(event(1))
+    await until(lambda: bool(caplog.records))
+    await post.stop()
+
+    assert "its URL's host is no name and no address" in caplog.text
+
+
+async def test_target_that_is_too_slow_for_long_is_told_once(
+    target: Target, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each batch that it takes makes room, which is gone at once; the log is not told each time."""
+    monkeypatch.setattr(sender, "MAX_QUEUED", 4)
+    monkeypatch.setattr(sender, "MAX_BATCH", 1)
+    counts = new_counts()
+    post = sender_to(target.url, counts, *_networks("127.0.0.1"))
+
+    async def take_slowly(request: web.Request) -> web.StreamResponse:
+        if len(target.requests) <= 5:
+            for number in range(5):
+                post.offer(event(number))
+        return await target.take(request)
+
+    target.answer = take_slowly
+    post.offer(event(0))
+    await until(lambda: len(target.requests) > 5 and len(post) == 0)
+    said = [each for each in caplog.records if "events are dropped" in each.message]
+    dropped = counts["dropped"]
+    for number in range(6):
+        post.offer(event(number))
+    again = [each for each in caplog.records if "events are dropped" in each.message]
+    await post.stop()
+
+    assert dropped >= 5
+    assert (len(said), len(again)) == (1, 2)
+
+
 def _networks(*texts: str) -> tuple[Any, ...]:
     return tuple(map(ipaddress.ip_network, texts))
 

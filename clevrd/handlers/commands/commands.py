@@ -269,6 +269,8 @@ class Commands(SocketOutcomes):
                 self._carry_out(error.command)
                 return
             except ClevrdError as refusal:
+                tenant = self._connection.tenant
+                refusal.blame(tenant.name, tenant.credential_id)
                 error = refusal
         super().refused(error, payload)
 

@@ -80,6 +80,7 @@ class CommandEndpoint:
                     max_topics=config.max_topics_per_connection,
                     may_match_all=config.match_all_patterns,
                 ),
+                request,
             )
             connection.begin(early_data)
             self._connections.note_page(connection, request)

@@ -26,7 +26,7 @@ _OPTIONS: Final = AdminOptions(("tenant",), {"n": (1, MAX_DECISIONS)})
 
 
 class Scope(msgspec.Struct, frozen=True):
-    """The subject of a decision: the whole daemon, a tenant, a key, an address or a topic."""
+    """The subject of a decision: the daemon, a tenant, a key, an address, a topic or a request."""
 
     kind: str
     tenant_id: str
@@ -148,6 +148,10 @@ def _scope_of(decision: Decision) -> Scope:
         kind = "topic"
     elif credential:
         kind = "key" if tenant else "address"
+    elif tenant:
+        kind = "tenant"
     else:
-        kind = "tenant" if tenant else "daemon"
+        # Time heals what concerns the daemon; any other refusal is of the one request alone.
+        is_of_request = decision.kind == "refusal" and decision.lasts_s is None
+        kind = "request" if is_of_request else "daemon"
     return Scope(kind, tenant, credential, topic)

@@ -119,7 +119,7 @@ class ProbeEndpoint:
     def answer(self, admitted: Admitted, body: bytes) -> Response:
         """Return 200, or raise Unavailable."""
         if not self._is_well():
-            raise Unavailable(self._refusal)
+            raise Unavailable(self._refusal, bound="readiness")
         return json_view({"status": "ok"})
 
 

@@ -182,6 +182,7 @@ class RunPublisher(Generic[RequestT]):
                 if limit_bytes is not None:
                     check_size(self._tenant, len(item))
             except ClevrdError as error:
+                error.blame(self._tenant.name, self._tenant.credential_id)
                 return run, error
             run_bytes += len(item)
             has_key = request.idempotency_key is not None

@@ -64,6 +64,7 @@ class PublishSocketEndpoint:
                 tenant,
                 self._make_publisher(self._hub, tenant),
                 self._max_message_bytes,
+                admitted.head,
             )
             connection.begin(early_data)
             self._connections.note_page(connection, admitted.head)

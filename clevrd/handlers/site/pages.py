@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import html
 import re
+import shlex
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from clevrd import __version__
 from clevrd.admission import Admitted, Gate, Later, admit_anybody
-from clevrd.client_addresses import AskedFor
+from clevrd.client_addresses import UNIX, AskedFor
 from clevrd.handlers.operate.figures import Figures
 from clevrd.http_values import HOST, HTML, NOT_STORED, TEXT, Request, Response
+from clevrd.local_requests import is_local
 from clevrd.metrics.snapshot import TenantSnapshot
 from clevrd.scheduling.fair_turns import FairTurns
 
@@ -24,18 +26,18 @@ _TEXT = """clevrd {version}: publish JSON over HTTP, receive it over WebSocket o
 {access}
 
 Subscribe to a topic:
-    clevrd subscribe orders --url {url}
-    websocat '{ws_url}/subscribe?topic=orders'      (or any WebSocket client)
-    curl -N -H 'Accept: application/x-ndjson' '{url}/subscribe?topic=orders'
-    new EventSource("/subscribe?topic=orders")      (text/event-stream)
-    curl '{url}/subscribe?topic=orders&poll=1'      (long-poll)
+    clevrd subscribe orders --url {client_url}
+    {websocket}      (or any WebSocket client)
+    {curl} -N -H 'Accept: application/x-ndjson' '{url}/subscribe?topic=orders'
+    new EventSource("{prefix}/subscribe?topic=orders")      (text/event-stream)
+    {curl} '{url}/subscribe?topic=orders&poll=1'      (long-poll)
 
     and in a page's script, coming back by itself and told of every gap:
     import {{ Clevrd }} from "{url}/clevrd.js";
     for await (const event of new Clevrd().subscribe("orders")) console.log(event);
 
 Publish to it:
-    curl {url}/publish -d '{{"topic":"orders","data":{{"id":1}}}}'
+    {curl} {url}/publish -d '{{"topic":"orders","data":{{"id":1}}}}'
 
     with "key":"EUR/USD" beside them, policy=latest keeps the newest of each key;
     with "idempotency_key":"..." a repetition is known, and not published again
@@ -53,6 +55,7 @@ Look at it:
     {url}/health     state, uptime, memory; /health/live, /health/ready for probes
     {url}/metrics    topics, subscribers, drops, throttling (JSON, or as Prometheus asks)
     {url}/config     the settings in force, for operators (JSON)
+    {url}/admin/top  who is slow, loud or refused, for operators; /admin/explain says why
 
 Options of /subscribe:
     topic=NAME      whose messages; several times for several topics
@@ -68,6 +71,7 @@ Options of /subscribe:
     subscriber_id=ID  what /topics and events of who reads call you
     poll=1, timeout=S  one JSON answer, after S seconds at most (25)
     tenant=NAME     whose topic; the header X-Tenant-ID does the same, for /publish too
+    ticket=TICKET   in place of a credential, for 30 s and one request; POST {url}/ticket
 
 Each message: {{"id","topic","tenant_id","data","timestamp","offset"}}, and "key" where it was
 published with one. A hole in offset is what you lost.
@@ -95,6 +99,7 @@ _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>clevrd</t
 
 
 _ADMIN_TEXT = """clevrd {version}, for its operators: who reaches this address sees all tenants.
+Ask with: {curl} {url}/health
 
     {url}/dashboard               a live page
     {url}/metrics                 topics, subscribers, drops, throttling (JSON, or as
@@ -119,8 +124,43 @@ class Facts(NamedTuple):
     keeps: str
 
 
+class Way(NamedTuple):
+    """The way on which one client reaches the daemon, as it would have to write it."""
+
+    # Without a slash at its end.
+    url: str
+    # The path below which a proxy has the daemon; empty for its root. It is part of ``url``.
+    prefix: str
+    # The path of the Unix socket that the client has asked at by itself; empty for another way.
+    socket_path: str
+
+    @property
+    def ws_url(self) -> str:
+        """The same URL for WebSockets."""
+        return self.url.replace("http", "ws", 1)
+
+    @property
+    def client_url(self) -> str:
+        """The URL as clevrd's own clients take it."""
+        return shlex.quote(f"unix:{self.socket_path}") if self.socket_path else self.url
+
+    @property
+    def curl(self) -> str:
+        """The command curl, with its option for a Unix socket."""
+        path = self.socket_path
+        return f"curl --unix-socket {shlex.quote(path)}" if path else "curl"
+
+    @property
+    def websocket(self) -> str:
+        """A command that subscribes over WebSocket."""
+        url = f"'{self.ws_url}/subscribe?topic=orders'"
+        if self.socket_path:
+            return f"websocat --ws-c-uri {url} - {shlex.quote(f'ws-c:unix:{self.socket_path}')}"
+        return f"websocat {url}"
+
+
 class Whereabouts:
-    """The daemon's URL as each client knows it."""
+    """The ways on which clients reach one listener."""
 
     def __init__(
         self,
@@ -128,7 +168,7 @@ class Whereabouts:
         *,
         is_secure: bool = False,
     ) -> None:
-        """Find it.
+        """Find them.
 
         Args:
             asked_for: what a listed proxy says, in these header fields, that its client asked for;
@@ -138,14 +178,26 @@ class Whereabouts:
         self._asked_for = asked_for
         self._scheme = "https" if is_secure else "http"
 
-    def url(self, head: Request) -> str:
-        """Return the URL without a path."""
-        said = self._asked_for(head.headers, head.peer)
-        scheme = said.scheme if said is not None and said.scheme else self._scheme
-        host = said.host if said is not None and said.host else ""
-        if not HOST.fullmatch(host):
-            host = head.headers.get("host", "localhost:8080")
-        return f"{scheme}://{host}"
+    def way(self, head: Request) -> Way:
+        """Return how the sender of ``head`` reaches the daemon."""
+        said = self._asked_for(head.headers, head.peer) or AskedFor(None, None)
+        scheme = said.scheme or self._scheme
+        host = said.host if said.host and HOST.fullmatch(said.host) else head.headers.get("host")
+        # A client of HTTP/1.0 need not name a host.
+        own_host = (
+            "localhost"
+            if head.local_address.startswith(UNIX)
+            else head.local_address or "localhost"
+        )
+        url = f"{scheme}://{host or own_host}{said.prefix}"
+        return Way(url, said.prefix, _socket_path(head))
+
+
+def _socket_path(head: Request) -> str:
+    """Return the path of the Unix socket that ``head`` came over; empty for a proxy's, and TCP."""
+    if not head.local_address.startswith(UNIX) or not is_local(head):
+        return ""
+    return head.local_address.removeprefix(UNIX)
 
 
 def kept_sentence(journal: str, topics: Sequence[str], state_dir: str) -> str:
@@ -187,12 +239,16 @@ class HomeEndpoint:
 
     def answer(self, admitted: Admitted, body: bytes) -> Response | Later:
         """Return the page with the address that the client used."""
-        url = self._whereabouts.url(admitted.head)
+        way = self._whereabouts.way(admitted.head)
         text = _TEXT.format(
             version=__version__,
             access=_CLOSED if self._gate.is_required else _OPEN,
-            url=url,
-            ws_url=url.replace("http", "ws", 1),
+            url=way.url,
+            prefix=way.prefix,
+            ws_url=way.ws_url,
+            client_url=way.client_url,
+            curl=way.curl,
+            websocket=way.websocket,
             catch_up_messages=self._facts.catch_up_messages,
             keeps=self._facts.keeps,
             docs=DOCS,
@@ -222,8 +278,9 @@ class AdminHomeEndpoint:
 
     def answer(self, admitted: Admitted, body: bytes) -> Response:
         """Return the list of endpoints."""
-        url = self._whereabouts.url(admitted.head)
-        return _page(admitted.head, _ADMIN_TEXT.format(version=__version__, url=url))
+        way = self._whereabouts.way(admitted.head)
+        text = _ADMIN_TEXT.format(version=__version__, url=way.url, curl=way.curl)
+        return _page(admitted.head, text)
 
 
 def _page(head: Request, text: str, topics: str = "") -> Response:
