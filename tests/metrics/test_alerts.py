@@ -79,8 +79,10 @@ async def test_each_metric_of_an_alert_is_one_of_a_daemon(tmp_path: Path) -> Non
     settings: dict[str, Any] = {**make_pair(tmp_path).settings}
     folder = tmp_path / "journal"
     folder.mkdir(mode=0o700)
+    # Nobody has to answer there for its families to be shown.
+    source = {"name": "orders", "url": "redis://127.0.0.1:1/orders", "topic": "t"}
     async with (
-        running(journal_table={"directory": str(folder)}, **settings) as daemon,
+        running(journal_table={"directory": str(folder)}, sources=[source], **settings) as daemon,
         daemon.http.get(
             f"{daemon.url}/metrics", headers={"Accept": "text/plain"}, ssl=False
         ) as answer,
