@@ -8,6 +8,7 @@ log call too; everything that a handler here calls allows that (`signal` in Pyth
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import signal
@@ -53,6 +54,9 @@ class DaemonSignals:
     def finish(self, code: int) -> None:
         """Let a further stop signal end the process at once with ``code``, since all is done."""
         self._code = code
+        # The interpreter gives signals their defaults back before it has ended. One that comes then
+        # would kill the process, and its exit code would say that the stop had failed.
+        atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, STOPS)
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         """Stop in order at the first signal, at once at the second."""

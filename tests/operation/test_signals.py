@@ -71,6 +71,27 @@ async def test_hangup_is_an_orderly_stop(daemon: DaemonProcess) -> None:
     assert "stopping signal=SIGHUP" in "".join(lines)
 
 
+# Its last object sends a stop signal when the interpreter has given up its handlers.
+ENDING = """
+import asyncio, os, signal
+from clevrd.daemon_signals import DaemonSignals
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGHUP):
+        kill(pid, number)
+last = Last()
+signals = DaemonSignals(asyncio.new_event_loop())
+signals.install()
+signals.finish(0)
+"""
+
+
+def test_signal_at_the_very_end_changes_no_exit_code() -> None:
+    """A terminal that closes may send the second one when the process is all but gone."""
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, timeout=20)
+
+    assert done.returncode == 0
+
+
 def write_rules(path: Path, *keys: NewKey) -> None:
     """Write a configuration file in which these keys may do everything."""
     entries = "".join(
