@@ -114,6 +114,9 @@ class Engine(Protocol):
     # Whether records are read before they are what `durability` says: then publishers are
     # answered when `append` has returned as well.
     answers_when_taken: bool
+    # How far apart a partition's records of a few publishes are at most, while messages come fast:
+    # the dearer a record is, the longer it waits for company.
+    max_apart_s: float
 
     @property
     def durability(self) -> str:

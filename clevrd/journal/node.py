@@ -112,7 +112,7 @@ class Node:
         self._partitions: list[Partition] = []
         self._readers: list[RecordReader] = []
         self._writers: list[RecordWriter] = []
-        pace = Pace(engine.partitions)
+        pace = Pace(engine.partitions, engine.max_apart_s)
         for number in range(engine.partitions):
             fold = Fold(number, engine.partitions, keeps_topics=engine.keeps_topics)
             partition = Partition(number, fold, loop)

@@ -11,8 +11,6 @@ from typing import Final
 
 # Records of a few publishes are so far apart in a partition.
 APART_S: Final = 0.001
-# Records are so far apart when messages come fast, in more partitions than one.
-MAX_APART_S: Final = 0.008
 # Messages a second in all up to which APART_S holds; it grows with them.
 _UNHURRIED_PER_S: Final = 2_500.0
 # How long messages are counted for a rate: long enough for a mean, and short for a beginning load.
@@ -22,10 +20,12 @@ _WINDOW_S: Final = 0.02
 class Pace:
     """The pace of one node, over all partitions."""
 
-    __slots__ = ("_apart_s", "_begun_s", "_messages", "_partitions")
+    __slots__ = ("_apart_s", "_begun_s", "_messages", "_most_s")
 
-    def __init__(self, partitions: int) -> None:
-        self._partitions = partitions
+    def __init__(self, partitions: int, max_apart_s: float) -> None:
+        """Args: max_apart_s: how long a record of the engine is worth waiting for, at most."""
+        # One partition alone has all messages in its own records.
+        self._most_s = min(max_apart_s, APART_S * partitions)
         # When the window began, by the caller's clock, and the messages that were sent in it.
         self._begun_s = 0.0
         self._messages = 0
@@ -37,8 +37,7 @@ class Pace:
         lasted_s = now_s - self._begun_s
         if lasted_s >= _WINDOW_S:
             times = self._messages / lasted_s / _UNHURRIED_PER_S
-            most_s = min(MAX_APART_S, APART_S * self._partitions)
-            self._apart_s = min(max(APART_S * times, APART_S), most_s)
+            self._apart_s = min(max(APART_S * times, APART_S), self._most_s)
             self._begun_s, self._messages = now_s, 0
 
     @property

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from clevrd.journal.pace import APART_S, MAX_APART_S, Pace
+from clevrd.journal.pace import APART_S, Pace
+
+MAX_APART_S = 0.008
 
 
 def paced(partitions: int, per_s: int) -> float:
     """Return how far apart records are after a second at so many messages a second."""
-    pace = Pace(partitions)
+    pace = Pace(partitions, MAX_APART_S)
     for millisecond in range(1_000):
         pace.sent(per_s // 1_000, 100.0 + millisecond / 1_000)
     return pace.apart_s
@@ -32,7 +34,7 @@ def test_one_partition_has_nobody_to_share_with() -> None:
 
 def test_pace_eases_when_the_load_is_over() -> None:
     """The first message behind a silence is reckoned with the silence."""
-    pace = Pace(8)
+    pace = Pace(8, MAX_APART_S)
     for millisecond in range(100):
         pace.sent(20, 100.0 + millisecond / 1_000)
 

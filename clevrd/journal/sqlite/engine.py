@@ -20,6 +20,7 @@ import apsw
 
 from clevrd.errors import JournalFull, JournalUnavailable
 from clevrd.journal.base import Checkpoint, Extent, Fenced, History, Placed, StoredRun
+from clevrd.journal.pace import APART_S
 from clevrd.journal.sqlite.appends import Append, Commit
 from clevrd.journal.sqlite.connections import SegmentConnections
 from clevrd.journal.sqlite.directory import JournalDirectory
@@ -61,6 +62,8 @@ class SqliteEngine:
     keeps_topics = True
     is_shared = False
     answers_when_taken = False
+    # Its one partition has every message.
+    max_apart_s = APART_S
 
     def __init__(
         self,
