@@ -580,7 +580,7 @@ def cluster(tmp_path: Path) -> Iterator[list[RedisServer]]:
         RedisServer(
             tmp_path / str(number),
             *("--cluster-enabled", "yes", "--cluster-node-timeout", "2000"),
-            port=free_port(highest=55_535),
+            port=free_port(),
         )
         for number in range(3)
     ]

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import os
+import random
 import socket
+from itertools import cycle, islice
+from typing import Final
+
+# Below the ports that Linux gives to connections (32768 on). Each process of a test run has a range
+# of its own: a port whose server is killed, to be started again, must not become that of another
+# process's server meanwhile, since daemons that come back to it would go on there.
+_FIRST: Final = 10_000
+_PORTS: Final = 2_500
+_PROCESSES: Final = 9
 
 
-def free_port(*, highest: int = 65_535) -> int:
-    """Return a port that nobody listens on at the moment, ``highest`` or below."""
+def _own_ports() -> range:
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _PROCESSES
+    first = _FIRST + number * _PORTS
+    return range(first, first + _PORTS)
+
+
+# Where it begins is left to chance, for runs that follow each other.
+_candidates = islice(cycle(_own_ports()), random.randrange(_PORTS), None)  # noqa: S311
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on at the moment, and that was not given out lately."""
     while True:
+        port = next(_candidates)
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port <= highest:
-            return port
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
 
 
 def accepts(port: int) -> bool:
