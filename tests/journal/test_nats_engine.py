@@ -138,7 +138,7 @@ async def test_stream_of_others_in_the_place_of_a_log_is_left_as_it_is(server: N
     async with opened(nats_settings(server, partitions=1)) as engine:
         writer = LogWriter(await engine.stamp(0))
         await append(engine, writer, "1")
-        await server.api("STREAM.DELETE.clevrd-p0")
+        await server.delete("clevrd-p0")
         others = {"name": "clevrd-p0", "subjects": ["clevrd.p0.>"], "max_msgs": 2}
         made = await server.api("STREAM.CREATE.clevrd-p0", others)
 
@@ -160,7 +160,7 @@ async def make_again(
 
     monkeypatch.setattr(engine, "_make", make)
     config: dict[str, Any] = (await server.api("STREAM.INFO.clevrd-p0"))["config"]
-    await server.api("STREAM.DELETE.clevrd-p0")
+    await server.delete("clevrd-p0")
     await server.api("STREAM.CREATE.clevrd-p0", config)
     return config
 
@@ -491,7 +491,7 @@ async def test_stream_of_checkpoints_that_was_deleted_is_made_again(server: Nats
     """The next checkpoint but one is kept."""
     async with opened(nats_settings(server, partitions=1)) as engine:
         checkpoint = Checkpoint(1, "00000001", EPOCH, b"s", [], True)
-        await server.api("STREAM.DELETE.clevrd-checkpoints")
+        await server.delete("clevrd-checkpoints")
 
         with pytest.raises(JournalUnavailable):
             await engine.save_checkpoint(0, checkpoint)

@@ -247,7 +247,7 @@ async def test_missing_stream_and_one_made_anew_are_read_from_their_beginning(
     server: NatsServer, stream: JetStreamContext
 ) -> None:
     """Also with "latest": whatever comes was not there when the source began."""
-    await stream.delete_stream("ORDERS")
+    await server.delete("ORDERS")
     source = table(server, start="latest")
     async with running(sources=[source]) as daemon, reading(daemon) as reader:
         for numbers in ([1, 2], [3, 4]):
@@ -256,7 +256,7 @@ async def test_missing_stream_and_one_made_anew_are_read_from_their_beginning(
             await add(stream, *numbers)
             found = await received(reader, 2)
             assert [each["data"] for each in found] == numbers
-            await stream.delete_stream("ORDERS")
+            await server.delete("ORDERS")
 
 
 async def test_one_node_reads_and_another_takes_over(

@@ -6,6 +6,7 @@ are skipped, and fail where CI=true.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -137,7 +138,31 @@ class NatsServer(ServerProcess):
     async def delete_all(self) -> None:
         """Delete all streams, so that the next test finds an empty server."""
         for name in await self.streams():
-            await self.api(f"STREAM.DELETE.{name}")
+            await self.delete(name)
+
+    async def delete(self, name: str) -> None:
+        """Delete a stream, and wait until its files are gone.
+
+        The server renames their folder, answers, and removes it meanwhile. A stream of the same
+        name that is made before the end of that may have old messages, or lose new ones.
+        """
+        streams = self.folder / "data" / "jetstream" / "$G" / "streams"
+        before = _inode_of(streams / name)
+        await self.api(f"STREAM.DELETE.{name}")
+        # A daemon may have made a new one by now, even with the number of the old one.
+        until_s = time.monotonic() + 1.0
+        while (streams / f".{name}").exists() or (  # noqa: ASYNC110  # the server tells nobody
+            before and _inode_of(streams / name) == before and time.monotonic() < until_s
+        ):
+            await asyncio.sleep(0.002)
+
+
+def _inode_of(path: Path) -> int:
+    """Return the number of a folder; 0 where there is none."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0
 
 
 @contextmanager
