@@ -107,8 +107,12 @@ class AddressLimit:
         Args:
             headers: the request's header fields; none where they are not known.
         """
-        address = self.proxies.client_of(headers, self.peer_of(transport))
+        address = self.client_of(transport, headers)
         return count_as(address) or address
+
+    def client_of(self, transport: asyncio.BaseTransport, headers: Mapping[str, str]) -> str:
+        """Return the address of a request's client, as a listed proxy names it."""
+        return self.proxies.client_of(headers, self.peer_of(transport))
 
     def name(self, transport: asyncio.BaseTransport, address: str) -> None:
         """Note the address that the PROXY header of a listed proxy gave a connection."""

@@ -357,11 +357,11 @@ class RateLimited(RetryLater):
             f" with a burst of {burst} ({setting}), of which {left} are left;"
             f" slow down and retry in {max(retry_after_s, 0.001):.3g} s.",
             retry_after_s,
+            tenant=tenant,
             bound="key" if key else "tenant",
             inputs={"left": left},
             thresholds={"rate_per_s": rate_per_s, "burst": burst},
         )
-        self.tenant = tenant
         self.rate_per_s = rate_per_s
         self.burst = burst
         self.left = left
@@ -414,13 +414,13 @@ class ConnectionLimit(RetryLater):
             f"{who} has {open_now} connections of {limit} that it may have ({setting});"
             f" close some, or come back in {self.RETRY_S:g} s.",
             self.RETRY_S,
+            tenant=tenant,
             bound=setting,
             inputs={"connections": open_now},
             thresholds={"limit": limit},
         )
         self.open_now = open_now
         self.limit = limit
-        self.tenant = tenant
         self.credential = credential
 
     def headers(self) -> tuple[tuple[str, str], ...]:
@@ -492,11 +492,11 @@ class TopicLimit(Unavailable):
             f"Tenant {tenant} has {topics} topics ({setting}), of {limit} that it may have;"
             f" use an existing one, or come back in {retry_after_s:g} s.",
             retry_after_s,
+            tenant=tenant,
             bound="topics_of_tenant",
             inputs={"topics": topics},
             thresholds={"limit": limit},
         )
-        self.tenant = tenant
         self.topics = topics
         self.limit = limit
 

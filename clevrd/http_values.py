@@ -29,10 +29,6 @@ TEXT: Final = "text/plain; charset=utf-8"
 HTML: Final = "text/html; charset=utf-8"
 JAVASCRIPT: Final = "text/javascript; charset=utf-8"
 
-TOO_MUCH_INPUT: Final = (
-    "Too much is arriving at once from all clients together; send it again in a moment."
-)
-
 # How long input is ignored after an answer that ends its connection, so that the client can read
 # that answer: closing a socket with unread bytes makes the kernel send a reset, which may overtake
 # the answer.

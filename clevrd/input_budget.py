@@ -7,7 +7,6 @@ from typing import Final, NamedTuple
 
 from clevrd.core.portions import Weights
 from clevrd.errors import Unavailable
-from clevrd.http_values import TOO_MUCH_INPUT
 
 
 class Sender(NamedTuple):
@@ -93,7 +92,7 @@ class InputBudget:
     def refusal(self) -> Unavailable:
         """Return what a client is told whose input there is no room for."""
         return Unavailable(
-            TOO_MUCH_INPUT,
+            "Too much is arriving at once from all clients together; send it again in a moment.",
             bound="input",
             inputs={"bytes": self.used_bytes},
             thresholds={"max_bytes": self.max_bytes},

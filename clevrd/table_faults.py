@@ -34,6 +34,11 @@ class TableFault(NamedTuple):
     # The rest of a sentence that begins with the place.
     what: str
 
+    def sentence(self, table: str, source: str) -> str:
+        """Return the whole sentence; ``source`` says where the table stands, such as a file."""
+        dot = "" if self.place[:1] in ("", "[") else "."
+        return f"{table}{dot}{self.place} ({source}) {self.what}."
+
 
 def table_fault(error: msgspec.ValidationError, shape: Any) -> TableFault:
     """Return the fault that ``error`` tells of.

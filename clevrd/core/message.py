@@ -43,8 +43,8 @@ def message_of(
     tenant: str,
     data: msgspec.Raw,
     offset: int,
-    key: str | None = None,
-    ttl_s: float | None = None,
+    key: str | None,
+    ttl_s: float | None,
 ) -> Message:
     """Return a message of the class that has what was published with it, and nothing else.
 

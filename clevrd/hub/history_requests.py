@@ -4,52 +4,57 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from clevrd.core.portions import Portion
 from clevrd.core.topic import Topic
 from clevrd.errors import ClevrdError
 from clevrd.hub.history_page import Page
 
+ResultT = TypeVar("ResultT")
+
 # Called with the page, or with the reason why there is none.
 PageWaiter = Callable[[Page | ClevrdError], None]
-# The same for an offset.
+# Called with the offset, or with that reason.
 OffsetWaiter = Callable[[int | ClevrdError], None]
 
 
-class PageRequest:
-    """A page that is asked for, and who waits for it."""
+class _Asked(Generic[ResultT]):
+    """A question about a topic's history, and those that wait for its answer."""
 
-    __slots__ = ("after", "max_bytes", "max_messages", "topic", "waiters")
+    __slots__ = ("topic", "waiters")
 
-    def __init__(self, topic: Topic, after: int, max_messages: int, max_bytes: int) -> None:
+    def __init__(self, topic: Topic) -> None:
         self.topic = topic
-        self.after = after
-        self.max_messages = max_messages
-        self.max_bytes = max_bytes
-        self.waiters: list[PageWaiter] = []
+        self.waiters: list[Callable[[ResultT | ClevrdError], None]] = []
 
-    def answer(self, result: Page | ClevrdError) -> None:
+    def answer(self, result: ResultT | ClevrdError) -> None:
         """Tell all that wait."""
         waiters, self.waiters = self.waiters, []
         for waiter in waiters:
             waiter(result)
 
 
-class LookUp:
-    """An id whose place is asked for, and who waits for it."""
+class PageRequest(_Asked[Page]):
+    """A page that is asked for."""
 
-    __slots__ = ("id_us", "topic", "waiters")
+    __slots__ = ("after", "max_bytes", "max_messages")
+
+    def __init__(self, topic: Topic, after: int, max_messages: int, max_bytes: int) -> None:
+        super().__init__(topic)
+        self.after = after
+        self.max_messages = max_messages
+        self.max_bytes = max_bytes
+
+
+class LookUp(_Asked[int]):
+    """An id whose place is asked for."""
+
+    __slots__ = ("id_us",)
 
     def __init__(self, topic: Topic, id_us: int) -> None:
-        self.topic = topic
+        super().__init__(topic)
         self.id_us = id_us
-        self.waiters: list[OffsetWaiter] = []
-
-    def answer(self, found: int | ClevrdError) -> None:
-        """Tell all that wait."""
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            waiter(found)
 
 
 class WaitingRequests:

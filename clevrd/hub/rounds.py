@@ -135,9 +135,7 @@ class Rounds:
         """
         # The flag is set last: a topic that is marked and has no round to come would never have
         # one.
-        if not self._has_turn:
-            self._loop.call_soon(self._work)
-            self._has_turn = True
+        self._have_turn()
         self._due.append(topic)
         topic.flush_is_scheduled = True
 
@@ -195,6 +193,11 @@ class Rounds:
             left -= 1 + self._writes - writes
         self._has_turn = False
         if due:
+            self._have_turn()
+
+    def _have_turn(self) -> None:
+        """Have `_work` called in the next turn of the loop."""
+        if not self._has_turn:
             self._loop.call_soon(self._work)
             self._has_turn = True
 
@@ -252,9 +255,7 @@ class Rounds:
             if not left:
                 break
         self.running.add(topic)
-        if not self._has_turn:
-            self._loop.call_soon(self._work)
-            self._has_turn = True
+        self._have_turn()
         self._due.append(_Rest(topic, step, first, messages, oldest_ns, began_ns))
 
     def _write_to(self, topic: Topic, step: Round, readers: list[Subscriber]) -> None:

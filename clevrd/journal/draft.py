@@ -39,8 +39,8 @@ class Draft:
         self.epoch = epoch
         self._header = header
         self._id_step = partitions
-        time_us = header.time_us
-        self._time_us = time_us = time_us if time_us > epoch.time_us else epoch.time_us
+        time_us = max(header.time_us, epoch.time_us)
+        self._time_us = time_us
         next_id_us = epoch.last_id_us + partitions
         if next_id_us < time_us:
             # The first of this partition's ids that is not before the time.
@@ -75,9 +75,8 @@ class Draft:
         if self._heads:
             epoch.last_id_us = self._next_id_us - self._id_step
             epoch.heads.update(self._heads)
-        if self._keys:
-            for entry in self._keys.values():
-                epoch.keys.add(entry, self._time_us, self._header.max_keys)
+        for entry in self._keys.values():
+            epoch.keys.add(entry, self._time_us, self._header.max_keys)
 
     def _count_keyed(self, runs: Sequence[Run], keyed: Sequence[Keyed], lines_at: int) -> None:
         """Count messages of which some have keys.

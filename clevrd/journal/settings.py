@@ -184,7 +184,7 @@ def read_journal(tables: Mapping[str, Any], directory: str, path: str = "") -> J
     try:
         settings = msgspec.convert(tables.get(TABLE, {}), JournalSettings, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(_shape_mistake(error, source)) from error
+        raise ConfigError(table_fault(error, JournalSettings).sentence(TABLE, source)) from error
     if _URL.match(directory):
         settings = msgspec.structs.replace(settings, url=directory, directory="")
     elif directory:
@@ -224,11 +224,6 @@ def _words(text: str) -> Words:
         return parse_pattern(text)
     check_topic(text)
     return tuple(text.split("."))
-
-
-def _shape_mistake(error: msgspec.ValidationError, source: str) -> str:
-    fault = table_fault(error, JournalSettings)
-    return f"{'.'.join(filter(None, (TABLE, fault.place)))} ({source}) {fault.what}."
 
 
 def _with_fitting_segments(settings: JournalSettings, written: Collection[str]) -> JournalSettings:

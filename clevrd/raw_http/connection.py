@@ -358,11 +358,9 @@ class RawConnection(asyncio.Protocol):
                 # A publish with an Origin is not plain.
                 server.pages.check(plain.request, self.transport)
             return server.admit(plain, has_begun=self._is_last)
-        except Unauthorized as error:
-            peer = server.addresses.peer_of(self.transport)
-            error.address = server.addresses.proxies.client_of(plain.request.headers, peer)
-            return server.refusal(error, plain.request)
         except Exception as error:
+            if isinstance(error, Unauthorized):
+                error.address = server.addresses.client_of(self.transport, plain.request.headers)
             return server.refusal(error, plain.request)
 
     def _reply(

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from clevrd.admission import EverybodyOperates
+from clevrd.admission import EverybodyOperates, Operators
 from clevrd.config import Config
 from clevrd.handlers.operate.admin import admin_routes
 from clevrd.handlers.operate.configuration import ConfigurationEndpoint
 from clevrd.handlers.operate.metrics import MetricsEndpoint, TenantMetricsEndpoint
 from clevrd.handlers.publishers import Publishers, publishers
-from clevrd.handlers.router import PathRouter
+from clevrd.handlers.router import PathRouter, Routes
 from clevrd.handlers.site.assets import AssetEndpoint
 from clevrd.handlers.site.pages import (
     AdminHomeEndpoint,
@@ -52,7 +52,6 @@ def client_routes(
     router = PathRouter(
         {
             "/": {"GET": _home(setup, messaging, clients, views)},
-            "/dashboard": {"GET": views.dashboard},
             "/clevrd.js": {"GET": AssetEndpoint("clevrd.js")},
             "/clevrd.d.ts": {"GET": AssetEndpoint("clevrd.d.ts")},
             "/publish": {"POST": made.publish, "GET": made.publish_socket},
@@ -67,13 +66,7 @@ def client_routes(
             },
             "/ticket": {"POST": TicketEndpoint(gate, clients.access.tickets)},
             "/ws": {"GET": made.commands},
-            "/health": {"GET": views.health},
-            "/health/live": {"GET": views.live},
-            "/health/ready": {"GET": views.ready},
-            "/metrics": {"GET": MetricsEndpoint(gate, views.figures, hub.turns)},
-            "/metrics/tenants": {"GET": TenantMetricsEndpoint(gate, views.figures, hub.turns)},
-            "/config": {"GET": ConfigurationEndpoint(gate, clients.in_force, hub.turns)},
-            **admin_routes(gate, hub, clients.connections, views.top),
+            **_about_the_daemon(gate, messaging, clients, views),
         }
     )
     return ClientRoutes(router, _grammar(made, subscribe, config) if config.raw_paths else None)
@@ -101,17 +94,26 @@ def _grammar(made: Publishers, subscribe: SubscribeEndpoint, config: Config) -> 
 
 def operator_routes(messaging: Messaging, clients: Clients, views: Views) -> PathRouter:
     """Return what the address for operators answers, to everybody who reaches it."""
-    gate, hub = EverybodyOperates(), messaging.hub
+    gate = EverybodyOperates()
     return PathRouter(
         {
             "/": {"GET": AdminHomeEndpoint(Whereabouts(clients.asked_for))},
-            "/dashboard": {"GET": views.dashboard},
-            "/health": {"GET": views.health},
-            "/health/live": {"GET": views.live},
-            "/health/ready": {"GET": views.ready},
-            "/metrics": {"GET": MetricsEndpoint(gate, views.figures, hub.turns)},
-            "/metrics/tenants": {"GET": TenantMetricsEndpoint(gate, views.figures, hub.turns)},
-            "/config": {"GET": ConfigurationEndpoint(gate, clients.in_force, hub.turns)},
-            **admin_routes(gate, hub, clients.connections, views.top),
+            **_about_the_daemon(gate, messaging, clients, views),
         }
     )
+
+
+def _about_the_daemon(
+    gate: Operators, messaging: Messaging, clients: Clients, views: Views
+) -> Routes:
+    hub = messaging.hub
+    return {
+        "/dashboard": {"GET": views.dashboard},
+        "/health": {"GET": views.health},
+        "/health/live": {"GET": views.live},
+        "/health/ready": {"GET": views.ready},
+        "/metrics": {"GET": MetricsEndpoint(gate, views.figures, hub.turns)},
+        "/metrics/tenants": {"GET": TenantMetricsEndpoint(gate, views.figures, hub.turns)},
+        "/config": {"GET": ConfigurationEndpoint(gate, clients.in_force, hub.turns)},
+        **admin_routes(gate, hub, clients.connections, views.top),
+    }

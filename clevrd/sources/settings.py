@@ -22,7 +22,7 @@ from clevrd.sources.parts import KEY, parse_part
 from clevrd.sources.places import Kind, Place, parse_place, shown_place
 from clevrd.sources.starts import LATEST, Start, parse_start
 from clevrd.sources.templates import Template
-from clevrd.table_faults import table_fault
+from clevrd.table_faults import TableFault, table_fault
 from clevrd.tenants.settings import Access
 from clevrd.tenants.tenant import DEFAULT_TENANT, check_tenant_name
 
@@ -106,7 +106,7 @@ class SourceEntry(
 
     def view(self) -> dict[str, Any]:
         """Return all fields as operators may see them."""
-        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        fields = msgspec.structs.asdict(self)
         conditions = [msgspec.structs.asdict(each) for each in self.filter]
         return {**fields, "url": shown_place(self.url), "filter": conditions}
 
@@ -151,8 +151,8 @@ def _shape_mistake(error: msgspec.ValidationError, where: str) -> str:
     elif place.endswith(("name", "group")):
         what = "must be letters, digits, dots, underscores and hyphens, 64 at most"
     if not place:
-        place, what = "", f"must be written as [[{TABLE}]], once for each source"
-    return f"{TABLE}{place} ({where}) {what}."
+        what = f"must be written as [[{TABLE}]], once for each source"
+    return TableFault(place, what).sentence(TABLE, where)
 
 
 def _mistakes(entries: Sequence[SourceEntry], access: Access) -> Iterator[tuple[str, str]]:

@@ -62,8 +62,8 @@ class Auth(Table, frozen=True):
     mode: Literal["open", "required"] = "open"
     allow_query_token: bool = False
     allowed_origins: tuple[str, ...] = ()
-    # Addresses and networks of proxies whose X-Forwarded-For, -Proto and -Host are believed, and
-    # who may send PROXY headers; "unix:" for those on a Unix socket.
+    # Addresses and networks of proxies whose X-Forwarded-For, -Proto, -Host and -Prefix are
+    # believed, and which may send PROXY headers; "unix:" for those on a Unix socket.
     trusted_proxies: tuple[str, ...] = ()
     jwt: tuple[JwtIssuer, ...] = ()
 

@@ -56,12 +56,8 @@ class TlsSettings(
 
     def view(self) -> dict[str, Any]:
         """Return all fields as operators may see them: of keys the names of their files."""
-        fields = {name: getattr(self, name) for name in self.__struct_fields__}
-        certificates = [
-            {name: getattr(each, name) for name in each.__struct_fields__}
-            for each in self.certificates
-        ]
-        return {**fields, "certificates": certificates}
+        certificates = [msgspec.structs.asdict(each) for each in self.certificates]
+        return {**msgspec.structs.asdict(self), "certificates": certificates}
 
 
 NO_TLS: Final = TlsSettings()
@@ -87,7 +83,7 @@ def read_tls(
     try:
         read = msgspec.convert(tables.get(TABLE, {}), TlsSettings, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(_shape_mistake(error, source)) from error
+        raise ConfigError(table_fault(error, TlsSettings).sentence(TABLE, source)) from error
     base = Path(path).absolute().parent
     certificates = [
         msgspec.structs.replace(
@@ -127,11 +123,6 @@ def _with_plain(config: Config, tables: Mapping[str, Any], path: str) -> TlsSett
             " certificates out, or listen on a port (address)."
         )
     return settings
-
-
-def _shape_mistake(error: msgspec.ValidationError, source: str) -> str:
-    fault = table_fault(error, TlsSettings)
-    return f"{'.'.join(filter(None, (TABLE, fault.place)))} ({source}) {fault.what}."
 
 
 def _pair(cert_file: str, key_file: str) -> Iterator[tuple[str, str]]:

@@ -108,7 +108,7 @@ def read_webhooks(tables: Mapping[str, Any], path: str = "") -> tuple[Webhook, .
         entries = msgspec.convert(tables.get(TABLE, []), tuple[WebhookEntry, ...], strict=True)
     except msgspec.ValidationError as error:
         fault = table_fault(error, tuple[WebhookEntry, ...])
-        raise ConfigError(f"{TABLE}{fault.place} (file {path}) {fault.what}.") from error
+        raise ConfigError(fault.sentence(TABLE, f"file {path}")) from error
     mistakes = [f"{place} (file {path}) is not allowed: {why}" for place, why in _mistakes(entries)]
     if mistakes:
         raise ConfigError("\n".join(mistakes))

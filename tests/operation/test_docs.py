@@ -183,12 +183,15 @@ def routes() -> set[str]:
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "PathRouter"
     ]
     assert len(tables) == 2
-    # Both have the paths that one function returns for operators.
+    # Both have the paths that two functions return.
     of_admin = ast.parse((PACKAGE / "handlers" / "operate" / "admin.py").read_text())
     tables += [
-        node.value for node in ast.walk(of_admin) if isinstance(node, ast.Return) and node.value
+        node.value
+        for each in (tree, of_admin)
+        for node in ast.walk(each)
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.Dict)
     ]
-    assert len(tables) == 3
+    assert len(tables) == 4
     return {
         f"{ast.literal_eval(method)} {ast.literal_eval(path).replace('*', 'T')}"
         for table in tables

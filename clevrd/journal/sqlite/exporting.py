@@ -12,9 +12,9 @@ import msgspec
 
 from clevrd.journal.clear_points import ClearPoints
 from clevrd.journal.records import BadRecord, LaterVersion, decode_header
-from clevrd.journal.sqlite.inspection import FoundRecord, Inspection, Names, is_sound
+from clevrd.journal.sqlite.inspection import FoundRecord, Inspection, is_sound
 from clevrd.journal.sqlite.library import DAMAGE, words_of
-from clevrd.journal.sqlite.segments import RunRow, Segment
+from clevrd.journal.sqlite.segments import Names, RunRow, Segment
 from clevrd.plurals import noun_for
 
 

@@ -25,6 +25,7 @@ from clevrd.journal.sqlite.finding import BadFile, find_segments
 from clevrd.journal.sqlite.heads import BadCheckpoint, read_checkpoint
 from clevrd.journal.sqlite.library import check_library, open_to_read, words_of
 from clevrd.journal.sqlite.segments import (
+    Names,
     RunRow,
     Segment,
     file_bytes,
@@ -44,8 +45,6 @@ _RECORDS: Final = (
     " WHERE position > ? AND position <= ? ORDER BY position"
 )
 _TOPICS: Final = "SELECT id, partition_epoch, tenant, topic FROM topics"
-
-Names = tuple[str, str, str]
 
 
 class FoundRecord(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any
 
 import apsw
 import msgspec
@@ -17,10 +17,8 @@ import msgspec
 from clevrd.journal.base import Extent, StoredRun
 from clevrd.journal.sqlite.connections import SegmentConnections
 from clevrd.journal.sqlite.runs import LARGEST, Run, SegmentRuns, first_before
-from clevrd.journal.sqlite.segments import Catalog, Names, Segment
+from clevrd.journal.sqlite.segments import FIND_TOPIC, Catalog, Names, Segment
 from clevrd.journal.sqlite.spans import KnownSpans, Span
-
-_TOPIC: Final = "SELECT id FROM topics WHERE partition_epoch = ? AND tenant = ? AND topic = ?"
 
 
 class HistoryReader:
@@ -131,9 +129,9 @@ class HistoryReader:
     ) -> Iterator[Span]:
         """Yield what a segment has of a topic, if it has anything that can be read."""
         is_final = segment.is_final
-        row: Any = connection.execute(_TOPIC, names).fetchone()
+        row: Any = connection.execute(FIND_TOPIC, names).fetchone()
         if row is not None:
-            runs = self._runs(Span(segment, row[0], 0, LARGEST, 0, is_final), names, connection)
+            runs = self._runs(segment, row[0], names, connection)
             first = next(runs.behind(0), None)
             last = next(runs.back_from(LARGEST), None)
             if first is not None and last is not None:
@@ -142,18 +140,26 @@ class HistoryReader:
     def _runs_behind(self, span: Span, names: Names, after: int) -> Iterator[Run]:
         """Yield the runs of a segment that have messages behind offset ``after``."""
         return self._connections.guarded(
-            span.segment, lambda connection: self._runs(span, names, connection).behind(after)
+            span.segment,
+            lambda connection: self._runs(span.segment, span.topic_id, names, connection).behind(
+                after
+            ),
         )
 
     def _runs_back(self, span: Span, names: Names, offset: int) -> Iterator[Run]:
         """Yield the runs of a segment that begin at ``offset`` or before, newest first."""
         return self._connections.guarded(
-            span.segment, lambda connection: self._runs(span, names, connection).back_from(offset)
+            span.segment,
+            lambda connection: self._runs(span.segment, span.topic_id, names, connection).back_from(
+                offset
+            ),
         )
 
-    def _runs(self, span: Span, names: Names, connection: apsw.Connection) -> SegmentRuns:
-        report = partial(self._connections.report, span.segment)
-        return SegmentRuns(span, names, connection, report)
+    def _runs(
+        self, segment: Segment, topic_id: int, names: Names, connection: apsw.Connection
+    ) -> SegmentRuns:
+        report = partial(self._connections.report, segment)
+        return SegmentRuns(segment, topic_id, names, connection, report)
 
     def _first_before(self, span: Span, id_us: int) -> int:
         """Return the first offset of the last run that begins with an id below ``id_us``; or 0."""

@@ -12,7 +12,7 @@ import apsw
 import msgspec
 
 from clevrd.journal.base import StoredRun
-from clevrd.journal.sqlite.segments import Names, RunRow, names_crc, run_crc
+from clevrd.journal.sqlite.segments import Names, RunRow, Segment, names_crc, run_crc
 from clevrd.journal.sqlite.spans import Span
 
 LARGEST: Final = 2**63 - 1
@@ -66,14 +66,15 @@ class SegmentRuns:
 
     def __init__(
         self,
-        span: Span,
+        segment: Segment,
+        topic_id: int,
         names: Names,
         connection: apsw.Connection,
         report: Callable[[str], None],
     ) -> None:
         """Args: report: told of what is damaged, in a few words."""
-        self._span = span
-        self._segment = span.segment
+        self._segment = segment
+        self._topic_id = topic_id
         self._crc = names_crc(*names)
         self._connection = connection
         self._report = report
@@ -84,7 +85,7 @@ class SegmentRuns:
         The last run of the table may come as well though it has none, while those behind it are
         not in the table yet.
         """
-        topic_id, last_position = self._span.topic_id, self._segment.last_position
+        topic_id, last_position = self._topic_id, self._segment.last_position
         # They are taken first: what moves to the table meanwhile is seen twice, and not missed.
         pending = tuple(self._segment.pending.get(topic_id, ()))
         execute = self._connection.execute
@@ -104,7 +105,7 @@ class SegmentRuns:
 
     def back_from(self, offset: int) -> Iterator[Run]:
         """Yield the runs that begin at ``offset`` or before, newest first."""
-        topic_id, last_position = self._span.topic_id, self._segment.last_position
+        topic_id, last_position = self._topic_id, self._segment.last_position
         for waiting in reversed(tuple(self._segment.pending.get(topic_id, ()))):
             if waiting[1] <= offset:
                 offset = waiting[1] - 1

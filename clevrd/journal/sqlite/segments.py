@@ -66,6 +66,8 @@ CREATE TABLE indexed (position INTEGER NOT NULL);
 _LAST: Final = "SELECT max(position) FROM records"
 _OLDEST: Final = "SELECT time_us FROM records WHERE time_us > 0 ORDER BY position LIMIT 1"
 _NEWEST: Final = "SELECT time_us FROM records WHERE time_us > 0 ORDER BY position DESC LIMIT 1"
+# The id of a topic, by its names.
+FIND_TOPIC: Final = "SELECT id FROM topics WHERE partition_epoch = ? AND tenant = ? AND topic = ?"
 _ADD_RUN: Final = "INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 # Ends of the names of a database's files: itself, its WAL, and the WAL's index.
 FILES: Final = ("", "-wal", "-shm")

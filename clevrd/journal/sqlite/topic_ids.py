@@ -7,12 +7,11 @@ from typing import Final
 import apsw
 
 from clevrd.journal.sqlite.library import number
-from clevrd.journal.sqlite.segments import Names, names_crc
+from clevrd.journal.sqlite.segments import FIND_TOPIC, Names, names_crc
 
 # Ids of topics that are remembered, so that they need not be looked up: 100 bytes each.
 MAX_TOPICS: Final = 50_000
 
-_FIND: Final = "SELECT id FROM topics WHERE partition_epoch = ? AND tenant = ? AND topic = ?"
 _ADD: Final = "INSERT INTO topics VALUES (?, ?, ?, ?)"
 _LAST: Final = "SELECT max(id) FROM topics"
 
@@ -38,7 +37,7 @@ class TopicIds:
 
         A topic that the segment does not have is added to it.
         """
-        row = self._connection.execute(_FIND, names).fetchone()
+        row = self._connection.execute(FIND_TOPIC, names).fetchone()
         if row is not None:
             topic_id = row[0]
         else:
