@@ -58,10 +58,13 @@ def extent_of(consumer: Any, place: TopicPartition, timeout_s: float) -> tuple[i
 
 
 def fault_about(consumer: Any, topic: str, error: KafkaException | KafkaFault) -> KafkaFault:
-    """Return the fault of a question about ``topic``; of a topic that is there, no missing one."""
+    """Return the fault of a question about ``topic``; of a topic that is there, no missing one.
+
+    If it may pass with the next leader, the brokers are asked anew, so that the library knows it.
+    """
     fault = fault_of(error)
-    is_leaderless = fault.code == MISSING and _is_there(consumer, topic)
-    return KafkaFault(LEADERLESS, "") if is_leaderless else fault
+    is_there = fault.code in _MOVING and _is_there(consumer, topic)
+    return KafkaFault(LEADERLESS, "") if is_there and fault.code == MISSING else fault
 
 
 def _is_there(consumer: Any, topic: str) -> bool:
