@@ -166,11 +166,15 @@ class KafkaReader:
         """Commit what is done with, and leave the group."""
         consumer, self._consumer = self._consumer, None
         questions, self._questions = self._questions, None
-        if questions is not None:
-            await questions.close()
-        if consumer is None:
-            return
+        try:
+            # The group is left first: questions may wait for a broker that is away.
+            if consumer is not None:
+                await self._leave(consumer)
+        finally:
+            if questions is not None:
+                await questions.close()
 
+    async def _leave(self, consumer: Any) -> None:
         def leave() -> None:
             with suppress(KafkaException, KafkaFault, RuntimeError):
                 self._commit(consumer, waits=True)

@@ -514,3 +514,19 @@ async def test_leader_that_came_later_is_asked_for(monkeypatch: pytest.MonkeyPat
 
     assert await reader.read() == []
     assert reader._consumer.assigned == [3]
+
+
+async def test_group_is_left_before_questions_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These may wait for a broker that is away, and a stop waits only for so long."""
+    reader = leaderless_reader(monkeypatch, "earliest", looks=0)
+    ended: list[str] = []
+
+    async def close() -> None:
+        ended.append("questions")
+
+    reader._consumer = SimpleNamespace(close=lambda: ended.append("group"))
+    reader._questions = SimpleNamespace(close=close)  # type: ignore[assignment]
+
+    await reader.close()
+
+    assert ended == ["group", "questions"]
