@@ -1,4 +1,7 @@
-"""LeftOut: tells the log of records that can't be read: some by themselves, then how many more."""
+"""LeftOut: tells the log of records that can't be read: some by themselves, of others their number.
+
+The number is told with the next record behind the while; `/metrics` has it at once.
+"""
 
 from __future__ import annotations
 

@@ -384,6 +384,11 @@ class NatsEngine:
                 self._note(each, info, connection)
             except NatsFault as fault:
                 raise self._unavailable(fault) from fault
+            except JournalUnavailable:
+                # Somebody has changed the stream, and it would lose records. The next append asks
+                # for the stamp, and its publishers are refused for this reason.
+                each.stamp = ""
+                raise
             return info
 
     async def _looked(self, each: _Partition) -> tuple[StreamInfo, Connection, bool]:
@@ -544,10 +549,6 @@ class NatsEngine:
             try:
                 await self._look_at(each)
             except (JournalUnavailable, JournalFull) as error:
-                if not isinstance(error.__cause__, NatsFault):
-                    # Somebody has changed the stream, and it would lose records. The next append
-                    # asks for the stamp, and its publishers are refused for this reason.
-                    each.stamp = ""
                 log.debug("log not looked at partition=%d reason=%s", each.number, error)
             except Exception:
                 # The next round is to come in any case.
