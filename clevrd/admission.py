@@ -223,6 +223,8 @@ class Gate:
             Forbidden: the tenant that is named is not the credential's.
         """
         options = head.options()
+        # A head that comes again may have been asked with by somebody before.
+        head.asker = None
         tenant = self._authenticator.identify(head, options)
         head.asker = (tenant.name, tenant.credential_id)
         if tenant.expires_at_s is not None:

@@ -9,18 +9,20 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from clients import client_of, subscribe
 from daemons import ROOT, Daemon, FakeStats, running, until
-from keys import ADMIN, OTHER, READER, WEB, WRITER, access, bearer
+from keys import ADMIN, OTHER, READER, WEB, WRITER, access, bearer, rules
 from websockets.exceptions import ConnectionClosed
 
 from clevrd.hub.explanations import note_closed
 from clevrd.metrics.decisions import Decisions
 from clevrd.tenants.keys import NewKey
+from clevrd.tenants.settings import read_access
 
 PATHS = [
     ("GET", "/admin/top"),
@@ -374,6 +376,29 @@ async def test_client_without_a_valid_credential_is_named_by_its_address(
     (decision,) = explained["decisions"]
     assert (decision["code"], decision["count"]) == ("unauthorized", 3)
     assert decision["rule"].endswith(f" The first was from {client}.")
+
+
+@pytest.mark.parametrize("raw_paths", [True, False])
+async def test_key_that_was_withdrawn_is_nobodys_where_it_was_known(raw_paths: bool) -> None:
+    """The same head came before, on the same connection, when the key was still somebody's."""
+    left = rules()
+    left["tenants"] = [each for each in left["tenants"] if each["name"] != "other"]
+    async with running(access=access(), raw_paths=raw_paths) as daemon:
+        statuses = [await publish_status(daemon)]
+        await daemon.server.access.apply(read_access(left, "a test"), Path())
+        statuses.append(await publish_status(daemon))
+        explained = await seen(daemon, "/admin/explain", "GET", ADMIN)
+
+    assert statuses == [200, 401]
+    (decision,) = explained["decisions"]
+    assert (decision["code"], decision["scope"]["kind"]) == ("unauthorized", "request")
+
+
+async def publish_status(daemon: Daemon) -> int:
+    """Return how a publish with the key OTHER is answered."""
+    body = b'{"topic":"t","data":1}'
+    async with daemon.http.post(f"{daemon.url}/publish", data=body, headers=bearer(OTHER)) as found:
+        return found.status
 
 
 async def test_each_close_is_explained_once() -> None:
