@@ -61,7 +61,8 @@ def _said(message: str, shape: Any, place: str) -> str:
     if message.startswith("Invalid enum value"):
         value = message.removeprefix("Invalid enum value ")
         return f"must be one of {', '.join(_choices(shape, place))}, and is {value}"
-    if message == "Expected `array`, got `object`":
+    is_table = message == "Expected `array`, got `object`"
+    if is_table and isinstance(_kind_at(shape, place), msgspec.inspect.StructType):
         return "must be a list of tables: write its name in two brackets, as in [[tenants]]"
     message = _KIND.sub(lambda found: _in_words(found[1]), message)
     return message.replace("Expected", "must be", 1).replace(", got ", ", and is ")
@@ -73,10 +74,15 @@ def _in_words(kinds: str) -> str:
 
 def _choices(shape: Any, place: str) -> list[str]:
     """Return the values that are allowed at ``place``, which has a Literal for its type."""
+    return [str(value) for value in _kind_at(shape, place).values]
+
+
+def _kind_at(shape: Any, place: str) -> Any:
+    """Return the kind of the value at ``place``, or of the items of the list there."""
     kind = _item(msgspec.inspect.type_info(shape))
     for name in filter(None, _INDEX.sub("", place).split(".")):
         kind = _item(next(each.type for each in kind.fields if each.encode_name == name))
-    return [str(value) for value in kind.values]
+    return kind
 
 
 def _item(kind: Any) -> Any:

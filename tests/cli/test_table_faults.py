@@ -34,6 +34,11 @@ class Table(msgspec.Struct, forbid_unknown_fields=True):
         ({"entries": [{}]}, "entries[0]", "lacks the setting `name`"),
         ({"entries": {}}, "entries", "must be a list of tables: write its name in two brackets"),
         ({"entries": "a"}, "entries", "must be a list, and is text"),
+        (
+            {"entries": [{"name": "x", "kinds": {}}]},
+            "entries[0].kinds",
+            "must be a list, and is a table",
+        ),
         ({"entries": ["a"]}, "entries[0]", "must be a table, and is text"),
         ({"entries": [{"name": 1}]}, "entries[0].name", "must be text, and is a whole number"),
         (
