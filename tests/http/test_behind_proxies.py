@@ -13,11 +13,10 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-import pytest_asyncio
 from browsers import chromium, page_at
 from daemons import ROOT, Daemon, running, until
 from keys import ADMIN, OTHER, READER, WRITER, access, bearer, subprotocol
-from playwright.async_api import Browser, expect
+from playwright.async_api import expect
 from ports import accepts, free_port
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
@@ -378,13 +377,6 @@ async def test_event_source_is_kept_while_the_daemon_is_away(name: str, tmp_path
     assert status in (502, 503)
 
 
-@pytest_asyncio.fixture
-async def browser() -> AsyncIterator[Browser]:
-    """Return a Chromium."""
-    async with chromium() as found:
-        yield found
-
-
 # A proxy that has the daemon below a path, and says so.
 BELOW_A_PATH = """server {
     listen 80;
@@ -401,12 +393,13 @@ BELOW_A_PATH = """server {
 """
 
 
-async def test_pages_are_true_below_a_path_of_the_proxy(browser: Browser, tmp_path: Path) -> None:
+async def test_pages_are_true_below_a_path_of_the_proxy(tmp_path: Path) -> None:
     """The home page names URLs that answer, and the live page finds its figures and topics."""
     rules = access(trusted_proxies=["127.0.0.1"])
     async with (
         running(access=rules) as daemon,
         proxy_of("nginx", daemon.port, tmp_path, BELOW_A_PATH) as port,
+        chromium() as browser,
         page_at(browser, f"http://127.0.0.1:{port}/events/dashboard") as page,
     ):
         url = f"http://127.0.0.1:{port}/events"

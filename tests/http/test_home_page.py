@@ -7,29 +7,12 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
-from daemons import ROOT, FakeStats, running
+from daemons import ROOT, at_a_socket, running
 from http_wire import ask, get
-
-from clevrd.config import Config
-from clevrd.server import Server, Setup
-
-
-@asynccontextmanager
-async def at_a_socket(path: Path, admin_address: str = "") -> AsyncIterator[Server]:
-    """Run a daemon at a Unix socket alone."""
-    config = Config(address=f"unix:{path}", shutdown_timeout_s=2.0, admin_address=admin_address)
-    server = Server(Setup(config, stats=FakeStats()))
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop()
 
 
 async def home(path: Path, **headers: str) -> str:

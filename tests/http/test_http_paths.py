@@ -17,15 +17,13 @@ import aiohttp
 import msgspec
 import pytest
 from clients import CURL, client_of, needs_curl, subscribe
-from daemons import Daemon, FakeStats, running
+from daemons import Daemon, at_a_socket, running
 from http_wire import ask, get, post, responses, talk
 from keys import access
 
 from clevrd import __version__
-from clevrd.config import Config
 from clevrd.core.publish_request import PublishRequest
 from clevrd.handlers.site.pages import DOCS
-from clevrd.server import Server, Setup
 from clevrd.tenants.settings import Access, Auth
 
 WIRE = Path(__file__).parents[2] / "docs" / "wire.md"
@@ -468,11 +466,7 @@ async def test_aiohttp_client_publishes_in_every_way(daemon: Daemon) -> None:
 async def test_unix_socket_serves_publishers_and_subscribers(tmp_path: Path) -> None:
     """The same paths over a socket file, raw and through aiohttp; the file goes at the end."""
     path = tmp_path / "clevrd.sock"
-    server = Server(
-        Setup(Config(address=f"unix:{path}", shutdown_timeout_s=2.0), stats=FakeStats())
-    )
-    await server.start()
-    try:
+    async with at_a_socket(path) as server:
         connector = aiohttp.UnixConnector(str(path))
         client = socket.socket(socket.AF_UNIX)
         client.setblocking(False)
@@ -486,8 +480,6 @@ async def test_unix_socket_serves_publishers_and_subscribers(tmp_path: Path) -> 
             message = json.loads(await reader.recv())
             async with http.get("http://localhost/health") as response:
                 health = await response.json()
-    finally:
-        await server.stop()
 
     assert server.addresses == []
     assert (published["offset"], message["offset"], health["subscribers"]) == (1, 1, 1)

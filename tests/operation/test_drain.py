@@ -157,8 +157,10 @@ async def test_thousand_readers_leave_one_after_the_other_and_miss_nothing(tmp_p
     assert {reader.code for reader in readers} == {1012}
     # Messages were accepted while readers left: they have left at different places.
     places = [reader.position["offset"] for reader in readers]
-    # A round that is on its way has reached some of them, and not those that leave next.
+    # A round that is on its way has reached some of them, and not those that leave next, so these
+    # may be one round apart in either order.
     assert len(set(places)) > 2
+    assert max(places[:250]) <= min(places[-250:])
     assert places[0] < places[-1] <= acknowledged[-1]
     delays_ms = [reader.going["reconnect_after_ms"] for reader in readers]
     assert len(set(delays_ms)) > 300

@@ -167,6 +167,18 @@ def _tunnel_pair() -> Pair | None:
     return make_pair(Path(tempfile.mkdtemp(prefix="clevrd-tls-")))
 
 
+@asynccontextmanager
+async def at_a_socket(path: Path, admin_address: str = "") -> AsyncIterator[Server]:
+    """Run a daemon at a Unix socket alone."""
+    config = Config(address=f"unix:{path}", shutdown_timeout_s=2.0, admin_address=admin_address)
+    server = Server(Setup(config, stats=FakeStats()))
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
 async def until(claim: Any, *, timeout_s: float = 20.0) -> None:
     """Wait until ``claim()`` is true; fail when it never becomes so.
 
