@@ -91,7 +91,9 @@ async def test_byte_order_mark_is_named() -> None:
 
 async def test_batch_is_delivered_byte_for_byte_in_order() -> None:
     """More items than a share of a turn is given, to a reader that was there before."""
-    count = 4 * ITEMS_PER_SHARE
+    # The reader may come to read only when all are published: it may lose some of more than its
+    # window of 1,000.
+    count = ITEMS_PER_SHARE + 400
     async with running() as daemon, subscribe(daemon.ws_url, "t") as reader:
         _, answer = await send(daemon, lines(count))
         seen = [json.loads(await reader.recv()) for _ in range(count)]
@@ -102,16 +104,17 @@ async def test_batch_is_delivered_byte_for_byte_in_order() -> None:
 
 
 async def test_large_batch_gives_others_their_turn() -> None:
-    """The loop watch of these tests fails on a long hold; others are answered in the middle."""
+    """The loop watch of these tests fails on a long hold; others have turns in the middle."""
+    published: list[int] = []
     async with running() as daemon:
         batch = asyncio.create_task(send(daemon, lines(MAX_ITEMS)))
-        await until(lambda: daemon.hub.topics.find("default-tenant", "t") is not None)
-        health = await daemon.get_json("/health")
-        was_done = batch.done()
+        while not batch.done():
+            await asyncio.sleep(0)
+            topic = daemon.hub.topics.find("default-tenant", "t")
+            published.append(topic.ring.head if topic else 0)
         _, answer = await batch
 
-    assert health["status"] == "healthy"
-    assert not was_done
+    assert any(0 < each < MAX_ITEMS for each in published)
     assert answer["published"] == MAX_ITEMS
 
 

@@ -61,8 +61,9 @@ async def test_frame_with_ref_is_answered_with_it(raw_paths: bool) -> None:
 
 
 async def test_frames_without_ref_are_published_in_order_and_silently() -> None:
-    """Five thousand frames in one go, more than a turn serves: all there, in order, no answer."""
-    count = 5_000
+    """Nine hundred frames in one go, more than a turn serves: all there, in order, no answer."""
+    # The reader takes nothing until all are sent: it may lose what is beyond its window of 1,000.
+    count = 900
     async with (
         running() as daemon,
         publish_socket(daemon) as socket,

@@ -462,9 +462,9 @@ async def test_records_are_read_while_the_journal_has_those_before_on_their_way(
         assert under_way(daemon) <= MAX_UNDER_WAY + 256
         assert (figures(daemon).taken, figures(daemon).position) == (0, "0-0")
         goes_on.set()
+        await until(lambda: figures(daemon).lag == 0)
         async with reading(daemon) as reader:
             found = await received(reader, 3_000)
-        await until(lambda: figures(daemon).lag == 0)
 
     assert [each["data"] for each in found] == list(range(3_000))
     assert (figures(daemon).taken, figures(daemon).repeated, figures(daemon).lost) == (3_000, 0, 0)
