@@ -22,8 +22,10 @@ REFUSE_PUBLISHES_AT: Final = 0.95
 # A rung is left when the share is so much less than where the rung begins.
 HYSTERESIS: Final = 0.02
 
-# How often the timer's owner looks: what is published in that time at 100 MB/s is 4 % of 256 MB.
+# How often the timer's owner looks; and the part of the limit by which all rings may grow before it
+# looks again. A flood of 400 MB/s would go through half a small limit within one interval.
 INTERVAL_S: Final = 0.1
+GROWTH_PART: Final = 64
 
 # Bytes that rings give up at one look. The allocator is asked to give them back at once, which is a
 # pause of 0.15 ms for each MiB.

@@ -28,7 +28,10 @@ _GUARANTEE_PARTS: Final = (1.0, 0.5, 0.25, 0.125, 0.0)
 class RingSizes:
     """The sizes of all rings, and their sum."""
 
-    __slots__ = ("_portions", "max_bytes", "on_cut", "total_bytes")
+    __slots__ = (
+        *("_portions", "_told_at_bytes", "max_bytes", "on_cut", "on_grown", "total_bytes"),
+        "watched_bytes",
+    )
 
     def __init__(self, max_bytes: int, portions: Iterable[Portion]) -> None:
         """Args: portions: yields, each time it is gone over, all portions that there are then."""
@@ -38,6 +41,12 @@ class RingSizes:
         self.total_bytes = 0
         # Called when rings of a portion were cut, with its name, their number and the bytes freed.
         self.on_cut: Callable[[str, int, int], None] = _tell_nobody
+        # Called when all rings have grown as far as `watch` was told.
+        self.on_grown: Callable[[], None] = lambda: None
+        # `on_grown` is called above this sum; and `grown` is to be called above the lesser one of
+        # this and the bound. Both are changed by watch() alone.
+        self._told_at_bytes = max_bytes
+        self.watched_bytes = max_bytes
 
     @property
     def left_bytes(self) -> int:
@@ -63,6 +72,17 @@ class RingSizes:
     def reclass(self, topic: Topic) -> None:
         """Put the topic among the topics whose rings are of the same order of size."""
         _reclass(topic.portion, topic)
+
+    def watch(self, growth_bytes: int) -> None:
+        """Have `on_grown` called when all rings together have grown by ``growth_bytes``."""
+        self._told_at_bytes = self.total_bytes + growth_bytes
+        self.watched_bytes = min(self.max_bytes, self._told_at_bytes)
+
+    def grown(self, now_s: float) -> None:
+        """Do what is to be done now that ``total_bytes`` is above ``watched_bytes``."""
+        if self.total_bytes > self._told_at_bytes:
+            self.on_grown()
+        self.trim_largest(now_s)
 
     def trim_largest(self, now_s: float) -> None:
         """Cut rings until all are small enough together, those first that hold borrowed bytes.

@@ -135,6 +135,19 @@ class TopicManager:
         self._ring_sizes.on_cut = call
 
     @property
+    def on_rings_grown(self) -> Callable[[], None]:
+        """Called when all rings together have grown as far as `watch_rings` was told."""
+        return self._ring_sizes.on_grown
+
+    @on_rings_grown.setter
+    def on_rings_grown(self, call: Callable[[], None]) -> None:
+        self._ring_sizes.on_grown = call
+
+    def watch_rings(self, growth_bytes: int) -> None:
+        """Have `on_rings_grown` called when all rings together have grown by ``growth_bytes``."""
+        self._ring_sizes.watch(growth_bytes)
+
+    @property
     def max_ring_bytes(self) -> int:
         """Bytes that the rings of all topics may hold."""
         return self._ring_sizes.max_bytes
@@ -306,8 +319,8 @@ class TopicManager:
             sizes.reclass(topic)
         if not topic.is_noted and ring.head + topic.delivered > self._busy.bar:
             self._busy.note(topic)
-        if total > sizes.max_bytes:
-            sizes.trim_largest(now_s)
+        if total > sizes.watched_bytes:
+            sizes.grown(now_s)
 
     def shrink(self, wanted_bytes: int, now_s: float) -> int:
         """Have rings give up ``wanted_bytes`` that no reader waits for; return the bytes freed."""

@@ -227,6 +227,7 @@ class Hub:
         self.memory_guard = MemoryGuard(
             stats, self.topics, self.publishing, self._give_back_now, self.decisions, loop
         )
+        self.topics.on_rings_grown = self.memory_guard.look_at_growth
         self._control_loops = ControlLoops(
             self.throttler,
             self.buffers,

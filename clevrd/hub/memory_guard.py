@@ -11,8 +11,11 @@ import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
+import msgspec
+
 from clevrd.control.memory_ladder import (
     BEGINS_AT,
+    GROWTH_PART,
     HYSTERESIS,
     PUBLISHER_RETRY_S,
     REFUSE_PUBLISHES_AT,
@@ -52,7 +55,7 @@ class Publisher(Protocol):
 
 
 class MemoryGuard:
-    """Looks at the memory several times a second, and acts as the ladder says."""
+    """Looks at the memory in short intervals, and acts as the ladder says."""
 
     __slots__ = (
         *("_decisions", "_give_back_memory", "_loop", "_publisher", "_stats", "_topics"),
@@ -92,14 +95,33 @@ class MemoryGuard:
 
     def look(self) -> None:
         """Decide by the memory held now, and act: rings give up messages, publishes are refused."""
+        self._act_on(decide(self._stats.held_memory(), self.decision.rung))
+
+    def look_at_growth(self) -> None:
+        """Look as `look` does, because rings have grown; it leaves no rung, as the next look may.
+
+        Rungs that are entered and left with each few messages would fill the log. The message with
+        which they have grown is in its ring, so nothing is raised: the timer looks again.
+        """
         before = self.decision.rung
-        self.decision = decision = decide(self._stats.held_memory(), before)
+        try:
+            decision = decide(self._stats.held_memory(), before)
+            if decision.rung < before:
+                decision = msgspec.structs.replace(decision, rung=before)
+            self._act_on(decision)
+        except Exception:
+            log.exception("look at memory failed")
+
+    def _act_on(self, decision: LadderDecision) -> None:
+        before = self.decision.rung
+        self.decision = decision
         if decision.shrink_bytes:
             freed = self._shrink(decision.shrink_bytes)
             self.shrunk_bytes += freed
             self._looks_in_vain = 0 if freed else self._looks_in_vain + 1
             if freed or self._looks_in_vain % LOOKS_TO_GIVE_BACK == 0:
                 self._give_back_memory(freed)
+        self._topics.watch_rings(decision.held.limit_bytes // GROWTH_PART)
         for explained in self._explained.values():
             self._decisions.hold(explained)
         if decision.rung is before:

@@ -6,26 +6,36 @@ a real limit: tests/operation/test_memory_limit.py.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from clients import SMALL_BUFFERS, client_of, raw_subscriber, subscribe
 from daemons import Daemon, FakeStats, running, until
 from fakes import FakeSink, TopicDriver, frame_of, make_topic, sink_of
 from websockets import InvalidStatus, Subprotocol
 
+from clevrd.config import Config
+from clevrd.control.memory_ladder import GROWTH_PART, SHRINK_AT, Rung
 from clevrd.control.system_stats import HeldMemory
 from clevrd.core.budgets import Budget
 from clevrd.core.drop_strategy import DropStrategy
 from clevrd.core.kept_frames import KeptFrames
+from clevrd.core.publish_request import PublishRequest
 from clevrd.core.recent_cache import RecentMessageCache
 from clevrd.core.subscriber import Subscriber
 from clevrd.core.topic import Topic
+from clevrd.errors import MemoryShort
+from clevrd.hub import Hub
 from clevrd.hub.memory_guard import LOOKS_TO_GIVE_BACK
+from clevrd.tenants import Tenant
 
 MIB = 1 << 20
+TENANT = Tenant("default-tenant")
 
 
 def hold(daemon: Daemon, stats: FakeStats, percent: int) -> None:
@@ -95,6 +105,72 @@ def test_spare_leaves_what_is_yet_to_be_offered() -> None:
     assert driver.topic.spare(0, now_s=0.0) == 3 * 120
     driver.flush()
     assert sink_of(reader).offsets == [1, 2, 3, 4, 5]
+
+
+# --- floods between two looks ----------------------------------------------------------------
+
+
+class GrowingStats(FakeStats):
+    """The memory of a process with 60 MiB and its rings, of 100 MiB that it may have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other_bytes = 60 * MIB
+        self.ring_bytes: Callable[[], int] = lambda: 0
+
+    def held_memory(self) -> HeldMemory:
+        """Return what is used now."""
+        used_bytes = self.other_bytes + self.ring_bytes()
+        return HeldMemory(used_bytes, 100 * MIB, "the test's limit")
+
+
+async def growing_hub() -> tuple[Hub, GrowingStats, Callable[[], None]]:
+    """Return a hub whose guard has looked once, its memory, and a publish of a MiB in this turn."""
+    stats = GrowingStats()
+    hub = Hub(Config(max_memory_mb=100), asyncio.get_running_loop(), stats=stats)
+    stats.ring_bytes = lambda: hub.topics.ring_bytes
+    hub.memory_guard.look()
+    large = PublishRequest("t", msgspec.Raw(b'"%b"' % (b"x" * MIB)))
+
+    def publish() -> None:
+        hub.check_rate(TENANT)
+        topic = hub.topic(TENANT, "t")
+        hub.publish(topic, large)
+        # Nobody reads it: the round that the next turn would have.
+        hub.delivery.rounds.begin(topic)
+
+    return hub, stats, publish
+
+
+async def test_flood_within_one_turn_shrinks_rings() -> None:
+    """Of 50 MiB that come at once rings keep what lies below the rung, and one look's growth."""
+    hub, stats, publish = await growing_hub()
+
+    for _ in range(50):
+        publish()
+
+    assert hub.memory_guard.decision.rung is Rung.RINGS_SHRINK
+    assert stats.held_memory().share < SHRINK_AT + 3 / GROWTH_PART
+    assert hub.memory_guard.shrunk_bytes > 20 * MIB
+
+
+async def test_flood_within_one_turn_is_refused_where_rings_do_not_help() -> None:
+    """Something else takes the memory meanwhile; the next looks at growth leave no rung."""
+    hub, stats, publish = await growing_hub()
+    rungs = []
+    publish()
+    stats.other_bytes = 96 * MIB
+
+    publish()
+    rungs.append(hub.memory_guard.decision.rung)
+    with pytest.raises(MemoryShort):
+        publish()
+    stats.other_bytes = 50 * MIB
+    for look in (hub.memory_guard.look_at_growth, hub.memory_guard.look):
+        look()
+        rungs.append(hub.memory_guard.decision.rung)
+
+    assert rungs == [Rung.NO_PUBLISHES, Rung.NO_PUBLISHES, Rung.WELL]
 
 
 # --- the rungs, over sockets -----------------------------------------------------------------
