@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import pytest
 from keys import WEB, key, rules
 
 from clevrd.config import Config
@@ -159,6 +160,22 @@ def test_certificate_is_compared_by_its_file_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("is_on", [False, True], ids=["on", "off"])
+def test_tls_is_switched_by_a_restart(is_on: bool) -> None:
+    """On and off; a reload refuses it."""
+    on = view(
+        tls=read_tls({"tls": {}}, "", cert_file="/a.pem", key_file="/k.pem"),
+        tls_cert_file="/a.pem",
+        tls_key_file="/k.pem",
+    )
+    off = view()
+
+    lines = between(on, off) if is_on else between(off, on)
+
+    assert [line.split(":")[0] for line in lines] == ["tls_cert_file", "tls_key_file"]
+    assert all(line.endswith("(restart)") for line in lines)
+
+
 def test_difference_from_a_hostile_server_stays_on_its_line() -> None:
     """The URL may be anybody's, and a terminal obeys control characters."""
     running = as_sent(view({}))
@@ -171,9 +188,9 @@ def test_difference_from_a_hostile_server_stays_on_its_line() -> None:
     assert lines == [
         "auth.mo\\nde: only running (reload)",
         "tenants.\\x1b[31m\\n: only running (reload)",
-        'tls.certificates: running ["\\u001b[1m"], file [] (reload)',
-        "tls.client_ca_file: only in the file (reload)",
-        "tls.client_certificates: only in the file (reload)",
+        'tls.certificates: running ["\\u001b[1m"], file [] (restart)',
+        "tls.client_ca_file: only in the file (restart)",
+        "tls.client_certificates: only in the file (restart)",
     ]
 
 
