@@ -21,6 +21,7 @@ from http_wire import chunked, get, post, responses
 
 from clevrd.raw_http import RawConnection
 from clevrd.scheduling.fair_turns import (
+    BEGUN_S,
     FRESH_S,
     LARGE_BYTES,
     QUEUE_S,
@@ -258,6 +259,29 @@ async def test_coroutines_wait_behind_those_that_wait_already() -> None:
     assert order == ["first", *map(str, range(20))]
     woken = [before - after for before, after in pairwise(lengths)]
     assert max(woken) == round(QUEUE_S / SHARE_S)
+
+
+async def test_what_has_begun_goes_on_for_little_of_a_turn() -> None:
+    """A batch leaves most of the time for new work to others, though nobody waits in the queue."""
+    clock = FakeClock(0.0)
+    turns = FairTurns(asyncio.get_running_loop(), lambda: None, clock)
+    shares: list[int] = []
+
+    async def batch() -> None:
+        for share in range(9):
+            await turns.turn(has_begun=share > 0)
+            shares.append(share)
+            clock.advance(SHARE_S * 1.001)
+            turns.end()
+
+    task = asyncio.create_task(batch())
+    done = [0]
+    while not task.done():
+        await asyncio.sleep(0)
+        done.append(len(shares))
+
+    assert shares == list(range(9))
+    assert max(after - before for before, after in pairwise(done)) == round(BEGUN_S / SHARE_S)
 
 
 async def test_large_input_has_the_queues_part_of_a_turn_for_itself() -> None:
