@@ -2,6 +2,7 @@
 
 from bench.scenarios import (
     attacks,
+    beside,
     connect,
     drain,
     fanout,
@@ -24,6 +25,7 @@ from bench.scenarios import (
 
 __all__ = [
     "attacks",
+    "beside",
     "connect",
     "drain",
     "fanout",
