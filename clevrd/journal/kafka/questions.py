@@ -60,7 +60,13 @@ class Questions:
     def __init__(self, settings: KafkaSettings, troubles: Troubles) -> None:
         self._settings = settings
         self._troubles = troubles
-        self._admin: Any = None
+        # The admin client, once there is one. Nothing else refers to it, not even a frame that a
+        # traceback keeps: who drops the last reference waits for its threads, a second or longer.
+        self._admin: list[Any] = []
+        # Questions to it that are under way, and whether there is none.
+        self._asked = 0
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         # Used by its thread alone.
         self._consumer: Any = None
         self._thread = ThreadPoolExecutor(1, "clevrd-kafka-questions")
@@ -134,27 +140,43 @@ class Questions:
     async def _ask(self, question: Callable[[Any], Future[ResultT]]) -> ResultT:
         if self._is_closed:
             raise KafkaFault(LOST, "the journal is closed")
-        if self._admin is None:
-            self._admin = make_admin(self._settings, self._troubles)
-        admin, troubles = self._admin, self._troubles
+        if not self._admin:
+            self._admin.append(make_admin(self._settings, self._troubles))
+        answer = asyncio.wrap_future(question(self._admin[0]))
+        # An answer that nobody waits for any more may fail unheard.
+        answer.add_done_callback(lambda late: late.cancelled() or late.exception())
+        self._asked += 1
+        self._is_idle.clear()
+        try:
+            await self._wait_for(answer)
+            found = answer.result()
+        except KafkaException as error:
+            raise self._troubles.reason_for(fault_of(error)) from error
+        finally:
+            self._asked -= 1
+            if not self._asked:
+                self._is_idle.set()
+        self._troubles.clear()
+        return found
+
+    async def _wait_for(self, answer: asyncio.Future[Any]) -> None:
+        """Wait until it is there; raise KafkaFault where none will come."""
+        troubles = self._troubles
         since_s = troubles.now_s()
-        answer = asyncio.wrap_future(question(admin))
         # The library asks again and again, also where a password is refused.
         while not answer.done() and troubles.now_s() - since_s < ASK_S:
             await asyncio.wait((answer,), timeout=_GLANCE_S)
+            if self._is_closed:
+                break
             # The library calls its callbacks within this call alone.
-            admin.poll(0)
+            self._admin[0].poll(0)
             if not answer.done() and (fault := troubles.final_since(since_s)) is not None:
                 raise fault
-        if not answer.done():
-            answer.cancel()
-            raise troubles.reason_for(fault_of(TimeoutError()))
-        try:
-            found = answer.result()
-        except KafkaException as error:
-            raise troubles.reason_for(fault_of(error)) from error
-        troubles.clear()
-        return found
+        if answer.done():
+            return
+        if self._is_closed:
+            raise KafkaFault(LOST, "the journal is closed")
+        raise troubles.reason_for(fault_of(TimeoutError()))
 
     # --- records ---------------------------------------------------------------------------------
 
@@ -247,15 +269,13 @@ class Questions:
         if self._is_closed:
             return
         self._is_closed = True
-        admin, self._admin = self._admin, None
-        held = [admin]
-        del admin
+        await self._is_idle.wait()
 
         def end() -> None:
             consumer, self._consumer = self._consumer, None
             if consumer is not None:
                 consumer.close()
-            held.clear()
+            self._admin.clear()
 
         ending = asyncio.get_running_loop().run_in_executor(self._thread, end)
         with suppress(TimeoutError, Exception):
