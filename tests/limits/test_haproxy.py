@@ -26,6 +26,8 @@ from clevrd.tenants.settings import read_access
 CONFIGURATION = """
 defaults
     mode tcp
+    # A connection that the daemon has refused is not tried again.
+    retries 0
     timeout connect 5s
     timeout client 60s
     timeout server 60s
