@@ -17,6 +17,7 @@ from clevrd.control.memory_ladder import (
     BEGINS_AT,
     GROWTH_PART,
     HYSTERESIS,
+    MAX_SHRINK_BYTES,
     PUBLISHER_RETRY_S,
     REFUSE_PUBLISHES_AT,
     REFUSE_SUBSCRIBERS_AT,
@@ -121,7 +122,9 @@ class MemoryGuard:
             self._looks_in_vain = 0 if freed else self._looks_in_vain + 1
             if freed or self._looks_in_vain % LOOKS_TO_GIVE_BACK == 0:
                 self._give_back_memory(freed)
-        self._topics.watch_rings(decision.held.limit_bytes // GROWTH_PART)
+        # Rings can give up at one look what they have grown by until then.
+        growth_bytes = min(decision.held.limit_bytes // GROWTH_PART, MAX_SHRINK_BYTES)
+        self._topics.watch_rings(growth_bytes)
         for explained in self._explained.values():
             self._decisions.hold(explained)
         if decision.rung is before:

@@ -20,7 +20,7 @@ from fakes import FakeSink, TopicDriver, frame_of, make_topic, sink_of
 from websockets import InvalidStatus, Subprotocol
 
 from clevrd.config import Config
-from clevrd.control.memory_ladder import GROWTH_PART, SHRINK_AT, Rung
+from clevrd.control.memory_ladder import GROWTH_PART, MAX_SHRINK_BYTES, SHRINK_AT, Rung
 from clevrd.control.system_stats import HeldMemory
 from clevrd.core.budgets import Budget
 from clevrd.core.drop_strategy import DropStrategy
@@ -111,23 +111,26 @@ def test_spare_leaves_what_is_yet_to_be_offered() -> None:
 
 
 class GrowingStats(FakeStats):
-    """The memory of a process with 60 MiB and its rings, of 100 MiB that it may have."""
+    """The memory of a process: what its rings hold, and what all else does."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int, other_bytes: int) -> None:
         super().__init__()
-        self.other_bytes = 60 * MIB
+        self.limit_bytes = limit_bytes
+        self.other_bytes = other_bytes
         self.ring_bytes: Callable[[], int] = lambda: 0
 
     def held_memory(self) -> HeldMemory:
         """Return what is used now."""
         used_bytes = self.other_bytes + self.ring_bytes()
-        return HeldMemory(used_bytes, 100 * MIB, "the test's limit")
+        return HeldMemory(used_bytes, self.limit_bytes, "the test's limit")
 
 
-async def growing_hub() -> tuple[Hub, GrowingStats, Callable[[], None]]:
+async def growing_hub(
+    limit_bytes: int = 100 * MIB, other_bytes: int = 60 * MIB
+) -> tuple[Hub, GrowingStats, Callable[[], None]]:
     """Return a hub whose guard has looked once, its memory, and a publish of a MiB in this turn."""
-    stats = GrowingStats()
-    hub = Hub(Config(max_memory_mb=100), asyncio.get_running_loop(), stats=stats)
+    stats = GrowingStats(limit_bytes, other_bytes)
+    hub = Hub(Config(max_memory_mb=limit_bytes // MIB), asyncio.get_running_loop(), stats=stats)
     stats.ring_bytes = lambda: hub.topics.ring_bytes
     hub.memory_guard.look()
     large = PublishRequest("t", msgspec.Raw(b'"%b"' % (b"x" * MIB)))
@@ -152,6 +155,16 @@ async def test_flood_within_one_turn_shrinks_rings() -> None:
     assert hub.memory_guard.decision.rung is Rung.RINGS_SHRINK
     assert stats.held_memory().share < SHRINK_AT + 3 / GROWTH_PART
     assert hub.memory_guard.shrunk_bytes > 20 * MIB
+
+
+async def test_large_limit_is_looked_at_as_often_as_rings_can_shrink() -> None:
+    """A part of it alone would be more than rings give up in one look."""
+    hub, _, publish = await growing_hub(limit_bytes=8_000 * MIB, other_bytes=7_000 * MIB)
+
+    for _ in range(60):
+        publish()
+
+    assert hub.topics.ring_bytes < MAX_SHRINK_BYTES + 2 * MIB
 
 
 async def test_flood_within_one_turn_is_refused_where_rings_do_not_help() -> None:
