@@ -219,7 +219,9 @@ class World:
                 first = next(
                     (each for each in range(1, 500) if id_at(FIRST_US + each) >= message_id), 500
                 )
-                wanted = first - 1 if is_time else first
+                # A time, or an id older than all, is the place before a message; another id is one.
+                is_message = not is_time and id_at(FIRST_US + first) == message_id
+                wanted = first if is_message else first - 1
                 gone = self.damaged[asked.epoch]
                 # Offsets that are gone are as well before the place as behind it.
                 assert offset <= max(wanted, given_up)
