@@ -1,7 +1,8 @@
 """Runs the load generator and reads its report. The generator's options: load/options.h."""
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -200,3 +201,15 @@ def start(options: Mapping[str, Option]) -> Load:
             [str(path), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
     return Load(["load", *words], process)
+
+
+@contextmanager
+def meanwhile(options: Mapping[str, Option], phase: str = "publishing") -> Iterator[None]:
+    """Run the generator, from the time when it enters ``phase`` on; its report is not wanted."""
+    load = start(options)
+    try:
+        load.wait_for(phase)
+        yield
+    finally:
+        load.process.kill()
+        load.process.communicate()

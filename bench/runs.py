@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from bench import generator, servers
 from bench.generator import Latency, Option, Report
 from bench.results import Check, Figure, Outcome, Point, at_most, median
-from bench.servers import Kind
+from bench.servers import Kind, Server
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,13 @@ def run(variant: Variant, **options: Option) -> Run:
     A server's options replace the scenario's, and the variant's replace both.
     """
     with servers.serving(variant.kind) as server:
-        load = generator.start({**options, **server.options(), **variant.options})
-        return Run(variant.name, load.report(), load.command)
+        return run_on(server, variant, **options)
+
+
+def run_on(server: Server, variant: Variant, **options: Option) -> Run:
+    """Put the load on a server that runs already, as `run` does, and return the run."""
+    load = generator.start({**options, **server.options(), **variant.options})
+    return Run(variant.name, load.report(), load.command)
 
 
 def in_turn(variants: Sequence[Variant], times: int, **options: Option) -> dict[str, list[Run]]:

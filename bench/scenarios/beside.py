@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from bench import generator, runs, servers
 from bench.generator import Option
 from bench.results import Outcome, Target, at_most
-from bench.runs import Run
-from bench.servers import Server
+from bench.runs import Variant
 
-# As many as a batch may have, and messages a second in them.
-PER_BATCH: Final = 10_000
-BATCH_RATE: Final = 50_000
 SECONDS: Final = 4
 ROUNDS: Final = 3
 LOAD: Final[dict[str, Option]] = {
@@ -27,23 +21,37 @@ LOAD: Final[dict[str, Option]] = {
 }
 
 
+# Batches as large as they may be, to a topic that nobody reads, for longer than the readers stay.
+BATCHES: Final[dict[str, Option]] = {
+    "subs": 0,
+    "topics": 1,
+    "prefix": "bulk",
+    "pub_kind": "batch",
+    "pub_path": "/publish/batch",
+    "pubs": 1,
+    "batch": 10_000,
+    "rate": 50_000,
+    "seconds": 3 * SECONDS,
+}
+ALONE: Final = Variant("clevrd alone", servers.CLEVRD)
+BESIDE: Final = Variant("clevrd, batches", servers.CLEVRD)
+
+
 @runs.scenario("beside-batches")
 def beside_batches(_settings: runs.Settings) -> Outcome:
     """20 readers at 1,000/s, alone and beside 50,000/s in batches of 10,000: how late?"""
-    found: dict[str, list[Run]] = {"clevrd alone": [], "clevrd, batches": []}
+    alone, beside = [], []
     for _ in range(ROUNDS):
-        for name, measured in found.items():
-            with servers.serving(servers.CLEVRD) as server:
-                if name == "clevrd alone":
-                    measured.append(_measure(name, server))
-                else:
-                    with _batches(server):
-                        measured.append(_measure(name, server))
-    beside = found["clevrd, batches"]
+        alone.append(runs.run(ALONE, **LOAD))
+        with (
+            servers.serving(BESIDE.kind) as server,
+            generator.meanwhile({**BATCHES, **server.options()}),
+        ):
+            beside.append(runs.run_on(server, BESIDE, **LOAD))
     return Outcome(
         figures=[
             figure
-            for these in found.values()
+            for these in (alone, beside)
             for figure in runs.latency_figures(these, lambda report: report.fast.latency_ms)
         ],
         targets=[
@@ -53,33 +61,3 @@ def beside_batches(_settings: runs.Settings) -> Outcome:
             )
         ],
     )
-
-
-def _measure(name: str, server: Server) -> Run:
-    load = generator.start({**LOAD, **server.options()})
-    return Run(name, load.report(), load.command)
-
-
-@contextmanager
-def _batches(server: Server) -> Iterator[None]:
-    """Have batches published meanwhile, to a topic that nobody reads."""
-    load = generator.start(
-        {
-            **server.options(),
-            "subs": 0,
-            "topics": 1,
-            "prefix": "bulk",
-            "pub_kind": "batch",
-            "pub_path": "/publish/batch",
-            "pubs": 1,
-            "batch": PER_BATCH,
-            "rate": BATCH_RATE,
-            "seconds": 3 * SECONDS,
-        }
-    )
-    try:
-        load.wait_for("publishing")
-        yield
-    finally:
-        load.process.kill()
-        load.process.communicate()

@@ -142,15 +142,14 @@ def _measure(name: str, stalled: int | None) -> Beside:
 
 
 def _quiet(name: str, server: Server) -> Beside:
-    load = generator.start({**QUIET, **server.options()})
-    report = load.report()
-    return Beside(Run(name, report, load.command), _ask(server, "GET", "/metrics"))
+    run = runs.run_on(server, runs.Variant(name, SMALL), **QUIET)
+    return Beside(run, _ask(server, "GET", "/metrics"))
 
 
 @contextmanager
 def _noise(server: Server, stalled: int) -> Iterator[None]:
     """Have the noisy tenant subscribe and publish meanwhile."""
-    load = generator.start(
+    with generator.meanwhile(
         {
             **server.options(),
             "stalled": stalled,
@@ -166,15 +165,10 @@ def _noise(server: Server, stalled: int) -> Iterator[None]:
             "seconds": 4 * SECONDS,
             "connect_window": 64,
         }
-    )
-    try:
-        load.wait_for("publishing")
+    ):
         # Until the buffers of all its subscribers are full, which is when they stall.
         time.sleep(SETTLE_S)
         yield
-    finally:
-        load.process.kill()
-        load.process.communicate()
 
 
 def _fill(server: Server) -> None:

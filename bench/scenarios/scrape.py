@@ -92,9 +92,7 @@ def scrapes(_settings: runs.Settings) -> Outcome:
         for spread, topics in SPREADS.items():
             with servers.serving(kind) as server:
                 options = {**READERS, "topics": topics, "prefix": PREFIX, **server.options()}
-                load = generator.start(options)
-                try:
-                    load.wait_for("connected")
+                with generator.meanwhile(options, "connected"):
                     make_topics(server)
                     longest_ms(server, told)
                     time.sleep(3)
@@ -110,8 +108,5 @@ def scrapes(_settings: runs.Settings) -> Outcome:
                         worst = max(worst, held_ms)
                         figures.append(Figure(spread, f"longest turn, {form}", "ms", [held_ms]))
                         figures.append(Figure(spread, f"answer, {form}", "ms", took))
-                finally:
-                    load.process.kill()
-                    load.process.communicate()
     limit = at_most("ms, the longest turn of all", worst, LIMIT_MS)
     return Outcome(figures=figures, targets=[Target("a scrape is no pause", [limit])])
