@@ -98,7 +98,8 @@ class TopicManager:
             max_topics=limits.max_topics,
             max_topics_per_tenant=limits.max_topics_per_tenant,
         )
-        self._ring_sizes = RingSizes(max_ring_bytes, self.portions)
+        # The sizes of all rings; changed here alone, and watched by the hub.
+        self.rings = RingSizes(max_ring_bytes, self.portions)
         # Topics whose tenant may have another portion now; share_out adds, the sweep moves them.
         self._to_move: deque[Topic] = deque()
         # Topics that tenants are guaranteed and have not made; changed by _count_in, _count_out and
@@ -123,34 +124,12 @@ class TopicManager:
     @property
     def ring_bytes(self) -> int:
         """Bytes that the rings of all topics hold."""
-        return self._ring_sizes.total_bytes
-
-    @property
-    def on_rings_cut(self) -> Callable[[str, int, int], None]:
-        """Called when rings were cut: with their portion's name, their number, the bytes freed."""
-        return self._ring_sizes.on_cut
-
-    @on_rings_cut.setter
-    def on_rings_cut(self, call: Callable[[str, int, int], None]) -> None:
-        self._ring_sizes.on_cut = call
-
-    @property
-    def on_rings_grown(self) -> Callable[[], None]:
-        """Called when all rings together have grown as far as `watch_rings` was told."""
-        return self._ring_sizes.on_grown
-
-    @on_rings_grown.setter
-    def on_rings_grown(self, call: Callable[[], None]) -> None:
-        self._ring_sizes.on_grown = call
-
-    def watch_rings(self, growth_bytes: int) -> None:
-        """Have `on_rings_grown` called when all rings together have grown by ``growth_bytes``."""
-        self._ring_sizes.watch(growth_bytes)
+        return self.rings.total_bytes
 
     @property
     def max_ring_bytes(self) -> int:
         """Bytes that the rings of all topics may hold."""
-        return self._ring_sizes.max_bytes
+        return self.rings.max_bytes
 
     def of_tenant(self, tenant: str) -> list[Topic]:
         """Return the tenant's topics, in the order in which they were made."""
@@ -199,7 +178,7 @@ class TopicManager:
         ring = RecentMessageCache(limits.ring_messages, limits.ring_bytes, start.head + 1)
         topic = self._add(tenant, name, ring, start.epoch, start.created_at, now_s, start.place)
         if start.head:
-            self._ring_sizes.add(topic)
+            self.rings.add(topic)
         return topic
 
     def detached(self, tenant: str, name: str, start: TopicStart, now_s: float) -> Topic:
@@ -219,7 +198,7 @@ class TopicManager:
 
     def ring_for(self, saved: SavedTopic) -> RecentMessageCache | None:
         """Return an empty ring for the messages of a saved topic; None once memory is spent."""
-        left_bytes = self._ring_sizes.left_bytes
+        left_bytes = self.rings.left_bytes
         if left_bytes <= 0:
             return None
         limits = self.limits
@@ -251,11 +230,11 @@ class TopicManager:
             ring = RecentMessageCache(limits.ring_messages, limits.ring_bytes, saved.head + 1)
         ring.max_bytes = limits.ring_bytes
         topic = self._add(saved.tenant, saved.name, ring, saved.epoch, saved.created_at, now_s)
-        self._ring_sizes.add(topic)
+        self.rings.add(topic)
         if topic.published > self._busy.bar:
             self._busy.note(topic)
         # The newest message alone may be larger than the room that there was.
-        self._ring_sizes.trim_largest(now_s)
+        self.rings.trim_largest(now_s)
 
     def begin_anew(self, topic: Topic, start: TopicStart, now_s: float, head: int = 0) -> Topic:
         """Let the name of ``topic``, which is journaled, begin a new epoch; return its new topic.
@@ -304,7 +283,7 @@ class TopicManager:
 
         Only what is yet to be offered to readers may exceed it, until there is more to append.
         """
-        ring, sizes, portion = topic.ring, self._ring_sizes, topic.portion
+        ring, sizes, portion = topic.ring, self.rings, topic.portion
         before = ring.size_bytes
         topic.extend(offset, frames, now_s)
         size = ring.size_bytes
@@ -324,7 +303,7 @@ class TopicManager:
 
     def shrink(self, wanted_bytes: int, now_s: float) -> int:
         """Have rings give up ``wanted_bytes`` that no reader waits for; return the bytes freed."""
-        return self._ring_sizes.shrink(wanted_bytes, now_s)
+        return self.rings.shrink(wanted_bytes, now_s)
 
     def share_out(self, weights: Weights) -> None:
         """Divide what all tenants have in common by other ``weights`` from now on.
@@ -344,11 +323,11 @@ class TopicManager:
             portion = self.portions.of(topic.tenant)
             is_there = self._topics.get((topic.tenant, topic.name)) is topic
             if is_there and portion is not topic.portion:
-                self._ring_sizes.remove(topic)
+                self.rings.remove(topic)
                 self._count_out(topic.portion)
                 topic.move(portion)
                 self._count_in(portion)
-                self._ring_sizes.add(topic)
+                self.rings.add(topic)
         if not self._to_move:
             self.portions.forget_unused()
 
@@ -432,7 +411,7 @@ class TopicManager:
                 self._to_sweep.append(topic)
         for topic in idle:
             self._forget(topic)
-        self._ring_sizes.trim_largest(now_s)
+        self.rings.trim_largest(now_s)
         return idle
 
     def _add(
@@ -501,7 +480,7 @@ class TopicManager:
 
     def _take_out(self, topic: Topic) -> None:
         del self._topics[topic.tenant, topic.name]
-        self._ring_sizes.remove(topic)
+        self.rings.remove(topic)
         self._count_out(topic.portion)
         self._busy.forget(topic)
         others = self._per_tenant[topic.tenant]

@@ -153,7 +153,7 @@ class Hub:
         )
         # Keys pushed out that operators were told of; changed by forget_old_answers alone.
         self._told_pushed_out = 0
-        self.topics.on_rings_cut = self._note_rings_cut
+        self.topics.rings.on_cut = self._note_rings_cut
         self.topics.kept.on_given_back = self._note_frames_given_back
         self.topics.kept.on_refused = self._note_frames_not_kept
         self.memory = Memory(find_trim())
@@ -225,9 +225,14 @@ class Hub:
             self.keep_history(history)
         stats = stats or SystemStats(max_memory_bytes)
         self.memory_guard = MemoryGuard(
-            stats, self.topics, self.publishing, self._give_back_now, self.decisions, loop
+            stats,
+            self.topics,
+            self.publishing,
+            self._give_back_now,
+            self.decisions,
+            loop,
+            self.counters.count_background_error,
         )
-        self.topics.on_rings_grown = self.memory_guard.look_at_growth
         self._control_loops = ControlLoops(
             self.throttler,
             self.buffers,

@@ -59,8 +59,8 @@ class MemoryGuard:
     """Looks at the memory in short intervals, and acts as the ladder says."""
 
     __slots__ = (
-        *("_decisions", "_give_back_memory", "_loop", "_publisher", "_stats", "_topics"),
-        *("_explained", "_looks_in_vain", "decision", "shrunk_bytes"),
+        *("_decisions", "_give_back_memory", "_loop", "_on_error", "_publisher", "_stats"),
+        *("_topics", "_explained", "_looks_in_vain", "decision", "shrunk_bytes"),
     )
 
     def __init__(
@@ -71,13 +71,15 @@ class MemoryGuard:
         give_back_memory: Callable[[int], None],
         decisions: Decisions,
         loop: asyncio.AbstractEventLoop,
+        on_error: Callable[[], None],
     ) -> None:
-        """Have it look.
+        """Have it look whenever rings have grown; a timer of the caller's has it look besides.
 
         Args:
             give_back_memory: has the allocator give freed memory back to the machine, of which the
                 rings have just freed so many bytes.
             decisions: is told of each rung, for operators.
+            on_error: counts a look at growth that has failed.
         """
         self._stats = stats
         self._topics = topics
@@ -85,6 +87,8 @@ class MemoryGuard:
         self._give_back_memory = give_back_memory
         self._decisions = decisions
         self._loop = loop
+        self._on_error = on_error
+        topics.rings.on_grown = self.look_at_growth
         # Each rung that is reached now, and what operators are told of it; changed by look() alone.
         self._explained: dict[Rung, Decision] = {}
         # Looks in a row at which rings should have given up messages, and had none to give.
@@ -97,6 +101,7 @@ class MemoryGuard:
     def look(self) -> None:
         """Decide by the memory held now, and act: rings give up messages, publishes are refused."""
         self._act_on(decide(self._stats.held_memory(), self.decision.rung))
+        self._watch_rings()
 
     def look_at_growth(self) -> None:
         """Look as `look` does, because rings have grown; it leaves no rung, as the next look may.
@@ -111,7 +116,15 @@ class MemoryGuard:
                 decision = msgspec.structs.replace(decision, rung=before)
             self._act_on(decision)
         except Exception:
+            self._on_error()
             log.exception("look at memory failed")
+        # Also behind a failure, which would else come again with the next message.
+        self._watch_rings()
+
+    def _watch_rings(self) -> None:
+        """Have the next growth looked at: as much as rings can give up at one look, at most."""
+        growth_bytes = min(self.decision.held.limit_bytes // GROWTH_PART, MAX_SHRINK_BYTES)
+        self._topics.rings.watch(growth_bytes)
 
     def _act_on(self, decision: LadderDecision) -> None:
         before = self.decision.rung
@@ -122,9 +135,6 @@ class MemoryGuard:
             self._looks_in_vain = 0 if freed else self._looks_in_vain + 1
             if freed or self._looks_in_vain % LOOKS_TO_GIVE_BACK == 0:
                 self._give_back_memory(freed)
-        # Rings can give up at one look what they have grown by until then.
-        growth_bytes = min(decision.held.limit_bytes // GROWTH_PART, MAX_SHRINK_BYTES)
-        self._topics.watch_rings(growth_bytes)
         for explained in self._explained.values():
             self._decisions.hold(explained)
         if decision.rung is before:

@@ -186,6 +186,23 @@ async def test_flood_within_one_turn_is_refused_where_rings_do_not_help() -> Non
     assert rungs == [Rung.NO_PUBLISHES, Rung.NO_PUBLISHES, Rung.WELL]
 
 
+async def test_look_that_fails_is_counted_and_not_repeated_with_each_message() -> None:
+    """The message is taken; the next look comes when rings have grown as much again."""
+    hub, stats, publish = await growing_hub()
+    looks: list[int] = []
+
+    def fail() -> HeldMemory:
+        looks.append(hub.topics.ring_bytes)
+        raise OSError
+
+    stats.held_memory = fail  # type: ignore[method-assign]
+    for _ in range(20):
+        publish()
+
+    assert hub.topics.published == 20
+    assert len(looks) == hub.counters.background_errors == 10
+
+
 # --- the rungs, over sockets -----------------------------------------------------------------
 
 
