@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -21,8 +21,6 @@ _TABLES: Final = {
 }
 # The fields by which an entry of a list is recognised.
 _NAMES: Final = (("name",), ("id",), ("cert_file",), ("issuer", "audience"))
-# The settings of a certificate, by which TLS is switched on and off; only a restart does that.
-_CERTIFICATE: Final = ("tls_cert_file", "tls_key_file")
 _SECRET: Final = "fingerprint"  # noqa: S105  # the name of a field
 
 
@@ -38,21 +36,22 @@ def differences(running: ConfigView, file: ConfigView) -> Iterator[str]:
         running: what the daemon works with.
         file: what the file says; settings that it can't change in the daemon are passed over.
     """
-    switches_tls = running.tls is not None and _has_tls(running) is not _has_tls(file)
+    # Names for which a reload does usually, and does not where it would switch TLS.
+    switching: Collection[str] = ()
+    if running.tls is not None and _has_tls(running) is not _has_tls(file):
+        switching = ("tls", "tls_cert_file", "tls_key_file")
     for name, setting in file.settings.items():
         known = running.settings.get(name)
         if known is None or outranks_file(known) or known.value == setting.value:
             continue
-        by_restart = known.needs_restart or (switches_tls and name in _CERTIFICATE)
-        how = "restart" if by_restart else "reload"
+        how = "restart" if known.needs_restart or name in switching else "reload"
         yield f"{name}: running {_text(known.value)}, file {_text(setting.value)} ({how})"
     now, later = _plain(running), _plain(file)
     for table, how in _TABLES.items():
         if now.get(table, {}) is None:
             continue
-        by_restart = how == "restart" or (switches_tls and table == "tls")
         for line in _between(table, now.get(table, {}), later[table]):
-            yield f"{line} ({'restart' if by_restart else 'reload'})"
+            yield f"{line} ({'restart' if table in switching else how})"
 
 
 def _has_tls(view: ConfigView) -> bool:

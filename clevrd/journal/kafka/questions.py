@@ -164,10 +164,8 @@ class Questions:
         troubles = self._troubles
         since_s = troubles.now_s()
         # The library asks again and again, also where a password is refused.
-        while not answer.done() and troubles.now_s() - since_s < ASK_S:
+        while not (answer.done() or self._is_closed) and troubles.now_s() - since_s < ASK_S:
             await asyncio.wait((answer,), timeout=_GLANCE_S)
-            if self._is_closed:
-                break
             # The library calls its callbacks within this call alone.
             self._admin[0].poll(0)
             if not answer.done() and (fault := troubles.final_since(since_s)) is not None:
