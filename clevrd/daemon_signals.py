@@ -55,8 +55,10 @@ class DaemonSignals:
         """Let a further stop signal end the process at once with ``code``, since all is done."""
         self._code = code
         # The interpreter gives signals their defaults back before it has ended. One that comes then
-        # would kill the process, and its exit code would say that the stop had failed.
-        atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, STOPS)
+        # would kill the process, and its exit code would say that the stop had failed. Ignored ones
+        # stay so, in every thread; a thread's mask would leave them to the others.
+        for number in STOPS:
+            atexit.register(signal.signal, number, signal.SIG_IGN)
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         """Stop in order at the first signal, at once at the second."""

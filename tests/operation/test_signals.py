@@ -73,7 +73,8 @@ async def test_hangup_is_an_orderly_stop(daemon: DaemonProcess) -> None:
 
 # Its last object sends a stop signal when the interpreter has given up its handlers.
 ENDING = """
-import asyncio, os, signal
+import asyncio, os, signal, threading, time
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 from clevrd.daemon_signals import DaemonSignals
 class Last:
     def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGHUP):
